@@ -1,0 +1,257 @@
+//! Updates of weights as integers, so that their product is exact in any order of summation.
+//!
+//! ```text
+//! S[i,j]  = sum_k L[i,k] * R[k,j]                        L [out, rank], R [rank, in]: integers of 2 to 16 bits
+//! D[i,j]  = (row_scale[i] * column_scale[j]) * S[i,j]    f64; the scales are f32
+//! W'[i,j] = round_to_dtype(f64(W[i,j]) + D1[i,j] + D2[i,j] + ...)       one rounding, at the end
+//! ```
+//!
+//! For MEMIT, `L` holds the residuals and `R` the adjusted keys; PEFT calls them `lora_B` and `lora_A`.
+//! This room knows neither files nor MEMIT: any method that yields a matrix of low rank can be stored.
+
+#[cfg(feature = "edit")]
+mod compress;
+mod kernels;
+mod quantize;
+mod undo;
+mod update;
+
+use crate::tensor::Dtype;
+
+/// Narrowest integers of a factor, in bits.
+pub const BITS_MIN: u8 = 2;
+/// Widest integers of a factor, in bits.
+pub const BITS_MAX: u8 = 16;
+/// Sums of products stay below this, so that an f64 holds every partial sum exactly.
+pub const EXACT_SUM_LIMIT: u64 = 1 << 53;
+
+/// A term that cannot be part of a patch, or a result that cannot be stored.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FactorError {
+    /// The width of the integers is outside 2..=16.
+    #[error("integers of {found} bits: a term's integers have {BITS_MIN} to {BITS_MAX} bits")]
+    Bits {
+        /// The width asked for.
+        found: u8,
+    },
+    /// A matrix or a vector of scales does not have the size that its place asks for.
+    #[error("{what} has {found} entries, expected {expected}")]
+    Size {
+        /// Which part of the term.
+        what: &'static str,
+        /// Entries it must have.
+        expected: usize,
+        /// Entries it has.
+        found: usize,
+    },
+    /// An integer does not fit the stated width.
+    #[error("{what} holds {found}, outside the range of {bits} bits (at most {limit} in magnitude)")]
+    Range {
+        /// Which matrix.
+        what: &'static str,
+        /// The integer.
+        found: i16,
+        /// The stated width.
+        bits: u8,
+        /// The largest magnitude of that width.
+        limit: i16,
+    },
+    /// A scale is negative, infinite or NaN.
+    #[error("{what} {index} is {found}: scales are finite and not negative")]
+    Scale {
+        /// Row scale or column scale.
+        what: &'static str,
+        /// Its index.
+        index: usize,
+        /// Its value.
+        found: f32,
+    },
+    /// `rank * max|L| * max|R|` reaches 2^53, so that sums might not be exact.
+    #[error("rank {rank} with integers up to {left_max} and {right_max} can sum to 2^53 or more")]
+    Inexact {
+        /// Shared dimension of the factors.
+        rank: usize,
+        /// Largest magnitude in the left factor.
+        left_max: u16,
+        /// Largest magnitude in the right factor.
+        right_max: u16,
+    },
+    /// A sum leaves the range of the weights' type.
+    #[error("row {row}, column {column}: {value:e} does not fit {dtype}")]
+    Overflow {
+        /// Row of the tensor.
+        row: usize,
+        /// Column of the tensor.
+        column: usize,
+        /// The sum before rounding.
+        value: f64,
+        /// The weights' type.
+        dtype: Dtype,
+    },
+    /// An undo log that does not belong to these weights.
+    #[error("undo log: {0}")]
+    Undo(String),
+}
+
+/// A row-major matrix of integers of `bits` bits: magnitudes up to `2^(bits-1) - 1`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IntegerMatrix {
+    rows: usize,
+    columns: usize,
+    bits: u8,
+    values: Vec<i16>,
+}
+
+/// The largest magnitude that an integer of `bits` bits has here: `2^(bits-1) - 1`, the same on both sides.
+pub const fn magnitude_limit(bits: u8) -> i16 {
+    ((1_i32 << (bits - 1)) - 1) as i16
+}
+
+impl IntegerMatrix {
+    /// Checks and wraps `values`, row-major; `what` names the matrix in errors.
+    ///
+    /// # Errors
+    /// [`FactorError::Bits`], [`FactorError::Size`] or [`FactorError::Range`].
+    pub fn new(
+        what: &'static str,
+        rows: usize,
+        columns: usize,
+        bits: u8,
+        values: Vec<i16>,
+    ) -> Result<Self, FactorError> {
+        if !(BITS_MIN..=BITS_MAX).contains(&bits) {
+            return Err(FactorError::Bits { found: bits });
+        }
+        if rows.checked_mul(columns) != Some(values.len()) {
+            let expected = rows.saturating_mul(columns);
+            return Err(FactorError::Size { what, expected, found: values.len() });
+        }
+        let limit = magnitude_limit(bits);
+        match values.iter().find(|value| value.unsigned_abs() > limit.unsigned_abs()) {
+            Some(&found) => Err(FactorError::Range { what, found, bits, limit }),
+            None => Ok(Self { rows, columns, bits, values }),
+        }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Number of columns.
+    pub fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Width of the integers in bits.
+    pub fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    /// All integers, row after row.
+    pub fn values(&self) -> &[i16] {
+        &self.values
+    }
+
+    /// One row.
+    pub fn row(&self, index: usize) -> &[i16] {
+        &self.values[index * self.columns..(index + 1) * self.columns]
+    }
+
+    /// Largest magnitude present; 0 for an empty matrix.
+    pub fn magnitude_max(&self) -> u16 {
+        self.values.iter().map(|value| value.unsigned_abs()).max().unwrap_or(0)
+    }
+}
+
+/// The integers of a term: two factors, or the product itself where that is smaller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Integers {
+    /// `S = left * right`, with left `[out, rank]` and right `[rank, in]`.
+    LowRank {
+        /// `[out, rank]`.
+        left: IntegerMatrix,
+        /// `[rank, in]`.
+        right: IntegerMatrix,
+    },
+    /// `S` itself, `[out, in]`.
+    Dense(IntegerMatrix),
+}
+
+/// One term `D` of an update: integers and the scales that give them their size.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Term {
+    integers: Integers,
+    row_scales: Vec<f32>,
+    column_scales: Vec<f32>,
+}
+
+impl Term {
+    /// Checks that the parts fit each other and that every sum will be exact.
+    ///
+    /// # Errors
+    /// [`FactorError::Size`], [`FactorError::Scale`] or [`FactorError::Inexact`].
+    pub fn new(
+        integers: Integers,
+        row_scales: Vec<f32>,
+        column_scales: Vec<f32>,
+    ) -> Result<Self, FactorError> {
+        if let Integers::LowRank { left, right } = &integers {
+            let (rank, found) = (left.columns(), right.rows());
+            if rank != found {
+                return Err(FactorError::Size { what: "the right factor's rows", expected: rank, found });
+            }
+            let (left_max, right_max) = (left.magnitude_max(), right.magnitude_max());
+            let bound = u128::from(left_max) * u128::from(right_max) * rank as u128;
+            if bound >= u128::from(EXACT_SUM_LIMIT) {
+                return Err(FactorError::Inexact { rank, left_max, right_max });
+            }
+        }
+        let term = Self { integers, row_scales, column_scales };
+        check_scales("row scale", &term.row_scales, term.rows())?;
+        check_scales("column scale", &term.column_scales, term.columns())?;
+        Ok(term)
+    }
+
+    /// `out`: rows of the update.
+    pub fn rows(&self) -> usize {
+        match &self.integers {
+            Integers::LowRank { left, .. } => left.rows(),
+            Integers::Dense(dense) => dense.rows(),
+        }
+    }
+
+    /// `in`: columns of the update.
+    pub fn columns(&self) -> usize {
+        match &self.integers {
+            Integers::LowRank { right, .. } => right.columns(),
+            Integers::Dense(dense) => dense.columns(),
+        }
+    }
+
+    /// The integers.
+    pub fn integers(&self) -> &Integers {
+        &self.integers
+    }
+
+    /// One scale per row, `[out]`.
+    pub fn row_scales(&self) -> &[f32] {
+        &self.row_scales
+    }
+
+    /// One scale per column, `[in]`.
+    pub fn column_scales(&self) -> &[f32] {
+        &self.column_scales
+    }
+}
+
+fn check_scales(what: &'static str, scales: &[f32], expected: usize) -> Result<(), FactorError> {
+    if scales.len() != expected {
+        return Err(FactorError::Size { what, expected, found: scales.len() });
+    }
+    match scales.iter().position(|scale| !(scale.is_finite() && *scale >= 0.0)) {
+        Some(index) => Err(FactorError::Scale { what, index, found: scales[index] }),
+        None => Ok(()),
+    }
+}
