@@ -1,1 +1,542 @@
-//! To be written.
+//! Weights on disk: safetensors in one file, in shards with an index, or in a model folder.
+//!
+//! ```text
+//! open:   headers and index, checked before anything else is believed
+//! read:   positioned reads into buffers: a file that changes under us is an error and never a signal
+//! write:  a copy beside the target, the touched extents written into it, synced, renamed into place
+//! ```
+//!
+//! A [`Checkpoint`] keeps the files it opened, so that what was hashed is what is copied, whatever happens to
+//! their names in the meantime. Symlinks are read through and never written through.
+
+mod error;
+mod header;
+mod index;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+pub use self::error::CheckpointError;
+pub use self::header::{HEADER_SIZE_BYTES_MAX, TENSOR_NAME_BYTES_MAX};
+pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};
+
+use self::header::HEADER_SIZE_FIELD_BYTES;
+use self::index::Index;
+use crate::digest::{TensorDigest, WeightsId};
+use crate::tensor::Dtype;
+
+/// How much of a tensor is read at once while hashing.
+const HASH_BLOCK_BYTES: u64 = 4 << 20;
+
+/// One tensor and where it lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// Its name.
+    pub name: String,
+    /// Its element type, as safetensors writes it (`F16`).
+    pub dtype: String,
+    /// Its shape, outermost dimension first.
+    pub shape: Vec<u64>,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Index into [`Checkpoint::files`].
+    pub file_index: usize,
+    /// Where its first byte lies in that file.
+    pub offset: u64,
+}
+
+impl TensorInfo {
+    /// Its element type, where it is one that a patch can touch.
+    pub fn element_dtype(&self) -> Option<Dtype> {
+        Dtype::from_name(&self.dtype)
+    }
+}
+
+/// One safetensors file of a checkpoint, open for reading.
+#[derive(Debug)]
+pub struct CheckpointFile {
+    path: PathBuf,
+    file: File,
+    size_bytes: u64,
+    metadata: BTreeMap<String, String>,
+}
+
+impl CheckpointFile {
+    /// The path it was opened under.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size in bytes.
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// The free text in its header, e.g. `format: pt`.
+    pub fn metadata(&self) -> &BTreeMap<String, String> {
+        &self.metadata
+    }
+}
+
+/// What kind of path a checkpoint was opened from; the output has the same kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Layout {
+    /// One safetensors file.
+    File,
+    /// Shards and the index with this file name.
+    Index {
+        /// File name of the index.
+        file_name: String,
+    },
+    /// A model folder.
+    Folder,
+}
+
+/// An opened checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    folder: PathBuf,
+    layout: Layout,
+    files: Vec<CheckpointFile>,
+    /// In bytewise order of names, each once.
+    tensors: Vec<TensorInfo>,
+}
+
+impl Checkpoint {
+    /// Opens a `.safetensors` file, an `.index.json` with its shards, or a model folder.
+    ///
+    /// A folder holds `model.safetensors`, else `model.safetensors.index.json`, else exactly one `.safetensors`
+    /// file. Headers and index are checked in full; no tensor is read.
+    ///
+    /// # Errors
+    /// [`CheckpointError`], naming the file and what is wrong with it.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
+        let path = path.as_ref();
+        let about = std::fs::metadata(path).map_err(CheckpointError::io(path, "open"))?;
+        let (weights, layout) = if about.is_dir() {
+            (find_weights(path)?, Layout::Folder)
+        } else {
+            (path.to_owned(), layout_of_file(path))
+        };
+        let folder = match weights.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        let (files, tensors) =
+            if is_index(&weights) { open_shards(&weights, &folder)? } else { open_single(&weights)? };
+        Ok(Self { path: path.to_owned(), folder, layout, files, tensors })
+    }
+
+    /// The path it was opened from.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder that the weights lie in, with `config.json` and the tokenizer beside them.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What kind of path it was opened from.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The safetensors files, in order of their names.
+    pub fn files(&self) -> &[CheckpointFile] {
+        &self.files
+    }
+
+    /// All tensors, in bytewise order of their names.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// The tensor called `name`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::MissingTensor`], with the nearest name there is.
+    pub fn tensor(&self, name: &str) -> Result<&TensorInfo, CheckpointError> {
+        match self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)) {
+            Ok(index) => Ok(&self.tensors[index]),
+            Err(_) => Err(CheckpointError::MissingTensor {
+                path: self.path.clone(),
+                tensor: name.to_owned(),
+                nearest: nearest_name(&self.tensors, name),
+            }),
+        }
+    }
+
+    /// Bytes of all tensors together: what [`Checkpoint::weights_id_with`] reports progress towards.
+    pub fn weights_size_bytes(&self) -> u64 {
+        self.tensors.iter().map(|tensor| tensor.size_bytes).sum()
+    }
+
+    /// All bytes of one tensor of this checkpoint.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn read(&self, tensor: &TensorInfo) -> Result<Vec<u8>, CheckpointError> {
+        // The header was checked against the file's size, so this is no larger than the file.
+        let mut bytes = vec![0; tensor.size_bytes as usize];
+        self.read_at(tensor, 0, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fills `bytes` with the tensor's bytes from `offset` on.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`], also where the tensor ends before `bytes` is full.
+    pub fn read_at(&self, tensor: &TensorInfo, offset: u64, bytes: &mut [u8]) -> Result<(), CheckpointError> {
+        let file = &self.files[tensor.file_index];
+        let inside = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= tensor.size_bytes);
+        let outcome = if inside {
+            file.file.read_exact_at(bytes, tensor.offset + offset)
+        } else {
+            Err(std::io::ErrorKind::UnexpectedEof.into())
+        };
+        outcome.map_err(CheckpointError::io(&file.path, "read"))
+    }
+
+    /// Digest of one tensor, read in blocks.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn digest(&self, tensor: &TensorInfo) -> Result<TensorDigest, CheckpointError> {
+        self.digest_with(tensor, &|_| ())
+    }
+
+    /// As [`Checkpoint::digest`]; `progress` is told the bytes of each block as it is done.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn digest_with(
+        &self,
+        tensor: &TensorInfo,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<TensorDigest, CheckpointError> {
+        let mut hasher = blake3::Hasher::new();
+        let mut block = vec![0; tensor.size_bytes.min(HASH_BLOCK_BYTES) as usize];
+        let mut offset = 0;
+        while offset < tensor.size_bytes {
+            let size = HASH_BLOCK_BYTES.min(tensor.size_bytes - offset);
+            let bytes = &mut block[..size as usize];
+            self.read_at(tensor, offset, bytes)?;
+            hasher.update(bytes);
+            offset += size;
+            progress(size);
+        }
+        Ok(TensorDigest::finish(&hasher))
+    }
+
+    /// Identity of all weights, whatever their sharding.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn weights_id(&self) -> Result<WeightsId, CheckpointError> {
+        self.weights_id_with(&|_| ())
+    }
+
+    /// As [`Checkpoint::weights_id`]; `progress` is told the bytes of each block as it is done, from any thread.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn weights_id_with(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<WeightsId, CheckpointError> {
+        let digests = self.digests_with(self.tensors(), progress)?;
+        Ok(self.weights_id_of(&digests))
+    }
+
+    /// Digests of `tensors` in their order, several at a time.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`].
+    pub fn digests_with<'a>(
+        &self,
+        tensors: impl IntoParallelIterator<Item = &'a TensorInfo, Iter: IndexedParallelIterator>,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Vec<TensorDigest>, CheckpointError> {
+        tensors.into_par_iter().map(|tensor| self.digest_with(tensor, progress)).collect()
+    }
+
+    /// The weights id that these digests, one per tensor of [`Checkpoint::tensors`], give.
+    pub fn weights_id_of(&self, digests: &[TensorDigest]) -> WeightsId {
+        debug_assert_eq!(digests.len(), self.tensors.len(), "one digest per tensor");
+        WeightsId::of_tensors(self.tensors.iter().zip(digests).map(|(tensor, digest)| {
+            (tensor.name.as_str(), tensor.dtype.as_str(), tensor.shape.as_slice(), *digest)
+        }))
+    }
+}
+
+fn is_index(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
+}
+
+fn layout_of_file(path: &Path) -> Layout {
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some(name) if is_index(path) => Layout::Index { file_name: name.to_owned() },
+        _ => Layout::File,
+    }
+}
+
+/// The file of weights in a model folder.
+fn find_weights(folder: &Path) -> Result<PathBuf, CheckpointError> {
+    for name in ["model.safetensors", "model.safetensors.index.json"] {
+        let candidate = folder.join(name);
+        if candidate.is_file() {
+            return Ok(candidate);
+        }
+    }
+    let mut candidates = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(CheckpointError::io(folder, "list"))? {
+        let path = entry.map_err(CheckpointError::io(folder, "list"))?.path();
+        if path.extension().is_some_and(|extension| extension == "safetensors") && path.is_file() {
+            candidates.push(path);
+        }
+    }
+    match <[PathBuf; 1]>::try_from(candidates) {
+        Ok([only]) => Ok(only),
+        Err(found) => Err(CheckpointError::NotACheckpoint {
+            path: folder.to_owned(),
+            reason: format!(
+                "it holds neither `model.safetensors` nor `model.safetensors.index.json`, and {} other \
+                 `.safetensors` files where one would do",
+                found.len()
+            ),
+        }),
+    }
+}
+
+type Opened = (Vec<CheckpointFile>, Vec<TensorInfo>);
+
+fn open_single(path: &Path) -> Result<Opened, CheckpointError> {
+    let (file, tensors) = open_file(path, 0)?;
+    Ok((vec![file], tensors))
+}
+
+fn open_shards(index_path: &Path, folder: &Path) -> Result<Opened, CheckpointError> {
+    let index = Index::read(index_path)?;
+    let mut file_names = Vec::new();
+    let mut files = Vec::new();
+    let mut tensors = Vec::new();
+    for (file_index, name) in index.shards().into_iter().enumerate() {
+        let (file, mut shard_tensors) = open_file(&folder.join(name), file_index)?;
+        file_names.push(name);
+        files.push(file);
+        tensors.append(&mut shard_tensors);
+    }
+    tensors.sort_by(|left, right| left.name.cmp(&right.name));
+    check_against_index(index_path, &index, &file_names, &files, &tensors)?;
+    Ok((files, tensors))
+}
+
+/// Each tensor stands in one shard, and where the index speaks of it, in the one it names.
+fn check_against_index(
+    index_path: &Path,
+    index: &Index,
+    file_names: &[&str],
+    files: &[CheckpointFile],
+    tensors: &[TensorInfo],
+) -> Result<(), CheckpointError> {
+    if let Some(pair) = tensors.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(CheckpointError::InTwoShards {
+            tensor: pair[0].name.clone(),
+            first: files[pair[0].file_index].path.clone(),
+            second: files[pair[1].file_index].path.clone(),
+        });
+    }
+    for (name, shard) in &index.weight_map {
+        let found = tensors.binary_search_by(|tensor| tensor.name.cmp(name));
+        if !found.is_ok_and(|place| file_names[tensors[place].file_index] == shard) {
+            return Err(CheckpointError::NotInShard {
+                index: index_path.to_owned(),
+                tensor: name.clone(),
+                shard: PathBuf::from(shard),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Opens one safetensors file and reads its header.
+fn open_file(path: &Path, file_index: usize) -> Result<(CheckpointFile, Vec<TensorInfo>), CheckpointError> {
+    let refuse = |reason: String| CheckpointError::Header { path: path.to_owned(), reason };
+    // Asked before opening: opening a named pipe would wait for a writer.
+    if !std::fs::metadata(path).map_err(CheckpointError::io(path, "open"))?.is_file() {
+        return Err(refuse("it is not a regular file".to_owned()));
+    }
+    let file = File::open(path).map_err(CheckpointError::io(path, "open"))?;
+    let size_bytes = file.metadata().map_err(CheckpointError::io(path, "examine"))?.len();
+    if size_bytes < HEADER_SIZE_FIELD_BYTES {
+        return Err(refuse(format!("it has {size_bytes} bytes, too few for a header")));
+    }
+    let mut header_size = [0; HEADER_SIZE_FIELD_BYTES as usize];
+    file.read_exact_at(&mut header_size, 0).map_err(CheckpointError::io(path, "read"))?;
+    let header_size = u64::from_le_bytes(header_size);
+    header::check_size(header_size, size_bytes).map_err(refuse)?;
+    let mut text = vec![0; header_size as usize];
+    file.read_exact_at(&mut text, HEADER_SIZE_FIELD_BYTES).map_err(CheckpointError::io(path, "read"))?;
+    let data_start = HEADER_SIZE_FIELD_BYTES + header_size;
+    let header = header::parse(&text, size_bytes - data_start).map_err(refuse)?;
+    let tensors = header.entries.into_iter().map(|entry| TensorInfo {
+        name: entry.name,
+        dtype: entry.dtype,
+        shape: entry.shape,
+        size_bytes: entry.size_bytes,
+        file_index,
+        offset: data_start + entry.offset,
+    });
+    let opened = CheckpointFile { path: path.to_owned(), file, size_bytes, metadata: header.metadata };
+    Ok((opened, tensors.collect()))
+}
+
+/// The name that shares most of its beginning and end with `name`, if that is at least half of it.
+fn nearest_name(tensors: &[TensorInfo], name: &str) -> Option<String> {
+    let shared = |candidate: &str| {
+        let same = |pair: &(u8, u8)| pair.0 == pair.1;
+        let prefix = candidate.bytes().zip(name.bytes()).take_while(same).count();
+        let suffix = candidate.bytes().rev().zip(name.bytes().rev()).take_while(same).count();
+        (prefix + suffix).min(candidate.len()).min(name.len())
+    };
+    let best = tensors.iter().max_by_key(|tensor| shared(&tensor.name))?;
+    (2 * shared(&best.name) >= name.len()).then(|| best.name.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bytes of a safetensors file of F32 tensors `(name, values)`.
+    fn file_bytes(tensors: &[(&str, &[f32])]) -> Vec<u8> {
+        let mut header = serde_json::Map::new();
+        let mut data: Vec<u8> = Vec::new();
+        for (name, values) in tensors {
+            let start = data.len();
+            data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
+            let entry = serde_json::json!({
+                "dtype": "F32", "shape": [values.len()], "data_offsets": [start, data.len()]
+            });
+            header.insert((*name).to_owned(), entry);
+        }
+        let text = serde_json::Value::Object(header).to_string();
+        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(text.into_bytes());
+        bytes.extend(data);
+        bytes
+    }
+
+    fn write(folder: &tempfile::TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    }
+
+    /// Two shards, `b` before `a`, and an index with this weight map.
+    fn sharded(weight_map: serde_json::Value) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        write(&folder, "one.safetensors", file_bytes(&[("b", &[1.0, 2.0])]));
+        write(&folder, "two.safetensors", file_bytes(&[("a", &[3.0]), ("c", &[4.0])]));
+        let index = serde_json::json!({ "metadata": {}, "weight_map": weight_map });
+        write(&folder, "model.safetensors.index.json", index.to_string());
+        folder
+    }
+
+    fn message(path: &Path) -> String {
+        Checkpoint::open(path).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_file_is_read_tensor_by_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(&folder, "x.safetensors", file_bytes(&[("b", &[1.0, 2.0]), ("a", &[3.0])]));
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        assert_eq!(checkpoint.layout(), &Layout::File);
+        assert_eq!(checkpoint.folder(), folder.path());
+        let names: Vec<_> = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+        assert_eq!(names, ["a", "b"]);
+        let tensor = checkpoint.tensor("b").unwrap();
+        let bytes = checkpoint.read(tensor).unwrap();
+        assert_eq!(bytes, [1.0_f32.to_le_bytes(), 2.0_f32.to_le_bytes()].concat());
+        assert_eq!(checkpoint.digest(tensor).unwrap(), TensorDigest::of(&bytes));
+        let mut second = [0; 4];
+        checkpoint.read_at(tensor, 4, &mut second).unwrap();
+        assert_eq!(second, 2.0_f32.to_le_bytes());
+        assert!(checkpoint.read_at(tensor, 5, &mut second).is_err());
+    }
+
+    #[test]
+    fn the_weights_id_does_not_depend_on_the_sharding() {
+        let map = serde_json::json!({"a": "two.safetensors", "b": "one.safetensors", "c": "two.safetensors"});
+        let shards = sharded(map);
+        let single = tempfile::tempdir().unwrap();
+        let all: [(&str, &[f32]); 3] = [("a", &[3.0]), ("b", &[1.0, 2.0]), ("c", &[4.0])];
+        let path = write(&single, "only.safetensors", file_bytes(&all));
+        let id = Checkpoint::open(&path).unwrap().weights_id().unwrap();
+        let read = std::sync::atomic::AtomicU64::new(0);
+        let from_folder = Checkpoint::open(shards.path()).unwrap();
+        let add = |bytes| _ = read.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(from_folder.weights_id_with(&add).unwrap(), id);
+        assert_eq!(read.into_inner(), from_folder.weights_size_bytes());
+        assert_eq!(from_folder.layout(), &Layout::Folder);
+        let from_index = Checkpoint::open(shards.path().join("model.safetensors.index.json")).unwrap();
+        assert_eq!(from_index.weights_id().unwrap(), id);
+        assert_eq!(Checkpoint::open(single.path()).unwrap().weights_id().unwrap(), id);
+    }
+
+    #[test]
+    fn a_missing_tensor_is_named_with_its_nearest_relative() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = write(&folder, "x.safetensors", file_bytes(&[("h.3.mlp.fc_out.weight", &[1.0])]));
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let found = checkpoint.tensor("transformer.h.3.mlp.fc_out.weight").unwrap_err().to_string();
+        let expected = format!(
+            "`{}` holds no tensor `transformer.h.3.mlp.fc_out.weight`; the nearest name is \
+             `h.3.mlp.fc_out.weight`",
+            path.display()
+        );
+        assert_eq!(found, expected);
+        assert!(checkpoint.tensor("q").unwrap_err().to_string().ends_with("no tensor `q`"));
+    }
+
+    #[test]
+    fn an_index_and_its_shards_must_agree() {
+        let folder = sharded(serde_json::json!({"a": "one.safetensors", "c": "two.safetensors"}));
+        let found = message(folder.path());
+        assert!(found.ends_with("places tensor `a` in `one.safetensors`, which does not hold it"), "{found}");
+        let folder = sharded(serde_json::json!({"a": "two.safetensors", "b": "one.safetensors"}));
+        write(&folder, "one.safetensors", file_bytes(&[("a", &[1.0]), ("b", &[1.0])]));
+        let found = message(folder.path());
+        assert!(found.starts_with("tensor `a` stands in two shards: `"), "{found}");
+        assert!(found.contains("one.safetensors") && found.contains("two.safetensors"), "{found}");
+        let folder = sharded(serde_json::json!({"a": "../two.safetensors"}));
+        assert!(message(folder.path()).ends_with("shard \"../two.safetensors\" is not a plain file name"));
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let bytes = file_bytes(&[("a", &[1.0, 2.0]), ("b", &[3.0])]);
+        for size in 0..bytes.len() {
+            let path = write(&folder, "x.safetensors", &bytes[..size]);
+            let found = message(&path);
+            assert!(found.contains("x.safetensors` is not a valid safetensors file: "), "{size}: {found}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_checkpoint_is_said_to_be_none() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(message(folder.path()).contains("and 0 other `.safetensors` files"));
+        assert!(message(&folder.path().join("no")).starts_with("cannot open `"));
+        for name in ["p.safetensors", "q.safetensors"] {
+            write(&folder, name, file_bytes(&[("a", &[1.0])]));
+        }
+        assert!(message(folder.path()).contains("and 2 other `.safetensors` files"));
+        write(&folder, "model.safetensors", file_bytes(&[("a", &[1.0])]));
+        assert!(Checkpoint::open(folder.path()).is_ok());
+    }
+}

@@ -1,0 +1,111 @@
+//! What can be wrong with a checkpoint; every error carries the path it is about.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A checkpoint that cannot be read, or an output that cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CheckpointError {
+    /// The operating system said no.
+    #[error("cannot {action} `{path}`: {source}")]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was being done to it, as a verb.
+        action: &'static str,
+        /// The system's own words.
+        source: io::Error,
+    },
+    /// A folder without weights in it, or with more than one candidate.
+    #[error("`{path}` is not a checkpoint: {reason}")]
+    NotACheckpoint {
+        /// The path that was given.
+        path: PathBuf,
+        /// What is missing or ambiguous.
+        reason: String,
+    },
+    /// A file that breaks the safetensors format.
+    #[error("`{path}` is not a valid safetensors file: {reason}")]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the numbers.
+        reason: String,
+    },
+    /// An index that cannot be followed.
+    #[error("`{path}` is not a valid index of shards: {reason}")]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The index places a tensor in a shard that does not have it.
+    #[error("`{index}` places tensor `{tensor}` in `{shard}`, which does not hold it")]
+    NotInShard {
+        /// The index file.
+        index: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The shard it should be in.
+        shard: PathBuf,
+    },
+    /// Two shards hold a tensor of the same name.
+    #[error("tensor `{tensor}` stands in two shards: `{first}` and `{second}`")]
+    InTwoShards {
+        /// The tensor.
+        tensor: String,
+        /// The shard read first.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+    },
+    /// More of something than mpatch reads.
+    #[error("`{path}` has {what} of {found}, at most {limit} are read")]
+    Limit {
+        /// The file.
+        path: PathBuf,
+        /// What is counted.
+        what: &'static str,
+        /// The documented limit.
+        limit: u64,
+        /// How much there is.
+        found: u64,
+    },
+    /// No tensor of that name.
+    #[error("`{path}` holds no tensor `{tensor}`{}", nearest_hint(.nearest.as_deref()))]
+    MissingTensor {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The name asked for.
+        tensor: String,
+        /// The name that comes closest, where one does.
+        nearest: Option<String>,
+    },
+    /// The place for the output is taken.
+    #[error("`{path}` exists already and is not replaced")]
+    OutputExists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The output would land in a place that makes no sense for it.
+    #[error("cannot write the output to `{path}`: {reason}")]
+    Output {
+        /// The output.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+}
+
+impl CheckpointError {
+    /// Wraps a system error with the path and the verb, for `map_err`.
+    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| CheckpointError::Io { path: path.to_owned(), action, source }
+    }
+}
+
+fn nearest_hint(nearest: Option<&str>) -> String {
+    nearest.map_or_else(String::new, |name| format!("; the nearest name is `{name}`"))
+}
