@@ -21,6 +21,7 @@ mod update;
 use crate::tensor::Dtype;
 
 pub use kernels::check_kernels;
+pub use quantize::{quantize_dense, quantize_low_rank};
 pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};
 pub use update::{RowsApplied, Update};
 
