@@ -12,6 +12,7 @@
 mod error;
 mod header;
 mod index;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,6 +24,7 @@ use rayon::prelude::*;
 pub use self::error::CheckpointError;
 pub use self::header::{HEADER_SIZE_BYTES_MAX, TENSOR_NAME_BYTES_MAX};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};
+pub use self::write::{Committed, Output, check_output};
 
 use self::header::HEADER_SIZE_FIELD_BYTES;
 use self::index::Index;
@@ -82,17 +84,12 @@ impl CheckpointFile {
     }
 }
 
-/// What kind of path a checkpoint was opened from; the output has the same kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a checkpoint is on disk; its output is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// One safetensors file.
+    /// One safetensors file, named by itself.
     File,
-    /// Shards and the index with this file name.
-    Index {
-        /// File name of the index.
-        file_name: String,
-    },
-    /// A model folder.
+    /// A folder: shards with their index, or a model folder, with config and tokenizer beside the weights.
     Folder,
 }
 
@@ -121,7 +118,7 @@ impl Checkpoint {
         let (weights, layout) = if about.is_dir() {
             (find_weights(path)?, Layout::Folder)
         } else {
-            (path.to_owned(), layout_of_file(path))
+            (path.to_owned(), if is_index(path) { Layout::Folder } else { Layout::File })
         };
         let folder = match weights.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -142,9 +139,9 @@ impl Checkpoint {
         &self.folder
     }
 
-    /// What kind of path it was opened from.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
+    /// What it is on disk.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// The safetensors files, in order of their names.
@@ -276,13 +273,6 @@ fn is_index(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
 }
 
-fn layout_of_file(path: &Path) -> Layout {
-    match path.file_name().and_then(|name| name.to_str()) {
-        Some(name) if is_index(path) => Layout::Index { file_name: name.to_owned() },
-        _ => Layout::File,
-    }
-}
-
 /// The file of weights in a model folder.
 fn find_weights(folder: &Path) -> Result<PathBuf, CheckpointError> {
     for name in ["model.safetensors", "model.safetensors.index.json"] {
@@ -407,11 +397,11 @@ fn nearest_name(tensors: &[TensorInfo], name: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The bytes of a safetensors file of F32 tensors `(name, values)`.
-    fn file_bytes(tensors: &[(&str, &[f32])]) -> Vec<u8> {
+    pub(crate) fn file_bytes(tensors: &[(&str, &[f32])]) -> Vec<u8> {
         let mut header = serde_json::Map::new();
         let mut data: Vec<u8> = Vec::new();
         for (name, values) in tensors {
@@ -429,14 +419,14 @@ mod tests {
         bytes
     }
 
-    fn write(folder: &tempfile::TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(folder: &tempfile::TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         path
     }
 
     /// Two shards, `b` before `a`, and an index with this weight map.
-    fn sharded(weight_map: serde_json::Value) -> tempfile::TempDir {
+    pub(crate) fn sharded(weight_map: serde_json::Value) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         write(&folder, "one.safetensors", file_bytes(&[("b", &[1.0, 2.0])]));
         write(&folder, "two.safetensors", file_bytes(&[("a", &[3.0]), ("c", &[4.0])]));
@@ -454,7 +444,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = write(&folder, "x.safetensors", file_bytes(&[("b", &[1.0, 2.0]), ("a", &[3.0])]));
         let checkpoint = Checkpoint::open(&path).unwrap();
-        assert_eq!(checkpoint.layout(), &Layout::File);
+        assert_eq!(checkpoint.layout(), Layout::File);
         assert_eq!(checkpoint.folder(), folder.path());
         let names: Vec<_> = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
@@ -481,8 +471,9 @@ mod tests {
         let add = |bytes| _ = read.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(from_folder.weights_id_with(&add).unwrap(), id);
         assert_eq!(read.into_inner(), from_folder.weights_size_bytes());
-        assert_eq!(from_folder.layout(), &Layout::Folder);
+        assert_eq!(from_folder.layout(), Layout::Folder);
         let from_index = Checkpoint::open(shards.path().join("model.safetensors.index.json")).unwrap();
+        assert_eq!(from_index.layout(), Layout::Folder);
         assert_eq!(from_index.weights_id().unwrap(), id);
         assert_eq!(Checkpoint::open(single.path()).unwrap().weights_id().unwrap(), id);
     }
