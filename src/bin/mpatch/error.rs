@@ -168,7 +168,9 @@ impl CommandError {
         };
         let refused = Self::new(kind, format!("`{name}`: {error}"));
         match error {
-            PatchError::NotAPatch { .. } => refused.hint("give the patch file, whose name usually ends in `.mpatch`"),
+            PatchError::NotAPatch { .. } => {
+                refused.hint("give the patch file, whose name usually ends in `.mpatch`")
+            }
             PatchError::Malformed { .. } => refused.hint("fetch the patch again, or ask whoever made it"),
             _ => refused,
         }
@@ -187,7 +189,9 @@ impl From<CheckpointError> for CommandError {
         let refused = Self::new(kind, chain(&error));
         match &error {
             CheckpointError::Io { source, .. } => refused.hint(io_hint(source)),
-            CheckpointError::OutputExists { .. } => refused.hint("choose another name with `-o`, or move it away"),
+            CheckpointError::OutputExists { .. } => {
+                refused.hint("choose another name with `-o`, or move it away")
+            }
             CheckpointError::NotACheckpoint { .. } => {
                 refused.hint("give a `.safetensors` file, an index of shards, or a model folder")
             }
@@ -222,7 +226,9 @@ fn io_hint(error: &std::io::Error) -> &'static str {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "choose a place that you may write to with `-o`, or change its permissions"
         }
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or choose another place with `-o`",
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "free some space, or choose another place with `-o`"
+        }
         _ => "nothing was changed; try again once the system allows it",
     }
 }

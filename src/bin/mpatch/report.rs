@@ -55,8 +55,9 @@ impl Output {
     pub fn report<R: Report>(&self, report: &R) -> Result<(), CommandError> {
         if self.json {
             let document = Document { schema: R::SCHEMA, report };
-            let text = serde_json::to_string_pretty(&document)
-                .map_err(|error| CommandError::new(ExitKind::Bug, format!("the report is no JSON: {error}")))?;
+            let text = serde_json::to_string_pretty(&document).map_err(|error| {
+                CommandError::new(ExitKind::Bug, format!("the report is no JSON: {error}"))
+            })?;
             return self.print(&format!("{text}\n"));
         }
         let mut page = Page::new(self.colour);
@@ -136,7 +137,9 @@ pub fn announce_panics() {
         let payload = panic.payload_as_str().unwrap_or("no message");
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         say(&format!("error: mpatch has a bug: {} ({})", escaped(payload), escaped(&place)));
-        say("hint: please report it, with the command and this message; files are replaced only when complete");
+        say(
+            "hint: please report it, with the command and this message; files are replaced only when complete",
+        );
         say("state: unknown");
     }));
 }
@@ -228,7 +231,9 @@ impl Page {
             rows.iter().map(|row| row.iter().map(|cell| escaped(cell)).collect()).collect();
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
         let widths: Vec<usize> = (0..columns)
-            .map(|column| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max())
+            .map(|column| {
+                rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+            })
             .map(Option::unwrap_or_default)
             .collect();
         for row in &rows {
@@ -330,8 +335,17 @@ mod tests {
     #[test]
     fn sizes_have_three_digits() {
         let sizes = [0, 999, 1000, 9_994, 152_000, 999_400, 999_600, 24_600_000, 12_100_000_000];
-        let texts =
-            ["0 bytes", "999 bytes", "1.00 KB", "9.99 KB", "152 KB", "999 KB", "1.00 MB", "24.6 MB", "12.1 GB"];
+        let texts = [
+            "0 bytes",
+            "999 bytes",
+            "1.00 KB",
+            "9.99 KB",
+            "152 KB",
+            "999 KB",
+            "1.00 MB",
+            "24.6 MB",
+            "12.1 GB",
+        ];
         assert_eq!(sizes.map(size), texts);
     }
 

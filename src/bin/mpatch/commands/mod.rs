@@ -1,10 +1,7 @@
 //! One file per verb: its arguments, its report, and `run`; here is what several verbs do alike.
 
-pub mod apply;
 pub mod completions;
-pub mod revert;
 pub mod show;
-pub mod verify;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -70,7 +67,9 @@ pub fn without_infix(checkpoint: &Path, infix: &OsStr) -> Option<PathBuf> {
 fn stem_and_ending(checkpoint: &Path) -> (OsString, &'static str) {
     let name = checkpoint.file_name().unwrap_or(OsStr::new("model"));
     let text = name.to_string_lossy();
-    for (ending, kept) in [(".safetensors", ".safetensors"), (".safetensors.index.json", ""), (".index.json", "")] {
+    for (ending, kept) in
+        [(".safetensors", ".safetensors"), (".safetensors.index.json", ""), (".index.json", "")]
+    {
         if let Some(stem) = text.strip_suffix(ending).filter(|stem| !stem.is_empty()) {
             return (OsString::from(stem), kept);
         }

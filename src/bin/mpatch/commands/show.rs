@@ -179,8 +179,12 @@ impl ShowReport {
     fn write_about(&self, page: &mut Page) {
         let about = &self.untrusted.about;
         let line = self.untrusted.line.as_ref().map(|line| format!("{} {}", line.name, line.sequence));
-        let texts =
-            [("title", &about.title), ("author", &about.author), ("licence", &about.licence), ("line", &line)];
+        let texts = [
+            ("title", &about.title),
+            ("author", &about.author),
+            ("licence", &about.licence),
+            ("line", &line),
+        ];
         for (name, text) in texts {
             if let Some(text) = text {
                 page.quote(&format!("{name}: {text}"));
