@@ -1,4 +1,8 @@
 //! The promises about bytes: one patch, one result; revert is exact; what is refused leaves nothing behind.
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails where it stands; clippy sees only `#[test]` functions as tests"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,7 +12,7 @@ use half::{bf16, f16};
 use mpatch::bind::{BindError, NotFinite, bind, bind_with};
 use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::digest::{FileDigest, TensorDigest};
-use mpatch::factors::{IntegerMatrix, Integers, Term, magnitude_limit};
+use mpatch::factors::{FactorError, IntegerMatrix, Integers, Term, magnitude_limit};
 use mpatch::operation::OperationError;
 use mpatch::patch::manifest::{About, Base, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
@@ -343,10 +347,8 @@ proptest! {
         // A finite weight near the end of the range can leave it: then there is no patch, which is right.
         let draft = match sample_draft(&checkpoint, shape, seed, exponent) {
             Ok(draft) => draft,
-            Err(error) => {
-                prop_assert!(error.to_string().contains("range"), "{error}");
-                return Ok(());
-            }
+            Err(BindError::Factors { source: FactorError::Overflow { .. }, .. }) => return Ok(()),
+            Err(error) => return Err(TestCaseError::fail(error.to_string())),
         };
         let patch = patch_of(&draft);
         let (edited, reverted) = (folder.path().join("edited"), folder.path().join("reverted"));
