@@ -244,7 +244,7 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn weights_id_with(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<WeightsId, CheckpointError> {
-        let digests = self.digests_with(self.tensors(), progress)?;
+        let digests = self.digests_with(&Vec::from_iter(self.tensors()), progress)?;
         Ok(self.weights_id_of(&digests))
     }
 
@@ -252,12 +252,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`CheckpointError::Io`].
-    pub fn digests_with<'a>(
+    pub fn digests_with(
         &self,
-        tensors: impl IntoParallelIterator<Item = &'a TensorInfo, Iter: IndexedParallelIterator>,
+        tensors: &[&TensorInfo],
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<TensorDigest>, CheckpointError> {
-        tensors.into_par_iter().map(|tensor| self.digest_with(tensor, progress)).collect()
+        tensors.par_iter().map(|tensor| self.digest_with(tensor, progress)).collect()
     }
 
     /// The weights id that these digests, one per tensor of [`Checkpoint::tensors`], give.
