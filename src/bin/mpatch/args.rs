@@ -10,7 +10,7 @@ use crate::report::Output;
 
 /// Patch what a language model knows: create, check, apply and take back edits of its weights
 #[derive(Debug, Parser)]
-#[command(name = "mpatch", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "mpatch", version, max_term_width = 100)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]

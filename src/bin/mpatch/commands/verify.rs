@@ -9,7 +9,7 @@ use mpatch::patch::Patch;
 use mpatch::verify::{DigestEvidence, FormEvidence, State, verify, verify_form, verify_size_bytes};
 use serde::Serialize;
 
-use super::read_patch;
+use super::{patch_word, read_patch};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
 
@@ -89,7 +89,7 @@ impl LadderReport {
         // Weights that are other than the patch says are one thing, arithmetic that breaks a promise another.
         let tensors_hold = digests.tensors.iter().all(mpatch::verify::TensorEvidence::holds);
         if tensors_hold {
-            let hint = format!("`mpatch show {}` tells which base it is for", shell_word(&self.patch));
+            let hint = format!("`mpatch show {}` tells which base it is for", patch_word(&self.patch));
             return Err(CommandError::new(ExitKind::WrongBase, message).hint(hint));
         }
         Err(CommandError::new(ExitKind::Malformed, message).hint("do not apply this patch"))
@@ -125,6 +125,9 @@ fn holds(holds: bool) -> String {
 }
 
 fn digests_in_words(digests: &DigestEvidence) -> String {
+    if let Some(mismatch) = &digests.mismatch {
+        return format!("tensor `{}` is not as the patch expects", mismatch.tensor);
+    }
     if let Some(problem) = digests.problem() {
         return problem;
     }
@@ -133,11 +136,13 @@ fn digests_in_words(digests: &DigestEvidence) -> String {
     match digests.state {
         Some(State::Base) => {
             format!(
-                "this is its base; applied in memory, {tensors} ({changed} weights) come out as promised, and back"
+                "this is its base: in memory, {tensors} ({changed} weights change) came out as promised, and came back"
             )
         }
         Some(State::Edited) => {
-            format!("the patch is in it; taken back in memory, {tensors} and the weights id are the base's")
+            format!(
+                "the patch is in it: in memory, {tensors} came back to the base, whose weights id is the promised one"
+            )
         }
         None => "the patch touches nothing".to_owned(),
     }
@@ -154,7 +159,7 @@ impl Report for LadderReport {
     }
 
     fn next(&self) -> Option<String> {
-        let patch = shell_word(&self.patch);
+        let patch = patch_word(&self.patch);
         let Some(base) = &self.base else { return Some(format!("mpatch verify {patch} --base MODEL")) };
         let digests = self.digests.as_ref().filter(|digests| digests.holds())?;
         let base = shell_word(base);
