@@ -16,7 +16,7 @@ use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
 use super::lookup::{Located, locate};
 use super::{EditError, FactPrompt};
-use crate::model::{Batch, Model, Site, Suffix, SuffixPass, gather};
+use crate::model::{Batch, Model, Site, Suffix, SuffixPass, gather, log_softmax};
 
 /// Where the reference stops early.
 const LOSS_SMALL_ENOUGH: f32 = 5e-2;
@@ -197,13 +197,6 @@ fn merge(gradients: Vec<(usize, Tensor)>) -> Result<Vec<(usize, Tensor)>, EditEr
         }
     }
     Ok(merged)
-}
-
-/// `log softmax` over the last dimension.
-pub(crate) fn log_softmax(logits: &Tensor) -> candle_core::Result<Tensor> {
-    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
-    let sum = shifted.exp()?.sum_keepdim(D::Minus1)?;
-    shifted.broadcast_sub(&sum.log()?)
 }
 
 /// Adam on `delta`, then back onto the ball that the clean hidden state allows; f32 as in the reference.

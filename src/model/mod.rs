@@ -19,7 +19,7 @@ use candle_core::Device;
 pub use batch::{Batch, gather};
 pub use config::Config;
 pub use generate::{Sampling, generate};
-pub use network::{Cache, Network, Site};
+pub use network::{Cache, Network, Site, log_softmax};
 pub use reverse::{Suffix, SuffixPass};
 pub use tokenizer::{END_OF_TEXT, Tokenizer};
 

@@ -1,6 +1,6 @@
 //! GPT-J as a whole: embedding, blocks, head; and the weights it is made of, by their names in the checkpoint.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 
 use super::batch::Batch;
 use super::block::{Block, LayerNorm, Linear, Past, Rotary};
@@ -289,3 +289,14 @@ fn candle_dtype(info: &TensorInfo) -> Result<DType, ModelError> {
         }
     }
 }
+
+/// `log softmax` over the last dimension.
+///
+/// # Errors
+/// [`ModelError::Device`].
+pub fn log_softmax(logits: &Tensor) -> Result<Tensor, ModelError> {
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+    let sum = shifted.exp()?.sum_keepdim(D::Minus1)?;
+    Ok(shifted.broadcast_sub(&sum.log()?)?)
+}
+
