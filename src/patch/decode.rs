@@ -219,8 +219,7 @@ fn section_ranges(
     for (index, section) in sections.iter().enumerate() {
         let end = usize::try_from(section.stored_size).ok().and_then(|size| offset.checked_add(size));
         let Some(end) = end.filter(|&end| end <= end_max) else {
-            let what =
-                format!("{} bytes at {offset} do not fit a file of {file_size}", section.stored_size);
+            let what = format!("{} bytes at {offset} do not fit a file of {file_size}", section.stored_size);
             return Err(PatchError::malformed(format!("section {index}"), what));
         };
         ranges.push(offset..end);
@@ -232,9 +231,8 @@ fn section_ranges(
 fn check_digests(sections: &[Section], ranges: &[Range<usize>], bytes: &[u8]) -> Result<(), PatchError> {
     let indexed = sections.par_iter().zip(ranges).enumerate();
     // The first, not any, so that the same file always gives the same message.
-    let damaged = indexed.find_first(|(_, (section, range))| {
-        SectionDigest::of(&bytes[(*range).clone()]) != section.digest
-    });
+    let damaged = indexed
+        .find_first(|(_, (section, range))| SectionDigest::of(&bytes[(*range).clone()]) != section.digest);
     match damaged {
         Some((index, (section, range))) => Err(PatchError::Digest {
             section: index,

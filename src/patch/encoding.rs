@@ -3,7 +3,7 @@
 //! What does not encode to the very bytes that were read is refused, so that a manifest has one spelling, and its
 //! digest one meaning, whatever the crate would let pass. `docs/format.md` spells the encoding out.
 
-use bincode::config::{Configuration, Fixint, LittleEndian, Limit};
+use bincode::config::{Configuration, Fixint, Limit, LittleEndian};
 use bincode::serde::{decode_from_slice, encode_to_vec};
 
 use super::error::PatchError;

@@ -189,7 +189,8 @@ fn check_term(term: &TermEntry, walk: &mut Walk<'_>, place: &str) -> Checked {
         let what = format!("{} bits: integers have {BITS_MIN} to {BITS_MAX}", term.bits);
         return Err(PatchError::malformed(place, what));
     }
-    let size = |rows: u64, columns: u64| rows.checked_mul(columns).and_then(|n| planes_size_bytes(n, term.bits));
+    let size =
+        |rows: u64, columns: u64| rows.checked_mul(columns).and_then(|n| planes_size_bytes(n, term.bits));
     match term.integers {
         IntegersEntry::LowRank { rank, left, right } => {
             check_rank(rank, term, place)?;

@@ -101,7 +101,9 @@ fn check_frame_header(stored: &[u8], decoded_size: u64) -> Result<(), String> {
         return Err("not a zstd frame".to_owned());
     };
     if descriptor & ZSTD_DESCRIPTOR_FORBIDDEN != 0 || descriptor & ZSTD_DESCRIPTOR_CONTENT_SIZE == 0 {
-        return Err(format!("a zstd frame with descriptor {descriptor:#04x}: it must state its content's size and have neither dictionary nor checksum"));
+        return Err(format!(
+            "a zstd frame with descriptor {descriptor:#04x}: it must state its content's size and have neither dictionary nor checksum"
+        ));
     }
     match zstd::zstd_safe::get_frame_content_size(stored) {
         Ok(Some(found)) if found == decoded_size => Ok(()),

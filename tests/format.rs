@@ -1,0 +1,151 @@
+//! The promises of the file format, and that `docs/format.md` tells the truth about it.
+
+mod drafts;
+
+use mpatch::digest::PatchId;
+use mpatch::patch::layout::{PRELUDE_SIZE_BYTES, SIGNATURE_SIZE_MAX_BYTES, SIGNATURES_MAX};
+use mpatch::patch::{Draft, Patch, PatchError, Signature, SignatureKind, encode};
+use proptest::prelude::*;
+
+fn decoded(draft: &Draft) -> Patch {
+    Patch::decode(encode(draft).unwrap()).unwrap()
+}
+
+/// A draft as the format keeps it: tensors in order of their names.
+fn sorted(mut draft: Draft) -> Draft {
+    for binding in &mut draft.bindings {
+        binding.tensors.sort_by(|first, second| first.name.cmp(&second.name));
+    }
+    draft
+}
+
+#[test]
+fn a_patch_says_what_was_drafted() {
+    let draft = drafts::full();
+    let patch = decoded(&draft);
+    assert_eq!(patch.draft().unwrap(), sorted(draft));
+    assert_eq!(encode(&patch.draft().unwrap()).unwrap(), patch.bytes());
+    assert_eq!(patch.id(), PatchId::derive(patch.manifest_bytes()));
+}
+
+#[test]
+fn the_order_in_which_tensors_are_drafted_does_not_matter() {
+    let draft = drafts::full();
+    assert_ne!(draft, sorted(draft.clone()));
+    assert_eq!(encode(&draft).unwrap(), encode(&sorted(draft)).unwrap());
+}
+
+#[test]
+fn sections_tile_the_file() {
+    let patch = decoded(&drafts::full());
+    let mut offset = PRELUDE_SIZE_BYTES + patch.manifest_bytes().len();
+    for (index, section) in patch.manifest().sections.iter().enumerate() {
+        assert_eq!(patch.section_offset(index as u32), Some(offset));
+        offset += section.stored_size as usize;
+    }
+    assert_eq!(offset + 4, patch.size_bytes());
+}
+
+#[test]
+fn every_flipped_bit_is_noticed() {
+    let bytes = encode(&drafts::full()).unwrap();
+    for index in 0..bytes.len() * 8 {
+        let mut damaged = bytes.clone();
+        damaged[index / 8] ^= 1 << (index % 8);
+        assert!(Patch::decode(damaged).is_err(), "bit {index} of {}", bytes.len() * 8);
+    }
+}
+
+#[test]
+fn every_truncation_is_noticed() {
+    let bytes = encode(&drafts::full()).unwrap();
+    for size in 0..bytes.len() {
+        let error = Patch::decode(bytes[..size].to_vec()).unwrap_err();
+        assert!(matches!(error, PatchError::Truncated { found, .. } if found == size as u64), "{error}");
+    }
+}
+
+#[test]
+fn every_additional_byte_is_noticed() {
+    let bytes = encode(&drafts::full()).unwrap();
+    for byte in 0..=u8::MAX {
+        let error = Patch::decode([&bytes[..], &[byte]].concat()).unwrap_err();
+        assert!(matches!(error, PatchError::Malformed { .. }), "{error}");
+    }
+}
+
+#[test]
+fn swapped_sections_are_noticed() {
+    let patch = decoded(&drafts::full());
+    let sections = &patch.manifest().sections;
+    for (first, pair) in sections.windows(2).enumerate() {
+        let start = patch.section_offset(first as u32).unwrap();
+        let middle = start + pair[0].stored_size as usize;
+        let mut swapped = patch.bytes().to_vec();
+        swapped[start..middle + pair[1].stored_size as usize].rotate_left(pair[0].stored_size as usize);
+        if swapped != patch.bytes() {
+            let error = Patch::decode(swapped).unwrap_err();
+            assert!(matches!(error, PatchError::Digest { section, .. } if section == first), "{error}");
+        }
+    }
+}
+
+#[test]
+fn signatures_do_not_change_the_patch() {
+    let patch = decoded(&drafts::full());
+    let signatures: Vec<_> = (1..=SIGNATURES_MAX).map(|size| signature(size)).collect();
+    let signed = patch.clone().with_signatures(signatures.clone()).unwrap();
+    let read = Patch::decode(signed.bytes().to_vec()).unwrap();
+    assert_eq!((read.id(), read.signatures()), (patch.id(), &signatures[..]));
+    assert_eq!(read.with_signatures(vec![]).unwrap().bytes(), patch.bytes());
+}
+
+fn signature(size_bytes: usize) -> Signature {
+    Signature { kind: SignatureKind::SshSig, bytes: vec![0xa5; size_bytes] }
+}
+
+#[test]
+fn signatures_have_limits() {
+    let patch = decoded(&drafts::full());
+    let too_many = vec![signature(1); SIGNATURES_MAX + 1];
+    let largest = vec![signature(SIGNATURE_SIZE_MAX_BYTES)];
+    let too_large = vec![signature(SIGNATURE_SIZE_MAX_BYTES + 1)];
+    let signed = patch.clone().with_signatures(largest).unwrap();
+    assert!(Patch::decode(signed.bytes().to_vec()).is_ok());
+    for signatures in [too_many, too_large] {
+        let error = patch.clone().with_signatures(signatures).unwrap_err();
+        assert!(matches!(error, PatchError::Limit { .. }), "{error}");
+    }
+    assert!(patch.with_signatures(vec![signature(0)]).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_draft_survives_being_written(
+        seed: u64,
+        shape in [1_usize..20, 1_usize..20],
+        bits in 2_u8..=16,
+        rank in 1_usize..8,
+        texts in prop::collection::vec("[^\\p{Cc}]{0,40}", 4),
+        layers in prop::collection::btree_set(any::<u32>(), 0..5),
+        signature_size in 1_usize..200,
+    ) {
+        let mut numbers = drafts::Numbers(seed);
+        let rank = rank.min(shape[0]).min(shape[1]);
+        let terms = vec![numbers.low_rank(shape, rank, bits, 0.3), numbers.dense(shape, bits, 0.3)];
+        let dtype = [mpatch::tensor::Dtype::F32, mpatch::tensor::Dtype::BF16][seed as usize % 2];
+        let weights = [numbers.weights("w", dtype, shape)];
+        let mut draft = drafts::draft(terms.clone(), vec![drafts::binding(&weights, &terms, &[&[1, 0]])]);
+        draft.recipe.layers = layers.into_iter().collect();
+        draft.recipe.seed = seed;
+        draft.about.title = Some(texts[0].clone());
+        draft.recipe.contexts = vec![texts];
+        let patch = decoded(&draft);
+        prop_assert_eq!(patch.draft().unwrap(), draft.clone());
+        let signed = patch.with_signatures(vec![signature(signature_size)]).unwrap();
+        let read = Patch::decode(signed.bytes().to_vec()).unwrap();
+        prop_assert_eq!(encode(&read.draft().unwrap()).unwrap(), encode(&draft).unwrap());
+    }
+}
