@@ -149,3 +149,21 @@ proptest! {
         prop_assert_eq!(encode(&read.draft().unwrap()).unwrap(), encode(&draft).unwrap());
     }
 }
+
+/// The file at `path` in this repository, which `MPATCH_TEST_UPDATE` makes the test write first.
+fn pinned(path: &str, bytes: &[u8]) -> Vec<u8> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("MPATCH_TEST_UPDATE").is_some() {
+        std::fs::write(&path, bytes).unwrap();
+    }
+    std::fs::read(path).unwrap()
+}
+
+#[test]
+fn the_example_has_the_bytes_it_always_had() {
+    let (draft, _) = drafts::tiny();
+    let bytes = encode(&draft).unwrap();
+    // Nothing in it is compressed, so that no version of zstd can change it.
+    assert_eq!(bytes, pinned("fixtures/patches/tiny.mpatch", &bytes));
+    assert_eq!(Patch::decode(bytes).unwrap().draft().unwrap(), draft);
+}
