@@ -1,9 +1,11 @@
 //! The promises of the file format, and that `docs/format.md` tells the truth about it.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
 mod drafts;
 
-use mpatch::digest::PatchId;
-use mpatch::patch::layout::{PRELUDE_SIZE_BYTES, SIGNATURE_SIZE_MAX_BYTES, SIGNATURES_MAX};
+use mpatch::digest::{PatchId, WeightsId};
+use mpatch::patch::layout::{self, PRELUDE_SIZE_BYTES, SIGNATURE_SIZE_MAX_BYTES, SIGNATURES_MAX};
 use mpatch::patch::{Draft, Patch, PatchError, Signature, SignatureKind, encode};
 use proptest::prelude::*;
 
@@ -166,4 +168,81 @@ fn the_example_has_the_bytes_it_always_had() {
     // Nothing in it is compressed, so that no version of zstd can change it.
     assert_eq!(bytes, pinned("fixtures/patches/tiny.mpatch", &bytes));
     assert_eq!(Patch::decode(bytes).unwrap().draft().unwrap(), draft);
+}
+
+/// The document that everything here is held against.
+fn document() -> String {
+    std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/format.md")).unwrap()
+}
+
+/// `text` between two marks, the second after the first.
+fn between<'a>(text: &'a str, start: &str, end: &str) -> &'a str {
+    let rest = text.split_once(start).unwrap_or_else(|| panic!("`{start}` is missing")).1;
+    rest.split_once(end).unwrap_or_else(|| panic!("`{end}` is missing")).0
+}
+
+#[test]
+fn the_document_shows_the_example_whole() {
+    let (draft, _) = drafts::tiny();
+    let bytes = encode(&draft).unwrap();
+    let document = document();
+    let mut shown = Vec::new();
+    for line in between(&document, "```hexdump\n", "```").lines() {
+        let (offset, rest) = line.split_once("  ").unwrap();
+        assert_eq!(usize::from_str_radix(offset, 16), Ok(shown.len()), "{line}");
+        let digits = rest.split("  ").next().unwrap();
+        shown.extend(digits.split(' ').map(|byte| u8::from_str_radix(byte, 16).unwrap()));
+    }
+    assert_eq!(shown, bytes);
+}
+
+#[test]
+fn the_document_states_the_limits_that_hold() {
+    let document = document();
+    let table = between(&document, "## 9. Limits", "## 10.");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| `"));
+    let stated: Vec<(&str, u64)> = rows
+        .map(|row| {
+            let (name, rest) = row.split_once("` | ").unwrap();
+            (name, rest.split(' ').next().unwrap().parse().unwrap())
+        })
+        .collect();
+    macro_rules! limits {
+        ($($name:ident)*) => { vec![$((stringify!($name), layout::$name as u64)),*] };
+    }
+    let held = limits![
+        MANIFEST_SIZE_MAX_BYTES FACTS_MAX TERMS_MAX BINDINGS_MAX TENSORS_MAX SECTIONS_MAX METRICS_MAX LAYERS_MAX
+        CONTEXTS_MAX PARENTS_MAX NAME_SIZE_MAX_BYTES TEXT_SIZE_MAX_BYTES HYPERPARAMETERS_SIZE_MAX_BYTES
+        DIMENSION_MAX SECTION_DECODED_SIZE_MAX_BYTES ZSTD_WINDOW_LOG_MAX SIGNATURES_MAX SIGNATURE_SIZE_MAX_BYTES
+    ];
+    assert_eq!(stated, held);
+}
+
+#[test]
+fn the_document_states_the_offsets_that_hold() {
+    let document = document();
+    let table = between(&document, "## 2. Prelude", "## 3.");
+    let stated: Vec<usize> =
+        table.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse().ok()).collect();
+    let held = [
+        layout::MAGIC_OFFSET,
+        layout::VERSION_MAJOR_OFFSET,
+        layout::VERSION_MINOR_OFFSET,
+        layout::FLAGS_OFFSET,
+        layout::FILE_SIZE_OFFSET,
+        layout::MANIFEST_SIZE_OFFSET,
+        layout::PATCH_ID_OFFSET,
+        layout::PRELUDE_SIZE_BYTES,
+    ];
+    assert_eq!(stated, held);
+    let magic: Vec<String> = layout::MAGIC.iter().map(|byte| format!("{byte:02X}")).collect();
+    assert!(table.contains(&format!("`{}`", magic.join(" "))));
+}
+
+#[test]
+fn the_document_names_the_contexts_of_the_ids() {
+    let document = document();
+    assert!(document.contains(&format!("| patch id | `{}` |", PatchId::CONTEXT)));
+    assert!(document.contains(&format!("| weights id | `{}` |", WeightsId::CONTEXT)));
+    assert!(document.contains(&format!("version {}\n", layout::VERSION)));
 }

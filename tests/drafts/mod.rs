@@ -3,7 +3,7 @@
 //! The arithmetic here is `docs/format.md` written out once more, slowly: element by element, with the interval of
 //! candidates found by bisection. It shares only the rounding of one element with the library.
 
-#![allow(dead_code)]
+#![allow(dead_code)] // each test file uses a part
 
 use mpatch::digest::{FileDigest, PatchId, TensorDigest, WeightsId};
 use mpatch::factors::{IntegerMatrix, Integers, Term};
