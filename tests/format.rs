@@ -5,8 +5,10 @@
 mod drafts;
 
 use mpatch::digest::{PatchId, WeightsId};
+use mpatch::factors::{UndoWriter, Update};
 use mpatch::patch::layout::{self, PRELUDE_SIZE_BYTES, SIGNATURE_SIZE_MAX_BYTES, SIGNATURES_MAX};
 use mpatch::patch::{Draft, Patch, PatchError, Signature, SignatureKind, encode};
+use mpatch::tensor::Dtype;
 use proptest::prelude::*;
 
 fn decoded(draft: &Draft) -> Patch {
@@ -95,7 +97,7 @@ fn swapped_sections_are_noticed() {
 #[test]
 fn signatures_do_not_change_the_patch() {
     let patch = decoded(&drafts::full());
-    let signatures: Vec<_> = (1..=SIGNATURES_MAX).map(|size| signature(size)).collect();
+    let signatures: Vec<_> = (1..=SIGNATURES_MAX).map(signature).collect();
     let signed = patch.clone().with_signatures(signatures.clone()).unwrap();
     let read = Patch::decode(signed.bytes().to_vec()).unwrap();
     assert_eq!((read.id(), read.signatures()), (patch.id(), &signatures[..]));
@@ -137,7 +139,7 @@ proptest! {
         let mut numbers = drafts::Numbers(seed);
         let rank = rank.min(shape[0]).min(shape[1]);
         let terms = vec![numbers.low_rank(shape, rank, bits, 0.3), numbers.dense(shape, bits, 0.3)];
-        let dtype = [mpatch::tensor::Dtype::F32, mpatch::tensor::Dtype::BF16][seed as usize % 2];
+        let dtype = [Dtype::F32, Dtype::BF16][seed as usize % 2];
         let weights = [numbers.weights("w", dtype, shape)];
         let mut draft = drafts::draft(terms.clone(), vec![drafts::binding(&weights, &terms, &[&[1, 0]])]);
         draft.recipe.layers = layers.into_iter().collect();
@@ -245,4 +247,25 @@ fn the_document_names_the_contexts_of_the_ids() {
     assert!(document.contains(&format!("| patch id | `{}` |", PatchId::CONTEXT)));
     assert!(document.contains(&format!("| weights id | `{}` |", WeightsId::CONTEXT)));
     assert!(document.contains(&format!("version {}\n", layout::VERSION)));
+}
+
+#[test]
+fn the_library_adds_and_logs_as_the_document_says() {
+    for (seed, dtype) in [Dtype::F32, Dtype::F16, Dtype::BF16].into_iter().enumerate() {
+        let mut numbers = drafts::Numbers(seed as u64);
+        let shape = [70, 1000];
+        let terms = vec![numbers.low_rank(shape, 9, 7, 0.5), numbers.dense(shape, 12, 0.01)];
+        let mut weights = numbers.weights("w", dtype, shape);
+        let special = drafts::Weights::new("w", dtype, [1, 4], &[0.0, -0.0, f64::NAN, f64::INFINITY]);
+        weights.bytes[..special.bytes.len()].copy_from_slice(&special.bytes);
+        let slow = drafts::edit(&weights, &terms.iter().collect::<Vec<_>>());
+
+        let update = Update::new(terms).unwrap();
+        let mut after = weights.bytes.clone();
+        update.apply_rows(dtype, 0..70, &mut after).unwrap();
+        assert!(after == slow.after, "{dtype}: another result");
+        let mut writer = UndoWriter::new(shape[0], shape[1]);
+        writer.push_rows(&update, dtype, 0..70, &weights.bytes, &after).unwrap();
+        assert!(writer.finish().unwrap() == slow.undo, "{dtype}: another undo log");
+    }
 }
