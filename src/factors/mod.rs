@@ -13,10 +13,17 @@
 mod compress;
 mod kernels;
 mod quantize;
+#[cfg(test)]
+mod samples;
 mod undo;
 mod update;
 
 use crate::tensor::Dtype;
+
+pub use kernels::check_kernels;
+pub use quantize::{quantize_dense, quantize_low_rank};
+pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};
+pub use update::{RowsApplied, Update};
 
 /// Narrowest integers of a factor, in bits.
 pub const BITS_MIN: u8 = 2;
@@ -88,6 +95,51 @@ pub enum FactorError {
         value: f64,
         /// The weights' type.
         dtype: Dtype,
+    },
+    /// A matrix that is to be quantised holds NaN or an infinity.
+    #[error("{what} holds {found} at index {index}: only finite values can be quantised")]
+    NotFinite {
+        /// Which matrix.
+        what: &'static str,
+        /// Its row-major index.
+        index: usize,
+        /// The value.
+        found: f64,
+    },
+    /// An update without any term.
+    #[error("an update needs at least one term")]
+    NoTerms,
+    /// Rows that the tensor does not have.
+    #[error("rows {start}..{end} of a tensor of {rows} rows")]
+    Rows {
+        /// First row asked for.
+        start: usize,
+        /// End of the rows asked for.
+        end: usize,
+        /// Rows of the tensor.
+        rows: usize,
+    },
+    /// A decomposition did not converge.
+    #[error("the singular values of a {rows} by {columns} matrix did not converge")]
+    Decomposition {
+        /// Rows of the matrix.
+        rows: usize,
+        /// Columns of the matrix.
+        columns: usize,
+    },
+    /// The fast product differs from its definition on this machine.
+    #[error("row {row}, column {column} of a product of rank {rank} is {found}, expected {expected}")]
+    Kernel {
+        /// Row of the product.
+        row: usize,
+        /// Column of the product.
+        column: usize,
+        /// Shared dimension of the factors.
+        rank: usize,
+        /// The sum by definition.
+        expected: f64,
+        /// The sum as computed.
+        found: f64,
     },
     /// An undo log that does not belong to these weights.
     #[error("undo log: {0}")]

@@ -1,9 +1,30 @@
 //! The `.mpatch` container; `docs/format.md` is the law.
+//!
+//! ```text
+//! Draft --encode--> bytes --Patch::decode--> Patch { manifest, signatures; terms and undo logs on demand }
+//! ```
+//!
+//! A patch is a small manifest, uncompressed and first, which commits to every later byte but the signatures: so its
+//! digest is the patch's name, and signing the manifest signs the patch. This room knows neither files nor MEMIT,
+//! and reads bytes from anybody: whatever they are, it answers with a [`Patch`] or a [`PatchError`].
 
 pub mod draft;
+pub mod layout;
 pub mod manifest;
 
-mod decode;
 mod encode;
+
+mod decode;
+
 mod encoding;
-pub mod layout;
+mod error;
+mod rules;
+mod section;
+mod signature;
+
+pub use decode::Patch;
+pub use draft::{BindingDraft, Draft, TensorDraft};
+pub use encode::encode;
+pub use error::PatchError;
+pub use manifest::Manifest;
+pub use signature::{Signature, SignatureKind};
