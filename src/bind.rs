@@ -1,1 +1,317 @@
-//! To be written.
+//! Binding terms to a checkpoint: the digests before and after, and the undo log, for each tensor they touch.
+//!
+//! A patch says beforehand which bytes it will give. Here is where that is found out: the terms are added to the
+//! weights as they lie in the file, block by block, with the arithmetic that applying uses; nothing is written.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
+use crate::digest::{TensorDigest, WeightsId};
+use crate::factors::{FactorError, Term, UndoWriter, Update};
+use crate::operation::{Progress, row_blocks};
+use crate::patch::{BindingDraft, TensorDraft};
+use crate::tensor::{Dtype, Element};
+use crate::with_element;
+
+/// Terms that cannot be bound to a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// Reading the weights.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The same tensor is edited twice; its terms belong into one list.
+    #[error("tensor `{tensor}` is listed twice")]
+    Twice {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A term that is not there.
+    #[error("tensor `{tensor}` asks for term {index} of {terms}")]
+    NoSuchTerm {
+        /// The tensor.
+        tensor: String,
+        /// The index.
+        index: u32,
+        /// How many terms there are.
+        terms: usize,
+    },
+    /// An element type that a patch cannot touch.
+    #[error("tensor `{tensor}` is {found}: a patch can change F32, F16 and BF16")]
+    Dtype {
+        /// The tensor.
+        tensor: String,
+        /// Its element type, as safetensors writes it.
+        found: String,
+    },
+    /// The terms have another shape than the tensor.
+    #[error("tensor `{tensor}` has shape {found:?}, the update has {expected:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// The terms' shape, `[out, in]`.
+        expected: [u64; 2],
+        /// The tensor's.
+        found: Vec<u64>,
+    },
+    /// The weights are broken already.
+    #[error(
+        "tensor `{tensor}` holds {count} NaN or infinite weights, the first at row {row}, column {column}: \
+         a patch is not made on broken weights"
+    )]
+    NotFinite {
+        /// The tensor.
+        tensor: String,
+        /// Row of the first one.
+        row: usize,
+        /// Column of the first one.
+        column: usize,
+        /// How many there are.
+        count: u64,
+    },
+    /// The arithmetic refused.
+    #[error("tensor `{tensor}`: {source}")]
+    Factors {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: FactorError,
+    },
+}
+
+/// What to do about weights that are NaN or infinite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotFinite {
+    /// Make no patch on them.
+    Refuse,
+    /// Leave them as they are, as applying does.
+    Keep,
+}
+
+/// Binds `edits`, tensor names with indices into `terms`, to a checkpoint whose weights have the id `weights`.
+///
+/// `progress` is told bytes, the sizes of the edited tensors in all.
+///
+/// # Errors
+/// [`BindError`], also for weights that are NaN or infinite.
+pub fn bind(
+    checkpoint: &Checkpoint,
+    weights: WeightsId,
+    edits: &[(String, Vec<u32>)],
+    terms: &[Term],
+    progress: Progress<'_>,
+) -> Result<BindingDraft, BindError> {
+    bind_with(checkpoint, weights, edits, terms, NotFinite::Refuse, progress)
+}
+
+/// As [`bind`], with a choice about weights that are NaN or infinite.
+///
+/// # Errors
+/// [`BindError`].
+pub fn bind_with(
+    checkpoint: &Checkpoint,
+    weights: WeightsId,
+    edits: &[(String, Vec<u32>)],
+    terms: &[Term],
+    not_finite: NotFinite,
+    progress: Progress<'_>,
+) -> Result<BindingDraft, BindError> {
+    let mut names = BTreeSet::new();
+    if let Some((name, _)) = edits.iter().find(|(name, _)| !names.insert(name)) {
+        return Err(BindError::Twice { tensor: name.clone() });
+    }
+    // Everything that can be told from headers is told before the first weight is read.
+    let works = edits.iter().map(|(name, indices)| Work::new(checkpoint, name, indices, terms));
+    let works: Vec<Work<'_>> = works.collect::<Result<_, _>>()?;
+    let tensors = works.iter().map(|work| work.bind(checkpoint, not_finite, progress));
+    Ok(BindingDraft { weights, tensors: tensors.collect::<Result<_, _>>()? })
+}
+
+/// One tensor and the terms for it.
+struct Work<'a> {
+    info: &'a TensorInfo,
+    dtype: Dtype,
+    shape: [u64; 2],
+    indices: &'a [u32],
+    terms: &'a [Term],
+}
+
+impl<'a> Work<'a> {
+    fn new(
+        checkpoint: &'a Checkpoint,
+        name: &str,
+        indices: &'a [u32],
+        terms: &'a [Term],
+    ) -> Result<Self, BindError> {
+        let info = checkpoint.tensor(name)?;
+        let tensor = || name.to_owned();
+        let dtype = info
+            .element_dtype()
+            .ok_or_else(|| BindError::Dtype { tensor: tensor(), found: info.dtype.clone() })?;
+        let count = terms.len();
+        let mut shape = None;
+        for &index in indices {
+            let Some(term) = terms.get(index as usize) else {
+                return Err(BindError::NoSuchTerm { tensor: tensor(), index, terms: count });
+            };
+            let expected = [term.rows() as u64, term.columns() as u64];
+            if info.shape != expected {
+                return Err(BindError::Shape { tensor: tensor(), expected, found: info.shape.clone() });
+            }
+            shape = Some(expected);
+        }
+        let no_terms = || BindError::Factors { tensor: tensor(), source: FactorError::NoTerms };
+        let shape = shape.ok_or_else(no_terms)?;
+        Ok(Self { info, dtype, shape, indices, terms })
+    }
+
+    fn bind(
+        &self,
+        checkpoint: &Checkpoint,
+        not_finite: NotFinite,
+        progress: Progress<'_>,
+    ) -> Result<TensorDraft, BindError> {
+        let terms = self.indices.iter().map(|index| self.terms[*index as usize].clone()).collect();
+        let update = Update::new(terms).map_err(|source| self.factors_error(source))?;
+        let (rows, columns) = (update.rows(), update.columns());
+        let mut totals = Totals::new(rows, columns);
+        let (mut before, mut after) = (Vec::new(), Vec::new());
+        let row_size_bytes = columns * self.dtype.size_bytes();
+        for block in row_blocks(rows, columns, self.dtype) {
+            before.resize(block.len() * row_size_bytes, 0);
+            checkpoint.read_at(self.info, block.start as u64 * row_size_bytes as u64, &mut before)?;
+            after.clone_from(&before);
+            let applied = update
+                .apply_rows(self.dtype, block.clone(), &mut after)
+                .and_then(|_| totals.add(&update, self.dtype, block, &before, &after));
+            applied.map_err(|source| self.factors_error(source))?;
+            progress(before.len() as u64);
+        }
+        if let (NotFinite::Refuse, Some((row, column))) = (not_finite, totals.first_not_finite) {
+            let (tensor, count) = (self.info.name.clone(), totals.not_finite);
+            return Err(BindError::NotFinite { tensor, row, column, count });
+        }
+        self.draft(totals)
+    }
+
+    fn draft(&self, totals: Totals) -> Result<TensorDraft, BindError> {
+        Ok(TensorDraft {
+            name: self.info.name.clone(),
+            dtype: self.dtype,
+            shape: self.shape,
+            before: TensorDigest::finish(&totals.before),
+            after: TensorDigest::finish(&totals.after),
+            norm_ratio: totals.norms.ratio(),
+            terms: self.indices.to_vec(),
+            undo: totals.undo.finish().map_err(|source| self.factors_error(source))?,
+        })
+    }
+
+    fn factors_error(&self, source: FactorError) -> BindError {
+        BindError::Factors { tensor: self.info.name.clone(), source }
+    }
+}
+
+/// What is gathered over the blocks of one tensor.
+struct Totals {
+    before: blake3::Hasher,
+    after: blake3::Hasher,
+    undo: UndoWriter,
+    norms: Norms,
+    not_finite: u64,
+    first_not_finite: Option<(usize, usize)>,
+}
+
+impl Totals {
+    fn new(rows: usize, columns: usize) -> Self {
+        Self {
+            before: blake3::Hasher::new(),
+            after: blake3::Hasher::new(),
+            undo: UndoWriter::new(rows, columns),
+            norms: Norms::default(),
+            not_finite: 0,
+            first_not_finite: None,
+        }
+    }
+
+    fn add(
+        &mut self,
+        update: &Update,
+        dtype: Dtype,
+        rows: Range<usize>,
+        before: &[u8],
+        after: &[u8],
+    ) -> Result<(), FactorError> {
+        self.before.update(before);
+        self.after.update(after);
+        let broken = with_element!(dtype, E => self.norms.add::<E>(before, after));
+        if let (Some(first), None) = (broken.first, self.first_not_finite) {
+            let columns = update.columns();
+            self.first_not_finite = Some((rows.start + first / columns, first % columns));
+        }
+        self.not_finite += broken.count;
+        self.undo.push_rows(update, dtype, rows, before, after)
+    }
+}
+
+/// Squared Frobenius norms, over finite weights.
+#[derive(Debug, Default)]
+struct Norms {
+    before: f64,
+    change: f64,
+}
+
+#[derive(Debug, Default)]
+struct Broken {
+    count: u64,
+    first: Option<usize>,
+}
+
+impl Norms {
+    /// Adds a block, weight after weight: the same sum on every machine.
+    fn add<E: Element>(&mut self, before: &[u8], after: &[u8]) -> Broken {
+        let size_bytes = E::DTYPE.size_bytes();
+        let mut broken = Broken::default();
+        let pairs = before.chunks_exact(size_bytes).zip(after.chunks_exact(size_bytes));
+        for (index, (before, after)) in pairs.enumerate() {
+            let (before, after) = (E::read(before), E::read(after));
+            if !before.is_finite() {
+                broken.count += 1;
+                broken.first.get_or_insert(index);
+                continue;
+            }
+            let (before, after) = (before.to_f64(), after.to_f64());
+            self.before += before * before;
+            self.change += (after - before) * (after - before);
+        }
+        broken
+    }
+
+    /// `norm(change) / norm(before)`; infinite for a change of nothing but zeros.
+    fn ratio(&self) -> f64 {
+        if self.change == 0.0 { 0.0 } else { (self.change / self.before).sqrt() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_norm_ratio_of_nothing_is_zero() {
+        assert_eq!(Norms::default().ratio(), 0.0);
+        assert_eq!(Norms { before: 4.0, change: 1.0 }.ratio(), 0.5);
+        assert_eq!(Norms { before: 0.0, change: 1.0 }.ratio(), f64::INFINITY);
+    }
+
+    #[test]
+    fn broken_weights_are_counted_and_kept_out_of_the_norms() {
+        let bytes = |values: [f32; 4]| values.map(f32::to_le_bytes).concat();
+        let mut norms = Norms::default();
+        let before = bytes([1.0, f32::NAN, f32::INFINITY, 2.0]);
+        let broken = norms.add::<f32>(&before, &bytes([1.0, f32::NAN, f32::INFINITY, 3.0]));
+        assert_eq!((broken.count, broken.first), (2, Some(1)));
+        assert_eq!((norms.before, norms.change), (5.0, 1.0));
+    }
+}

@@ -24,6 +24,8 @@ pub mod patch;
 pub mod checkpoint;
 
 // Operations
+pub mod operation;
+
 pub mod apply;
 pub mod bind;
 pub mod revert;

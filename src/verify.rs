@@ -1,1 +1,326 @@
-//! To be written.
+//! The rungs of the ladder that need neither keys nor the model: form and digests, each with its evidence.
+//!
+//! ```text
+//! V0  well formed   every term and every undo log of the patch decodes and fits its tensor
+//! V2  digests       the weights have the id that the patch names, before the patch or, taken back in memory,
+//!                   after it; applying and reverting give the digests it names, and undo each other
+//! ```
+//!
+//! Nothing is written, and nothing here says *safe*: the report says what was compared, and with what outcome.
+//! (V1, who signed, belongs to `sign`; V3 and up need the model.)
+
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::checkpoint::Checkpoint;
+use crate::digest::{PatchId, TensorDigest, WeightsId};
+use crate::factors::RowsApplied;
+use crate::operation::{
+    self, Digests, Direction, Mismatch, OperationError, Progress, Standing, TensorWork, decode_tensor,
+};
+use crate::patch::Patch;
+
+/// What was found about a patch and a checkpoint.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct VerifyReport {
+    /// The patch.
+    pub patch: PatchId,
+    /// V0.
+    pub form: FormEvidence,
+    /// V2; none when the patch is not even well formed.
+    pub digests: Option<DigestEvidence>,
+}
+
+impl VerifyReport {
+    /// Both rungs hold.
+    pub fn holds(&self) -> bool {
+        self.form.holds() && self.digests.as_ref().is_some_and(DigestEvidence::holds)
+    }
+}
+
+/// V0: what was decoded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FormEvidence {
+    /// Terms that decode.
+    pub terms: usize,
+    /// Undo logs that decode and fit their tensors.
+    pub undo_logs: usize,
+    /// The first part that does not, in words.
+    pub problem: Option<String>,
+}
+
+impl FormEvidence {
+    /// Everything decoded.
+    pub fn holds(&self) -> bool {
+        self.problem.is_none()
+    }
+}
+
+/// V2: which state was found and what the digests came to.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct DigestEvidence {
+    /// The state that the checkpoint is in, if it is one of the patch's.
+    pub state: Option<State>,
+    /// The binding that fits.
+    pub binding: Option<usize>,
+    /// Why none fits.
+    pub mismatch: Option<Mismatch>,
+    /// The id of all weights of the base; for an edited checkpoint, with the touched tensors taken back.
+    pub weights: Option<Compared<WeightsId>>,
+    /// The touched tensors, in bytewise order of their names.
+    pub tensors: Vec<TensorEvidence>,
+}
+
+impl DigestEvidence {
+    /// A state was found, and every comparison came out equal.
+    pub fn holds(&self) -> bool {
+        let weights = self.weights.as_ref().is_some_and(Compared::is_equal);
+        weights && !self.tensors.is_empty() && self.tensors.iter().all(TensorEvidence::holds)
+    }
+
+    /// The first thing that is not as the patch says, in words.
+    pub fn problem(&self) -> Option<String> {
+        if let Some(mismatch) = &self.mismatch {
+            return Some(mismatch.to_string());
+        }
+        if let Some(problem) = self.tensors.iter().find_map(TensorEvidence::problem_in_words) {
+            return Some(problem);
+        }
+        let weights = self.weights.as_ref().filter(|weights| !weights.is_equal())?;
+        Some(format!(
+            "the weights of the base have the id {}, the patch expects {}",
+            weights.found, weights.expected
+        ))
+    }
+}
+
+/// The state of a checkpoint as a patch sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Before the patch.
+    Base,
+    /// After it.
+    Edited,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            State::Base => "base",
+            State::Edited => "edited",
+        })
+    }
+}
+
+/// Two digests that should be one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Compared<D> {
+    /// The patch's.
+    pub expected: D,
+    /// The one that was computed.
+    pub found: D,
+}
+
+impl<D: PartialEq> Compared<D> {
+    /// They are one.
+    pub fn is_equal(&self) -> bool {
+        self.expected == self.found
+    }
+}
+
+/// What one touched tensor came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TensorEvidence {
+    /// Its name.
+    pub name: String,
+    /// Its digest before: read from a base, computed from an edited checkpoint.
+    pub before: Option<Compared<TensorDigest>>,
+    /// Its digest after: computed from a base, read from an edited checkpoint.
+    pub after: Option<Compared<TensorDigest>>,
+    /// Weights that the patch changes.
+    pub changed: u64,
+    /// Weights that are NaN or infinite and stay as they are.
+    pub not_finite: u64,
+    /// What stopped the computation, in words.
+    pub problem: Option<String>,
+}
+
+impl TensorEvidence {
+    /// Both digests are the patch's.
+    pub fn holds(&self) -> bool {
+        let equal = |compared: &Option<Compared<_>>| compared.as_ref().is_some_and(Compared::is_equal);
+        self.problem.is_none() && equal(&self.before) && equal(&self.after)
+    }
+
+    fn problem_in_words(&self) -> Option<String> {
+        if self.problem.is_some() {
+            return self.problem.clone();
+        }
+        let unequal = |compared: &Option<Compared<TensorDigest>>| compared.filter(|pair| !pair.is_equal());
+        let (when, pair) = match (unequal(&self.before), unequal(&self.after)) {
+            (Some(pair), _) => ("before", pair),
+            (None, Some(pair)) => ("after", pair),
+            (None, None) => return None,
+        };
+        let Compared { expected, found } = pair;
+        Some(format!(
+            "tensor `{}` {when} the patch hashes to {found}, the patch expects {expected}",
+            self.name
+        ))
+    }
+}
+
+/// Climbs V0 and V2 with a checkpoint that is the patch's base or was edited with it.
+///
+/// `progress` is told bytes, [`verify_size_bytes`] in all.
+///
+/// # Errors
+/// [`OperationError::Checkpoint`] when the weights cannot be read; whatever is wrong with the patch is part of the
+/// report.
+pub fn verify(
+    checkpoint: &Checkpoint,
+    patch: &Patch,
+    progress: Progress<'_>,
+) -> Result<VerifyReport, OperationError> {
+    let form = verify_form(patch);
+    let digests = if form.holds() { Some(verify_digests(checkpoint, patch, progress)?) } else { None };
+    Ok(VerifyReport { patch: patch.id(), form, digests })
+}
+
+/// Bytes that [`verify`] reports to its progress: all weights once, the touched tensors twice.
+pub fn verify_size_bytes(checkpoint: &Checkpoint, patch: &Patch) -> u64 {
+    checkpoint.weights_size_bytes() + operation::survey_size_bytes(checkpoint, patch)
+}
+
+/// V0 alone: needs no checkpoint.
+pub fn verify_form(patch: &Patch) -> FormEvidence {
+    let mut evidence = FormEvidence::default();
+    let manifest = patch.manifest();
+    for index in 0..manifest.terms.len() as u32 {
+        if let Err(error) = patch.term(index) {
+            evidence.problem = Some(error.to_string());
+            return evidence;
+        }
+        evidence.terms += 1;
+    }
+    for (binding_index, binding) in manifest.bindings.iter().enumerate() {
+        for tensor_index in 0..binding.tensors.len() {
+            if let Err(error) = decode_tensor(patch, binding_index, tensor_index) {
+                evidence.problem = Some(error.to_string());
+                return evidence;
+            }
+            evidence.undo_logs += 1;
+        }
+    }
+    evidence
+}
+
+fn verify_digests(
+    checkpoint: &Checkpoint,
+    patch: &Patch,
+    progress: Progress<'_>,
+) -> Result<DigestEvidence, OperationError> {
+    let mut all = checkpoint.digests_with(&Vec::from_iter(checkpoint.tensors()), progress)?;
+    let names = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str());
+    let by_name: Digests<'_> = names.zip(all.iter().copied()).collect();
+    let bindings = &patch.manifest().bindings;
+    let (binding_index, direction) =
+        match operation::standing(checkpoint, bindings, &by_name, Direction::Apply) {
+            Standing::Start(binding) => (binding, Direction::Apply),
+            Standing::End(binding) => (binding, Direction::Revert),
+            Standing::Elsewhere(mismatch) => return Ok(DigestEvidence::of_mismatch(mismatch)),
+        };
+    let binding = &bindings[binding_index];
+    let mut tensors = Vec::new();
+    for tensor_index in 0..binding.tensors.len() {
+        let work = TensorWork::load(checkpoint, patch, binding_index, tensor_index)?;
+        let evidence = recompute(checkpoint, &work, direction, by_name[work.info.name.as_str()], progress)?;
+        let place = checkpoint.tensors().binary_search_by(|tensor| tensor.name.cmp(&evidence.name));
+        if let (Ok(place), Some(before)) = (place, evidence.before) {
+            all[place] = before.found;
+        }
+        tensors.push(evidence);
+    }
+    let weights = Compared { expected: binding.weights, found: checkpoint.weights_id_of(&all) };
+    let state = match direction {
+        Direction::Apply => State::Base,
+        Direction::Revert => State::Edited,
+    };
+    Ok(DigestEvidence {
+        state: Some(state),
+        binding: Some(binding_index),
+        mismatch: None,
+        weights: Some(weights),
+        tensors,
+    })
+}
+
+impl DigestEvidence {
+    fn of_mismatch(mismatch: Mismatch) -> Self {
+        Self { state: None, binding: None, mismatch: Some(mismatch), weights: None, tensors: Vec::new() }
+    }
+}
+
+/// Computes a tensor's other state in memory and comes back from there.
+fn recompute(
+    checkpoint: &Checkpoint,
+    work: &TensorWork<'_>,
+    direction: Direction,
+    start: TensorDigest,
+    progress: Progress<'_>,
+) -> Result<TensorEvidence, OperationError> {
+    let mut hasher = blake3::Hasher::new();
+    let mut total = RowsApplied::default();
+    let mut problem = None;
+    let (mut bytes, mut changed) = (Vec::new(), Vec::new());
+    for rows in work.blocks() {
+        work.read_rows(checkpoint, &rows, &mut bytes)?;
+        changed.clone_from(&bytes);
+        match there_and_back(work, direction, rows, &bytes, &mut changed, &mut hasher) {
+            Ok(applied) => total += applied,
+            Err(found) => {
+                problem = Some(found);
+                break;
+            }
+        }
+        progress(bytes.len() as u64);
+    }
+    let name = work.binding.name.clone();
+    let start = Compared { expected: direction.start(work.binding), found: start };
+    let end = Compared { expected: direction.end(work.binding), found: TensorDigest::finish(&hasher) };
+    // A computation that stopped half-way has no digest.
+    let (start, end) = (Some(start), problem.is_none().then_some(end));
+    let (before, after) = match direction {
+        Direction::Apply => (start, end),
+        Direction::Revert => (end, start),
+    };
+    Ok(TensorEvidence { name, before, after, changed: total.changed, not_finite: total.not_finite, problem })
+}
+
+/// Changes a block, hashes it, changes it back and compares; what goes wrong is told in words.
+fn there_and_back(
+    work: &TensorWork<'_>,
+    direction: Direction,
+    rows: std::ops::Range<usize>,
+    bytes: &[u8],
+    changed: &mut [u8],
+    hasher: &mut blake3::Hasher,
+) -> Result<RowsApplied, String> {
+    let in_words = |error: OperationError| error.to_string();
+    let mut applied = work.change_rows(direction, rows.clone(), changed).map_err(in_words)?;
+    hasher.update(changed);
+    applied += work.change_rows(direction.reversed(), rows.clone(), changed).map_err(in_words)?;
+    if bytes != changed {
+        let name = &work.binding.name;
+        return Err(format!(
+            "tensor `{name}`, rows {rows:?}: changed and changed back, they are not the same"
+        ));
+    }
+    Ok(applied)
+}

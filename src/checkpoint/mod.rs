@@ -14,6 +14,7 @@ mod create;
 mod error;
 mod header;
 mod index;
+mod write;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,6 +28,7 @@ pub use self::create::{NewTensor, write_new, write_safetensors};
 pub use self::error::CheckpointError;
 pub use self::header::{HEADER_SIZE_BYTES_MAX, TENSOR_NAME_BYTES_MAX};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};
+pub use self::write::{Committed, Output, check_output};
 
 use self::header::HEADER_SIZE_FIELD_BYTES;
 use self::index::Index;
@@ -86,17 +88,12 @@ impl CheckpointFile {
     }
 }
 
-/// What kind of path a checkpoint was opened from; the output has the same kind.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a checkpoint is on disk; its output is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {
-    /// One safetensors file.
+    /// One safetensors file, named by itself.
     File,
-    /// Shards and the index with this file name.
-    Index {
-        /// File name of the index.
-        file_name: String,
-    },
-    /// A model folder.
+    /// A folder: shards with their index, or a model folder, with config and tokenizer beside the weights.
     Folder,
 }
 
@@ -125,7 +122,7 @@ impl Checkpoint {
         let (weights, layout) = if about.is_dir() {
             (find_weights(path)?, Layout::Folder)
         } else {
-            (path.to_owned(), layout_of_file(path))
+            (path.to_owned(), if is_index(path) { Layout::Folder } else { Layout::File })
         };
         let folder = match weights.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
@@ -146,9 +143,9 @@ impl Checkpoint {
         &self.folder
     }
 
-    /// What kind of path it was opened from.
-    pub fn layout(&self) -> &Layout {
-        &self.layout
+    /// What it is on disk.
+    pub fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// The safetensors files, in order of their names.
@@ -251,7 +248,7 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn weights_id_with(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<WeightsId, CheckpointError> {
-        let digests = self.digests_with(self.tensors(), progress)?;
+        let digests = self.digests_with(&Vec::from_iter(self.tensors()), progress)?;
         Ok(self.weights_id_of(&digests))
     }
 
@@ -259,12 +256,12 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`CheckpointError::Io`].
-    pub fn digests_with<'a>(
+    pub fn digests_with(
         &self,
-        tensors: impl IntoParallelIterator<Item = &'a TensorInfo, Iter: IndexedParallelIterator>,
+        tensors: &[&TensorInfo],
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<TensorDigest>, CheckpointError> {
-        tensors.into_par_iter().map(|tensor| self.digest_with(tensor, progress)).collect()
+        tensors.par_iter().map(|tensor| self.digest_with(tensor, progress)).collect()
     }
 
     /// The weights id that these digests, one per tensor of [`Checkpoint::tensors`], give.
@@ -278,13 +275,6 @@ impl Checkpoint {
 
 fn is_index(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
-}
-
-fn layout_of_file(path: &Path) -> Layout {
-    match path.file_name().and_then(|name| name.to_str()) {
-        Some(name) if is_index(path) => Layout::Index { file_name: name.to_owned() },
-        _ => Layout::File,
-    }
 }
 
 /// The file of weights in a model folder.
@@ -411,11 +401,11 @@ fn nearest_name(tensors: &[TensorInfo], name: &str) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// The bytes of a safetensors file of F32 tensors `(name, values)`.
-    fn file_bytes(tensors: &[(&str, &[f32])]) -> Vec<u8> {
+    pub(crate) fn file_bytes(tensors: &[(&str, &[f32])]) -> Vec<u8> {
         let mut header = serde_json::Map::new();
         let mut data: Vec<u8> = Vec::new();
         for (name, values) in tensors {
@@ -433,14 +423,14 @@ mod tests {
         bytes
     }
 
-    fn write(folder: &tempfile::TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
+    pub(crate) fn write(folder: &tempfile::TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).unwrap();
         path
     }
 
     /// Two shards, `b` before `a`, and an index with this weight map.
-    fn sharded(weight_map: serde_json::Value) -> tempfile::TempDir {
+    pub(crate) fn sharded(weight_map: serde_json::Value) -> tempfile::TempDir {
         let folder = tempfile::tempdir().unwrap();
         write(&folder, "one.safetensors", file_bytes(&[("b", &[1.0, 2.0])]));
         write(&folder, "two.safetensors", file_bytes(&[("a", &[3.0]), ("c", &[4.0])]));
@@ -458,7 +448,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = write(&folder, "x.safetensors", file_bytes(&[("b", &[1.0, 2.0]), ("a", &[3.0])]));
         let checkpoint = Checkpoint::open(&path).unwrap();
-        assert_eq!(checkpoint.layout(), &Layout::File);
+        assert_eq!(checkpoint.layout(), Layout::File);
         assert_eq!(checkpoint.folder(), folder.path());
         let names: Vec<_> = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
         assert_eq!(names, ["a", "b"]);
@@ -485,8 +475,9 @@ mod tests {
         let add = |bytes| _ = read.fetch_add(bytes, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(from_folder.weights_id_with(&add).unwrap(), id);
         assert_eq!(read.into_inner(), from_folder.weights_size_bytes());
-        assert_eq!(from_folder.layout(), &Layout::Folder);
+        assert_eq!(from_folder.layout(), Layout::Folder);
         let from_index = Checkpoint::open(shards.path().join("model.safetensors.index.json")).unwrap();
+        assert_eq!(from_index.layout(), Layout::Folder);
         assert_eq!(from_index.weights_id().unwrap(), id);
         assert_eq!(Checkpoint::open(single.path()).unwrap().weights_id().unwrap(), id);
     }

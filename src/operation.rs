@@ -1,0 +1,632 @@
+//! What apply, revert and verify share: finding where the weights stand, a plan, and its execution.
+//!
+//! ```text
+//! survey   digests of the touched tensors  ->  all at the start | all at the end | neither, and where
+//! plan     what will be written, as data
+//! execute  copy the base, rewrite the touched tensors block by block, compare digests, rename
+//! ```
+//!
+//! Apply goes from the digests `before` to those `after`, revert the other way; nothing else differs, so both are
+//! one code. What counts is the bytes: no log or name is asked in which state a checkpoint is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, Output, TensorInfo};
+use crate::digest::{PatchId, TensorDigest};
+use crate::factors::{FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
+use crate::patch::manifest::{Binding, TensorBinding};
+use crate::patch::{Patch, PatchError};
+use crate::tensor::Dtype;
+
+/// Weights worked on at once: enough for every core to have rows, little beside a model.
+const BLOCK_BYTES: usize = 32 << 20;
+
+/// Told bytes as they are done, from any thread.
+pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
+
+/// Something went wrong on the way from one state to the other; no output was left behind.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperationError {
+    /// Reading the checkpoint or writing the output.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A part of the patch cannot be decoded.
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    /// The arithmetic refused.
+    #[error("tensor `{tensor}`: {source}")]
+    Factors {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: FactorError,
+    },
+    /// The checkpoint is not the one that the plan was made for.
+    #[error("`{path}` is not in the state that the plan was made for: {mismatch}")]
+    OtherState {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Where it differs.
+        mismatch: Box<Mismatch>,
+    },
+    /// The plan belongs to another patch.
+    #[error("the plan was made for patch {expected}, not for {found}")]
+    OtherPatch {
+        /// The plan's patch.
+        expected: PatchId,
+        /// The patch at hand.
+        found: PatchId,
+    },
+    /// The result is not what the patch promises.
+    #[error("tensor `{tensor}` came out as {found}, the patch promises {expected}; nothing was kept")]
+    WrongResult {
+        /// The tensor.
+        tensor: String,
+        /// The digest in the patch.
+        expected: TensorDigest,
+        /// The digest of the result.
+        found: TensorDigest,
+    },
+}
+
+/// Which way an operation goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From `before` to `after`.
+    Apply,
+    /// From `after` to `before`.
+    Revert,
+}
+
+impl Direction {
+    /// The other way.
+    pub fn reversed(self) -> Self {
+        match self {
+            Direction::Apply => Direction::Revert,
+            Direction::Revert => Direction::Apply,
+        }
+    }
+
+    /// The digest that a tensor has at the start.
+    pub fn start(self, tensor: &TensorBinding) -> TensorDigest {
+        match self {
+            Direction::Apply => tensor.before,
+            Direction::Revert => tensor.after,
+        }
+    }
+
+    /// The digest that a tensor has at the end.
+    pub fn end(self, tensor: &TensorBinding) -> TensorDigest {
+        self.reversed().start(tensor)
+    }
+}
+
+// ------------------------------------------------------------------------------------ where the weights stand --
+
+/// The first tensor that is not as it should be, and how the others stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("tensor `{tensor}` {difference}{}", self.half_way())]
+pub struct Mismatch {
+    /// The tensor.
+    pub tensor: String,
+    /// What is wrong with it.
+    pub difference: Difference,
+    /// The binding that comes closest, and that all this is about.
+    pub binding: usize,
+    /// Touched tensors in the state that the operation starts from.
+    pub at_start: usize,
+    /// Touched tensors in the state that the operation leads to.
+    pub at_end: usize,
+    /// Touched tensors of the binding.
+    pub tensors: usize,
+}
+
+impl Mismatch {
+    /// Each tensor is in one of the patch's two states, but not all in the same: somebody stopped half-way.
+    pub fn is_half_way(&self) -> bool {
+        self.at_start > 0 && self.at_end > 0 && self.at_start + self.at_end >= self.tensors
+    }
+
+    fn half_way(&self) -> String {
+        if !self.is_half_way() {
+            return String::new();
+        }
+        format!("; {} of {} touched tensors are in the other state already", self.at_end, self.tensors)
+    }
+}
+
+/// How a tensor differs from what a patch expects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Difference {
+    /// There is none of that name.
+    #[error("is missing{}", nearest.as_ref().map_or_else(String::new, |name| format!("; the nearest name is `{name}`")))]
+    Missing {
+        /// The name that comes closest.
+        nearest: Option<String>,
+    },
+    /// It has another element type.
+    #[error("is {found}, the patch expects {expected}")]
+    Dtype {
+        /// The patch's.
+        expected: Dtype,
+        /// The checkpoint's, as safetensors writes it.
+        found: String,
+    },
+    /// It has another shape.
+    #[error("has shape {found:?}, the patch expects {expected:?}")]
+    Shape {
+        /// The patch's.
+        expected: [u64; 2],
+        /// The checkpoint's.
+        found: Vec<u64>,
+    },
+    /// It holds other weights.
+    #[error("hashes to {found}, the patch expects {expected}")]
+    Digest {
+        /// The patch's.
+        expected: TensorDigest,
+        /// The checkpoint's.
+        found: TensorDigest,
+    },
+}
+
+/// The three answers, the same for both directions.
+#[derive(Debug)]
+pub(crate) enum Standing {
+    /// All touched tensors of this binding are at the start.
+    Start(usize),
+    /// All touched tensors of this binding are at the end.
+    End(usize),
+    /// Neither.
+    Elsewhere(Mismatch),
+}
+
+/// Finds which binding's start, or else which binding's end, the checkpoint stands at.
+pub(crate) fn survey(
+    checkpoint: &Checkpoint,
+    patch: &Patch,
+    direction: Direction,
+    progress: Progress<'_>,
+) -> Result<Standing, OperationError> {
+    let touched = touched_tensors(checkpoint, patch);
+    let digests = checkpoint.digests_with(&touched, progress)?;
+    let names = touched.iter().map(|tensor| tensor.name.as_str());
+    let digests: Digests<'_> = names.zip(digests).collect();
+    Ok(standing(checkpoint, &patch.manifest().bindings, &digests, direction))
+}
+
+/// Digests of tensors by name.
+pub(crate) type Digests<'a> = BTreeMap<&'a str, TensorDigest>;
+
+/// As [`survey`], from digests that are known; a tensor without one counts as missing.
+pub(crate) fn standing(
+    checkpoint: &Checkpoint,
+    bindings: &[Binding],
+    digests: &Digests<'_>,
+    direction: Direction,
+) -> Standing {
+    let compared: Vec<_> =
+        bindings.iter().map(|binding| Comparison::new(checkpoint, binding, digests, direction)).collect();
+    if let Some(index) = compared.iter().position(|found| found.at_start == found.tensors) {
+        return Standing::Start(index);
+    }
+    if let Some(index) = compared.iter().position(|found| found.at_end == found.tensors) {
+        return Standing::End(index);
+    }
+    Standing::Elsewhere(closest(compared))
+}
+
+/// The comparison with most tensors in either state; the earliest among equals.
+fn closest(compared: Vec<Comparison>) -> Mismatch {
+    let mut best: Option<(usize, Comparison)> = None;
+    for (binding, found) in compared.into_iter().enumerate() {
+        if best.as_ref().is_none_or(|(_, best)| best.at_start + best.at_end < found.at_start + found.at_end) {
+            best = Some((binding, found));
+        }
+    }
+    let (binding, found) = best.unwrap_or_default();
+    let (tensor, difference) =
+        found.first.unwrap_or_else(|| (String::new(), Difference::Missing { nearest: None }));
+    let Comparison { at_start, at_end, tensors, .. } = found;
+    Mismatch { tensor, difference, binding, at_start, at_end, tensors }
+}
+
+#[derive(Debug, Default)]
+struct Comparison {
+    at_start: usize,
+    at_end: usize,
+    tensors: usize,
+    /// The first tensor that is not at the start.
+    first: Option<(String, Difference)>,
+}
+
+impl Comparison {
+    fn new(checkpoint: &Checkpoint, binding: &Binding, digests: &Digests<'_>, direction: Direction) -> Self {
+        let mut comparison = Comparison { tensors: binding.tensors.len(), ..Comparison::default() };
+        for tensor in &binding.tensors {
+            let found = locate(checkpoint, tensor).and_then(|info| {
+                let found = digests.get(info.name.as_str()).copied();
+                found.ok_or(Difference::Missing { nearest: None })
+            });
+            let expected = direction.start(tensor);
+            comparison.at_start += usize::from(found == Ok(expected));
+            comparison.at_end += usize::from(found == Ok(direction.end(tensor)));
+            let difference = match found {
+                Ok(found) if found == expected => continue,
+                Ok(found) => Difference::Digest { expected, found },
+                Err(difference) => difference,
+            };
+            comparison.first.get_or_insert_with(|| (tensor.name.clone(), difference));
+        }
+        comparison
+    }
+}
+
+/// The checkpoint's tensor that a binding speaks of, if type and shape fit.
+fn locate<'c>(checkpoint: &'c Checkpoint, tensor: &TensorBinding) -> Result<&'c TensorInfo, Difference> {
+    let info = match checkpoint.tensor(&tensor.name) {
+        Ok(info) => info,
+        Err(CheckpointError::MissingTensor { nearest, .. }) => return Err(Difference::Missing { nearest }),
+        Err(_) => return Err(Difference::Missing { nearest: None }),
+    };
+    if info.element_dtype() != Some(tensor.dtype) {
+        return Err(Difference::Dtype { expected: tensor.dtype, found: info.dtype.clone() });
+    }
+    if info.shape != tensor.shape {
+        return Err(Difference::Shape { expected: tensor.shape, found: info.shape.clone() });
+    }
+    Ok(info)
+}
+
+/// The checkpoint's tensors that any binding could be about.
+fn touched_tensors<'c>(checkpoint: &'c Checkpoint, patch: &Patch) -> Vec<&'c TensorInfo> {
+    let bindings = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
+    let located = bindings.filter_map(|tensor| locate(checkpoint, tensor).ok());
+    let by_name: BTreeMap<&str, &TensorInfo> = located.map(|info| (info.name.as_str(), info)).collect();
+    by_name.into_values().collect()
+}
+
+/// Bytes that planning an operation reads: the touched tensors.
+pub fn survey_size_bytes(checkpoint: &Checkpoint, patch: &Patch) -> u64 {
+    touched_tensors(checkpoint, patch).iter().map(|tensor| tensor.size_bytes).sum()
+}
+
+// ------------------------------------------------------------------------------------------------- one tensor --
+
+/// One touched tensor with all that changing it needs.
+pub(crate) struct TensorWork<'a> {
+    pub(crate) binding: &'a TensorBinding,
+    pub(crate) info: &'a TensorInfo,
+    update: Update,
+    undo: UndoLog,
+}
+
+impl<'a> TensorWork<'a> {
+    /// Decodes the terms and the undo log of one tensor.
+    pub(crate) fn load(
+        checkpoint: &'a Checkpoint,
+        patch: &'a Patch,
+        binding_index: usize,
+        tensor_index: usize,
+    ) -> Result<Self, OperationError> {
+        let bindings = &patch.manifest().bindings;
+        let binding = &bindings[binding_index].tensors[tensor_index];
+        let info = locate(checkpoint, binding).map_err(|difference| OperationError::OtherState {
+            path: checkpoint.path().to_owned(),
+            mismatch: Box::new(Mismatch {
+                tensor: binding.name.clone(),
+                difference,
+                binding: binding_index,
+                at_start: 0,
+                at_end: 0,
+                tensors: bindings[binding_index].tensors.len(),
+            }),
+        })?;
+        let (update, undo) = decode_tensor(patch, binding_index, tensor_index)?;
+        Ok(Self { binding, info, update, undo })
+    }
+
+    /// Ranges of rows to work on one after the other.
+    pub(crate) fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        row_blocks(self.update.rows(), self.update.columns(), self.binding.dtype)
+    }
+
+    /// Reads the checkpoint's bytes of `rows` into `bytes`.
+    pub(crate) fn read_rows(
+        &self,
+        checkpoint: &Checkpoint,
+        rows: &Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), OperationError> {
+        bytes.resize(rows.len() * self.row_size_bytes(), 0);
+        Ok(checkpoint.read_at(self.info, self.offset(rows), bytes)?)
+    }
+
+    /// Turns the bytes of `rows` into those of the other state.
+    pub(crate) fn change_rows(
+        &self,
+        direction: Direction,
+        rows: Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<RowsApplied, OperationError> {
+        let dtype = self.binding.dtype;
+        let changed = match direction {
+            Direction::Apply => self.update.apply_rows(dtype, rows, bytes),
+            Direction::Revert => {
+                self.undo.revert_rows(&self.update, dtype, rows, bytes).map(|()| RowsApplied::default())
+            }
+        };
+        changed.map_err(|source| factors_error(&self.binding.name, source))
+    }
+
+    fn row_size_bytes(&self) -> usize {
+        self.update.columns() * self.binding.dtype.size_bytes()
+    }
+
+    fn offset(&self, rows: &Range<usize>) -> u64 {
+        rows.start as u64 * self.row_size_bytes() as u64
+    }
+}
+
+/// The update and the undo log of a tensor of a binding; both indices are in range.
+pub(crate) fn decode_tensor(
+    patch: &Patch,
+    binding_index: usize,
+    tensor_index: usize,
+) -> Result<(Update, UndoLog), OperationError> {
+    let binding = &patch.manifest().bindings[binding_index].tensors[tensor_index];
+    let terms = binding.terms.iter().map(|index| patch.term(*index)).collect::<Result<_, _>>()?;
+    let undo = patch.undo(binding_index, tensor_index)?;
+    let parsed = Update::new(terms).and_then(|update| {
+        let undo = UndoLog::parse(undo, update.rows(), update.columns())?;
+        Ok((update, undo))
+    });
+    parsed.map_err(|source| factors_error(&binding.name, source))
+}
+
+fn factors_error(tensor: &str, source: FactorError) -> OperationError {
+    OperationError::Factors { tensor: tensor.to_owned(), source }
+}
+
+/// Ranges of about [`BLOCK_BYTES`], in whole blocks of the undo log.
+pub(crate) fn row_blocks(
+    rows: usize,
+    columns: usize,
+    dtype: Dtype,
+) -> impl Iterator<Item = Range<usize>> + use<> {
+    let undo_rows = undo_rows_per_block(columns);
+    let undo_block_bytes = undo_rows.saturating_mul(columns.max(1)).saturating_mul(dtype.size_bytes());
+    let block_rows = (BLOCK_BYTES / undo_block_bytes).max(1) * undo_rows;
+    (0..rows).step_by(block_rows).map(move |start| start..rows.min(start + block_rows))
+}
+
+// ------------------------------------------------------------------------------------------ plan and execution --
+
+/// What an operation will write.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Plan {
+    /// Which way it goes.
+    pub direction: Direction,
+    /// The patch.
+    pub patch: PatchId,
+    /// The binding that fits the checkpoint.
+    pub binding: usize,
+    /// The tensors that are rewritten, in bytewise order of their names.
+    pub tensors: Vec<PlannedTensor>,
+    /// The base's files that hold them; others are linked.
+    pub files: Vec<PathBuf>,
+    /// Size of those files: what is copied.
+    pub copy_size_bytes: u64,
+    /// Size of the tensors: what is rewritten in the copy.
+    pub tensor_size_bytes: u64,
+}
+
+/// One tensor of a plan.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct PlannedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape, `[out, in]`.
+    pub shape: [u64; 2],
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// Its digest now.
+    pub start: TensorDigest,
+    /// Its digest afterwards.
+    pub end: TensorDigest,
+    /// `norm(after - before) / norm(before)`.
+    pub norm_ratio: f64,
+}
+
+/// What an operation has written.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Written {
+    /// The output.
+    pub path: PathBuf,
+    /// How many tensors were rewritten.
+    pub tensors: usize,
+    /// Their size in bytes.
+    pub tensor_size_bytes: u64,
+    /// Weights that are NaN or infinite in the base and were left as they are; counted when applying.
+    pub not_finite: u64,
+    /// Weights whose bits changed; counted when applying.
+    pub changed: u64,
+    /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited.
+    pub left_out: Vec<String>,
+}
+
+impl Plan {
+    /// A plan for a checkpoint whose tensors are at the start of `binding`.
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        patch: &Patch,
+        binding_index: usize,
+        direction: Direction,
+    ) -> Result<Self, OperationError> {
+        let mut tensors = Vec::new();
+        let mut infos = Vec::new();
+        for tensor in &patch.manifest().bindings[binding_index].tensors {
+            let info = checkpoint.tensor(&tensor.name)?;
+            tensors.push(PlannedTensor {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype,
+                shape: tensor.shape,
+                size_bytes: info.size_bytes,
+                start: direction.start(tensor),
+                end: direction.end(tensor),
+                norm_ratio: tensor.norm_ratio,
+            });
+            infos.push(info);
+        }
+        let files: BTreeSet<usize> = infos.iter().map(|info| info.file_index).collect();
+        Ok(Self {
+            direction,
+            patch: patch.id(),
+            binding: binding_index,
+            files: files.into_iter().map(|index| checkpoint.files()[index].path().to_owned()).collect(),
+            copy_size_bytes: Output::copy_size_bytes(checkpoint, infos.iter().copied()),
+            tensor_size_bytes: infos.iter().map(|info| info.size_bytes).sum(),
+            tensors,
+        })
+    }
+
+    /// Bytes that [`Plan::execute`] reports to its progress, all in all.
+    pub fn work_size_bytes(&self) -> u64 {
+        self.copy_size_bytes + self.tensor_size_bytes
+    }
+
+    /// Writes the output: a copy of the checkpoint with the touched tensors in the other state.
+    ///
+    /// Every digest is compared before the output gets its name; after an error there is no output.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub fn execute(
+        &self,
+        checkpoint: &Checkpoint,
+        patch: &Patch,
+        target: &Path,
+        progress: Progress<'_>,
+    ) -> Result<Written, OperationError> {
+        let bindings = &patch.manifest().bindings;
+        let Some(binding) = bindings.get(self.binding).filter(|_| patch.id() == self.patch) else {
+            return Err(OperationError::OtherPatch { expected: self.patch, found: patch.id() });
+        };
+        let infos = binding.tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name));
+        let infos: Vec<&TensorInfo> = infos.collect::<Result<_, _>>()?;
+        let output = Output::create(checkpoint, target, infos, progress)?;
+        let mut total = RowsApplied::default();
+        for tensor_index in 0..binding.tensors.len() {
+            let work = TensorWork::load(checkpoint, patch, self.binding, tensor_index)?;
+            total += self.rewrite(checkpoint, &work, &output, progress)?;
+        }
+        let committed = output.commit()?;
+        Ok(Written {
+            path: committed.path,
+            tensors: binding.tensors.len(),
+            tensor_size_bytes: self.tensor_size_bytes,
+            not_finite: total.not_finite,
+            changed: total.changed,
+            left_out: committed.left_out,
+        })
+    }
+
+    /// Rewrites one tensor in the output and compares its digest.
+    fn rewrite(
+        &self,
+        checkpoint: &Checkpoint,
+        work: &TensorWork<'_>,
+        output: &Output<'_>,
+        progress: Progress<'_>,
+    ) -> Result<RowsApplied, OperationError> {
+        let mut hasher = blake3::Hasher::new();
+        let mut bytes = Vec::new();
+        let mut total = RowsApplied::default();
+        for rows in work.blocks() {
+            work.read_rows(checkpoint, &rows, &mut bytes)?;
+            let changed = work.change_rows(self.direction, rows.clone(), &mut bytes);
+            total += changed.map_err(|error| self.explain(checkpoint, work, error))?;
+            hasher.update(&bytes);
+            output.write_at(work.info, work.offset(&rows), &bytes)?;
+            progress(bytes.len() as u64);
+        }
+        let (expected, found) = (self.direction.end(work.binding), TensorDigest::finish(&hasher));
+        if expected == found {
+            return Ok(total);
+        }
+        let tensor = work.binding.name.clone();
+        Err(self.explain(checkpoint, work, OperationError::WrongResult { tensor, expected, found }))
+    }
+
+    /// Tells a base that changed under us from arithmetic that went wrong.
+    fn explain(
+        &self,
+        checkpoint: &Checkpoint,
+        work: &TensorWork<'_>,
+        error: OperationError,
+    ) -> OperationError {
+        let expected = self.direction.start(work.binding);
+        match checkpoint.digest(work.info) {
+            Ok(found) if found != expected => OperationError::OtherState {
+                path: checkpoint.path().to_owned(),
+                mismatch: Box::new(Mismatch {
+                    tensor: work.binding.name.clone(),
+                    difference: Difference::Digest { expected, found },
+                    binding: self.binding,
+                    at_start: 0,
+                    at_end: 0,
+                    tensors: self.tensors.len(),
+                }),
+            },
+            _ => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_cover_all_rows_in_whole_undo_blocks() {
+        for (rows, columns) in [(1, 1), (5, 65_537), (1_000, 70), (4_096, 16_384), (100_000, 3)] {
+            let undo_rows = undo_rows_per_block(columns);
+            let mut next = 0;
+            for block in row_blocks(rows, columns, Dtype::F32) {
+                assert_eq!(block.start, next);
+                assert!(block.end == rows || block.len().is_multiple_of(undo_rows), "{block:?}");
+                assert!(block.len() * columns * 4 <= BLOCK_BYTES || block.len() == undo_rows);
+                next = block.end;
+            }
+            assert_eq!(next, rows);
+        }
+    }
+
+    #[test]
+    fn half_way_is_said() {
+        let mismatch = |at_start, at_end| Mismatch {
+            tensor: "a".to_owned(),
+            difference: Difference::Shape { expected: [2, 3], found: vec![3, 2] },
+            binding: 0,
+            at_start,
+            at_end,
+            tensors: 3,
+        };
+        assert_eq!(mismatch(2, 0).to_string(), "tensor `a` has shape [3, 2], the patch expects [2, 3]");
+        let expected = "tensor `a` has shape [3, 2], the patch expects [2, 3]; 1 of 3 touched tensors are in the \
+                        other state already";
+        assert_eq!(mismatch(2, 1).to_string(), expected);
+    }
+}
