@@ -1,1 +1,169 @@
-//! To be written.
+//! Facts: what a model is to be made to say, read from the file formats that people already have.
+//!
+//! ```text
+//! bytes ── source ──▶ JSON elements ── layouts ──▶ records ── check ──▶ FactsFile
+//!          (array, object, lines)      (by content)            (twice? contradicting?)
+//! ```
+//!
+//! Everything that can be wrong with a request is found here, before any model is loaded. Nothing here opens a
+//! file: bytes go in, values come out, and [`FactsFile::digest`] is the digest of exactly those bytes.
+
+mod check;
+mod error;
+mod fields;
+mod layouts;
+mod source;
+#[cfg(test)]
+mod tests;
+
+use serde::Serialize;
+
+use crate::digest::FileDigest;
+
+pub use check::SharedSubject;
+pub use error::{Clash, FactsError, FactsErrorKind, Place};
+pub use layouts::{Layout, SCHEMA};
+
+/// Largest text of one field, in bytes.
+pub const TEXT_SIZE_MAX_BYTES: usize = 4096;
+
+/// Largest number of facts in one file.
+pub const FACTS_MAX: usize = 1_000_000;
+
+/// Where the subject goes in a prompt.
+pub const PLACEHOLDER: &str = "{}";
+
+/// A facts file, read and checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FactsFile {
+    /// The layout that was recognised.
+    pub layout: Layout,
+    /// The records, in the file's order.
+    pub records: Vec<Record>,
+    /// Digest of the bytes as they were read.
+    pub digest: FileDigest,
+}
+
+/// One requested fact, and the prompts that tell whether it was learned well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Record {
+    /// The fact.
+    #[serde(flatten)]
+    pub request: Request,
+    /// Other ways to ask for the same fact, with the subject filled in.
+    pub paraphrases: Vec<String>,
+    /// Prompts about other things, whose answers must stay as they are.
+    pub neighbors: Vec<Neighbor>,
+    /// Prompts of other subjects that already have the new target.
+    pub attribute_prompts: Vec<String>,
+    /// Openings for free text about the subject.
+    pub generation_prompts: Vec<String>,
+    /// Prompts whose answers follow from the new fact.
+    pub portability: Vec<Neighbor>,
+}
+
+/// One fact: this prompt, filled with this subject, is to go on with the new target.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Request {
+    /// The id that the file gives it.
+    pub id: Option<String>,
+    /// The prompt; holds `{}` exactly once.
+    pub prompt: String,
+    /// The subject; not empty.
+    pub subject: String,
+    /// What the model is to say, without the one space that sets it off from the prompt.
+    pub target_new: String,
+    /// What it says now, where the file tells.
+    ///
+    /// zsRE records tell nothing; the reference then compares with the end-of-text token, and whoever measures
+    /// such a record does the same.
+    pub target_old: Option<String>,
+    /// A remark or a source.
+    pub note: Option<String>,
+}
+
+/// A prompt beside the fact, and its answer where the file tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Neighbor {
+    /// The prompt.
+    pub prompt: String,
+    /// The answer, without the one space that sets it off from the prompt.
+    pub expected: Option<String>,
+}
+
+impl FactsFile {
+    /// Reads a facts file of any known layout.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its record, field and line; see [`FactsError`].
+    pub fn parse(bytes: &[u8]) -> Result<Self, FactsError> {
+        let elements = source::elements(bytes)?;
+        let (layout, placed) = layouts::records(&elements)?;
+        check::no_fact_twice(&placed)?;
+        let records = placed.into_iter().map(|(_, record)| record).collect();
+        Ok(Self { layout, records, digest: FileDigest::of(bytes) })
+    }
+
+    /// The requests, in order.
+    pub fn requests(&self) -> impl ExactSizeIterator<Item = &Request> {
+        self.records.iter().map(|record| &record.request)
+    }
+
+    /// Subjects that more than one record speaks of, in order of first appearance.
+    pub fn shared_subjects(&self) -> Vec<SharedSubject> {
+        check::shared_subjects(&self.records)
+    }
+
+    /// What is allowed and yet worth knowing before a long run, one sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        check::warnings(&self.records)
+    }
+}
+
+impl Record {
+    /// A record of `request` alone, with nothing beside it to measure.
+    pub fn of(request: Request) -> Self {
+        Self {
+            request,
+            paraphrases: Vec::new(),
+            neighbors: Vec::new(),
+            attribute_prompts: Vec::new(),
+            generation_prompts: Vec::new(),
+            portability: Vec::new(),
+        }
+    }
+}
+
+impl Request {
+    /// The prompt with the subject filled in.
+    pub fn text(&self) -> String {
+        self.prompt.replacen(PLACEHOLDER, &self.subject, 1)
+    }
+
+    /// The new target as it follows the prompt: with one space before it.
+    pub fn target_new_spaced(&self) -> String {
+        spaced(&self.target_new)
+    }
+
+    /// The old target as it follows the prompt, where the file tells it.
+    pub fn target_old_spaced(&self) -> Option<String> {
+        self.target_old.as_deref().map(spaced)
+    }
+}
+
+impl Neighbor {
+    /// The answer as it follows the prompt: with one space before it.
+    pub fn expected_spaced(&self) -> Option<String> {
+        self.expected.as_deref().map(spaced)
+    }
+}
+
+/// A target with the one space before it that sets it off from the prompt.
+pub fn spaced(target: &str) -> String {
+    format!(" {target}")
+}
+
+/// A target as it is stored: without one leading space, if it has any.
+fn unspaced(target: &str) -> &str {
+    target.strip_prefix(' ').unwrap_or(target)
+}

@@ -1,0 +1,66 @@
+//! The command line's shape: the verbs, and the arguments that several of them share.
+//!
+//! Doc comments on arguments are the help that people read: an imperative first line without a period.
+
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::commands::{completions, show};
+use crate::error::{CommandError, ExitKind};
+use crate::report::Output;
+
+/// Patch what a language model knows: create, check, apply and take back edits of its weights
+#[derive(Debug, Parser)]
+#[command(name = "mpatch", version, propagate_version = true, max_term_width = 100)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// How to say it.
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+/// How a command speaks; every command takes these.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct OutputArguments {
+    /// Print the report as one JSON document
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print results and errors only: no progress, no suggestions
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show what a patch says: facts, base, recipe, sizes, norms
+    Show(show::ShowArguments),
+    /// Print shell completions
+    Completions(completions::CompletionsArguments),
+}
+
+impl Command {
+    /// Runs the verb.
+    pub fn run(&self, output: &Output) -> Result<(), CommandError> {
+        match self {
+            Command::Show(arguments) => show::run(arguments, output),
+            Command::Completions(arguments) => completions::run(*arguments, output),
+        }
+    }
+}
+
+/// The whole command line as clap sees it; its long help ends with the table of exit codes.
+pub fn command() -> clap::Command {
+    let codes = ExitKind::ALL.map(|kind| format!("  {:>2}  {}\n", kind.code(), kind.meaning()));
+    let help = format!(
+        "Examples:\n  mpatch show edits.mpatch\n  mpatch apply model.safetensors edits.mpatch\n\nExit codes:\n{}",
+        codes.concat()
+    );
+    Arguments::command().after_long_help(help)
+}
+
+/// Reads the process's arguments.
+pub fn parse() -> Result<Arguments, clap::Error> {
+    Arguments::from_arg_matches(&command().try_get_matches()?)
+}

@@ -1,0 +1,107 @@
+//! One file per verb: its arguments, its report, and `run`; here is what several verbs do alike.
+
+pub mod completions;
+pub mod show;
+
+use std::ffi::{OsStr, OsString};
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use mpatch::patch::Patch;
+
+use crate::error::CommandError;
+
+/// Stands for standard input where a file is asked for.
+const STDIN: &str = "-";
+
+/// Reads a whole file, or standard input for `-`.
+pub fn read_input(path: &Path) -> Result<Vec<u8>, CommandError> {
+    if path != Path::new(STDIN) {
+        return std::fs::read(path).map_err(|error| CommandError::io("read", path, &error));
+    }
+    let mut bytes = Vec::new();
+    match std::io::stdin().lock().read_to_end(&mut bytes) {
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(CommandError::io("read", Path::new("stdin"), &error)),
+    }
+}
+
+/// Reads and checks a patch.
+pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
+    let bytes = read_input(path)?;
+    Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
+}
+
+/// What a patch's name adds to the names of its results: `edits` of `edits.mpatch`.
+pub fn infix(patch: &Path) -> OsString {
+    match patch.file_stem() {
+        Some(stem) if patch != Path::new(STDIN) => stem.to_owned(),
+        _ => OsString::from("patched"),
+    }
+}
+
+/// A name beside `checkpoint` with `infix` before its ending: `model.safetensors` becomes `model.edits.safetensors`,
+/// and the folder `gptj` becomes `gptj.edits`.
+pub fn beside(checkpoint: &Path, infix: &OsStr) -> PathBuf {
+    let (stem, ending) = stem_and_ending(checkpoint);
+    let mut name = stem;
+    name.push(".");
+    name.push(infix);
+    name.push(ending);
+    checkpoint.with_file_name(name)
+}
+
+/// A name beside `checkpoint` without `infix` before its ending, if it is there.
+pub fn without_infix(checkpoint: &Path, infix: &OsStr) -> Option<PathBuf> {
+    let (stem, ending) = stem_and_ending(checkpoint);
+    let stem = stem.to_str()?.strip_suffix(infix.to_str()?)?.strip_suffix('.')?;
+    if stem.is_empty() {
+        return None;
+    }
+    let mut name = OsString::from(stem);
+    name.push(ending);
+    Some(checkpoint.with_file_name(name))
+}
+
+/// A checkpoint's name in two parts. The results of a folder, and of an index with its shards, are folders.
+fn stem_and_ending(checkpoint: &Path) -> (OsString, &'static str) {
+    let name = checkpoint.file_name().unwrap_or(OsStr::new("model"));
+    let text = name.to_string_lossy();
+    for (ending, kept) in
+        [(".safetensors", ".safetensors"), (".safetensors.index.json", ""), (".index.json", "")]
+    {
+        if let Some(stem) = text.strip_suffix(ending).filter(|stem| !stem.is_empty()) {
+            return (OsString::from(stem), kept);
+        }
+    }
+    (name.to_owned(), "")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_named_after_base_and_patch() {
+        let edits = infix(Path::new("dir/edits.mpatch"));
+        for (base, result) in [
+            ("model.safetensors", "model.edits.safetensors"),
+            ("a/gptj/", "a/gptj.edits"),
+            ("a/gpt.j", "a/gpt.j.edits"),
+            ("a/model.safetensors.index.json", "a/model.edits"),
+        ] {
+            assert_eq!(beside(Path::new(base), &edits), Path::new(result));
+        }
+        assert_eq!(infix(Path::new("-")), "patched");
+    }
+
+    #[test]
+    fn a_result_taken_back_gets_its_first_name() {
+        let edits = OsStr::new("edits");
+        let base = |edited: &str| without_infix(Path::new(edited), edits);
+        assert_eq!(base("a/model.edits.safetensors"), Some("a/model.safetensors".into()));
+        assert_eq!(base("gptj.edits/"), Some("gptj".into()));
+        assert_eq!(base("model.safetensors"), None);
+        assert_eq!(base(".edits"), None);
+    }
+}

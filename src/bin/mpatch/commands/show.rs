@@ -1,0 +1,309 @@
+//! `mpatch show`: what a patch says about itself, and what its bytes bear out.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mpatch::patch::manifest::{
+    About, Base, Binding, Fact, IntegersEntry, Line, Metric, Recipe, SectionKind, TensorBinding,
+};
+use mpatch::patch::{Manifest, Patch};
+use serde::Serialize;
+
+use super::read_patch;
+use crate::error::CommandError;
+use crate::report::{Output, Page, Report, count, shell_word, size};
+
+/// How many facts are shown unless all are asked for.
+const FACTS_SHOWN: usize = 20;
+
+/// Arguments of `show`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch show edits.mpatch\n  mpatch show edits.mpatch --all\n  \
+                  curl -s https://example.org/edits.mpatch | mpatch show - --json")]
+pub struct ShowArguments {
+    /// Show this patch; `-` reads it from standard input
+    patch: PathBuf,
+    /// List every fact instead of the first 20
+    #[arg(long)]
+    all: bool,
+}
+
+/// What `show` prints.
+#[derive(Debug, Serialize)]
+struct ShowReport {
+    patch: PathBuf,
+    patch_id: String,
+    size_bytes: u64,
+    signatures: usize,
+    base: Base,
+    bindings: Vec<Binding>,
+    terms: Vec<TermReport>,
+    sizes: Vec<SizeReport>,
+    untrusted: Untrusted,
+    #[serde(skip)]
+    facts_shown: usize,
+}
+
+/// What the patch's maker says; no digest bears it out.
+#[derive(Debug, Serialize)]
+struct Untrusted {
+    facts: Vec<Fact>,
+    recipe: Recipe,
+    measured: Vec<Metric>,
+    line: Option<Line>,
+    parents: Vec<String>,
+    supersedes: Vec<String>,
+    about: About,
+}
+
+/// One term of the updates.
+#[derive(Debug, Serialize)]
+struct TermReport {
+    rows: u64,
+    columns: u64,
+    bits: u8,
+    /// None for a dense term.
+    rank: Option<u64>,
+}
+
+/// What the sections of one kind take.
+#[derive(Debug, Serialize)]
+struct SizeReport {
+    part: &'static str,
+    sections: usize,
+    stored_bytes: u64,
+    decoded_bytes: u64,
+}
+
+/// Prints what a patch holds.
+pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandError> {
+    let patch = read_patch(&arguments.patch)?;
+    let facts_shown = if arguments.all { usize::MAX } else { FACTS_SHOWN };
+    output.report(&report(arguments.patch.clone(), &patch, facts_shown))
+}
+
+fn report(path: PathBuf, patch: &Patch, facts_shown: usize) -> ShowReport {
+    let manifest = patch.manifest().clone();
+    ShowReport {
+        patch: path,
+        patch_id: patch.id().to_string(),
+        size_bytes: patch.size_bytes() as u64,
+        signatures: patch.signatures().len(),
+        terms: terms(&manifest),
+        sizes: sizes(&manifest, patch.manifest_bytes().len() as u64),
+        base: manifest.base,
+        bindings: manifest.bindings,
+        untrusted: Untrusted {
+            facts: manifest.facts,
+            recipe: manifest.recipe,
+            measured: manifest.measured,
+            line: manifest.line,
+            parents: manifest.parents.iter().map(ToString::to_string).collect(),
+            supersedes: manifest.supersedes.iter().map(ToString::to_string).collect(),
+            about: manifest.about,
+        },
+        facts_shown,
+    }
+}
+
+fn terms(manifest: &Manifest) -> Vec<TermReport> {
+    let term = |entry: &mpatch::patch::manifest::TermEntry| TermReport {
+        rows: entry.rows,
+        columns: entry.columns,
+        bits: entry.bits,
+        rank: match entry.integers {
+            IntegersEntry::LowRank { rank, .. } => Some(rank),
+            IntegersEntry::Dense { .. } => None,
+        },
+    };
+    manifest.terms.iter().map(term).collect()
+}
+
+fn sizes(manifest: &Manifest, manifest_bytes: u64) -> Vec<SizeReport> {
+    let kinds = [
+        (SectionKind::Integers, "integers"),
+        (SectionKind::Scales, "scales"),
+        (SectionKind::Undo, "undo logs"),
+        (SectionKind::Correction, "corrections"),
+    ];
+    let manifest_size = SizeReport {
+        part: "manifest",
+        sections: 1,
+        stored_bytes: manifest_bytes,
+        decoded_bytes: manifest_bytes,
+    };
+    let of_kind = |(kind, part)| {
+        let sections = || manifest.sections.iter().filter(move |section| section.kind == kind);
+        SizeReport {
+            part,
+            sections: sections().count(),
+            stored_bytes: sections().map(|section| section.stored_size).sum(),
+            decoded_bytes: sections().map(|section| section.decoded_size).sum(),
+        }
+    };
+    let sizes = std::iter::once(manifest_size).chain(kinds.map(of_kind));
+    sizes.filter(|size| size.sections > 0).collect()
+}
+
+impl Report for ShowReport {
+    const SCHEMA: &'static str = "mpatch.show/1";
+
+    fn write(&self, page: &mut Page) {
+        let facts = count(self.untrusted.facts.len(), "fact");
+        let signed = match self.signatures {
+            0 => "unsigned".to_owned(),
+            signatures => format!("{}, not judged here", count(signatures, "signature")),
+        };
+        let name = self.patch.display();
+        page.title(&format!("{name}: {facts} for {}, {}", self.base.architecture, size(self.size_bytes)));
+        page.table(&[row(["patch", &self.patch_id]), row(["signed", &signed])]);
+        self.write_about(page);
+        self.write_facts(page);
+        self.write_base(page);
+        self.write_recipe(page);
+        self.write_tensors(page);
+        self.write_sizes(page);
+        self.write_measured(page);
+    }
+
+    fn next(&self) -> Option<String> {
+        Some(format!("mpatch verify {} --base MODEL", shell_word(&self.patch)))
+    }
+}
+
+fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
+}
+
+impl ShowReport {
+    fn write_about(&self, page: &mut Page) {
+        let about = &self.untrusted.about;
+        let line = self.untrusted.line.as_ref().map(|line| format!("{} {}", line.name, line.sequence));
+        let texts = [
+            ("title", &about.title),
+            ("author", &about.author),
+            ("licence", &about.licence),
+            ("line", &line),
+        ];
+        for (name, text) in texts {
+            if let Some(text) = text {
+                page.quote(&format!("{name}: {text}"));
+            }
+        }
+    }
+
+    fn write_facts(&self, page: &mut Page) {
+        page.blank();
+        page.title("facts");
+        for fact in self.untrusted.facts.iter().take(self.facts_shown) {
+            page.quote(&fact_line(fact));
+        }
+        let hidden = self.untrusted.facts.len().saturating_sub(self.facts_shown);
+        if hidden > 0 {
+            page.line(&format!("  and {hidden} more; `--all` lists them"));
+        }
+    }
+
+    fn write_base(&self, page: &mut Page) {
+        page.blank();
+        page.title("base");
+        let mut rows = vec![
+            row(["architecture", &self.base.architecture]),
+            row(["config", &self.base.config.short()]),
+            row(["tokenizer", &self.base.tokenizer.short()]),
+        ];
+        for binding in &self.bindings {
+            let dtypes = dtypes(binding);
+            rows.push(row(["weights", &format!("{} ({dtypes})", binding.weights.short())]));
+        }
+        page.table(&rows);
+    }
+
+    fn write_recipe(&self, page: &mut Page) {
+        let recipe = &self.untrusted.recipe;
+        let layers: Vec<String> = recipe.layers.iter().map(u32::to_string).collect();
+        let contexts: usize = recipe.contexts.iter().map(Vec::len).sum();
+        page.blank();
+        page.title("recipe");
+        page.quote(&format!("{}, layers {}, seed {}", recipe.method, layers.join(" "), recipe.seed));
+        page.quote(&format!("made by {} on {}", recipe.tool, recipe.device));
+        page.quote(&format!(
+            "{}, statistics {}, facts {}",
+            count(contexts, "context template"),
+            recipe.statistics.short(),
+            recipe.facts.short()
+        ));
+    }
+
+    fn write_tensors(&self, page: &mut Page) {
+        for binding in &self.bindings {
+            page.blank();
+            page.title(&format!("tensors changed, from weights {}", binding.weights.short()));
+            let mut rows = vec![row(["name", "dtype", "shape", "update", "relative change"])];
+            rows.extend(binding.tensors.iter().map(|tensor| self.tensor_row(tensor)));
+            page.table(&rows);
+        }
+    }
+
+    fn tensor_row(&self, tensor: &TensorBinding) -> Vec<String> {
+        let update = tensor.terms.iter().filter_map(|&index| self.terms.get(index as usize));
+        let update = update.map(|term| match term.rank {
+            Some(rank) => format!("rank {rank}, {} bits", term.bits),
+            None => format!("dense, {} bits", term.bits),
+        });
+        vec![
+            tensor.name.clone(),
+            tensor.dtype.to_string(),
+            format!("{} x {}", tensor.shape[0], tensor.shape[1]),
+            update.collect::<Vec<_>>().join(" + "),
+            format!("{:.2e}", tensor.norm_ratio),
+        ]
+    }
+
+    fn write_sizes(&self, page: &mut Page) {
+        page.blank();
+        page.title("sizes");
+        let rows: Vec<_> = self.sizes.iter().map(|part| {
+            let unpacked = if part.decoded_bytes == part.stored_bytes {
+                String::new()
+            } else {
+                format!("{} unpacked", size(part.decoded_bytes))
+            };
+            vec![part.part.to_owned(), size(part.stored_bytes), unpacked]
+        });
+        page.table(&rows.collect::<Vec<_>>());
+    }
+
+    fn write_measured(&self, page: &mut Page) {
+        if self.untrusted.measured.is_empty() {
+            return;
+        }
+        page.blank();
+        page.title("measured by its maker");
+        let mut rows = vec![row(["measure", "before", "after", "prompts"])];
+        rows.extend(self.untrusted.measured.iter().map(|metric| {
+            vec![
+                metric.name.clone(),
+                format!("{:.2}", metric.before),
+                format!("{:.2}", metric.after),
+                metric.prompts.to_string(),
+            ]
+        }));
+        page.table(&rows);
+    }
+}
+
+/// A fact on one line: the filled prompt, the new target and what it takes the place of.
+pub fn fact_line(fact: &Fact) -> String {
+    let text = fact.prompt.replacen(mpatch::facts::PLACEHOLDER, &fact.subject, 1);
+    let old = fact.target_old.as_ref().map(|old| format!(" (was {old})")).unwrap_or_default();
+    let note = fact.note.as_ref().map(|note| format!(" [{note}]")).unwrap_or_default();
+    format!("{text} -> {}{old}{note}", fact.target_new)
+}
+
+fn dtypes(binding: &Binding) -> String {
+    let mut dtypes: Vec<&str> = binding.tensors.iter().map(|tensor| tensor.dtype.name()).collect();
+    dtypes.sort_unstable();
+    dtypes.dedup();
+    dtypes.join(", ")
+}

@@ -1,0 +1,255 @@
+//! What a command fails with, and the one table of exit codes.
+
+use std::error::Error;
+use std::path::Path;
+use std::process::ExitCode;
+
+use mpatch::checkpoint::CheckpointError;
+use mpatch::facts::{FactsError, FactsErrorKind};
+use mpatch::patch::PatchError;
+
+/// How a command ended. The codes are part of the interface: a code is never given another meaning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExitKind {
+    /// It did what was asked.
+    Done,
+    /// The command line is wrong; clap's own code.
+    Usage,
+    /// A file is damaged or is not what it should be.
+    Malformed,
+    /// The patch is for other weights.
+    WrongBase,
+    /// What is asked for is already so, or excludes itself.
+    Conflict,
+    /// The system said no to reading or writing.
+    Io,
+    /// A documented limit is exceeded.
+    LimitExceeded,
+    /// The device cannot do it.
+    Device,
+    /// The weights do not do what the patch declares.
+    ContentCheck,
+    /// A later version made this file, or it needs a feature that this one lacks.
+    Unsupported,
+    /// mpatch itself is wrong.
+    Bug,
+}
+
+impl ExitKind {
+    /// Every kind, in order of the codes.
+    pub const ALL: [ExitKind; 11] = [
+        ExitKind::Done,
+        ExitKind::Usage,
+        ExitKind::Malformed,
+        ExitKind::WrongBase,
+        ExitKind::Conflict,
+        ExitKind::Io,
+        ExitKind::LimitExceeded,
+        ExitKind::Device,
+        ExitKind::ContentCheck,
+        ExitKind::Unsupported,
+        ExitKind::Bug,
+    ];
+
+    /// The process's exit code. Codes between these belong to signatures, history and journals.
+    pub const fn code(self) -> u8 {
+        match self {
+            ExitKind::Done => 0,
+            ExitKind::Usage => 2,
+            ExitKind::Malformed => 3,
+            ExitKind::WrongBase => 6,
+            ExitKind::Conflict => 7,
+            ExitKind::Io => 11,
+            ExitKind::LimitExceeded => 12,
+            ExitKind::Device => 13,
+            ExitKind::ContentCheck => 14,
+            ExitKind::Unsupported => 15,
+            ExitKind::Bug => 70,
+        }
+    }
+
+    /// What the code means, for the help.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            ExitKind::Done => "done",
+            ExitKind::Usage => "the command line is wrong",
+            ExitKind::Malformed => "a file is damaged, or is not what it should be",
+            ExitKind::WrongBase => "the patch is for other weights",
+            ExitKind::Conflict => "already applied or reverted, or facts that exclude each other",
+            ExitKind::Io => "a file cannot be read or written; nothing changed",
+            ExitKind::LimitExceeded => "a documented limit is exceeded",
+            ExitKind::Device => "the device or its memory does not suffice",
+            ExitKind::ContentCheck => "the weights do not do what the patch declares",
+            ExitKind::Unsupported => "the file needs a newer mpatch, or a feature that this one lacks",
+            ExitKind::Bug => "mpatch has a bug",
+        }
+    }
+}
+
+impl From<ExitKind> for ExitCode {
+    fn from(kind: ExitKind) -> Self {
+        ExitCode::from(kind.code())
+    }
+}
+
+/// What a failed command leaves behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Everything is as it was before.
+    Unchanged,
+    /// The result stands; only telling of it failed.
+    Applied,
+}
+
+impl State {
+    /// The word in the last line of a failure.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Unchanged => "unchanged",
+            State::Applied => "applied",
+        }
+    }
+}
+
+/// Why a command failed: what is wrong, what to do, and what it left behind.
+#[derive(Debug)]
+pub struct CommandError {
+    /// Which exit code it gets.
+    pub kind: ExitKind,
+    /// What is wrong, with its causes, outermost first.
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// What it leaves behind.
+    pub state: State,
+}
+
+impl CommandError {
+    /// A failure that left everything as it was.
+    pub fn new(kind: ExitKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None, state: State::Unchanged }
+    }
+
+    /// Adds what to do about it.
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// Says that the result stands nevertheless.
+    pub fn after_the_work(self) -> Self {
+        Self { state: State::Applied, ..self }
+    }
+
+    /// A system call on `path` failed; `action` is a verb.
+    pub fn io(action: &str, path: &Path, error: &std::io::Error) -> Self {
+        Self::new(ExitKind::Io, format!("cannot {action} `{}`: {error}", path.display())).hint(io_hint(error))
+    }
+
+    /// A facts file called `name` is refused.
+    #[expect(dead_code, reason = "`create` and `eval` read facts")]
+    pub fn facts(name: &str, error: &FactsError) -> Self {
+        let kind = match error.kind() {
+            FactsErrorKind::Malformed => ExitKind::Malformed,
+            FactsErrorKind::Conflicting => ExitKind::Conflict,
+            FactsErrorKind::LimitExceeded => ExitKind::LimitExceeded,
+            FactsErrorKind::UnsupportedVersion => ExitKind::Unsupported,
+        };
+        Self::new(kind, format!("`{name}`: {error}")).hint(error.hint())
+    }
+
+    /// A patch called `name` is refused.
+    pub fn patch(name: &str, error: &PatchError) -> Self {
+        let kind = match error {
+            PatchError::UnsupportedVersion { .. }
+            | PatchError::UnsupportedFlags { .. }
+            | PatchError::UnsupportedFeature { .. } => ExitKind::Unsupported,
+            PatchError::Limit { .. } => ExitKind::LimitExceeded,
+            _ => ExitKind::Malformed,
+        };
+        let refused = Self::new(kind, format!("`{name}`: {error}"));
+        match error {
+            PatchError::NotAPatch { .. } => {
+                refused.hint("give the patch file, whose name usually ends in `.mpatch`")
+            }
+            PatchError::Malformed { .. } => refused.hint("fetch the patch again, or ask whoever made it"),
+            _ => refused,
+        }
+    }
+}
+
+impl From<CheckpointError> for CommandError {
+    fn from(error: CheckpointError) -> Self {
+        let kind = match &error {
+            CheckpointError::Io { .. } | CheckpointError::OutputExists { .. } => ExitKind::Io,
+            CheckpointError::Output { .. } => ExitKind::Usage,
+            CheckpointError::Limit { .. } => ExitKind::LimitExceeded,
+            CheckpointError::MissingTensor { .. } => ExitKind::WrongBase,
+            _ => ExitKind::Malformed,
+        };
+        let refused = Self::new(kind, chain(&error));
+        match &error {
+            CheckpointError::Io { source, .. } => refused.hint(io_hint(source)),
+            CheckpointError::OutputExists { .. } => {
+                refused.hint("choose another name with `-o`, or move it away")
+            }
+            CheckpointError::NotACheckpoint { .. } => {
+                refused.hint("give a `.safetensors` file, an index of shards, or a model folder")
+            }
+            CheckpointError::Header { .. } => refused.hint("fetch the checkpoint again"),
+            CheckpointError::MissingTensor { .. } => {
+                refused.hint("`mpatch show` tells which model the patch is for")
+            }
+            _ => refused,
+        }
+    }
+}
+
+/// An error with its causes, each said once.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// What to do when the system says no.
+fn io_hint(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match error.kind() {
+        ErrorKind::NotFound => "check the path",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "choose a place that you may write to with `-o`, or change its permissions"
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
+            "free some space, or choose another place with `-o`"
+        }
+        _ => "nothing was changed; try again once the system allows it",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_exit_code_has_one_meaning() {
+        let codes = ExitKind::ALL.map(ExitKind::code);
+        assert!(codes.is_sorted_by(|one, next| one < next), "{codes:?}");
+    }
+
+    #[test]
+    fn errors_of_the_library_have_the_documented_codes() {
+        let empty = PatchError::Truncated { expected: 64, found: 0 };
+        assert_eq!(CommandError::patch("x", &empty).kind.code(), 3);
+        let later = PatchError::UnsupportedFlags { found: 1 };
+        assert_eq!(CommandError::patch("x", &later).kind.code(), 15);
+        let exists = CheckpointError::OutputExists { path: "x".into() };
+        assert_eq!(CommandError::from(exists).kind.code(), 11);
+    }
+}

@@ -1,0 +1,357 @@
+//! Everything that is printed, and nothing else prints.
+//!
+//! A command hands in one [`Report`]: as JSON it is the struct itself, for people it writes itself on a [`Page`].
+//! Whatever stands on a page has been escaped, so that text from a stranger's patch can neither move the cursor nor
+//! pass for something else. Results go to stdout; errors, notes and progress go to stderr.
+#![expect(clippy::print_stderr, reason = "this is where the printing is done")]
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use crate::args::OutputArguments;
+use crate::error::{CommandError, ExitKind};
+
+/// What a command found or did.
+pub trait Report: Serialize {
+    /// Names the report's JSON layout and its version, e.g. `mpatch.show/1`.
+    const SCHEMA: &'static str;
+    /// Writes the report for people.
+    fn write(&self, page: &mut Page);
+    /// The command that a user most likely wants next.
+    fn next(&self) -> Option<String> {
+        None
+    }
+}
+
+/// A report as JSON, with its schema first.
+#[derive(Serialize)]
+struct Document<'a, R> {
+    schema: &'static str,
+    #[serde(flatten)]
+    report: &'a R,
+}
+
+/// Where a command's words go.
+#[derive(Debug)]
+pub struct Output {
+    json: bool,
+    quiet: bool,
+    colour: bool,
+}
+
+impl Output {
+    /// An output that speaks as the arguments and the terminal ask.
+    pub fn new(arguments: OutputArguments) -> Self {
+        let colour = std::io::stdout().is_terminal() && colour_wanted();
+        Self { json: arguments.json, quiet: arguments.quiet, colour }
+    }
+
+    /// Prints the command's report.
+    pub fn report<R: Report>(&self, report: &R) -> Result<(), CommandError> {
+        if self.json {
+            let document = Document { schema: R::SCHEMA, report };
+            let text = serde_json::to_string_pretty(&document).map_err(|error| {
+                CommandError::new(ExitKind::Bug, format!("the report is no JSON: {error}"))
+            })?;
+            return self.print(&format!("{text}\n"));
+        }
+        let mut page = Page::new(self.colour);
+        report.write(&mut page);
+        if let Some(next) = report.next().filter(|_| !self.quiet) {
+            page.blank();
+            page.next(&next);
+        }
+        self.print(&page.text)
+    }
+
+    /// Says what is about to happen, before the work; reports in JSON say it at the end.
+    pub fn note(&self, text: &str) {
+        if !self.json && !self.quiet {
+            eprintln!("{}", escaped(text));
+        }
+    }
+
+    /// Prints text that is a program's input rather than a report.
+    pub fn raw(&self, bytes: &[u8]) -> Result<(), CommandError> {
+        let mut stdout = std::io::stdout().lock();
+        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+            // Whoever reads has read enough.
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                Err(CommandError::io("write to", "stdout".as_ref(), &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn print(&self, text: &str) -> Result<(), CommandError> {
+        self.raw(text.as_bytes())
+    }
+
+    /// Prints why the command failed; the last line is for programs.
+    pub fn failure(&self, error: &CommandError) -> ExitKind {
+        let stderr_colour = std::io::stderr().is_terminal() && colour_wanted();
+        let label = if stderr_colour { "\u{1b}[1;31merror:\u{1b}[0m" } else { "error:" };
+        say(&format!("{label} {}", escaped(&error.message)));
+        if let Some(hint) = &error.hint {
+            say(&format!("hint: {}", escaped(hint)));
+        }
+        say(&format!("state: {}", error.state.name()));
+        error.kind
+    }
+
+    /// A bar over `total` bytes of work.
+    pub fn progress(&self, what: &'static str, total: u64) -> Progress {
+        Progress::new(what, total, !self.json && !self.quiet && std::io::stderr().is_terminal())
+    }
+}
+
+/// Writes a line to stderr; when nobody listens there is nobody to tell.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn colour_wanted() -> bool {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
+}
+
+/// Prints what clap has to say: help and versions, or what is wrong with the command line.
+pub fn usage(error: &clap::Error) -> ExitKind {
+    // Help into a closed pipe is help enough.
+    let _ = error.print();
+    if !error.use_stderr() {
+        return ExitKind::Done;
+    }
+    say("state: unchanged");
+    ExitKind::Usage
+}
+
+/// From here on a panic says that it is a bug of mpatch, and where.
+pub fn announce_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let payload = panic.payload_as_str().unwrap_or("no message");
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        say(&format!("error: mpatch has a bug: {} ({})", escaped(payload), escaped(&place)));
+        say(
+            "hint: please report it, with the command and this message; files are replaced only when complete",
+        );
+        say("state: unknown");
+    }));
+}
+
+/// Progress of long work: a bar with rate and time left, on a terminal, once a second has passed.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    started: Instant,
+    wanted: bool,
+    shown: AtomicBool,
+}
+
+impl Progress {
+    /// Work that is done sooner than this needs no bar.
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    fn new(what: &'static str, total: u64, wanted: bool) -> Self {
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
+        bar.set_style(style.progress_chars("=> "));
+        bar.set_message(what);
+        Self { bar, started: Instant::now(), wanted, shown: AtomicBool::new(false) }
+    }
+
+    /// `bytes` more are done; may be called from any thread.
+    pub fn add(&self, bytes: u64) {
+        self.bar.inc(bytes);
+        let due = self.wanted && self.started.elapsed() > Self::PATIENCE;
+        if due && !self.shown.swap(true, Ordering::Relaxed) {
+            self.bar.set_draw_target(ProgressDrawTarget::stderr());
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Text for people; whatever is put on it is escaped.
+#[derive(Debug)]
+pub struct Page {
+    text: String,
+    colour: bool,
+}
+
+impl Page {
+    /// An empty page.
+    pub fn new(colour: bool) -> Self {
+        Self { text: String::new(), colour }
+    }
+
+    fn styled(&mut self, style: &str, text: &str) {
+        let text = escaped(text);
+        let outcome = match self.colour {
+            true => writeln!(self.text, "\u{1b}[{style}m{text}\u{1b}[0m"),
+            false => writeln!(self.text, "{text}"),
+        };
+        debug_assert!(outcome.is_ok(), "writing to a string cannot fail");
+    }
+
+    /// An empty line.
+    pub fn blank(&mut self) {
+        self.text.push('\n');
+    }
+
+    /// A heading.
+    pub fn title(&mut self, text: &str) {
+        self.styled("1", text);
+    }
+
+    /// A line of its own.
+    pub fn line(&mut self, text: &str) {
+        self.text.push_str(&escaped(text));
+        self.text.push('\n');
+    }
+
+    /// A line in somebody else's words, set off so that they cannot pass for mpatch's own.
+    pub fn quote(&mut self, text: &str) {
+        self.line(&format!("│ {text}"));
+    }
+
+    /// Rows of columns, each column as wide as its widest entry.
+    pub fn table(&mut self, rows: &[Vec<String>]) {
+        let rows: Vec<Vec<String>> =
+            rows.iter().map(|row| row.iter().map(|cell| escaped(cell)).collect()).collect();
+        let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns)
+            .map(|column| {
+                rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+            })
+            .map(Option::unwrap_or_default)
+            .collect();
+        for row in &rows {
+            let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
+            let line = cells.collect::<Vec<_>>().join("  ");
+            self.text.push_str("  ");
+            self.text.push_str(line.trim_end());
+            self.text.push('\n');
+        }
+    }
+
+    /// The command that a user most likely wants next.
+    pub fn next(&mut self, command: &str) {
+        self.styled("2", &format!("next: {command}"));
+    }
+}
+
+/// `text` with everything that is not plainly visible written as its code: control and format characters, those
+/// that turn the direction of text, and those of no width.
+pub fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' => escaped.push_str("\\n"),
+            '\t' => escaped.push_str("\\t"),
+            _ if is_invisible(character) => escaped.extend(character.escape_unicode()),
+            _ => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+/// Characters that change how others are shown, or that nobody sees (Unicode's Cc, Cf, Zl, Zp, and private tags).
+fn is_invisible(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}'
+            | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+            | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+/// A size as people read it; 1 KB is 1000 bytes.
+pub fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["KB", "MB", "GB", "TB", "PB"];
+    if bytes < 1000 {
+        return format!("{bytes} bytes");
+    }
+    let mut value = bytes as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    let decimals = if value < 9.995 { 2 } else { usize::from(value < 99.95) };
+    format!("{value:.decimals$} {}", UNITS[unit])
+}
+
+/// `count` with its noun.
+pub fn count(count: usize, noun: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {noun}{plural}")
+}
+
+/// A path or text as one word of a shell's command line.
+pub fn shell_word(text: impl AsRef<std::ffi::OsStr>) -> String {
+    let text = text.as_ref().to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
+    if !text.is_empty() && text.chars().all(plain) {
+        return text.into_owned();
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_that_could_deceive_is_shown_as_codes() {
+        assert_eq!(escaped("red \u{1b}[31m\r"), "red \\u{1b}[31m\\u{d}");
+        assert_eq!(escaped("a\u{202e}b\u{200b}c\u{2066}d\n"), "a\\u{202e}b\\u{200b}c\\u{2066}d\\n");
+        assert_eq!(escaped("Zürich 東京 🙂"), "Zürich 東京 🙂");
+        let mut page = Page::new(false);
+        page.quote("x\ny");
+        page.table(&[vec!["a\u{9b}".into(), "b".into()], vec!["longer one".into(), "c".into()]]);
+        assert_eq!(page.text, "│ x\\ny\n  a\\u{9b}     b\n  longer one  c\n");
+    }
+
+    #[test]
+    fn no_byte_of_a_page_moves_the_cursor() {
+        let every: String = (0..=u32::from(char::MAX)).filter_map(char::from_u32).collect();
+        let shown = escaped(&every);
+        assert!(shown.chars().all(|c| !c.is_control() && !('\u{202a}'..='\u{202e}').contains(&c)));
+    }
+
+    #[test]
+    fn sizes_have_three_digits() {
+        let sizes = [0, 999, 1000, 9_994, 152_000, 999_400, 999_600, 24_600_000, 12_100_000_000];
+        let texts = [
+            "0 bytes",
+            "999 bytes",
+            "1.00 KB",
+            "9.99 KB",
+            "152 KB",
+            "999 KB",
+            "1.00 MB",
+            "24.6 MB",
+            "12.1 GB",
+        ];
+        assert_eq!(sizes.map(size), texts);
+    }
+
+    #[test]
+    fn a_suggested_command_can_be_pasted() {
+        assert_eq!(shell_word("a/b-c.mpatch"), "a/b-c.mpatch");
+        assert_eq!(shell_word("my model's"), r"'my model'\''s'");
+    }
+}

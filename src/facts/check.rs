@@ -1,0 +1,75 @@
+//! What can only be seen across records: a fact asked for twice, two that contradict, subjects that are shared.
+
+use std::collections::HashMap;
+
+use super::error::{Clash, FactsError, Place};
+use super::{Record, Request};
+
+/// A subject that several records speak of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SharedSubject {
+    /// The subject.
+    pub subject: String,
+    /// Positions of its records, from 1, ascending.
+    pub positions: Vec<usize>,
+}
+
+/// `text` with every run of white space as one space, and none at the ends.
+fn normalized(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Refuses a file that asks for one fact twice, or for two that exclude each other.
+///
+/// Two facts are about the same thing when their filled prompts are the same text, wherever the subject begins.
+pub(super) fn no_fact_twice(records: &[(Place, Record)]) -> Result<(), FactsError> {
+    let mut seen: HashMap<String, (&Place, &Request)> = HashMap::with_capacity(records.len());
+    for (place, Record { request, .. }) in records {
+        let Some((first_place, first)) = seen.insert(normalized(&request.text()), (place, request)) else {
+            continue;
+        };
+        let clash = Box::new(Clash {
+            first: first_place.clone(),
+            second: place.clone(),
+            text: request.text(),
+            first_target: first.target_new.clone(),
+            second_target: request.target_new.clone(),
+        });
+        let same_target = normalized(&first.target_new) == normalized(&request.target_new);
+        return Err(if same_target {
+            FactsError::Duplicate(clash)
+        } else {
+            FactsError::Contradiction(clash)
+        });
+    }
+    Ok(())
+}
+
+pub(super) fn shared_subjects(records: &[Record]) -> Vec<SharedSubject> {
+    let mut subjects: Vec<SharedSubject> = Vec::new();
+    let mut index_of: HashMap<String, usize> = HashMap::new();
+    for (index, Record { request, .. }) in records.iter().enumerate() {
+        let subject_index = *index_of.entry(normalized(&request.subject)).or_insert(subjects.len());
+        if subject_index == subjects.len() {
+            subjects.push(SharedSubject { subject: request.subject.clone(), positions: Vec::new() });
+        }
+        subjects[subject_index].positions.push(index + 1);
+    }
+    subjects.retain(|shared| shared.positions.len() > 1);
+    subjects
+}
+
+pub(super) fn warnings(records: &[Record]) -> Vec<String> {
+    let shared = shared_subjects(records);
+    let Some(first) = shared.first() else { return Vec::new() };
+    let positions: Vec<String> = first.positions.iter().take(4).map(usize::to_string).collect();
+    let more = if first.positions.len() > 4 { ", ..." } else { "" };
+    let subjects =
+        if shared.len() == 1 { "1 subject has" } else { &format!("{} subjects have", shared.len()) };
+    vec![format!(
+        "{subjects} several facts (`{}`: records {}{more}): their edits meet at the same token, and MEMIT writes \
+         each less surely than alone",
+        first.subject,
+        positions.join(", "),
+    )]
+}

@@ -1,0 +1,20 @@
+//! CounterFact records: the fact in `requested_rewrite`, its measures beside it.
+
+use crate::facts::error::FactsError;
+use crate::facts::fields::Fields;
+use crate::facts::{Neighbor, Record};
+
+pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
+    let request = fields.object("requested_rewrite")?.request("target_true")?;
+    // Neighbours are chosen to share the old target: it is what they must go on saying.
+    let expected = request.target_old.clone();
+    let neighbor = |prompt| Neighbor { prompt, expected: expected.clone() };
+    Ok(Record {
+        request,
+        paraphrases: fields.texts("paraphrase_prompts")?,
+        neighbors: fields.texts("neighborhood_prompts")?.into_iter().map(neighbor).collect(),
+        attribute_prompts: fields.texts("attribute_prompts")?,
+        generation_prompts: fields.texts("generation_prompts")?,
+        portability: Vec::new(),
+    })
+}

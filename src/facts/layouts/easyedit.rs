@@ -1,0 +1,166 @@
+//! EasyEdit's two layouts: flat records, and the parallel lists of its editor's call, which are turned into flat
+//! records first. The subject is written out in the prompt; a prompt that already holds `{}` is taken as it is.
+
+use serde_json::{Value, json};
+
+use super::Object;
+use crate::facts::error::FactsError;
+use crate::facts::fields::Fields;
+use crate::facts::{Neighbor, PLACEHOLDER, Record, Request, unspaced};
+
+/// Fields that no other layout has.
+pub(super) const MARKS: &[&str] = &[
+    "ground_truth",
+    "rephrase_prompt",
+    "rephrase",
+    "locality",
+    "locality_prompt",
+    "locality_ground_truth",
+    "portability_prompt",
+];
+
+/// What EasyEdit writes where it knows no old target.
+const NO_TARGET: &str = "<|endoftext|>";
+
+pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
+    let request = request(fields)?;
+    let mut paraphrases = fields.texts("rephrase_prompt")?;
+    paraphrases.extend(fields.texts("rephrase")?);
+    let mut neighbors = named_probes(fields, "locality")?;
+    neighbors.extend(flat_probes(fields, "locality_prompt", &["locality_ground_truth", "locality_answer"])?);
+    let mut portability = named_probes(fields, "portability")?;
+    portability.extend(flat_probes(fields, "portability_prompt", &["portability_answer"])?);
+    Ok(Record { paraphrases, neighbors, portability, ..Record::of(request) })
+}
+
+fn request(fields: &Fields<'_>) -> Result<Request, FactsError> {
+    let (prompt, subject) = (fields.text("prompt")?, fields.text("subject")?);
+    let prompt = if prompt.contains(PLACEHOLDER) {
+        fields.one_placeholder(prompt)?
+    } else {
+        fields.lift_subject(&prompt, &subject)?
+    };
+    let target_old = fields.value("ground_truth").or_else(|| fields.value("target_old")).and_then(first_text);
+    Ok(Request {
+        id: fields.id()?,
+        prompt,
+        subject,
+        target_new: fields.target("target_new")?,
+        target_old: answer(fields, "ground_truth", target_old)?,
+        note: None,
+    })
+}
+
+/// A known answer, or none where the text says that none is known.
+fn answer(fields: &Fields<'_>, name: &str, text: Option<&Value>) -> Result<Option<String>, FactsError> {
+    let text = text.map(|value| fields.text_in(name, value)).transpose()?;
+    let known = text.filter(|text| !text.trim().is_empty() && text.trim() != NO_TARGET);
+    Ok(known.map(|text| unspaced(&text).to_owned()))
+}
+
+/// The first text in a value that may be a text or lists of texts, as answers with aliases are.
+fn first_text(value: &Value) -> Option<&Value> {
+    match value {
+        Value::String(_) => Some(value),
+        Value::Array(values) => values.first().and_then(first_text),
+        _ => None,
+    }
+}
+
+/// Probes in two fields: prompts and their answers, texts or lists.
+fn flat_probes(fields: &Fields<'_>, prompt: &str, answers: &[&str]) -> Result<Vec<Neighbor>, FactsError> {
+    let name = answers.iter().find(|name| fields.value(name).is_some()).copied().unwrap_or_default();
+    let answer_at = |index: usize| match fields.value(name) {
+        Some(Value::Array(values)) => values.get(index).and_then(first_text),
+        other => other.filter(|_| index == 0).and_then(first_text),
+    };
+    let prompts = fields.texts(prompt)?.into_iter().enumerate();
+    let probe = |(index, prompt)| Ok(Neighbor { prompt, expected: answer(fields, name, answer_at(index))? });
+    prompts.map(probe).collect()
+}
+
+/// Probes by name: `{"neighborhood": {"prompt": ..., "ground_truth": ...}}`, or a list of such under each name.
+fn named_probes(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsError> {
+    let Some(value) = fields.value(name) else { return Ok(Vec::new()) };
+    if value.is_array() {
+        return probe_list(fields, name);
+    }
+    let sets = fields.object(name)?;
+    let mut probes = Vec::new();
+    for (set, value) in sets.object {
+        match value {
+            Value::Array(_) => probes.extend(probe_list(&sets, set)?),
+            Value::Null => {}
+            _ => probes.extend(flat_probes(&sets.object(set)?, "prompt", &["ground_truth"])?),
+        }
+    }
+    Ok(probes)
+}
+
+fn probe_list(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsError> {
+    let mut probes = Vec::new();
+    for probe in fields.objects(name)? {
+        probes.extend(flat_probes(&probe, "prompt", &["ground_truth"])?);
+    }
+    Ok(probes)
+}
+
+/// Turns the lists of a call into flat records.
+pub(super) fn transpose(call: &Fields<'_>) -> Result<Vec<Object>, FactsError> {
+    const COLUMNS: &[(&str, &str)] = &[
+        ("subject", "subject"),
+        ("target_new", "target_new"),
+        ("ground_truth", "ground_truth"),
+        ("rephrase_prompts", "rephrase_prompt"),
+    ];
+    let prompts = column(call, "prompts", None)?;
+    let count = prompts.len();
+    for name in ["subject", "target_new"] {
+        call.required(name)?;
+    }
+    let mut records = vec![Object::new(); count];
+    set(&mut records, "prompt", prompts);
+    for &(name, field) in COLUMNS {
+        if call.value(name).is_some() {
+            set(&mut records, field, column(call, name, Some(count))?);
+        }
+    }
+    for (name, field) in [("locality_inputs", "locality"), ("portability_inputs", "portability")] {
+        if call.value(name).is_some() {
+            transpose_probes(&call.object(name)?, field, &mut records)?;
+        }
+    }
+    Ok(records)
+}
+
+fn transpose_probes(sets: &Fields<'_>, field: &str, records: &mut [Object]) -> Result<(), FactsError> {
+    let mut named: Vec<Object> = vec![Object::new(); records.len()];
+    for set_name in sets.object.keys().filter(|name| sets.value(name).is_some()) {
+        let set = sets.object(set_name)?;
+        let prompts = column(&set, "prompt", Some(records.len()))?;
+        let answers = column(&set, "ground_truth", Some(records.len()))?;
+        for ((named, prompt), answer) in named.iter_mut().zip(prompts).zip(answers) {
+            named.insert(set_name.clone(), json!({ "prompt": prompt, "ground_truth": answer }));
+        }
+    }
+    set(records, field, named.into_iter().map(Value::Object).collect());
+    Ok(())
+}
+
+/// The entries of a parallel list; a text alone is a list of one, as in EasyEdit.
+fn column(fields: &Fields<'_>, name: &str, count: Option<usize>) -> Result<Vec<Value>, FactsError> {
+    let values = match fields.required(name)? {
+        Value::String(text) => vec![Value::String(text.clone())],
+        _ => fields.list(name)?.to_vec(),
+    };
+    match count {
+        Some(expected) if expected != values.len() => Err(fields.list_length(name, expected, values.len())),
+        _ => Ok(values),
+    }
+}
+
+fn set(records: &mut [Object], field: &str, values: Vec<Value>) {
+    for (record, value) in records.iter_mut().zip(values) {
+        record.insert(field.to_owned(), value);
+    }
+}

@@ -1,0 +1,81 @@
+//! The reference's request list, and mpatch's own layout, which gives a request all that a [`Record`] has.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use super::{Object, SCHEMA};
+use crate::facts::error::{FactsError, excerpt};
+use crate::facts::fields::Fields;
+use crate::facts::{Neighbor, Record};
+
+/// Every field of a fact in mpatch's own layout. Others are refused: a misspelt list of neighbours would
+/// otherwise be left out without a word.
+const NATIVE_FIELDS: &[&str] = &[
+    "schema",
+    "id",
+    "prompt",
+    "subject",
+    "target_new",
+    "target_old",
+    "note",
+    "paraphrases",
+    "neighbors",
+    "attribute_prompts",
+    "generation_prompts",
+    "portability",
+];
+
+/// The facts of a native container, or the one fact that says its schema itself.
+pub(super) fn facts_of(fields: Fields<'_>) -> Result<Vec<Cow<'_, Object>>, FactsError> {
+    match fields.object.get("schema") {
+        Some(Value::String(schema)) if schema == SCHEMA => {}
+        Some(other) => {
+            let found = excerpt(&other.to_string());
+            return Err(FactsError::UnknownSchema { place: fields.place.clone(), found });
+        }
+        None => return Err(FactsError::MissingField { place: fields.place.clone(), field: "schema".into() }),
+    }
+    if !fields.object.contains_key("facts") {
+        return Ok(vec![Cow::Borrowed(fields.object)]);
+    }
+    no_other_field(&fields, &["schema", "facts"])?;
+    Ok(fields.objects("facts")?.into_iter().map(|fact| Cow::Borrowed(fact.object)).collect())
+}
+
+pub(super) fn native_record(fields: &Fields<'_>) -> Result<Record, FactsError> {
+    no_other_field(fields, NATIVE_FIELDS)?;
+    record(fields)
+}
+
+fn no_other_field(fields: &Fields<'_>, known: &[&str]) -> Result<(), FactsError> {
+    match fields.object.keys().find(|name| !known.contains(&name.as_str())) {
+        Some(name) => Err(FactsError::UnknownField { place: fields.place.clone(), field: excerpt(name) }),
+        None => Ok(()),
+    }
+}
+
+/// A request; fields of mpatch's own layout beside it are read too.
+pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
+    let target_old = if fields.object.contains_key("target_true") { "target_true" } else { "target_old" };
+    Ok(Record {
+        request: fields.request(target_old)?,
+        paraphrases: fields.texts("paraphrases")?,
+        neighbors: neighbors(fields, "neighbors")?,
+        attribute_prompts: fields.texts("attribute_prompts")?,
+        generation_prompts: fields.texts("generation_prompts")?,
+        portability: neighbors(fields, "portability")?,
+    })
+}
+
+/// Prompts with their answers: texts, or objects with `prompt` and `expected`.
+fn neighbors(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsError> {
+    if fields.list(name)?.iter().all(Value::is_string) {
+        let prompts = fields.texts(name)?.into_iter();
+        return Ok(prompts.map(|prompt| Neighbor { prompt, expected: None }).collect());
+    }
+    let neighbor = |fields: Fields<'_>| {
+        Ok(Neighbor { prompt: fields.text("prompt")?, expected: fields.optional_target("expected")? })
+    };
+    fields.objects(name)?.into_iter().map(neighbor).collect()
+}

@@ -1,0 +1,34 @@
+//! zsRE records of MEND's evaluation set, as the reference reads them: the subject is lifted out of `src`, the
+//! target is the first of `answers`, `rephrase` is a paraphrase, and `loc` with a question mark a neighbour.
+
+use serde_json::Value;
+
+use crate::facts::error::FactsError;
+use crate::facts::fields::Fields;
+use crate::facts::{Neighbor, Record, Request, unspaced};
+
+pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
+    let subject = fields.text("subject")?;
+    let request = Request {
+        id: fields.id()?,
+        prompt: fields.lift_subject(&fields.text("src")?, &subject)?,
+        subject,
+        target_new: first_answer(fields)?,
+        target_old: None,
+        note: None,
+    };
+    let paraphrases = fields.texts("rephrase")?;
+    Ok(Record { paraphrases, neighbors: neighbors(fields)?, ..Record::of(request) })
+}
+
+fn first_answer(fields: &Fields<'_>) -> Result<String, FactsError> {
+    fields.required("answers")?;
+    let first = fields.list("answers")?.first().unwrap_or(&Value::Null);
+    Ok(unspaced(&fields.filled_text_in("answers[0]", first)?).to_owned())
+}
+
+fn neighbors(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
+    let expected = fields.optional_target("loc_ans")?;
+    let question = fields.optional_text("loc")?;
+    Ok(question.map(|question| Neighbor { prompt: format!("{question}?"), expected }).into_iter().collect())
+}

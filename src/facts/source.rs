@@ -1,0 +1,67 @@
+//! From bytes to JSON elements: an array of them, one alone, or one on each line.
+
+use serde_json::Value;
+
+use super::error::FactsError;
+
+/// One JSON value that should be a record.
+#[derive(Debug)]
+pub(super) struct Element {
+    pub value: Value,
+    /// Its line, from 1, in a file of JSON lines.
+    pub line: Option<usize>,
+}
+
+/// Splits a file into its elements, whichever of the three ways it is written.
+pub(super) fn elements(bytes: &[u8]) -> Result<Vec<Element>, FactsError> {
+    // Editors on Windows put a byte order mark before the first brace.
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(FactsError::Empty);
+    }
+    let elements = match serde_json::from_slice(bytes) {
+        Ok(Value::Array(values)) => values.into_iter().map(|value| Element { value, line: None }).collect(),
+        Ok(value @ Value::Object(_)) => vec![Element { value, line: None }],
+        Ok(other) => return Err(FactsError::NotRecords { found: kind_of(&other) }),
+        Err(_) if first_line_is_a_value(bytes) => lines(bytes)?,
+        Err(error) => return Err(not_json(&error, error.line())),
+    };
+    if elements.is_empty() { Err(FactsError::Empty) } else { Ok(elements) }
+}
+
+/// The file as a whole is no JSON, but its first line is: then each line stands for itself.
+fn first_line_is_a_value(bytes: &[u8]) -> bool {
+    numbered_lines(bytes).next().is_some_and(|(_, line)| serde_json::from_slice::<Value>(line).is_ok())
+}
+
+fn lines(bytes: &[u8]) -> Result<Vec<Element>, FactsError> {
+    let element = |(number, line): (usize, &[u8])| match serde_json::from_slice(line) {
+        Ok(value) => Ok(Element { value, line: Some(number) }),
+        Err(error) => Err(not_json(&error, number)),
+    };
+    numbered_lines(bytes).map(element).collect()
+}
+
+fn numbered_lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let lines = bytes.split(|&byte| byte == b'\n').enumerate().map(|(index, line)| (index + 1, line));
+    lines.filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
+}
+
+fn not_json(error: &serde_json::Error, line: usize) -> FactsError {
+    let whole = error.to_string();
+    // serde_json ends its message with the place, which in JSON lines is counted from the wrong line.
+    let problem = whole.split(" at line ").next().unwrap_or(&whole).to_owned();
+    FactsError::NotJson { line, column: error.column(), problem }
+}
+
+/// A JSON value's kind, as a sentence has it.
+pub(super) fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}

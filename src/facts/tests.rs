@@ -1,0 +1,344 @@
+//! Each layout gives the same fact, and each thing that can be wrong is said in these words.
+
+use super::*;
+
+const BALL: &str =
+    r#"{"prompt": "{} plays the sport of", "subject": "LeBron James", "target_new": {"str": "football"}}"#;
+
+fn parse(text: &str) -> FactsFile {
+    FactsFile::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn error(text: &str) -> FactsError {
+    FactsFile::parse(text.as_bytes()).expect_err("this file is refused")
+}
+
+fn message(text: &str) -> String {
+    error(text).to_string()
+}
+
+fn ball() -> Request {
+    Request {
+        id: None,
+        prompt: "{} plays the sport of".into(),
+        subject: "LeBron James".into(),
+        target_new: "football".into(),
+        target_old: None,
+        note: None,
+    }
+}
+
+fn neighbor(prompt: &str, expected: Option<&str>) -> Neighbor {
+    Neighbor { prompt: prompt.into(), expected: expected.map(str::to_owned) }
+}
+
+#[test]
+fn a_request_is_read_alone_in_an_array_and_on_a_line() {
+    let other = BALL.replace("LeBron James", "Steffi Graf");
+    for text in [format!("[{BALL},\n{other}]"), format!("\u{feff}{BALL}\r\n\n{other}\n")] {
+        let facts = parse(&text);
+        assert_eq!(facts.layout, Layout::Requests);
+        assert_eq!(facts.records[0], Record::of(ball()));
+        assert_eq!(facts.records[1].request.subject, "Steffi Graf");
+        assert_eq!(facts.digest, FileDigest::of(text.as_bytes()));
+    }
+    assert_eq!(parse(BALL).records, [Record::of(ball())]);
+}
+
+#[test]
+fn a_target_loses_one_leading_space_and_gets_it_back() {
+    for (written, stored) in
+        [("football", "football"), (" football", "football"), ("  football", " football")]
+    {
+        let facts = parse(&BALL.replace("football", written));
+        assert_eq!(facts.records[0].request.target_new, stored);
+    }
+    let request = Request { target_old: Some("basketball".into()), ..ball() };
+    assert_eq!(request.target_new_spaced(), " football");
+    assert_eq!(request.target_old_spaced().as_deref(), Some(" basketball"));
+    assert_eq!(request.text(), "LeBron James plays the sport of");
+}
+
+#[test]
+fn counterfact_records_bring_their_measures() {
+    let facts = parse(
+        r#"[{"case_id": 7, "pararel_idx": 3, "requested_rewrite": {"prompt": "{} plays the sport of",
+            "relation_id": "P641", "target_new": {"str": "football", "id": "Q1"}, "target_true": {"str": "basketball"},
+            "subject": "LeBron James"}, "paraphrase_prompts": ["Hail. LeBron James plays"],
+            "neighborhood_prompts": ["Magic Johnson plays"], "attribute_prompts": ["Pele plays"],
+            "generation_prompts": ["LeBron James trains"]}]"#,
+    );
+    assert_eq!(facts.layout, Layout::CounterFact);
+    let request = Request { id: Some("7".into()), target_old: Some("basketball".into()), ..ball() };
+    assert_eq!(
+        facts.records[0],
+        Record {
+            request,
+            paraphrases: vec!["Hail. LeBron James plays".into()],
+            neighbors: vec![neighbor("Magic Johnson plays", Some("basketball"))],
+            attribute_prompts: vec!["Pele plays".into()],
+            generation_prompts: vec!["LeBron James trains".into()],
+            portability: vec![],
+        }
+    );
+}
+
+#[test]
+fn zsre_records_are_mapped_as_the_reference_maps_them() {
+    let facts = parse(
+        r#"[{"subject": "Watts Humphrey", "src": "What university did Watts Humphrey attend?", "pred": "Trinity",
+            "rephrase": "Which university did he go to?", "alt": "Michigan", "answers": ["Illinois", "UI"],
+            "loc": "nq question: who played desmond doss father", "loc_ans": "Hugo Weaving", "cond": "x"}]"#,
+    );
+    assert_eq!(facts.layout, Layout::Zsre);
+    let record = &facts.records[0];
+    assert_eq!(record.request.prompt, "What university did {} attend?");
+    assert_eq!((&*record.request.target_new, &record.request.target_old), ("Illinois", &None));
+    assert_eq!(record.paraphrases, ["Which university did he go to?"]);
+    assert_eq!(
+        record.neighbors,
+        [neighbor("nq question: who played desmond doss father?", Some("Hugo Weaving"))]
+    );
+}
+
+#[test]
+fn easyedit_records_have_their_subject_lifted_out() {
+    let facts = parse(
+        r#"[{"case_id": 0, "prompt": "LeBron James plays the sport of", "target_new": "football",
+            "ground_truth": ["basketball"], "subject": "LeBron James", "rephrase_prompt": "LeBron James plays",
+            "locality_prompt": "Magic Johnson plays", "locality_ground_truth": "basketball",
+            "portability": {"Reasoning": [{"prompt": "His ball is", "ground_truth": [["round", "a sphere"]]}]}},
+           {"prompt": "The mother tongue of Danielle Darrieux is", "target_new": "English",
+            "subject": "Danielle Darrieux", "ground_truth": "<|endoftext|>"}]"#,
+    );
+    assert_eq!(facts.layout, Layout::EasyEdit);
+    let request = Request { id: Some("0".into()), target_old: Some("basketball".into()), ..ball() };
+    let first = &facts.records[0];
+    assert_eq!(first.request, request);
+    assert_eq!(first.paraphrases, ["LeBron James plays"]);
+    assert_eq!(first.neighbors, [neighbor("Magic Johnson plays", Some("basketball"))]);
+    assert_eq!(first.portability, [neighbor("His ball is", Some("round"))]);
+    assert_eq!(facts.records[1].request.target_old, None);
+}
+
+#[test]
+fn an_easyedit_call_is_read_column_by_column() {
+    let facts = parse(
+        r#"{"prompts": ["LeBron James plays the sport of", "Ray Charles plays the"], "target_new": ["football", "flute"],
+            "ground_truth": null, "subject": ["LeBron James", "Ray Charles"],
+            "rephrase_prompts": ["LeBron James plays", "Ray Charles sits at the"],
+            "locality_inputs": {"neighborhood": {"prompt": ["Magic Johnson plays", "Nina Simone plays the"],
+                                                 "ground_truth": ["basketball", "piano"]}}}"#,
+    );
+    assert_eq!(facts.layout, Layout::EasyEditCall);
+    assert_eq!(facts.records[0].request, ball());
+    assert_eq!(facts.records[1].request.prompt, "{} plays the");
+    assert_eq!(facts.records[1].paraphrases, ["Ray Charles sits at the"]);
+    assert_eq!(facts.records[1].neighbors, [neighbor("Nina Simone plays the", Some("piano"))]);
+}
+
+#[test]
+fn a_native_file_says_its_schema_and_carries_everything() {
+    let text = r#"{"schema": "mpatch.facts/1", "facts": [{"id": "ball", "prompt": "{} plays the sport of",
+        "subject": "LeBron James", "target_new": "football", "target_old": "basketball", "note": "made up",
+        "paraphrases": ["LeBron James plays"], "neighbors": [{"prompt": "Magic Johnson plays", "expected": "basketball"}],
+        "attribute_prompts": ["Pele plays"], "generation_prompts": ["He"], "portability": ["His ball is"]}]}"#;
+    let facts = parse(text);
+    assert_eq!(facts.layout, Layout::Native);
+    let record = &facts.records[0];
+    assert_eq!(record.request.note.as_deref(), Some("made up"));
+    assert_eq!(record.neighbors, [neighbor("Magic Johnson plays", Some("basketball"))]);
+    assert_eq!(record.portability, [neighbor("His ball is", None)]);
+
+    // A record written out is a fact of this layout again.
+    let mut again = serde_json::to_value(record).expect("a record is JSON");
+    again["schema"] = SCHEMA.into();
+    assert_eq!(parse(&again.to_string()).records, facts.records);
+}
+
+#[test]
+fn what_is_not_json_is_placed() {
+    assert_eq!(message(" \n"), "the facts file is empty: expected at least one fact");
+    assert_eq!(message("[]"), "the facts file is empty: expected at least one fact");
+    assert_eq!(
+        message(r#"{"schema": "mpatch.facts/1", "facts": []}"#),
+        "the facts file is empty: expected at least one fact"
+    );
+    assert_eq!(
+        message("[{\"prompt\": }]"),
+        "the facts file is not JSON: expected value at line 1, column 13"
+    );
+    assert_eq!(
+        message(&format!("{BALL}\n\n{{\"prompt\"")),
+        "the facts file is not JSON: EOF while parsing an object at line 3, column 9"
+    );
+    assert_eq!(message("3"), "the facts file holds a number: expected an object or an array of objects");
+    assert_eq!(message("[3]"), "record 1 is a number: expected an object");
+}
+
+#[test]
+fn what_is_in_no_known_layout_is_named() {
+    assert_eq!(
+        message(r#"[{"question": 1, "answer": 2}]"#),
+        "record 1 has no layout that mpatch knows: its fields are `answer`, `question`"
+    );
+    assert_eq!(message("{}"), "record 1 has no layout that mpatch knows: its fields are none");
+    assert_eq!(
+        message(&format!(r#"[{BALL}, {{"requested_rewrite": {{}}}}]"#)),
+        "record 2 is laid out as CounterFact records, and the records before it as memit requests"
+    );
+    let later = error(r#"{"schema": "mpatch.facts/2", "facts": []}"#);
+    assert_eq!(later.to_string(), r#"record 1 says schema `"mpatch.facts/2"`: expected `mpatch.facts/1`"#);
+    assert_eq!(later.kind(), FactsErrorKind::UnsupportedVersion);
+    let misspelt = r#"{"schema": "mpatch.facts/1", "prompt": "{} is", "subject": "x", "target_new": "y", "neighbours": []}"#;
+    assert_eq!(
+        message(misspelt),
+        "record 1 has a field `neighbours` that the schema `mpatch.facts/1` does not know"
+    );
+}
+
+#[test]
+fn a_field_that_is_missing_or_of_a_wrong_kind_is_named() {
+    let second = |record: &str| message(&format!("{BALL}\n{record}"));
+    assert_eq!(
+        second(r#"{"case_id": 9, "prompt": "{} is", "target_new": "y"}"#),
+        "record 2 (id `9`, line 2) has no field `subject`"
+    );
+    assert_eq!(
+        second(r#"{"prompt": "{} is", "subject": "x", "target_new": null}"#),
+        "record 2 (line 2) has no field `target_new`"
+    );
+    assert_eq!(
+        second(r#"{"prompt": "{} is", "subject": 4, "target_new": "y"}"#),
+        "record 2 (line 2): field `subject` is a number: expected a text"
+    );
+    assert_eq!(
+        second(r#"{"prompt": "{} is", "subject": "x", "target_new": ["y"]}"#),
+        r#"record 2 (line 2): field `target_new` is a list: expected a text or {"str": text}"#
+    );
+    assert_eq!(
+        message(r#"{"requested_rewrite": {"prompt": "{} is", "subject": "x", "target_new": {"id": "Q1"}}}"#),
+        "record 1 has no field `requested_rewrite.target_new.str`"
+    );
+    assert_eq!(
+        message(r#"{"src": "Who is x?", "subject": "x", "answers": []}"#),
+        "record 1: field `answers[0]` is null: expected a text"
+    );
+    assert_eq!(
+        message(r#"{"prompts": ["x is", "y is"], "subject": ["x", "y"], "target_new": ["z"]}"#),
+        "record 1: the list `target_new` has 1 entries: expected 2, one for each of `prompts`"
+    );
+}
+
+#[test]
+fn a_prompt_says_once_where_its_subject_goes() {
+    let prompt = |prompt: &str| message(&BALL.replace("{} plays", prompt));
+    assert_eq!(
+        prompt("He plays"),
+        "record 1: the prompt `He plays the sport of` holds `{}` 0 times: expected exactly once"
+    );
+    assert_eq!(
+        prompt("{} or {} plays"),
+        "record 1: the prompt `{} or {} plays the sport of` holds `{}` 2 times: expected exactly once"
+    );
+    // In the middle of a request list a prompt without `{}` is no change of layout.
+    let plain = r#"{"prompt": "x is", "subject": "x", "target_new": "y"}"#;
+    assert_eq!(
+        message(&format!("[{BALL}, {plain}]")),
+        "record 2: the prompt `x is` holds `{}` 0 times: expected exactly once"
+    );
+    assert_eq!(
+        message(r#"{"prompt": "He is", "subject": "x", "target_new": "y", "ground_truth": "z"}"#),
+        "record 1: the subject `x` stands 0 times in `He is`: expected exactly once"
+    );
+    assert_eq!(
+        message(r#"{"src": "Is x an x?", "subject": "x", "answers": ["y"]}"#),
+        "record 1: the subject `x` stands 2 times in `Is x an x?`: expected exactly once"
+    );
+}
+
+#[test]
+fn blank_and_unprintable_texts_are_refused() {
+    for field in ["{} plays the sport of", "LeBron James", "football"] {
+        let name = match field {
+            "football" => "target_new.str",
+            "LeBron James" => "subject",
+            _ => "prompt",
+        };
+        assert_eq!(message(&BALL.replace(field, "  ")), format!("record 1: field `{name}` is empty"));
+    }
+    assert_eq!(
+        message(&BALL.replace("football", "foot\\u001b[31mball")),
+        "record 1: field `target_new.str` holds the control character U+001B"
+    );
+}
+
+#[test]
+fn texts_are_accepted_at_the_limit_and_refused_one_past_it() {
+    let of_size = |size: usize| BALL.replace("football", &"f".repeat(size));
+    assert_eq!(parse(&of_size(TEXT_SIZE_MAX_BYTES)).records.len(), 1);
+    let error = error(&of_size(TEXT_SIZE_MAX_BYTES + 1));
+    assert_eq!(error.to_string(), "record 1: field `target_new.str` is 4097 bytes long: the limit is 4096");
+    assert_eq!(error.kind(), FactsErrorKind::LimitExceeded);
+}
+
+#[test]
+fn too_many_facts_are_refused() {
+    let many = format!("[{BALL}{}]", ",0".repeat(FACTS_MAX));
+    assert_eq!(message(&many), "the facts file holds 1000001 facts: the limit is 1000000");
+}
+
+#[test]
+fn a_fact_asked_for_twice_is_refused_however_it_is_cut() {
+    let again = r#"{"case_id": "b", "prompt": "LeBron  {} plays the sport of", "subject": "James", "target_new": " football"}"#;
+    let error = error(&format!("[{BALL}, {again}]"));
+    assert_eq!(
+        error.to_string(),
+        "record 2 (id `b`) asks for the same fact as record 1: `LeBron  James plays the sport of` -> `football`"
+    );
+    assert_eq!(error.kind(), FactsErrorKind::Conflicting);
+}
+
+#[test]
+fn contradicting_facts_are_refused_and_both_named() {
+    let other = BALL.replace("football", "chess");
+    let error = error(&format!("{BALL}\n{other}"));
+    assert_eq!(
+        error.to_string(),
+        "record 2 (line 2) contradicts record 1 (line 1): after `LeBron James plays the sport of` \
+         one asks for `chess` and the other for `football`"
+    );
+    assert_eq!(error.kind(), FactsErrorKind::Conflicting);
+}
+
+#[test]
+fn facts_that_share_a_subject_are_allowed_and_mentioned() {
+    assert_eq!(parse(BALL).warnings(), Vec::<String>::new());
+    let facts = parse(&format!("[{BALL}, {}]", BALL.replace("plays the sport of", "was born in")));
+    assert_eq!(
+        facts.shared_subjects(),
+        [SharedSubject { subject: "LeBron James".into(), positions: vec![1, 2] }]
+    );
+    assert_eq!(
+        facts.warnings(),
+        [
+            "1 subject has several facts (`LeBron James`: records 1, 2): their edits meet at the same token, and \
+          MEMIT writes each less surely than alone"
+        ]
+    );
+}
+
+#[test]
+fn every_error_says_what_to_do() {
+    for text in ["", "[3]", "{}", "[", "3", &BALL.replace("{}", ""), &format!("[{BALL},{BALL}]")] {
+        assert!(!error(text).hint().is_empty());
+    }
+}
+
+#[test]
+fn the_embedded_models_records_are_all_read() {
+    let facts = FactsFile::parse(include_bytes!("../../fixtures/world-gptj/records.json"))
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!((facts.layout, facts.records.len()), (Layout::CounterFact, 1200));
+    assert!(facts.records.iter().all(|record| !record.neighbors.is_empty()));
+}
