@@ -31,8 +31,7 @@ fn recorded_statistics(model: &Model, folder: &Path) -> StatisticsFile {
         layers.insert(layer, import::read_npz(file).unwrap().sum);
     }
     let provenance = Provenance { base, tokenizer: model.tokenizer.digest(), corpora: vec![] };
-    let provenance =
-        Provenance { corpora: vec![mpatch::digest::FileDigest::of(b"imported")], ..provenance };
+    let provenance = Provenance { corpora: vec![mpatch::digest::FileDigest::of(b"imported")], ..provenance };
     let path = folder.join("statistics.safetensors");
     Statistics { layers, inner: 512, provenance }.write(&path).unwrap();
     StatisticsFile::open(&path).unwrap()

@@ -52,7 +52,8 @@ fn cached_generation_sees_what_one_forward_pass_sees() {
         let id = Tensor::new(&[[*id]], model.network.device()).unwrap();
         let step = model.network.forward_cached(&id, &mut cache).unwrap();
         let found: Vec<f32> = step.flatten_all().unwrap().to_vec1().unwrap();
-        let expected: Vec<f32> = gather(&whole, &[(0, token)]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        let expected: Vec<f32> =
+            gather(&whole, &[(0, token)]).unwrap().flatten_all().unwrap().to_vec1().unwrap();
         let largest = found.iter().zip(&expected).map(|(one, other)| (one - other).abs()).fold(0.0, f32::max);
         assert!(largest < 1e-4, "token {token}: {largest:e}");
     }
@@ -72,12 +73,14 @@ fn the_reverse_pass_agrees_with_finite_differences() {
     let wave = |seed: usize, size: usize| -> Vec<f32> {
         (0..size).map(|index| ((index * 7919 + seed * 104_729) as f32 * 0.618).sin()).collect()
     };
-    let weights = |seed| Tensor::from_vec(wave(seed, hidden.elem_count()), hidden.dims(), network.device()).unwrap();
+    let weights =
+        |seed| Tensor::from_vec(wave(seed, hidden.elem_count()), hidden.dims(), network.device()).unwrap();
     let (middle, top) = (weights(1), weights(2));
     let functional = |delta: &[f32]| -> f64 {
         let pass = suffix.forward(&Tensor::new(delta, network.device()).unwrap()).unwrap();
         let part = |layer, weights: &Tensor| -> f64 {
-            let product: Vec<f32> = (pass.output(layer) * weights).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            let product: Vec<f32> =
+                (pass.output(layer) * weights).unwrap().flatten_all().unwrap().to_vec1().unwrap();
             product.into_iter().map(f64::from).sum()
         };
         part(4, &middle) + part(last, &top)

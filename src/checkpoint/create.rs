@@ -116,7 +116,8 @@ fn header(metadata: &BTreeMap<String, String>, tensors: &[NewTensor]) -> Vec<u8>
     let mut offset = 0;
     for tensor in tensors {
         let end = offset + tensor.size_bytes();
-        let entry = json!({"dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [offset, end]});
+        let entry =
+            json!({"dtype": tensor.dtype.name(), "shape": tensor.shape, "data_offsets": [offset, end]});
         entries.insert(tensor.name.clone(), entry);
         offset = end;
     }

@@ -27,8 +27,9 @@ impl Contexts {
     /// # Errors
     /// [`EditError::Contexts`] when it is no such list, or a template does not hold exactly one `{}`.
     pub fn parse(bytes: &[u8]) -> Result<Self, EditError> {
-        let groups = serde_json::from_slice(bytes)
-            .map_err(|error| EditError::Contexts { what: format!("expected a list of lists of text: {error}") })?;
+        let groups = serde_json::from_slice(bytes).map_err(|error| EditError::Contexts {
+            what: format!("expected a list of lists of text: {error}"),
+        })?;
         Self::new(groups)
     }
 

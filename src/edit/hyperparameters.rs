@@ -147,14 +147,22 @@ impl Hyperparameters {
             return refuse(format!("`layers` is {:?}, expected ascending layers, at least one", self.layers));
         }
         if self.value_layer() >= layers {
-            return refuse(format!("`layers` names {}, but the model has {layers}, counted from 0", self.value_layer()));
+            return refuse(format!(
+                "`layers` names {}, but the model has {layers}, counted from 0",
+                self.value_layer()
+            ));
         }
         if self.v_loss_layer >= layers {
-            return refuse(format!("`v_loss_layer` is {}, but the model has {layers} layers", self.v_loss_layer));
+            return refuse(format!(
+                "`v_loss_layer` is {}, but the model has {layers} layers",
+                self.v_loss_layer
+            ));
         }
         if !self.rewrite_module_tmp.ends_with("h.{}.mlp.fc_out") {
             let found = &self.rewrite_module_tmp;
-            return refuse(format!("`rewrite_module_tmp` is `{found}`, expected `transformer.h.{{}}.mlp.fc_out`"));
+            return refuse(format!(
+                "`rewrite_module_tmp` is `{found}`, expected `transformer.h.{{}}.mlp.fc_out`"
+            ));
         }
         let numbers = [
             ("clamp_norm_factor", self.clamp_norm_factor),
@@ -185,7 +193,10 @@ mod tests {
     #[test]
     fn the_reference_s_file_is_read_and_written_back() {
         let text = serde_json::to_string(&Hyperparameters::gpt_j_6b()).expect("plain data");
-        assert_eq!(Hyperparameters::parse(text.as_bytes()).expect("its own text"), Hyperparameters::gpt_j_6b());
+        assert_eq!(
+            Hyperparameters::parse(text.as_bytes()).expect("its own text"),
+            Hyperparameters::gpt_j_6b()
+        );
         assert!(text.contains(r#""fact_token":"subject_last""#));
     }
 

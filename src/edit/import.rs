@@ -54,10 +54,14 @@ pub fn layer_of_name(file_name: &str) -> Option<usize> {
     layer.parse().ok()
 }
 
-fn member(archive: &mut ZipArchive<impl Read + Seek>, name: &str) -> Result<NpyFile<Cursor<Vec<u8>>>, EditError> {
+fn member(
+    archive: &mut ZipArchive<impl Read + Seek>,
+    name: &str,
+) -> Result<NpyFile<Cursor<Vec<u8>>>, EditError> {
     let refuse = |what: String| EditError::Statistics { what: format!("the archive {what}") };
-    let mut entry =
-        archive.by_name(&format!("{name}.npy")).map_err(|error| refuse(format!("has no `{name}`: {error}")))?;
+    let mut entry = archive
+        .by_name(&format!("{name}.npy"))
+        .map_err(|error| refuse(format!("has no `{name}`: {error}")))?;
     let mut bytes = Vec::new();
     entry.read_to_end(&mut bytes).map_err(|error| refuse(format!("cannot be read at `{name}`: {error}")))?;
     NpyFile::new(Cursor::new(bytes)).map_err(|error| refuse(format!("has an invalid `{name}`: {error}")))

@@ -18,7 +18,8 @@ pub(crate) fn read(network: &Network, texts: &[Located], site: Site) -> Result<T
     for chunk in texts.chunks(ROWS_PER_BATCH) {
         let ids: Vec<_> = chunk.iter().map(|located| located.ids.clone()).collect();
         let batch = Batch::new(&ids, network.config().positions, network.device())?;
-        let places: Vec<_> = chunk.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect();
+        let places: Vec<_> =
+            chunk.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect();
         network.forward_to(&batch, layer, &mut |at, vectors| {
             if at == site {
                 parts.push(gather(vectors, &places)?);
@@ -29,20 +30,45 @@ pub(crate) fn read(network: &Network, texts: &[Located], site: Site) -> Result<T
     Ok(Tensor::cat(&parts, 0)?)
 }
 
-/// Every fact's prompt in every context, fact after fact.
+/// Every fact's prompt in every context, fact after fact; each fits the model's context with its target.
 ///
 /// # Errors
-/// [`EditError::Template`].
+/// [`EditError::Fact`].
 pub(crate) fn in_contexts(
     model: &Model,
     contexts: &Contexts,
     facts: &[FactPrompt],
 ) -> Result<Vec<Located>, EditError> {
-    let located = facts.iter().flat_map(|fact| {
-        let templates = contexts.templates().map(|context| context.replacen("{}", &fact.prompt, 1));
-        templates.map(|template| locate(&model.tokenizer, &template, &fact.subject))
-    });
-    located.collect()
+    let mut all = Vec::new();
+    for (index, fact) in facts.iter().enumerate() {
+        for context in contexts.templates() {
+            let template = context.replacen("{}", &fact.prompt, 1);
+            all.push(fitting(model, &template, fact).map_err(|error| error.of_fact(index, fact))?);
+        }
+    }
+    Ok(all)
+}
+
+/// Every fact's prompt alone.
+///
+/// # Errors
+/// [`EditError::Fact`].
+pub(crate) fn plain(model: &Model, facts: &[FactPrompt]) -> Result<Vec<Located>, EditError> {
+    let locate = |(index, fact): (usize, &FactPrompt)| {
+        fitting(model, &fact.prompt, fact).map_err(|error| error.of_fact(index, fact))
+    };
+    facts.iter().enumerate().map(locate).collect()
+}
+
+fn fitting(model: &Model, template: &str, fact: &FactPrompt) -> Result<Located, EditError> {
+    let located = locate(&model.tokenizer, template, &fact.subject)?;
+    let tokens = located.ids.len() + model.tokenizer.encode(&fact.target)?.len();
+    let positions = model.network.config().positions;
+    if tokens > positions {
+        let what = format!("has {tokens} tokens with its target, the model's context only {positions}");
+        return Err(EditError::Template { template: located.text, what });
+    }
+    Ok(located)
 }
 
 /// The keys of all facts in `layer`, `[facts, inner]` f32: the mean over groups of the mean within each group, so
@@ -50,7 +76,12 @@ pub(crate) fn in_contexts(
 ///
 /// # Errors
 /// [`EditError::Model`].
-pub(crate) fn keys(network: &Network, contexts: &Contexts, texts: &[Located], layer: usize) -> Result<Tensor, EditError> {
+pub(crate) fn keys(
+    network: &Network,
+    contexts: &Contexts,
+    texts: &[Located],
+    layer: usize,
+) -> Result<Tensor, EditError> {
     let vectors = read(network, texts, Site::MlpOutputInput(layer))?;
     let templates: usize = contexts.groups().iter().map(Vec::len).sum();
     let (rows, inner) = vectors.dims2()?;

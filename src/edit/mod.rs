@@ -53,6 +53,16 @@ pub enum EditError {
         /// What is wrong with it.
         what: String,
     },
+    /// A fact that cannot be edited in.
+    #[error("fact {position}, `{subject}`: {source}")]
+    Fact {
+        /// Its place among the facts, from 1.
+        position: usize,
+        /// Its subject.
+        subject: String,
+        /// What is wrong.
+        source: Box<EditError>,
+    },
     /// Statistics that cannot be used.
     #[error("statistics: {what}")]
     Statistics {
@@ -80,6 +90,13 @@ pub enum EditError {
 impl From<candle_core::Error> for EditError {
     fn from(error: candle_core::Error) -> Self {
         Self::Model(ModelError::Device(error))
+    }
+}
+
+impl EditError {
+    /// Says which fact it is about.
+    fn of_fact(self, index: usize, fact: &FactPrompt) -> Self {
+        Self::Fact { position: index + 1, subject: fact.subject.clone(), source: Box::new(self) }
     }
 }
 
@@ -143,12 +160,9 @@ pub fn memit(
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Edit, EditError> {
     hyperparameters.check(&model.network)?;
-    let values = values(model, hyperparameters, contexts, facts, progress)?;
     let in_contexts = key::in_contexts(model, contexts, facts)?;
-    let plain: Vec<_> = facts
-        .iter()
-        .map(|fact| lookup::locate(&model.tokenizer, &fact.prompt, &fact.subject))
-        .collect::<Result<_, _>>()?;
+    let plain = key::plain(model, facts)?;
+    let values = values(model, hyperparameters, contexts, facts, progress)?;
     let mut edited = model.network.clone();
     let mut layers = Vec::with_capacity(hyperparameters.layers.len());
     for (index, &layer) in hyperparameters.layers.iter().enumerate() {
@@ -182,7 +196,8 @@ fn values(
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Vec<Value>, EditError> {
     let one = |(index, fact): (usize, &FactPrompt)| {
-        let value = value::optimise(model, hyperparameters, contexts, fact)?;
+        let value = value::optimise(model, hyperparameters, contexts, fact)
+            .map_err(|error| error.of_fact(index, fact))?;
         progress(Progress::Value(index, &value));
         Ok(value)
     };

@@ -174,7 +174,11 @@ struct Documents<'a> {
 
 impl Documents<'_> {
     /// The next documents as tokens, cut at `positions`; empty at the end of the corpus.
-    fn read(&mut self, tokenizer: &crate::model::Tokenizer, positions: usize) -> Result<Vec<Vec<u32>>, EditError> {
+    fn read(
+        &mut self,
+        tokenizer: &crate::model::Tokenizer,
+        positions: usize,
+    ) -> Result<Vec<Vec<u32>>, EditError> {
         let mut documents = Vec::new();
         let mut line = Vec::new();
         while documents.len() < DOCUMENTS_READ_AHEAD {
@@ -219,7 +223,8 @@ impl Statistics {
     /// # Errors
     /// [`EditError::Statistics`] says what differs.
     pub fn merge(&mut self, other: &Self) -> Result<(), EditError> {
-        let refuse = |what: &str| Err(EditError::Statistics { what: format!("cannot be merged: {what} differ") });
+        let refuse =
+            |what: &str| Err(EditError::Statistics { what: format!("cannot be merged: {what} differ") });
         if self.provenance.base != other.provenance.base {
             return refuse("their bases");
         }
@@ -302,20 +307,25 @@ impl StatisticsFile {
         let refuse = |what: String| EditError::Statistics { what: format!("`{}` {what}", path.display()) };
         let metadata = file.files()[0].metadata().clone();
         let field = |name: &str| {
-            metadata.get(name).ok_or_else(|| refuse(format!("is no statistics file: its header has no `{name}`")))
+            metadata
+                .get(name)
+                .ok_or_else(|| refuse(format!("is no statistics file: its header has no `{name}`")))
         };
         if field("format")? != FORMAT {
             return Err(refuse(format!("has the format `{}`, expected `{FORMAT}`", field("format")?)));
         }
         let digest = |text: &str| text.parse::<FileDigest>().map_err(|error| refuse(error.to_string()));
         let provenance = Provenance {
-            base: field("base")?.parse().map_err(|error: crate::digest::DigestParseError| refuse(error.to_string()))?,
+            base: field("base")?
+                .parse()
+                .map_err(|error: crate::digest::DigestParseError| refuse(error.to_string()))?,
             tokenizer: digest(field("tokenizer")?)?,
             corpora: field("corpora")?.split(',').map(digest).collect::<Result<_, _>>()?,
         };
         let mut counts = BTreeMap::new();
         for tensor in file.tensors() {
-            let layer = tensor.name.strip_prefix("layer.").and_then(|rest| rest.strip_suffix(".second_moment_sum"));
+            let layer =
+                tensor.name.strip_prefix("layer.").and_then(|rest| rest.strip_suffix(".second_moment_sum"));
             let Some(layer) = layer.and_then(|layer| layer.parse().ok()) else { continue };
             let count = field(&count_name(layer))?.parse().ok().filter(|count| *count > 0);
             counts.insert(layer, count.ok_or_else(|| refuse(format!("has no tokens in layer {layer}")))?);
@@ -372,11 +382,16 @@ impl StatisticsFile {
     pub fn layer(&self, layer: usize) -> Result<LayerSum, EditError> {
         let info = self.file.tensor(&tensor_name(layer))?;
         if info.element_dtype() != Some(Dtype::F32) {
-            let what = format!("`{}` holds {} in layer {layer}, expected F32", self.file.path().display(), info.dtype);
+            let what = format!(
+                "`{}` holds {} in layer {layer}, expected F32",
+                self.file.path().display(),
+                info.dtype
+            );
             return Err(EditError::Statistics { what });
         }
         let bytes = self.file.read(info)?;
-        let sum = bytes.chunks_exact(4).map(|entry| f32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]));
+        let sum =
+            bytes.chunks_exact(4).map(|entry| f32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]));
         Ok(LayerSum { sum: sum.collect(), count: self.counts.get(&layer).copied().unwrap_or_default() })
     }
 
@@ -385,8 +400,11 @@ impl StatisticsFile {
     /// # Errors
     /// As [`StatisticsFile::layer`].
     pub fn load(&self) -> Result<Statistics, EditError> {
-        let layers: BTreeMap<_, _> =
-            self.counts.keys().map(|layer| Ok((*layer, self.layer(*layer)?))).collect::<Result<_, EditError>>()?;
+        let layers: BTreeMap<_, _> = self
+            .counts
+            .keys()
+            .map(|layer| Ok((*layer, self.layer(*layer)?)))
+            .collect::<Result<_, EditError>>()?;
         let entries = layers.values().next().map_or(0, |layer| layer.sum.len());
         Ok(Statistics { layers, inner: entries.isqrt(), provenance: self.provenance.clone() })
     }

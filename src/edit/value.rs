@@ -60,7 +60,8 @@ pub fn optimise(
             let hidden = clean.iter().zip(&descent.delta).map(|(clean, delta)| clean + delta).collect();
             return Ok(Value { hidden, loss: total, probability: (-loss.nll).exp(), steps: step });
         }
-        let gradient = pass.reverse(&|layer| loss.gradients.iter().find(|(at, _)| *at == layer).map(|(_, g)| g.clone()))?;
+        let gradient = pass
+            .reverse(&|layer| loss.gradients.iter().find(|(at, _)| *at == layer).map(|(_, g)| g.clone()))?;
         descent.step(&gradient.to_vec1()?);
     }
     unreachable!("the loop returns at its last step")
@@ -96,7 +97,10 @@ impl<'a> Task<'a> {
     ) -> Result<Self, EditError> {
         let target = model.tokenizer.encode(&fact.target)?;
         let Some((_, all_but_last)) = target.split_last() else {
-            return Err(EditError::Template { template: fact.target.clone(), what: "has no tokens".to_owned() });
+            return Err(EditError::Template {
+                template: fact.target.clone(),
+                what: "has no tokens".to_owned(),
+            });
         };
         let ending = model.tokenizer.decode(all_but_last)?;
         let templates = contexts.templates().map(|context| context.replacen("{}", &fact.prompt, 1) + &ending);
@@ -104,7 +108,8 @@ impl<'a> Task<'a> {
             .chain([KL_TEMPLATE.to_owned()])
             .map(|template| locate(&model.tokenizer, &template, &fact.subject))
             .collect::<Result<_, _>>()?;
-        let places: Vec<_> = rows.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect();
+        let places: Vec<_> =
+            rows.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect();
         let mut predictions = Vec::new();
         for (row, located) in rows.iter().enumerate().take(rows.len() - 1) {
             let Some(first) = located.ids.len().checked_sub(target.len()) else {
@@ -134,7 +139,8 @@ impl<'a> Task<'a> {
     fn loss(&self, pass: &SuffixPass<'_>, before: &mut Option<Tensor>) -> Result<Loss, EditError> {
         let layers = self.model.network.config().layers;
         let (nll, nll_gradient) = self.nll(pass)?;
-        let kl_place = *self.places.last().expect("the row of the subject's own continuation is always there");
+        let kl_place =
+            *self.places.last().expect("the row of the subject's own continuation is always there");
         let hidden = gather(pass.output(layers - 1), &[kl_place])?;
         let now = log_softmax(&self.model.network.logits(&hidden)?)?;
         let before = before.get_or_insert_with(|| now.clone());
@@ -182,7 +188,8 @@ impl<'a> Task<'a> {
         let (rows, tokens, width) = pass.output(self.loss_layer()).dims3()?;
         let flat: Vec<u32> = places.iter().map(|(row, token)| (row * tokens + token) as u32).collect();
         let index = Tensor::from_vec(flat, places.len(), gradient.device())?;
-        let zeros = gradient.zeros_like()?.narrow(0, 0, 1)?.broadcast_as((rows * tokens, width))?.contiguous()?;
+        let zeros =
+            gradient.zeros_like()?.narrow(0, 0, 1)?.broadcast_as((rows * tokens, width))?.contiguous()?;
         Ok(zeros.index_add(&index, gradient, 0)?.reshape((rows, tokens, width))?)
     }
 }

@@ -41,10 +41,13 @@ pub fn continuations(
     for (length, members) in by_length(model, records)? {
         for members in members.chunks(ROWS_PER_BATCH) {
             let prompts: Vec<Vec<u32>> = members.iter().map(|(_, ids)| ids.clone()).collect();
-            let targets = members.iter().map(|&(index, _)| model.tokenizer.encode(&records[index].request.target_new));
-            let longest = targets.map(|ids| ids.map(|ids| ids.len())).try_fold(0, |a, b| b.map(|b| a.max(b)))?;
+            let targets =
+                members.iter().map(|&(index, _)| model.tokenizer.encode(&records[index].request.target_new));
+            let longest =
+                targets.map(|ids| ids.map(|ids| ids.len())).try_fold(0, |a, b| b.map(|b| a.max(b)))?;
             let end = (length + longest + CONTINUATION_TOKENS).min(network.config().positions);
-            let rows = generate(network, &prompts, end, Sampling::Greedy, &mut ChaCha20Rng::seed_from_u64(0))?;
+            let rows =
+                generate(network, &prompts, end, Sampling::Greedy, &mut ChaCha20Rng::seed_from_u64(0))?;
             for ((index, _), row) in members.iter().zip(rows) {
                 let text = model.tokenizer.decode(&row[length..])?;
                 let request = &records[*index].request;

@@ -43,7 +43,8 @@ impl Question {
             wrong: request.target_old.clone(),
         };
         let text = request.text();
-        let edited = std::iter::once(text.as_str()).chain(record.paraphrases.iter().map(String::as_str)).map(new);
+        let edited =
+            std::iter::once(text.as_str()).chain(record.paraphrases.iter().map(String::as_str)).map(new);
         let neighbors = record.neighbors.iter().map(|neighbor| Self {
             prompt: neighbor.prompt.clone(),
             right: neighbor.expected.clone().or_else(|| request.target_old.clone()).unwrap_or_default(),
@@ -108,7 +109,9 @@ fn sequence(model: &Model, prompt: &str, target: &str) -> Result<Sequence, Model
     let target = model.tokenizer.encode(&target_text)?;
     let mut ids = model.tokenizer.encode(&format!("{prompt}{target_text}"))?;
     if target.is_empty() || first == 0 {
-        return Err(ModelError::Text { what: format!("`{prompt}` with `{target_text}`: an empty prompt or target") });
+        return Err(ModelError::Text {
+            what: format!("`{prompt}` with `{target_text}`: an empty prompt or target"),
+        });
     }
     // The tokens before the target's last predict it; where the two tokenisations differ, the row is long enough.
     ids.resize(ids.len().max(first + target.len()), 0);

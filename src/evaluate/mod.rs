@@ -89,8 +89,10 @@ pub fn evaluate(
     };
     let spread = spread(records, extent.ngram_entropy_records);
     let entropy = ngram_entropy(model, network, &spread, extent.seed)?;
-    let success = |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| outcome.success);
-    let accuracy = |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| Some(outcome.correct));
+    let success =
+        |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| outcome.success);
+    let accuracy =
+        |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| Some(outcome.correct));
     let (efficacy, paraphrase, neighborhood) = (success(rewrite), success(paraphrases), success(neighbors));
     Ok(Scores {
         facts: records.len(),
@@ -145,7 +147,8 @@ fn share(
     holds: impl Fn(&Outcome) -> Option<bool>,
 ) -> Option<f64> {
     let of_record = |record: &RecordOutcome| {
-        let answers: Vec<f64> = part(record).iter().filter_map(&holds).map(|held| f64::from(u8::from(held))).collect();
+        let answers: Vec<f64> =
+            part(record).iter().filter_map(&holds).map(|held| f64::from(u8::from(held))).collect();
         mean(&answers)
     };
     let means: Vec<f64> = records.iter().filter_map(of_record).collect();

@@ -90,7 +90,11 @@ pub(crate) enum Turn {
 
 impl Rotary {
     /// Angles as Hugging Face computes them: `position / 10000^(2i / rotary)`, in f32.
-    pub(crate) fn new(positions: usize, features: usize, device: &candle_core::Device) -> candle_core::Result<Self> {
+    pub(crate) fn new(
+        positions: usize,
+        features: usize,
+        device: &candle_core::Device,
+    ) -> candle_core::Result<Self> {
         let half = features / 2;
         let mut angles = Vec::with_capacity(positions * half);
         for position in 0..positions {
@@ -119,7 +123,8 @@ impl Rotary {
         let odd = pairs.narrow(4, 1, 1)?.squeeze(4)?;
         let turned_even = (even.broadcast_mul(&cosine)? - odd.broadcast_mul(&sine)?)?;
         let turned_odd = (odd.broadcast_mul(&cosine)? + even.broadcast_mul(&sine)?)?;
-        let turned = Tensor::stack(&[turned_even, turned_odd], 4)?.reshape((rows, heads, tokens, self.features))?;
+        let turned =
+            Tensor::stack(&[turned_even, turned_odd], 4)?.reshape((rows, heads, tokens, self.features))?;
         if width == self.features {
             return Ok(turned);
         }
@@ -167,7 +172,12 @@ pub(crate) struct Activations {
 
 impl Block {
     /// Runs the block over `x` `[rows, tokens, width]`, which continues `past` if there is one.
-    pub(crate) fn forward(&self, x: &Tensor, rotary: &Rotary, past: Option<&Past>) -> Result<Activations, ModelError> {
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        rotary: &Rotary,
+        past: Option<&Past>,
+    ) -> Result<Activations, ModelError> {
         let standardised = self.norm.standardise(x)?;
         let normal = self.norm.scale(&standardised)?;
         let first = past.map_or(Ok(0), |past| past.keys.dim(2))?;
@@ -209,6 +219,7 @@ fn attention_weights(query: &Tensor, key: &Tensor) -> Result<Tensor, ModelError>
 fn causal_mask(tokens: usize, seen: usize, device: &candle_core::Device) -> candle_core::Result<Tensor> {
     let before = seen - tokens;
     let entry = |token: usize, other: usize| if other <= before + token { 0_f32 } else { f32::NEG_INFINITY };
-    let mask: Vec<f32> = (0..tokens).flat_map(|token| (0..seen).map(move |other| entry(token, other))).collect();
+    let mask: Vec<f32> =
+        (0..tokens).flat_map(|token| (0..seen).map(move |other| entry(token, other))).collect();
     Tensor::from_vec(mask, (tokens, seen), device)
 }

@@ -109,7 +109,9 @@ impl Raw {
         if is_gptj {
             return Ok("GPTJForCausalLM".to_owned());
         }
-        Err(format!("the architecture is `{found}`; mpatch edits GPT-J (`GPTJForCausalLM`, model_type `gptj`)"))
+        Err(format!(
+            "the architecture is `{found}`; mpatch edits GPT-J (`GPTJForCausalLM`, model_type `gptj`)"
+        ))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -133,11 +135,16 @@ impl Raw {
         match self.rotary_dim {
             Some(rotary) if rotary >= 2 && rotary % 2 == 0 && rotary <= head_width => {}
             found => {
-                return Err(format!("`rotary_dim` is {found:?}, expected an even number from 2 to {head_width}"));
+                return Err(format!(
+                    "`rotary_dim` is {found:?}, expected an even number from 2 to {head_width}"
+                ));
             }
         }
         if !["gelu_new", "gelu_pytorch_tanh", "gelu_fast"].contains(&self.activation_function.as_str()) {
-            return Err(format!("`activation_function` is `{}`, expected `gelu_new`", self.activation_function));
+            return Err(format!(
+                "`activation_function` is `{}`, expected `gelu_new`",
+                self.activation_function
+            ));
         }
         if self.tie_word_embeddings {
             return Err("`tie_word_embeddings` is true; GPT-J has a head of its own".to_owned());

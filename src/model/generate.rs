@@ -34,7 +34,8 @@ pub fn generate(
     lengths.sort_unstable();
     lengths.dedup();
     for prompt_length in lengths {
-        let members: Vec<usize> = (0..rows.len()).filter(|&row| prompts[row].len() == prompt_length).collect();
+        let members: Vec<usize> =
+            (0..rows.len()).filter(|&row| prompts[row].len() == prompt_length).collect();
         let group: Vec<_> = members.iter().map(|&row| prompts[row].clone()).collect();
         let continued = continue_group(network, group, length, sampling, random)?;
         for (member, row) in members.into_iter().zip(continued) {
@@ -87,7 +88,8 @@ fn sample_top_k(logits: &[f32], k: usize, random: &mut impl Rng) -> u32 {
     order.truncate(k);
     order.sort_unstable_by_key(rank);
     let largest = f64::from(logits[order[0] as usize]);
-    let weights: Vec<f64> = order.iter().map(|id| (f64::from(logits[*id as usize]) - largest).exp()).collect();
+    let weights: Vec<f64> =
+        order.iter().map(|id| (f64::from(logits[*id as usize]) - largest).exp()).collect();
     let mut draw = random.random::<f64>() * weights.iter().sum::<f64>();
     for (id, weight) in order.iter().zip(&weights) {
         draw -= weight;

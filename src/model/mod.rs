@@ -14,9 +14,8 @@ mod tokenizer;
 
 use std::path::Path;
 
-use candle_core::Device;
-
 pub use batch::{Batch, gather};
+pub use candle_core::Device;
 pub use config::Config;
 pub use generate::{Sampling, generate};
 pub use network::{Cache, Network, Site, log_softmax};
@@ -75,9 +74,55 @@ pub enum ModelError {
         /// What is wrong.
         what: String,
     },
+    /// There is no such device.
+    #[error("{what}")]
+    NoDevice {
+        /// What is missing.
+        what: String,
+    },
     /// The device failed, or ran out of memory.
     #[error("device: {0}")]
     Device(#[from] candle_core::Error),
+}
+
+/// The device called `name`: `cpu`, `cuda` or `cuda:N`; without a name, a GPU where there is one.
+///
+/// # Errors
+/// [`ModelError::NoDevice`] says what is missing.
+pub fn device(name: Option<&str>) -> Result<Device, ModelError> {
+    let refuse = |what: String| Err(ModelError::NoDevice { what });
+    match name {
+        None if cuda_is_there() => Ok(Device::new_cuda(0)?),
+        None | Some("cpu") => Ok(Device::Cpu),
+        Some(name) => {
+            let index = match name.strip_prefix("cuda") {
+                Some("") => Some(0),
+                Some(rest) => rest.strip_prefix(':').and_then(|index| index.parse().ok()),
+                None => None,
+            };
+            let Some(index) = index else {
+                return refuse(format!("`{name}` is no device: expected `cpu`, `cuda` or `cuda:N`"));
+            };
+            if !cfg!(feature = "cuda") {
+                return refuse(format!("`{name}`: this mpatch was built without CUDA (feature `cuda`)"));
+            }
+            if !cuda_is_there() {
+                return refuse(format!("`{name}`: no CUDA driver is installed (libcuda is missing)"));
+            }
+            Ok(Device::new_cuda(index)?)
+        }
+    }
+}
+
+/// candle panics where the driver is missing, so this is asked first.
+#[cfg(feature = "cuda")]
+fn cuda_is_there() -> bool {
+    candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().is_ok_and(|count| count > 0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_is_there() -> bool {
+    false
 }
 
 /// A model folder, opened.

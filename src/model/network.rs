@@ -6,6 +6,7 @@ use super::batch::Batch;
 use super::block::{Block, LayerNorm, Linear, Past, Rotary};
 use super::{Config, ModelError};
 use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::tensor::Dtype;
 
 /// A place in the network whose vectors can be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -130,7 +131,10 @@ impl Network {
     pub fn with_tensor(&self, name: &str, tensor: Tensor) -> Result<Self, ModelError> {
         let mut edited = self.clone();
         let Some(slot) = edited.slot(name) else {
-            return Err(ModelError::Tensor { name: name.to_owned(), what: "is no weight of this model".to_owned() });
+            return Err(ModelError::Tensor {
+                name: name.to_owned(),
+                what: "is no weight of this model".to_owned(),
+            });
         };
         if slot.dims() != tensor.dims() {
             let what = format!("has the shape {:?}, expected {:?}", tensor.dims(), slot.dims());
@@ -138,6 +142,21 @@ impl Network {
         }
         *slot = tensor;
         Ok(edited)
+    }
+
+    /// This model with one weight given by its little-endian bytes in a checkpoint's type.
+    ///
+    /// # Errors
+    /// As [`Network::with_tensor`].
+    pub fn with_bytes(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: &[u8],
+    ) -> Result<Self, ModelError> {
+        let tensor = Tensor::from_raw_buffer(bytes, candle_dtype(dtype), shape, &self.device)?;
+        self.with_tensor(name, tensor.to_dtype(DType::F32)?)
     }
 
     fn slot(&mut self, name: &str) -> Option<&mut Tensor> {
@@ -213,7 +232,9 @@ impl Network {
     pub fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor, ModelError> {
         let seen = cache.past.first().map_or(Ok(0), |past| past.keys.dim(2))?;
         if seen + ids.dim(1)? > self.config.positions {
-            return Err(ModelError::Text { what: format!("the context of {} tokens is full", self.config.positions) });
+            return Err(ModelError::Text {
+                what: format!("the context of {} tokens is full", self.config.positions),
+            });
         }
         let mut hidden = self.embed_ids(ids)?;
         for (layer, block) in self.blocks.iter().enumerate() {
@@ -263,7 +284,10 @@ impl Loader<'_> {
     fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
         let info = self.checkpoint.tensor(name)?;
         check_shape(info, shape)?;
-        let dtype = candle_dtype(info)?;
+        let dtype = info.element_dtype().map(candle_dtype).ok_or_else(|| ModelError::Tensor {
+            name: info.name.clone(),
+            what: format!("has the type {}; weights are read as F32, F16 or BF16", info.dtype),
+        })?;
         let bytes = self.checkpoint.read(info)?;
         (self.progress)(bytes.len() as u64);
         Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, self.device)?.to_dtype(DType::F32)?)
@@ -278,15 +302,11 @@ fn check_shape(info: &TensorInfo, expected: &[usize]) -> Result<(), ModelError> 
     Err(ModelError::Tensor { name: info.name.clone(), what })
 }
 
-fn candle_dtype(info: &TensorInfo) -> Result<DType, ModelError> {
-    match info.dtype.as_str() {
-        "F32" => Ok(DType::F32),
-        "F16" => Ok(DType::F16),
-        "BF16" => Ok(DType::BF16),
-        found => {
-            let what = format!("has the type {found}; weights are read as F32, F16 or BF16");
-            Err(ModelError::Tensor { name: info.name.clone(), what })
-        }
+fn candle_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
     }
 }
 
@@ -299,4 +319,3 @@ pub fn log_softmax(logits: &Tensor) -> Result<Tensor, ModelError> {
     let sum = shifted.exp()?.sum_keepdim(D::Minus1)?;
     Ok(shifted.broadcast_sub(&sum.log()?)?)
 }
-

@@ -136,7 +136,11 @@ fn reverse_block(
     output + reverse_norm(&block.norm, &activations.standardised, &normal)?
 }
 
-fn reverse_norm(norm: &LayerNorm, standardised: &Standardised, normal: &Tensor) -> candle_core::Result<Tensor> {
+fn reverse_norm(
+    norm: &LayerNorm,
+    standardised: &Standardised,
+    normal: &Tensor,
+) -> candle_core::Result<Tensor> {
     let gradient = normal.broadcast_mul(&norm.weight)?;
     let mean = gradient.mean_keepdim(D::Minus1)?;
     let along = (&gradient * &standardised.values)?.mean_keepdim(D::Minus1)?;

@@ -35,7 +35,11 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`ModelError::Tokenizer`] names the file that cannot be read.
-    pub fn from_vocabulary(vocabulary: &[u8], merges: &[u8], added: Option<&[u8]>) -> Result<Self, ModelError> {
+    pub fn from_vocabulary(
+        vocabulary: &[u8],
+        merges: &[u8],
+        added: Option<&[u8]>,
+    ) -> Result<Self, ModelError> {
         let words: BTreeMap<String, u32> =
             serde_json::from_slice(vocabulary).map_err(|error| invalid(format!("vocab.json: {error}")))?;
         let mut special: BTreeMap<String, u32> = match added {
@@ -105,7 +109,8 @@ fn invalid(what: impl ToString) -> ModelError {
 /// `merges.txt`: a version line, then one pair of pieces a line.
 fn parse_merges(bytes: &[u8]) -> Result<Vec<(String, String)>, ModelError> {
     let text = std::str::from_utf8(bytes).map_err(|error| invalid(format!("merges.txt: {error}")))?;
-    let lines = text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
+    let lines =
+        text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
     lines
         .map(|(index, line)| match line.split_once(' ') {
             Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
