@@ -4,7 +4,7 @@
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{completions, show};
+use crate::commands::{apply, completions, revert, show, verify};
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
 
@@ -36,6 +36,12 @@ pub struct OutputArguments {
 pub enum Command {
     /// Show what a patch says: facts, base, recipe, sizes, norms
     Show(show::ShowArguments),
+    /// Check a patch: is it whole, and which base does it fit
+    Verify(verify::VerifyArguments),
+    /// Apply a patch to a checkpoint, into a new file
+    Apply(apply::ApplyArguments),
+    /// Take a patch back, into a new file with the base's exact bytes
+    Revert(revert::RevertArguments),
     /// Print shell completions
     Completions(completions::CompletionsArguments),
 }
@@ -45,6 +51,9 @@ impl Command {
     pub fn run(&self, output: &Output) -> Result<(), CommandError> {
         match self {
             Command::Show(arguments) => show::run(arguments, output),
+            Command::Verify(arguments) => verify::run(arguments, output),
+            Command::Apply(arguments) => apply::run(arguments, output),
+            Command::Revert(arguments) => revert::run(arguments, output),
             Command::Completions(arguments) => completions::run(*arguments, output),
         }
     }

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use mpatch::checkpoint::CheckpointError;
 use mpatch::facts::{FactsError, FactsErrorKind};
+use mpatch::operation::OperationError;
 use mpatch::patch::PatchError;
 
 /// How a command ended. The codes are part of the interface: a code is never given another meaning.
@@ -173,6 +174,19 @@ impl CommandError {
             }
             PatchError::Malformed { .. } => refused.hint("fetch the patch again, or ask whoever made it"),
             _ => refused,
+        }
+    }
+
+    /// An operation with the patch called `name` stopped; it left no output.
+    pub fn operation(name: &str, error: OperationError) -> Self {
+        match error {
+            OperationError::Checkpoint(error) => error.into(),
+            OperationError::Patch(error) => Self::patch(name, &error),
+            OperationError::OtherState { .. } => Self::new(ExitKind::WrongBase, chain(&error))
+                .hint("the file was changed meanwhile: wait until nobody writes to it, and try again"),
+            OperationError::OtherPatch { .. } => Self::new(ExitKind::Bug, chain(&error)),
+            _ => Self::new(ExitKind::Malformed, format!("`{name}`: {}", chain(&error)))
+                .hint("do not use this patch; `mpatch verify` tells more"),
         }
     }
 }

@@ -1,7 +1,11 @@
 //! One file per verb: its arguments, its report, and `run`; here is what several verbs do alike.
 
+pub mod apply;
+pub mod change;
 pub mod completions;
+pub mod revert;
 pub mod show;
+pub mod verify;
 
 use std::ffi::{OsStr, OsString};
 use std::io::Read;
@@ -42,13 +46,17 @@ pub fn infix(patch: &Path) -> OsString {
 
 /// A name beside `checkpoint` with `infix` before its ending: `model.safetensors` becomes `model.edits.safetensors`,
 /// and the folder `gptj` becomes `gptj.edits`.
-pub fn beside(checkpoint: &Path, infix: &OsStr) -> PathBuf {
-    let (stem, ending) = stem_and_ending(checkpoint);
-    let mut name = stem;
+pub fn beside(checkpoint: &Path, infix: &OsStr) -> Result<PathBuf, CommandError> {
+    // `.` and `..` have no name of their own to build on.
+    let named = match checkpoint.file_name() {
+        Some(_) => checkpoint.to_owned(),
+        None => checkpoint.canonicalize().map_err(|error| CommandError::io("open", checkpoint, &error))?,
+    };
+    let (mut name, ending) = stem_and_ending(&named);
     name.push(".");
     name.push(infix);
     name.push(ending);
-    checkpoint.with_file_name(name)
+    Ok(named.with_file_name(name))
 }
 
 /// A name beside `checkpoint` without `infix` before its ending, if it is there.
@@ -90,7 +98,8 @@ mod tests {
             ("a/gpt.j", "a/gpt.j.edits"),
             ("a/model.safetensors.index.json", "a/model.edits"),
         ] {
-            assert_eq!(beside(Path::new(base), &edits), Path::new(result));
+            let named = beside(Path::new(base), &edits).expect("it has a name");
+            assert_eq!(named, Path::new(result));
         }
         assert_eq!(infix(Path::new("-")), "patched");
     }

@@ -263,7 +263,7 @@ impl ShowReport {
     fn write_sizes(&self, page: &mut Page) {
         page.blank();
         page.title("sizes");
-        let rows: Vec<_> = self.sizes.iter().map(|part| {
+        let rows = self.sizes.iter().map(|part| {
             let unpacked = if part.decoded_bytes == part.stored_bytes {
                 String::new()
             } else {

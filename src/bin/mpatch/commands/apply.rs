@@ -1,0 +1,70 @@
+//! `mpatch apply`: a checkpoint and a patch in, an edited copy out.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mpatch::apply::{Answer, plan_with};
+use mpatch::operation::{Mismatch, survey_size_bytes};
+
+use super::change::{Change, TargetArguments};
+use super::{beside, infix};
+use crate::error::{CommandError, ExitKind};
+use crate::report::{Output, count, shell_word};
+
+/// Arguments of `apply`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch apply model.safetensors edits.mpatch\n  \
+                  mpatch apply gptj/ edits.mpatch -o gptj-edited\n  \
+                  mpatch apply gptj/ edits.mpatch --dry-run --json")]
+pub struct ApplyArguments {
+    /// Edit a copy of this checkpoint: a safetensors file, an index of shards, or a model folder
+    base: PathBuf,
+    /// Apply this patch; `-` reads it from standard input
+    patch: PathBuf,
+    /// Where the result goes.
+    #[command(flatten)]
+    target: TargetArguments,
+}
+
+/// Writes the edited copy.
+pub fn run(arguments: &ApplyArguments, output: &Output) -> Result<(), CommandError> {
+    let ApplyArguments { base, patch, target } = arguments;
+    let place = match &target.output {
+        Some(place) => place.clone(),
+        None => beside(base, &infix(patch))?,
+    };
+    let change = Change::open(base, patch, place)?;
+    let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
+    let answer = plan_with(&change.checkpoint, &change.patch, &|bytes| progress.add(bytes));
+    drop(progress);
+    match answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))? {
+        Answer::Applies(plan) => {
+            output.note(&format!("{} applies to {}", change.patch_name(), change.input_name()));
+            change.carry_out(plan, target.dry_run, output)
+        }
+        Answer::AlreadyApplied { tensors, .. } => Err(already_applied(&change, tensors)),
+        Answer::WrongBase(mismatch) => Err(wrong_base(&change, &mismatch)),
+    }
+}
+
+fn already_applied(change: &Change, tensors: usize) -> CommandError {
+    let (patch, input) = (change.patch_name(), change.input_name());
+    let (base, file) = (shell_word(change.checkpoint.path()), shell_word(&change.patch_path));
+    let message =
+        format!("{patch} is already applied to {input}: {} hold its result", count(tensors, "tensor"));
+    CommandError::new(ExitKind::Conflict, message)
+        .hint(format!("`mpatch revert {base} {file}` takes it back"))
+}
+
+fn wrong_base(change: &Change, mismatch: &Mismatch) -> CommandError {
+    let message = format!("{} is not for {}: {mismatch}", change.patch_name(), change.input_name());
+    let hint = if mismatch.is_half_way() {
+        "somebody stopped half-way here: begin again with a fresh copy of the base".to_owned()
+    } else {
+        let patch = shell_word(&change.patch_path);
+        format!(
+            "`mpatch show {patch}` tells which base it is for; get that base, or have the patch made for this one"
+        )
+    };
+    CommandError::new(ExitKind::WrongBase, message).hint(hint)
+}

@@ -1,0 +1,151 @@
+//! What `apply` and `revert` share: where the result goes, the plan as a report, and carrying it out.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mpatch::checkpoint::{Checkpoint, check_output};
+use mpatch::operation::{Direction, Plan, PlannedTensor, Written};
+use mpatch::patch::Patch;
+use serde::Serialize;
+
+use crate::error::CommandError;
+use crate::report::{Output, Page, Report, count, shell_word, size};
+
+/// Where a result goes, and whether it is to be written at all.
+#[derive(Debug, Args)]
+pub struct TargetArguments {
+    /// Write the result here instead of beside the input; never over anything
+    #[arg(short, long, value_name = "PATH")]
+    pub output: Option<PathBuf>,
+    /// Print what would be done, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// A checkpoint, a patch and a place for the result, all of them looked at.
+pub struct Change {
+    /// The checkpoint that is read.
+    pub checkpoint: Checkpoint,
+    /// The patch.
+    pub patch: Patch,
+    /// Where the patch was read from.
+    pub patch_path: PathBuf,
+    /// Where the result goes; free, in a folder that can be written to.
+    pub target: PathBuf,
+}
+
+/// What `apply` and `revert` print.
+#[derive(Debug, Serialize)]
+pub struct ChangeReport {
+    direction: Direction,
+    dry_run: bool,
+    input: PathBuf,
+    patch: PathBuf,
+    output: PathBuf,
+    plan: Plan,
+    /// None for a dry run.
+    written: Option<Written>,
+}
+
+impl Change {
+    /// Opens everything, and refuses a result that could not be written.
+    pub fn open(checkpoint: &Path, patch_path: &Path, target: PathBuf) -> Result<Self, CommandError> {
+        let patch = super::read_patch(patch_path)?;
+        let checkpoint = Checkpoint::open(checkpoint)?;
+        check_output(&checkpoint, &target)?;
+        Ok(Self { checkpoint, patch, patch_path: patch_path.to_owned(), target })
+    }
+
+    /// The input as a sentence names it.
+    pub fn input_name(&self) -> String {
+        format!("`{}`", self.checkpoint.path().display())
+    }
+
+    /// The patch as a sentence names it.
+    pub fn patch_name(&self) -> String {
+        format!("`{}`", self.patch_path.display())
+    }
+
+    /// Carries the plan out, or only shows it.
+    pub fn carry_out(&self, plan: Plan, dry_run: bool, output: &Output) -> Result<(), CommandError> {
+        let written = if dry_run { None } else { Some(self.write(&plan, output)?) };
+        let report = ChangeReport {
+            direction: plan.direction,
+            dry_run,
+            input: self.checkpoint.path().to_owned(),
+            patch: self.patch_path.clone(),
+            output: self.target.clone(),
+            plan,
+            written,
+        };
+        let told = output.report(&report);
+        if dry_run { told } else { told.map_err(CommandError::after_the_work) }
+    }
+
+    fn write(&self, plan: &Plan, output: &Output) -> Result<Written, CommandError> {
+        let what = match plan.direction {
+            Direction::Apply => "applying",
+            Direction::Revert => "reverting",
+        };
+        let progress = output.progress(what, plan.work_size_bytes());
+        let told = |bytes| progress.add(bytes);
+        plan.execute(&self.checkpoint, &self.patch, &self.target, &told)
+            .map_err(|error| CommandError::operation(&self.patch_path.to_string_lossy(), error))
+    }
+}
+
+impl Report for ChangeReport {
+    const SCHEMA: &'static str = "mpatch.change/1";
+
+    fn write(&self, page: &mut Page) {
+        let tensors = count(self.plan.tensors.len(), "tensor");
+        let output = self.output.display();
+        let outcome = match (&self.written, self.direction) {
+            (None, _) => format!("would write {output}: {tensors}, {}", size(self.plan.copy_size_bytes)),
+            (Some(_), Direction::Apply) => {
+                format!("wrote {output}: {tensors} changed, as the patch promises")
+            }
+            (Some(_), Direction::Revert) => {
+                format!("wrote {output}: {tensors} changed back, byte for byte as before the patch")
+            }
+        };
+        page.title(&outcome);
+        let mut rows = vec![["name", "dtype", "shape", "relative change"].map(str::to_owned).to_vec()];
+        rows.extend(self.plan.tensors.iter().map(tensor_row));
+        page.table(&rows);
+        if let Some(written) = &self.written {
+            write_remarks(written, page);
+        }
+    }
+
+    fn next(&self) -> Option<String> {
+        let (input, patch) = (shell_word(&self.input), shell_word(&self.patch));
+        let output = shell_word(&self.output);
+        match (self.direction, self.dry_run) {
+            (Direction::Apply, true) => Some(format!("mpatch apply {input} {patch} -o {output}")),
+            (Direction::Revert, true) => Some(format!("mpatch revert {input} {patch} -o {output}")),
+            (Direction::Apply, false) => Some(format!("mpatch verify {patch} --base {output}")),
+            (Direction::Revert, false) => None,
+        }
+    }
+}
+
+fn tensor_row(tensor: &PlannedTensor) -> Vec<String> {
+    vec![
+        tensor.name.clone(),
+        tensor.dtype.to_string(),
+        format!("{} x {}", tensor.shape[0], tensor.shape[1]),
+        format!("{:.2e}", tensor.norm_ratio),
+    ]
+}
+
+/// What a user would want to know and did not ask.
+fn write_remarks(written: &Written, page: &mut Page) {
+    if written.not_finite > 0 {
+        page.line(&format!("{} weights are NaN or infinite in the base, and stay so", written.not_finite));
+    }
+    if !written.left_out.is_empty() {
+        let files = written.left_out.join(", ");
+        page.line(&format!("not taken along, since they hold the weights unedited in another form: {files}"));
+    }
+}

@@ -1,0 +1,75 @@
+//! `mpatch revert`: an edited checkpoint and its patch in, the base's exact bytes out.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mpatch::operation::{Mismatch, survey_size_bytes};
+use mpatch::revert::{Answer, plan_with};
+
+use super::change::{Change, TargetArguments};
+use super::{beside, infix, without_infix};
+use crate::error::{CommandError, ExitKind};
+use crate::report::{Output, count, shell_word};
+
+/// Arguments of `revert`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mpatch revert model.edits.safetensors edits.mpatch -o base.safetensors\n  \
+                  mpatch revert gptj.edits/ edits.mpatch --dry-run"
+)]
+pub struct RevertArguments {
+    /// Take the patch out of a copy of this checkpoint
+    edited: PathBuf,
+    /// Take back this patch; `-` reads it from standard input
+    patch: PathBuf,
+    /// Where the result goes.
+    #[command(flatten)]
+    target: TargetArguments,
+}
+
+/// Writes the base again.
+pub fn run(arguments: &RevertArguments, output: &Output) -> Result<(), CommandError> {
+    let RevertArguments { edited, patch, target } = arguments;
+    let change = Change::open(edited, patch, place(arguments)?)?;
+    let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
+    let answer = plan_with(&change.checkpoint, &change.patch, &|bytes| progress.add(bytes));
+    drop(progress);
+    match answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))? {
+        Answer::Reverts(plan) => {
+            output.note(&format!("{} is in {} and comes out", change.patch_name(), change.input_name()));
+            change.carry_out(plan, target.dry_run, output)
+        }
+        Answer::AlreadyBase { tensors, .. } => Err(already_base(&change, tensors)),
+        Answer::UnknownState(mismatch) => Err(unknown_state(&change, &mismatch)),
+    }
+}
+
+/// The base's old name when it is free, else a new one.
+fn place(arguments: &RevertArguments) -> Result<PathBuf, CommandError> {
+    let RevertArguments { edited, patch, target } = arguments;
+    if let Some(place) = &target.output {
+        return Ok(place.clone());
+    }
+    match without_infix(edited, &infix(patch)) {
+        Some(first_name) if !first_name.exists() => Ok(first_name),
+        _ => beside(edited, "reverted".as_ref()),
+    }
+}
+
+fn already_base(change: &Change, tensors: usize) -> CommandError {
+    let (patch, input) = (change.patch_name(), change.input_name());
+    let (base, file) = (shell_word(change.checkpoint.path()), shell_word(&change.patch_path));
+    let tensors = count(tensors, "tensor");
+    let message = format!("{patch} is not in {input}: {tensors} hold what they held before it");
+    CommandError::new(ExitKind::Conflict, message).hint(format!("`mpatch apply {base} {file}` puts it in"))
+}
+
+fn unknown_state(change: &Change, mismatch: &Mismatch) -> CommandError {
+    let message = format!("{} is not in {}: {mismatch}", change.patch_name(), change.input_name());
+    let hint = if mismatch.is_half_way() {
+        "somebody stopped half-way here: begin again with a fresh copy"
+    } else {
+        "if another patch was applied later, take that one back first"
+    };
+    CommandError::new(ExitKind::WrongBase, message).hint(hint)
+}
