@@ -207,7 +207,7 @@ mod tests {
         all_sixteen_bit_patterns::<f16>();
         rounding_is_to_nearest_even::<f16>();
         assert!(!Element::is_finite(<f16 as Element>::round(65520.0)));
-        assert_eq!(<f16 as Element>::round(65519.999_999).to_f64(), 65504.0);
+        assert_eq!(<f16 as Element>::round(65_519.999_999).to_f64(), 65504.0);
     }
 
     #[test]

@@ -44,14 +44,14 @@ fn write_base(path: &Path) {
     file.set_len((8 + text.len() + TENSOR_SIZE_BYTES) as u64).unwrap();
 }
 
-/// A term of rank one that changes a row in 256.
+/// A term of rank one that changes a row in 256, each by another amount, so that no block passes for another.
 fn term() -> Term {
     let matrix = |what, rows, columns| {
         IntegerMatrix::new(what, rows, columns, 2, vec![1; ROWS.max(COLUMNS)][..rows * columns].to_vec())
     };
     let left = matrix("left", ROWS, 1).unwrap();
     let right = matrix("right", 1, COLUMNS).unwrap();
-    let row_scales = (0..ROWS).map(|row| if row % 256 == 0 { 0.5 } else { 0.0 }).collect();
+    let row_scales = (0..ROWS).map(|row| if row % 256 == 0 { row as f32 } else { 0.0 }).collect();
     Term::new(Integers::LowRank { left, right }, row_scales, vec![1.0; COLUMNS]).unwrap()
 }
 

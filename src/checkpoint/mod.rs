@@ -9,6 +9,8 @@
 //! A [`Checkpoint`] keeps the files it opened, so that what was hashed is what is copied, whatever happens to
 //! their names in the meantime. Symlinks are read through and never written through.
 
+mod companion;
+mod create;
 mod error;
 mod header;
 mod index;
@@ -21,6 +23,8 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+pub use self::companion::COMPANION_SIZE_BYTES_MAX;
+pub use self::create::{NewTensor, write_new, write_safetensors};
 pub use self::error::CheckpointError;
 pub use self::header::{HEADER_SIZE_BYTES_MAX, TENSOR_NAME_BYTES_MAX};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};

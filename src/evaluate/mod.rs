@@ -1,1 +1,187 @@
-//! To be written.
+//! Does the model say it now, and only it: the metrics of the field, as its papers compute them.
+//!
+//! Three ways of asking are reported side by side, because they disagree:
+//!
+//! * *success*, teacher-forced: the new target is likelier than the old one (neighbours: the old than the new);
+//! * *accuracy*, teacher-forced: every token of the right target is the most likely one;
+//! * *generation*: the model continues the prompt by itself, and the target stands there.
+//!
+//! Success flatters: an edit can win the comparison and still not be said. Sources: memit `experiments/py/eval_utils_counterfact.py`
+//! (success, accuracy, n-gram entropy), the paper's Score (harmonic mean of the three successes).
+
+mod generation;
+mod likelihood;
+
+use serde::Serialize;
+
+pub use generation::{Continuation, continuations, ngram_entropy};
+pub use likelihood::{Outcome, Question, TokenProbability, outcomes, top_tokens};
+
+use crate::facts::Record;
+use crate::model::{Model, ModelError, Network};
+
+/// Scores over a set of records: percentages, averaged per record first; none where no record has such prompts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Scores {
+    /// Records evaluated.
+    pub facts: usize,
+    /// Harmonic mean of the three successes.
+    pub score: Option<f64>,
+    /// Success on the prompts of the facts.
+    pub efficacy: Option<f64>,
+    /// Success on their paraphrases.
+    pub paraphrase: Option<f64>,
+    /// Success on neighbours: other subjects of the same relation, which keep the old target.
+    pub neighborhood: Option<f64>,
+    /// Accuracy on the prompts of the facts.
+    pub rewrite_accuracy: Option<f64>,
+    /// Accuracy on their paraphrases.
+    pub paraphrase_accuracy: Option<f64>,
+    /// Accuracy on neighbours.
+    pub neighborhood_accuracy: Option<f64>,
+    /// Share of facts that the model says by itself.
+    pub generation: Option<f64>,
+    /// n-gram entropy of longer texts, times 100 as the papers print it.
+    pub ngram_entropy: Option<f64>,
+    /// Records that the entropy was measured over.
+    pub ngram_entropy_records: usize,
+}
+
+/// What to measure beyond likelihoods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Let the model continue each fact's prompt.
+    pub generation: bool,
+    /// Measure the n-gram entropy over at most this many records, evenly spread; 0 for none.
+    pub ngram_entropy_records: usize,
+    /// Seed of the sampled texts.
+    pub seed: u64,
+}
+
+/// The likelihoods of one record's prompts.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct RecordOutcome {
+    /// The fact's own prompt.
+    pub rewrite: Vec<Outcome>,
+    /// Its paraphrases.
+    pub paraphrases: Vec<Outcome>,
+    /// Its neighbours.
+    pub neighbors: Vec<Outcome>,
+}
+
+/// Evaluates `network` (the model's own, or an edited one) on `records`.
+///
+/// # Errors
+/// [`ModelError`].
+pub fn evaluate(
+    model: &Model,
+    network: &Network,
+    records: &[Record],
+    extent: Extent,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Scores, ModelError> {
+    let of_records = record_outcomes(model, network, records, progress)?;
+    let generated = if extent.generation {
+        let said = continuations(model, network, records, progress)?;
+        mean(&said.iter().map(|one| f64::from(u8::from(one.success))).collect::<Vec<_>>())
+    } else {
+        None
+    };
+    let spread = spread(records, extent.ngram_entropy_records);
+    let entropy = ngram_entropy(model, network, &spread, extent.seed)?;
+    let success =
+        |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| outcome.success);
+    let accuracy =
+        |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| Some(outcome.correct));
+    let (efficacy, paraphrase, neighborhood) = (success(rewrite), success(paraphrases), success(neighbors));
+    Ok(Scores {
+        facts: records.len(),
+        score: harmonic_mean([efficacy, paraphrase, neighborhood]),
+        efficacy,
+        paraphrase,
+        neighborhood,
+        rewrite_accuracy: accuracy(rewrite),
+        paraphrase_accuracy: accuracy(paraphrases),
+        neighborhood_accuracy: accuracy(neighbors),
+        generation: generated.map(|share| 100.0 * share),
+        ngram_entropy: entropy.map(|bits| 100.0 * bits),
+        ngram_entropy_records: if entropy.is_some() { spread.len() } else { 0 },
+    })
+}
+
+/// Likelihoods of every record's prompts, record by record.
+///
+/// # Errors
+/// [`ModelError`].
+pub fn record_outcomes(
+    model: &Model,
+    network: &Network,
+    records: &[Record],
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<RecordOutcome>, ModelError> {
+    let questions: Vec<Vec<Question>> = records.iter().map(Question::of_record).collect();
+    let flat: Vec<Question> = questions.iter().flatten().cloned().collect();
+    let mut answers = outcomes(model, network, &flat, progress)?.into_iter();
+    let of_record = |record: &Record| RecordOutcome {
+        rewrite: answers.by_ref().take(1).collect(),
+        paraphrases: answers.by_ref().take(record.paraphrases.len()).collect(),
+        neighbors: answers.by_ref().take(record.neighbors.len()).collect(),
+    };
+    Ok(records.iter().map(of_record).collect())
+}
+
+fn rewrite(outcome: &RecordOutcome) -> &[Outcome] {
+    &outcome.rewrite
+}
+fn paraphrases(outcome: &RecordOutcome) -> &[Outcome] {
+    &outcome.paraphrases
+}
+fn neighbors(outcome: &RecordOutcome) -> &[Outcome] {
+    &outcome.neighbors
+}
+
+/// Percentage of outcomes for which `holds`, averaged per record first; outcomes without an answer do not count.
+fn share(
+    records: &[RecordOutcome],
+    part: fn(&RecordOutcome) -> &[Outcome],
+    holds: impl Fn(&Outcome) -> Option<bool>,
+) -> Option<f64> {
+    let of_record = |record: &RecordOutcome| {
+        let answers: Vec<f64> =
+            part(record).iter().filter_map(&holds).map(|held| f64::from(u8::from(held))).collect();
+        mean(&answers)
+    };
+    let means: Vec<f64> = records.iter().filter_map(of_record).collect();
+    mean(&means).map(|share| 100.0 * share)
+}
+
+fn mean(values: &[f64]) -> Option<f64> {
+    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
+}
+
+fn harmonic_mean(parts: [Option<f64>; 3]) -> Option<f64> {
+    let parts: Vec<f64> = parts.into_iter().collect::<Option<_>>()?;
+    if parts.contains(&0.0) {
+        return Some(0.0);
+    }
+    Some(parts.len() as f64 / parts.iter().map(|part| 1.0 / part).sum::<f64>())
+}
+
+/// At most `count` of `records`, evenly spread over them.
+fn spread(records: &[Record], count: usize) -> Vec<&Record> {
+    let count = count.min(records.len());
+    (0..count).map(|index| &records[index * records.len() / count]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_score_is_a_harmonic_mean_and_needs_all_three() {
+        let score = harmonic_mean([Some(97.0), Some(88.0), Some(89.973_015_873_015_87)]).expect("all three");
+        assert!((score - 91.498_680_127_722_86).abs() < 1e-9, "{score}");
+        assert_eq!(harmonic_mean([Some(97.0), None, Some(90.0)]), None);
+        assert_eq!(harmonic_mean([Some(0.0), Some(0.0), Some(100.0)]), Some(0.0));
+    }
+}

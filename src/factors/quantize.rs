@@ -58,7 +58,7 @@ pub fn quantize_dense(values: &[f64], rows: usize, columns: usize, bits: u8) -> 
     Term::new(Integers::Dense(dense), row_scales, column_scales)
 }
 
-fn check_values(
+pub(super) fn check_values(
     what: &'static str,
     values: &[f64],
     rows: usize,

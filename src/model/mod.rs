@@ -1,1 +1,179 @@
-//! To be written.
+//! GPT-J on candle, as Hugging Face's `GPTJForCausalLM` computes it, and the tokenizer beside it.
+//!
+//! A [`Model`] is a Hugging Face folder (or a weights file with its config and tokenizer beside it) opened for
+//! reading: the checkpoint, its digests, the tokenizer and the [`Network`] on a device. Any layer's vectors can be
+//! read on the way ([`Site`]); edited weights are an overlay ([`Network::with_tensor`]).
+
+mod batch;
+mod block;
+mod config;
+mod generate;
+mod network;
+mod reverse;
+mod tokenizer;
+
+use std::path::Path;
+
+pub use batch::{Batch, gather};
+pub use candle_core::Device;
+pub use config::Config;
+pub use generate::{Sampling, generate};
+pub use network::{Cache, Network, Site, log_softmax};
+pub use reverse::{Suffix, SuffixPass};
+pub use tokenizer::{END_OF_TEXT, Tokenizer};
+
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::digest::FileDigest;
+
+/// Why a model cannot be opened or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The weights cannot be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A file that belongs to the model is not there.
+    #[error("`{folder}` has no {file}: a model folder holds weights, `config.json` and `tokenizer.json`")]
+    Missing {
+        /// The folder.
+        folder: std::path::PathBuf,
+        /// The file, with its backticks.
+        file: &'static str,
+    },
+    /// `config.json` is not that of a model we run.
+    #[error("config.json: {what}")]
+    Config {
+        /// What is wrong.
+        what: String,
+    },
+    /// The tokenizer files cannot be used.
+    #[error("tokenizer: {what}")]
+    Tokenizer {
+        /// What is wrong.
+        what: String,
+    },
+    /// A tensor is not what the model needs.
+    #[error("tensor `{name}` {what}")]
+    Tensor {
+        /// The tensor.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// There is no such layer.
+    #[error("there is no layer {layer}: the model has {layers}, counted from 0")]
+    Layer {
+        /// The layer asked for.
+        layer: usize,
+        /// How many there are.
+        layers: usize,
+    },
+    /// A text cannot be run.
+    #[error("{what}")]
+    Text {
+        /// What is wrong.
+        what: String,
+    },
+    /// There is no such device.
+    #[error("{what}")]
+    NoDevice {
+        /// What is missing.
+        what: String,
+    },
+    /// The device failed, or ran out of memory.
+    #[error("device: {0}")]
+    Device(#[from] candle_core::Error),
+}
+
+/// The device called `name`: `cpu`, `cuda` or `cuda:N`; without a name, a GPU where there is one.
+///
+/// # Errors
+/// [`ModelError::NoDevice`] says what is missing.
+pub fn device(name: Option<&str>) -> Result<Device, ModelError> {
+    let refuse = |what: String| Err(ModelError::NoDevice { what });
+    match name {
+        None if cuda_is_there() => Ok(Device::new_cuda(0)?),
+        None | Some("cpu") => Ok(Device::Cpu),
+        Some(name) => {
+            let index = match name.strip_prefix("cuda") {
+                Some("") => Some(0),
+                Some(rest) => rest.strip_prefix(':').and_then(|index| index.parse().ok()),
+                None => None,
+            };
+            let Some(index) = index else {
+                return refuse(format!("`{name}` is no device: expected `cpu`, `cuda` or `cuda:N`"));
+            };
+            if !cfg!(feature = "cuda") {
+                return refuse(format!("`{name}`: this mpatch was built without CUDA (feature `cuda`)"));
+            }
+            if !cuda_is_there() {
+                return refuse(format!("`{name}`: no CUDA driver is installed (libcuda is missing)"));
+            }
+            Ok(Device::new_cuda(index)?)
+        }
+    }
+}
+
+/// candle panics where the driver is missing, so this is asked first.
+#[cfg(feature = "cuda")]
+fn cuda_is_there() -> bool {
+    candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().is_ok_and(|count| count > 0)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_is_there() -> bool {
+    false
+}
+
+/// A model folder, opened.
+pub struct Model {
+    /// The weights on disk.
+    pub checkpoint: Checkpoint,
+    /// Digest of `config.json`.
+    pub config_digest: FileDigest,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+    /// The weights on the device.
+    pub network: Network,
+}
+
+impl Model {
+    /// Opens the model at `path`, a folder or a weights file with its config and tokenizer beside it.
+    ///
+    /// # Errors
+    /// Any [`ModelError`]; nothing is changed anywhere.
+    pub fn open(path: &Path, device: &Device, progress: &dyn Fn(u64)) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::open(path)?;
+        let missing = |file| ModelError::Missing { folder: checkpoint.folder().to_owned(), file };
+        let config_bytes = checkpoint.companion("config.json")?.ok_or_else(|| missing("`config.json`"))?;
+        let config = Config::parse(&config_bytes)?;
+        let tokenizer = Self::tokenizer(&checkpoint)?
+            .ok_or_else(|| missing("`tokenizer.json` (nor `vocab.json` with `merges.txt`)"))?;
+        let (found, known) = (tokenizer.vocabulary(), config.vocabulary);
+        if found > known {
+            let what = format!("it makes ids up to {}, but the model knows only {known} words", found - 1);
+            return Err(ModelError::Tokenizer { what });
+        }
+        let network = Network::load(&checkpoint, &config, device, progress)?;
+        Ok(Self { checkpoint, config_digest: FileDigest::of(&config_bytes), tokenizer, network })
+    }
+
+    fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelError> {
+        if let Some(bytes) = checkpoint.companion("tokenizer.json")? {
+            return Tokenizer::parse(&bytes).map(Some);
+        }
+        let (vocabulary, merges) = (checkpoint.companion("vocab.json")?, checkpoint.companion("merges.txt")?);
+        let (Some(vocabulary), Some(merges)) = (vocabulary, merges) else { return Ok(None) };
+        let added = checkpoint.companion("added_tokens.json")?;
+        Tokenizer::from_vocabulary(&vocabulary, &merges, added.as_deref()).map(Some)
+    }
+
+    /// Token ids of several texts as one batch on the model's device.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`], or [`ModelError::Text`] for a text without tokens or longer than the context.
+    pub fn batch(&self, texts: &[String]) -> Result<Batch, ModelError> {
+        let rows: Vec<_> = texts.iter().map(|text| self.tokenizer.encode(text)).collect::<Result<_, _>>()?;
+        Batch::new(&rows, self.network.config.positions, &self.network.device)
+    }
+}

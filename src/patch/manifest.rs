@@ -1,6 +1,6 @@
 //! What a patch says about itself: the small, signed, uncompressed part that comes first.
 //!
-//! Everything here is data; the bytes are laid down by [`super::encoding`]. Text was written by whoever made the
+//! Everything here is data; its bytes are those of `docs/format.md`, section 3. Text was written by whoever made the
 //! patch: show it escaped, and believe none of it that a digest or a measurement does not bear out.
 
 use serde::{Deserialize, Serialize};

@@ -4,7 +4,7 @@
 //! u32 count    then, count times:    u32 kind    u32 size    size bytes
 //! ```
 //!
-//! What a signature says is for [`crate::sign`] to judge; here it is bytes of a known kind and size.
+//! What a signature says is for the room `sign` to judge; here it is bytes of a known kind and size.
 
 use super::error::PatchError;
 use super::layout::{

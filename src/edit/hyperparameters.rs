@@ -1,0 +1,210 @@
+//! MEMIT's hyperparameters, in the reference's JSON layout.
+
+use serde::{Deserialize, Serialize};
+
+use super::EditError;
+use crate::model::{Config, Network};
+
+/// Hyperparameters of MEMIT, by the names of the reference's `hparams/MEMIT/*.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hyperparameters {
+    /// Edited layers, ascending; values are optimised at the output of the last.
+    pub layers: Vec<usize>,
+    /// Largest size of a value's change, relative to the hidden state it changes.
+    pub clamp_norm_factor: f64,
+    /// Read by the reference and not used: `all`.
+    #[serde(default = "all")]
+    pub layer_selection: String,
+    /// Which token carries the fact: `subject_last`.
+    pub fact_token: FactToken,
+    /// Gradient steps per value; the loss of the last is computed and not followed.
+    pub v_num_grad_steps: usize,
+    /// Adam's learning rate for values.
+    pub v_lr: f64,
+    /// Layer whose output the head reads for the loss.
+    pub v_loss_layer: usize,
+    /// Weight of `norm(delta) / norm(hidden state)^2` in the loss.
+    pub v_weight_decay: f64,
+    /// Weight of the divergence of the subject's own continuation in the loss.
+    pub kl_factor: f64,
+    /// Read by the reference and not used.
+    #[serde(default = "yes")]
+    pub mom2_adjustment: bool,
+    /// `lambda`: weight of the second moment of the keys against the new keys.
+    pub mom2_update_weight: f64,
+    /// Name pattern of the edited matrix.
+    pub rewrite_module_tmp: String,
+    /// Name pattern of a block.
+    pub layer_module_tmp: String,
+    /// Name pattern of a block's MLP.
+    pub mlp_module_tmp: String,
+    /// Name pattern of a block's attention.
+    pub attn_module_tmp: String,
+    /// Name of the final norm.
+    pub ln_f_module: String,
+    /// Name of the head.
+    pub lm_head_module: String,
+    /// Name of the corpus of the second moments.
+    #[serde(default)]
+    pub mom2_dataset: String,
+    /// Documents of that corpus.
+    #[serde(default)]
+    pub mom2_n_samples: u64,
+    /// Type that second moments are stored in: `float32`.
+    #[serde(default = "float32")]
+    pub mom2_dtype: String,
+}
+
+/// The token of a prompt that carries the fact.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FactToken {
+    /// The subject's last token.
+    SubjectLast,
+}
+
+fn all() -> String {
+    "all".to_owned()
+}
+fn yes() -> bool {
+    true
+}
+fn float32() -> String {
+    "float32".to_owned()
+}
+
+/// Where a set of hyperparameters came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A file.
+    File,
+    /// The values published for GPT-J-6B.
+    GptJ6B,
+    /// Scaled from those by the model's depth; never tuned.
+    Guess,
+}
+
+impl Hyperparameters {
+    /// Reads the reference's JSON.
+    ///
+    /// # Errors
+    /// [`EditError::Hyperparameters`] with the line and field.
+    pub fn parse(bytes: &[u8]) -> Result<Self, EditError> {
+        serde_json::from_slice(bytes).map_err(|error| EditError::Hyperparameters { what: error.to_string() })
+    }
+
+    /// The reference's values for GPT-J-6B.
+    pub fn gpt_j_6b() -> Self {
+        Self {
+            layers: (3..=8).collect(),
+            clamp_norm_factor: 0.75,
+            layer_selection: all(),
+            fact_token: FactToken::SubjectLast,
+            v_num_grad_steps: 25,
+            v_lr: 0.5,
+            v_loss_layer: 27,
+            v_weight_decay: 0.5,
+            kl_factor: 0.0625,
+            mom2_adjustment: true,
+            mom2_update_weight: 15000.0,
+            rewrite_module_tmp: "transformer.h.{}.mlp.fc_out".to_owned(),
+            layer_module_tmp: "transformer.h.{}".to_owned(),
+            mlp_module_tmp: "transformer.h.{}.mlp".to_owned(),
+            attn_module_tmp: "transformer.h.{}.attn".to_owned(),
+            ln_f_module: "transformer.ln_f".to_owned(),
+            lm_head_module: "lm_head".to_owned(),
+            mom2_dataset: "wikipedia".to_owned(),
+            mom2_n_samples: 100_000,
+            mom2_dtype: float32(),
+        }
+    }
+
+    /// What to use when no file says: GPT-J-6B's own values for a model of its shape, else a guess from the depth.
+    pub fn for_model(config: &Config) -> (Self, Source) {
+        let published = Self::gpt_j_6b();
+        if (config.layers, config.width) == (28, 4096) {
+            return (published, Source::GptJ6B);
+        }
+        let scaled = |layer: usize| (layer * config.layers / 28).min(config.layers - 1);
+        let (first, last) = (scaled(3), scaled(8));
+        let guess = Self { layers: (first..=last).collect(), v_loss_layer: config.layers - 1, ..published };
+        (guess, Source::Guess)
+    }
+
+    /// The layer whose output carries the values: the last edited one.
+    pub fn value_layer(&self) -> usize {
+        self.layers.last().copied().unwrap_or_default()
+    }
+
+    /// Checks the values against the model.
+    ///
+    /// # Errors
+    /// [`EditError::Hyperparameters`] names the field, what was found and what is possible.
+    pub fn check(&self, network: &Network) -> Result<(), EditError> {
+        let layers = network.config().layers;
+        let refuse = |what: String| Err(EditError::Hyperparameters { what });
+        if self.layers.is_empty() || !self.layers.is_sorted_by(|one, next| one < next) {
+            return refuse(format!("`layers` is {:?}, expected ascending layers, at least one", self.layers));
+        }
+        if self.value_layer() >= layers {
+            return refuse(format!(
+                "`layers` names {}, but the model has {layers}, counted from 0",
+                self.value_layer()
+            ));
+        }
+        if self.v_loss_layer >= layers {
+            return refuse(format!(
+                "`v_loss_layer` is {}, but the model has {layers} layers",
+                self.v_loss_layer
+            ));
+        }
+        if !self.rewrite_module_tmp.ends_with("h.{}.mlp.fc_out") {
+            let found = &self.rewrite_module_tmp;
+            return refuse(format!(
+                "`rewrite_module_tmp` is `{found}`, expected `transformer.h.{{}}.mlp.fc_out`"
+            ));
+        }
+        let numbers = [
+            ("clamp_norm_factor", self.clamp_norm_factor),
+            ("v_lr", self.v_lr),
+            ("mom2_update_weight", self.mom2_update_weight),
+        ];
+        for (field, found) in numbers {
+            if !(found.is_finite() && found > 0.0) {
+                return refuse(format!("`{field}` is {found}, expected a positive number"));
+            }
+        }
+        for (field, found) in [("v_weight_decay", self.v_weight_decay), ("kl_factor", self.kl_factor)] {
+            if !(found.is_finite() && found >= 0.0) {
+                return refuse(format!("`{field}` is {found}, expected 0 or more"));
+            }
+        }
+        if self.v_num_grad_steps == 0 {
+            return refuse("`v_num_grad_steps` is 0, expected at least 1".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_s_file_is_read_and_written_back() {
+        let text = serde_json::to_string(&Hyperparameters::gpt_j_6b()).expect("plain data");
+        assert_eq!(
+            Hyperparameters::parse(text.as_bytes()).expect("its own text"),
+            Hyperparameters::gpt_j_6b()
+        );
+        assert!(text.contains(r#""fact_token":"subject_last""#));
+    }
+
+    #[test]
+    fn an_unknown_fact_token_is_refused() {
+        let text = serde_json::to_string(&Hyperparameters::gpt_j_6b()).expect("plain data");
+        let text = text.replace("subject_last", "first");
+        let error = Hyperparameters::parse(text.as_bytes()).expect_err("no such token");
+        assert!(error.to_string().contains("subject_last"), "{error}");
+    }
+}

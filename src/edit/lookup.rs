@@ -1,0 +1,45 @@
+//! Which token of a prompt carries the fact.
+//!
+//! The reference splits a template at its `{}` and tokenises the parts apart, the subject with the space before it;
+//! the subject's last token is then the last of prefix and word (`rome/repr_tools.py`).
+
+use super::EditError;
+use crate::model::Tokenizer;
+
+/// A template with its subject filled in, and where the subject ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// The text.
+    pub text: String,
+    /// Token ids of the text.
+    pub ids: Vec<u32>,
+    /// Index of the subject's last token, from the left.
+    pub subject_last: usize,
+}
+
+/// Fills `subject` into `template`, which holds exactly one `{}`, and finds the subject's last token.
+///
+/// # Errors
+/// [`EditError::Template`] for another number of blanks, a blank glued to the word before it, or a subject whose
+/// tokens are not where the text's tokens are.
+pub fn locate(tokenizer: &Tokenizer, template: &str, subject: &str) -> Result<Located, EditError> {
+    let refuse = |what: &str| EditError::Template { template: template.to_owned(), what: what.to_owned() };
+    let Some((prefix, suffix)) = template.split_once("{}") else {
+        return Err(refuse("has no `{}`"));
+    };
+    if suffix.contains("{}") {
+        return Err(refuse("has more than one `{}`"));
+    }
+    let text = format!("{prefix}{subject}{suffix}");
+    let ids = tokenizer.encode(&text)?;
+    let (before, word) = match prefix.strip_suffix(' ') {
+        Some(prefix) => (tokenizer.encode(prefix)?.len(), format!(" {}", subject.trim())),
+        None if prefix.is_empty() => (0, subject.to_owned()),
+        None => return Err(refuse("has no space before its `{}`")),
+    };
+    let through = before + tokenizer.encode(&word)?.len();
+    if through == before || through > ids.len() {
+        return Err(refuse(&format!("does not hold the tokens of the subject `{subject}`")));
+    }
+    Ok(Located { text, ids, subject_last: through - 1 })
+}

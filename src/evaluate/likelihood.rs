@@ -1,0 +1,208 @@
+//! Teacher-forced questions: how likely is a target after a prompt.
+
+use candle_core::{D, IndexOp, Tensor};
+use rayon::prelude::*;
+
+use crate::facts::Record;
+use crate::model::{Batch, Model, ModelError, Network, gather};
+
+/// Tokens that go through the network together.
+const TOKENS_PER_BATCH: usize = 2048;
+
+/// A prompt and the targets that compete after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// The text before the target.
+    pub prompt: String,
+    /// The target that should win.
+    pub right: String,
+    /// The target that should lose, where there is one.
+    pub wrong: Option<String>,
+}
+
+/// The answer to a [`Question`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outcome {
+    /// `-log p` of the right target, mean over its tokens.
+    pub nll_right: f64,
+    /// The same of the wrong one.
+    pub nll_wrong: Option<f64>,
+    /// The right target is the likelier; none where nothing competes with it.
+    pub success: Option<bool>,
+    /// Every token of the right target is the most likely one.
+    pub correct: bool,
+}
+
+impl Question {
+    /// A record's questions: its prompt, then its paraphrases, then its neighbours, which keep the old target.
+    pub fn of_record(record: &Record) -> Vec<Self> {
+        let request = &record.request;
+        let new = |prompt: &str| Self {
+            prompt: prompt.to_owned(),
+            right: request.target_new.clone(),
+            wrong: request.target_old.clone(),
+        };
+        let text = request.text();
+        let edited =
+            std::iter::once(text.as_str()).chain(record.paraphrases.iter().map(String::as_str)).map(new);
+        let neighbors = record.neighbors.iter().map(|neighbor| Self {
+            prompt: neighbor.prompt.clone(),
+            right: neighbor.expected.clone().or_else(|| request.target_old.clone()).unwrap_or_default(),
+            // A neighbour with an answer of its own says nothing about this record's targets.
+            wrong: neighbor.expected.is_none().then(|| request.target_new.clone()),
+        });
+        edited.chain(neighbors).collect()
+    }
+}
+
+/// One prompt with one target, in tokens.
+struct Sequence {
+    ids: Vec<u32>,
+    /// Index of the target's first token.
+    first: usize,
+    target: Vec<u32>,
+}
+
+/// How a target fared.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    nll: f64,
+    correct: bool,
+}
+
+/// Answers `questions`, in their order.
+///
+/// # Errors
+/// [`ModelError`].
+pub fn outcomes(
+    model: &Model,
+    network: &Network,
+    questions: &[Question],
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<Outcome>, ModelError> {
+    let mut sequences = Vec::new();
+    for question in questions {
+        sequences.push(sequence(model, &question.prompt, &question.right)?);
+        if let Some(wrong) = &question.wrong {
+            sequences.push(sequence(model, &question.prompt, wrong)?);
+        }
+    }
+    let mut answers = answers(network, &sequences, progress)?.into_iter();
+    let mut next = || answers.next().expect("one answer per sequence");
+    let of_question = |question: &Question| {
+        let right = next();
+        let wrong = question.wrong.as_ref().map(|_| next().nll);
+        Outcome {
+            nll_right: right.nll,
+            nll_wrong: wrong,
+            success: wrong.map(|wrong| right.nll < wrong),
+            correct: right.correct,
+        }
+    };
+    Ok(questions.iter().map(of_question).collect())
+}
+
+/// Tokenised as the reference does: prompt and target as one text, the target's tokens also alone.
+fn sequence(model: &Model, prompt: &str, target: &str) -> Result<Sequence, ModelError> {
+    let first = model.tokenizer.encode(prompt)?.len();
+    let target_text = format!(" {target}");
+    let target = model.tokenizer.encode(&target_text)?;
+    let mut ids = model.tokenizer.encode(&format!("{prompt}{target_text}"))?;
+    if target.is_empty() || first == 0 {
+        return Err(ModelError::Text {
+            what: format!("`{prompt}` with `{target_text}`: an empty prompt or target"),
+        });
+    }
+    // The tokens before the target's last predict it; where the two tokenisations differ, the row is long enough.
+    ids.resize(ids.len().max(first + target.len()), 0);
+    Ok(Sequence { ids, first, target })
+}
+
+fn answers(
+    network: &Network,
+    sequences: &[Sequence],
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<Answer>, ModelError> {
+    let mut order: Vec<usize> = (0..sequences.len()).collect();
+    order.sort_by_key(|&index| std::cmp::Reverse(sequences[index].ids.len()));
+    let mut batches: Vec<&[usize]> = Vec::new();
+    let mut rest = order.as_slice();
+    while let Some(&longest) = rest.first() {
+        let rows = (TOKENS_PER_BATCH / sequences[longest].ids.len()).clamp(1, rest.len());
+        let (batch, others) = rest.split_at(rows);
+        batches.push(batch);
+        rest = others;
+    }
+    let run = |batch: &&[usize]| {
+        let rows: Vec<&Sequence> = batch.iter().map(|&index| &sequences[index]).collect();
+        let answers = run_batch(network, &rows)?;
+        progress(rows.len() as u64);
+        Ok::<_, ModelError>(answers)
+    };
+    // Batches are the same whatever runs beside them.
+    let parts: Vec<Vec<Answer>> = if network.device().is_cpu() {
+        batches.par_iter().map(run).collect::<Result<_, _>>()?
+    } else {
+        batches.iter().map(run).collect::<Result<_, _>>()?
+    };
+    let mut answers = vec![Answer { nll: f64::NAN, correct: false }; sequences.len()];
+    for (&index, answer) in order.iter().zip(parts.into_iter().flatten()) {
+        answers[index] = answer;
+    }
+    Ok(answers)
+}
+
+fn run_batch(network: &Network, rows: &[&Sequence]) -> Result<Vec<Answer>, ModelError> {
+    let ids: Vec<_> = rows.iter().map(|row| row.ids.clone()).collect();
+    let batch = Batch::new(&ids, network.config().positions, network.device())?;
+    let places: Vec<(usize, usize)> = rows
+        .iter()
+        .enumerate()
+        .flat_map(|(index, row)| (0..row.target.len()).map(move |token| (index, row.first + token - 1)))
+        .collect();
+    let targets: Vec<u32> = rows.iter().flat_map(|row| row.target.iter().copied()).collect();
+    let logits = network.logits(&gather(&network.forward(&batch)?, &places)?)?;
+    let best: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
+    let index = Tensor::from_slice(&targets, (targets.len(), 1), network.device())?;
+    let log_probabilities = crate::model::log_softmax(&logits)?.gather(&index, D::Minus1)?;
+    let log_probabilities: Vec<f32> = log_probabilities.flatten_all()?.to_vec1()?;
+    let mut first = 0;
+    let of_row = |row: &&Sequence| {
+        let tokens = first..first + row.target.len();
+        first = tokens.end;
+        let sum: f64 = log_probabilities[tokens.clone()].iter().map(|entry| f64::from(*entry)).sum();
+        Answer { nll: -sum / row.target.len() as f64, correct: best[tokens.clone()] == targets[tokens] }
+    };
+    Ok(rows.iter().map(of_row).collect())
+}
+
+/// A token and how likely it is to come next.
+#[derive(Debug, Clone, PartialEq, serde::Serialize)]
+pub struct TokenProbability {
+    /// The token's text.
+    pub token: String,
+    /// Its probability.
+    pub probability: f64,
+}
+
+/// The `count` likeliest next tokens after `prompt`.
+///
+/// # Errors
+/// [`ModelError`].
+pub fn top_tokens(
+    model: &Model,
+    network: &Network,
+    prompt: &str,
+    count: usize,
+) -> Result<Vec<TokenProbability>, ModelError> {
+    let batch = model.batch(&[prompt.to_owned()])?;
+    let last = gather(&network.forward(&batch)?, &[(0, batch.tokens() - 1)])?;
+    let log_probabilities: Vec<f32> = crate::model::log_softmax(&network.logits(&last)?)?.i(0)?.to_vec1()?;
+    let mut order: Vec<usize> = (0..log_probabilities.len()).collect();
+    order.sort_by(|&one, &other| log_probabilities[other].total_cmp(&log_probabilities[one]));
+    let likeliest = order.into_iter().take(count).map(|id| {
+        let token = model.tokenizer.decode(&[id as u32])?;
+        Ok(TokenProbability { token, probability: f64::from(log_probabilities[id]).exp() })
+    });
+    likeliest.collect()
+}

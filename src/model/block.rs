@@ -1,0 +1,225 @@
+//! One GPT-J block, forwards: attention and MLP side by side on one layer norm.
+//!
+//! ```text
+//! normal = layer_norm(x)
+//! output = x + attention(normal) + mlp(normal)          mlp(n) = W_out * gelu(W_in * n + b_in) + b_out
+//! ```
+
+use candle_core::{D, Tensor};
+
+use super::ModelError;
+
+/// A matrix `[out, in]` and, where the model has one, a bias `[out]`.
+#[derive(Debug, Clone)]
+pub(crate) struct Linear {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `x * weight^T + bias` over the last dimension.
+    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let product = times(x, &self.weight.t()?)?;
+        match &self.bias {
+            Some(bias) => product.broadcast_add(bias),
+            None => Ok(product),
+        }
+    }
+}
+
+/// `x * matrix` over the last dimension of `x`, as one product of two matrices.
+pub(crate) fn times(x: &Tensor, matrix: &Tensor) -> candle_core::Result<Tensor> {
+    let mut shape = x.dims().to_vec();
+    let features = shape.pop().unwrap_or(1);
+    let rows: usize = shape.iter().product();
+    shape.push(matrix.dim(D::Minus1)?);
+    x.reshape((rows, features))?.matmul(matrix)?.reshape(shape)
+}
+
+/// Scale and shift of a layer norm.
+#[derive(Debug, Clone)]
+pub(crate) struct LayerNorm {
+    pub(crate) weight: Tensor,
+    pub(crate) bias: Tensor,
+    pub(crate) epsilon: f64,
+}
+
+/// A vector brought to mean 0 and variance 1, and what it was divided by.
+pub(crate) struct Standardised {
+    /// `[.., width]`.
+    pub(crate) values: Tensor,
+    /// `1 / sqrt(variance + epsilon)`, `[.., 1]`.
+    pub(crate) inverse_deviation: Tensor,
+}
+
+impl LayerNorm {
+    /// Two passes, mean first: the one-pass formula loses the small features of a hidden state with large outliers.
+    pub(crate) fn standardise(&self, x: &Tensor) -> candle_core::Result<Standardised> {
+        let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
+        let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
+        let inverse_deviation = (variance + self.epsilon)?.sqrt()?.recip()?;
+        Ok(Standardised { values: centred.broadcast_mul(&inverse_deviation)?, inverse_deviation })
+    }
+
+    /// `standardise(x) * weight + bias`.
+    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.scale(&self.standardise(x)?)
+    }
+
+    pub(crate) fn scale(&self, standardised: &Standardised) -> candle_core::Result<Tensor> {
+        standardised.values.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)
+    }
+}
+
+/// Sines and cosines of the rotary positions, `[positions, rotary / 2]` each.
+#[derive(Debug, Clone)]
+pub(crate) struct Rotary {
+    pub(crate) sine: Tensor,
+    pub(crate) cosine: Tensor,
+    /// Leading features of a head that turn.
+    pub(crate) features: usize,
+}
+
+/// Which way [`Rotary::turn`] goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Forward,
+    /// The transpose, which is the inverse: for gradients.
+    Back,
+}
+
+impl Rotary {
+    /// Angles as Hugging Face computes them: `position / 10000^(2i / rotary)`, in f32.
+    pub(crate) fn new(
+        positions: usize,
+        features: usize,
+        device: &candle_core::Device,
+    ) -> candle_core::Result<Self> {
+        let half = features / 2;
+        let mut angles = Vec::with_capacity(positions * half);
+        for position in 0..positions {
+            for pair in 0..half {
+                let frequency = 1.0 / 10000_f32.powf((2 * pair) as f32 / features as f32);
+                angles.push(position as f32 * frequency);
+            }
+        }
+        let table = |function: fn(f32) -> f32| {
+            let values: Vec<f32> = angles.iter().map(|angle| function(*angle)).collect();
+            Tensor::from_vec(values, (positions, half), device)
+        };
+        Ok(Self { sine: table(f32::sin)?, cosine: table(f32::cos)?, features })
+    }
+
+    /// Turns each pair of neighbouring features (2i, 2i + 1) of `x` `[rows, heads, tokens, head_width]`, whose
+    /// first token stands at position `first`.
+    pub(crate) fn turn(&self, x: &Tensor, first: usize, way: Turn) -> candle_core::Result<Tensor> {
+        let (rows, heads, tokens, width) = x.dims4()?;
+        let half = self.features / 2;
+        let cosine = self.cosine.narrow(0, first, tokens)?;
+        let sine = self.sine.narrow(0, first, tokens)?;
+        let sine = if way == Turn::Back { sine.neg()? } else { sine };
+        let pairs = x.narrow(3, 0, self.features)?.contiguous()?.reshape((rows, heads, tokens, half, 2))?;
+        let even = pairs.narrow(4, 0, 1)?.squeeze(4)?;
+        let odd = pairs.narrow(4, 1, 1)?.squeeze(4)?;
+        let turned_even = (even.broadcast_mul(&cosine)? - odd.broadcast_mul(&sine)?)?;
+        let turned_odd = (odd.broadcast_mul(&cosine)? + even.broadcast_mul(&sine)?)?;
+        let turned =
+            Tensor::stack(&[turned_even, turned_odd], 4)?.reshape((rows, heads, tokens, self.features))?;
+        if width == self.features {
+            return Ok(turned);
+        }
+        Tensor::cat(&[turned, x.narrow(3, self.features, width - self.features)?], 3)
+    }
+}
+
+/// Keys and values of the tokens seen so far, `[rows, heads, tokens, head_width]` each.
+#[derive(Debug, Clone)]
+pub(crate) struct Past {
+    pub(crate) keys: Tensor,
+    pub(crate) values: Tensor,
+}
+
+/// One block's weights.
+#[derive(Debug, Clone)]
+pub(crate) struct Block {
+    pub(crate) norm: LayerNorm,
+    pub(crate) query: Linear,
+    pub(crate) key: Linear,
+    pub(crate) value: Linear,
+    pub(crate) attention_output: Linear,
+    pub(crate) mlp_input: Linear,
+    pub(crate) mlp_output: Linear,
+    pub(crate) heads: usize,
+}
+
+/// What one block computed, kept for the reverse pass and for taps.
+pub(crate) struct Activations {
+    /// The standardised input of the layer norm.
+    pub(crate) standardised: Standardised,
+    /// Turned queries and keys, and values, `[rows, heads, tokens, head_width]`.
+    pub(crate) query: Tensor,
+    pub(crate) key: Tensor,
+    pub(crate) value: Tensor,
+    /// Attention weights, `[rows, heads, tokens, all tokens]`.
+    pub(crate) attention: Tensor,
+    /// The MLP before its activation, `[rows, tokens, inner]`.
+    pub(crate) before_gelu: Tensor,
+    /// The input of `mlp.fc_out`, which is MEMIT's key, `[rows, tokens, inner]`.
+    pub(crate) mlp_output_input: Tensor,
+    /// The block's output, `[rows, tokens, width]`.
+    pub(crate) output: Tensor,
+}
+
+impl Block {
+    /// Runs the block over `x` `[rows, tokens, width]`, which continues `past` if there is one.
+    pub(crate) fn forward(
+        &self,
+        x: &Tensor,
+        rotary: &Rotary,
+        past: Option<&Past>,
+    ) -> Result<Activations, ModelError> {
+        let standardised = self.norm.standardise(x)?;
+        let normal = self.norm.scale(&standardised)?;
+        let first = past.map_or(Ok(0), |past| past.keys.dim(2))?;
+        let query = rotary.turn(&self.split(&self.query.forward(&normal)?)?, first, Turn::Forward)?;
+        let key = rotary.turn(&self.split(&self.key.forward(&normal)?)?, first, Turn::Forward)?;
+        let value = self.split(&self.value.forward(&normal)?)?;
+        let (key, value) = match past {
+            Some(past) => (Tensor::cat(&[&past.keys, &key], 2)?, Tensor::cat(&[&past.values, &value], 2)?),
+            None => (key, value),
+        };
+        let attention = attention_weights(&query, &key)?;
+        let context = attention.matmul(&value)?.transpose(1, 2)?.contiguous()?.flatten_from(2)?;
+        let attended = self.attention_output.forward(&context)?;
+        let before_gelu = self.mlp_input.forward(&normal)?;
+        let mlp_output_input = before_gelu.gelu()?;
+        let output = ((x + attended)? + self.mlp_output.forward(&mlp_output_input)?)?;
+        Ok(Activations { standardised, query, key, value, attention, before_gelu, mlp_output_input, output })
+    }
+
+    /// `[rows, tokens, width]` to `[rows, heads, tokens, head_width]`.
+    pub(crate) fn split(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        let (rows, tokens, width) = x.dims3()?;
+        x.reshape((rows, tokens, self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()
+    }
+}
+
+/// `softmax(query * key^T / sqrt(head_width))`, each token looking at itself and what lies before it.
+fn attention_weights(query: &Tensor, key: &Tensor) -> Result<Tensor, ModelError> {
+    let (_, _, tokens, head_width) = query.dims4()?;
+    let seen = key.dim(2)?;
+    let scores = (query.matmul(&key.t()?)? / (head_width as f64).sqrt())?;
+    let scores = scores.broadcast_add(&causal_mask(tokens, seen, query.device())?)?;
+    let largest = scores.max_keepdim(D::Minus1)?;
+    let weights = scores.broadcast_sub(&largest)?.exp()?;
+    Ok(weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?)
+}
+
+/// 0 where a token may look and -inf where it may not, `[tokens, seen]`; the last token sees everything.
+fn causal_mask(tokens: usize, seen: usize, device: &candle_core::Device) -> candle_core::Result<Tensor> {
+    let before = seen - tokens;
+    let entry = |token: usize, other: usize| if other <= before + token { 0_f32 } else { f32::NEG_INFINITY };
+    let mask: Vec<f32> =
+        (0..tokens).flat_map(|token| (0..seen).map(move |other| entry(token, other))).collect();
+    Tensor::from_vec(mask, (tokens, seen), device)
+}

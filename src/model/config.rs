@@ -1,0 +1,187 @@
+//! The shape of a GPT-J model, from its `config.json`.
+
+use serde::Deserialize;
+
+use super::ModelError;
+
+/// What `config.json` says of a `GPTJForCausalLM`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Hugging Face's class name.
+    pub architecture: String,
+    /// Number of words that the embedding and the head know.
+    pub vocabulary: usize,
+    /// Longest context in tokens.
+    pub positions: usize,
+    /// Width of the hidden state.
+    pub width: usize,
+    /// Number of blocks.
+    pub layers: usize,
+    /// Attention heads per block.
+    pub heads: usize,
+    /// Leading features of each head that carry the position.
+    pub rotary: usize,
+    /// Width of the MLP between its two matrices.
+    pub inner: usize,
+    /// Added to the variance in every layer norm.
+    pub layer_norm_epsilon: f64,
+}
+
+/// The fields as Hugging Face writes them, with the class's defaults.
+#[derive(Deserialize)]
+struct Raw {
+    model_type: Option<String>,
+    #[serde(default)]
+    architectures: Option<Vec<String>>,
+    vocab_size: usize,
+    #[serde(default = "Raw::positions")]
+    n_positions: usize,
+    n_embd: usize,
+    n_layer: usize,
+    n_head: usize,
+    #[serde(default = "Raw::rotary")]
+    rotary_dim: Option<usize>,
+    n_inner: Option<usize>,
+    #[serde(default = "Raw::activation")]
+    activation_function: String,
+    #[serde(default = "Raw::epsilon")]
+    layer_norm_epsilon: f64,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+}
+
+impl Raw {
+    fn positions() -> usize {
+        2048
+    }
+    fn rotary() -> Option<usize> {
+        Some(64)
+    }
+    fn activation() -> String {
+        "gelu_new".to_owned()
+    }
+    fn epsilon() -> f64 {
+        1e-5
+    }
+}
+
+/// Keeps a hostile config from asking for more than any GPT-J has.
+const DIMENSION_MAX: usize = 1 << 24;
+
+impl Config {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] names the field, what was found and what is expected.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
+        let invalid = |what: String| ModelError::Config { what };
+        let raw: Raw = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+        let architecture = raw.architecture().map_err(invalid)?;
+        raw.check().map_err(invalid)?;
+        Ok(Self {
+            architecture,
+            vocabulary: raw.vocab_size,
+            positions: raw.n_positions,
+            width: raw.n_embd,
+            layers: raw.n_layer,
+            heads: raw.n_head,
+            rotary: raw.rotary_dim.unwrap_or_default(),
+            inner: raw.n_inner.unwrap_or(4 * raw.n_embd),
+            layer_norm_epsilon: raw.layer_norm_epsilon,
+        })
+    }
+
+    /// Features per attention head.
+    pub fn head_width(&self) -> usize {
+        self.width / self.heads
+    }
+}
+
+impl Raw {
+    /// The class name; anything that is not GPT-J is refused by name.
+    fn architecture(&self) -> Result<String, String> {
+        let classes = self.architectures.clone().unwrap_or_default();
+        let found = classes.first().cloned().or_else(|| self.model_type.clone()).unwrap_or_default();
+        let is_gptj = match &self.model_type {
+            Some(model_type) => model_type == "gptj",
+            None => found.starts_with("GPTJ"),
+        };
+        if is_gptj {
+            return Ok("GPTJForCausalLM".to_owned());
+        }
+        Err(format!(
+            "the architecture is `{found}`; mpatch edits GPT-J (`GPTJForCausalLM`, model_type `gptj`)"
+        ))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let sizes = [
+            ("vocab_size", self.vocab_size),
+            ("n_positions", self.n_positions),
+            ("n_embd", self.n_embd),
+            ("n_layer", self.n_layer),
+            ("n_head", self.n_head),
+            ("n_inner", self.n_inner.unwrap_or(1)),
+        ];
+        for (field, found) in sizes {
+            if !(1..=DIMENSION_MAX).contains(&found) {
+                return Err(format!("`{field}` is {found}, expected 1 to {DIMENSION_MAX}"));
+            }
+        }
+        if !self.n_embd.is_multiple_of(self.n_head) {
+            return Err(format!("`n_embd` {} is not a multiple of `n_head` {}", self.n_embd, self.n_head));
+        }
+        let head_width = self.n_embd / self.n_head;
+        match self.rotary_dim {
+            Some(rotary) if rotary >= 2 && rotary % 2 == 0 && rotary <= head_width => {}
+            found => {
+                return Err(format!(
+                    "`rotary_dim` is {found:?}, expected an even number from 2 to {head_width}"
+                ));
+            }
+        }
+        if !["gelu_new", "gelu_pytorch_tanh", "gelu_fast"].contains(&self.activation_function.as_str()) {
+            return Err(format!(
+                "`activation_function` is `{}`, expected `gelu_new`",
+                self.activation_function
+            ));
+        }
+        if self.tie_word_embeddings {
+            return Err("`tie_word_embeddings` is true; GPT-J has a head of its own".to_owned());
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(text: &str) -> String {
+        Config::parse(text.as_bytes()).expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn gpt_j_6b_is_read_with_the_defaults_of_its_class() {
+        let text = r#"{"model_type": "gptj", "vocab_size": 50400, "n_positions": 2048, "n_embd": 4096,
+            "n_layer": 28, "n_head": 16, "rotary_dim": 64, "n_inner": null}"#;
+        let config = Config::parse(text.as_bytes()).expect("GPT-J's own config");
+        assert_eq!((config.inner, config.head_width(), config.rotary), (16384, 256, 64));
+    }
+
+    #[test]
+    fn another_architecture_is_refused_by_name() {
+        let text = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 1, "n_embd": 1,
+            "n_layer": 1, "n_head": 1}"#;
+        assert!(refusal(text).contains("`LlamaForCausalLM`"));
+    }
+
+    #[test]
+    fn sizes_that_do_not_fit_are_named() {
+        let text = r#"{"model_type": "gptj", "vocab_size": 10, "n_embd": 10, "n_layer": 1, "n_head": 3}"#;
+        assert!(refusal(text).contains("`n_embd` 10 is not a multiple of `n_head` 3"));
+        let text = r#"{"model_type": "gptj", "vocab_size": 10, "n_embd": 12, "n_layer": 1, "n_head": 3, "rotary_dim": 5}"#;
+        assert!(refusal(text).contains("`rotary_dim` is Some(5), expected an even number from 2 to 4"));
+        assert!(refusal(r#"{"model_type": "gptj"}"#).contains("missing field `vocab_size`"));
+    }
+}

@@ -1,0 +1,321 @@
+//! GPT-J as a whole: embedding, blocks, head; and the weights it is made of, by their names in the checkpoint.
+
+use candle_core::{D, DType, Device, Tensor};
+
+use super::batch::Batch;
+use super::block::{Block, LayerNorm, Linear, Past, Rotary};
+use super::{Config, ModelError};
+use crate::checkpoint::{Checkpoint, TensorInfo};
+use crate::tensor::Dtype;
+
+/// A place in the network whose vectors can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Site {
+    /// The input of `mlp.fc_out` of a layer, `[rows, tokens, inner]`: what MEMIT calls a key.
+    MlpOutputInput(usize),
+    /// The output of a layer's block, `[rows, tokens, width]`.
+    BlockOutput(usize),
+}
+
+/// GPT-J's weights on a device, in f32.
+///
+/// Cloning is cheap: tensors are shared. An edited model is a clone with some tensors exchanged
+/// ([`Network::with_tensor`]); the base stays as it is.
+#[derive(Debug, Clone)]
+pub struct Network {
+    pub(crate) config: Config,
+    pub(crate) device: Device,
+    pub(crate) prefix: &'static str,
+    pub(crate) embedding: Tensor,
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) final_norm: LayerNorm,
+    pub(crate) head: Linear,
+    pub(crate) rotary: Rotary,
+}
+
+/// Keys and values of every block for the tokens seen so far.
+#[derive(Debug, Clone, Default)]
+pub struct Cache {
+    past: Vec<Past>,
+}
+
+impl Network {
+    /// Loads the weights of `config` from `checkpoint`, each made f32 on `device`.
+    ///
+    /// Tensors may carry the prefix `transformer.` or not; what the model has no use for (old `attn.bias` buffers)
+    /// is left alone. `progress` is called with the bytes of each tensor read.
+    ///
+    /// # Errors
+    /// [`ModelError::Checkpoint`] for a missing tensor or a failed read, [`ModelError::Tensor`] for one of another
+    /// shape or of a type that is no float.
+    pub fn load(
+        checkpoint: &Checkpoint,
+        config: &Config,
+        device: &Device,
+        progress: &dyn Fn(u64),
+    ) -> Result<Self, ModelError> {
+        let prefix = if checkpoint.tensor("transformer.wte.weight").is_ok() { "transformer." } else { "" };
+        let loader = Loader { checkpoint, device, prefix, progress };
+        let (width, inner, words) = (config.width, config.inner, config.vocabulary);
+        let epsilon = config.layer_norm_epsilon;
+        let norm = |name: &str| {
+            let weight = loader.body(&format!("{name}.weight"), &[width])?;
+            let bias = loader.body(&format!("{name}.bias"), &[width])?;
+            Ok::<_, ModelError>(LayerNorm { weight, bias, epsilon })
+        };
+        let block = |layer: usize| {
+            let matrix = |name: &str, out: usize, input: usize| {
+                Ok::<_, ModelError>(Linear {
+                    weight: loader.body(&format!("h.{layer}.{name}.weight"), &[out, input])?,
+                    bias: None,
+                })
+            };
+            let affine = |name: &str, out: usize, input: usize| {
+                let bias = loader.body(&format!("h.{layer}.{name}.bias"), &[out])?;
+                Ok::<_, ModelError>(Linear { bias: Some(bias), ..matrix(name, out, input)? })
+            };
+            Ok::<_, ModelError>(Block {
+                norm: norm(&format!("h.{layer}.ln_1"))?,
+                query: matrix("attn.q_proj", width, width)?,
+                key: matrix("attn.k_proj", width, width)?,
+                value: matrix("attn.v_proj", width, width)?,
+                attention_output: matrix("attn.out_proj", width, width)?,
+                mlp_input: affine("mlp.fc_in", inner, width)?,
+                mlp_output: affine("mlp.fc_out", width, inner)?,
+                heads: config.heads,
+            })
+        };
+        Ok(Self {
+            config: config.clone(),
+            device: device.clone(),
+            prefix,
+            embedding: loader.body("wte.weight", &[words, width])?,
+            blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
+            final_norm: norm("ln_f")?,
+            head: Linear {
+                weight: loader.tensor("lm_head.weight", &[words, width])?,
+                bias: Some(loader.tensor("lm_head.bias", &[words])?),
+            },
+            rotary: Rotary::new(config.positions, config.rotary, device)?,
+        })
+    }
+
+    /// The model's shape.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where the weights lie.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The checkpoint's name of the matrix that MEMIT edits in `layer`.
+    pub fn mlp_output_name(&self, layer: usize) -> String {
+        format!("{}h.{layer}.mlp.fc_out.weight", self.prefix)
+    }
+
+    /// The matrix that MEMIT edits in `layer`, `[width, inner]` f32.
+    ///
+    /// # Errors
+    /// [`ModelError::Layer`] when there is no such layer.
+    pub fn mlp_output(&self, layer: usize) -> Result<&Tensor, ModelError> {
+        self.check_layer(layer)?;
+        Ok(&self.blocks[layer].mlp_output.weight)
+    }
+
+    /// This model with one weight exchanged; all others are shared.
+    ///
+    /// # Errors
+    /// [`ModelError::Tensor`] when `name` is no weight of the model or `tensor` has another shape.
+    pub fn with_tensor(&self, name: &str, tensor: Tensor) -> Result<Self, ModelError> {
+        let mut edited = self.clone();
+        let Some(slot) = edited.slot(name) else {
+            return Err(ModelError::Tensor {
+                name: name.to_owned(),
+                what: "is no weight of this model".to_owned(),
+            });
+        };
+        if slot.dims() != tensor.dims() {
+            let what = format!("has the shape {:?}, expected {:?}", tensor.dims(), slot.dims());
+            return Err(ModelError::Tensor { name: name.to_owned(), what });
+        }
+        *slot = tensor;
+        Ok(edited)
+    }
+
+    /// This model with one weight given by its little-endian bytes in a checkpoint's type.
+    ///
+    /// # Errors
+    /// As [`Network::with_tensor`].
+    pub fn with_bytes(
+        &self,
+        name: &str,
+        dtype: Dtype,
+        shape: &[usize],
+        bytes: &[u8],
+    ) -> Result<Self, ModelError> {
+        let tensor = Tensor::from_raw_buffer(bytes, candle_dtype(dtype), shape, &self.device)?;
+        self.with_tensor(name, tensor.to_dtype(DType::F32)?)
+    }
+
+    fn slot(&mut self, name: &str) -> Option<&mut Tensor> {
+        match name {
+            "lm_head.weight" => return Some(&mut self.head.weight),
+            "lm_head.bias" => return self.head.bias.as_mut(),
+            _ => {}
+        }
+        let name = name.strip_prefix(self.prefix)?;
+        match name {
+            "wte.weight" => return Some(&mut self.embedding),
+            "ln_f.weight" => return Some(&mut self.final_norm.weight),
+            "ln_f.bias" => return Some(&mut self.final_norm.bias),
+            _ => {}
+        }
+        let (layer, name) = name.strip_prefix("h.")?.split_once('.')?;
+        let block = self.blocks.get_mut(layer.parse::<usize>().ok()?)?;
+        match name {
+            "ln_1.weight" => Some(&mut block.norm.weight),
+            "ln_1.bias" => Some(&mut block.norm.bias),
+            "attn.q_proj.weight" => Some(&mut block.query.weight),
+            "attn.k_proj.weight" => Some(&mut block.key.weight),
+            "attn.v_proj.weight" => Some(&mut block.value.weight),
+            "attn.out_proj.weight" => Some(&mut block.attention_output.weight),
+            "mlp.fc_in.weight" => Some(&mut block.mlp_input.weight),
+            "mlp.fc_in.bias" => block.mlp_input.bias.as_mut(),
+            "mlp.fc_out.weight" => Some(&mut block.mlp_output.weight),
+            "mlp.fc_out.bias" => block.mlp_output.bias.as_mut(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn check_layer(&self, layer: usize) -> Result<(), ModelError> {
+        if layer < self.config.layers {
+            return Ok(());
+        }
+        Err(ModelError::Layer { layer, layers: self.config.layers })
+    }
+
+    /// Runs blocks `0..=last` over `batch` and shows every site on the way to `tap`; returns the last block's output.
+    ///
+    /// # Errors
+    /// [`ModelError::Layer`], or whatever `tap` or the device fails with.
+    pub fn forward_to(
+        &self,
+        batch: &Batch,
+        last: usize,
+        tap: &mut dyn FnMut(Site, &Tensor) -> Result<(), ModelError>,
+    ) -> Result<Tensor, ModelError> {
+        self.check_layer(last)?;
+        let mut hidden = self.embed(batch)?;
+        for (layer, block) in self.blocks.iter().enumerate().take(last + 1) {
+            let activations = block.forward(&hidden, &self.rotary, None)?;
+            tap(Site::MlpOutputInput(layer), &activations.mlp_output_input)?;
+            tap(Site::BlockOutput(layer), &activations.output)?;
+            hidden = activations.output;
+        }
+        Ok(hidden)
+    }
+
+    /// Runs all blocks; the last block's output `[rows, tokens, width]`.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub fn forward(&self, batch: &Batch) -> Result<Tensor, ModelError> {
+        self.forward_to(batch, self.config.layers - 1, &mut |_, _| Ok(()))
+    }
+
+    /// Continues the rows that `cache` holds by `ids` `[rows, tokens]`; the last block's output for those tokens.
+    ///
+    /// # Errors
+    /// [`ModelError::Text`] when the context is full.
+    pub fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor, ModelError> {
+        let seen = cache.past.first().map_or(Ok(0), |past| past.keys.dim(2))?;
+        if seen + ids.dim(1)? > self.config.positions {
+            return Err(ModelError::Text {
+                what: format!("the context of {} tokens is full", self.config.positions),
+            });
+        }
+        let mut hidden = self.embed_ids(ids)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let activations = block.forward(&hidden, &self.rotary, cache.past.get(layer))?;
+            let past = Past { keys: activations.key, values: activations.value };
+            match cache.past.get_mut(layer) {
+                Some(slot) => *slot = past,
+                None => cache.past.push(past),
+            }
+            hidden = activations.output;
+        }
+        Ok(hidden)
+    }
+
+    /// Logits `[.., vocabulary]` of block outputs `[.., width]`: final norm, then head.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(self.head.forward(&self.final_norm.forward(hidden)?)?)
+    }
+
+    fn embed(&self, batch: &Batch) -> Result<Tensor, ModelError> {
+        self.embed_ids(batch.ids())
+    }
+
+    fn embed_ids(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
+        let (rows, tokens) = ids.dims2()?;
+        let embedded = self.embedding.index_select(&ids.flatten_all()?, 0)?;
+        Ok(embedded.reshape((rows, tokens, self.config.width))?)
+    }
+}
+
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    device: &'a Device,
+    prefix: &'static str,
+    progress: &'a dyn Fn(u64),
+}
+
+impl Loader<'_> {
+    /// A tensor of the transformer's body, which may be prefixed.
+    fn body(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        self.tensor(&format!("{}{name}", self.prefix), shape)
+    }
+
+    fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor, ModelError> {
+        let info = self.checkpoint.tensor(name)?;
+        check_shape(info, shape)?;
+        let dtype = info.element_dtype().map(candle_dtype).ok_or_else(|| ModelError::Tensor {
+            name: info.name.clone(),
+            what: format!("has the type {}; weights are read as F32, F16 or BF16", info.dtype),
+        })?;
+        let bytes = self.checkpoint.read(info)?;
+        (self.progress)(bytes.len() as u64);
+        Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, self.device)?.to_dtype(DType::F32)?)
+    }
+}
+
+fn check_shape(info: &TensorInfo, expected: &[usize]) -> Result<(), ModelError> {
+    if info.shape.iter().map(|size| *size as usize).eq(expected.iter().copied()) {
+        return Ok(());
+    }
+    let what = format!("has the shape {:?}, but `config.json` asks for {expected:?}", info.shape);
+    Err(ModelError::Tensor { name: info.name.clone(), what })
+}
+
+fn candle_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+    }
+}
+
+/// `log softmax` over the last dimension.
+///
+/// # Errors
+/// [`ModelError::Device`].
+pub fn log_softmax(logits: &Tensor) -> Result<Tensor, ModelError> {
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+    let sum = shifted.exp()?.sum_keepdim(D::Minus1)?;
+    Ok(shifted.broadcast_sub(&sum.log()?)?)
+}

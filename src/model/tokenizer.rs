@@ -1,0 +1,125 @@
+//! Text to token ids and back, by the model's own tokenizer files.
+
+use std::collections::BTreeMap;
+
+use serde_json::json;
+use tokenizers::Tokenizer as Implementation;
+
+use super::ModelError;
+use crate::digest::FileDigest;
+
+/// The token that GPT-2 and GPT-J separate documents with.
+pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// A byte-level BPE tokenizer as GPT-2 and GPT-J use it: no token is added at either end.
+#[derive(Debug, Clone)]
+pub struct Tokenizer {
+    implementation: Implementation,
+    digest: FileDigest,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] says what the file holds instead.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
+        let mut implementation = Implementation::from_bytes(bytes).map_err(invalid)?;
+        // Settings for a training pipeline, not for us: rows are padded and bounded by the model.
+        implementation.with_padding(None);
+        implementation.with_truncation(None).map_err(invalid)?;
+        Ok(Self { implementation, digest: FileDigest::of(bytes) })
+    }
+
+    /// Builds the tokenizer from GPT-2's older pair of files and the added tokens beside them, if any.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] names the file that cannot be read.
+    pub fn from_vocabulary(
+        vocabulary: &[u8],
+        merges: &[u8],
+        added: Option<&[u8]>,
+    ) -> Result<Self, ModelError> {
+        let words: BTreeMap<String, u32> =
+            serde_json::from_slice(vocabulary).map_err(|error| invalid(format!("vocab.json: {error}")))?;
+        let mut special: BTreeMap<String, u32> = match added {
+            Some(added) => serde_json::from_slice(added)
+                .map_err(|error| invalid(format!("added_tokens.json: {error}")))?,
+            None => BTreeMap::new(),
+        };
+        if let Some(&id) = words.get(END_OF_TEXT) {
+            special.insert(END_OF_TEXT.to_owned(), id);
+        }
+        let mut special: Vec<_> = special.into_iter().collect();
+        special.sort_by_key(|(_, id)| *id);
+        let added_tokens: Vec<_> = special.iter().map(|(token, id)| added_token(token, *id)).collect();
+        let byte_level =
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true});
+        let description = json!({
+            "version": "1.0",
+            "added_tokens": added_tokens,
+            "pre_tokenizer": byte_level,
+            "decoder": byte_level,
+            "model": {"type": "BPE", "vocab": words, "merges": parse_merges(merges)?},
+        });
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(vocabulary).update(merges).update(added.unwrap_or_default());
+        let implementation = Implementation::from_bytes(description.to_string()).map_err(invalid)?;
+        Ok(Self { implementation, digest: FileDigest::finish(&hasher) })
+    }
+
+    /// Digest of the file, or of the files one after the other.
+    pub fn digest(&self) -> FileDigest {
+        self.digest
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn vocabulary(&self) -> usize {
+        // The size of the map is not enough: ids may have holes.
+        self.implementation.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+    }
+
+    /// Token ids of `text`, none added.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when the tokenizer's own rules fail on the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.implementation.encode(text, false).map_err(invalid)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`; special tokens are kept as they are written.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] when an id is not in the vocabulary.
+    pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
+        self.implementation.decode(ids, false).map_err(invalid)
+    }
+
+    /// The id of a token given by its exact name, e.g. `<|endoftext|>`.
+    pub fn id_of(&self, token: &str) -> Option<u32> {
+        self.implementation.token_to_id(token)
+    }
+}
+
+fn invalid(what: impl ToString) -> ModelError {
+    ModelError::Tokenizer { what: what.to_string() }
+}
+
+/// `merges.txt`: a version line, then one pair of pieces a line.
+fn parse_merges(bytes: &[u8]) -> Result<Vec<(String, String)>, ModelError> {
+    let text = std::str::from_utf8(bytes).map_err(|error| invalid(format!("merges.txt: {error}")))?;
+    let lines =
+        text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
+    lines
+        .map(|(index, line)| match line.split_once(' ') {
+            Some((left, right)) => Ok((left.to_owned(), right.to_owned())),
+            None => Err(invalid(format!("merges.txt: line {} is not a pair: `{line}`", index + 1))),
+        })
+        .collect()
+}
+
+fn added_token(content: &str, id: u32) -> serde_json::Value {
+    json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true})
+}

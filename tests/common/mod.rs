@@ -1,0 +1,63 @@
+//! What tests of the editing rooms share: the fixture's model and arrays.
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{Cursor, Read};
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use mpatch::model::Model;
+use npyz::NpyFile;
+
+/// The embedded model's folder.
+pub fn world() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj")
+}
+
+/// The embedded model on the CPU.
+pub fn world_model() -> Model {
+    Model::open(&world(), &Device::Cpu, &|_| ()).expect("the fixture is a model")
+}
+
+/// An array of floats and its shape.
+pub struct Array {
+    pub shape: Vec<usize>,
+    pub values: Vec<f64>,
+}
+
+/// All arrays of an `.npz` file, as f64.
+pub fn npz(path: &Path) -> BTreeMap<String, Array> {
+    let file = File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut archive = zip::ZipArchive::new(file).expect("an .npz file");
+    let mut arrays = BTreeMap::new();
+    for index in 0..archive.len() {
+        let mut entry = archive.by_index(index).expect("an entry");
+        let name = entry.name().expect("a name").trim_end_matches(".npy").to_owned();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).expect("entry bytes");
+        let array = NpyFile::new(Cursor::new(bytes)).expect("an array");
+        let shape: Vec<usize> = array.shape().iter().map(|size| *size as usize).collect();
+        let fortran = array.order() == npyz::Order::Fortran;
+        let mut values: Vec<f64> = match array.dtype().descr().trim_matches('\'') {
+            "<f4" => array.into_vec::<f32>().expect("f32").into_iter().map(f64::from).collect(),
+            "<f8" => array.into_vec().expect("f64"),
+            "<i8" => array.into_vec::<i64>().expect("i64").into_iter().map(|value| value as f64).collect(),
+            _ => continue,
+        };
+        if fortran && shape.len() == 2 {
+            let (rows, columns) = (shape[0], shape[1]);
+            values = (0..rows * columns).map(|at| values[at / columns + at % columns * rows]).collect();
+        }
+        arrays.insert(name, Array { shape, values });
+    }
+    arrays
+}
+
+/// `norm(found - expected) / norm(expected)`.
+pub fn relative_difference(found: &[f64], expected: &[f64]) -> f64 {
+    assert_eq!(found.len(), expected.len(), "sizes differ");
+    let difference: f64 = found.iter().zip(expected).map(|(one, other)| (one - other).powi(2)).sum();
+    let size: f64 = expected.iter().map(|value| value.powi(2)).sum();
+    (difference / size).sqrt()
+}
