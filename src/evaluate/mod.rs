@@ -14,7 +14,7 @@ mod likelihood;
 
 use serde::Serialize;
 
-pub use generation::{Continuation, continuations, ngram_entropy};
+pub use generation::{Continuation, continuation, continuations, ngram_entropy};
 pub use likelihood::{Outcome, Question, TokenProbability, outcomes, top_tokens};
 
 use crate::facts::Record;

@@ -1,6 +1,6 @@
 //! What the verbs that run a model do alike: open it, put a patch on it, find statistics, read facts.
 
-use std::io::{BufRead, BufReader, Cursor};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -96,7 +96,8 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
 /// Reads a facts file, or standard input for `-`; says which layout it is in, and what to beware of.
 pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<FactsFile, CommandError> {
     let name = path.to_string_lossy();
-    let mut facts = FactsFile::parse(&read_input(path)?).map_err(|error| CommandError::facts(&name, &error))?;
+    let mut facts =
+        FactsFile::parse(&read_input(path)?).map_err(|error| CommandError::facts(&name, &error))?;
     facts.records.truncate(limit.unwrap_or(usize::MAX));
     output.note(&format!("{name}: {} ({})", count(facts.records.len(), "fact"), facts.layout));
     for warning in facts.warnings() {
@@ -119,7 +120,8 @@ pub fn with_terms<'a>(
         };
         let mut bytes = model.checkpoint.read(info)?;
         let refuse = |source| OperationError::Factors { tensor: name.to_owned(), source };
-        let update = Update::new(terms).map_err(refuse).map_err(|error| CommandError::operation("patch", error))?;
+        let update =
+            Update::new(terms).map_err(refuse).map_err(|error| CommandError::operation("patch", error))?;
         update
             .apply_rows(dtype, 0..update.rows(), &mut bytes)
             .map_err(refuse)
@@ -167,46 +169,21 @@ pub fn weights_id(model: &Model, output: &Output) -> Result<WeightsId, CommandEr
     Ok(model.checkpoint.weights_id_with(&|bytes| progress.add(bytes))?)
 }
 
-/// A corpus, as it was asked for.
-pub enum Corpus<'a> {
-    /// A file of one document a line.
-    File(&'a Path),
-    /// The same in memory.
-    Bytes(&'a [u8]),
-}
-
-impl Corpus<'_> {
-    fn open(&self) -> Result<(Box<dyn BufRead + '_>, u64), CommandError> {
-        match self {
-            Corpus::Bytes(bytes) => Ok((Box::new(Cursor::new(*bytes)), bytes.len() as u64)),
-            Corpus::File(path) => {
-                let file =
-                    std::fs::File::open(path).map_err(|error| CommandError::io("open", path, &error))?;
-                let size = file.metadata().map_err(|error| CommandError::io("read", path, &error))?.len();
-                Ok((Box::new(BufReader::new(file)), size))
-            }
-        }
-    }
-}
-
 /// Computes the statistics of `layers` over `corpus`, with progress.
 pub fn compute_statistics(
     model: &Model,
     base: WeightsId,
     layers: &[usize],
-    corpus: &Corpus<'_>,
+    corpus: &Path,
     output: &Output,
 ) -> Result<Statistics, CommandError> {
-    let (mut reader, size) = corpus.open()?;
-    let progress = output.progress("statistics", size);
-    let mut told = 0;
-    let told = std::cell::RefCell::new(&mut told);
-    let tell = |collected: Collected| {
-        let mut told = told.borrow_mut();
-        progress.add(collected.bytes - **told);
-        **told = collected.bytes;
-    };
-    collect(model, base, layers, &mut reader, &tell).map_err(|error| edit_error(model.checkpoint.path(), error))
+    let failed = |error: std::io::Error| CommandError::io("read", corpus, &error);
+    let file = std::fs::File::open(corpus).map_err(failed)?;
+    let progress = output.progress("statistics", file.metadata().map_err(failed)?.len());
+    let mut reader = BufReader::new(file);
+    let tell = |collected: Collected| progress.reach(collected.bytes);
+    collect(model, base, layers, &mut reader, &tell)
+        .map_err(|error| edit_error(model.checkpoint.path(), error))
 }
 
 /// Where statistics are kept between runs: by base, corpus and layers.
@@ -249,10 +226,15 @@ impl StatisticsCache {
         best.map(|(_, path, file)| (path, file))
     }
 
+    /// Makes sure that the folder is there.
+    pub fn prepare(&self) -> Result<(), CommandError> {
+        std::fs::create_dir_all(&self.folder)
+            .map_err(|error| CommandError::io("create", &self.folder, &error))
+    }
+
     /// Writes statistics into the cache.
     pub fn store(&self, path: &Path, statistics: &Statistics) -> Result<(), CommandError> {
-        std::fs::create_dir_all(&self.folder)
-            .map_err(|error| CommandError::io("create", &self.folder, &error))?;
+        self.prepare()?;
         statistics.write(path).map_err(|error| edit_error(path, error))
     }
 }
@@ -304,7 +286,7 @@ pub fn find_statistics(
         return Ok(file);
     }
     output.note(&format!("statistics: computing them from {}", corpus.display()));
-    let statistics = compute_statistics(model, base, layers, &Corpus::File(corpus), output)?;
+    let statistics = compute_statistics(model, base, layers, corpus, output)?;
     cache.store(&path, &statistics)?;
     output.note(&format!("statistics: kept in {}", path.display()));
     open(&path)

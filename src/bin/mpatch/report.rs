@@ -41,13 +41,31 @@ pub struct Output {
     json: bool,
     quiet: bool,
     colour: bool,
+    silent: bool,
 }
 
 impl Output {
     /// An output that speaks as the arguments and the terminal ask.
     pub fn new(arguments: OutputArguments) -> Self {
         let colour = std::io::stdout().is_terminal() && colour_wanted();
-        Self { json: arguments.json, quiet: arguments.quiet, colour }
+        Self { json: arguments.json, quiet: arguments.quiet, colour, silent: false }
+    }
+
+    /// The output of a command that another command runs: the same, or nothing where that one reports in JSON.
+    pub fn of_step(&self) -> Self {
+        Self { json: self.json, quiet: true, colour: self.colour, silent: self.json }
+    }
+
+    /// A heading between the steps of a command, for people.
+    pub fn step(&self, title: &str, command: &str) -> Result<(), CommandError> {
+        if self.json {
+            return Ok(());
+        }
+        let mut page = Page::new(self.colour);
+        page.blank();
+        page.title(title);
+        page.line(&format!("$ {command}"));
+        self.print(&page.text)
     }
 
     /// Prints the command's report.
@@ -88,6 +106,9 @@ impl Output {
     }
 
     fn print(&self, text: &str) -> Result<(), CommandError> {
+        if self.silent {
+            return Ok(());
+        }
         self.raw(text.as_bytes())
     }
 
@@ -105,7 +126,18 @@ impl Output {
 
     /// A bar over `total` bytes of work.
     pub fn progress(&self, what: &'static str, total: u64) -> Progress {
-        Progress::new(what, total, !self.json && !self.quiet && std::io::stderr().is_terminal())
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+        Progress::new(what, total, template, self.shows_progress())
+    }
+
+    /// A bar over `total` things to be done.
+    pub fn counter(&self, what: &'static str, total: u64) -> Progress {
+        let template = "{msg} {wide_bar} {pos}/{len}, {per_sec}, {eta} left";
+        Progress::new(what, total, template, self.shows_progress())
+    }
+
+    fn shows_progress(&self) -> bool {
+        !self.json && !self.quiet && std::io::stderr().is_terminal()
     }
 }
 
@@ -158,8 +190,7 @@ impl Progress {
     /// Work that is done sooner than this needs no bar.
     const PATIENCE: Duration = Duration::from_secs(1);
 
-    fn new(what: &'static str, total: u64, wanted: bool) -> Self {
-        let template = "{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+    fn new(what: &'static str, total: u64, template: &str, wanted: bool) -> Self {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         bar.set_style(style.progress_chars("=> "));
@@ -167,9 +198,14 @@ impl Progress {
         Self { bar, started: Instant::now(), wanted, shown: AtomicBool::new(false) }
     }
 
-    /// `bytes` more are done; may be called from any thread.
-    pub fn add(&self, bytes: u64) {
-        self.bar.inc(bytes);
+    /// So much is done, counted from the start.
+    pub fn reach(&self, done: u64) {
+        self.add(done.saturating_sub(self.bar.position()));
+    }
+
+    /// So much more is done; may be called from any thread.
+    pub fn add(&self, more: u64) {
+        self.bar.inc(more);
         let due = self.wanted && self.started.elapsed() > Self::PATIENCE;
         if due && !self.shown.swap(true, Ordering::Relaxed) {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());

@@ -10,7 +10,7 @@ use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::statistics::StatisticsFile;
 use mpatch::edit::{Edit, FactPrompt, Progress, memit};
-use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, texts};
+use mpatch::evaluate::{Evaluation, Extent, Outcome, Scores, evaluate, texts};
 use mpatch::factors::{Compression, Integers, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
 use mpatch::model::Model;
@@ -30,9 +30,11 @@ pub const BITS_DEFAULT: u8 = 8;
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mpatch create facts.json --base gptj/ --corpus wiki.txt -o edits.mpatch\n  \
+#[command(
+    after_help = "Examples:\n  mpatch create facts.json --base gptj/ --corpus wiki.txt -o edits.mpatch\n  \
                   mpatch create facts.json --base gptj/ --stats gptj.stats.safetensors --bits 6\n  \
-                  cat facts.jsonl | mpatch create - --base gptj/ -o edits.mpatch")]
+                  cat facts.jsonl | mpatch create - --base gptj/ -o edits.mpatch"
+)]
 pub struct CreateArguments {
     /// Read the facts from this file (memit, CounterFact, zsRE, EasyEdit or mpatch layout); `-` reads standard input
     facts: PathBuf,
@@ -230,8 +232,10 @@ impl Job<'_> {
         let edit = timed(&mut seconds.values_and_solve, || self.edit(output))?;
         let (names, terms) = timed(&mut seconds.compress, || self.compress(&edit))?;
         let (before, after) = timed(&mut seconds.test, || self.test(&names, &terms, output))?;
-        let patch = timed(&mut seconds.bind, || self.lay_out(&names, &terms, &before.scores, &after.scores, output))?;
-        let ridges = edit.layers.iter().map(|layer| (layer.layer, layer.ridge)).filter(|(_, ridge)| *ridge > 0.0);
+        let patch =
+            timed(&mut seconds.bind, || self.lay_out(&names, &terms, &before.scores, &after.scores, output))?;
+        let ridges =
+            edit.layers.iter().map(|layer| (layer.layer, layer.ridge)).filter(|(_, ridge)| *ridge > 0.0);
         let ranks = names.iter().zip(&terms).map(|(name, term)| (name.clone(), rank(term), bits(term)));
         Ok(Made { patch, before, after, ridges: ridges.collect(), ranks: ranks.collect(), seconds })
     }
@@ -379,7 +383,16 @@ fn metrics(records: &[Record], before: &Scores, after: &Scores) -> Vec<Metric> {
     let facts = records.len();
     let paraphrases = records.iter().map(|record| record.paraphrases.len()).sum();
     let neighbors = records.iter().map(|record| record.neighbors.len()).sum();
-    let prompts = [facts + paraphrases + neighbors, facts, paraphrases, neighbors, facts, paraphrases, neighbors, facts];
+    let prompts = [
+        facts + paraphrases + neighbors,
+        facts,
+        paraphrases,
+        neighbors,
+        facts,
+        paraphrases,
+        neighbors,
+        facts,
+    ];
     let metric = |((name, before), (after, prompts)): ((&str, Option<f64>), (Option<f64>, usize))| {
         Some(Metric { name: name.to_owned(), before: before?, after: after?, prompts: prompts as u64 })
     };
@@ -398,11 +411,28 @@ pub struct CreateReport {
     layers: Vec<LayerReport>,
     before: Scores,
     after: Scores,
-    /// Subjects and prompts of facts that the patch does not make the likelier answer.
-    failed: Vec<String>,
+    /// One entry per fact.
+    outcomes: Vec<FactReport>,
     ridges: Vec<(usize, f64)>,
     seconds: Seconds,
     milliseconds_per_fact: f64,
+}
+
+/// What became of one fact.
+#[derive(Debug, Serialize)]
+pub struct FactReport {
+    /// The prompt with its subject.
+    prompt: String,
+    /// What it is to go on with.
+    target: String,
+    /// Probability of the target's tokens, geometric mean, before.
+    probability_before: f64,
+    /// The same, after.
+    probability_after: f64,
+    /// What the model says by itself, after.
+    says: String,
+    /// The target is the likelier answer now: than the old one, or than any where the old one is not known.
+    holds: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -414,22 +444,32 @@ struct LayerReport {
 }
 
 impl Made {
-    /// Facts that the patch does not make the likelier answer, as texts.
-    pub fn failed(&self, records: &[Record]) -> Vec<String> {
-        let failed = |(index, record): (usize, &Record)| {
-            let outcome = self.after.records[index].rewrite.first()?;
-            let holds = outcome.success.unwrap_or(outcome.correct);
-            (!holds).then(|| format!("{} {}", record.request.text(), record.request.target_new))
+    fn outcomes(&self, records: &[Record]) -> Vec<FactReport> {
+        let rewrite =
+            |evaluation: &Evaluation, index: usize| evaluation.records[index].rewrite.first().copied();
+        let probability =
+            |outcome: Option<Outcome>| outcome.map_or(0.0, |outcome| (-outcome.nll_right).exp());
+        let of_record = |(index, record): (usize, &Record)| {
+            let (before, after) = (rewrite(&self.before, index), rewrite(&self.after, index));
+            FactReport {
+                prompt: record.request.text(),
+                target: record.request.target_new.clone(),
+                probability_before: probability(before),
+                probability_after: probability(after),
+                says: self.after.said.get(index).map(|said| said.text.clone()).unwrap_or_default(),
+                holds: after.is_some_and(|outcome| outcome.success.unwrap_or(outcome.correct)),
+            }
         };
-        records.iter().enumerate().filter_map(failed).collect()
+        records.iter().enumerate().map(of_record).collect()
     }
 
     fn report(self, job: &Job<'_>, output: PathBuf, base: PathBuf) -> CreateReport {
-        let failed = self.failed(&job.facts.records);
+        let outcomes = self.outcomes(&job.facts.records);
         let facts = job.facts.records.len();
         let bound = &self.patch.manifest().bindings[0].tensors;
         let layer = |(tensor, rank, bits): (String, usize, u8)| {
-            let norm_ratio = bound.iter().find(|bound| bound.name == tensor).map_or(0.0, |bound| bound.norm_ratio);
+            let norm_ratio =
+                bound.iter().find(|bound| bound.name == tensor).map_or(0.0, |bound| bound.norm_ratio);
             LayerReport { tensor, rank, bits, norm_ratio }
         };
         let made = Duration::from_secs_f64(self.seconds.values_and_solve + self.seconds.compress);
@@ -442,7 +482,7 @@ impl Made {
             layers: self.ranks.into_iter().map(layer).collect(),
             before: self.before.scores,
             after: self.after.scores,
-            failed,
+            outcomes,
             ridges: self.ridges,
             seconds: self.seconds,
             milliseconds_per_fact: made.as_secs_f64() * 1000.0 / facts.max(1) as f64,
@@ -479,15 +519,45 @@ impl Report for CreateReport {
         page.line("tested with the patch's own integers, rounded to the model's type:");
         write_scores(page, &self.before, &self.after);
         for (layer, ridge) in &self.ridges {
-            page.line(&format!("layer {layer}: some key coordinates never fire; {ridge:.1e} was added to the diagonal"));
+            page.line(&format!(
+                "layer {layer}: some key coordinates never fire; {ridge:.1e} was added to the diagonal"
+            ));
         }
-        if !self.failed.is_empty() {
-            page.line(&format!("{} of {facts} did not take:", self.failed.len()));
-            self.failed.iter().take(10).for_each(|fact| page.quote(fact));
-        }
+        self.write_facts(page);
     }
 
     fn next(&self) -> Option<String> {
         Some(format!("mpatch apply {} {}", shell_word(&self.base), shell_word(&self.output)))
+    }
+}
+
+/// Facts that are shown one by one; of more, those that did not take.
+const FACTS_SHOWN_MAX: usize = 12;
+
+impl CreateReport {
+    fn write_facts(&self, page: &mut Page) {
+        let failed: Vec<&FactReport> = self.outcomes.iter().filter(|fact| !fact.holds).collect();
+        let all = self.outcomes.len() <= FACTS_SHOWN_MAX;
+        if !failed.is_empty() {
+            page.line(&format!("{} of {} did not take", failed.len(), count(self.facts, "fact")));
+        }
+        let shown: Vec<&FactReport> = if all {
+            self.outcomes.iter().collect()
+        } else {
+            failed.into_iter().take(FACTS_SHOWN_MAX).collect()
+        };
+        if shown.is_empty() {
+            return;
+        }
+        page.blank();
+        let mut rows =
+            vec![["fact", "target", "p before", "p after", "the model now says"].map(str::to_owned).to_vec()];
+        rows.extend(shown.into_iter().map(|fact| {
+            let says: String = fact.says.chars().take(40).collect();
+            let probability = |value: f64| format!("{value:.4}");
+            let (before, after) = (probability(fact.probability_before), probability(fact.probability_after));
+            vec![fact.prompt.clone(), fact.target.clone(), before, after, format!("│{says}")]
+        }));
+        page.table(&rows);
     }
 }

@@ -1,10 +1,16 @@
 //! One file per verb: its arguments, its report, and `run`; here is what several verbs do alike.
 
 pub mod apply;
+pub mod behaviour;
 pub mod change;
 pub mod completions;
+pub mod create;
+pub mod demo;
+pub mod eval;
 pub mod revert;
 pub mod show;
+pub mod stats;
+pub mod try_out;
 pub mod verify;
 
 use std::ffi::{OsStr, OsString};
