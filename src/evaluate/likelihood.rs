@@ -45,11 +45,15 @@ impl Question {
         let text = request.text();
         let edited =
             std::iter::once(text.as_str()).chain(record.paraphrases.iter().map(String::as_str)).map(new);
-        let neighbors = record.neighbors.iter().map(|neighbor| Self {
-            prompt: neighbor.prompt.clone(),
-            right: neighbor.expected.clone().or_else(|| request.target_old.clone()).unwrap_or_default(),
-            // A neighbour with an answer of its own says nothing about this record's targets.
-            wrong: neighbor.expected.is_none().then(|| request.target_new.clone()),
+        let old = request.target_old.as_deref();
+        let neighbors = record.neighbors.iter().map(|neighbor| {
+            let expected = neighbor.expected.as_deref().or(old);
+            Self {
+                prompt: neighbor.prompt.clone(),
+                right: expected.unwrap_or_default().to_owned(),
+                // A neighbour with an answer of its own says nothing about this record's targets.
+                wrong: (expected == old).then(|| request.target_new.clone()),
+            }
         });
         edited.chain(neighbors).collect()
     }

@@ -128,7 +128,8 @@ impl Rotary {
         if width == self.features {
             return Ok(turned);
         }
-        Tensor::cat(&[turned, x.narrow(3, self.features, width - self.features)?], 3)
+        // candle joins along the last dimension in transposed order, which its matmul does not take.
+        Tensor::cat(&[turned, x.narrow(3, self.features, width - self.features)?], 3)?.contiguous()
     }
 }
 

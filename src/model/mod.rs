@@ -81,8 +81,19 @@ pub enum ModelError {
         what: String,
     },
     /// The device failed, or ran out of memory.
-    #[error("device: {0}")]
-    Device(#[from] candle_core::Error),
+    #[error("device: {}", first_line(.0))]
+    Device(candle_core::Error),
+}
+
+impl From<candle_core::Error> for ModelError {
+    fn from(error: candle_core::Error) -> Self {
+        Self::Device(error)
+    }
+}
+
+/// candle's errors may carry a backtrace, which is nothing for users.
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// The device called `name`: `cpu`, `cuda` or `cuda:N`; without a name, a GPU where there is one.

@@ -65,6 +65,7 @@ impl Output {
         page.blank();
         page.title(title);
         page.line(&format!("$ {command}"));
+        page.blank();
         self.print(&page.text)
     }
 

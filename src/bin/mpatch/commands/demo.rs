@@ -79,22 +79,29 @@ pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandErro
         ),
     };
     let folder = match (&arguments.keep, &temporary) {
-        (Some(folder), _) => folder.as_path(),
-        (None, Some(temporary)) => temporary.path(),
-        (None, None) => Path::new("."),
+        (None, Some(temporary)) => temporary.path().to_owned(),
+        (keep, _) => fresh(keep.as_deref().unwrap_or(Path::new("demo")))?,
     };
-    unpack(&folder.join("model"))?;
+    // Inside its folder the demo's commands read as a user would type them.
+    std::env::set_current_dir(&folder).map_err(|error| CommandError::io("enter", &folder, &error))?;
+    unpack(Path::new("model"))?;
     for (title, line) in STEPS {
-        let step = Step::new(line, folder);
-        output.step(title, &format!("mpatch {}", step.shown()))?;
+        let step = Step::new(line);
+        output.step(title, &step.shown())?;
         step.run(output)?;
     }
-    let report = DemoReport::new(folder, arguments.keep.clone())?;
+    let report = DemoReport::new(arguments.keep.clone())?;
     output.report(&report)?;
     if report.equal {
         return Ok(());
     }
     Err(CommandError::new(ExitKind::Bug, "the reverted file is not the base"))
+}
+
+/// Makes the folder that is to be kept; it must be new.
+fn fresh(folder: &Path) -> Result<PathBuf, CommandError> {
+    std::fs::create_dir(folder).map_err(|error| CommandError::io("create", folder, &error))?;
+    folder.canonicalize().map_err(|error| CommandError::io("open", folder, &error))
 }
 
 fn unpack(folder: &Path) -> Result<(), CommandError> {
@@ -105,21 +112,16 @@ fn unpack(folder: &Path) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// One command of the demo, its file names made to lie in the demo's folder.
+/// One command of the demo.
 struct Step {
     words: Vec<String>,
 }
 
 impl Step {
-    fn new(line: &str, folder: &Path) -> Self {
-        let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
-        for word in words.iter_mut().skip(1) {
-            let is_file = word.contains('.') || word == "model";
-            if is_file {
-                *word = folder.join(&*word).to_string_lossy().into_owned();
-            }
-        }
-        if words[0] == "try" {
+    fn new(line: &str) -> Self {
+        let mut words: Vec<String> =
+            std::iter::once("mpatch").chain(line.split(' ')).map(str::to_owned).collect();
+        if line.starts_with("try ") {
             words.extend(PROMPTS.map(str::to_owned));
         }
         Self { words }
@@ -131,20 +133,19 @@ impl Step {
     }
 
     fn run(&self, output: &Output) -> Result<(), CommandError> {
-        let words = std::iter::once("mpatch").chain(self.words.iter().map(String::as_str));
         let bug =
             |error: clap::Error| CommandError::new(ExitKind::Bug, format!("the demo's own command: {error}"));
-        let matches = command().try_get_matches_from(words).map_err(bug)?;
+        let matches = command().try_get_matches_from(&self.words).map_err(bug)?;
         let arguments = Arguments::from_arg_matches(&matches).map_err(bug)?;
         arguments.command.run(&output.of_step())
     }
 }
 
 impl DemoReport {
-    fn new(folder: &Path, kept: Option<PathBuf>) -> Result<Self, CommandError> {
-        let base = file_digest(&folder.join("model/model.safetensors"))?;
-        let edited = file_digest(&folder.join("model/edited.safetensors"))?;
-        let reverted = file_digest(&folder.join("model/reverted.safetensors"))?;
+    fn new(kept: Option<PathBuf>) -> Result<Self, CommandError> {
+        let base = file_digest(Path::new("model/model.safetensors"))?;
+        let edited = file_digest(Path::new("model/edited.safetensors"))?;
+        let reverted = file_digest(Path::new("model/reverted.safetensors"))?;
         Ok(Self { base, edited, reverted, equal: base == reverted && base != edited, kept })
     }
 }
