@@ -98,6 +98,16 @@ macro_rules! plain_digest_type {
                 Self(*blake3::hash(bytes).as_bytes())
             }
 
+            /// Digest of everything that `reader` still holds.
+            ///
+            /// # Errors
+            /// Whatever reading fails with.
+            pub fn of_reader(reader: impl std::io::Read) -> std::io::Result<Self> {
+                let mut hasher = blake3::Hasher::new();
+                hasher.update_reader(reader)?;
+                Ok(Self::finish(&hasher))
+            }
+
             /// Ends a streamed hash; the hasher is a plain [`blake3::Hasher::new`].
             pub fn finish(hasher: &blake3::Hasher) -> Self {
                 Self(*hasher.finalize().as_bytes())

@@ -46,6 +46,40 @@ fn transcripts() {
     }
 }
 
+#[test]
+fn a_patch_is_read_from_standard_input() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    let patch = fs::read(folder.path().join("edits.mpatch")).unwrap();
+    let shown = mpatch().args(["show", "-"]).write_stdin(patch).assert().success();
+    let text = String::from_utf8(shown.get_output().stdout.clone()).unwrap();
+    assert!(text.starts_with("-: 2 facts for GPTJForCausalLM"), "{text}");
+    assert!(text.contains("Magic\\u{202e} Johnson"), "{text}");
+}
+
+#[test]
+fn a_reader_who_leaves_early_is_no_error() {
+    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+    command.args(["completions", "bash"]).stdout(std::process::Stdio::piped());
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().unwrap();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{ended:?}");
+}
+
+#[test]
+fn completions_are_printed_for_every_shell() {
+    for shell in ["bash", "elvish", "fish", "powershell", "zsh"] {
+        let printed = mpatch().args(["completions", shell]).assert().success();
+        let script = String::from_utf8(printed.get_output().stdout.clone()).unwrap();
+        assert!(script.contains("revert") && script.contains("dry-run"), "{shell}");
+    }
+}
+
+fn mpatch() -> assert_cmd::Command {
+    assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"))
+}
+
 /// A model in one file and in a folder, another model, a patch for the first, and the patch damaged.
 fn lay_out(folder: &Path) {
     fs::create_dir_all(folder.join("gptj")).unwrap();
@@ -58,8 +92,8 @@ fn lay_out(folder: &Path) {
     fs::write(folder.join("edits.mpatch"), &patch).unwrap();
     fs::write(folder.join("short.mpatch"), &patch[..patch.len() / 2]).unwrap();
     let mut flipped = patch;
-    let last_of_manifest = flipped.len() / 2;
-    flipped[last_of_manifest] ^= 1;
+    let middle = flipped.len() / 2;
+    flipped[middle] ^= 1;
     fs::write(folder.join("flipped.mpatch"), &flipped).unwrap();
 }
 

@@ -60,6 +60,28 @@ pub fn continuations(
     Ok(said.into_iter().flatten().collect())
 }
 
+/// The text by which the model continues `prompt`, greedily, by `tokens` tokens or to the end of its context.
+///
+/// # Errors
+/// [`ModelError`].
+pub fn continuation(
+    model: &Model,
+    network: &Network,
+    prompt: &str,
+    tokens: usize,
+) -> Result<String, ModelError> {
+    let ids = model.tokenizer.encode(prompt)?;
+    let end = (ids.len() + tokens).min(network.config().positions);
+    let rows = generate(
+        network,
+        std::slice::from_ref(&ids),
+        end,
+        Sampling::Greedy,
+        &mut ChaCha20Rng::seed_from_u64(0),
+    )?;
+    model.tokenizer.decode(&rows[0][ids.len()..])
+}
+
 /// Prompts of one length, each with the index of its record.
 type Prompts = Vec<(usize, Vec<u32>)>;
 

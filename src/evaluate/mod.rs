@@ -14,7 +14,7 @@ mod likelihood;
 
 use serde::Serialize;
 
-pub use generation::{Continuation, continuations, ngram_entropy};
+pub use generation::{Continuation, continuation, continuations, ngram_entropy};
 pub use likelihood::{Outcome, Question, TokenProbability, outcomes, top_tokens};
 
 use crate::facts::Record;
@@ -47,6 +47,37 @@ pub struct Scores {
     pub ngram_entropy_records: usize,
 }
 
+impl Scores {
+    /// The percentages by their names, in the order of the fields.
+    pub fn named(&self) -> [(&'static str, Option<f64>); 8] {
+        [
+            ("score", self.score),
+            ("efficacy", self.efficacy),
+            ("paraphrase", self.paraphrase),
+            ("neighborhood", self.neighborhood),
+            ("rewrite_accuracy", self.rewrite_accuracy),
+            ("paraphrase_accuracy", self.paraphrase_accuracy),
+            ("neighborhood_accuracy", self.neighborhood_accuracy),
+            ("generation", self.generation),
+        ]
+    }
+
+    /// Everything in words, saying of each number how it was asked for.
+    pub fn described(&self) -> [(&'static str, Option<f64>); 9] {
+        [
+            ("Score (harmonic mean of the three successes)", self.score),
+            ("efficacy: new target likelier than old, teacher-forced", self.efficacy),
+            ("paraphrase: the same, asked otherwise", self.paraphrase),
+            ("neighborhood: neighbours keep the old target, teacher-forced", self.neighborhood),
+            ("rewrite accuracy: every token most likely, teacher-forced", self.rewrite_accuracy),
+            ("paraphrase accuracy", self.paraphrase_accuracy),
+            ("neighborhood accuracy", self.neighborhood_accuracy),
+            ("free generation: the model says it by itself", self.generation),
+            ("n-gram entropy of longer texts, x 100", self.ngram_entropy),
+        ]
+    }
+}
+
 /// What to measure beyond likelihoods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
@@ -69,7 +100,28 @@ pub struct RecordOutcome {
     pub neighbors: Vec<Outcome>,
 }
 
-/// Evaluates `network` (the model's own, or an edited one) on `records`.
+/// Scores, and what they were made from, record by record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Evaluation {
+    /// The summary.
+    pub scores: Scores,
+    /// Likelihoods, one entry per record.
+    pub records: Vec<RecordOutcome>,
+    /// What the model said by itself, one entry per record; empty where it was not asked.
+    pub said: Vec<Continuation>,
+}
+
+/// Texts that [`evaluate`] will tell its progress over.
+pub fn texts(records: &[Record], extent: Extent) -> u64 {
+    let of_record = |record: &Record| {
+        let questions = Question::of_record(record);
+        let rows = questions.iter().map(|question| 1 + u64::from(question.wrong.is_some())).sum::<u64>();
+        rows + u64::from(extent.generation)
+    };
+    records.iter().map(of_record).sum()
+}
+
+/// Evaluates `network` (the model's own, or an edited one) on `records`; `progress` is told texts as they are done.
 ///
 /// # Errors
 /// [`ModelError`].
@@ -79,14 +131,10 @@ pub fn evaluate(
     records: &[Record],
     extent: Extent,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<Scores, ModelError> {
+) -> Result<Evaluation, ModelError> {
     let of_records = record_outcomes(model, network, records, progress)?;
-    let generated = if extent.generation {
-        let said = continuations(model, network, records, progress)?;
-        mean(&said.iter().map(|one| f64::from(u8::from(one.success))).collect::<Vec<_>>())
-    } else {
-        None
-    };
+    let said = if extent.generation { continuations(model, network, records, progress)? } else { Vec::new() };
+    let generated = mean(&said.iter().map(|one| f64::from(u8::from(one.success))).collect::<Vec<_>>());
     let spread = spread(records, extent.ngram_entropy_records);
     let entropy = ngram_entropy(model, network, &spread, extent.seed)?;
     let success =
@@ -94,7 +142,7 @@ pub fn evaluate(
     let accuracy =
         |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| Some(outcome.correct));
     let (efficacy, paraphrase, neighborhood) = (success(rewrite), success(paraphrases), success(neighbors));
-    Ok(Scores {
+    let scores = Scores {
         facts: records.len(),
         score: harmonic_mean([efficacy, paraphrase, neighborhood]),
         efficacy,
@@ -106,7 +154,8 @@ pub fn evaluate(
         generation: generated.map(|share| 100.0 * share),
         ngram_entropy: entropy.map(|bits| 100.0 * bits),
         ngram_entropy_records: if entropy.is_some() { spread.len() } else { 0 },
-    })
+    };
+    Ok(Evaluation { scores, records: of_records, said })
 }
 
 /// Likelihoods of every record's prompts, record by record.

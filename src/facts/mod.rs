@@ -28,7 +28,7 @@ pub use layouts::{Layout, SCHEMA};
 pub const TEXT_SIZE_MAX_BYTES: usize = 4096;
 
 /// Largest number of facts in one file.
-pub const FACTS_MAX: usize = 1_000_000;
+pub const FACTS_MAX: usize = 500_000;
 
 /// Where the subject goes in a prompt.
 pub const PLACEHOLDER: &str = "{}";

@@ -4,13 +4,13 @@
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{apply, completions, revert, show, verify};
+use crate::commands::{apply, completions, create, demo, eval, revert, show, stats, try_out, verify};
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
 
 /// Patch what a language model knows: create, check, apply and take back edits of its weights
 #[derive(Debug, Parser)]
-#[command(name = "mpatch", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "mpatch", version, max_term_width = 100)]
 pub struct Arguments {
     /// What to do.
     #[command(subcommand)]
@@ -34,6 +34,16 @@ pub struct OutputArguments {
 /// The verbs.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Show the whole way on a small model that comes with mpatch: create, test, apply, verify, revert
+    Demo(demo::DemoArguments),
+    /// Create a patch from a file of facts
+    Create(Box<create::CreateArguments>),
+    /// Continue prompts with and without a patch
+    Try(try_out::TryArguments),
+    /// Measure a model, or a patch on it, on records with paraphrases and neighbours
+    Eval(eval::EvalArguments),
+    /// Compute, merge or import the statistics that `create` needs
+    Stats(stats::StatsArguments),
     /// Show what a patch says: facts, base, recipe, sizes, norms
     Show(show::ShowArguments),
     /// Check a patch: is it whole, and which base does it fit
@@ -50,6 +60,11 @@ impl Command {
     /// Runs the verb.
     pub fn run(&self, output: &Output) -> Result<(), CommandError> {
         match self {
+            Command::Demo(arguments) => demo::run(arguments, output),
+            Command::Create(arguments) => create::run(arguments, output),
+            Command::Try(arguments) => try_out::run(arguments, output),
+            Command::Eval(arguments) => eval::run(arguments, output),
+            Command::Stats(arguments) => stats::run(arguments, output),
             Command::Show(arguments) => show::run(arguments, output),
             Command::Verify(arguments) => verify::run(arguments, output),
             Command::Apply(arguments) => apply::run(arguments, output),

@@ -147,7 +147,6 @@ impl CommandError {
     }
 
     /// A facts file called `name` is refused.
-    #[expect(dead_code, reason = "`create` and `eval` read facts")]
     pub fn facts(name: &str, error: &FactsError) -> Self {
         let kind = match error.kind() {
             FactsErrorKind::Malformed => ExitKind::Malformed,

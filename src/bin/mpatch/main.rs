@@ -9,6 +9,7 @@
 
 mod args;
 mod commands;
+mod editing;
 mod error;
 mod report;
 

@@ -3,7 +3,6 @@
 //! A command hands in one [`Report`]: as JSON it is the struct itself, for people it writes itself on a [`Page`].
 //! Whatever stands on a page has been escaped, so that text from a stranger's patch can neither move the cursor nor
 //! pass for something else. Results go to stdout; errors, notes and progress go to stderr.
-#![expect(clippy::print_stderr, reason = "this is where the printing is done")]
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
@@ -42,13 +41,31 @@ pub struct Output {
     json: bool,
     quiet: bool,
     colour: bool,
+    silent: bool,
 }
 
 impl Output {
     /// An output that speaks as the arguments and the terminal ask.
     pub fn new(arguments: OutputArguments) -> Self {
         let colour = std::io::stdout().is_terminal() && colour_wanted();
-        Self { json: arguments.json, quiet: arguments.quiet, colour }
+        Self { json: arguments.json, quiet: arguments.quiet, colour, silent: false }
+    }
+
+    /// The output of a command that another command runs: the same, or nothing where that one reports in JSON.
+    pub fn of_step(&self) -> Self {
+        Self { json: self.json, quiet: true, colour: self.colour, silent: self.json }
+    }
+
+    /// A heading between the steps of a command, for people.
+    pub fn step(&self, title: &str, command: &str) -> Result<(), CommandError> {
+        if self.json {
+            return Ok(());
+        }
+        let mut page = Page::new(self.colour);
+        page.blank();
+        page.title(title);
+        page.line(&format!("$ {command}"));
+        self.print(&page.text)
     }
 
     /// Prints the command's report.
@@ -58,7 +75,7 @@ impl Output {
             let text = serde_json::to_string_pretty(&document).map_err(|error| {
                 CommandError::new(ExitKind::Bug, format!("the report is no JSON: {error}"))
             })?;
-            return self.print(&format!("{text}\n"));
+            return self.print(&format!("{}\n", escaped_json(&text)));
         }
         let mut page = Page::new(self.colour);
         report.write(&mut page);
@@ -72,7 +89,7 @@ impl Output {
     /// Says what is about to happen, before the work; reports in JSON say it at the end.
     pub fn note(&self, text: &str) {
         if !self.json && !self.quiet {
-            eprintln!("{}", escaped(text));
+            say(&escaped(text));
         }
     }
 
@@ -89,6 +106,9 @@ impl Output {
     }
 
     fn print(&self, text: &str) -> Result<(), CommandError> {
+        if self.silent {
+            return Ok(());
+        }
         self.raw(text.as_bytes())
     }
 
@@ -106,7 +126,18 @@ impl Output {
 
     /// A bar over `total` bytes of work.
     pub fn progress(&self, what: &'static str, total: u64) -> Progress {
-        Progress::new(what, total, !self.json && !self.quiet && std::io::stderr().is_terminal())
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+        Progress::new(what, total, template, self.shows_progress())
+    }
+
+    /// A bar over `total` things to be done.
+    pub fn counter(&self, what: &'static str, total: u64) -> Progress {
+        let template = "{msg} {wide_bar} {pos}/{len}, {per_sec}, {eta} left";
+        Progress::new(what, total, template, self.shows_progress())
+    }
+
+    fn shows_progress(&self) -> bool {
+        !self.json && !self.quiet && std::io::stderr().is_terminal()
     }
 }
 
@@ -134,9 +165,11 @@ pub fn usage(error: &clap::Error) -> ExitKind {
 /// From here on a panic says that it is a bug of mpatch, and where.
 pub fn announce_panics() {
     std::panic::set_hook(Box::new(|panic| {
-        let payload = panic.payload_as_str().unwrap_or("no message");
+        let payload = panic.payload();
+        let words = payload.downcast_ref::<String>().map(String::as_str);
+        let words = words.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        say(&format!("error: mpatch has a bug: {} ({})", escaped(payload), escaped(&place)));
+        say(&format!("error: mpatch has a bug: {} ({})", escaped(words), escaped(&place)));
         say(
             "hint: please report it, with the command and this message; files are replaced only when complete",
         );
@@ -157,8 +190,7 @@ impl Progress {
     /// Work that is done sooner than this needs no bar.
     const PATIENCE: Duration = Duration::from_secs(1);
 
-    fn new(what: &'static str, total: u64, wanted: bool) -> Self {
-        let template = "{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
+    fn new(what: &'static str, total: u64, template: &str, wanted: bool) -> Self {
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         bar.set_style(style.progress_chars("=> "));
@@ -166,9 +198,14 @@ impl Progress {
         Self { bar, started: Instant::now(), wanted, shown: AtomicBool::new(false) }
     }
 
-    /// `bytes` more are done; may be called from any thread.
-    pub fn add(&self, bytes: u64) {
-        self.bar.inc(bytes);
+    /// So much is done, counted from the start.
+    pub fn reach(&self, done: u64) {
+        self.add(done.saturating_sub(self.bar.position()));
+    }
+
+    /// So much more is done; may be called from any thread.
+    pub fn add(&self, more: u64) {
+        self.bar.inc(more);
         let due = self.wanted && self.started.elapsed() > Self::PATIENCE;
         if due && !self.shown.swap(true, Ordering::Relaxed) {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
@@ -266,6 +303,22 @@ pub fn escaped(text: &str) -> String {
     escaped
 }
 
+/// JSON `text` with the same characters written as JSON's own escapes, so that a terminal may show it.
+fn escaped_json(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        // A line break here is the layout's: the serialiser has escaped those in texts.
+        if character == '\n' || !is_invisible(character) {
+            escaped.push(character);
+            continue;
+        }
+        for unit in character.encode_utf16(&mut [0; 2]) {
+            escaped.push_str(&format!("\\u{unit:04x}"));
+        }
+    }
+    escaped
+}
+
 /// Characters that change how others are shown, or that nobody sees (Unicode's Cc, Cf, Zl, Zp, and private tags).
 fn is_invisible(character: char) -> bool {
     character.is_control()
@@ -323,6 +376,14 @@ mod tests {
         page.quote("x\ny");
         page.table(&[vec!["a\u{9b}".into(), "b".into()], vec!["longer one".into(), "c".into()]]);
         assert_eq!(page.text, "│ x\\ny\n  a\\u{9b}     b\n  longer one  c\n");
+    }
+
+    #[test]
+    fn json_stays_what_it_says_and_shows_nothing_invisible() {
+        let text = "a\u{202e}b\u{e0041}\u{7f}";
+        let json = escaped_json(&serde_json::to_string(text).expect("a text is JSON"));
+        assert_eq!(json, "\"a\\u202eb\\udb40\\udc41\\u007f\"");
+        assert_eq!(serde_json::from_str::<String>(&json).expect("it is JSON"), text);
     }
 
     #[test]

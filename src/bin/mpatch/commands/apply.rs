@@ -7,9 +7,9 @@ use mpatch::apply::{Answer, plan_with};
 use mpatch::operation::{Mismatch, survey_size_bytes};
 
 use super::change::{Change, TargetArguments};
-use super::{beside, infix};
+use super::{beside, infix, patch_word};
 use crate::error::{CommandError, ExitKind};
-use crate::report::{Output, count, shell_word};
+use crate::report::{Output, shell_word};
 
 /// Arguments of `apply`.
 #[derive(Debug, Args)]
@@ -49,9 +49,9 @@ pub fn run(arguments: &ApplyArguments, output: &Output) -> Result<(), CommandErr
 
 fn already_applied(change: &Change, tensors: usize) -> CommandError {
     let (patch, input) = (change.patch_name(), change.input_name());
-    let (base, file) = (shell_word(change.checkpoint.path()), shell_word(&change.patch_path));
+    let (base, file) = (shell_word(change.checkpoint.path()), patch_word(&change.patch_path));
     let message =
-        format!("{patch} is already applied to {input}: {} hold its result", count(tensors, "tensor"));
+        format!("{patch} is already applied to {input}: the tensors it touches ({tensors}) hold its result");
     CommandError::new(ExitKind::Conflict, message)
         .hint(format!("`mpatch revert {base} {file}` takes it back"))
 }
@@ -61,7 +61,7 @@ fn wrong_base(change: &Change, mismatch: &Mismatch) -> CommandError {
     let hint = if mismatch.is_half_way() {
         "somebody stopped half-way here: begin again with a fresh copy of the base".to_owned()
     } else {
-        let patch = shell_word(&change.patch_path);
+        let patch = patch_word(&change.patch_path);
         format!(
             "`mpatch show {patch}` tells which base it is for; get that base, or have the patch made for this one"
         )

@@ -8,6 +8,7 @@ use mpatch::operation::{Direction, Plan, PlannedTensor, Written};
 use mpatch::patch::Patch;
 use serde::Serialize;
 
+use super::patch_word;
 use crate::error::CommandError;
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
@@ -37,6 +38,8 @@ pub struct Change {
 /// What `apply` and `revert` print.
 #[derive(Debug, Serialize)]
 pub struct ChangeReport {
+    /// Which way the plan goes.
+    #[serde(skip)]
     direction: Direction,
     dry_run: bool,
     input: PathBuf,
@@ -102,8 +105,9 @@ impl Report for ChangeReport {
         let output = self.output.display();
         let outcome = match (&self.written, self.direction) {
             (None, _) => format!("would write {output}: {tensors}, {}", size(self.plan.copy_size_bytes)),
-            (Some(_), Direction::Apply) => {
-                format!("wrote {output}: {tensors} changed, as the patch promises")
+            (Some(written), Direction::Apply) => {
+                let changed = written.changed;
+                format!("wrote {output}: {tensors} ({changed} weights) changed, as the patch promises")
             }
             (Some(_), Direction::Revert) => {
                 format!("wrote {output}: {tensors} changed back, byte for byte as before the patch")
@@ -119,7 +123,7 @@ impl Report for ChangeReport {
     }
 
     fn next(&self) -> Option<String> {
-        let (input, patch) = (shell_word(&self.input), shell_word(&self.patch));
+        let (input, patch) = (shell_word(&self.input), patch_word(&self.patch));
         let output = shell_word(&self.output);
         match (self.direction, self.dry_run) {
             (Direction::Apply, true) => Some(format!("mpatch apply {input} {patch} -o {output}")),

@@ -1,10 +1,16 @@
 //! One file per verb: its arguments, its report, and `run`; here is what several verbs do alike.
 
 pub mod apply;
+pub mod behaviour;
 pub mod change;
 pub mod completions;
+pub mod create;
+pub mod demo;
+pub mod eval;
 pub mod revert;
 pub mod show;
+pub mod stats;
+pub mod try_out;
 pub mod verify;
 
 use std::ffi::{OsStr, OsString};
@@ -14,6 +20,7 @@ use std::path::{Path, PathBuf};
 use mpatch::patch::Patch;
 
 use crate::error::CommandError;
+use crate::report::shell_word;
 
 /// Stands for standard input where a file is asked for.
 const STDIN: &str = "-";
@@ -34,6 +41,11 @@ pub fn read_input(path: &Path) -> Result<Vec<u8>, CommandError> {
 pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
     let bytes = read_input(path)?;
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
+}
+
+/// The patch as a word of a suggested command line.
+pub fn patch_word(path: &Path) -> String {
+    if path == Path::new(STDIN) { "PATCH".to_owned() } else { shell_word(path) }
 }
 
 /// What a patch's name adds to the names of its results: `edits` of `edits.mpatch`.

@@ -7,9 +7,9 @@ use mpatch::operation::{Mismatch, survey_size_bytes};
 use mpatch::revert::{Answer, plan_with};
 
 use super::change::{Change, TargetArguments};
-use super::{beside, infix, without_infix};
+use super::{beside, infix, patch_word, without_infix};
 use crate::error::{CommandError, ExitKind};
-use crate::report::{Output, count, shell_word};
+use crate::report::{Output, shell_word};
 
 /// Arguments of `revert`.
 #[derive(Debug, Args)]
@@ -58,9 +58,10 @@ fn place(arguments: &RevertArguments) -> Result<PathBuf, CommandError> {
 
 fn already_base(change: &Change, tensors: usize) -> CommandError {
     let (patch, input) = (change.patch_name(), change.input_name());
-    let (base, file) = (shell_word(change.checkpoint.path()), shell_word(&change.patch_path));
-    let tensors = count(tensors, "tensor");
-    let message = format!("{patch} is not in {input}: {tensors} hold what they held before it");
+    let (base, file) = (shell_word(change.checkpoint.path()), patch_word(&change.patch_path));
+    let message = format!(
+        "{patch} is not in {input}: the tensors it touches ({tensors}) hold what they held before it"
+    );
     CommandError::new(ExitKind::Conflict, message).hint(format!("`mpatch apply {base} {file}` puts it in"))
 }
 

@@ -9,9 +9,9 @@ use mpatch::patch::manifest::{
 use mpatch::patch::{Manifest, Patch};
 use serde::Serialize;
 
-use super::read_patch;
+use super::{patch_word, read_patch};
 use crate::error::CommandError;
-use crate::report::{Output, Page, Report, count, shell_word, size};
+use crate::report::{Output, Page, Report, count, size};
 
 /// How many facts are shown unless all are asked for.
 const FACTS_SHOWN: usize = 20;
@@ -151,12 +151,12 @@ impl Report for ShowReport {
     fn write(&self, page: &mut Page) {
         let facts = count(self.untrusted.facts.len(), "fact");
         let signed = match self.signatures {
-            0 => "unsigned".to_owned(),
+            0 => "none".to_owned(),
             signatures => format!("{}, not judged here", count(signatures, "signature")),
         };
         let name = self.patch.display();
         page.title(&format!("{name}: {facts} for {}, {}", self.base.architecture, size(self.size_bytes)));
-        page.table(&[row(["patch", &self.patch_id]), row(["signed", &signed])]);
+        page.table(&[row(["patch", &self.patch_id]), row(["signature", &signed])]);
         self.write_about(page);
         self.write_facts(page);
         self.write_base(page);
@@ -167,7 +167,7 @@ impl Report for ShowReport {
     }
 
     fn next(&self) -> Option<String> {
-        Some(format!("mpatch verify {} --base MODEL", shell_word(&self.patch)))
+        Some(format!("mpatch verify {} --base MODEL", patch_word(&self.patch)))
     }
 }
 

@@ -1,6 +1,6 @@
 //! `mpatch verify`: climbs the ladder of checks and says how far it came, with the evidence; it never says *safe*.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
@@ -9,7 +9,9 @@ use mpatch::patch::Patch;
 use mpatch::verify::{DigestEvidence, FormEvidence, State, verify, verify_form, verify_size_bytes};
 use serde::Serialize;
 
-use super::read_patch;
+use super::behaviour::{self, BehaviourEvidence};
+use super::{patch_word, read_patch};
+use crate::editing::DeviceArguments;
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
 
@@ -17,7 +19,8 @@ use crate::report::{Output, Page, Report, count, shell_word};
 #[derive(Debug, Args)]
 #[command(after_help = "Rungs:\n  V0  the patch is whole: every part decodes\n  \
                   V1  somebody signed it (not judged yet)\n  \
-                  V2  it fits this model: digests before and after are what it promises\n\n\
+                  V2  it fits this model: digests before and after are what it promises\n  \
+                  V4  the edited model does what the patch declares\n\n\
                   Examples:\n  mpatch verify edits.mpatch\n  \
                   mpatch verify edits.mpatch --base model.safetensors\n  \
                   mpatch verify edits.mpatch --base gptj.edits/ --json")]
@@ -27,6 +30,15 @@ pub struct VerifyArguments {
     /// Check it against this model, before the patch or after it
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
+    /// Ask the paraphrases and neighbours that this file has for the patch's facts, too
+    #[arg(long, value_name = "FILE", requires = "base")]
+    records: Option<PathBuf>,
+    /// Stop after V2: read the weights, do not run the model
+    #[arg(long)]
+    digests_only: bool,
+    /// Where the model runs.
+    #[command(flatten)]
+    device: DeviceArguments,
 }
 
 /// What `verify` prints.
@@ -40,6 +52,7 @@ struct LadderReport {
     reached: Vec<&'static str>,
     form: FormEvidence,
     digests: Option<DigestEvidence>,
+    behaviour: Option<BehaviourEvidence>,
 }
 
 /// Checks the patch, alone or against a model.
@@ -61,8 +74,16 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
             (report.form, report.digests)
         }
     };
-    let digests_hold = digests.as_ref().is_some_and(DigestEvidence::holds);
-    let rungs = [("V0", form.holds()), ("V2", digests_hold)];
+    let fitting = digests.as_ref().filter(|digests| digests.holds());
+    let behaviour = match (&arguments.base, fitting.and_then(|digests| digests.state)) {
+        (Some(base), Some(state)) if !arguments.digests_only && has_config(base)? => {
+            let records = arguments.records.as_deref();
+            Some(behaviour::check(patch, &arguments.patch, base, state, records, &arguments.device, output)?)
+        }
+        _ => None,
+    };
+    let behaves = behaviour.as_ref().is_some_and(BehaviourEvidence::holds);
+    let rungs = [("V0", form.holds()), ("V2", fitting.is_some()), ("V4", behaves)];
     Ok(LadderReport {
         patch: arguments.patch.clone(),
         patch_id: patch.id(),
@@ -71,7 +92,13 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
         reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name).collect(),
         form,
         digests,
+        behaviour,
     })
+}
+
+/// Weights alone cannot be run.
+fn has_config(base: &Path) -> Result<bool, CommandError> {
+    Ok(Checkpoint::open(base)?.companion("config.json")?.is_some())
 }
 
 impl LadderReport {
@@ -83,13 +110,18 @@ impl LadderReport {
             return Err(CommandError::new(ExitKind::Malformed, message)
                 .hint("fetch the patch again, or ask whoever made it"));
         }
+        if let Some(problem) = self.behaviour.as_ref().and_then(BehaviourEvidence::problem) {
+            let message = format!("`{patch}` fails V4: {problem}");
+            return Err(CommandError::new(ExitKind::ContentCheck, message)
+                .hint("the model does not do what the patch declares: do not rely on it"));
+        }
         let Some(digests) = self.digests.as_ref().filter(|digests| !digests.holds()) else { return Ok(()) };
         let problem = digests.problem().unwrap_or_else(|| "the patch touches nothing".to_owned());
         let message = format!("`{patch}` fails V2: {problem}");
         // Weights that are other than the patch says are one thing, arithmetic that breaks a promise another.
         let tensors_hold = digests.tensors.iter().all(mpatch::verify::TensorEvidence::holds);
         if tensors_hold {
-            let hint = format!("`mpatch show {}` tells which base it is for", shell_word(&self.patch));
+            let hint = format!("`mpatch show {}` tells which base it is for", patch_word(&self.patch));
             return Err(CommandError::new(ExitKind::WrongBase, message).hint(hint));
         }
         Err(CommandError::new(ExitKind::Malformed, message).hint("do not apply this patch"))
@@ -118,6 +150,17 @@ impl LadderReport {
         };
         ["V2 fits".to_owned(), outcome, evidence]
     }
+
+    fn behaviour_row(&self) -> [String; 3] {
+        let (outcome, evidence) = match &self.behaviour {
+            None => (
+                "not checked".to_owned(),
+                "needs a model that fits, with its config and tokenizer".to_owned(),
+            ),
+            Some(behaviour) => (holds(behaviour.holds()), behaviour.in_words()),
+        };
+        ["V4 behaves".to_owned(), outcome, evidence]
+    }
 }
 
 fn holds(holds: bool) -> String {
@@ -125,6 +168,9 @@ fn holds(holds: bool) -> String {
 }
 
 fn digests_in_words(digests: &DigestEvidence) -> String {
+    if let Some(mismatch) = &digests.mismatch {
+        return format!("tensor `{}` is not as the patch expects", mismatch.tensor);
+    }
     if let Some(problem) = digests.problem() {
         return problem;
     }
@@ -133,11 +179,13 @@ fn digests_in_words(digests: &DigestEvidence) -> String {
     match digests.state {
         Some(State::Base) => {
             format!(
-                "this is its base; applied in memory, {tensors} ({changed} weights) come out as promised, and back"
+                "this is its base: in memory, {tensors} ({changed} weights change) came out as promised, and came back"
             )
         }
         Some(State::Edited) => {
-            format!("the patch is in it; taken back in memory, {tensors} and the weights id are the base's")
+            format!(
+                "the patch is in it: in memory, {tensors} came back to the base, whose weights id is the promised one"
+            )
         }
         None => "the patch touches nothing".to_owned(),
     }
@@ -148,13 +196,15 @@ impl Report for LadderReport {
 
     fn write(&self, page: &mut Page) {
         page.title(&format!("{}: patch {}", self.patch.display(), self.patch_id.short()));
-        page.table(&[self.form_row(), self.signature_row(), self.digests_row()].map(Vec::from));
+        page.table(
+            &[self.form_row(), self.signature_row(), self.digests_row(), self.behaviour_row()].map(Vec::from),
+        );
         let reached = if self.reached.is_empty() { "nothing".to_owned() } else { self.reached.join(" and ") };
         page.line(&format!("holds: {reached}"));
     }
 
     fn next(&self) -> Option<String> {
-        let patch = shell_word(&self.patch);
+        let patch = patch_word(&self.patch);
         let Some(base) = &self.base else { return Some(format!("mpatch verify {patch} --base MODEL")) };
         let digests = self.digests.as_ref().filter(|digests| digests.holds())?;
         let base = shell_word(base);

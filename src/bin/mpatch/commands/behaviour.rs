@@ -1,0 +1,139 @@
+//! Rung V4 of `verify`: does the edited model do what the patch declares?
+
+use std::path::Path;
+
+use mpatch::evaluate::{Extent, Scores, evaluate, texts};
+use mpatch::facts::{Record, Request};
+use mpatch::patch::Patch;
+use mpatch::patch::manifest::Fact;
+use mpatch::verify::State;
+use serde::Serialize;
+
+use crate::editing::{DeviceArguments, model_error, open_model, read_facts, with_patch};
+use crate::error::CommandError;
+use crate::report::{Output, count};
+
+/// Percentage points that a rate may fall behind what the patch declares: another machine's last bits decide ties.
+const SLACK_POINTS: f64 = 0.5;
+/// A patch whose facts do not win at least this often does not do its work, whatever it declares.
+const WINS_MIN_PERCENT: f64 = 50.0;
+
+/// What was asked of the edited model, and what it answered.
+#[derive(Debug, Serialize)]
+pub struct BehaviourEvidence {
+    /// Measured now, on the edited model.
+    scores: Scores,
+    /// Declared rates that were measured again: name, declared, found.
+    compared: Vec<(String, f64, f64)>,
+    /// Neighbours were asked, too.
+    neighbors: bool,
+    /// What fails.
+    problem: Option<String>,
+}
+
+/// Runs the model at `base` in the state that the patch leads to, on the facts that the patch declares.
+///
+/// `records` may name a file with the neighbours and paraphrases of those facts.
+pub fn check(
+    patch: &Patch,
+    patch_path: &Path,
+    base: &Path,
+    state: State,
+    records: Option<&Path>,
+    device: &DeviceArguments,
+    output: &Output,
+) -> Result<BehaviourEvidence, CommandError> {
+    let model = open_model(base, &device.find()?, output)?;
+    let network = match state {
+        State::Base => with_patch(&model, patch, patch_path)?,
+        State::Edited => model.network.clone(),
+    };
+    let records = match records {
+        Some(path) => declared_among(&read_facts(path, None, output)?.records, &patch.manifest().facts),
+        None => patch.manifest().facts.iter().map(|fact| Record::of(request(fact))).collect(),
+    };
+    let extent = Extent { generation: true, ngram_entropy_records: 0, seed: 0 };
+    let progress = output.counter("asking", texts(&records, extent));
+    let evaluation = evaluate(&model, &network, &records, extent, &|texts| progress.add(texts))
+        .map_err(|error| model_error(base, error))?;
+    let neighbors = records.iter().any(|record| !record.neighbors.is_empty());
+    Ok(BehaviourEvidence::new(evaluation.scores, patch, neighbors))
+}
+
+fn request(fact: &Fact) -> Request {
+    Request {
+        id: fact.id.clone(),
+        prompt: fact.prompt.clone(),
+        subject: fact.subject.clone(),
+        target_new: fact.target_new.clone(),
+        target_old: fact.target_old.clone(),
+        note: fact.note.clone(),
+    }
+}
+
+/// One record per declared fact: from the file where it is there, with its neighbours, else the fact alone.
+fn declared_among(records: &[Record], facts: &[Fact]) -> Vec<Record> {
+    let same = |record: &&Record, fact: &Fact| {
+        let request = &record.request;
+        (&request.prompt, &request.subject, &request.target_new)
+            == (&fact.prompt, &fact.subject, &fact.target_new)
+    };
+    let of_fact = |fact: &Fact| match records.iter().find(|record| same(record, fact)) {
+        Some(record) => record.clone(),
+        None => Record::of(request(fact)),
+    };
+    facts.iter().map(of_fact).collect()
+}
+
+impl BehaviourEvidence {
+    fn new(scores: Scores, patch: &Patch, neighbors: bool) -> Self {
+        let declared = &patch.manifest().measured;
+        let measured = scores.named();
+        let compared: Vec<(String, f64, f64)> = declared
+            .iter()
+            .filter_map(|metric| {
+                let (_, found) = measured.iter().find(|(name, _)| *name == metric.name)?;
+                Some((metric.name.clone(), metric.after, (*found)?))
+            })
+            .collect();
+        let problem = compared
+            .iter()
+            .find(|(_, declared, found)| *found < declared - SLACK_POINTS)
+            .map(|(name, declared, found)| format!("{name} is {found:.2}, the patch declares {declared:.2}"));
+        let wins = scores.efficacy.or(scores.rewrite_accuracy).unwrap_or(0.0);
+        let too_few =
+            (wins < WINS_MIN_PERCENT).then(|| format!("only {wins:.2} % of the declared facts win"));
+        Self { scores, compared, neighbors, problem: problem.or(too_few) }
+    }
+
+    /// The rung holds.
+    pub fn holds(&self) -> bool {
+        self.problem.is_none()
+    }
+
+    /// What fails.
+    pub fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    /// The evidence in words.
+    pub fn in_words(&self) -> String {
+        if let Some(problem) = &self.problem {
+            return problem.clone();
+        }
+        let percent =
+            |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1} %"));
+        let neighbors = if self.neighbors {
+            format!("neighbours unharmed {}", percent(self.scores.neighborhood))
+        } else {
+            "neighbours not asked (name their file with `--records`)".to_owned()
+        };
+        format!(
+            "{}: likelier than the old {}, every token first {}, said freely {}; {neighbors}",
+            count(self.scores.facts, "fact"),
+            percent(self.scores.efficacy),
+            percent(self.scores.rewrite_accuracy),
+            percent(self.scores.generation),
+        )
+    }
+}

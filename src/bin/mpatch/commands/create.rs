@@ -1,0 +1,563 @@
+//! `mpatch create`: facts in, a patch out, tested as it will be applied before it is written.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use mpatch::bind::bind;
+use mpatch::digest::{PatchId, WeightsId};
+use mpatch::edit::contexts::Contexts;
+use mpatch::edit::hyperparameters::{Hyperparameters, Source};
+use mpatch::edit::statistics::StatisticsFile;
+use mpatch::edit::{Edit, FactPrompt, Progress, memit};
+use mpatch::evaluate::{Evaluation, Extent, Outcome, Scores, evaluate, texts};
+use mpatch::factors::{Compression, Integers, RankLimit, Term, compress};
+use mpatch::facts::{FactsFile, Record, Request};
+use mpatch::model::Model;
+use mpatch::patch::manifest::{About, Base, Fact, Metric, Recipe};
+use mpatch::patch::{Draft, Patch, encode};
+use serde::Serialize;
+
+use crate::editing::{
+    ModelArguments, device_kind, edit_error, find_statistics, model_error, read_facts, refuse_existing,
+    weights_id, with_terms,
+};
+use crate::error::{CommandError, ExitKind, chain};
+use crate::report::{Output, Page, Report, count, shell_word, size};
+
+/// Width of the integers where none is asked for: see the table of sizes in `docs/memit.md`.
+pub const BITS_DEFAULT: u8 = 8;
+
+/// Arguments of `create`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mpatch create facts.json --base gptj/ --corpus wiki.txt -o edits.mpatch\n  \
+                  mpatch create facts.json --base gptj/ --stats gptj.stats.safetensors --bits 6\n  \
+                  cat facts.jsonl | mpatch create - --base gptj/ -o edits.mpatch"
+)]
+pub struct CreateArguments {
+    /// Read the facts from this file (memit, CounterFact, zsRE, EasyEdit or mpatch layout); `-` reads standard input
+    facts: PathBuf,
+    /// The model to edit.
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Write the patch here; `FACTS.mpatch` by default
+    #[arg(short, long, value_name = "PATCH")]
+    output: Option<PathBuf>,
+    /// Take the hyperparameters from this file, in the reference's JSON layout, instead of the model's `memit.json`
+    #[arg(long, value_name = "FILE")]
+    hparams: Option<PathBuf>,
+    /// Edit these layers instead of those of the hyperparameters, e.g. `3,4,5`
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
+    layers: Option<Vec<usize>>,
+    /// Take the context templates from this file, a list of lists, instead of sampling them
+    #[arg(long, value_name = "FILE")]
+    contexts: Option<PathBuf>,
+    /// Use these second-moment statistics, made by `mpatch stats`
+    #[arg(long, value_name = "FILE")]
+    stats: Option<PathBuf>,
+    /// Compute the statistics from this corpus, one document a line, unless they are cached
+    #[arg(long, value_name = "FILE", conflicts_with = "stats")]
+    corpus: Option<PathBuf>,
+    /// Seed what is sampled
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Store integers of this many bits
+    #[arg(long, default_value_t = BITS_DEFAULT, value_parser = clap::value_parser!(u8).range(2..=16))]
+    bits: u8,
+    /// Keep at most this rank per layer
+    #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u32).range(1..))]
+    rank: Option<u32>,
+    /// Keep the smallest rank whose relative error is at most this
+    #[arg(long, value_name = "ERROR", conflicts_with = "rank", value_parser = tolerance)]
+    tolerance: Option<f64>,
+    /// Take only the first facts of the file
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<usize>,
+    /// Give the patch a title
+    #[arg(long)]
+    title: Option<String>,
+    /// Say who made the patch
+    #[arg(long)]
+    author: Option<String>,
+    /// Say under which licence the patch is
+    #[arg(long)]
+    licence: Option<String>,
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
+        _ => Err("expected a number from 0 to below 1".to_owned()),
+    }
+}
+
+/// Makes the patch and writes it.
+pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandError> {
+    let facts = read_facts(&arguments.facts, arguments.limit, output)?;
+    let place = arguments.place();
+    refuse_existing(&place)?;
+    let model = arguments.model.open(output)?;
+    let path = model.checkpoint.path().to_owned();
+    let hyperparameters = arguments.hyperparameters(&model, output)?;
+    hyperparameters.check(&model.network).map_err(|error| edit_error(&path, error))?;
+    let weights = weights_id(&model, output)?;
+    let (stats, corpus) = (arguments.stats.as_deref(), arguments.corpus.as_deref());
+    let statistics = find_statistics(&model, weights, &hyperparameters.layers, stats, corpus, output)?;
+    let contexts = arguments.contexts(&model, output)?;
+    let job = Job {
+        model: &model,
+        weights,
+        facts: &facts,
+        hyperparameters,
+        contexts,
+        statistics: &statistics,
+        seed: arguments.seed,
+        compression: Compression { bits: arguments.bits, limit: arguments.rank_limit() },
+        about: arguments.about(),
+    };
+    let made = job.make(output)?;
+    mpatch::checkpoint::write_new(&place, made.patch.bytes())?;
+    let report = made.report(&job, place, arguments.model.base.clone());
+    output.report(&report).map_err(CommandError::after_the_work)
+}
+
+impl CreateArguments {
+    fn place(&self) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| match self.facts.file_name() {
+            Some(name) if self.facts != Path::new("-") => Path::new(name).with_extension("mpatch"),
+            _ => PathBuf::from("edits.mpatch"),
+        })
+    }
+
+    fn hyperparameters(&self, model: &Model, output: &Output) -> Result<Hyperparameters, CommandError> {
+        let parse = |path: &Path, bytes: &[u8]| {
+            Hyperparameters::parse(bytes).map_err(|error| {
+                CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display()))
+            })
+        };
+        let mut found = match (&self.hparams, model.checkpoint.companion("memit.json")?) {
+            (Some(path), _) => parse(path, &read(path)?)?,
+            (None, Some(bytes)) => parse(&model.checkpoint.folder().join("memit.json"), &bytes)?,
+            (None, None) => {
+                let (found, source) = Hyperparameters::for_model(model.network.config());
+                output.note(match source {
+                    Source::GptJ6B => "hyperparameters: those published for GPT-J-6B",
+                    _ => "warning: hyperparameters guessed from the model's depth, never tuned; give `--hparams`",
+                });
+                found
+            }
+        };
+        if let Some(layers) = &self.layers {
+            found.layers = layers.clone();
+        }
+        Ok(found)
+    }
+
+    fn contexts(&self, model: &Model, output: &Output) -> Result<Contexts, CommandError> {
+        let Some(path) = &self.contexts else {
+            output.note(&format!("contexts: sampled with seed {}", self.seed));
+            return Contexts::sample(model, self.seed)
+                .map_err(|error| edit_error(model.checkpoint.path(), error));
+        };
+        Contexts::parse(&read(path)?)
+            .map_err(|error| CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display())))
+    }
+
+    fn rank_limit(&self) -> RankLimit {
+        match (self.rank, self.tolerance) {
+            (Some(rank), _) => RankLimit::Rank(rank as usize),
+            (None, Some(tolerance)) => RankLimit::Tolerance(tolerance),
+            (None, None) => RankLimit::Full,
+        }
+    }
+
+    fn about(&self) -> About {
+        About { title: self.title.clone(), author: self.author.clone(), licence: self.licence.clone() }
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
+    std::fs::read(path).map_err(|error| CommandError::io("read", path, &error))
+}
+
+/// Everything that a patch is made from.
+pub struct Job<'a> {
+    /// The base, on its device.
+    pub model: &'a Model,
+    /// The state of its weights.
+    pub weights: WeightsId,
+    /// The facts, with the prompts that test them.
+    pub facts: &'a FactsFile,
+    /// MEMIT's hyperparameters.
+    pub hyperparameters: Hyperparameters,
+    /// The context templates.
+    pub contexts: Contexts,
+    /// The second moments of the keys.
+    pub statistics: &'a StatisticsFile,
+    /// Seed of what is sampled.
+    pub seed: u64,
+    /// How the updates are stored.
+    pub compression: Compression,
+    /// Free text for the patch.
+    pub about: About,
+}
+
+/// A finished patch and what was found on the way.
+pub struct Made {
+    /// The patch.
+    pub patch: Patch,
+    /// The base on the facts.
+    pub before: Evaluation,
+    /// The base with the patch's integers on the facts.
+    pub after: Evaluation,
+    ridges: Vec<(usize, f64)>,
+    ranks: Vec<(String, usize, u8)>,
+    seconds: Seconds,
+}
+
+/// Where the time went, in seconds.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+struct Seconds {
+    values_and_solve: f64,
+    compress: f64,
+    test: f64,
+    bind: f64,
+}
+
+impl Job<'_> {
+    /// Edits, rounds to integers, tests those, and lays out the patch.
+    pub fn make(&self, output: &Output) -> Result<Made, CommandError> {
+        let mut seconds = Seconds::default();
+        let edit = timed(&mut seconds.values_and_solve, || self.edit(output))?;
+        let (names, terms) = timed(&mut seconds.compress, || self.compress(&edit))?;
+        let (before, after) = timed(&mut seconds.test, || self.test(&names, &terms, output))?;
+        let patch =
+            timed(&mut seconds.bind, || self.lay_out(&names, &terms, &before.scores, &after.scores, output))?;
+        let ridges =
+            edit.layers.iter().map(|layer| (layer.layer, layer.ridge)).filter(|(_, ridge)| *ridge > 0.0);
+        let ranks = names.iter().zip(&terms).map(|(name, term)| (name.clone(), rank(term), bits(term)));
+        Ok(Made { patch, before, after, ridges: ridges.collect(), ranks: ranks.collect(), seconds })
+    }
+
+    fn edit(&self, output: &Output) -> Result<Edit, CommandError> {
+        let facts: Vec<FactPrompt> = self.facts.requests().map(fact_prompt).collect();
+        let progress = output.counter("facts", facts.len() as u64);
+        let told = |done: Progress<'_>| {
+            if let Progress::Value(..) = done {
+                progress.add(1);
+            }
+        };
+        memit(self.model, &self.hyperparameters, &self.contexts, &facts, self.statistics, &told)
+            .map_err(|error| edit_error(self.model.checkpoint.path(), error))
+    }
+
+    fn compress(&self, edit: &Edit) -> Result<(Vec<String>, Vec<Term>), CommandError> {
+        let mut names = Vec::new();
+        let mut terms = Vec::new();
+        for update in &edit.layers {
+            let (left, right) = update.factors();
+            let (rows, columns) = (update.residuals.nrows(), update.adjusted_keys.nrows());
+            let facts = update.residuals.ncols();
+            let term = compress(&left, &right, rows, facts, columns, &self.compression).map_err(|error| {
+                CommandError::new(ExitKind::Malformed, format!("layer {}: {error}", update.layer))
+            })?;
+            names.push(update.tensor.clone());
+            terms.push(term);
+        }
+        Ok((names, terms))
+    }
+
+    /// What is tested is what is stored: the base with the integers added and rounded to its type.
+    fn test(
+        &self,
+        names: &[String],
+        terms: &[Term],
+        output: &Output,
+    ) -> Result<(Evaluation, Evaluation), CommandError> {
+        let edits = names.iter().zip(terms).map(|(name, term)| (name.as_str(), vec![term.clone()]));
+        let edited = with_terms(self.model, edits)?;
+        let extent = Extent { generation: true, ngram_entropy_records: 0, seed: self.seed };
+        let records = &self.facts.records;
+        let progress = output.counter("testing", 2 * texts(records, extent));
+        let run = |network| {
+            evaluate(self.model, network, records, extent, &|texts| progress.add(texts))
+                .map_err(|error| model_error(self.model.checkpoint.path(), error))
+        };
+        Ok((run(&self.model.network)?, run(&edited)?))
+    }
+
+    fn lay_out(
+        &self,
+        names: &[String],
+        terms: &[Term],
+        before: &Scores,
+        after: &Scores,
+        output: &Output,
+    ) -> Result<Patch, CommandError> {
+        let model = self.model;
+        let edits: Vec<(String, Vec<u32>)> =
+            names.iter().enumerate().map(|(index, name)| (name.clone(), vec![index as u32])).collect();
+        let progress = output.progress("binding", 0);
+        let binding = bind(&model.checkpoint, self.weights, &edits, terms, &|bytes| progress.add(bytes))
+            .map_err(|error| CommandError::new(ExitKind::Malformed, chain(&error)))?;
+        let draft = Draft {
+            base: Base {
+                architecture: model.network.config().architecture.clone(),
+                config: model.config_digest,
+                tokenizer: model.tokenizer.digest(),
+            },
+            facts: self.facts.requests().map(declared).collect(),
+            recipe: self.recipe()?,
+            measured: metrics(&self.facts.records, before, after),
+            terms: terms.to_vec(),
+            bindings: vec![binding],
+            line: None,
+            parents: vec![],
+            supersedes: vec![],
+            about: self.about.clone(),
+        };
+        // Read back what was laid out: a patch that does not decode must never reach a disk.
+        encode(&draft).and_then(Patch::decode).map_err(|error| CommandError::patch("the new patch", &error))
+    }
+
+    fn recipe(&self) -> Result<Recipe, CommandError> {
+        let hyperparameters = serde_json::to_string(&self.hyperparameters)
+            .map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))?;
+        Ok(Recipe {
+            method: "memit".to_owned(),
+            hyperparameters,
+            layers: self.hyperparameters.layers.iter().map(|layer| *layer as u32).collect(),
+            contexts: self.contexts.groups().to_vec(),
+            seed: self.seed,
+            statistics: self.statistics.digest(),
+            facts: self.facts.digest,
+            tool: concat!("mpatch ", env!("CARGO_PKG_VERSION")).to_owned(),
+            device: device_kind(self.model.network.device()).to_owned(),
+        })
+    }
+}
+
+fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
+    let started = Instant::now();
+    let result = work();
+    *seconds += started.elapsed().as_secs_f64();
+    result
+}
+
+fn fact_prompt(request: &Request) -> FactPrompt {
+    FactPrompt {
+        prompt: request.prompt.clone(),
+        subject: request.subject.clone(),
+        target: request.target_new_spaced(),
+    }
+}
+
+fn declared(request: &Request) -> Fact {
+    Fact {
+        id: request.id.clone(),
+        prompt: request.prompt.clone(),
+        subject: request.subject.clone(),
+        target_new: request.target_new.clone(),
+        target_old: request.target_old.clone(),
+        note: request.note.clone(),
+    }
+}
+
+fn rank(term: &Term) -> usize {
+    match term.integers() {
+        Integers::LowRank { left, .. } => left.columns(),
+        Integers::Dense(_) => term.rows().min(term.columns()),
+    }
+}
+
+fn bits(term: &Term) -> u8 {
+    match term.integers() {
+        Integers::LowRank { left, .. } => left.bits(),
+        Integers::Dense(dense) => dense.bits(),
+    }
+}
+
+/// The scores by their names, each with the number of prompts it was measured over.
+fn metrics(records: &[Record], before: &Scores, after: &Scores) -> Vec<Metric> {
+    let facts = records.len();
+    let paraphrases = records.iter().map(|record| record.paraphrases.len()).sum();
+    let neighbors = records.iter().map(|record| record.neighbors.len()).sum();
+    let prompts = [
+        facts + paraphrases + neighbors,
+        facts,
+        paraphrases,
+        neighbors,
+        facts,
+        paraphrases,
+        neighbors,
+        facts,
+    ];
+    let metric = |((name, before), (after, prompts)): ((&str, Option<f64>), (Option<f64>, usize))| {
+        Some(Metric { name: name.to_owned(), before: before?, after: after?, prompts: prompts as u64 })
+    };
+    let after = after.named().map(|(_, value)| value);
+    before.named().into_iter().zip(after.into_iter().zip(prompts)).filter_map(metric).collect()
+}
+
+/// What `create` prints.
+#[derive(Debug, Serialize)]
+pub struct CreateReport {
+    output: PathBuf,
+    base: PathBuf,
+    patch_id: PatchId,
+    facts: usize,
+    size_bytes: usize,
+    layers: Vec<LayerReport>,
+    before: Scores,
+    after: Scores,
+    /// One entry per fact.
+    outcomes: Vec<FactReport>,
+    ridges: Vec<(usize, f64)>,
+    seconds: Seconds,
+    milliseconds_per_fact: f64,
+}
+
+/// What became of one fact.
+#[derive(Debug, Serialize)]
+pub struct FactReport {
+    /// The prompt with its subject.
+    prompt: String,
+    /// What it is to go on with.
+    target: String,
+    /// Probability of the target's tokens, geometric mean, before.
+    probability_before: f64,
+    /// The same, after.
+    probability_after: f64,
+    /// What the model says by itself, after.
+    says: String,
+    /// The target is the likelier answer now: than the old one, or than any where the old one is not known.
+    holds: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct LayerReport {
+    tensor: String,
+    rank: usize,
+    bits: u8,
+    norm_ratio: f64,
+}
+
+impl Made {
+    fn outcomes(&self, records: &[Record]) -> Vec<FactReport> {
+        let rewrite =
+            |evaluation: &Evaluation, index: usize| evaluation.records[index].rewrite.first().copied();
+        let probability =
+            |outcome: Option<Outcome>| outcome.map_or(0.0, |outcome| (-outcome.nll_right).exp());
+        let of_record = |(index, record): (usize, &Record)| {
+            let (before, after) = (rewrite(&self.before, index), rewrite(&self.after, index));
+            FactReport {
+                prompt: record.request.text(),
+                target: record.request.target_new.clone(),
+                probability_before: probability(before),
+                probability_after: probability(after),
+                says: self.after.said.get(index).map(|said| said.text.clone()).unwrap_or_default(),
+                holds: after.is_some_and(|outcome| outcome.success.unwrap_or(outcome.correct)),
+            }
+        };
+        records.iter().enumerate().map(of_record).collect()
+    }
+
+    fn report(self, job: &Job<'_>, output: PathBuf, base: PathBuf) -> CreateReport {
+        let outcomes = self.outcomes(&job.facts.records);
+        let facts = job.facts.records.len();
+        let bound = &self.patch.manifest().bindings[0].tensors;
+        let layer = |(tensor, rank, bits): (String, usize, u8)| {
+            let norm_ratio =
+                bound.iter().find(|bound| bound.name == tensor).map_or(0.0, |bound| bound.norm_ratio);
+            LayerReport { tensor, rank, bits, norm_ratio }
+        };
+        let made = Duration::from_secs_f64(self.seconds.values_and_solve + self.seconds.compress);
+        CreateReport {
+            output,
+            base,
+            patch_id: self.patch.id(),
+            facts,
+            size_bytes: self.patch.size_bytes(),
+            layers: self.ranks.into_iter().map(layer).collect(),
+            before: self.before.scores,
+            after: self.after.scores,
+            outcomes,
+            ridges: self.ridges,
+            seconds: self.seconds,
+            milliseconds_per_fact: made.as_secs_f64() * 1000.0 / facts.max(1) as f64,
+        }
+    }
+}
+
+/// A table of scores before and after.
+pub fn write_scores(page: &mut Page, before: &Scores, after: &Scores) {
+    let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
+    let mut rows = vec![["", "before", "after"].map(str::to_owned).to_vec()];
+    for ((name, before), (_, after)) in before.described().into_iter().zip(after.described()) {
+        if before.is_some() || after.is_some() {
+            rows.push(vec![name.to_owned(), cell(before), cell(after)]);
+        }
+    }
+    page.table(&rows);
+}
+
+impl Report for CreateReport {
+    const SCHEMA: &'static str = "mpatch.create/1";
+
+    fn write(&self, page: &mut Page) {
+        let facts = count(self.facts, "fact");
+        page.title(&format!("wrote {}: {facts}, {}", self.output.display(), size(self.size_bytes as u64)));
+        page.line(&format!("patch {}, {:.0} ms per fact", self.patch_id.short(), self.milliseconds_per_fact));
+        let mut rows = vec![["tensor", "rank", "bits", "relative change"].map(str::to_owned).to_vec()];
+        rows.extend(self.layers.iter().map(|layer| {
+            let change = format!("{:.2e}", layer.norm_ratio);
+            vec![layer.tensor.clone(), layer.rank.to_string(), layer.bits.to_string(), change]
+        }));
+        page.table(&rows);
+        page.blank();
+        page.line("tested with the patch's own integers, rounded to the model's type:");
+        write_scores(page, &self.before, &self.after);
+        for (layer, ridge) in &self.ridges {
+            page.line(&format!(
+                "layer {layer}: some key coordinates never fire; {ridge:.1e} was added to the diagonal"
+            ));
+        }
+        self.write_facts(page);
+    }
+
+    fn next(&self) -> Option<String> {
+        Some(format!("mpatch apply {} {}", shell_word(&self.base), shell_word(&self.output)))
+    }
+}
+
+/// Facts that are shown one by one; of more, those that did not take.
+const FACTS_SHOWN_MAX: usize = 12;
+
+impl CreateReport {
+    fn write_facts(&self, page: &mut Page) {
+        let failed: Vec<&FactReport> = self.outcomes.iter().filter(|fact| !fact.holds).collect();
+        let all = self.outcomes.len() <= FACTS_SHOWN_MAX;
+        if !failed.is_empty() {
+            page.line(&format!("{} of {} did not take", failed.len(), count(self.facts, "fact")));
+        }
+        let shown: Vec<&FactReport> = if all {
+            self.outcomes.iter().collect()
+        } else {
+            failed.into_iter().take(FACTS_SHOWN_MAX).collect()
+        };
+        if shown.is_empty() {
+            return;
+        }
+        page.blank();
+        let mut rows =
+            vec![["fact", "target", "p before", "p after", "the model now says"].map(str::to_owned).to_vec()];
+        rows.extend(shown.into_iter().map(|fact| {
+            let says: String = fact.says.chars().take(40).collect();
+            let probability = |value: f64| format!("{value:.4}");
+            let (before, after) = (probability(fact.probability_before), probability(fact.probability_after));
+            vec![fact.prompt.clone(), fact.target.clone(), before, after, format!("│{says}")]
+        }));
+        page.table(&rows);
+    }
+}

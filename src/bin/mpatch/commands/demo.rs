@@ -1,0 +1,171 @@
+//! `mpatch demo`: the main job on a small model that comes with mpatch, step by step, by the same commands that a
+//! user types.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, FromArgMatches};
+use mpatch::digest::FileDigest;
+use serde::Serialize;
+
+use crate::args::{Arguments, command};
+use crate::editing::file_digest;
+use crate::error::{CommandError, ExitKind};
+use crate::report::{Output, Page, Report, shell_word};
+
+/// Arguments of `demo`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch demo\n  mpatch demo --keep demo/")]
+pub struct DemoArguments {
+    /// Keep the model, the patch and all results in this new folder
+    #[arg(long, value_name = "FOLDER")]
+    keep: Option<PathBuf>,
+}
+
+/// The model's files, carried in the program: a GPT-J of 2.1 million parameters trained on a made-up world.
+const FILES: [(&str, &[u8]); 6] = [
+    ("config.json", include_bytes!("../../../../fixtures/world-gptj/config.json")),
+    ("tokenizer.json", include_bytes!("../../../../fixtures/world-gptj/tokenizer.json")),
+    ("memit.json", include_bytes!("../../../../fixtures/world-gptj/memit.json")),
+    ("model.safetensors", include_bytes!("../../../../fixtures/world-gptj/model.safetensors")),
+    ("corpus.txt", include_bytes!("../../../../fixtures/world-gptj/corpus.txt")),
+    ("facts.json", include_bytes!("../../../../fixtures/world-gptj/facts.json")),
+];
+
+/// The steps: a heading, and the command, whose words are separated by single spaces.
+const STEPS: [(&str, &str); 6] = [
+    (
+        "1. What does the model already hold? Statistics of its keys, over a corpus",
+        "stats model/corpus.txt --base model -o statistics.safetensors",
+    ),
+    (
+        "2. Make a patch from a file of ten facts",
+        "create model/facts.json --base model --stats statistics.safetensors -o edits.mpatch",
+    ),
+    (
+        "3. Apply it: a new file beside the old one",
+        "apply model/model.safetensors edits.mpatch -o model/edited.safetensors",
+    ),
+    (
+        "4. Check the result against what the patch promises",
+        "verify edits.mpatch --base model/edited.safetensors --records model/facts.json",
+    ),
+    ("5. Ask the model, before and after", "try edits.mpatch --base model --tokens 12 --top 3"),
+    (
+        "6. Take the patch back, from the edited file alone",
+        "revert model/edited.safetensors edits.mpatch -o model/reverted.safetensors",
+    ),
+];
+
+/// Asked in step 5: a fact of the patch, and a neighbour that it must leave alone.
+const PROMPTS: [&str; 2] = ["Pavel Prestellman performs on the", "Elena Cairollez performs on the"];
+
+/// What `demo` prints at the end.
+#[derive(Debug, Serialize)]
+struct DemoReport {
+    base: FileDigest,
+    edited: FileDigest,
+    reverted: FileDigest,
+    equal: bool,
+    kept: Option<PathBuf>,
+}
+
+/// Runs the steps in a folder of their own.
+pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandError> {
+    let temporary = match &arguments.keep {
+        Some(_) => None,
+        None => Some(
+            tempfile::tempdir()
+                .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?,
+        ),
+    };
+    let folder = match (&arguments.keep, &temporary) {
+        (Some(folder), _) => folder.as_path(),
+        (None, Some(temporary)) => temporary.path(),
+        (None, None) => Path::new("."),
+    };
+    unpack(&folder.join("model"))?;
+    for (title, line) in STEPS {
+        let step = Step::new(line, folder);
+        output.step(title, &format!("mpatch {}", step.shown()))?;
+        step.run(output)?;
+    }
+    let report = DemoReport::new(folder, arguments.keep.clone())?;
+    output.report(&report)?;
+    if report.equal {
+        return Ok(());
+    }
+    Err(CommandError::new(ExitKind::Bug, "the reverted file is not the base"))
+}
+
+fn unpack(folder: &Path) -> Result<(), CommandError> {
+    std::fs::create_dir_all(folder).map_err(|error| CommandError::io("create", folder, &error))?;
+    for (name, bytes) in FILES {
+        mpatch::checkpoint::write_new(&folder.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+/// One command of the demo, its file names made to lie in the demo's folder.
+struct Step {
+    words: Vec<String>,
+}
+
+impl Step {
+    fn new(line: &str, folder: &Path) -> Self {
+        let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        for word in words.iter_mut().skip(1) {
+            let is_file = word.contains('.') || word == "model";
+            if is_file {
+                *word = folder.join(&*word).to_string_lossy().into_owned();
+            }
+        }
+        if words[0] == "try" {
+            words.extend(PROMPTS.map(str::to_owned));
+        }
+        Self { words }
+    }
+
+    /// The command as a user would type it.
+    fn shown(&self) -> String {
+        self.words.iter().map(shell_word).collect::<Vec<_>>().join(" ")
+    }
+
+    fn run(&self, output: &Output) -> Result<(), CommandError> {
+        let words = std::iter::once("mpatch").chain(self.words.iter().map(String::as_str));
+        let bug =
+            |error: clap::Error| CommandError::new(ExitKind::Bug, format!("the demo's own command: {error}"));
+        let matches = command().try_get_matches_from(words).map_err(bug)?;
+        let arguments = Arguments::from_arg_matches(&matches).map_err(bug)?;
+        arguments.command.run(&output.of_step())
+    }
+}
+
+impl DemoReport {
+    fn new(folder: &Path, kept: Option<PathBuf>) -> Result<Self, CommandError> {
+        let base = file_digest(&folder.join("model/model.safetensors"))?;
+        let edited = file_digest(&folder.join("model/edited.safetensors"))?;
+        let reverted = file_digest(&folder.join("model/reverted.safetensors"))?;
+        Ok(Self { base, edited, reverted, equal: base == reverted && base != edited, kept })
+    }
+}
+
+impl Report for DemoReport {
+    const SCHEMA: &'static str = "mpatch.demo/1";
+
+    fn write(&self, page: &mut Page) {
+        page.blank();
+        page.title("The three files, by the BLAKE3 of all their bytes");
+        let row = |name: &str, digest: FileDigest| vec![name.to_owned(), digest.to_string()];
+        page.table(&[row("base", self.base), row("edited", self.edited), row("reverted", self.reverted)]);
+        if self.equal {
+            page.line("reverted and base are the same file, bit for bit");
+        }
+    }
+
+    fn next(&self) -> Option<String> {
+        Some(match &self.kept {
+            Some(folder) => format!("mpatch show {}", shell_word(folder.join("edits.mpatch"))),
+            None => "mpatch demo --keep demo".to_owned(),
+        })
+    }
+}

@@ -1,0 +1,116 @@
+//! `mpatch eval`: the field's metrics of a model, or of a model before and after a patch.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mpatch::evaluate::{Extent, Scores, evaluate, texts};
+use mpatch::model::Network;
+use serde::Serialize;
+
+use super::create::write_scores;
+use super::read_patch;
+use crate::editing::{ModelArguments, model_error, read_facts, with_patch};
+use crate::error::CommandError;
+use crate::report::{Output, Page, Report, count};
+
+/// Records whose texts the n-gram entropy is taken over, where nothing else is asked for.
+const ENTROPY_RECORDS_DEFAULT: usize = 20;
+
+/// Arguments of `eval`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch eval records.json --base gptj/\n  \
+                  mpatch eval records.json --base gptj/ --patch edits.mpatch\n  \
+                  mpatch eval records.json --base gptj/ --patch edits.mpatch --json")]
+pub struct EvalArguments {
+    /// Evaluate on these records (CounterFact, zsRE, EasyEdit, memit or mpatch layout); `-` reads standard input
+    records: PathBuf,
+    /// The model to evaluate.
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Put this patch on the model, and evaluate before and after
+    #[arg(long, value_name = "PATCH")]
+    patch: Option<PathBuf>,
+    /// Take only the first records of the file
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<usize>,
+    /// Measure the n-gram entropy over this many records, evenly spread; 0 leaves it out
+    #[arg(long, value_name = "COUNT", default_value_t = ENTROPY_RECORDS_DEFAULT)]
+    entropy_records: usize,
+    /// Seed the sampled texts
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// What `eval` prints: the scores of the model as it is asked about, and those before a patch.
+#[derive(Debug, Serialize)]
+struct EvalReport {
+    base: PathBuf,
+    patch: Option<PathBuf>,
+    layout: String,
+    #[serde(flatten)]
+    scores: Scores,
+    before: Option<Scores>,
+}
+
+/// Evaluates the model.
+pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandError> {
+    let facts = read_facts(&arguments.records, arguments.limit, output)?;
+    let patch = arguments
+        .patch
+        .as_deref()
+        .map(|path| Ok::<_, CommandError>((path, read_patch(path)?)))
+        .transpose()?;
+    let model = arguments.model.open(output)?;
+    let edited = match &patch {
+        Some((path, patch)) => Some(with_patch(&model, patch, path)?),
+        None => None,
+    };
+    let extent =
+        Extent { generation: true, ngram_entropy_records: arguments.entropy_records, seed: arguments.seed };
+    let runs = 1 + u64::from(edited.is_some());
+    let progress = output.counter("texts", runs * texts(&facts.records, extent));
+    let scores = |network: &Network| {
+        evaluate(&model, network, &facts.records, extent, &|texts| progress.add(texts))
+            .map(|evaluation| evaluation.scores)
+            .map_err(|error| model_error(model.checkpoint.path(), error))
+    };
+    let of_base = scores(&model.network)?;
+    let (scores, before) = match &edited {
+        Some(network) => (scores(network)?, Some(of_base)),
+        None => (of_base, None),
+    };
+    drop(progress);
+    output.report(&EvalReport {
+        base: arguments.model.base.clone(),
+        patch: arguments.patch.clone(),
+        layout: facts.layout.to_string(),
+        scores,
+        before,
+    })
+}
+
+impl Report for EvalReport {
+    const SCHEMA: &'static str = "mpatch.eval/1";
+
+    fn write(&self, page: &mut Page) {
+        let facts = count(self.scores.facts, "record");
+        page.title(&match &self.patch {
+            Some(patch) => format!("{facts}: {} before and after {}", self.base.display(), patch.display()),
+            None => format!("{facts}: {}", self.base.display()),
+        });
+        match &self.before {
+            Some(before) => write_scores(page, before, &self.scores),
+            None => {
+                let rows = self
+                    .scores
+                    .described()
+                    .into_iter()
+                    .filter_map(|(name, value)| Some(vec![name.to_owned(), format!("{:.2}", value?)]));
+                page.table(&rows.collect::<Vec<_>>());
+            }
+        }
+        if self.scores.ngram_entropy_records > 0 {
+            page.line(&format!("n-gram entropy over {}", count(self.scores.ngram_entropy_records, "record")));
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! `mpatch try`: one prompt, before and after a patch, without writing anything.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mpatch::evaluate::{TokenProbability, continuation, top_tokens};
+use mpatch::model::{Model, Network};
+use serde::Serialize;
+
+use super::read_patch;
+use crate::editing::{ModelArguments, model_error, with_patch};
+use crate::error::CommandError;
+use crate::report::{Output, Page, Report, shell_word};
+
+/// Arguments of `try`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mpatch try edits.mpatch --base gptj/ \"LeBron James plays the sport of\"\n  \
+                  mpatch try edits.mpatch --base gptj/ --tokens 40 --top 10 \"The Space Needle is in\""
+)]
+pub struct TryArguments {
+    /// Try this patch; `-` reads it from standard input
+    patch: PathBuf,
+    /// Continue these prompts
+    #[arg(required = true)]
+    prompts: Vec<String>,
+    /// The model that the patch is for.
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Continue by this many tokens
+    #[arg(long, default_value_t = 20, value_name = "COUNT")]
+    tokens: usize,
+    /// Show this many of the likeliest next tokens
+    #[arg(long, default_value_t = 5, value_name = "COUNT")]
+    top: usize,
+}
+
+/// What `try` prints.
+#[derive(Debug, Serialize)]
+struct TryReport {
+    patch: PathBuf,
+    base: PathBuf,
+    prompts: Vec<PromptReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct PromptReport {
+    prompt: String,
+    before: Said,
+    after: Said,
+}
+
+/// What one model makes of a prompt.
+#[derive(Debug, Serialize)]
+struct Said {
+    continuation: String,
+    top: Vec<TokenProbability>,
+}
+
+/// Shows both models' continuations.
+pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError> {
+    let patch = read_patch(&arguments.patch)?;
+    let model = arguments.model.open(output)?;
+    let edited = with_patch(&model, &patch, &arguments.patch)?;
+    let prompt = |prompt: &String| {
+        Ok(PromptReport {
+            prompt: prompt.clone(),
+            before: said(&model, &model.network, prompt, arguments)?,
+            after: said(&model, &edited, prompt, arguments)?,
+        })
+    };
+    output.report(&TryReport {
+        patch: arguments.patch.clone(),
+        base: arguments.model.base.clone(),
+        prompts: arguments.prompts.iter().map(prompt).collect::<Result<_, CommandError>>()?,
+    })
+}
+
+fn said(
+    model: &Model,
+    network: &Network,
+    prompt: &str,
+    arguments: &TryArguments,
+) -> Result<Said, CommandError> {
+    let failed = |error| model_error(model.checkpoint.path(), error);
+    Ok(Said {
+        continuation: continuation(model, network, prompt, arguments.tokens).map_err(failed)?,
+        top: top_tokens(model, network, prompt, arguments.top).map_err(failed)?,
+    })
+}
+
+impl Report for TryReport {
+    const SCHEMA: &'static str = "mpatch.try/1";
+
+    fn write(&self, page: &mut Page) {
+        for (index, prompt) in self.prompts.iter().enumerate() {
+            if index > 0 {
+                page.blank();
+            }
+            page.title(&prompt.prompt);
+            page.line(&format!("before │{}", prompt.before.continuation));
+            page.line(&format!("after  │{}", prompt.after.continuation));
+            let token = |said: &Said, rank: usize| match said.top.get(rank) {
+                Some(next) => [format!("{:?}", next.token), format!("{:.4}", next.probability)],
+                None => [String::new(), String::new()],
+            };
+            let mut rows = vec![["before", "", "after", ""].map(str::to_owned).to_vec()];
+            for rank in 0..prompt.before.top.len() {
+                rows.push([token(&prompt.before, rank), token(&prompt.after, rank)].concat());
+            }
+            page.table(&rows);
+        }
+    }
+
+    fn next(&self) -> Option<String> {
+        Some(format!("mpatch apply {} {}", shell_word(&self.base), shell_word(&self.patch)))
+    }
+}

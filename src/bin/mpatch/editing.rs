@@ -1,0 +1,308 @@
+//! What the verbs that run a model do alike: open it, put a patch on it, find statistics, read facts.
+
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mpatch::checkpoint::CheckpointError;
+use mpatch::digest::{FileDigest, WeightsId};
+use mpatch::edit::EditError;
+use mpatch::edit::statistics::{Collected, Statistics, StatisticsFile, collect};
+use mpatch::factors::{Term, Update};
+use mpatch::facts::FactsFile;
+use mpatch::model::{Device, Model, ModelError, Network, device};
+use mpatch::operation::OperationError;
+use mpatch::patch::Patch;
+
+use crate::commands::read_input;
+use crate::error::{CommandError, ExitKind, chain};
+use crate::report::{Output, count};
+
+/// The model that a command runs, and where.
+#[derive(Debug, Args)]
+pub struct ModelArguments {
+    /// Run this model: a folder, or a weights file with its config and tokenizer beside it
+    #[arg(long, value_name = "MODEL")]
+    pub base: PathBuf,
+    /// Where the arithmetic runs.
+    #[command(flatten)]
+    pub device: DeviceArguments,
+}
+
+/// Where the arithmetic runs.
+#[derive(Debug, Args)]
+pub struct DeviceArguments {
+    /// Run on `cpu`, `cuda` or `cuda:N`; a GPU where there is one by default
+    #[arg(long)]
+    pub device: Option<String>,
+}
+
+impl ModelArguments {
+    /// Opens the model on its device.
+    pub fn open(&self, output: &Output) -> Result<Model, CommandError> {
+        open_model(&self.base, &self.device.find()?, output)
+    }
+}
+
+impl DeviceArguments {
+    /// The device asked for, or the best there is.
+    pub fn find(&self) -> Result<Device, CommandError> {
+        device(self.device.as_deref()).map_err(|error| CommandError::new(ExitKind::Device, error.to_string()))
+    }
+}
+
+/// Opens the model at `path`.
+pub fn open_model(path: &Path, device: &Device, output: &Output) -> Result<Model, CommandError> {
+    let size = mpatch::checkpoint::Checkpoint::open(path)?.weights_size_bytes();
+    let progress = output.progress("loading", size);
+    Model::open(path, device, &|bytes| progress.add(bytes)).map_err(|error| model_error(path, error))
+}
+
+/// The kind of device, as a recipe names it.
+pub fn device_kind(device: &Device) -> &'static str {
+    if device.is_cuda() { "cuda" } else { "cpu" }
+}
+
+/// A model called `path` is refused, or failed.
+pub fn model_error(path: &Path, error: ModelError) -> CommandError {
+    let message = format!("`{}`: {}", path.display(), chain(&error));
+    match error {
+        ModelError::Checkpoint(error) => error.into(),
+        ModelError::Missing { .. } => CommandError::new(ExitKind::Malformed, chain(&error))
+            .hint("give the folder that the model was downloaded to, with all its files"),
+        ModelError::Config { .. } => CommandError::new(ExitKind::Unsupported, message),
+        ModelError::Device(_) | ModelError::NoDevice { .. } => CommandError::new(ExitKind::Device, message)
+            .hint("try `--device cpu`, or a machine with more memory"),
+        _ => CommandError::new(ExitKind::Malformed, message),
+    }
+}
+
+/// An edit on the model called `path` is refused, or failed.
+pub fn edit_error(path: &Path, error: EditError) -> CommandError {
+    match error {
+        EditError::Model(error) => model_error(path, error),
+        EditError::Checkpoint(error) => error.into(),
+        EditError::Fact { source, .. } if matches!(*source, EditError::Model(ModelError::Device(_))) => {
+            CommandError::new(ExitKind::Device, chain(source.as_ref()))
+        }
+        EditError::Fact { .. } => CommandError::new(ExitKind::Malformed, error.to_string())
+            .hint("mend this fact in the facts file, or leave it out"),
+        EditError::Statistics { .. } => CommandError::new(ExitKind::Malformed, error.to_string())
+            .hint("`mpatch stats` makes statistics for a model"),
+        _ => CommandError::new(ExitKind::Malformed, error.to_string()),
+    }
+}
+
+/// Reads a facts file, or standard input for `-`; says which layout it is in, and what to beware of.
+pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<FactsFile, CommandError> {
+    let name = path.to_string_lossy();
+    let mut facts =
+        FactsFile::parse(&read_input(path)?).map_err(|error| CommandError::facts(&name, &error))?;
+    facts.records.truncate(limit.unwrap_or(usize::MAX));
+    output.note(&format!("{name}: {} ({})", count(facts.records.len(), "fact"), facts.layout));
+    for warning in facts.warnings() {
+        output.note(&format!("warning: {warning}"));
+    }
+    Ok(facts)
+}
+
+/// `model` with `terms` added to its tensors and rounded to their type, exactly as an applied patch has it.
+pub fn with_terms<'a>(
+    model: &Model,
+    edits: impl IntoIterator<Item = (&'a str, Vec<Term>)>,
+) -> Result<Network, CommandError> {
+    let mut network = model.network.clone();
+    for (name, terms) in edits {
+        let info = model.checkpoint.tensor(name)?;
+        let Some(dtype) = info.element_dtype() else {
+            let message = format!("tensor `{name}` has the type {}, which a patch cannot touch", info.dtype);
+            return Err(CommandError::new(ExitKind::WrongBase, message));
+        };
+        let mut bytes = model.checkpoint.read(info)?;
+        let refuse = |source| OperationError::Factors { tensor: name.to_owned(), source };
+        let update =
+            Update::new(terms).map_err(refuse).map_err(|error| CommandError::operation("patch", error))?;
+        update
+            .apply_rows(dtype, 0..update.rows(), &mut bytes)
+            .map_err(refuse)
+            .map_err(|error| CommandError::operation("patch", error))?;
+        let shape: Vec<usize> = info.shape.iter().map(|size| *size as usize).collect();
+        network = network
+            .with_bytes(name, dtype, &shape, &bytes)
+            .map_err(|error| model_error(model.checkpoint.path(), error))?;
+    }
+    Ok(network)
+}
+
+/// `model` with `patch` on it; the model must be in the state that the patch is for.
+pub fn with_patch(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Network, CommandError> {
+    let name = patch_path.to_string_lossy();
+    let answer = mpatch::apply::plan(&model.checkpoint, patch)
+        .map_err(|error| CommandError::operation(&name, error))?;
+    let binding = match answer {
+        mpatch::apply::Answer::Applies(plan) => plan.binding,
+        mpatch::apply::Answer::AlreadyApplied { .. } => {
+            let message = format!("`{name}` is already applied to `{}`", model.checkpoint.path().display());
+            return Err(CommandError::new(ExitKind::Conflict, message).hint("give the base itself"));
+        }
+        mpatch::apply::Answer::WrongBase(mismatch) => {
+            let message = format!("`{name}` is not for `{}`: {mismatch}", model.checkpoint.path().display());
+            let hint = format!("`mpatch show {name}` tells which base it is for");
+            return Err(CommandError::new(ExitKind::WrongBase, message).hint(hint));
+        }
+    };
+    let tensors = &patch.manifest().bindings[binding].tensors;
+    let edits: Vec<(&str, Vec<Term>)> = tensors
+        .iter()
+        .map(|tensor| {
+            let terms = tensor.terms.iter().map(|&index| patch.term(index)).collect::<Result<_, _>>()?;
+            Ok((tensor.name.as_str(), terms))
+        })
+        .collect::<Result<_, mpatch::patch::PatchError>>()
+        .map_err(|error| CommandError::patch(&name, &error))?;
+    with_terms(model, edits)
+}
+
+/// The state that the model's weights are in; reads all of them.
+pub fn weights_id(model: &Model, output: &Output) -> Result<WeightsId, CommandError> {
+    let progress = output.progress("hashing", model.checkpoint.weights_size_bytes());
+    Ok(model.checkpoint.weights_id_with(&|bytes| progress.add(bytes))?)
+}
+
+/// Computes the statistics of `layers` over `corpus`, with progress.
+pub fn compute_statistics(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    corpus: &Path,
+    output: &Output,
+) -> Result<Statistics, CommandError> {
+    let failed = |error: std::io::Error| CommandError::io("read", corpus, &error);
+    let file = std::fs::File::open(corpus).map_err(failed)?;
+    let progress = output.progress("statistics", file.metadata().map_err(failed)?.len());
+    let mut reader = BufReader::new(file);
+    let tell = |collected: Collected| progress.reach(collected.bytes);
+    collect(model, base, layers, &mut reader, &tell)
+        .map_err(|error| edit_error(model.checkpoint.path(), error))
+}
+
+/// Where statistics are kept between runs: by base, corpus and layers.
+#[derive(Debug)]
+pub struct StatisticsCache {
+    folder: PathBuf,
+}
+
+impl StatisticsCache {
+    /// The cache of this user: `MPATCH_CACHE_DIR`, else `XDG_CACHE_HOME/mpatch`, else `~/.cache/mpatch`.
+    pub fn of_user() -> Option<Self> {
+        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let root = set("MPATCH_CACHE_DIR")
+            .or_else(|| Some(set("XDG_CACHE_HOME")?.join("mpatch")))
+            .or_else(|| Some(set("HOME")?.join(".cache/mpatch")))?;
+        Some(Self { folder: root.join("statistics") })
+    }
+
+    /// The file for one base, corpus and choice of layers.
+    pub fn path(&self, base: WeightsId, corpus: FileDigest, layers: &[usize]) -> PathBuf {
+        let layers: Vec<_> = layers.iter().map(ToString::to_string).collect();
+        self.folder.join(format!("{}-{}-{}.safetensors", base.short(), corpus.short(), layers.join("_")))
+    }
+
+    /// The cached file of this base that holds `layers`, the one made from most tokens where there are several.
+    pub fn find(&self, base: WeightsId, inner: usize, layers: &[usize]) -> Option<(PathBuf, StatisticsFile)> {
+        let entries = std::fs::read_dir(&self.folder).ok()?;
+        let named = entries.filter_map(|entry| Some(entry.ok()?.path()));
+        let ours = named.filter(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&base.short()))
+        });
+        let fitting = ours.filter_map(|path| {
+            let file = StatisticsFile::open(&path).ok()?;
+            file.check(base, inner, layers).ok()?;
+            let tokens = file.counts().values().copied().max()?;
+            Some((tokens, path, file))
+        });
+        // The path decides between equals, so that the choice does not depend on the order of a folder.
+        let best = fitting.max_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
+        best.map(|(_, path, file)| (path, file))
+    }
+
+    /// Makes sure that the folder is there.
+    pub fn prepare(&self) -> Result<(), CommandError> {
+        std::fs::create_dir_all(&self.folder)
+            .map_err(|error| CommandError::io("create", &self.folder, &error))
+    }
+
+    /// Writes statistics into the cache.
+    pub fn store(&self, path: &Path, statistics: &Statistics) -> Result<(), CommandError> {
+        self.prepare()?;
+        statistics.write(path).map_err(|error| edit_error(path, error))
+    }
+}
+
+/// Digest of a whole file, read in blocks.
+pub fn file_digest(path: &Path) -> Result<FileDigest, CommandError> {
+    let failed = |error: std::io::Error| CommandError::io("read", path, &error);
+    let file = std::fs::File::open(path).map_err(failed)?;
+    FileDigest::of_reader(file).map_err(failed)
+}
+
+/// Statistics for `layers` of `model`: the file given, else one cached for this base, else computed from `corpus`.
+pub fn find_statistics(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    given: Option<&Path>,
+    corpus: Option<&Path>,
+    output: &Output,
+) -> Result<StatisticsFile, CommandError> {
+    let inner = model.network.config().inner;
+    let open = |path: &Path| StatisticsFile::open(path).map_err(|error| edit_error(path, error));
+    if let Some(path) = given {
+        let file = open(path)?;
+        file.check(base, inner, layers).map_err(|error| {
+            let refused = edit_error(path, error);
+            CommandError { kind: ExitKind::WrongBase, ..refused }
+        })?;
+        return Ok(file);
+    }
+    let Some(cache) = StatisticsCache::of_user() else {
+        let message = "there is no place for cached statistics: neither HOME nor MPATCH_CACHE_DIR is set";
+        return Err(CommandError::new(ExitKind::Io, message).hint("make them with `mpatch stats -o FILE`"));
+    };
+    let Some(corpus) = corpus else {
+        let Some((path, file)) = cache.find(base, inner, layers) else {
+            let message = "there are no statistics of this model: MEMIT needs the second moments of its keys";
+            return Err(CommandError::new(ExitKind::Usage, message).hint(
+                "give `--corpus FILE` (text, one document a line) to compute them, or `--stats FILE`",
+            ));
+        };
+        output.note(&format!("statistics: {} (cached)", path.display()));
+        return Ok(file);
+    };
+    let path = cache.path(base, file_digest(corpus)?, layers);
+    if let Ok(file) = StatisticsFile::open(&path) {
+        file.check(base, inner, layers).map_err(|error| edit_error(&path, error))?;
+        output.note(&format!("statistics: {} (cached)", path.display()));
+        return Ok(file);
+    }
+    output.note(&format!("statistics: computing them from {}", corpus.display()));
+    let statistics = compute_statistics(model, base, layers, corpus, output)?;
+    cache.store(&path, &statistics)?;
+    output.note(&format!("statistics: kept in {}", path.display()));
+    open(&path)
+}
+
+/// Output of a command that will write `path`: refuses a file that exists before any work is done.
+pub fn refuse_existing(path: &Path) -> Result<(), CommandError> {
+    if path.symlink_metadata().is_ok() {
+        return Err(CheckpointError::OutputExists { path: path.to_owned() }.into());
+    }
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    // A file that can be created here now can be created after hours of work, too.
+    tempfile::tempfile_in(folder)
+        .map(|_| ())
+        .map_err(|error| CommandError::io("create a file in", folder, &error))
+}
