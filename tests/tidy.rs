@@ -180,10 +180,11 @@ fn findings(table: &[Room]) -> Vec<Finding> {
             let first = named.segments[0].as_str();
             if known.contains(first) || first == "mpatch" {
                 push(Use::Crate(first.to_owned()), named.line, named.in_test);
-            } else if let Some(target) = target(&named, &module, &macros) {
-                if let Some(other) = room_of(table, &target).filter(|other| other.name != room.name) {
-                    push(Use::Room(other.name.clone()), named.line, named.in_test);
-                }
+                continue;
+            }
+            let other = target(&named, &module, &macros).and_then(|target| room_of(table, &target));
+            if let Some(other) = other.filter(|other| other.name != room.name) {
+                push(Use::Room(other.name.clone()), named.line, named.in_test);
             }
         }
         for (power, line, in_test) in powers(tokens) {
@@ -243,6 +244,7 @@ fn powers(tokens: &[Token]) -> Vec<(&'static str, usize, bool)> {
             "stdout" | "stderr" if called => "terminal",
             "stdin" if called => "environment",
             "exists" | "try_exists" | "is_dir" | "is_file" | "canonicalize" | "read_dir" | "read_link"
+            | "symlink_metadata"
                 if called && index > 0 && word(index - 1) == "." =>
             {
                 "files"
