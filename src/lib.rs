@@ -2,12 +2,15 @@
 //!
 //! ```text
 //! facts.json -> facts -> model (forward, taps) -> edit (values, keys, statistics, solve) -> factors -> patch
-//!                           ^                                                                  |
-//!                       checkpoint <----------------------- bind / apply / revert / verify ----+
+//!                           ^    \                                                           |         ^
+//!                           |     evaluate (does the model say it, and only it)              v         |
+//!                       checkpoint ------------------------------------------------------> bind -------+
+//!                       checkpoint <------------- apply / revert / verify ---------------- patch
 //! ```
 //!
-//! The rooms in reading order, each importing only from those above it (`tests/tidy.rs` holds the table of
-//! `docs/ARCHITECTURE.md`). Without the feature `edit` the library still reads, checks, applies and reverts.
+//! The groups of rooms below stand in reading order, and a room imports from its own group and those above it only;
+//! `docs/ARCHITECTURE.md` has the table, room by room, and `tests/tidy.rs` holds the code to it. Without the feature
+//! `edit` the library still reads, checks, applies and reverts.
 
 // Vocabulary
 pub mod digest;
