@@ -187,7 +187,12 @@ pub fn memit(
     Ok(Edit { values, layers })
 }
 
-/// Values are independent of each other, so a CPU optimises one per core; each is the same whatever runs beside it.
+/// Facts whose values are optimised as one batch: on a CPU enough to fill its matrix products, beside one batch per
+/// core; on a GPU enough to fill the device.
+const FACTS_PER_BATCH_CPU: usize = 8;
+const FACTS_PER_BATCH_GPU: usize = 64;
+
+/// Values are independent of each other: what runs beside a fact does not change it.
 fn values(
     model: &Model,
     hyperparameters: &Hyperparameters,
@@ -195,17 +200,21 @@ fn values(
     facts: &[FactPrompt],
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Vec<Value>, EditError> {
-    let one = |(index, fact): (usize, &FactPrompt)| {
-        let value = value::optimise(model, hyperparameters, contexts, fact)
-            .map_err(|error| error.of_fact(index, fact))?;
-        progress(Progress::Value(index, &value));
-        Ok(value)
+    let on_cpu = model.network.device().is_cpu();
+    let size = if on_cpu { FACTS_PER_BATCH_CPU } else { FACTS_PER_BATCH_GPU };
+    let run = |(batch, facts): (usize, &[FactPrompt])| {
+        let values = value::optimise(model, hyperparameters, contexts, facts)?;
+        for (index, value) in values.iter().enumerate() {
+            progress(Progress::Value(batch * size + index, value));
+        }
+        Ok::<_, EditError>(values)
     };
-    if model.network.device().is_cpu() {
-        facts.par_iter().enumerate().map(one).collect()
+    let batches: Vec<Vec<Value>> = if on_cpu {
+        facts.par_chunks(size).enumerate().map(run).collect::<Result<_, _>>()?
     } else {
-        facts.iter().enumerate().map(one).collect()
-    }
+        facts.chunks(size).enumerate().map(run).collect::<Result<_, _>>()?
+    };
+    Ok(batches.into_iter().flatten().collect())
 }
 
 /// `(value - current hidden state) / layers still to come`, `[width, facts]`.

@@ -23,7 +23,7 @@ pub struct Adjusted {
 
 /// Solves for the adjusted keys.
 ///
-/// `keys` is `[facts, inner]` f32, row-major; `moment` the uncentred second moment `sum k k^T / count`, `[inner, inner]`
+/// `keys` is `[facts, inner]` f64; `moment` the uncentred second moment `sum k k^T / count`, `[inner, inner]`
 /// f64; `weight` is lambda. The matrix is symmetric and positive semi-definite; where a coordinate never fires it
 /// is singular, and [`RIDGE_RELATIVE`] of its mean diagonal is added, and said.
 ///

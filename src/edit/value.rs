@@ -1,14 +1,15 @@
 //! Values: the hidden state that makes the model say the new target (`memit/compute_z.py`).
 //!
-//! One fact at a time: six contexts with the prompt, and one row that asks what the subject is. A `delta` is added
-//! to the output of the last edited layer at the subject's last token of every row, and follows Adam down
+//! For each fact: six contexts with the prompt, and one row that asks what the subject is. A `delta` is added to the
+//! output of the last edited layer at the subject's last token of every row, and follows Adam down
 //!
 //! ```text
 //! loss = mean over contexts of -log p(target)  +  kl_factor * KL(now || before, after "{} is a")
 //!        + v_weight_decay * norm(delta) / norm(clean)^2
 //! ```
 //!
-//! This is the plain path, in the reference's own order of steps; faster ones are held against it.
+//! Facts do not feel each other, so several run as one batch, and of each row only the tokens from the moved one on
+//! ([`optimise`]). [`optimise_plainly`] runs one fact over whole rows, in the reference's own manner: the oracle.
 
 use candle_core::{D, Tensor};
 
@@ -16,7 +17,7 @@ use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
 use super::lookup::{Located, locate};
 use super::{EditError, FactPrompt};
-use crate::model::{Batch, Model, Site, Suffix, SuffixPass, gather, log_softmax};
+use crate::model::{Batch, Model, Suffix, SuffixPass, gather, log_softmax};
 
 /// Where the reference stops early.
 const LOSS_SMALL_ENOUGH: f32 = 5e-2;
@@ -36,7 +37,7 @@ pub struct Value {
     pub steps: usize,
 }
 
-/// Optimises the value of one fact.
+/// Optimises the values of `facts` together, each as if it were alone; in their order.
 ///
 /// # Errors
 /// [`EditError::Template`] or [`EditError::Model`].
@@ -44,138 +45,234 @@ pub fn optimise(
     model: &Model,
     hyperparameters: &Hyperparameters,
     contexts: &Contexts,
-    fact: &FactPrompt,
-) -> Result<Value, EditError> {
-    let task = Task::new(model, hyperparameters, contexts, fact)?;
-    let clean = task.clean()?;
-    let mut descent = Descent::new(&clean, hyperparameters);
-    let suffix = task.suffix()?;
-    let mut before: Option<Tensor> = None;
-    for step in 0.. {
-        let delta = Tensor::from_slice(&descent.delta, descent.delta.len(), model.network.device())?;
-        let pass = suffix.forward(&delta)?;
-        let loss = task.loss(&pass, &mut before)?;
-        let total = loss.nll + loss.kl + descent.weight_decay();
-        if total < LOSS_SMALL_ENOUGH || step + 1 >= hyperparameters.v_num_grad_steps {
-            let hidden = clean.iter().zip(&descent.delta).map(|(clean, delta)| clean + delta).collect();
-            return Ok(Value { hidden, loss: total, probability: (-loss.nll).exp(), steps: step });
-        }
-        let gradient = pass
-            .reverse(&|layer| loss.gradients.iter().find(|(at, _)| *at == layer).map(|(_, g)| g.clone()))?;
-        descent.step(&gradient.to_vec1()?);
-    }
-    unreachable!("the loop returns at its last step")
+    facts: &[FactPrompt],
+) -> Result<Vec<Value>, EditError> {
+    let rows = Rows::new(model, contexts, facts)?;
+    let layer = hyperparameters.value_layer();
+    let suffix = Suffix::from_places(&model.network, layer, &rows.batch(model)?, &rows.places())?;
+    Task { model, hyperparameters, rows: &rows, suffix }.descend()
 }
 
-/// The rows of one fact and where they are read.
+/// Optimises the value of one fact over whole rows.
+///
+/// # Errors
+/// As [`optimise`].
+pub fn optimise_plainly(
+    model: &Model,
+    hyperparameters: &Hyperparameters,
+    contexts: &Contexts,
+    fact: &FactPrompt,
+) -> Result<Value, EditError> {
+    let rows = Rows::new(model, contexts, std::slice::from_ref(fact))?;
+    let layer = hyperparameters.value_layer();
+    let suffix = Suffix::whole(&model.network, layer, &rows.batch(model)?, rows.places())?;
+    let mut values = Task { model, hyperparameters, rows: &rows, suffix }.descend()?;
+    Ok(values.remove(0))
+}
+
+/// The rows of several facts: for each its contexts, then the row of its subject's own continuation.
+struct Rows {
+    located: Vec<Located>,
+    /// The target of each fact, in tokens.
+    targets: Vec<Vec<u32>>,
+}
+
+impl Rows {
+    fn new(model: &Model, contexts: &Contexts, facts: &[FactPrompt]) -> Result<Self, EditError> {
+        let mut rows = Self { located: Vec::new(), targets: Vec::new() };
+        for fact in facts {
+            let target = model.tokenizer.encode(&fact.target)?;
+            let Some((_, all_but_last)) = target.split_last() else {
+                return Err(EditError::Template {
+                    template: fact.target.clone(),
+                    what: "has no tokens".to_owned(),
+                });
+            };
+            let ending = model.tokenizer.decode(all_but_last)?;
+            let templates =
+                contexts.templates().map(|context| context.replacen("{}", &fact.prompt, 1) + &ending);
+            for template in templates.chain([KL_TEMPLATE.to_owned()]) {
+                let located = locate(&model.tokenizer, &template, &fact.subject)?;
+                if located.ids.len() < target.len() {
+                    let what = format!("is shorter than its target `{}`", fact.target);
+                    return Err(EditError::Template { template: located.text, what });
+                }
+                rows.located.push(located);
+            }
+            rows.targets.push(target);
+        }
+        Ok(rows)
+    }
+
+    fn facts(&self) -> usize {
+        self.targets.len()
+    }
+
+    fn per_fact(&self) -> usize {
+        self.located.len() / self.facts().max(1)
+    }
+
+    fn batch(&self, model: &Model) -> Result<Batch, EditError> {
+        let ids: Vec<_> = self.located.iter().map(|located| located.ids.clone()).collect();
+        Ok(Batch::new(&ids, model.network.config().positions, model.network.device())?)
+    }
+
+    /// The subject's last token in each row.
+    fn places(&self) -> Vec<(usize, usize)> {
+        self.located.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect()
+    }
+
+    /// Where a fact's contexts predict its target: the last tokens of each row.
+    fn predictions(&self, fact: usize) -> impl Iterator<Item = ((usize, usize), u32)> + '_ {
+        let first = fact * self.per_fact();
+        let target = &self.targets[fact];
+        (first..first + self.per_fact() - 1).flat_map(move |row| {
+            let start = self.located[row].ids.len() - target.len();
+            target.iter().enumerate().map(move |(index, token)| ((row, start + index), *token))
+        })
+    }
+
+    /// The place of a fact's subject in the row of its own continuation.
+    fn continuation(&self, fact: usize) -> (usize, usize) {
+        let row = (fact + 1) * self.per_fact() - 1;
+        (row, self.located[row].subject_last)
+    }
+}
+
+/// The descent of several facts.
 struct Task<'a> {
     model: &'a Model,
     hyperparameters: &'a Hyperparameters,
-    /// Clean output of the value layer, `[rows, tokens, width]`.
-    hidden: Tensor,
-    /// The subject's last token in each row.
-    places: Vec<(usize, usize)>,
-    target: Vec<u32>,
-    /// Where the rewriting rows predict the target, row after row.
-    predictions: Vec<(usize, usize)>,
+    rows: &'a Rows,
+    suffix: Suffix<'a>,
 }
 
-/// The loss of one forward pass and its gradients with respect to block outputs.
+/// The losses of one forward pass, by fact, and their gradients with respect to block outputs.
 struct Loss {
-    nll: f32,
-    kl: f32,
-    /// `(layer, gradient [rows, tokens, width])`; a layer may stand twice.
+    nll: Vec<f32>,
+    kl: Vec<f32>,
+    /// `(layer, gradient [rows, tokens, width])`, each layer once.
     gradients: Vec<(usize, Tensor)>,
 }
 
-impl<'a> Task<'a> {
-    fn new(
-        model: &'a Model,
-        hyperparameters: &'a Hyperparameters,
-        contexts: &Contexts,
-        fact: &FactPrompt,
-    ) -> Result<Self, EditError> {
-        let target = model.tokenizer.encode(&fact.target)?;
-        let Some((_, all_but_last)) = target.split_last() else {
-            return Err(EditError::Template {
-                template: fact.target.clone(),
-                what: "has no tokens".to_owned(),
-            });
-        };
-        let ending = model.tokenizer.decode(all_but_last)?;
-        let templates = contexts.templates().map(|context| context.replacen("{}", &fact.prompt, 1) + &ending);
-        let rows: Vec<Located> = templates
-            .chain([KL_TEMPLATE.to_owned()])
-            .map(|template| locate(&model.tokenizer, &template, &fact.subject))
-            .collect::<Result<_, _>>()?;
-        let places: Vec<_> =
-            rows.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect();
-        let mut predictions = Vec::new();
-        for (row, located) in rows.iter().enumerate().take(rows.len() - 1) {
-            let Some(first) = located.ids.len().checked_sub(target.len()) else {
-                let what = format!("is shorter than its target `{}`", fact.target);
-                return Err(EditError::Template { template: located.text.clone(), what });
-            };
-            predictions.extend((first..located.ids.len()).map(|token| (row, token)));
+impl Task<'_> {
+    fn descend(&self) -> Result<Vec<Value>, EditError> {
+        let clean: Vec<Vec<f32>> = self.suffix.clean()?.to_vec2()?;
+        let per_fact = self.rows.per_fact();
+        // A fact's first row is its plain prompt, whose hidden state the value replaces.
+        let mut descents: Vec<Descent> =
+            clean.iter().step_by(per_fact).map(|clean| Descent::new(clean, self.hyperparameters)).collect();
+        let mut values: Vec<Option<Value>> = vec![None; descents.len()];
+        let mut before: Option<Tensor> = None;
+        for step in 0..self.hyperparameters.v_num_grad_steps {
+            let pass = self.suffix.forward(&self.moves(&descents)?)?;
+            let loss = self.loss(&pass, &mut before)?;
+            for (fact, descent) in descents.iter().enumerate() {
+                if values[fact].is_some() {
+                    continue;
+                }
+                let total = loss.nll[fact] + loss.kl[fact] + descent.weight_decay();
+                if total < LOSS_SMALL_ENOUGH || step + 1 == self.hyperparameters.v_num_grad_steps {
+                    values[fact] = Some(descent.value(total, loss.nll[fact], step));
+                }
+            }
+            if values.iter().all(Option::is_some) {
+                break;
+            }
+            let direct =
+                |layer| loss.gradients.iter().find(|(at, _)| *at == layer).map(|(_, part)| part.clone());
+            let gradient: Vec<Vec<f32>> = pass.reverse(&direct)?.to_vec2()?;
+            for (fact, rows) in
+                gradient.chunks(per_fact).enumerate().filter(|(fact, _)| values[*fact].is_none())
+            {
+                descents[fact].step(&sum(rows));
+            }
         }
-        let ids: Vec<_> = rows.into_iter().map(|located| located.ids).collect();
-        let batch = Batch::new(&ids, model.network.config().positions, model.network.device())?;
-        let layer = hyperparameters.value_layer();
-        let hidden = model.network.forward_to(&batch, layer, &mut |_: Site, _: &Tensor| Ok(()))?;
-        Ok(Self { model, hyperparameters, hidden, places, target, predictions })
+        Ok(values.into_iter().flatten().collect())
     }
 
-    /// The hidden state that the value replaces: row 0 is the plain prompt.
-    fn clean(&self) -> Result<Vec<f32>, EditError> {
-        Ok(gather(&self.hidden, &self.places[..1])?.squeeze(0)?.to_vec1()?)
+    /// Each row's move: the delta of its fact, `[rows, width]`.
+    fn moves(&self, descents: &[Descent]) -> Result<Tensor, EditError> {
+        let width = self.model.network.config().width;
+        let moves: Vec<f32> =
+            descents.iter().flat_map(|descent| descent.delta.repeat(self.rows.per_fact())).collect();
+        Ok(Tensor::from_vec(
+            moves,
+            (descents.len() * self.rows.per_fact(), width),
+            self.model.network.device(),
+        )?)
     }
 
-    fn suffix(&self) -> Result<Suffix<'a>, EditError> {
-        let layer = self.hyperparameters.value_layer();
-        Ok(Suffix::new(&self.model.network, layer, self.hidden.clone(), self.places.clone())?)
-    }
-
-    /// The loss without weight decay; `before` keeps the first pass's continuation of the subject.
+    /// The loss without weight decay; `before` keeps the first pass's continuations of the subjects.
     fn loss(&self, pass: &SuffixPass<'_>, before: &mut Option<Tensor>) -> Result<Loss, EditError> {
-        let layers = self.model.network.config().layers;
-        let (nll, nll_gradient) = self.nll(pass)?;
-        let kl_place =
-            *self.places.last().expect("the row of the subject's own continuation is always there");
-        let hidden = gather(pass.output(layers - 1), &[kl_place])?;
-        let now = log_softmax(&self.model.network.logits(&hidden)?)?;
-        let before = before.get_or_insert_with(|| now.clone());
-        let ratio = (&now - &*before)?;
-        let weighted = (now.exp()? * &ratio)?;
-        let divergence = weighted.sum_all()?.to_scalar::<f32>()?;
-        let factor = self.hyperparameters.kl_factor;
-        // d KL / d logits = p * (log p - log p_before - KL)
-        let logits = ((now.exp()? * (ratio - f64::from(divergence))?)? * factor)?;
-        let kl_gradient = self.model.network.reverse_logits(&hidden, &logits)?;
-        let gradients = vec![
-            (self.loss_layer(), self.scatter(pass, &self.predictions, &nll_gradient)?),
-            (layers - 1, self.scatter(pass, &[kl_place], &kl_gradient)?),
-        ];
-        Ok(Loss { nll, kl: factor as f32 * divergence, gradients: merge(gradients)? })
+        let last = self.model.network.config().layers - 1;
+        let (nll, of_nll) = self.nll(pass)?;
+        let (kl, of_kl) = self.kl(pass, before)?;
+        let loss_layer = self.loss_layer();
+        let gradients = if loss_layer == last {
+            vec![(last, (of_nll + of_kl)?)]
+        } else {
+            vec![(loss_layer, of_nll), (last, of_kl)]
+        };
+        Ok(Loss { nll, kl, gradients })
     }
 
     fn loss_layer(&self) -> usize {
         self.hyperparameters.v_loss_layer.max(self.hyperparameters.value_layer())
     }
 
-    /// Mean over rows of the mean over target tokens of `-log p`, and its gradient at the predicting places.
-    fn nll(&self, pass: &SuffixPass<'_>) -> Result<(f32, Tensor), EditError> {
+    /// By fact, `kl_factor` times the divergence of the subject's continuation from what it was, and the gradient.
+    fn kl(
+        &self,
+        pass: &SuffixPass<'_>,
+        before: &mut Option<Tensor>,
+    ) -> Result<(Vec<f32>, Tensor), EditError> {
         let network = &self.model.network;
-        let hidden = gather(pass.output(self.loss_layer()), &self.predictions)?;
+        let places: Vec<_> =
+            (0..self.rows.facts()).map(|fact| self.suffix.place(self.rows.continuation(fact))).collect();
+        let hidden = gather(pass.output(network.config().layers - 1), &places)?;
+        let now = log_softmax(&network.logits(&hidden)?)?;
+        let before = before.get_or_insert_with(|| now.clone());
+        let ratio = (&now - &*before)?;
+        let probabilities = now.exp()?;
+        let divergence = (&probabilities * &ratio)?.sum_keepdim(D::Minus1)?;
+        let factor = self.hyperparameters.kl_factor;
+        // d KL / d logits = p * (log p - log p_before - KL)
+        let logits = ((probabilities * ratio.broadcast_sub(&divergence)?)? * factor)?;
+        let gradient = self.scatter(pass, &places, &network.reverse_logits(&hidden, &logits)?)?;
+        Ok(((divergence * factor)?.flatten_all()?.to_vec1()?, gradient))
+    }
+
+    /// By fact, the mean over contexts of the mean over target tokens of `-log p`, and the gradient.
+    fn nll(&self, pass: &SuffixPass<'_>) -> Result<(Vec<f32>, Tensor), EditError> {
+        let network = &self.model.network;
+        let mut places = Vec::new();
+        let mut targets = Vec::new();
+        let mut shares = Vec::new();
+        let mut ends = Vec::with_capacity(self.rows.facts());
+        for fact in 0..self.rows.facts() {
+            let first = places.len();
+            for (place, token) in self.rows.predictions(fact) {
+                places.push(self.suffix.place(place));
+                targets.push(token);
+            }
+            // Every context has as many target tokens, so the mean of means is one mean.
+            let count = places.len() - first;
+            shares.resize(places.len(), 1.0 / count as f32);
+            ends.push(first..places.len());
+        }
+        let count = places.len();
+        let hidden = gather(pass.output(self.loss_layer()), &places)?;
         let log_probabilities = log_softmax(&network.logits(&hidden)?)?;
-        let count = self.predictions.len();
-        let targets: Vec<u32> = self.target.iter().copied().cycle().take(count).collect();
         let index = Tensor::from_vec(targets, (count, 1), network.device())?;
-        let picked = log_probabilities.gather(&index, D::Minus1)?;
-        let nll = -picked.mean_all()?.to_scalar::<f32>()?;
-        let share = 1.0 / count as f64;
-        let ones = Tensor::full(share as f32, (count, 1), network.device())?;
-        let logits = (log_probabilities.exp()? * share)?.scatter_add(&index, &ones.neg()?, D::Minus1)?;
-        Ok((nll, network.reverse_logits(&hidden, &logits)?))
+        let picked: Vec<f32> = log_probabilities.gather(&index, D::Minus1)?.flatten_all()?.to_vec1()?;
+        let mean =
+            |range: std::ops::Range<usize>| -picked[range.clone()].iter().sum::<f32>() / range.len() as f32;
+        let nll = ends.into_iter().map(mean).collect();
+        let shares = Tensor::from_vec(shares, (count, 1), network.device())?;
+        let expected = log_probabilities.exp()?.broadcast_mul(&shares)?;
+        let logits = expected.scatter_add(&index, &shares.neg()?, D::Minus1)?;
+        Ok((nll, self.scatter(pass, &places, &network.reverse_logits(&hidden, &logits)?)?))
     }
 
     /// Puts gradients `[places, width]` where they belong in `[rows, tokens, width]`, zero elsewhere.
@@ -188,26 +285,23 @@ impl<'a> Task<'a> {
         let (rows, tokens, width) = pass.output(self.loss_layer()).dims3()?;
         let flat: Vec<u32> = places.iter().map(|(row, token)| (row * tokens + token) as u32).collect();
         let index = Tensor::from_vec(flat, places.len(), gradient.device())?;
-        let zeros =
-            gradient.zeros_like()?.narrow(0, 0, 1)?.broadcast_as((rows * tokens, width))?.contiguous()?;
+        let zeros = Tensor::zeros((rows * tokens, width), gradient.dtype(), gradient.device())?;
         Ok(zeros.index_add(&index, gradient, 0)?.reshape((rows, tokens, width))?)
     }
 }
 
-/// Adds up the gradients of one layer.
-fn merge(gradients: Vec<(usize, Tensor)>) -> Result<Vec<(usize, Tensor)>, EditError> {
-    let mut merged: Vec<(usize, Tensor)> = Vec::new();
-    for (layer, gradient) in gradients {
-        match merged.iter_mut().find(|(at, _)| *at == layer) {
-            Some((_, sum)) => *sum = (&*sum + gradient)?,
-            None => merged.push((layer, gradient)),
-        }
+/// The sum of a fact's rows: one delta moves them all.
+fn sum(rows: &[Vec<f32>]) -> Vec<f32> {
+    let mut total = vec![0.0; rows.first().map_or(0, Vec::len)];
+    for row in rows {
+        total.iter_mut().zip(row).for_each(|(total, entry)| *total += entry);
     }
-    Ok(merged)
+    total
 }
 
 /// Adam on `delta`, then back onto the ball that the clean hidden state allows; f32 as in the reference.
 struct Descent {
+    clean: Vec<f32>,
     delta: Vec<f32>,
     first_moment: Vec<f32>,
     second_moment: Vec<f32>,
@@ -227,6 +321,7 @@ impl Descent {
     fn new(clean: &[f32], hyperparameters: &Hyperparameters) -> Self {
         let clean_norm = norm(clean);
         Self {
+            clean: clean.to_vec(),
             delta: vec![0.0; clean.len()],
             first_moment: vec![0.0; clean.len()],
             second_moment: vec![0.0; clean.len()],
@@ -236,6 +331,12 @@ impl Descent {
             clean_norm,
             norm_max: hyperparameters.clamp_norm_factor * clean_norm,
         }
+    }
+
+    /// Where the hidden state has come to.
+    fn value(&self, loss: f32, nll: f32, steps: usize) -> Value {
+        let hidden = self.clean.iter().zip(&self.delta).map(|(clean, delta)| clean + delta).collect();
+        Value { hidden, loss, probability: (-nll).exp(), steps }
     }
 
     /// `v_weight_decay * norm(delta) / norm(clean)^2`: the norm of delta is not squared.

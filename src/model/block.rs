@@ -110,19 +110,59 @@ impl Rotary {
         Ok(Self { sine: table(f32::sin)?, cosine: table(f32::cos)?, features })
     }
 
-    /// Turns each pair of neighbouring features (2i, 2i + 1) of `x` `[rows, heads, tokens, head_width]`, whose
-    /// first token stands at position `first`.
-    pub(crate) fn turn(&self, x: &Tensor, first: usize, way: Turn) -> candle_core::Result<Tensor> {
+    /// The frame of rows whose first token stands at position `before`, after `before` tokens that all of them see.
+    pub(crate) fn frame(&self, before: usize, tokens: usize) -> candle_core::Result<Frame> {
+        let seen = before + tokens;
+        let visible =
+            |token: usize, other: usize| if other <= before + token { 0_f32 } else { f32::NEG_INFINITY };
+        let mask = (0..tokens).flat_map(|token| (0..seen).map(move |other| visible(token, other))).collect();
+        Ok(Frame {
+            sine: self.sine.narrow(0, before, tokens)?,
+            cosine: self.cosine.narrow(0, before, tokens)?,
+            mask: Tensor::from_vec(mask, (tokens, seen), self.sine.device())?,
+        })
+    }
+
+    /// The frame of rows that each begin at a position of their own, `starts`: a row sees its own first `start` of
+    /// the `before` tokens that are kept for all rows, and of its `tokens` those up to each one.
+    pub(crate) fn frame_from(
+        &self,
+        starts: &[usize],
+        before: usize,
+        tokens: usize,
+    ) -> candle_core::Result<Frame> {
+        let (rows, device) = (starts.len(), self.sine.device());
+        let last = self.sine.dim(0)? - 1;
+        // Padding may reach past the last position; what stands there is never read.
+        let positions: Vec<u32> = starts
+            .iter()
+            .flat_map(|start| (0..tokens).map(move |token| (start + token).min(last) as u32))
+            .collect();
+        let index = Tensor::from_vec(positions, rows * tokens, device)?;
+        let table =
+            |table: &Tensor| table.index_select(&index, 0)?.reshape((rows, 1, tokens, self.features / 2));
+        let mut mask = Vec::with_capacity(rows * tokens * (before + tokens));
+        for &start in starts {
+            for token in 0..tokens {
+                let kept = (0..before).map(|other| other < start);
+                let own = (0..tokens).map(|other| other <= token);
+                mask.extend(kept.chain(own).map(|visible| if visible { 0_f32 } else { f32::NEG_INFINITY }));
+            }
+        }
+        let mask = Tensor::from_vec(mask, (rows, 1, tokens, before + tokens), device)?;
+        Ok(Frame { sine: table(&self.sine)?, cosine: table(&self.cosine)?, mask })
+    }
+
+    /// Turns each pair of neighbouring features (2i, 2i + 1) of `x` `[rows, heads, tokens, head_width]`.
+    pub(crate) fn turn(&self, x: &Tensor, frame: &Frame, way: Turn) -> candle_core::Result<Tensor> {
         let (rows, heads, tokens, width) = x.dims4()?;
         let half = self.features / 2;
-        let cosine = self.cosine.narrow(0, first, tokens)?;
-        let sine = self.sine.narrow(0, first, tokens)?;
-        let sine = if way == Turn::Back { sine.neg()? } else { sine };
+        let sine = if way == Turn::Back { frame.sine.neg()? } else { frame.sine.clone() };
         let pairs = x.narrow(3, 0, self.features)?.contiguous()?.reshape((rows, heads, tokens, half, 2))?;
         let even = pairs.narrow(4, 0, 1)?.squeeze(4)?;
         let odd = pairs.narrow(4, 1, 1)?.squeeze(4)?;
-        let turned_even = (even.broadcast_mul(&cosine)? - odd.broadcast_mul(&sine)?)?;
-        let turned_odd = (odd.broadcast_mul(&cosine)? + even.broadcast_mul(&sine)?)?;
+        let turned_even = (even.broadcast_mul(&frame.cosine)? - odd.broadcast_mul(&sine)?)?;
+        let turned_odd = (odd.broadcast_mul(&frame.cosine)? + even.broadcast_mul(&sine)?)?;
         let turned =
             Tensor::stack(&[turned_even, turned_odd], 4)?.reshape((rows, heads, tokens, self.features))?;
         if width == self.features {
@@ -131,6 +171,16 @@ impl Rotary {
         // candle joins along the last dimension in transposed order, which its matmul does not take.
         Tensor::cat(&[turned, x.narrow(3, self.features, width - self.features)?], 3)?.contiguous()
     }
+}
+
+/// Where the tokens of a pass stand, and what each may look at.
+#[derive(Debug, Clone)]
+pub(crate) struct Frame {
+    /// Of each token's angles, `[tokens, rotary / 2]` or `[rows, 1, tokens, rotary / 2]`.
+    sine: Tensor,
+    cosine: Tensor,
+    /// 0 where a token may look and -inf where not, `[tokens, seen]` or `[rows, 1, tokens, seen]`.
+    mask: Tensor,
 }
 
 /// Keys and values of the tokens seen so far, `[rows, heads, tokens, head_width]` each.
@@ -165,6 +215,8 @@ pub(crate) struct Activations {
     pub(crate) attention: Tensor,
     /// The MLP before its activation, `[rows, tokens, inner]`.
     pub(crate) before_gelu: Tensor,
+    /// The tanh within its gelu.
+    pub(crate) gelu_tanh: Tensor,
     /// The input of `mlp.fc_out`, which is MEMIT's key, `[rows, tokens, inner]`.
     pub(crate) mlp_output_input: Tensor,
     /// The block's output, `[rows, tokens, width]`.
@@ -172,30 +224,40 @@ pub(crate) struct Activations {
 }
 
 impl Block {
-    /// Runs the block over `x` `[rows, tokens, width]`, which continues `past` if there is one.
+    /// Runs the block over `x` `[rows, tokens, width]`, which stands in `frame` and continues `past` if there is one.
     pub(crate) fn forward(
         &self,
         x: &Tensor,
         rotary: &Rotary,
+        frame: &Frame,
         past: Option<&Past>,
     ) -> Result<Activations, ModelError> {
         let standardised = self.norm.standardise(x)?;
         let normal = self.norm.scale(&standardised)?;
-        let first = past.map_or(Ok(0), |past| past.keys.dim(2))?;
-        let query = rotary.turn(&self.split(&self.query.forward(&normal)?)?, first, Turn::Forward)?;
-        let key = rotary.turn(&self.split(&self.key.forward(&normal)?)?, first, Turn::Forward)?;
+        let query = rotary.turn(&self.split(&self.query.forward(&normal)?)?, frame, Turn::Forward)?;
+        let key = rotary.turn(&self.split(&self.key.forward(&normal)?)?, frame, Turn::Forward)?;
         let value = self.split(&self.value.forward(&normal)?)?;
         let (key, value) = match past {
             Some(past) => (Tensor::cat(&[&past.keys, &key], 2)?, Tensor::cat(&[&past.values, &value], 2)?),
             None => (key, value),
         };
-        let attention = attention_weights(&query, &key)?;
+        let attention = attention_weights(&query, &key, &frame.mask)?;
         let context = attention.matmul(&value)?.transpose(1, 2)?.contiguous()?.flatten_from(2)?;
         let attended = self.attention_output.forward(&context)?;
         let before_gelu = self.mlp_input.forward(&normal)?;
-        let mlp_output_input = before_gelu.gelu()?;
+        let (mlp_output_input, gelu_tanh) = gelu(&before_gelu)?;
         let output = ((x + attended)? + self.mlp_output.forward(&mlp_output_input)?)?;
-        Ok(Activations { standardised, query, key, value, attention, before_gelu, mlp_output_input, output })
+        Ok(Activations {
+            standardised,
+            query,
+            key,
+            value,
+            attention,
+            before_gelu,
+            gelu_tanh,
+            mlp_output_input,
+            output,
+        })
     }
 
     /// `[rows, tokens, width]` to `[rows, heads, tokens, head_width]`.
@@ -205,22 +267,24 @@ impl Block {
     }
 }
 
-/// `softmax(query * key^T / sqrt(head_width))`, each token looking at itself and what lies before it.
-fn attention_weights(query: &Tensor, key: &Tensor) -> Result<Tensor, ModelError> {
-    let (_, _, tokens, head_width) = query.dims4()?;
-    let seen = key.dim(2)?;
-    let scores = (query.matmul(&key.t()?)? / (head_width as f64).sqrt())?;
-    let scores = scores.broadcast_add(&causal_mask(tokens, seen, query.device())?)?;
+/// `softmax(query * key^T / sqrt(head_width) + mask)`.
+fn attention_weights(query: &Tensor, key: &Tensor, mask: &Tensor) -> Result<Tensor, ModelError> {
+    let head_width = query.dim(D::Minus1)? as f64;
+    let scores = (query.matmul(&key.t()?)? / head_width.sqrt())?.broadcast_add(mask)?;
     let largest = scores.max_keepdim(D::Minus1)?;
     let weights = scores.broadcast_sub(&largest)?.exp()?;
     Ok(weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?)
 }
 
-/// 0 where a token may look and -inf where it may not, `[tokens, seen]`; the last token sees everything.
-fn causal_mask(tokens: usize, seen: usize, device: &candle_core::Device) -> candle_core::Result<Tensor> {
-    let before = seen - tokens;
-    let entry = |token: usize, other: usize| if other <= before + token { 0_f32 } else { f32::NEG_INFINITY };
-    let mask: Vec<f32> =
-        (0..tokens).flat_map(|token| (0..seen).map(move |other| entry(token, other))).collect();
-    Tensor::from_vec(mask, (tokens, seen), device)
+/// `gelu(x) = x/2 * (1 + tanh(u))` and the `tanh(u)` that its slope needs again,
+/// with `u = sqrt(2/pi) * (x + 0.044715 x^3)`.
+fn gelu(x: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
+    let tanh = (x * x.sqr()?.affine(GELU_CUBIC * GELU_FACTOR, GELU_FACTOR)?)?.tanh()?;
+    let gelu = (x * tanh.affine(0.5, 0.5)?)?;
+    Ok((gelu, tanh))
 }
+
+/// `sqrt(2 / pi)`.
+pub(crate) const GELU_FACTOR: f64 = std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+/// Weight of the cube in gelu's argument.
+pub(crate) const GELU_CUBIC: f64 = 0.044715;

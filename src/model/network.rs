@@ -208,8 +208,9 @@ impl Network {
     ) -> Result<Tensor, ModelError> {
         self.check_layer(last)?;
         let mut hidden = self.embed(batch)?;
+        let frame = self.rotary.frame(0, batch.tokens())?;
         for (layer, block) in self.blocks.iter().enumerate().take(last + 1) {
-            let activations = block.forward(&hidden, &self.rotary, None)?;
+            let activations = block.forward(&hidden, &self.rotary, &frame, None)?;
             tap(Site::MlpOutputInput(layer), &activations.mlp_output_input)?;
             tap(Site::BlockOutput(layer), &activations.output)?;
             hidden = activations.output;
@@ -237,8 +238,9 @@ impl Network {
             });
         }
         let mut hidden = self.embed_ids(ids)?;
+        let frame = self.rotary.frame(seen, ids.dim(1)?)?;
         for (layer, block) in self.blocks.iter().enumerate() {
-            let activations = block.forward(&hidden, &self.rotary, cache.past.get(layer))?;
+            let activations = block.forward(&hidden, &self.rotary, &frame, cache.past.get(layer))?;
             let past = Past { keys: activations.key, values: activations.value };
             match cache.past.get_mut(layer) {
                 Some(slot) => *slot = past,

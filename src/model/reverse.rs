@@ -12,15 +12,23 @@
 
 use candle_core::{D, Tensor};
 
-use super::block::{Activations, Block, LayerNorm, Rotary, Standardised, Turn, times};
-use super::{ModelError, Network, gather};
+use super::block::{
+    Activations, Block, Frame, GELU_CUBIC, GELU_FACTOR, LayerNorm, Past, Rotary, Standardised, Turn, times,
+};
+use super::{Batch, ModelError, Network, gather};
 
 /// The blocks above a layer, and the clean hidden states that enter them.
 pub struct Suffix<'a> {
     network: &'a Network,
     /// First block of the suffix.
     first: usize,
+    /// Clean output of the layer below, `[rows, tokens, width]`.
     hidden: Tensor,
+    frame: Frame,
+    /// What the tokens see of those before them, by block; empty where the rows are whole.
+    past: Vec<Past>,
+    /// Position of each row's first token.
+    starts: Vec<usize>,
     /// Where the moved hidden states stand, one per row: `(row, token)`.
     places: Vec<(usize, usize)>,
     /// 1 at the places, 0 elsewhere, `[rows, tokens, 1]`.
@@ -28,14 +36,52 @@ pub struct Suffix<'a> {
 }
 
 impl<'a> Suffix<'a> {
-    /// The blocks above `layer`, entered by `hidden` `[rows, tokens, width]`, the clean output of `layer`.
+    /// The blocks above `layer`, over whole rows; `places` tells where each row's hidden state is moved.
     ///
     /// # Errors
     /// [`ModelError::Layer`] or [`ModelError::Device`].
-    pub fn new(
+    pub fn whole(
+        network: &'a Network,
+        layer: usize,
+        batch: &Batch,
+        places: Vec<(usize, usize)>,
+    ) -> Result<Self, ModelError> {
+        let hidden = network.forward_to(batch, layer, &mut |_, _| Ok(()))?;
+        let frame = network.rotary.frame(0, batch.tokens())?;
+        let starts = vec![0; batch.rows()];
+        Self::new(network, layer, hidden, frame, vec![], starts, places)
+    }
+
+    /// The same over the tokens from each row's place on. What stands before a moved hidden state does not feel it,
+    /// so its keys and values are computed once, and the rows are aligned at their places.
+    ///
+    /// # Errors
+    /// [`ModelError::Layer`] or [`ModelError::Device`].
+    pub fn from_places(
+        network: &'a Network,
+        layer: usize,
+        batch: &Batch,
+        places: &[(usize, usize)],
+    ) -> Result<Self, ModelError> {
+        let starts: Vec<usize> = places.iter().map(|(_, token)| *token).collect();
+        let before = starts.iter().copied().max().unwrap_or(0);
+        let lengths = batch.lengths().iter().zip(&starts).map(|(length, start)| length - start);
+        let tokens = lengths.max().unwrap_or(1);
+        let below = network.forward_to(batch, layer, &mut |_, _| Ok(()))?;
+        let hidden = from_starts(&below, &starts, tokens)?;
+        let past = past_above(network, layer, below, before)?;
+        let frame = network.rotary.frame_from(&starts, before, tokens)?;
+        let places = (0..starts.len()).map(|row| (row, 0)).collect();
+        Self::new(network, layer, hidden, frame, past, starts, places)
+    }
+
+    fn new(
         network: &'a Network,
         layer: usize,
         hidden: Tensor,
+        frame: Frame,
+        past: Vec<Past>,
+        starts: Vec<usize>,
         places: Vec<(usize, usize)>,
     ) -> Result<Self, ModelError> {
         network.check_layer(layer)?;
@@ -45,23 +91,67 @@ impl<'a> Suffix<'a> {
             mask[row * tokens + token] = 1.0;
         }
         let mask = Tensor::from_vec(mask, (rows, tokens, 1), hidden.device())?;
-        Ok(Self { network, first: layer + 1, hidden, places, mask })
+        Ok(Self { network, first: layer + 1, hidden, frame, past, starts, places, mask })
     }
 
-    /// Runs the suffix with `delta` `[width]` added at every place.
+    /// The clean hidden states at the places, `[rows, width]`.
     ///
     /// # Errors
     /// [`ModelError::Device`].
-    pub fn forward(&self, delta: &Tensor) -> Result<SuffixPass<'_>, ModelError> {
-        let delta = delta.reshape((1, 1, delta.elem_count()))?;
-        let entered = self.hidden.broadcast_add(&self.mask.broadcast_mul(&delta)?)?;
+    pub fn clean(&self) -> Result<Tensor, ModelError> {
+        gather(&self.hidden, &self.places)
+    }
+
+    /// Where `(row, token)` of the batch stands in the outputs of this suffix.
+    pub fn place(&self, (row, token): (usize, usize)) -> (usize, usize) {
+        (row, token - self.starts[row])
+    }
+
+    /// Runs the suffix with `moves` `[rows, width]` added at the places, one to each row.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub fn forward(&self, moves: &Tensor) -> Result<SuffixPass<'_>, ModelError> {
+        let entered = (&self.hidden + self.mask.broadcast_mul(&moves.unsqueeze(1)?)?)?;
         let mut activations: Vec<Activations> = Vec::with_capacity(self.network.blocks.len() - self.first);
-        for block in &self.network.blocks[self.first..] {
+        for (index, block) in self.network.blocks[self.first..].iter().enumerate() {
             let x = activations.last().map_or(&entered, |below| &below.output);
-            activations.push(block.forward(x, &self.network.rotary, None)?);
+            activations.push(block.forward(x, &self.network.rotary, &self.frame, self.past.get(index))?);
         }
         Ok(SuffixPass { suffix: self, entered, activations })
     }
+}
+
+/// Each row's `tokens` vectors from its start on; what lies beyond a row is some vector that nobody reads.
+fn from_starts(hidden: &Tensor, starts: &[usize], tokens: usize) -> Result<Tensor, ModelError> {
+    let (rows, all, width) = hidden.dims3()?;
+    let places: Vec<(usize, usize)> = starts
+        .iter()
+        .enumerate()
+        .flat_map(|(row, start)| (0..tokens).map(move |token| (row, (start + token).min(all - 1))))
+        .collect();
+    Ok(gather(hidden, &places)?.reshape((rows, tokens, width))?)
+}
+
+/// Keys and values of the first `tokens` tokens in every block above `layer`, whose output is `hidden`.
+fn past_above(
+    network: &Network,
+    layer: usize,
+    hidden: Tensor,
+    tokens: usize,
+) -> Result<Vec<Past>, ModelError> {
+    if tokens == 0 {
+        return Ok(vec![]);
+    }
+    let frame = network.rotary.frame(0, tokens)?;
+    let mut hidden = hidden.narrow(1, 0, tokens)?.contiguous()?;
+    let mut past = Vec::with_capacity(network.blocks.len() - layer - 1);
+    for block in &network.blocks[layer + 1..] {
+        let activations = block.forward(&hidden, &network.rotary, &frame, None)?;
+        past.push(Past { keys: activations.key, values: activations.value });
+        hidden = activations.output;
+    }
+    Ok(past)
 }
 
 /// One run of a [`Suffix`], kept for its reverse pass.
@@ -80,7 +170,8 @@ impl SuffixPass<'_> {
         }
     }
 
-    /// Gradient of the loss with respect to `delta`, `[width]`, from its gradients with respect to block outputs.
+    /// Gradient of the loss with respect to the moves, `[rows, width]`, from its gradients with respect to block
+    /// outputs.
     ///
     /// `gradient(layer)` gives the direct part for the output of `layer`, where there is one.
     ///
@@ -93,7 +184,8 @@ impl SuffixPass<'_> {
             let layer = self.suffix.first + index;
             flowing = add(flowing, gradient(layer))?;
             if let Some(output) = &flowing {
-                flowing = Some(reverse_block(&network.blocks[layer], &network.rotary, activations, output)?);
+                let (block, suffix) = (&network.blocks[layer], self.suffix);
+                flowing = Some(reverse_block(block, &network.rotary, &suffix.frame, activations, output)?);
             }
         }
         flowing = add(flowing, gradient(self.suffix.first - 1))?;
@@ -101,7 +193,7 @@ impl SuffixPass<'_> {
             Some(flowing) => flowing,
             None => self.entered.zeros_like()?,
         };
-        Ok(gather(&flowing, &self.suffix.places)?.sum(0)?)
+        gather(&flowing, &self.suffix.places)
     }
 }
 
@@ -128,11 +220,12 @@ impl Network {
 fn reverse_block(
     block: &Block,
     rotary: &Rotary,
+    frame: &Frame,
     activations: &Activations,
     output: &Tensor,
 ) -> candle_core::Result<Tensor> {
     let mlp = reverse_mlp(block, activations, output)?;
-    let normal = (mlp + reverse_attention(block, rotary, activations, output)?)?;
+    let normal = (mlp + reverse_attention(block, rotary, frame, activations, output)?)?;
     output + reverse_norm(&block.norm, &activations.standardised, &normal)?
 }
 
@@ -151,17 +244,14 @@ fn reverse_norm(
 
 fn reverse_mlp(block: &Block, activations: &Activations, output: &Tensor) -> candle_core::Result<Tensor> {
     let activated = times(output, &block.mlp_output.weight)?;
-    let slope = gelu_slope(&activations.before_gelu)?;
+    let slope = gelu_slope(&activations.before_gelu, &activations.gelu_tanh)?;
     times(&(activated * slope)?, &block.mlp_input.weight)
 }
 
 /// Derivative of `gelu(x) = x/2 * (1 + tanh(u))`, `u = sqrt(2/pi) * (x + 0.044715 x^3)`:
 /// `(1 + tanh u) / 2 + x/2 * (1 - tanh^2 u) * u'`.
-fn gelu_slope(x: &Tensor) -> candle_core::Result<Tensor> {
-    let factor = (2.0 / std::f64::consts::PI).sqrt();
-    let square = x.sqr()?;
-    let tanh = (x * square.affine(0.044715 * factor, factor)?)?.tanh()?;
-    let inner_slope = square.affine(3.0 * 0.044715 * factor, factor)?;
+fn gelu_slope(x: &Tensor, tanh: &Tensor) -> candle_core::Result<Tensor> {
+    let inner_slope = x.sqr()?.affine(3.0 * GELU_CUBIC * GELU_FACTOR, GELU_FACTOR)?;
     let steep = ((x * tanh.sqr()?.affine(-0.5, 0.5)?)? * inner_slope)?;
     tanh.affine(0.5, 0.5)? + steep
 }
@@ -169,19 +259,26 @@ fn gelu_slope(x: &Tensor) -> candle_core::Result<Tensor> {
 fn reverse_attention(
     block: &Block,
     rotary: &Rotary,
+    frame: &Frame,
     activations: &Activations,
     output: &Tensor,
 ) -> candle_core::Result<Tensor> {
     let context = block.split(&times(output, &block.attention_output.weight)?)?;
-    let value = activations.attention.t()?.matmul(&context)?;
+    let own = activations.attention.dim(3)? - context.dim(2)?;
+    let attention_to_own = activations.attention.narrow(3, own, context.dim(2)?)?;
+    let value = attention_to_own.t()?.contiguous()?.matmul(&context)?;
     let attention = context.matmul(&activations.value.t()?)?;
     let weighted = (&attention * &activations.attention)?;
     let row_sums = weighted.sum_keepdim(D::Minus1)?;
     let scores = (weighted - activations.attention.broadcast_mul(&row_sums)?)?;
     let head_width = activations.query.dim(D::Minus1)? as f64;
     let scores = (scores / head_width.sqrt())?;
-    let query = rotary.turn(&scores.matmul(&activations.key)?, 0, Turn::Back)?;
-    let key = rotary.turn(&scores.t()?.matmul(&activations.query)?, 0, Turn::Back)?;
+    let query = rotary.turn(&scores.matmul(&activations.key)?, frame, Turn::Back)?;
+    // Only the suffix's own tokens move: the gradient of what was kept from before them is not wanted.
+    let tokens = scores.dim(2)?;
+    let kept = scores.dim(3)? - tokens;
+    let own_scores = scores.narrow(3, kept, tokens)?.t()?.contiguous()?;
+    let key = rotary.turn(&own_scores.matmul(&activations.query)?, frame, Turn::Back)?;
     let through = |heads: &Tensor, weight: &Tensor| times(&merge(heads)?, weight);
     (through(&query, &block.query.weight)? + through(&key, &block.key.weight)?)?
         + through(&value, &block.value.weight)?
