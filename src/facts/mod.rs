@@ -75,8 +75,7 @@ pub struct Request {
     pub target_new: String,
     /// What it says now, where the file tells.
     ///
-    /// zsRE records tell nothing; the reference then compares with the end-of-text token, and whoever measures
-    /// such a record does the same.
+    /// zsRE records tell nothing; nothing then competes with the new target, and accuracy is what counts.
     pub target_old: Option<String>,
     /// A remark or a source.
     pub note: Option<String>,

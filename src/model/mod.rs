@@ -9,6 +9,7 @@ mod block;
 mod config;
 mod generate;
 mod network;
+mod overlay;
 mod reverse;
 mod tokenizer;
 
@@ -67,6 +68,14 @@ pub enum ModelError {
         layer: usize,
         /// How many there are.
         layers: usize,
+    },
+    /// An update does not fit a tensor.
+    #[error("tensor `{tensor}`: {source}")]
+    Update {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: crate::factors::FactorError,
     },
     /// A text cannot be run.
     #[error("{what}")]

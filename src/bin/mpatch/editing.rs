@@ -8,10 +8,9 @@ use mpatch::checkpoint::CheckpointError;
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::statistics::{Collected, Statistics, StatisticsFile, collect};
-use mpatch::factors::{Term, Update};
+use mpatch::factors::Term;
 use mpatch::facts::FactsFile;
 use mpatch::model::{Device, Model, ModelError, Network, device};
-use mpatch::operation::OperationError;
 use mpatch::patch::Patch;
 
 use crate::commands::read_input;
@@ -106,34 +105,6 @@ pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<
     Ok(facts)
 }
 
-/// `model` with `terms` added to its tensors and rounded to their type, exactly as an applied patch has it.
-pub fn with_terms<'a>(
-    model: &Model,
-    edits: impl IntoIterator<Item = (&'a str, Vec<Term>)>,
-) -> Result<Network, CommandError> {
-    let mut network = model.network.clone();
-    for (name, terms) in edits {
-        let info = model.checkpoint.tensor(name)?;
-        let Some(dtype) = info.element_dtype() else {
-            let message = format!("tensor `{name}` has the type {}, which a patch cannot touch", info.dtype);
-            return Err(CommandError::new(ExitKind::WrongBase, message));
-        };
-        let mut bytes = model.checkpoint.read(info)?;
-        let refuse = |source| OperationError::Factors { tensor: name.to_owned(), source };
-        let update =
-            Update::new(terms).map_err(refuse).map_err(|error| CommandError::operation("patch", error))?;
-        update
-            .apply_rows(dtype, 0..update.rows(), &mut bytes)
-            .map_err(refuse)
-            .map_err(|error| CommandError::operation("patch", error))?;
-        let shape: Vec<usize> = info.shape.iter().map(|size| *size as usize).collect();
-        network = network
-            .with_bytes(name, dtype, &shape, &bytes)
-            .map_err(|error| model_error(model.checkpoint.path(), error))?;
-    }
-    Ok(network)
-}
-
 /// `model` with `patch` on it; the model must be in the state that the patch is for.
 pub fn with_patch(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Network, CommandError> {
     let name = patch_path.to_string_lossy();
@@ -160,7 +131,7 @@ pub fn with_patch(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Net
         })
         .collect::<Result<_, mpatch::patch::PatchError>>()
         .map_err(|error| CommandError::patch(&name, &error))?;
-    with_terms(model, edits)
+    model.with_terms(edits).map_err(|error| model_error(model.checkpoint.path(), error))
 }
 
 /// The state that the model's weights are in; reads all of them.

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::editing::{
     ModelArguments, device_kind, edit_error, find_statistics, model_error, read_facts, refuse_existing,
-    weights_id, with_terms,
+    weights_id,
 };
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -276,7 +276,8 @@ impl Job<'_> {
         output: &Output,
     ) -> Result<(Evaluation, Evaluation), CommandError> {
         let edits = names.iter().zip(terms).map(|(name, term)| (name.as_str(), vec![term.clone()]));
-        let edited = with_terms(self.model, edits)?;
+        let path = self.model.checkpoint.path();
+        let edited = self.model.with_terms(edits).map_err(|error| model_error(path, error))?;
         let extent = Extent { generation: true, ngram_entropy_records: 0, seed: self.seed };
         let records = &self.facts.records;
         let progress = output.counter("testing", 2 * texts(records, extent));
@@ -381,23 +382,21 @@ fn bits(term: &Term) -> u8 {
 /// The scores by their names, each with the number of prompts it was measured over.
 fn metrics(records: &[Record], before: &Scores, after: &Scores) -> Vec<Metric> {
     let facts = records.len();
-    let paraphrases = records.iter().map(|record| record.paraphrases.len()).sum();
-    let neighbors = records.iter().map(|record| record.neighbors.len()).sum();
-    let prompts = [
-        facts + paraphrases + neighbors,
-        facts,
-        paraphrases,
-        neighbors,
-        facts,
-        paraphrases,
-        neighbors,
-        facts,
-    ];
-    let metric = |((name, before), (after, prompts)): ((&str, Option<f64>), (Option<f64>, usize))| {
-        Some(Metric { name: name.to_owned(), before: before?, after: after?, prompts: prompts as u64 })
+    let paraphrases: usize = records.iter().map(|record| record.paraphrases.len()).sum();
+    let neighbors: usize = records.iter().map(|record| record.neighbors.len()).sum();
+    let prompts_of = |name: &str| match name {
+        "score" => facts + paraphrases + neighbors,
+        "paraphrase" | "paraphrase_accuracy" => paraphrases,
+        "neighborhood" | "neighborhood_accuracy" => neighbors,
+        _ => facts,
     };
-    let after = after.named().map(|(_, value)| value);
-    before.named().into_iter().zip(after.into_iter().zip(prompts)).filter_map(metric).collect()
+    let pairs = before.named().into_iter().zip(after.named());
+    pairs
+        .filter_map(|((name, before), (_, after))| {
+            let prompts = prompts_of(name) as u64;
+            Some(Metric { name: name.to_owned(), before: before?, after: after?, prompts })
+        })
+        .collect()
 }
 
 /// What `create` prints.

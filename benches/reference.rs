@@ -1,0 +1,267 @@
+//! Ours beside the reference implementation, on a folder with the reference's recorded numbers; and what size costs.
+//!
+//! ```text
+//! cargo bench --bench reference -- FOLDER [FOLDER ...]            the table of docs/memit.md
+//! cargo bench --bench reference -- --sizes FOLDER                size against Score, by bits and rank
+//! ```
+//!
+//! A folder holds a model, `records.json`, and `reference/` as `fixtures/README.md` describes it. Each row is made
+//! from the reference's own contexts and second moments, over the first facts of the records. Prints Markdown.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark prints, and stops at what is missing"
+)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use mpatch::bind::bind;
+use mpatch::digest::FileDigest;
+use mpatch::edit::contexts::Contexts;
+use mpatch::edit::hyperparameters::Hyperparameters;
+use mpatch::edit::statistics::{Provenance, Statistics, StatisticsFile};
+use mpatch::edit::{Edit, FactPrompt, import, memit};
+use mpatch::evaluate::{Extent, Scores, evaluate};
+use mpatch::factors::{Compression, Integers, RankLimit, Term, compress};
+use mpatch::facts::{FactsFile, Record};
+use mpatch::model::{Model, device};
+use mpatch::patch::manifest::{About, Base, Fact, Recipe};
+use mpatch::patch::{Draft, encode};
+
+fn main() {
+    let mut sizes = false;
+    let mut folders = Vec::new();
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "--sizes" => sizes = true,
+            // What `cargo bench` adds by itself.
+            "--bench" => {}
+            folder => folders.push(PathBuf::from(folder)),
+        }
+    }
+    if folders.is_empty() {
+        folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj"));
+    }
+    for folder in folders {
+        let bench = Bench::open(&folder);
+        if sizes { bench.sizes() } else { bench.beside_the_reference() }
+    }
+}
+
+/// A model folder with the reference's numbers, opened.
+struct Bench {
+    folder: PathBuf,
+    model: Model,
+    records: Vec<Record>,
+    statistics: StatisticsFile,
+    /// Kept for as long as the statistics file is open.
+    _scratch: tempfile::TempDir,
+}
+
+impl Bench {
+    fn open(folder: &Path) -> Self {
+        let model = Model::open(folder, &device(None).unwrap(), &|_| ()).unwrap();
+        let records = FactsFile::parse(&std::fs::read(folder.join("records.json")).unwrap()).unwrap().records;
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("statistics.safetensors");
+        recorded_statistics(&model, &folder.join("reference/moments")).write(&path).unwrap();
+        let statistics = StatisticsFile::open(&path).unwrap();
+        Self { folder: folder.to_owned(), model, records, statistics, _scratch: scratch }
+    }
+
+    fn name(&self) -> String {
+        self.folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
+    /// Numbers of facts that the reference recorded, ascending.
+    fn recorded(&self) -> Vec<usize> {
+        let entries = std::fs::read_dir(self.folder.join("reference")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+        let mut counts: Vec<usize> =
+            names.filter_map(|name| name.strip_prefix('n').and_then(|count| count.parse().ok())).collect();
+        counts.sort_unstable();
+        counts
+    }
+
+    fn edit(&self, facts: usize) -> Edit {
+        let folder = self.folder.join(format!("reference/n{facts}"));
+        let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
+        let hyperparameters = Hyperparameters::parse(&read("hparams.json")).unwrap();
+        let contexts = Contexts::parse(&read("contexts.json")).unwrap();
+        let prompts: Vec<FactPrompt> = self.records[..facts]
+            .iter()
+            .map(|record| FactPrompt {
+                prompt: record.request.prompt.clone(),
+                subject: record.request.subject.clone(),
+                target: record.request.target_new_spaced(),
+            })
+            .collect();
+        memit(&self.model, &hyperparameters, &contexts, &prompts, &self.statistics, &|_| ()).unwrap()
+    }
+
+    /// Score of the edit as its integers say, rounded to the model's type.
+    fn scores(&self, facts: usize, edit: &Edit, terms: &[Term]) -> Scores {
+        let edits =
+            edit.layers.iter().zip(terms).map(|(layer, term)| (layer.tensor.as_str(), vec![term.clone()]));
+        let network = self.model.with_terms(edits).unwrap();
+        let extent = Extent { generation: true, ngram_entropy_records: 0, seed: 0 };
+        evaluate(&self.model, &network, &self.records[..facts], extent, &|_| ()).unwrap().scores
+    }
+
+    fn beside_the_reference(&self) {
+        println!(
+            "| {} | | Score | efficacy | paraphrase | neighborhood | rewrite accuracy | said freely | ms per fact |",
+            self.name()
+        );
+        println!("|---|---|---|---|---|---|---|---|---|");
+        for facts in self.recorded() {
+            let file = self.folder.join(format!("reference/n{facts}/scores.json"));
+            let recorded: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+            let after = |name: &str| recorded["after"][name].as_f64().unwrap();
+            let seconds = recorded["seconds_per_fact"].as_f64().unwrap();
+            println!(
+                "| {facts} facts | reference | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | - | {:.0} |",
+                after("score"),
+                after("efficacy"),
+                after("paraphrase"),
+                after("neighborhood"),
+                after("rewrite_accuracy"),
+                seconds * 1000.0
+            );
+            let started = Instant::now();
+            let edit = self.edit(facts);
+            let terms = terms(&edit, 8, RankLimit::Full);
+            let milliseconds = started.elapsed().as_secs_f64() * 1000.0 / facts as f64;
+            let scores = self.scores(facts, &edit, &terms);
+            let of = |value: Option<f64>| value.unwrap_or(f64::NAN);
+            println!(
+                "| | mpatch | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {milliseconds:.0} |",
+                of(scores.score),
+                of(scores.efficacy),
+                of(scores.paraphrase),
+                of(scores.neighborhood),
+                of(scores.rewrite_accuracy),
+                of(scores.generation)
+            );
+        }
+    }
+
+    fn sizes(&self) {
+        let counts: Vec<usize> = self.recorded().into_iter().filter(|count| *count >= 100).collect();
+        println!("| {} | rank | bits | bytes of the patch | relative error | Score | lost |", self.name());
+        println!("|---|---|---|---|---|---|---|");
+        for facts in counts {
+            let edit = self.edit(facts);
+            let wide = self.scores(facts, &edit, &terms(&edit, 16, RankLimit::Full)).score.unwrap();
+            let full = [16, 10, 8, 7, 6, 5, 4, 3].map(|bits| (bits, RankLimit::Full));
+            let cut = [0.05, 0.1, 0.2, 0.3].map(|error| (6, RankLimit::Tolerance(error)));
+            for (bits, limit) in full.into_iter().chain(cut) {
+                let terms = terms(&edit, bits, limit);
+                let score = self.scores(facts, &edit, &terms).score.unwrap();
+                let (error, bytes, rank) = (
+                    relative_error(&edit, &terms),
+                    self.patch_size_bytes(facts, &edit, &terms),
+                    rank(&terms),
+                );
+                println!(
+                    "| {facts} facts | {rank} | {bits} | {bytes} | {error:.4} | {score:.2} | {:.2} |",
+                    wide - score
+                );
+            }
+        }
+    }
+}
+
+impl Bench {
+    /// Size of the whole patch file, with its facts and its undo logs.
+    fn patch_size_bytes(&self, facts: usize, edit: &Edit, terms: &[Term]) -> usize {
+        let layers = edit.layers.iter().enumerate();
+        let edits: Vec<_> = layers.map(|(index, layer)| (layer.tensor.clone(), vec![index as u32])).collect();
+        let weights = self.model.checkpoint.weights_id().unwrap();
+        let binding = bind(&self.model.checkpoint, weights, &edits, terms, &|_| ()).unwrap();
+        let fact = |record: &Record| Fact {
+            id: record.request.id.clone(),
+            prompt: record.request.prompt.clone(),
+            subject: record.request.subject.clone(),
+            target_new: record.request.target_new.clone(),
+            target_old: record.request.target_old.clone(),
+            note: None,
+        };
+        let draft = Draft {
+            base: Base {
+                architecture: self.model.network.config().architecture.clone(),
+                config: self.model.config_digest,
+                tokenizer: self.model.tokenizer.digest(),
+            },
+            facts: self.records[..facts].iter().map(fact).collect(),
+            recipe: Recipe {
+                method: "memit".to_owned(),
+                hyperparameters: String::new(),
+                layers: edit.layers.iter().map(|layer| layer.layer as u32).collect(),
+                contexts: vec![],
+                seed: 0,
+                statistics: self.statistics.digest(),
+                facts: FileDigest::of(b""),
+                tool: "benchmark".to_owned(),
+                device: "cpu".to_owned(),
+            },
+            measured: vec![],
+            terms: terms.to_vec(),
+            bindings: vec![binding],
+            line: None,
+            parents: vec![],
+            supersedes: vec![],
+            about: About::default(),
+        };
+        encode(&draft).unwrap().len()
+    }
+}
+
+/// The reference's own second moments, `reference/moments/*.npz`.
+fn recorded_statistics(model: &Model, folder: &Path) -> Statistics {
+    let mut layers = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let layer = import::layer_of_name(&path.file_name().unwrap().to_string_lossy()).unwrap();
+        layers.insert(layer, import::read_npz(std::fs::File::open(path).unwrap()).unwrap().sum);
+    }
+    let provenance = Provenance {
+        base: model.checkpoint.weights_id().unwrap(),
+        tokenizer: model.tokenizer.digest(),
+        corpora: vec![FileDigest::of(b"the reference's own")],
+    };
+    Statistics { layers, inner: model.network.config().inner, provenance }
+}
+
+fn terms(edit: &Edit, bits: u8, limit: RankLimit) -> Vec<Term> {
+    let term = |layer: &mpatch::edit::LayerUpdate| {
+        let (left, right) = layer.factors();
+        let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
+        compress(&left, &right, rows, layer.residuals.ncols(), columns, &Compression { bits, limit }).unwrap()
+    };
+    edit.layers.iter().map(term).collect()
+}
+
+/// Largest relative Frobenius error of a layer's integers against the edit.
+fn relative_error(edit: &Edit, terms: &[Term]) -> f64 {
+    let error = |(layer, term): (&mpatch::edit::LayerUpdate, &Term)| {
+        let exact = layer.product();
+        let update = mpatch::factors::Update::new(vec![term.clone()]).unwrap();
+        let stored = update.delta_rows(0..update.rows()).unwrap();
+        let difference: f64 = exact.iter().zip(&stored).map(|(one, other)| (one - other).powi(2)).sum();
+        (difference / exact.iter().map(|entry| entry.powi(2)).sum::<f64>()).sqrt()
+    };
+    edit.layers.iter().zip(terms).map(error).fold(0.0, f64::max)
+}
+
+fn rank(terms: &[Term]) -> String {
+    let of = |term: &Term| match term.integers() {
+        Integers::LowRank { left, .. } => left.columns().to_string(),
+        Integers::Dense(_) => "dense".to_owned(),
+    };
+    let mut ranks: Vec<String> = terms.iter().map(of).collect();
+    ranks.dedup();
+    ranks.join(", ")
+}
