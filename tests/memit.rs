@@ -2,7 +2,11 @@
 //!
 //! The reference's spread over threads and precisions is 1e-6 (`reference/spread.json`); 1e-4 is asked for.
 #![cfg(feature = "edit")]
-#![allow(clippy::unwrap_used, reason = "a failed step fails the test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a failed step fails the test; figures help then"
+)]
 
 mod common;
 

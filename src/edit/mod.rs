@@ -14,14 +14,13 @@ pub mod value;
 
 use candle_core::Tensor;
 use faer::Mat;
-use rayon::prelude::*;
 
 use self::contexts::Contexts;
 use self::hyperparameters::Hyperparameters;
 use self::statistics::{LayerSum, StatisticsFile};
 use self::value::Value;
 use crate::checkpoint::CheckpointError;
-use crate::model::{Model, ModelError, Network, Site};
+use crate::model::{Model, ModelError, Network, Site, on_every_core};
 
 /// Why an edit cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -202,19 +201,15 @@ fn values(
 ) -> Result<Vec<Value>, EditError> {
     let on_cpu = model.network.device().is_cpu();
     let size = if on_cpu { FACTS_PER_BATCH_CPU } else { FACTS_PER_BATCH_GPU };
-    let run = |(batch, facts): (usize, &[FactPrompt])| {
+    let batches: Vec<&[FactPrompt]> = facts.chunks(size).collect();
+    let values = on_every_core(model.network.device(), &batches, |batch, facts| {
         let values = value::optimise(model, hyperparameters, contexts, facts)?;
         for (index, value) in values.iter().enumerate() {
             progress(Progress::Value(batch * size + index, value));
         }
         Ok::<_, EditError>(values)
-    };
-    let batches: Vec<Vec<Value>> = if on_cpu {
-        facts.par_chunks(size).enumerate().map(run).collect::<Result<_, _>>()?
-    } else {
-        facts.chunks(size).enumerate().map(run).collect::<Result<_, _>>()?
-    };
-    Ok(batches.into_iter().flatten().collect())
+    })?;
+    Ok(values.into_iter().flatten().collect())
 }
 
 /// `(value - current hidden state) / layers still to come`, `[width, facts]`.

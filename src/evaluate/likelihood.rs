@@ -1,10 +1,9 @@
 //! Teacher-forced questions: how likely is a target after a prompt.
 
 use candle_core::{D, IndexOp, Tensor};
-use rayon::prelude::*;
 
 use crate::facts::Record;
-use crate::model::{Batch, Model, ModelError, Network, gather};
+use crate::model::{Batch, Model, ModelError, Network, gather, on_every_core};
 
 /// Tokens that go through the network together.
 const TOKENS_PER_BATCH: usize = 2048;
@@ -137,18 +136,12 @@ fn answers(
         batches.push(batch);
         rest = others;
     }
-    let run = |batch: &&[usize]| {
+    let parts: Vec<Vec<Answer>> = on_every_core(network.device(), &batches, |_, batch| {
         let rows: Vec<&Sequence> = batch.iter().map(|&index| &sequences[index]).collect();
         let answers = run_batch(network, &rows)?;
         progress(rows.len() as u64);
         Ok::<_, ModelError>(answers)
-    };
-    // Batches are the same whatever runs beside them.
-    let parts: Vec<Vec<Answer>> = if network.device().is_cpu() {
-        batches.par_iter().map(run).collect::<Result<_, _>>()?
-    } else {
-        batches.iter().map(run).collect::<Result<_, _>>()?
-    };
+    })?;
     let mut answers = vec![Answer { nll: f64::NAN, correct: false }; sequences.len()];
     for (&index, answer) in order.iter().zip(parts.into_iter().flatten()) {
         answers[index] = answer;

@@ -10,6 +10,7 @@ mod config;
 mod generate;
 mod network;
 mod overlay;
+mod parallel;
 mod reverse;
 mod tokenizer;
 
@@ -20,6 +21,7 @@ pub use candle_core::Device;
 pub use config::Config;
 pub use generate::{Sampling, generate};
 pub use network::{Cache, Network, Site, log_softmax};
+pub(crate) use parallel::on_every_core;
 pub use reverse::{Suffix, SuffixPass};
 pub use tokenizer::{END_OF_TEXT, Tokenizer};
 
