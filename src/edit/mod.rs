@@ -186,10 +186,30 @@ pub fn memit(
     Ok(Edit { values, layers })
 }
 
-/// Facts whose values are optimised as one batch: on a CPU enough to fill its matrix products, beside one batch per
-/// core; on a GPU enough to fill the device.
-const FACTS_PER_BATCH_CPU: usize = 8;
-const FACTS_PER_BATCH_GPU: usize = 64;
+/// Most facts whose values are optimised as one batch; more make matrix products hardly faster. On a CPU a few are
+/// enough, and leave batches for every core where facts are few.
+const FACTS_PER_BATCH_CPU_MAX: usize = 5;
+const FACTS_PER_BATCH_GPU_MAX: usize = 64;
+/// Activations of a batch stay below this: on a CPU for each core.
+const BATCH_SIZE_CPU_BYTES: usize = 64 << 20;
+const BATCH_SIZE_GPU_BYTES: usize = 8 << 30;
+/// Tokens from a moved hidden state to the end of its row, as a rule at most.
+const TOKENS_AFTER_SUBJECT: usize = 8;
+
+/// How many facts fit one batch: for each token and each block above the value layer, three vectors of the MLP's
+/// inner width and five of the model's are kept for the reverse pass.
+fn facts_per_batch(model: &Model, hyperparameters: &Hyperparameters, contexts: &Contexts) -> usize {
+    let config = model.network.config();
+    let blocks = (config.layers - 1).saturating_sub(hyperparameters.value_layer()).max(1);
+    let tokens = (contexts.templates().count() + 1) * TOKENS_AFTER_SUBJECT;
+    let fact_size_bytes = tokens * blocks * (3 * config.inner + 5 * config.width) * size_of::<f32>();
+    let on_cpu = model.network.device().is_cpu();
+    let (limit_bytes, most) = match on_cpu {
+        true => (BATCH_SIZE_CPU_BYTES, FACTS_PER_BATCH_CPU_MAX),
+        false => (BATCH_SIZE_GPU_BYTES, FACTS_PER_BATCH_GPU_MAX),
+    };
+    (limit_bytes / fact_size_bytes).clamp(1, most)
+}
 
 /// Values are independent of each other: what runs beside a fact does not change it.
 fn values(
@@ -199,8 +219,8 @@ fn values(
     facts: &[FactPrompt],
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Vec<Value>, EditError> {
-    let on_cpu = model.network.device().is_cpu();
-    let size = if on_cpu { FACTS_PER_BATCH_CPU } else { FACTS_PER_BATCH_GPU };
+    // Not by the number of cores: the same facts in the same batches give the same bits on any of them.
+    let size = facts_per_batch(model, hyperparameters, contexts);
     let batches: Vec<&[FactPrompt]> = facts.chunks(size).collect();
     let values = on_every_core(model.network.device(), &batches, |batch, facts| {
         let values = value::optimise(model, hyperparameters, contexts, facts)?;
