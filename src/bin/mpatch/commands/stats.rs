@@ -168,7 +168,8 @@ fn npz_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CommandError> {
         return Err(CommandError::new(
             ExitKind::Usage,
             "there is no `.npz` file among what is to be imported",
-        ));
+        )
+        .hint("the reference keeps them in `data/stats/MODEL/DATASET_stats`"));
     }
     Ok(files)
 }
@@ -178,8 +179,10 @@ fn import(model: &Model, paths: &[PathBuf], output: &Output) -> Result<Statistic
     let mut layers = BTreeMap::new();
     let mut corpora = Vec::new();
     for path in npz_files(paths)? {
-        let refuse =
-            |what: String| CommandError::new(ExitKind::Malformed, format!("`{}` {what}", path.display()));
+        let refuse = |what: String| {
+            CommandError::new(ExitKind::Malformed, format!("`{}` {what}", path.display()))
+                .hint("give the reference's own `.npz` files for this model")
+        };
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let layer = layer_of_name(&name).ok_or_else(|| {
             refuse(
