@@ -132,7 +132,7 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
 }
 
 /// `text` in backticks, cut to a length that fits in a sentence.
-fn excerpt(text: &str) -> String {
+pub fn excerpt(text: &str) -> String {
     const LENGTH_MAX: usize = 80;
     match text.char_indices().nth(LENGTH_MAX) {
         Some((cut, _)) => format!("`{}...`", &text[..cut]),

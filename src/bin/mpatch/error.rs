@@ -244,6 +244,7 @@ fn io_hint(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => "check the path",
+        ErrorKind::AlreadyExists => "choose another name, or move it away",
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "choose a place that you may write to with `-o`, or change its permissions"
         }

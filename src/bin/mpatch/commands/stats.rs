@@ -142,7 +142,10 @@ fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
             .and_then(|file| file.load())
             .map_err(|error| edit_error(path, error))?;
         match &mut sum {
-            Some(sum) => sum.merge(&loaded).map_err(|error| edit_error(path, error))?,
+            Some(sum) => sum.merge(&loaded).map_err(|error| {
+                CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display()))
+                    .hint("merge statistics of one model and the same layers")
+            })?,
             None => sum = Some(loaded),
         }
     }
