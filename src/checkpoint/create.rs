@@ -51,16 +51,42 @@ pub fn write_safetensors<E: From<CheckpointError>>(
         .tempfile_in(folder)
         .map_err(failed("create a temporary file for"))?;
     let header = header(metadata, tensors);
-    let mut sink = std::io::BufWriter::new(file.as_file_mut());
+    let mut sink = Sink { writer: std::io::BufWriter::new(file.as_file_mut()), failure: None };
     sink.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed("write"))?;
     sink.write_all(&header).map_err(failed("write"))?;
     for index in 0..tensors.len() {
-        bytes(index, &mut sink)?;
+        bytes(index, &mut sink).map_err(|error| match sink.failure.take() {
+            Some(failure) => failed("write")(failure).into(),
+            None => error,
+        })?;
     }
     sink.flush().map_err(failed("write"))?;
     drop(sink);
     publish(file, path, folder)?;
     Ok(())
+}
+
+/// Keeps the system's own words for a failed write, whatever the caller in between makes of them.
+struct Sink<W> {
+    writer: W,
+    failure: Option<std::io::Error>,
+}
+
+impl<W: Write> Write for Sink<W> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.writer.write(bytes).map_err(|error| {
+            let copy = match error.raw_os_error() {
+                Some(code) => std::io::Error::from_raw_os_error(code),
+                None => error.kind().into(),
+            };
+            self.failure = Some(error);
+            copy
+        })
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.writer.flush()
+    }
 }
 
 /// Writes `bytes` as a whole new file that must not exist yet.

@@ -113,7 +113,7 @@ impl<'a> Output<'a> {
         let temporary = temporary.map_err(CheckpointError::io(folder, "write to"))?;
         let (copies, left_out) = (BTreeMap::new(), Vec::new());
         let mut output = Self { checkpoint, target: target.to_owned(), copies, left_out, temporary };
-        output.fill(&touched, progress)?;
+        output.fill(&touched, progress).map_err(|error| output.by_its_name(error))?;
         Ok(output)
     }
 
@@ -148,6 +148,20 @@ impl<'a> Output<'a> {
         Ok(())
     }
 
+    /// An error of the temporary as one of the output: its user asked for that, and never saw the other.
+    fn by_its_name(&self, error: CheckpointError) -> CheckpointError {
+        let temporary = match &self.temporary {
+            Temporary::File(file) => file.path(),
+            Temporary::Folder(folder) => folder.path(),
+        };
+        match error {
+            CheckpointError::Io { path, action, source } if path.starts_with(temporary) => {
+                CheckpointError::Io { path: self.target.clone(), action, source }
+            }
+            error => error,
+        }
+    }
+
     /// Writes `bytes` into the copy, at `offset` within the tensor.
     ///
     /// # Errors
@@ -158,7 +172,8 @@ impl<'a> Output<'a> {
             Some(copy) if inside => copy
                 .file
                 .write_all_at(bytes, tensor.offset + offset)
-                .map_err(CheckpointError::io(&copy.path, "write")),
+                .map_err(CheckpointError::io(&copy.path, "write"))
+                .map_err(|error| self.by_its_name(error)),
             _ => Err(CheckpointError::Output {
                 path: self.target.clone(),
                 reason: format!("tensor `{}` was not to be written there", tensor.name),
@@ -173,8 +188,9 @@ impl<'a> Output<'a> {
     pub fn commit(self) -> Result<Committed, CheckpointError> {
         for (file_index, copy) in &self.copies {
             let mode = mode_of(&self.checkpoint.files()[*file_index])?;
-            copy.file.set_permissions(mode).map_err(CheckpointError::io(&copy.path, "set the mode of"))?;
-            sync(&copy.file, &copy.path)?;
+            let moded =
+                copy.file.set_permissions(mode).map_err(CheckpointError::io(&copy.path, "set the mode of"));
+            moded.and_then(|()| sync(&copy.file, &copy.path)).map_err(|error| self.by_its_name(error))?;
         }
         let target = self.target;
         match self.temporary {

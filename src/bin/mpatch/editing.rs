@@ -46,7 +46,10 @@ impl ModelArguments {
 impl DeviceArguments {
     /// The device asked for, or the best there is.
     pub fn find(&self) -> Result<Device, CommandError> {
-        device(self.device.as_deref()).map_err(|error| CommandError::new(ExitKind::Device, error.to_string()))
+        device(self.device.as_deref()).map_err(|error| {
+            CommandError::new(ExitKind::Device, error.to_string())
+                .hint("leave `--device` out, or run on the processor with `--device cpu`")
+        })
     }
 }
 
@@ -65,30 +68,74 @@ pub fn device_kind(device: &Device) -> &'static str {
 /// A model called `path` is refused, or failed.
 pub fn model_error(path: &Path, error: ModelError) -> CommandError {
     let message = format!("`{}`: {}", path.display(), chain(&error));
+    let refused = |kind, hint: &str| CommandError::new(kind, message).hint(hint);
     match error {
+        // What `config.json` promises and the weights lack is the model's own fault, whatever the patch.
+        ModelError::Checkpoint(error @ CheckpointError::MissingTensor { .. }) => {
+            CommandError::new(ExitKind::Malformed, chain(&error)).hint(
+                "the weights lack what `config.json` asks for: fetch the model again, with all its files",
+            )
+        }
         ModelError::Checkpoint(error) => error.into(),
         ModelError::Missing { .. } => CommandError::new(ExitKind::Malformed, chain(&error))
             .hint("give the folder that the model was downloaded to, with all its files"),
-        ModelError::Config { .. } => CommandError::new(ExitKind::Unsupported, message),
-        ModelError::Device(_) | ModelError::NoDevice { .. } => CommandError::new(ExitKind::Device, message)
-            .hint("try `--device cpu`, or a machine with more memory"),
-        _ => CommandError::new(ExitKind::Malformed, message),
+        ModelError::Config { .. } => {
+            refused(ExitKind::Unsupported, "give a GPT-J model, with its own `config.json`")
+        }
+        ModelError::Tokenizer { .. } => {
+            refused(ExitKind::Malformed, "give the model the tokenizer files that it was published with")
+        }
+        ModelError::Tensor { .. } => {
+            refused(ExitKind::Malformed, "give the weights and the `config.json` of one model, as floats")
+        }
+        ModelError::Device(_) | ModelError::NoDevice { .. } => {
+            refused(ExitKind::Device, "try `--device cpu`, or a machine with more memory")
+        }
+        ModelError::Text { .. } => refused(ExitKind::Malformed, "shorten the text, or leave it out"),
+        _ => refused(ExitKind::Malformed, "`mpatch --help` tells what is expected"),
     }
 }
 
 /// An edit on the model called `path` is refused, or failed.
 pub fn edit_error(path: &Path, error: EditError) -> CommandError {
+    let malformed = |error: EditError| CommandError::new(ExitKind::Malformed, error.to_string());
     match error {
         EditError::Model(error) => model_error(path, error),
         EditError::Checkpoint(error) => error.into(),
         EditError::Fact { source, .. } if matches!(*source, EditError::Model(ModelError::Device(_))) => {
             CommandError::new(ExitKind::Device, chain(source.as_ref()))
+                .hint("try `--device cpu`, or a machine with more memory")
         }
-        EditError::Fact { .. } => CommandError::new(ExitKind::Malformed, error.to_string())
-            .hint("mend this fact in the facts file, or leave it out"),
-        EditError::Statistics { .. } => CommandError::new(ExitKind::Malformed, error.to_string())
-            .hint("`mpatch stats` makes statistics for a model"),
-        _ => CommandError::new(ExitKind::Malformed, error.to_string()),
+        EditError::Fact { position, subject, source } => {
+            // Whatever is wrong may well be that these texts are long.
+            let problem = match *source {
+                EditError::Template { template, what } => format!("{} {what}", excerpt(&template)),
+                other => chain(&other),
+            };
+            let message = format!("fact {position}, {}: {problem}", excerpt(&subject));
+            CommandError::new(ExitKind::Malformed, message)
+                .hint("mend this fact in the facts file, or leave it out")
+        }
+        EditError::Statistics { .. } => malformed(error).hint("`mpatch stats` makes statistics for a model"),
+        EditError::Hyperparameters { .. } | EditError::Contexts { .. } => {
+            let message = format!("`{}`: {error}", path.display());
+            CommandError::new(ExitKind::Malformed, message).hint("mend the file, or leave the option out")
+        }
+        EditError::Corpus { line, what } => {
+            let message = format!("`{}`, line {line}: {what}", path.display());
+            CommandError::new(ExitKind::Malformed, message)
+                .hint("give text in UTF-8, or JSON objects with a `text`, one document a line")
+        }
+        _ => malformed(error).hint("`mpatch stats` makes statistics anew, of more text"),
+    }
+}
+
+/// `text` in backticks, cut to a length that fits in a sentence.
+pub fn excerpt(text: &str) -> String {
+    const LENGTH_MAX: usize = 80;
+    match text.char_indices().nth(LENGTH_MAX) {
+        Some((cut, _)) => format!("`{}...`", &text[..cut]),
+        None => format!("`{text}`"),
     }
 }
 
@@ -153,8 +200,10 @@ pub fn compute_statistics(
     let progress = output.progress("statistics", file.metadata().map_err(failed)?.len());
     let mut reader = BufReader::new(file);
     let tell = |collected: Collected| progress.reach(collected.bytes);
-    collect(model, base, layers, &mut reader, &tell)
-        .map_err(|error| edit_error(model.checkpoint.path(), error))
+    collect(model, base, layers, &mut reader, &tell).map_err(|error| match error {
+        EditError::Corpus { .. } => edit_error(corpus, error),
+        error => edit_error(model.checkpoint.path(), error),
+    })
 }
 
 /// Where statistics are kept between runs: by base, corpus and layers.
@@ -232,7 +281,8 @@ pub fn find_statistics(
         let file = open(path)?;
         file.check(base, inner, layers).map_err(|error| {
             let refused = edit_error(path, error);
-            CommandError { kind: ExitKind::WrongBase, ..refused }
+            let of_another_base = file.provenance().base != base;
+            CommandError { kind: if of_another_base { ExitKind::WrongBase } else { refused.kind }, ..refused }
         })?;
         return Ok(file);
     }

@@ -18,7 +18,7 @@ pub enum ExitKind {
     Usage,
     /// A file is damaged or is not what it should be.
     Malformed,
-    /// The patch is for other weights.
+    /// The patch, or the statistics, are for other weights.
     WrongBase,
     /// What is asked for is already so, or excludes itself.
     Conflict,
@@ -75,7 +75,7 @@ impl ExitKind {
             ExitKind::Done => "done",
             ExitKind::Usage => "the command line is wrong",
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
-            ExitKind::WrongBase => "the patch is for other weights",
+            ExitKind::WrongBase => "the patch, or the statistics, are for other weights",
             ExitKind::Conflict => "already applied or reverted, or facts that exclude each other",
             ExitKind::Io => "a file cannot be read or written; nothing changed",
             ExitKind::LimitExceeded => "a documented limit is exceeded",
@@ -172,7 +172,13 @@ impl CommandError {
                 refused.hint("give the patch file, whose name usually ends in `.mpatch`")
             }
             PatchError::Malformed { .. } => refused.hint("fetch the patch again, or ask whoever made it"),
-            _ => refused,
+            PatchError::UnsupportedVersion { .. }
+            | PatchError::UnsupportedFlags { .. }
+            | PatchError::UnsupportedFeature { .. } => {
+                refused.hint("`mpatch --version` tells which one this is")
+            }
+            PatchError::Limit { .. } => refused.hint("make several smaller patches instead"),
+            _ => refused.hint("if a fresh copy is refused too, ask whoever made it"),
         }
     }
 
@@ -212,7 +218,9 @@ impl From<CheckpointError> for CommandError {
             CheckpointError::MissingTensor { .. } => {
                 refused.hint("`mpatch show` tells which model the patch is for")
             }
-            _ => refused,
+            CheckpointError::Output { .. } => refused.hint("choose another name with `-o`"),
+            CheckpointError::Limit { .. } => refused.hint("this is no model's file: check the path"),
+            _ => refused.hint("fetch the checkpoint again, with its index and all its shards"),
         }
     }
 }
@@ -236,6 +244,7 @@ fn io_hint(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => "check the path",
+        ErrorKind::AlreadyExists => "choose another name, or move it away",
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "choose a place that you may write to with `-o`, or change its permissions"
         }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use mpatch::bind::bind;
+use mpatch::bind::{BindError, bind};
 use mpatch::digest::{PatchId, WeightsId};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
@@ -16,6 +16,7 @@ use mpatch::facts::{FactsFile, Record, Request};
 use mpatch::model::Model;
 use mpatch::patch::manifest::{About, Base, Fact, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
+use mpatch::tensor::{Dtype, Element};
 use serde::Serialize;
 
 use crate::editing::{
@@ -98,9 +99,8 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let place = arguments.place();
     refuse_existing(&place)?;
     let model = arguments.model.open(output)?;
-    let path = model.checkpoint.path().to_owned();
     let hyperparameters = arguments.hyperparameters(&model, output)?;
-    hyperparameters.check(&model.network).map_err(|error| edit_error(&path, error))?;
+    check_finite(&model, &hyperparameters.layers)?;
     let weights = weights_id(&model, output)?;
     let (stats, corpus) = (arguments.stats.as_deref(), arguments.corpus.as_deref());
     let statistics = find_statistics(&model, weights, &hyperparameters.layers, stats, corpus, output)?;
@@ -132,25 +132,26 @@ impl CreateArguments {
 
     fn hyperparameters(&self, model: &Model, output: &Output) -> Result<Hyperparameters, CommandError> {
         let parse = |path: &Path, bytes: &[u8]| {
-            Hyperparameters::parse(bytes).map_err(|error| {
-                CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display()))
-            })
+            Hyperparameters::parse(bytes).map_err(|error| edit_error(path, error))
         };
-        let mut found = match (&self.hparams, model.checkpoint.companion("memit.json")?) {
-            (Some(path), _) => parse(path, &read(path)?)?,
-            (None, Some(bytes)) => parse(&model.checkpoint.folder().join("memit.json"), &bytes)?,
+        let beside = model.checkpoint.folder().join("memit.json");
+        let (mut found, place) = match (&self.hparams, model.checkpoint.companion("memit.json")?) {
+            (Some(path), _) => (parse(path, &read(path)?)?, path.clone()),
+            (None, Some(bytes)) => (parse(&beside, &bytes)?, beside),
             (None, None) => {
                 let (found, source) = Hyperparameters::for_model(model.network.config());
                 output.note(match source {
                     Source::GptJ6B => "hyperparameters: those published for GPT-J-6B",
                     _ => "warning: hyperparameters guessed from the model's depth, never tuned; give `--hparams`",
                 });
-                found
+                (found, model.checkpoint.path().to_owned())
             }
         };
         if let Some(layers) = &self.layers {
             found.layers = layers.clone();
         }
+        let place = if self.layers.is_some() { Path::new("--layers") } else { place.as_path() };
+        found.check(&model.network).map_err(|error| edit_error(place, error))?;
         Ok(found)
     }
 
@@ -160,8 +161,7 @@ impl CreateArguments {
             return Contexts::sample(model, self.seed)
                 .map_err(|error| edit_error(model.checkpoint.path(), error));
         };
-        Contexts::parse(&read(path)?)
-            .map_err(|error| CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display())))
+        Contexts::parse(&read(path)?).map_err(|error| edit_error(path, error))
     }
 
     fn rank_limit(&self) -> RankLimit {
@@ -179,6 +179,39 @@ impl CreateArguments {
 
 fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
     std::fs::read(path).map_err(|error| CommandError::io("read", path, &error))
+}
+
+/// Refuses weights that no patch can be made on: in seconds, not after the hours that the values take.
+fn check_finite(model: &Model, layers: &[usize]) -> Result<(), CommandError> {
+    for &layer in layers {
+        let info = model.checkpoint.tensor(&model.network.mlp_output_name(layer))?;
+        let bytes = model.checkpoint.read(info)?;
+        let broken = match info.element_dtype() {
+            Some(Dtype::F32) => not_finite::<f32>(&bytes),
+            Some(Dtype::F16) => not_finite::<half::f16>(&bytes),
+            Some(Dtype::BF16) => not_finite::<half::bf16>(&bytes),
+            None => None,
+        };
+        let Some((first, count)) = broken else { continue };
+        let columns = model.network.config().inner;
+        let (row, column) = (first / columns, first % columns);
+        let error = BindError::NotFinite { tensor: info.name.clone(), row, column, count };
+        return Err(bind_error(model, &error));
+    }
+    Ok(())
+}
+
+/// Index of the first weight that is NaN or infinite, and the number of them, where there are any.
+fn not_finite<E: Element>(bytes: &[u8]) -> Option<(usize, u64)> {
+    let weights = bytes.chunks_exact(E::DTYPE.size_bytes()).map(E::read).enumerate();
+    let mut broken = weights.filter(|(_, weight)| !weight.is_finite());
+    let (first, _) = broken.next()?;
+    Some((first, 1 + broken.count() as u64))
+}
+
+fn bind_error(model: &Model, error: &BindError) -> CommandError {
+    let message = format!("`{}`: {}", model.checkpoint.path().display(), chain(error));
+    CommandError::new(ExitKind::Malformed, message).hint("fetch the model again, or edit other layers")
 }
 
 /// Everything that a patch is made from.
@@ -261,6 +294,7 @@ impl Job<'_> {
             let facts = update.residuals.ncols();
             let term = compress(&left, &right, rows, facts, columns, &self.compression).map_err(|error| {
                 CommandError::new(ExitKind::Malformed, format!("layer {}: {error}", update.layer))
+                    .hint("ask for more bits or a higher rank")
             })?;
             names.push(update.tensor.clone());
             terms.push(term);
@@ -301,7 +335,7 @@ impl Job<'_> {
             names.iter().enumerate().map(|(index, name)| (name.clone(), vec![index as u32])).collect();
         let progress = output.progress("binding", 0);
         let binding = bind(&model.checkpoint, self.weights, &edits, terms, &|bytes| progress.add(bytes))
-            .map_err(|error| CommandError::new(ExitKind::Malformed, chain(&error)))?;
+            .map_err(|error| bind_error(model, &error))?;
         let draft = Draft {
             base: Base {
                 architecture: model.network.config().architecture.clone(),

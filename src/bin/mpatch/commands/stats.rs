@@ -142,7 +142,10 @@ fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
             .and_then(|file| file.load())
             .map_err(|error| edit_error(path, error))?;
         match &mut sum {
-            Some(sum) => sum.merge(&loaded).map_err(|error| edit_error(path, error))?,
+            Some(sum) => sum.merge(&loaded).map_err(|error| {
+                CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display()))
+                    .hint("merge statistics of one model and the same layers")
+            })?,
             None => sum = Some(loaded),
         }
     }
@@ -168,7 +171,8 @@ fn npz_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CommandError> {
         return Err(CommandError::new(
             ExitKind::Usage,
             "there is no `.npz` file among what is to be imported",
-        ));
+        )
+        .hint("the reference keeps them in `data/stats/MODEL/DATASET_stats`"));
     }
     Ok(files)
 }
@@ -178,8 +182,10 @@ fn import(model: &Model, paths: &[PathBuf], output: &Output) -> Result<Statistic
     let mut layers = BTreeMap::new();
     let mut corpora = Vec::new();
     for path in npz_files(paths)? {
-        let refuse =
-            |what: String| CommandError::new(ExitKind::Malformed, format!("`{}` {what}", path.display()));
+        let refuse = |what: String| {
+            CommandError::new(ExitKind::Malformed, format!("`{}` {what}", path.display()))
+                .hint("give the reference's own `.npz` files for this model")
+        };
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let layer = layer_of_name(&name).ok_or_else(|| {
             refuse(

@@ -4,12 +4,12 @@ use std::path::PathBuf;
 
 use clap::Args;
 use mpatch::evaluate::{TokenProbability, continuation, top_tokens};
-use mpatch::model::{Model, Network};
+use mpatch::model::{Model, ModelError, Network};
 use serde::Serialize;
 
 use super::read_patch;
-use crate::editing::{ModelArguments, model_error, with_patch};
-use crate::error::CommandError;
+use crate::editing::{ModelArguments, excerpt, model_error, with_patch};
+use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, shell_word};
 
 /// Arguments of `try`.
@@ -82,7 +82,14 @@ fn said(
     prompt: &str,
     arguments: &TryArguments,
 ) -> Result<Said, CommandError> {
-    let failed = |error| model_error(model.checkpoint.path(), error);
+    let failed = |error| match error {
+        // The prompt is what is wrong here, and it came by the command line.
+        ModelError::Text { what } => {
+            CommandError::new(ExitKind::Usage, format!("the prompt {}: {what}", excerpt(prompt)))
+                .hint("give a prompt that is neither empty nor longer than the model's context")
+        }
+        error => model_error(model.checkpoint.path(), error),
+    };
     Ok(Said {
         continuation: continuation(model, network, prompt, arguments.tokens).map_err(failed)?,
         top: top_tokens(model, network, prompt, arguments.top).map_err(failed)?,

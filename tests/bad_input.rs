@@ -1,0 +1,598 @@
+//! Whatever is wrong with what a user hands in: the error names the thing, the place, what was expected and found,
+//! and what to do; the exit code is the documented one; and the folder is as it was before.
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod material;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use material::{alter_header, alter_weights, lay_out, lay_out_world, mpatch, small_corpus, world};
+use mpatch::digest::FileDigest;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The matrix that MEMIT edits first in the embedded model, 128 by 512 of F16.
+const EDITED: &str = "transformer.h.0.mlp.fc_out.weight";
+
+/// A folder that commands run in.
+struct Bench {
+    folder: TempDir,
+}
+
+/// What a command that refused had to say.
+struct Refusal {
+    stderr: String,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { folder: tempfile::tempdir().unwrap() }
+    }
+
+    /// With the tiny weights and their patches in it.
+    fn with_patches() -> Self {
+        let bench = Self::new();
+        lay_out(bench.folder.path());
+        bench
+    }
+
+    /// With a copy of the embedded model in `model`, one good fact, and contexts so that none are sampled.
+    fn with_model() -> Self {
+        let bench = Self::new();
+        lay_out_world(&bench.path("model"));
+        bench.write("facts.json", &fact("{} performs on the", "Pavel Prestellman", "flute").to_string());
+        bench.write("contexts.json", r#"[["{}"]]"#);
+        bench
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Changes fields of a JSON file.
+    fn alter_json(&self, name: &str, fields: Value) {
+        let mut value: Value = serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap();
+        for (field, new) in fields.as_object().unwrap() {
+            value[field] = new.clone();
+        }
+        self.write(name, &value.to_string());
+    }
+
+    /// The command, in this folder and with a cache of its own.
+    fn command(&self, words: &str) -> assert_cmd::Command {
+        let mut command = mpatch();
+        command.current_dir(self.folder.path()).env("NO_COLOR", "1");
+        command.env("MPATCH_CACHE_DIR", self.path("cache"));
+        command.args(words.split(' '));
+        command
+    }
+
+    /// Runs a command that must fail with `code`, explain itself, and change nothing.
+    fn refuses(&self, words: &str, code: i32) -> Refusal {
+        let before = listing(self.folder.path());
+        let output = self.command(words).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "`{words}` said:\n{stderr}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "`{words}` failed, yet reported");
+        let lines: Vec<&str> = stderr.lines().collect();
+        let [.., error, hint, state] = lines[..] else { panic!("`{words}` said too little:\n{stderr}") };
+        assert!(error.starts_with("error: "), "{stderr}");
+        assert!(hint.starts_with("hint: "), "{stderr}");
+        assert_eq!(state, "state: unchanged", "{stderr}");
+        assert_eq!(listing(self.folder.path()), before, "`{words}` left something behind");
+        Refusal { stderr }
+    }
+
+    /// `create` of `facts.json` on `model`, refused.
+    fn create_refuses(&self, options: &str, code: i32) -> Refusal {
+        self.refuses(&format!("create facts.json --base model -o new.mpatch{options}"), code)
+    }
+}
+
+impl Refusal {
+    /// The refusal has all these words.
+    #[track_caller]
+    fn says(&self, words: &[&str]) {
+        for words in words {
+            assert!(self.stderr.contains(words), "`{words}` is missing:\n{}", self.stderr);
+        }
+    }
+}
+
+/// Every file and folder under `folder`, files with the digest of their bytes.
+fn listing(folder: &Path) -> BTreeMap<PathBuf, Option<FileDigest>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path.clone());
+                found.insert(path, None);
+            } else {
+                let digest = FileDigest::of(&fs::read(&path).unwrap());
+                found.insert(path, Some(digest));
+            }
+        }
+    }
+    found
+}
+
+fn fact(prompt: &str, subject: &str, target: &str) -> Value {
+    json!({"prompt": prompt, "subject": subject, "target_new": target})
+}
+
+/// Statistics of the embedded model's layers 0 and 1, made once from twenty lines.
+fn statistics() -> &'static Path {
+    static MADE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
+    let (_, path) = MADE.get_or_init(|| {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("corpus.txt"), small_corpus(20)).unwrap();
+        let mut command = mpatch();
+        command.current_dir(folder.path()).args(["stats", "corpus.txt", "-o", "made.safetensors", "--base"]);
+        command.arg(world()).args(["--layers", "0,1"]).assert().success();
+        let path = folder.path().join("made.safetensors");
+        (folder, path)
+    });
+    path
+}
+
+// Facts
+
+/// A facts file with this text is refused with `code` before any model is looked for.
+fn facts_refused(text: &str, code: i32, words: &[&str]) {
+    let bench = Bench::new();
+    bench.write("facts.json", text);
+    let refusal = bench.create_refuses("", code);
+    refusal.says(&["`facts.json`"]);
+    refusal.says(words);
+}
+
+#[test]
+fn facts_that_are_not_json_are_refused_at_their_place() {
+    facts_refused("{\"prompt\": \"{} is\",\n \"subject\" \"Ann\"}", 3, &["line 2", "column", "expected `:`"]);
+    facts_refused("Ann plays the flute", 3, &["not JSON", "line 1"]);
+    facts_refused("", 3, &["empty"]);
+    let lines = format!("{}\n{{\"prompt\": 1,\n", fact("{} is", "Ann", "tall"));
+    facts_refused(&lines, 3, &["line 2"]);
+}
+
+#[test]
+fn a_fact_without_a_field_is_refused_by_record_and_field() {
+    let incomplete = json!({"prompt": "{} is", "subject": "Bob"});
+    let facts = json!([fact("{} is", "Ann", "tall"), incomplete]);
+    facts_refused(&facts.to_string(), 3, &["record 2", "`target_new`"]);
+    facts_refused(&json!([{"question": "who?"}]).to_string(), 3, &["record 1", "`question`", "`subject`"]);
+    facts_refused(&json!([fact("{} is", "Ann", "tall"), 7]).to_string(), 3, &["record 2", "a number"]);
+    facts_refused(
+        &json!({"prompt": "{} is", "subject": 7, "target_new": "tall"}).to_string(),
+        3,
+        &["record 1", "`subject`", "a number"],
+    );
+}
+
+#[test]
+fn a_prompt_says_once_where_its_subject_goes() {
+    let prompt = |prompt: &str| fact(prompt, "Ann", "tall").to_string();
+    facts_refused(
+        &prompt("She is"),
+        3,
+        &["record 1", "0 times", "exactly once", "write the prompt with `{}`"],
+    );
+    facts_refused(&prompt("{} and {} are"), 3, &["record 1", "2 times", "exactly once"]);
+}
+
+#[test]
+fn an_empty_subject_or_target_is_refused() {
+    facts_refused(&fact("{} is", "", "tall").to_string(), 3, &["record 1", "`subject`", "empty"]);
+    facts_refused(&fact("{} is", "  ", "tall").to_string(), 3, &["record 1", "`subject`"]);
+    facts_refused(&fact("{} is", "Ann", "").to_string(), 3, &["record 1", "`target_new`", "empty"]);
+}
+
+#[test]
+fn the_same_fact_twice_and_contradicting_facts_are_refused() {
+    let twice = json!([fact("{} is", "Ann", "tall"), fact("{} is", "Ann", "tall")]);
+    facts_refused(&twice.to_string(), 7, &["record 2", "the same fact as record 1", "Ann is"]);
+    let against = json!([fact("{} is", "Ann", "tall"), fact("{} is", "Ann", "small")]);
+    facts_refused(&against.to_string(), 7, &["record 2", "contradicts record 1", "`small`", "`tall`"]);
+}
+
+#[test]
+fn facts_that_are_not_there_are_an_error_of_reading() {
+    let bench = Bench::new();
+    bench.create_refuses("", 11).says(&["cannot read `facts.json`", "check the path"]);
+}
+
+#[test]
+fn a_subject_longer_than_the_context_is_refused_before_the_long_work() {
+    let bench = Bench::with_model();
+    bench.write("facts.json", &fact("{} is", &"Ann ".repeat(300), "tall").to_string());
+    let options = format!(" --layers 0 --contexts contexts.json --stats {}", statistics().display());
+    bench.create_refuses(&options, 3).says(&["fact 1", "604 tokens", "context only 256", "..."]);
+}
+
+// Models
+
+/// The embedded model altered by `alter` is refused with `code`.
+fn model_refused(alter: impl FnOnce(&Path), code: i32, words: &[&str]) {
+    let bench = Bench::with_model();
+    alter(&bench.path("model"));
+    bench.create_refuses("", code).says(words);
+}
+
+#[test]
+fn a_folder_that_is_no_model_is_refused() {
+    let remove = |name: &'static str| move |folder: &Path| fs::remove_file(folder.join(name)).unwrap();
+    model_refused(remove("config.json"), 3, &["`model`", "`config.json`", "all its files"]);
+    model_refused(remove("tokenizer.json"), 3, &["`model`", "`tokenizer.json`", "`vocab.json`"]);
+    model_refused(remove("model.safetensors"), 3, &["`model`", "not a checkpoint"]);
+    model_refused(|folder| fs::remove_dir_all(folder).unwrap(), 11, &["`model`", "check the path"]);
+}
+
+#[test]
+fn another_architecture_is_refused_by_name() {
+    let bench = Bench::with_model();
+    bench.alter_json(
+        "model/config.json",
+        json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
+    );
+    bench.create_refuses("", 15).says(&["config.json", "`LlamaForCausalLM`", "`GPTJForCausalLM`"]);
+}
+
+#[test]
+fn a_missing_tensor_is_named_with_the_nearest_one() {
+    let lose = |folder: &Path| {
+        alter_header(&folder.join("model.safetensors"), |header| {
+            let tensor = header.remove(EDITED).unwrap();
+            header.insert("transformer.h.0.mlp.fc_uot.weight".to_owned(), tensor);
+        });
+    };
+    let words = ["`model", EDITED, "the nearest name is `transformer.h."];
+    model_refused(lose, 3, &words);
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_refused_with_both_shapes() {
+    let turn = |folder: &Path| {
+        let shape = json!([512, 128]);
+        alter_header(&folder.join("model.safetensors"), |header| header[EDITED]["shape"] = shape);
+    };
+    model_refused(turn, 3, &["`model", EDITED, "[512, 128]", "[128, 512]"]);
+}
+
+#[test]
+fn a_tensor_of_integers_is_refused_by_its_type() {
+    let retype = |folder: &Path| {
+        alter_header(&folder.join("model.safetensors"), |header| header[EDITED]["dtype"] = json!("I16"));
+    };
+    model_refused(retype, 3, &["`model", EDITED, "I16", "F32, F16 or BF16"]);
+}
+
+#[test]
+fn weights_that_are_nan_are_refused_before_the_long_work() {
+    let (nan, infinity, fine) = (0x7e00, 0xfc00, 0x3c00);
+    let break_two = |folder: &Path| {
+        alter_weights(&folder.join("model.safetensors"), EDITED, &[fine, fine, nan, fine, infinity]);
+    };
+    let words = ["`model", EDITED, "2 NaN or infinite weights", "row 0, column 2"];
+    // There are no statistics either: the weights are what is looked at first.
+    model_refused(break_two, 3, &words);
+}
+
+#[test]
+fn a_tokenizer_that_knows_more_words_than_the_model_is_refused() {
+    let bench = Bench::with_model();
+    bench.alter_json("model/config.json", json!({"vocab_size": 1000}));
+    bench.create_refuses("", 3).says(&["tokenizer", "2047", "1000 words"]);
+    bench.write("model/tokenizer.json", "{}");
+    bench.create_refuses("", 3).says(&["`model", "tokenizer"]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused() {
+    let cut = |folder: &Path| {
+        let file = folder.join("model.safetensors");
+        let bytes = fs::read(&file).unwrap();
+        fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
+    };
+    model_refused(cut, 3, &["`model/model.safetensors`", "not a valid safetensors file"]);
+}
+
+// Statistics, hyperparameters, contexts
+
+#[test]
+fn statistics_that_do_not_fit_are_refused() {
+    let bench = Bench::with_model();
+    fs::copy(statistics(), bench.path("stats.safetensors")).unwrap();
+    let options = " --stats stats.safetensors";
+    bench.create_refuses(options, 3).says(&["`stats.safetensors`", "[0, 1]", "expected layer 2"]);
+    bench
+        .create_refuses(" --stats model/model.safetensors", 3)
+        .says(&["has the format `pt`", "`mpatch statistics 1`"]);
+    bench.create_refuses(" --stats none.safetensors", 11).says(&["`none.safetensors`", "check the path"]);
+    bench.create_refuses("", 2).says(&["no statistics of this model", "`--corpus FILE`"]);
+    alter_weights(&bench.path("model/model.safetensors"), EDITED, &[0x3c00]);
+    let refusal = bench.create_refuses(options, 6);
+    refusal.says(&["`stats.safetensors`", "made on another base", "expected", "`mpatch stats`"]);
+}
+
+#[test]
+fn a_corpus_that_cannot_be_read_is_refused_at_its_line() {
+    let bench = Bench::with_model();
+    bench.write("corpus.txt", "One good line.\n{\"title\": \"no text\"}\n");
+    let stats = "stats corpus.txt --base model -o new.safetensors";
+    bench.refuses(stats, 3).says(&["`corpus.txt`", "line 2", "`text`"]);
+    bench.write("corpus.txt", "");
+    bench.refuses(stats, 3).says(&["`corpus.txt`", "no text"]);
+    fs::write(bench.path("corpus.txt"), b"caf\xe9\n").unwrap();
+    bench.refuses(stats, 3).says(&["`corpus.txt`", "line 1", "utf-8", "UTF-8"]);
+    bench.refuses("stats none.txt --base model -o new.safetensors", 11).says(&["`none.txt`"]);
+}
+
+#[test]
+fn hyperparameters_that_make_no_sense_are_refused_by_field() {
+    let bench = Bench::with_model();
+    let options = " --hparams h.json";
+    bench.write("h.json", "layers: 3");
+    bench.create_refuses(options, 3).says(&["`h.json`", "line 1"]);
+    for (fields, words) in [
+        (json!({"layers": [0, 9]}), ["`layers` names 9", "the model has 8"]),
+        (json!({"layers": [2, 1]}), ["`layers`", "ascending"]),
+        (json!({"layers": "all"}), ["string \"all\"", "expected a sequence"]),
+        (json!({"fact_token": "first"}), ["`first`", "`subject_last`"]),
+        (json!({"v_num_grad_steps": 0}), ["`v_num_grad_steps` is 0", "at least 1"]),
+        (json!({"v_lr": -1.0}), ["`v_lr` is -1", "positive"]),
+    ] {
+        fs::copy(world().join("memit.json"), bench.path("h.json")).unwrap();
+        bench.alter_json("h.json", fields);
+        let refusal = bench.create_refuses(options, 3);
+        refusal.says(&["`h.json`"]);
+        refusal.says(&words);
+    }
+    bench.create_refuses(" --layers 8", 3).says(&["`--layers`", "names 8", "the model has 8"]);
+    bench.create_refuses(" --hparams none.json", 11).says(&["`none.json`"]);
+}
+
+#[test]
+fn contexts_that_are_no_templates_are_refused() {
+    let bench = Bench::with_model();
+    let options = format!(" --layers 0 --contexts contexts.json --stats {}", statistics().display());
+    for (text, words) in [
+        ("{}", "expected a list of lists"),
+        (r#"["{}"]"#, "expected a list of lists"),
+        ("[]", "an empty list"),
+        (r#"[["{}"], ["Therefore. "]]"#, "the template `Therefore. ` has 0 `{}`, expected one"),
+        (r#"[["{} {}"]]"#, "has 2 `{}`, expected one"),
+    ] {
+        bench.write("contexts.json", text);
+        bench.create_refuses(&options, 3).says(&["`contexts.json`", words]);
+    }
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused() {
+    let bench = Bench::with_model();
+    bench.create_refuses(" --device tpu", 13).says(&["`tpu`", "`cpu`", "`cuda:N`"]);
+}
+
+// Patches
+
+/// A patch with these bytes is refused by every verb that takes one.
+fn patch_refused(alter: impl FnOnce(&mut Vec<u8>), code: i32, words: &[&str]) {
+    let bench = Bench::with_patches();
+    let mut bytes = fs::read(bench.path("edits.mpatch")).unwrap();
+    alter(&mut bytes);
+    fs::write(bench.path("bad.mpatch"), bytes).unwrap();
+    for verb in [
+        "show bad.mpatch",
+        "verify bad.mpatch --base model.safetensors",
+        "apply model.safetensors bad.mpatch",
+        "revert model.safetensors bad.mpatch",
+        "try bad.mpatch --base gptj Hello",
+    ] {
+        let refusal = bench.refuses(verb, code);
+        refusal.says(&["`bad.mpatch`"]);
+        refusal.says(words);
+    }
+}
+
+#[test]
+fn a_truncated_patch_is_refused_with_both_sizes() {
+    patch_refused(
+        |bytes| bytes.truncate(bytes.len() - 1),
+        3,
+        &["truncated", "of at least", "fetch the patch again"],
+    );
+    patch_refused(|bytes| bytes.truncate(10), 3, &["truncated", "10 of at least 64 bytes"]);
+    patch_refused(Vec::clear, 3, &["truncated", "0 of at least 64 bytes"]);
+}
+
+#[test]
+fn a_patch_with_a_flipped_bit_is_refused() {
+    patch_refused(|bytes| bytes[100] ^= 1, 3, &["damaged manifest", "it hashes to", "fetch the patch again"]);
+    // The last bytes but a few are the last section's.
+    patch_refused(
+        |bytes| {
+            let place = bytes.len() - 12;
+            bytes[place] ^= 1;
+        },
+        3,
+        &["damaged section", "it hashes to"],
+    );
+    patch_refused(|bytes| bytes[0] ^= 1, 3, &["not a patch", "it begins with", "`.mpatch`"]);
+}
+
+#[test]
+fn a_patch_of_a_later_version_is_refused_as_such() {
+    patch_refused(|bytes| bytes[8] = 2, 15, &["needs format 2.0", "reads 1.0", "update mpatch"]);
+    patch_refused(|bytes| bytes[12] = 1, 15, &["flags 0x00000001", "update mpatch"]);
+}
+
+#[test]
+fn a_patch_for_another_base_is_refused_with_both_digests() {
+    let bench = Bench::with_patches();
+    for verb in ["apply other.safetensors edits.mpatch", "revert other.safetensors edits.mpatch"] {
+        let refusal = bench.refuses(verb, 6);
+        refusal.says(&[
+            "`edits.mpatch`",
+            "`other.safetensors`",
+            material::TENSOR,
+            "hashes to",
+            "the patch expects",
+        ]);
+    }
+    fs::remove_file(bench.path("edits.mpatch")).unwrap();
+    bench.refuses("apply model.safetensors edits.mpatch", 11).says(&["`edits.mpatch`", "check the path"]);
+}
+
+#[test]
+fn a_patch_that_is_already_in_is_refused() {
+    let bench = Bench::with_patches();
+    bench.command("apply model.safetensors edits.mpatch").assert().success();
+    let refusal = bench.refuses("apply model.edits.safetensors edits.mpatch", 7);
+    refusal.says(&["already applied", "`model.edits.safetensors`", "`mpatch revert"]);
+    bench.refuses("revert model.safetensors edits.mpatch", 7).says(&["is not in", "`mpatch apply"]);
+}
+
+#[test]
+fn a_prompt_that_cannot_be_run_is_refused() {
+    let bench = Bench::new();
+    material::lay_out_editing(bench.folder.path());
+    let prompt = |prompt: &str| {
+        let mut command = bench.command("try edits.mpatch --base model");
+        let output = command.arg(prompt).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        stderr
+    };
+    let empty = prompt("");
+    assert!(empty.contains("the prompt ``: a text has no tokens") && empty.contains("hint: "), "{empty}");
+    let long = prompt(&"Ann ".repeat(300));
+    assert!(long.contains("Ann ...`") && long.contains("context of 256"), "{long}");
+}
+
+// Outputs
+
+#[test]
+fn an_output_that_exists_is_never_replaced() {
+    let bench = Bench::with_patches();
+    bench.write("taken", "mine");
+    let words = ["`taken` exists already and is not replaced", "choose another name"];
+    bench.refuses("apply model.safetensors edits.mpatch -o taken", 11).says(&words);
+    bench.refuses("revert model.safetensors edits.mpatch -o taken", 11).says(&words);
+    bench.write("facts.json", &fact("{} is", "Ann", "tall").to_string());
+    bench.refuses("create facts.json --base gptj -o taken", 11).says(&words);
+    bench.refuses("stats facts.json --base gptj -o taken", 11).says(&words);
+    bench.refuses("demo --keep taken", 11).says(&["`taken`", "exists", "choose another name"]);
+    let over_itself = bench.refuses("apply model.safetensors edits.mpatch -o model.safetensors", 11);
+    over_itself.says(&["`model.safetensors` exists already"]);
+}
+
+#[test]
+fn a_folder_that_is_read_only_is_refused_before_the_work() {
+    let bench = Bench::with_patches();
+    bench.write("facts.json", &fact("{} is", "Ann", "tall").to_string());
+    fs::create_dir(bench.path("locked")).unwrap();
+    let Some(_lock) = Mount::tmpfs(bench.path("locked"), "ro,size=64k") else {
+        return skipped("a read-only folder needs root and mount");
+    };
+    let words = ["`locked`", "Read-only file system", "`-o`"];
+    bench.refuses("apply model.safetensors edits.mpatch -o locked/new.safetensors", 11).says(&words);
+    bench.refuses("apply gptj edits.mpatch -o locked/new", 11).says(&words);
+    bench.refuses("create facts.json --base gptj -o locked/new.mpatch", 11).says(&words);
+    bench.refuses("stats facts.json --base gptj -o locked/new.safetensors", 11).says(&words);
+}
+
+#[test]
+fn a_disk_that_is_full_is_said_and_nothing_is_left_on_it() {
+    let bench = Bench::with_patches();
+    lay_out_world(&bench.path("world"));
+    bench.write("corpus.txt", &small_corpus(2));
+    fs::create_dir(bench.path("full")).unwrap();
+    let Some(_mount) = Mount::tmpfs(bench.path("full"), "size=64k") else {
+        return skipped("a full disk needs root and mount");
+    };
+    let mut filler = fs::File::create(bench.path("full/filler")).unwrap();
+    while filler.write(&[0; 4096]).is_ok_and(|size| size > 0) {}
+    let words = ["cannot write `full/new", "No space left on device", "free some space"];
+    bench.refuses("apply model.safetensors edits.mpatch -o full/new.safetensors", 11).says(&words);
+    bench.refuses("apply gptj edits.mpatch -o full/new", 11).says(&words);
+    bench.refuses("stats corpus.txt --base world --layers 0 -o full/new.safetensors", 11).says(&words);
+}
+
+#[test]
+fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
+    let bench = Bench::with_patches();
+    let run = |arguments: &[&str]| {
+        let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+        command.current_dir(bench.folder.path()).args(arguments).stdout(full).stderr(Stdio::piped());
+        let ended = command.spawn().unwrap().wait_with_output().unwrap();
+        assert_eq!(ended.status.code(), Some(11));
+        String::from_utf8(ended.stderr).unwrap()
+    };
+    let shown = run(&["show", "edits.mpatch"]);
+    assert!(shown.contains("`stdout`") && shown.ends_with("state: unchanged\n"), "{shown}");
+    let applied = run(&["apply", "model.safetensors", "edits.mpatch", "-o", "new.safetensors"]);
+    assert!(applied.contains("`stdout`") && applied.ends_with("state: applied\n"), "{applied}");
+    assert!(bench.path("new.safetensors").exists());
+}
+
+#[test]
+fn a_command_line_that_is_wrong_changes_nothing() {
+    let bench = Bench::with_patches();
+    let output = bench.command("apply model.safetensors").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr.contains("<PATCH>") && stderr.ends_with("state: unchanged\n"), "{stderr}");
+}
+
+#[test]
+fn the_readme_lists_every_exit_code_as_the_help_does() {
+    let help = String::from_utf8(mpatch().arg("--help").output().unwrap().stdout).unwrap();
+    let (_, table) = help.split_once("Exit codes:\n").unwrap();
+    let of_help: Vec<(&str, &str)> = table.lines().filter_map(|line| line.trim().split_once("  ")).collect();
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let (_, section) = readme.split_once("## Exit codes\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let of_readme: Vec<(&str, &str)> = section
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |")?.split_once(" | "))
+        .filter(|(code, _)| code.chars().all(|digit| digit.is_ascii_digit()))
+        .collect();
+    assert!(of_help.len() > 10, "{help}");
+    assert_eq!(of_readme, of_help);
+}
+
+/// A file system of its own at a folder, until dropped.
+struct Mount {
+    folder: PathBuf,
+}
+
+impl Mount {
+    /// None where the system does not let us.
+    fn tmpfs(folder: PathBuf, options: &str) -> Option<Self> {
+        let mut command = Command::new("mount");
+        command.args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(&folder).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success()).then_some(Self { folder })
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.folder).status();
+    }
+}
+
+fn skipped(reason: &str) {
+    let _ = writeln!(std::io::stdout(), "skipped: {reason}");
+}
