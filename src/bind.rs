@@ -89,6 +89,34 @@ pub enum NotFinite {
     Keep,
 }
 
+/// Refuses tensors that hold NaN or infinity: no patch can be made on such weights.
+///
+/// [`bind`] refuses them too, but only when everything else is done.
+///
+/// # Errors
+/// [`BindError::NotFinite`] or [`BindError::Checkpoint`].
+pub fn check_finite(checkpoint: &Checkpoint, tensors: &[String]) -> Result<(), BindError> {
+    for name in tensors {
+        let info = checkpoint.tensor(name)?;
+        let Some(dtype) = info.element_dtype() else { continue };
+        let bytes = checkpoint.read(info)?;
+        if let Some((first, count)) = with_element!(dtype, E => not_finite::<E>(&bytes)) {
+            let columns = info.shape.last().map_or(1, |columns| (*columns).max(1) as usize);
+            let (row, column) = (first / columns, first % columns);
+            return Err(BindError::NotFinite { tensor: name.clone(), row, column, count });
+        }
+    }
+    Ok(())
+}
+
+/// Index of the first weight that is NaN or infinite, and the number of them, where there are any.
+fn not_finite<E: Element>(bytes: &[u8]) -> Option<(usize, u64)> {
+    let weights = bytes.chunks_exact(E::DTYPE.size_bytes()).map(E::read).enumerate();
+    let mut broken = weights.filter(|(_, weight)| !weight.is_finite());
+    let (first, _) = broken.next()?;
+    Some((first, 1 + broken.count() as u64))
+}
+
 /// Binds `edits`, tensor names with indices into `terms`, to a checkpoint whose weights have the id `weights`.
 ///
 /// `progress` is told bytes, the sizes of the edited tensors in all.

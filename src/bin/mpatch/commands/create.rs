@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use mpatch::bind::{BindError, bind};
+use mpatch::bind::{BindError, bind, check_finite};
 use mpatch::digest::{PatchId, WeightsId};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
@@ -16,7 +16,6 @@ use mpatch::facts::{FactsFile, Record, Request};
 use mpatch::model::Model;
 use mpatch::patch::manifest::{About, Base, Fact, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
-use mpatch::tensor::{Dtype, Element};
 use serde::Serialize;
 
 use crate::editing::{
@@ -100,7 +99,10 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     refuse_existing(&place)?;
     let model = arguments.model.open(output)?;
     let hyperparameters = arguments.hyperparameters(&model, output)?;
-    check_finite(&model, &hyperparameters.layers)?;
+    let edited: Vec<String> =
+        hyperparameters.layers.iter().map(|&layer| model.network.mlp_output_name(layer)).collect();
+    // In seconds, not after the hours that the values take.
+    check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(&model, &error))?;
     let weights = weights_id(&model, output)?;
     let (stats, corpus) = (arguments.stats.as_deref(), arguments.corpus.as_deref());
     let statistics = find_statistics(&model, weights, &hyperparameters.layers, stats, corpus, output)?;
@@ -179,34 +181,6 @@ impl CreateArguments {
 
 fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
     std::fs::read(path).map_err(|error| CommandError::io("read", path, &error))
-}
-
-/// Refuses weights that no patch can be made on: in seconds, not after the hours that the values take.
-fn check_finite(model: &Model, layers: &[usize]) -> Result<(), CommandError> {
-    for &layer in layers {
-        let info = model.checkpoint.tensor(&model.network.mlp_output_name(layer))?;
-        let bytes = model.checkpoint.read(info)?;
-        let broken = match info.element_dtype() {
-            Some(Dtype::F32) => not_finite::<f32>(&bytes),
-            Some(Dtype::F16) => not_finite::<half::f16>(&bytes),
-            Some(Dtype::BF16) => not_finite::<half::bf16>(&bytes),
-            None => None,
-        };
-        let Some((first, count)) = broken else { continue };
-        let columns = model.network.config().inner;
-        let (row, column) = (first / columns, first % columns);
-        let error = BindError::NotFinite { tensor: info.name.clone(), row, column, count };
-        return Err(bind_error(model, &error));
-    }
-    Ok(())
-}
-
-/// Index of the first weight that is NaN or infinite, and the number of them, where there are any.
-fn not_finite<E: Element>(bytes: &[u8]) -> Option<(usize, u64)> {
-    let weights = bytes.chunks_exact(E::DTYPE.size_bytes()).map(E::read).enumerate();
-    let mut broken = weights.filter(|(_, weight)| !weight.is_finite());
-    let (first, _) = broken.next()?;
-    Some((first, 1 + broken.count() as u64))
 }
 
 fn bind_error(model: &Model, error: &BindError) -> CommandError {
