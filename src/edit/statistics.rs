@@ -218,7 +218,7 @@ fn document(line: &str) -> Result<String, String> {
 }
 
 impl Statistics {
-    /// Adds the sums and counts of `other`, which must be of the same model, layers and width.
+    /// Adds the sums and counts of `other`, which must be of the same model, layers and width, and another corpus.
     ///
     /// # Errors
     /// [`EditError::Statistics`] says what differs.

@@ -27,12 +27,17 @@ pub struct Config {
     pub layer_norm_epsilon: f64,
 }
 
-/// The fields as Hugging Face writes them, with the class's defaults.
+/// What says which model it is.
 #[derive(Deserialize)]
-struct Raw {
+struct Kind {
     model_type: Option<String>,
     #[serde(default)]
     architectures: Option<Vec<String>>,
+}
+
+/// The fields as Hugging Face writes them, with the class's defaults.
+#[derive(Deserialize)]
+struct Raw {
     vocab_size: usize,
     #[serde(default = "Raw::positions")]
     n_positions: usize,
@@ -72,12 +77,15 @@ impl Config {
     /// Reads `config.json`.
     ///
     /// # Errors
-    /// [`ModelError::Config`] names the field, what was found and what is expected.
+    /// [`ModelError::Config`] or [`ModelError::Unsupported`] names the field, what was found and what is expected.
     pub fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
         let invalid = |what: String| ModelError::Config { what };
+        let kind: Kind = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+        // Before the fields: another architecture has others.
+        let architecture = kind.architecture().map_err(|what| ModelError::Unsupported { what })?;
         let raw: Raw = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
-        let architecture = raw.architecture().map_err(invalid)?;
         raw.check().map_err(invalid)?;
+        raw.check_variant().map_err(|what| ModelError::Unsupported { what })?;
         Ok(Self {
             architecture,
             vocabulary: raw.vocab_size,
@@ -97,7 +105,7 @@ impl Config {
     }
 }
 
-impl Raw {
+impl Kind {
     /// The class name; anything that is not GPT-J is refused by name.
     fn architecture(&self) -> Result<String, String> {
         let classes = self.architectures.clone().unwrap_or_default();
@@ -113,7 +121,9 @@ impl Raw {
             "the architecture is `{found}`; mpatch edits GPT-J (`GPTJForCausalLM`, model_type `gptj`)"
         ))
     }
+}
 
+impl Raw {
     fn check(&self) -> Result<(), String> {
         let sizes = [
             ("vocab_size", self.vocab_size),
@@ -140,6 +150,11 @@ impl Raw {
                 ));
             }
         }
+        Ok(())
+    }
+
+    /// What the class allows and mpatch does not compute.
+    fn check_variant(&self) -> Result<(), String> {
         if !["gelu_new", "gelu_pytorch_tanh", "gelu_fast"].contains(&self.activation_function.as_str()) {
             return Err(format!(
                 "`activation_function` is `{}`, expected `gelu_new`",
@@ -171,8 +186,7 @@ mod tests {
 
     #[test]
     fn another_architecture_is_refused_by_name() {
-        let text = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": 1, "n_embd": 1,
-            "n_layer": 1, "n_head": 1}"#;
+        let text = r#"{"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 4096}"#;
         assert!(refusal(text).contains("`LlamaForCausalLM`"));
     }
 

@@ -43,10 +43,16 @@ pub enum ModelError {
         /// The file, with its backticks.
         file: &'static str,
     },
-    /// `config.json` is not that of a model we run.
+    /// `config.json` cannot be read, or contradicts itself.
     #[error("config.json: {what}")]
     Config {
         /// What is wrong.
+        what: String,
+    },
+    /// `config.json` is that of a model which mpatch does not run.
+    #[error("config.json: {what}")]
+    Unsupported {
+        /// What it asks for.
         what: String,
     },
     /// The tokenizer files cannot be used.

@@ -80,6 +80,9 @@ pub fn model_error(path: &Path, error: ModelError) -> CommandError {
         ModelError::Missing { .. } => CommandError::new(ExitKind::Malformed, chain(&error))
             .hint("give the folder that the model was downloaded to, with all its files"),
         ModelError::Config { .. } => {
+            refused(ExitKind::Malformed, "give the model the `config.json` that it was published with")
+        }
+        ModelError::Unsupported { .. } => {
             refused(ExitKind::Unsupported, "give a GPT-J model, with its own `config.json`")
         }
         ModelError::Tokenizer { .. } => {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::PatchId;
+use mpatch::model::{Config, ModelError};
 use mpatch::patch::Patch;
 use mpatch::verify::{DigestEvidence, FormEvidence, State, verify, verify_form, verify_size_bytes};
 use serde::Serialize;
@@ -76,7 +77,7 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
     };
     let fitting = digests.as_ref().filter(|digests| digests.holds());
     let behaviour = match (&arguments.base, fitting.and_then(|digests| digests.state)) {
-        (Some(base), Some(state)) if !arguments.digests_only && has_config(base)? => {
+        (Some(base), Some(state)) if !arguments.digests_only && can_run(base)? => {
             let records = arguments.records.as_deref();
             Some(behaviour::check(patch, &arguments.patch, base, state, records, &arguments.device, output)?)
         }
@@ -96,9 +97,10 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
     })
 }
 
-/// Weights alone cannot be run.
-fn has_config(base: &Path) -> Result<bool, CommandError> {
-    Ok(Checkpoint::open(base)?.companion("config.json")?.is_some())
+/// Weights alone cannot be run, nor can models of another architecture.
+fn can_run(base: &Path) -> Result<bool, CommandError> {
+    let config = Checkpoint::open(base)?.companion("config.json")?;
+    Ok(config.is_some_and(|bytes| !matches!(Config::parse(&bytes), Err(ModelError::Unsupported { .. }))))
 }
 
 impl LadderReport {
@@ -155,7 +157,7 @@ impl LadderReport {
         let (outcome, evidence) = match &self.behaviour {
             None => (
                 "not checked".to_owned(),
-                "needs a model that fits, with its config and tokenizer".to_owned(),
+                "needs a GPT-J that fits, with its config and tokenizer".to_owned(),
             ),
             Some(behaviour) => (holds(behaviour.holds()), behaviour.in_words()),
         };
