@@ -17,6 +17,9 @@ use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::statistics::{Provenance, Statistics, StatisticsFile, collect};
 use mpatch::edit::{Edit, FactPrompt, import, memit};
+use mpatch::evaluate::{Extent, evaluate};
+use mpatch::factors::{Compression, RankLimit, compress};
+use mpatch::facts::FactsFile;
 use mpatch::model::Model;
 
 const TOLERANCE: f64 = 1e-4;
@@ -97,6 +100,31 @@ fn agrees_with_the_reference(count: usize) {
         println!("{count} facts: {name} {difference:.1e}");
         assert!(difference < TOLERANCE, "{name} differs by {difference:e}");
     }
+    scores_as_the_reference(&model, &edit, count);
+}
+
+/// The edit as a patch holds it, 8-bit integers rounded to f16, against the reference's f32 weights.
+fn scores_as_the_reference(model: &Model, edit: &Edit, count: usize) {
+    let compression = Compression { bits: 8, limit: RankLimit::Full };
+    let edits = edit.layers.iter().map(|layer| {
+        let (left, right) = layer.factors();
+        let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
+        let term = compress(&left, &right, rows, count, columns, &compression).unwrap();
+        (layer.tensor.as_str(), vec![term])
+    });
+    let network = model.with_terms(edits).unwrap();
+    let records = FactsFile::parse(&std::fs::read(world().join("records.json")).unwrap()).unwrap().records;
+    let extent = Extent { generation: false, ngram_entropy_records: 0, seed: 0 };
+    let scores = evaluate(model, &network, &records[..count], extent, &|_| ()).unwrap().scores;
+    let recorded = std::fs::read(reference(count).join("scores.json")).unwrap();
+    let recorded: serde_json::Value = serde_json::from_slice(&recorded).unwrap();
+    let found = scores.score.unwrap();
+    let expected = recorded["after"]["score"].as_f64().unwrap();
+    println!("{count} facts: Score {found:.2}, the reference's {expected:.2}");
+    assert!((found - expected).abs() < 0.5, "Score {found}, the reference's is {expected}");
+    let before = evaluate(model, &model.network, &records[..count], extent, &|_| ()).unwrap().scores;
+    assert_eq!(before.neighborhood, recorded["before"]["neighborhood"].as_f64());
+    assert_eq!(before.efficacy, recorded["before"]["efficacy"].as_f64());
 }
 
 #[test]

@@ -285,7 +285,7 @@ fn texts_are_accepted_at_the_limit_and_refused_one_past_it() {
 #[test]
 fn too_many_facts_are_refused() {
     let many = format!("[{BALL}{}]", ",0".repeat(FACTS_MAX));
-    assert_eq!(message(&many), "the facts file holds 1000001 facts: the limit is 1000000");
+    assert_eq!(message(&many), "the facts file holds 500001 facts: the limit is 500000");
 }
 
 #[test]
