@@ -80,3 +80,22 @@ fn completions_are_printed_for_every_shell() {
         assert!(script.contains("revert") && script.contains("dry-run"), "{shell}");
     }
 }
+
+#[test]
+fn the_same_inputs_give_the_same_patch_on_one_thread_or_several() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_editing(folder.path());
+    let make = |threads: &str, patch: &str| {
+        let words = ["create", "facts.json", "--base", "model", "--corpus", "corpus.txt", "--seed", "7", "-o", patch];
+        mpatch()
+            .current_dir(folder.path())
+            .env("RAYON_NUM_THREADS", threads)
+            // A cache of its own, so that the statistics are computed again, too.
+            .env("MPATCH_CACHE_DIR", folder.path().join(format!("cache-{threads}")))
+            .args(words)
+            .assert()
+            .success();
+        fs::read(folder.path().join(patch)).unwrap()
+    };
+    assert!(make("1", "one.mpatch") == make("3", "three.mpatch"), "the patches differ");
+}
