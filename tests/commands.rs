@@ -86,7 +86,8 @@ fn the_same_inputs_give_the_same_patch_on_one_thread_or_several() {
     let folder = tempfile::tempdir().unwrap();
     lay_out_editing(folder.path());
     let make = |threads: &str, patch: &str| {
-        let words = ["create", "facts.json", "--base", "model", "--corpus", "corpus.txt", "--seed", "7", "-o", patch];
+        let words =
+            ["create", "facts.json", "--base", "model", "--corpus", "corpus.txt", "--seed", "7", "-o", patch];
         mpatch()
             .current_dir(folder.path())
             .env("RAYON_NUM_THREADS", threads)

@@ -16,7 +16,7 @@ use std::path::Path;
 
 use common::world;
 use half::bf16;
-use mpatch::checkpoint::{Checkpoint, CheckpointError, NewTensor, write_safetensors};
+use mpatch::checkpoint::{Checkpoint, NewTensor, write_safetensors};
 use mpatch::model::{Device, Model, Site, gather};
 use mpatch::tensor::Dtype;
 
@@ -84,8 +84,7 @@ fn write_model(folder: &Path) {
             let (name, sizes) = &shard[at];
             let bytes: Vec<u8> =
                 weights(name, sizes.iter().product()).iter().flat_map(|bits| bits.to_le_bytes()).collect();
-            sink.write_all(&bytes).unwrap();
-            Ok::<_, CheckpointError>(())
+            sink.write_all(&bytes)
         })
         .unwrap();
     }

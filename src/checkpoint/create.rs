@@ -4,10 +4,13 @@
 //! its name only when all of it is on disk.
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fs::Permissions;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
+use tempfile::NamedTempFile;
 
 use super::CheckpointError;
 use crate::tensor::Dtype;
@@ -35,58 +38,20 @@ impl NewTensor {
 ///
 /// # Errors
 /// [`CheckpointError::Io`]; the old file, if there was one, is then still there.
-pub fn write_safetensors<E: From<CheckpointError>>(
+pub fn write_safetensors(
     path: &Path,
     metadata: &BTreeMap<String, String>,
     tensors: &[NewTensor],
-    mut bytes: impl FnMut(usize, &mut dyn Write) -> Result<(), E>,
-) -> Result<(), E> {
-    let failed = |action| CheckpointError::io(path, action);
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::Builder::new()
-        .prefix(".mpatch-")
-        .tempfile_in(folder)
-        .map_err(failed("create a temporary file for"))?;
+    mut bytes: impl FnMut(usize, &mut dyn Write) -> std::io::Result<()>,
+) -> Result<(), CheckpointError> {
     let header = header(metadata, tensors);
-    let mut sink = Sink { writer: std::io::BufWriter::new(file.as_file_mut()), failure: None };
-    sink.write_all(&(header.len() as u64).to_le_bytes()).map_err(failed("write"))?;
-    sink.write_all(&header).map_err(failed("write"))?;
-    for index in 0..tensors.len() {
-        bytes(index, &mut sink).map_err(|error| match sink.failure.take() {
-            Some(failure) => failed("write")(failure).into(),
-            None => error,
-        })?;
-    }
-    sink.flush().map_err(failed("write"))?;
-    drop(sink);
-    publish(file, path, folder)?;
-    Ok(())
-}
-
-/// Keeps the system's own words for a failed write, whatever the caller in between makes of them.
-struct Sink<W> {
-    writer: W,
-    failure: Option<std::io::Error>,
-}
-
-impl<W: Write> Write for Sink<W> {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.writer.write(bytes).map_err(|error| {
-            let copy = match error.raw_os_error() {
-                Some(code) => std::io::Error::from_raw_os_error(code),
-                None => error.kind().into(),
-            };
-            self.failure = Some(error);
-            copy
-        })
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.writer.flush()
-    }
+    let file = written_beside(path, |sink| {
+        sink.write_all(&(header.len() as u64).to_le_bytes())?;
+        sink.write_all(&header)?;
+        (0..tensors.len()).try_for_each(|index| bytes(index, sink))
+    })?;
+    file.persist(path).map_err(|error| CheckpointError::io(path, "put in place")(error.error))?;
+    sync_folder(folder_of(path))
 }
 
 /// Writes `bytes` as a whole new file that must not exist yet.
@@ -94,20 +59,9 @@ impl<W: Write> Write for Sink<W> {
 /// # Errors
 /// [`CheckpointError::OutputExists`] or [`CheckpointError::Io`]; no part of a file is left behind.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let failed = |action| CheckpointError::io(path, action);
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let mut file = tempfile::Builder::new()
-        .prefix(".mpatch-")
-        .tempfile_in(folder)
-        .map_err(failed("create a temporary file for"))?;
-    file.write_all(bytes).map_err(failed("write"))?;
-    readable_as_usual(&file, path)?;
-    file.as_file().sync_all().map_err(failed("sync"))?;
+    let file = written_beside(path, |sink| sink.write_all(bytes))?;
     match file.persist_noclobber(path) {
-        Ok(_) => sync_folder(folder),
+        Ok(_) => sync_folder(folder_of(path)),
         Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {
             Err(CheckpointError::OutputExists { path: path.to_owned() })
         }
@@ -115,18 +69,31 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     }
 }
 
-fn publish(file: tempfile::NamedTempFile, path: &Path, folder: &Path) -> Result<(), CheckpointError> {
-    readable_as_usual(&file, path)?;
-    file.as_file().sync_all().map_err(CheckpointError::io(path, "sync"))?;
-    file.persist(path).map_err(|error| CheckpointError::io(path, "put in place")(error.error))?;
-    sync_folder(folder)
+/// A temporary file in the folder of `path`, on disk to its last byte; it goes away unless it is put in place.
+fn written_beside(
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<NamedTempFile, CheckpointError> {
+    let failed = |action| CheckpointError::io(path, action);
+    let mut file = tempfile::Builder::new()
+        .prefix(".mpatch-")
+        .tempfile_in(folder_of(path))
+        .map_err(failed("create a temporary file for"))?;
+    let mut sink = BufWriter::new(file.as_file_mut());
+    write(&mut sink).and_then(|()| sink.flush()).map_err(failed("write"))?;
+    drop(sink);
+    // Temporary files are private to their maker; what they become is an ordinary file.
+    let mode = Permissions::from_mode(0o644);
+    file.as_file().set_permissions(mode).map_err(failed("set the mode of"))?;
+    file.as_file().sync_all().map_err(failed("sync"))?;
+    Ok(file)
 }
 
-/// Temporary files are private to their maker; what they become is an ordinary file.
-fn readable_as_usual(file: &tempfile::NamedTempFile, path: &Path) -> Result<(), CheckpointError> {
-    use std::os::unix::fs::PermissionsExt;
-    let mode = std::fs::Permissions::from_mode(0o644);
-    file.as_file().set_permissions(mode).map_err(CheckpointError::io(path, "set the mode of"))
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
 }
 
 /// A rename lasts only once its folder is on disk.

@@ -256,14 +256,13 @@ impl Statistics {
             .map(|layer| NewTensor { name: tensor_name(*layer), dtype: Dtype::F32, shape: vec![side, side] })
             .collect();
         let layers: Vec<&LayerSum> = self.layers.values().collect();
-        write_safetensors(path, &self.metadata(), &tensors, |index, sink| {
+        Ok(write_safetensors(path, &self.metadata(), &tensors, |index, sink| {
             for row in layers[index].sum.chunks(self.inner.max(1)) {
                 let bytes: Vec<u8> = row.iter().flat_map(|entry| entry.to_le_bytes()).collect();
-                sink.write_all(&bytes)
-                    .map_err(|error| EditError::Statistics { what: format!("cannot be written: {error}") })?;
+                sink.write_all(&bytes)?;
             }
-            Ok::<_, EditError>(())
-        })
+            Ok(())
+        })?)
     }
 
     fn metadata(&self) -> BTreeMap<String, String> {
