@@ -24,7 +24,7 @@ use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::statistics::{Provenance, Statistics, StatisticsFile};
 use mpatch::edit::{Edit, FactPrompt, import, memit};
 use mpatch::evaluate::{Extent, Scores, evaluate};
-use mpatch::factors::{Compression, Integers, RankLimit, Term, compress};
+use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record};
 use mpatch::model::{Model, device};
 use mpatch::patch::manifest::{About, Base, Fact, Recipe};
@@ -132,7 +132,7 @@ impl Bench {
             );
             let started = Instant::now();
             let edit = self.edit(facts);
-            let terms = terms(&edit, 8, RankLimit::Full);
+            let terms = terms(&edit, BITS_DEFAULT, RankLimit::Full);
             let milliseconds = started.elapsed().as_secs_f64() * 1000.0 / facts as f64;
             let scores = self.scores(facts, &edit, &terms);
             let of = |value: Option<f64>| value.unwrap_or(f64::NAN);

@@ -18,7 +18,7 @@ use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::statistics::{Provenance, Statistics, StatisticsFile, collect};
 use mpatch::edit::{Edit, FactPrompt, import, memit};
 use mpatch::evaluate::{Extent, evaluate};
-use mpatch::factors::{Compression, RankLimit, compress};
+use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, compress};
 use mpatch::facts::FactsFile;
 use mpatch::model::Model;
 
@@ -103,9 +103,9 @@ fn agrees_with_the_reference(count: usize) {
     scores_as_the_reference(&model, &edit, count);
 }
 
-/// The edit as a patch holds it, 8-bit integers rounded to f16, against the reference's f32 weights.
+/// The edit as a patch holds it by default, integers rounded to f16, against the reference's f32 weights.
 fn scores_as_the_reference(model: &Model, edit: &Edit, count: usize) {
-    let compression = Compression { bits: 8, limit: RankLimit::Full };
+    let compression = Compression { bits: BITS_DEFAULT, limit: RankLimit::Full };
     let edits = edit.layers.iter().map(|layer| {
         let (left, right) = layer.factors();
         let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());

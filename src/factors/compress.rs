@@ -28,6 +28,10 @@ use rayon::prelude::*;
 use super::quantize::{check_values, nearest_integer, quantize_dense, scale_at_least};
 use super::{FactorError, IntegerMatrix, Integers, Term, magnitude_limit};
 
+/// Width of the integers where none is asked for: the smallest that loses less than 0.1 Score on the embedded model
+/// at every number of facts (`docs/memit.md`, size against Score).
+pub const BITS_DEFAULT: u8 = 6;
+
 /// Seed of the rotation. It shows in the integers of a patch but no reader needs it.
 const ROTATION_SEED: u64 = 0x6d70_6174_6368;
 /// Vectors rounded side by side, so that one pass over the Gram matrix serves them all.

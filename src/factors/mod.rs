@@ -21,7 +21,7 @@ mod update;
 use crate::tensor::Dtype;
 
 #[cfg(feature = "edit")]
-pub use compress::{Compression, RankLimit, compress};
+pub use compress::{BITS_DEFAULT, Compression, RankLimit, compress};
 pub use kernels::check_kernels;
 pub use quantize::{quantize_dense, quantize_low_rank};
 pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};

@@ -11,7 +11,7 @@ use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::statistics::StatisticsFile;
 use mpatch::edit::{Edit, FactPrompt, Progress, memit};
 use mpatch::evaluate::{Evaluation, Extent, Outcome, Scores, evaluate, texts};
-use mpatch::factors::{Compression, Integers, RankLimit, Term, compress};
+use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
 use mpatch::model::Model;
 use mpatch::patch::manifest::{About, Base, Fact, Metric, Recipe};
@@ -24,9 +24,6 @@ use crate::editing::{
 };
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, Page, Report, count, shell_word, size};
-
-/// Width of the integers where none is asked for: see the table of sizes in `docs/memit.md`.
-pub const BITS_DEFAULT: u8 = 8;
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
