@@ -35,6 +35,10 @@ pub mod bind;
 pub mod revert;
 pub mod verify;
 
+// Tests of the operations on disks that fail
+#[cfg(test)]
+mod crash;
+
 // Editing
 #[cfg(feature = "edit")]
 pub mod edit;

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Output, TensorInfo};
+use crate::checkpoint::{Checkpoint, CheckpointError, Output, Rewrite, TensorInfo, check_in_place};
 use crate::digest::{PatchId, TensorDigest};
 use crate::factors::{FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
 use crate::patch::manifest::{Binding, TensorBinding};
@@ -53,6 +53,14 @@ pub enum OperationError {
         path: PathBuf,
         /// Where it differs.
         mismatch: Box<Mismatch>,
+    },
+    /// A change in place failed, and the old bytes could not be put back yet.
+    #[error("{error}; {recovery}")]
+    Pending {
+        /// What went wrong first.
+        error: Box<OperationError>,
+        /// Why the old bytes are not back.
+        recovery: CheckpointError,
     },
     /// The plan belongs to another patch.
     #[error("the plan was made for patch {expected}, not for {found}")]
@@ -462,6 +470,8 @@ pub struct Written {
     pub changed: u64,
     /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited.
     pub left_out: Vec<String>,
+    /// Untouched shards that could not be shared with the base and were copied.
+    pub copied: Vec<String>,
 }
 
 impl Plan {
@@ -517,27 +527,104 @@ impl Plan {
         target: &Path,
         progress: Progress<'_>,
     ) -> Result<Written, OperationError> {
-        let bindings = &patch.manifest().bindings;
-        let Some(binding) = bindings.get(self.binding).filter(|_| patch.id() == self.patch) else {
-            return Err(OperationError::OtherPatch { expected: self.patch, found: patch.id() });
-        };
-        let infos = binding.tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name));
-        let infos: Vec<&TensorInfo> = infos.collect::<Result<_, _>>()?;
+        let binding = self.binding_of(patch)?;
+        let infos = touched_infos(checkpoint, binding)?;
         let output = Output::create(checkpoint, target, infos, progress)?;
-        let mut total = RowsApplied::default();
-        for tensor_index in 0..binding.tensors.len() {
-            let work = TensorWork::load(checkpoint, patch, self.binding, tensor_index)?;
-            total += self.rewrite(checkpoint, &work, &output, progress)?;
-        }
+        self.write_into(output, checkpoint, patch, progress)
+    }
+
+    /// As [`Plan::execute`], but changes the checkpoint where it lies.
+    ///
+    /// Its old bytes are put into a journal first. After an error they are back, but for
+    /// [`OperationError::Pending`] and [`CheckpointError::Recovery`], where
+    /// [`recover`](crate::checkpoint::recover) puts them back later. The checkpoint stays open, and reads what it
+    /// holds now.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub fn execute_in_place(
+        &self,
+        checkpoint: &Checkpoint,
+        patch: &Patch,
+        progress: Progress<'_>,
+    ) -> Result<Written, OperationError> {
+        let binding = self.binding_of(patch)?;
+        let infos = touched_infos(checkpoint, binding)?;
+        let rewrites = infos.iter().zip(&binding.tensors).map(|(&tensor, binding)| Rewrite {
+            tensor,
+            start: self.direction.start(binding),
+            end: self.direction.end(binding),
+        });
+        let rewrites: Vec<_> = rewrites.collect();
+        let verb = match self.direction {
+            Direction::Apply => "apply",
+            Direction::Revert => "revert",
+        };
+        let output = Output::in_place(checkpoint, &rewrites, &format!("{verb} {}", self.patch), progress)?;
+        self.write_into(output, checkpoint, patch, progress)
+    }
+
+    /// Bytes that [`Plan::execute_in_place`] reports to its progress: old ones put down, new ones written.
+    pub fn in_place_work_size_bytes(&self) -> u64 {
+        2 * self.tensor_size_bytes
+    }
+
+    /// Refuses a checkpoint that cannot be changed in place: asked before any work is done.
+    ///
+    /// # Errors
+    /// [`CheckpointError::InPlace`], in words.
+    pub fn check_in_place(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let infos = self.tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name));
+        check_in_place(checkpoint, infos.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    fn binding_of<'p>(&self, patch: &'p Patch) -> Result<&'p Binding, OperationError> {
+        let binding = patch.manifest().bindings.get(self.binding).filter(|_| patch.id() == self.patch);
+        binding.ok_or(OperationError::OtherPatch { expected: self.patch, found: patch.id() })
+    }
+
+    /// Rewrites all touched tensors and commits, or leaves everything as it was.
+    fn write_into(
+        &self,
+        output: Output<'_>,
+        checkpoint: &Checkpoint,
+        patch: &Patch,
+        progress: Progress<'_>,
+    ) -> Result<Written, OperationError> {
+        let total = match self.rewrite_all(checkpoint, patch, &output, progress) {
+            Ok(total) => total,
+            Err(error) => {
+                return Err(match output.abandon() {
+                    Ok(()) => error,
+                    Err(recovery) => OperationError::Pending { error: Box::new(error), recovery },
+                });
+            }
+        };
         let committed = output.commit()?;
         Ok(Written {
             path: committed.path,
-            tensors: binding.tensors.len(),
+            tensors: self.tensors.len(),
             tensor_size_bytes: self.tensor_size_bytes,
             not_finite: total.not_finite,
             changed: total.changed,
             left_out: committed.left_out,
+            copied: committed.copied,
         })
+    }
+
+    fn rewrite_all(
+        &self,
+        checkpoint: &Checkpoint,
+        patch: &Patch,
+        output: &Output<'_>,
+        progress: Progress<'_>,
+    ) -> Result<RowsApplied, OperationError> {
+        let mut total = RowsApplied::default();
+        for tensor_index in 0..self.tensors.len() {
+            let work = TensorWork::load(checkpoint, patch, self.binding, tensor_index)?;
+            total += self.rewrite(checkpoint, &work, output, progress)?;
+        }
+        Ok(total)
     }
 
     /// Rewrites one tensor in the output and compares its digest.
@@ -554,7 +641,7 @@ impl Plan {
         for rows in work.blocks() {
             work.read_rows(checkpoint, &rows, &mut bytes)?;
             let changed = work.change_rows(self.direction, rows.clone(), &mut bytes);
-            total += changed.map_err(|error| self.explain(checkpoint, work, error))?;
+            total += changed.map_err(|error| self.explain(checkpoint, work, output, error))?;
             hasher.update(&bytes);
             output.write_at(work.info, work.offset(&rows), &bytes)?;
             progress(bytes.len() as u64);
@@ -564,7 +651,7 @@ impl Plan {
             return Ok(total);
         }
         let tensor = work.binding.name.clone();
-        Err(self.explain(checkpoint, work, OperationError::WrongResult { tensor, expected, found }))
+        Err(self.explain(checkpoint, work, output, OperationError::WrongResult { tensor, expected, found }))
     }
 
     /// Tells a base that changed under us from arithmetic that went wrong.
@@ -572,8 +659,13 @@ impl Plan {
         &self,
         checkpoint: &Checkpoint,
         work: &TensorWork<'_>,
+        output: &Output<'_>,
         error: OperationError,
     ) -> OperationError {
+        if output.overwrites_its_input() {
+            // The input was compared as its journal was written, and is by now half output.
+            return error;
+        }
         let expected = self.direction.start(work.binding);
         match checkpoint.digest(work.info) {
             Ok(found) if found != expected => OperationError::OtherState {
@@ -590,6 +682,13 @@ impl Plan {
             _ => error,
         }
     }
+}
+
+fn touched_infos<'c>(
+    checkpoint: &'c Checkpoint,
+    binding: &Binding,
+) -> Result<Vec<&'c TensorInfo>, CheckpointError> {
+    binding.tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name)).collect()
 }
 
 #[cfg(test)]

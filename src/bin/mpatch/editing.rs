@@ -13,7 +13,7 @@ use mpatch::facts::FactsFile;
 use mpatch::model::{Device, Model, ModelError, Network, device};
 use mpatch::patch::Patch;
 
-use crate::commands::read_input;
+use crate::commands::{open_checkpoint, read_input};
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, count};
 
@@ -55,7 +55,7 @@ impl DeviceArguments {
 
 /// Opens the model at `path`.
 pub fn open_model(path: &Path, device: &Device, output: &Output) -> Result<Model, CommandError> {
-    let size = mpatch::checkpoint::Checkpoint::open(path)?.weights_size_bytes();
+    let size = open_checkpoint(path, output)?.weights_size_bytes();
     let progress = output.progress("loading", size);
     Model::open(path, device, &|bytes| progress.add(bytes)).map_err(|error| model_error(path, error))
 }

@@ -19,11 +19,13 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mpatch::checkpoint::FileSource;
+
+use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, recover};
 use mpatch::patch::Patch;
 
 use crate::error::CommandError;
-use crate::report::shell_word;
+use crate::interrupt;
+use crate::report::{Output, shell_word};
 
 /// Stands for standard input where a file is asked for.
 const STDIN: &str = "-";
@@ -67,6 +69,24 @@ fn spooled(input: &mut dyn Read) -> std::io::Result<File> {
 pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
     let bytes = read_input(path)?;
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
+}
+
+/// Opens a checkpoint: the one place where that is done, so that changes in place that stopped half-way are brought
+/// to an end before anybody looks at it.
+pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, CommandError> {
+    for recovered in recover(path)? {
+        let outcome = match recovered.outcome {
+            Outcome::Untouched => "nothing had been changed yet",
+            Outcome::RolledBack => "the old bytes are back",
+            Outcome::Finished => "everything had been changed already",
+        };
+        let path = path.display();
+        output.note(&format!(
+            "`{path}`: recovered from `{}`, which had stopped half-way: {outcome}",
+            recovered.label
+        ));
+    }
+    Ok(Checkpoint::open(path)?.stopping_on(interrupt::stop_flag()))
 }
 
 /// The patch as a word of a suggested command line.

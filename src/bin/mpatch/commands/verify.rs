@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::PatchId;
 use mpatch::model::{Config, ModelError};
 use mpatch::patch::Patch;
@@ -11,7 +10,7 @@ use mpatch::verify::{DigestEvidence, FormEvidence, State, verify, verify_form, v
 use serde::Serialize;
 
 use super::behaviour::{self, BehaviourEvidence};
-use super::{open_patch, patch_word};
+use super::{open_checkpoint, open_patch, patch_word};
 use crate::editing::DeviceArguments;
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -68,7 +67,7 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
     let (form, digests) = match &arguments.base {
         None => (verify_form(patch), None),
         Some(base) => {
-            let checkpoint = Checkpoint::open(base)?;
+            let checkpoint = open_checkpoint(base, output)?;
             let progress = output.progress("comparing", verify_size_bytes(&checkpoint, patch));
             let report = verify(&checkpoint, patch, &|bytes| progress.add(bytes))
                 .map_err(|error| CommandError::operation(&arguments.patch.to_string_lossy(), error))?;
@@ -77,7 +76,7 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
     };
     let fitting = digests.as_ref().filter(|digests| digests.holds());
     let behaviour = match (&arguments.base, fitting.and_then(|digests| digests.state)) {
-        (Some(base), Some(state)) if !arguments.digests_only && can_run(base)? => {
+        (Some(base), Some(state)) if !arguments.digests_only && can_run(base, output)? => {
             let records = arguments.records.as_deref();
             Some(behaviour::check(patch, &arguments.patch, base, state, records, &arguments.device, output)?)
         }
@@ -98,8 +97,8 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
 }
 
 /// Weights alone cannot be run, nor can models of another architecture.
-fn can_run(base: &Path) -> Result<bool, CommandError> {
-    let config = Checkpoint::open(base)?.companion("config.json")?;
+fn can_run(base: &Path, output: &Output) -> Result<bool, CommandError> {
+    let config = open_checkpoint(base, output)?.companion("config.json")?;
     Ok(config.is_some_and(|bytes| !matches!(Config::parse(&bytes), Err(ModelError::Unsupported { .. }))))
 }
 
