@@ -17,8 +17,8 @@ mod header;
 mod in_place;
 mod index;
 pub mod journal;
-mod temporary;
 mod source;
+mod temporary;
 mod write;
 
 use std::collections::BTreeMap;
@@ -36,8 +36,8 @@ pub use self::error::CheckpointError;
 pub use self::header::{HEADER_SIZE_BYTES_MAX, TENSOR_NAME_BYTES_MAX};
 pub use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};
-pub use self::source::FileSource;
 pub use self::journal::{Outcome, Recovered, recover};
+pub use self::source::FileSource;
 pub use self::write::{Committed, Output, check_output};
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};

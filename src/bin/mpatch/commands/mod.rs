@@ -19,7 +19,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-
 use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, recover};
 use mpatch::patch::Patch;
 
