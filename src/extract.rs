@@ -46,6 +46,8 @@ const SAMPLE_WEIGHTS: usize = 1 << 18;
 const SAMPLE_STRETCHES: usize = 8;
 /// Relative gain in bytes for which a larger sketch is tried once more.
 const WORTHWHILE_GAIN: f64 = 0.02;
+/// What terms must save against corrections alone: estimates do not count what sections cost by being there.
+const TERMS_GAIN_BYTES: f64 = 256.0;
 
 /// Two checkpoints between which there is no patch.
 #[derive(Debug, thiserror::Error)]
@@ -266,6 +268,7 @@ fn choose(name: &str, reader: &DeltaReader<'_>, shape: [usize; 2]) -> Result<(Te
     let failed = |source| ExtractError::Factors { tensor: name.to_owned(), source };
     let sample = Sample::read(reader, shape)?;
     let mut best = sample.estimate(zero_term(shape).map_err(failed)?, Form::Corrections).map_err(failed)?;
+    best.size_bytes -= TERMS_GAIN_BYTES;
     let corrections_alone = best.size_bytes;
     for size in SKETCH_SIZES.into_iter().filter(|size| *size <= sketch_size_max(shape)) {
         let sketch = sketch_of(reader, shape, size)?;

@@ -275,6 +275,8 @@ fn patches_for_other_weights_are_refused() {
     assert!(matches!(&found, StackError::OtherBase { name, .. } if name == "b.mpatch"), "{found}");
     let mut draft = foreign.draft().unwrap();
     draft.base.architecture = "OtherForCausalLM".into();
+    // The weights it was made on are not known here; its parent is, but what it says of its model is not the same.
+    draft.parents = vec![one.id()];
     let found = stacked(&path, &[&one, &decoded(&draft)]).unwrap_err();
     assert!(matches!(found, StackError::OtherModel { what: "the architecture", .. }), "{found}");
 }

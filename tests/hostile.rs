@@ -97,6 +97,12 @@ const MALFORMED: &[(&str, Change)] = &[
     ("a section beyond the file", |m| m.sections[0].stored_size += 1 << 20),
     ("a section that ends beyond any file", |m| m.sections.iter_mut().for_each(grow)),
     ("another decoded size", |m| m.sections[0].decoded_size += 1),
+    ("a correction that is not there", |m| tensor(m).correction = Some(u32::MAX)),
+    ("a correction that is passed over", |m| tensor(m).correction = None),
+    ("a correction of another kind", |m| {
+        let correction = tensor(m).correction.unwrap() as usize;
+        m.sections[correction].kind = SectionKind::Undo;
+    }),
     ("layers out of order", |m| m.recipe.layers = vec![4, 3]),
     ("a layer twice", |m| m.recipe.layers = vec![3, 3]),
     ("a metric that is no number", |m| m.measured[0].after = f64::NAN),
@@ -193,6 +199,7 @@ fn dimensions_ranks_and_sizes_have_limits() {
             m.sections[undo].codec = Codec::Zstd;
             m.sections[undo].decoded_size = 8 + 4 + 8 * 60 + 1;
         }),
+        ("correction", |m| grow_correction(m, 1)),
         ("bindings", |m| m.bindings = vec![m.bindings[0].clone(); layout::BINDINGS_MAX + 1]),
         ("terms", |m| m.terms = vec![m.terms[0].clone(); layout::TERMS_MAX + 1]),
         ("tensors", |m| m.bindings[0].tensors = vec![tensor(m).clone(); layout::TENSORS_MAX + 1]),
@@ -201,8 +208,17 @@ fn dimensions_ranks_and_sizes_have_limits() {
         let result = changed(change);
         assert!(is_beyond_limit(&result), "{what}: {result:?}");
     }
+    // What a section holds is looked at when it is needed.
+    assert!(changed(|m| grow_correction(m, 0)).is_ok());
     // At the limit a dimension is only wrong in that nothing else has it.
     assert!(is_malformed(&changed(|m| m.terms[0].rows = layout::DIMENSION_MAX)));
+}
+
+/// So many bytes more than the largest correction of 6 by 10 weights in F16 has.
+fn grow_correction(manifest: &mut Manifest, more: u64) {
+    let correction = tensor(manifest).correction.unwrap() as usize;
+    manifest.sections[correction].codec = Codec::Zstd;
+    manifest.sections[correction].decoded_size = 1 + 8 + 2 * 60 + more;
 }
 
 #[test]

@@ -257,6 +257,7 @@ impl<'a> DeltaReader<'a> {
     }
 
     /// Rows and columns; a vector is one row.
+    #[cfg(feature = "edit")]
     pub(crate) fn shape(&self) -> Option<[usize; 2]> {
         self.first_info.matrix_shape().map(|shape| shape.map(|size| size as usize))
     }

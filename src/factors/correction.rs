@@ -441,6 +441,17 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_format_reads_as_it_says() {
+        let correction = Correction::parse(vec![0x01, 0x05, 0x02, 0x03], Dtype::F16, 2, 2).unwrap();
+        let ordinals = |bytes: &[u8]| -> Vec<i64> {
+            bytes.chunks_exact(2).map(|weight| <f16 as Element>::read(weight).ordinal()).collect()
+        };
+        let mut weights = vec![0x10, 0, 0x20, 0, 0x30, 0, 0x40, 0];
+        correction.apply_rows(Dtype::F16, 0..2, &mut weights).unwrap();
+        assert_eq!(ordinals(&weights), [0x11, 0x20, 0x2e, 0x40]);
+    }
+
+    #[test]
     fn anything_but_the_one_encoding_is_refused() {
         let message =
             |bytes: &[u8]| Correction::parse(bytes.to_vec(), Dtype::F16, 1, 3).unwrap_err().to_string();

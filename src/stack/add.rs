@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
-use super::{Named, Plan, PlannedPatch, StackError, factors_error};
+#[cfg(feature = "edit")]
+use super::factors_error;
+use super::{Named, Plan, PlannedPatch, StackError};
 use crate::bind::{NotFinite, bind_with};
 use crate::checkpoint::Checkpoint;
 use crate::digest::{FileDigest, PatchId};
@@ -95,6 +97,7 @@ struct Terms {
     terms: Vec<Term>,
     edits: BTreeMap<String, Vec<u32>>,
     /// Parallel to `terms`: the patch, by its place in the plan.
+    #[cfg_attr(not(feature = "edit"), allow(dead_code, reason = "only overlaps ask whose a term is"))]
     owners: Vec<usize>,
 }
 
@@ -122,10 +125,12 @@ impl Plan {
         let binding = bind_with(base, self.weights, &edits, &terms.terms, NotFinite::Keep, progress)?;
         let manifests: Vec<&Manifest> =
             self.added().map(|patch| patches[patch.given].patch.manifest()).collect();
-        let first = manifests.first().ok_or(StackError::NothingLeft)?;
+        // A patch that was extracted from weights alone does not know its model; all are for one.
+        let is_known = |manifest: &&&Manifest| manifest.base.config != FileDigest::of(b"");
+        let known = manifests.iter().find(is_known).or(manifests.first()).ok_or(StackError::NothingLeft)?;
         let ids: Vec<PatchId> = self.added().map(|patch| patch.id).collect();
         let draft = Draft {
-            base: first.base.clone(),
+            base: known.base.clone(),
             facts: self.facts.clone(),
             recipe: recipe(&manifests, &ids, options),
             // The integers are the same, but nobody has measured their sum.

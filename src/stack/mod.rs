@@ -22,6 +22,7 @@ use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
 use crate::digest::{PatchId, WeightsId};
+#[cfg(feature = "edit")]
 use crate::factors::FactorError;
 use crate::operation::Progress;
 use crate::patch::Patch;
@@ -192,6 +193,7 @@ impl Plan {
 }
 
 /// A term of patch `name` fails the arithmetic.
+#[cfg(feature = "edit")]
 fn factors_error(name: &str, source: FactorError) -> StackError {
     StackError::Factors { name: name.to_owned(), source }
 }

@@ -7,9 +7,11 @@ use crate::checkpoint::Checkpoint;
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::patch::manifest::Binding;
 
-/// Refuses what is wrong whatever the base: nothing, a patch twice, one inside another, one for another model.
+/// Refuses what is wrong whatever the base: nothing, a patch twice, one inside another.
 pub(super) fn check_given(patches: &[Named<'_>]) -> Result<(), StackError> {
-    let Some(first) = patches.first() else { return Err(StackError::Empty) };
+    if patches.is_empty() {
+        return Err(StackError::Empty);
+    }
     let mut names: BTreeMap<PatchId, &str> = BTreeMap::new();
     for Named { name, patch } in patches {
         if let Some(first) = names.insert(patch.id(), name) {
@@ -21,17 +23,24 @@ pub(super) fn check_given(patches: &[Named<'_>]) -> Result<(), StackError> {
         if let Some(held) = patch.manifest().supersedes.iter().find_map(|id| names.get(id)) {
             return Err(StackError::Held { name: (*name).to_owned(), held: (*held).to_owned() });
         }
-        let (one, other) = (&first.patch.manifest().base, &patch.manifest().base);
-        let parts = [
-            ("the architecture", one.architecture == other.architecture),
-            ("the tokenizer", one.tokenizer == other.tokenizer),
-        ];
-        if let Some((what, _)) = parts.into_iter().find(|(_, equal)| !equal) {
-            let (name, first) = ((*name).to_owned(), first.name.to_owned());
-            return Err(StackError::OtherModel { name, first, what });
-        }
     }
     Ok(())
+}
+
+/// Where the weights do not tell, what the patch says of its model must do.
+fn check_model(first: &Named<'_>, Named { name, patch }: &Named<'_>) -> Result<(), StackError> {
+    let (one, other) = (&first.patch.manifest().base, &patch.manifest().base);
+    let parts = [
+        ("the architecture", one.architecture == other.architecture),
+        ("the tokenizer", one.tokenizer == other.tokenizer),
+    ];
+    match parts.into_iter().find(|(_, equal)| !equal) {
+        None => Ok(()),
+        Some((what, _)) => {
+            let (name, first) = ((*name).to_owned(), first.name.to_owned());
+            Err(StackError::OtherModel { name, first, what })
+        }
+    }
 }
 
 /// The weights after some patches, one applied after the other.
@@ -64,9 +73,13 @@ pub(super) fn place(
         };
         waiting.remove(at);
         let Named { name, patch } = patches[given];
-        if let Some(state) = place.state {
-            let binding = &patch.manifest().bindings[place.binding];
-            states.push(state_after(base, &states[state], binding, placed.len()));
+        match (place.state, placed.first()) {
+            (Some(state), _) => {
+                let binding = &patch.manifest().bindings[place.binding];
+                states.push(state_after(base, &states[state], binding, placed.len()));
+            }
+            (None, Some(first)) => check_model(&patches[first.given], &patches[given])?,
+            (None, None) => {}
         }
         placed.push(PlannedPatch {
             given,
