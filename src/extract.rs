@@ -408,7 +408,7 @@ impl Sample {
 
     /// How many bytes `term` and the correction of what it leaves wrong will take.
     fn estimate(&self, term: Term, form: Form) -> Result<Candidate, FactorError> {
-        let update = Update::new(vec![term])?;
+        let update = Update::new(vec![term.clone()])?;
         let mut correction = CorrectionWriter::new(self.rows, self.shape[1]);
         let mut row = 0;
         for Stretch { row_first, before, after } in &self.stretches {
@@ -419,15 +419,15 @@ impl Sample {
             row += rows;
         }
         let corrections = self.scaled(correction.finish()?.as_deref());
-        let [term] = update.terms() else { return Err(FactorError::NoTerms) };
-        let size_bytes = term_size_bytes(term) + corrections;
-        Ok(Candidate { term: term.clone(), form, size_bytes })
+        let size_bytes = term_size_bytes(&term) + corrections;
+        Ok(Candidate { term, form, size_bytes })
     }
 
     /// As [`Sample::estimate`], of a dense term for the sample's rows alone.
     fn estimate_dense(&self, bits: u8) -> Result<f64, FactorError> {
         let columns = self.shape[1];
         let term = quantize_dense(&self.deltas, self.rows, columns, bits)?;
+        let integers = term_size_bytes(&term);
         let update = Update::new(vec![term])?;
         let mut given =
             self.stretches.iter().map(|stretch| stretch.before.as_slice()).collect::<Vec<_>>().concat();
@@ -439,7 +439,6 @@ impl Sample {
             return Ok(f64::INFINITY);
         }
         correction.push_rows(self.dtype, 0..self.rows, &given, &after)?;
-        let integers: f64 = update.terms().iter().map(term_size_bytes).sum();
         Ok(self.scaled(correction.finish()?.as_deref()) + integers * self.shape[0] as f64 / self.rows as f64)
     }
 

@@ -408,17 +408,15 @@ pub(crate) fn decode_tensor(
     tensor_index: usize,
 ) -> Result<(Update, UndoLog, Option<Correction>), OperationError> {
     let binding = &patch.manifest().bindings[binding_index].tensors[tensor_index];
-    let terms = binding.terms.iter().map(|index| patch.term(*index)).collect::<Result<_, _>>()?;
+    let update = patch.update(binding_index, tensor_index)?;
     let undo = patch.undo(binding_index, tensor_index)?;
     let correction = patch.correction(binding_index, tensor_index)?;
-    let parsed = Update::new(terms).and_then(|update| {
-        let (rows, columns) = (update.rows(), update.columns());
-        let undo = UndoLog::parse(undo, rows, columns)?;
-        let parse = |bytes| Correction::parse(bytes, binding.dtype, rows, columns);
-        let correction = correction.map(parse).transpose()?;
-        Ok((update, undo, correction))
-    });
-    parsed.map_err(|source| factors_error(&binding.name, source))
+    let (rows, columns) = (update.rows(), update.columns());
+    let failed = |source| factors_error(&binding.name, source);
+    let undo = UndoLog::parse(undo, rows, columns).map_err(failed)?;
+    let parse = |bytes| Correction::parse(bytes, binding.dtype, rows, columns);
+    let correction = correction.map(parse).transpose().map_err(failed)?;
+    Ok((update, undo, correction))
 }
 
 fn factors_error(tensor: &str, source: FactorError) -> OperationError {

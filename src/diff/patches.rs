@@ -6,11 +6,11 @@ use std::ops::Range;
 use serde::Serialize;
 
 use crate::digest::PatchId;
-use crate::factors::{FactorError, Integers, Update};
+use crate::factors::{FactorError, Update};
 use crate::facts::{PLACEHOLDER, blank};
 use crate::operation::OperationError;
 use crate::patch::Patch;
-use crate::patch::manifest::{Fact, Recipe};
+use crate::patch::manifest::{Fact, IntegersEntry, Recipe, TermEntry};
 
 /// Rows of two updates that are compared at once: a few MiB.
 const BLOCK_ENTRIES: usize = 1 << 19;
@@ -188,23 +188,27 @@ struct Part {
 
 fn part(patch: &Patch, name: &str) -> Result<Option<Part>, OperationError> {
     let manifest = patch.manifest();
-    let tensors = manifest.bindings.iter().flat_map(|binding| &binding.tensors);
-    let Some(tensor) = tensors.into_iter().find(|tensor| tensor.name == name) else { return Ok(None) };
-    let terms = tensor.terms.iter().map(|&index| patch.term(index)).collect::<Result<_, _>>()?;
-    let update =
-        Update::new(terms).map_err(|source| OperationError::Factors { tensor: name.to_owned(), source })?;
-    let dense = |integers: &Integers| matches!(integers, Integers::Dense(_));
-    let (dense, low_rank): (Vec<_>, Vec<_>) = update.terms().iter().partition(|term| dense(term.integers()));
+    let places = manifest.bindings.iter().enumerate();
+    let place = places.into_iter().find_map(|(binding, found)| {
+        Some((binding, found.tensors.iter().position(|tensor| tensor.name == name)?))
+    });
+    let Some((binding, place)) = place else { return Ok(None) };
+    let tensor = &manifest.bindings[binding].tensors[place];
+    let entries = || tensor.terms.iter().filter_map(|&index| manifest.terms.get(index as usize));
+    let rank = |entry: &TermEntry| match entry.integers {
+        IntegersEntry::LowRank { rank, .. } => Some(rank as usize),
+        IntegersEntry::Dense { .. } => None,
+    };
     let correction = tensor.correction.and_then(|index| manifest.sections.get(index as usize));
     let size = UpdateSize {
         norm: 0.0,
         norm_ratio: tensor.norm_ratio,
-        rank: low_rank.iter().map(|term| term.rank()).sum(),
-        dense_terms: dense.len(),
-        bits: update.terms().iter().map(|term| term.bits()).max().unwrap_or(0),
+        rank: entries().filter_map(rank).sum(),
+        dense_terms: entries().filter(|entry| rank(entry).is_none()).count(),
+        bits: entries().map(|entry| entry.bits).max().unwrap_or(0),
         correction: correction.map(|section| section.digest.to_string()),
     };
-    Ok(Some(Part { update, size }))
+    Ok(Some(Part { update: patch.update(binding, place)?, size }))
 }
 
 /// Sums over the entries of two updates.

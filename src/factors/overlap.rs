@@ -3,6 +3,8 @@
 //! An update answers to a key as far as the key lies in the row space of its right factor. Two updates whose row
 //! spaces are at right angles do not feel each other's keys; where they share a direction, a key along it gets both.
 
+use std::borrow::Cow;
+
 use faer::linalg::matmul::matmul;
 use faer::{Accum, Mat, Par};
 
@@ -34,7 +36,7 @@ impl KeySpace {
     /// # Errors
     /// [`FactorError::Decomposition`].
     pub fn of(terms: &[&Term]) -> Result<Option<Self>, FactorError> {
-        let mut rows: Vec<(&Term, &[i16])> = Vec::new();
+        let mut rows: Vec<(&Term, Cow<'_, [i16]>)> = Vec::new();
         for term in terms {
             let Integers::LowRank { right, .. } = term.integers() else { return Ok(None) };
             rows.extend((0..right.rows()).map(|row| (*term, right.row(row))));
@@ -45,7 +47,7 @@ impl KeySpace {
             return Ok(None);
         }
         let entry = |column: usize, row: usize| {
-            let (term, integers) = rows[row];
+            let (term, integers) = &rows[row];
             f64::from(integers[column]) * f64::from(term.column_scales()[column])
         };
         let reflections = Orthogonal::of(Mat::from_fn(columns, rows.len(), entry));

@@ -18,7 +18,7 @@ const BLOCK_ROWS: usize = 64;
 /// for values beyond f32, [`FactorError::Scale`].
 pub fn recompress(terms: &[&Term], tolerance: f64) -> Result<(Term, f64), FactorError> {
     let update = Update::new(terms.iter().map(|term| (*term).clone()).collect())?;
-    let sum = Sum::of(&update)?;
+    let sum = Sum::of(terms, &update)?;
     let mut bits = BITS_DEFAULT;
     loop {
         let term = sum.quantized(bits, tolerance * 0.5_f64.sqrt())?;
@@ -39,17 +39,16 @@ enum Sum {
 }
 
 impl Sum {
-    fn of(update: &Update) -> Result<Self, FactorError> {
+    fn of(terms: &[&Term], update: &Update) -> Result<Self, FactorError> {
         let (rows, columns) = (update.rows(), update.columns());
-        let factors: Option<Vec<_>> = update
-            .terms()
+        let factors: Option<Vec<_>> = terms
             .iter()
             .map(|term| match term.integers() {
                 Integers::LowRank { left, right } => Some((term, left, right)),
                 Integers::Dense(_) => None,
             })
             .collect();
-        let rank: usize = update.terms().iter().map(Term::rank).sum();
+        let rank: usize = terms.iter().map(|term| term.rank()).sum();
         let Some(factors) = factors.filter(|_| rank <= rows.min(columns)) else {
             return Ok(Self::Dense { values: update.delta_rows(0..rows)?, rows, columns });
         };
@@ -63,7 +62,8 @@ impl Sum {
         let mut right_sum = Vec::with_capacity(rank * columns);
         for (term, _, right) in &factors {
             for row in 0..right.rows() {
-                let scaled = right.row(row).iter().zip(term.column_scales());
+                let integers = right.row(row);
+                let scaled = integers.iter().zip(term.column_scales());
                 right_sum.extend(scaled.map(|(value, scale)| f64::from(*value) * f64::from(*scale)));
             }
         }

@@ -12,7 +12,7 @@ use crate::checkpoint::Checkpoint;
 use crate::digest::{FileDigest, PatchId};
 use crate::factors::Term;
 #[cfg(feature = "edit")]
-use crate::factors::{FactorError, KeySpace, recompress};
+use crate::factors::{FactorError, Integers, KeySpace, recompress};
 use crate::operation::Progress;
 use crate::patch::manifest::{About, Manifest, Recipe};
 use crate::patch::{Draft, Patch};
@@ -83,8 +83,8 @@ pub struct Squashed {
     pub tensor: String,
     /// Ranks of its terms in all, before.
     pub rank_before: usize,
-    /// Rank of the one term; the smaller dimension where it is dense.
-    pub rank_after: usize,
+    /// Rank of the one term; none where it is stored dense.
+    pub rank_after: Option<usize>,
     /// Width of its integers.
     pub bits: u8,
     /// Relative Frobenius error of the one term against the sum of those before.
@@ -263,7 +263,10 @@ impl Terms {
             squashed.push(Squashed {
                 tensor: tensor.clone(),
                 rank_before: of_tensor.iter().map(|term| term.rank()).sum(),
-                rank_after: term.rank(),
+                rank_after: match term.integers() {
+                    Integers::LowRank { .. } => Some(term.rank()),
+                    Integers::Dense(_) => None,
+                },
                 bits: term.bits(),
                 error,
             });

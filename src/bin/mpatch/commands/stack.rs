@@ -364,8 +364,9 @@ impl StackReport {
         page.table(&rows);
         for squashed in &self.squashed {
             let Squashed { tensor, rank_before, rank_after, bits, error, .. } = squashed;
+            let after = rank_after.map_or_else(|| "a dense term".to_owned(), |rank| format!("rank {rank}"));
             page.line(&format!(
-                "{tensor}: rank {rank_before} recompressed to rank {rank_after} of {bits} bits, relative error {error:.1e}"
+                "{tensor}: rank {rank_before} recompressed to {after} of {bits} bits, relative error {error:.1e}"
             ));
         }
     }

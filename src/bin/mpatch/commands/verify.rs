@@ -11,7 +11,7 @@ use mpatch::verify::{DigestEvidence, FormEvidence, State, verify, verify_form, v
 use serde::Serialize;
 
 use super::behaviour::{self, BehaviourEvidence};
-use super::{patch_word, read_patch};
+use super::{open_patch, patch_word};
 use crate::editing::DeviceArguments;
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -60,7 +60,7 @@ struct LadderReport {
 
 /// Checks the patch, alone or against a model.
 pub fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = read_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch)?;
     let report = climb(arguments, &patch, output)?;
     output.report(&report)?;
     report.outcome()
