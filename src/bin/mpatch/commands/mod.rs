@@ -6,6 +6,7 @@ pub mod change;
 pub mod completions;
 pub mod create;
 pub mod demo;
+pub mod doctor;
 pub mod eval;
 pub mod revert;
 pub mod show;
