@@ -30,7 +30,7 @@ use mpatch::edit::{Edit, FactPrompt, Progress, memit};
 use mpatch::evaluate::{Extent, Scores, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record};
-use mpatch::model::{Device, Model, choose, device_name, gpus, memory_taken};
+use mpatch::model::{Device, Model, choose, device_name, gpu_of, memory_taken};
 
 fn main() {
     let options = Options::parse();
@@ -241,13 +241,11 @@ impl Work {
 }
 
 fn describe(options: &Options, device: &Device, model: &Model, facts: usize, tokens: u64) {
-    let name = device_name(device);
-    let product = gpus().ok().and_then(|gpus| gpus.into_iter().find(|gpu| gpu.name == name));
     let config = model.network.config();
     println!(
         "{} on {}: {} layers, {} wide; {facts} facts, statistics over {tokens} tokens of {} documents\n",
         options.base.file_name().map(|name| name.to_string_lossy()).unwrap_or_default(),
-        product.map_or(name, |gpu| gpu.product),
+        gpu_of(device).map_or_else(|| device_name(device), |gpu| gpu.product),
         config.layers,
         config.width,
         options.documents

@@ -56,12 +56,12 @@ const REVERSE_LIMIT: f64 = 1e-3;
 const SLOPE_LIMIT: f64 = 2e-2;
 
 /// Checks `device`, a model's network on the device under test, against `processor`, the same model on the
-/// processor. Where both are one, the processor is checked against slower ways to the same numbers.
+/// processor. Where `device` is that model's own network, it is checked against slower ways to the same numbers.
 ///
 /// # Errors
 /// [`ModelError`] when the model cannot be run at all.
 pub fn compare(processor: &Model, device: &Network) -> Result<Vec<Comparison>, ModelError> {
-    let alone = device.device().is_cpu();
+    let alone = std::ptr::eq(&processor.network, device);
     let texts: Vec<Vec<u32>> =
         TEXTS.iter().map(|text| processor.tokenizer.encode(text)).collect::<Result<_, _>>()?;
     let found = Pass::run(device, &texts)?;
@@ -230,6 +230,28 @@ mod tests {
             let comparison = Comparison::new("x", "y", 1e30, found, expected);
             assert!(!comparison.holds(), "{found:?} {expected:?}");
         }
+    }
+
+    #[test]
+    fn a_device_that_computes_something_else_is_found_out() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        let model = Model::open(&folder, &Device::Cpu, &|_| ()).expect("the fixture is a model");
+        let agree = |device: &Network| -> Vec<(&str, bool)> {
+            let compared = compare(&model, device).expect("a processor runs it");
+            compared.iter().map(|comparison| (comparison.what, comparison.holds())).collect()
+        };
+        assert!(agree(&model.network).into_iter().all(|(_, holds)| holds));
+        assert!(agree(&model.network.clone()).into_iter().all(|(_, holds)| holds));
+        // A hundred weights of 65,536 are doubled.
+        let layer = model.network.config().layers - 2;
+        let weight = model.network.mlp_output(layer).expect("a layer");
+        let mut values: Vec<f32> = weight.flatten_all().and_then(|flat| flat.to_vec1()).expect("floats");
+        values.iter_mut().step_by(655).for_each(|value| *value *= 2.0);
+        let off = Tensor::from_vec(values, weight.dims(), &Device::Cpu).expect("as many");
+        let off = model.network.with_tensor(&model.network.mlp_output_name(layer), off).expect("a weight");
+        let found = agree(&off);
+        assert_eq!(found[..2], [("product", true), ("forward pass", false)]);
+        assert_eq!(found[3], ("both again", true));
     }
 
     #[test]

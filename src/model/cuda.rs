@@ -11,15 +11,15 @@ use candle_core::cuda_backend::kernels;
 
 use super::device::{CudaVersions, Gpu};
 
-/// The GPUs that the driver finds, or why none can be used.
-pub(super) fn gpus() -> Result<Vec<Gpu>, String> {
+/// How many GPUs the driver finds, or why none can be used.
+pub(super) fn count() -> Result<usize, String> {
     if let Some((library, package)) = missing_library() {
         return Err(format!("{library} is missing: {package}"));
     }
     let count =
         driver::CudaContext::device_count().map_err(|error| format!("the CUDA driver says: {error}"))?;
     check_version()?;
-    (0..count.max(0) as usize).map(gpu).collect()
+    Ok(usize::try_from(count).unwrap_or(0))
 }
 
 /// A library that is needed and is not there, and what brings it.
@@ -58,7 +58,8 @@ fn check_version() -> Result<(), String> {
     ))
 }
 
-fn gpu(index: usize) -> Result<Gpu, String> {
+/// A GPU that has been counted.
+pub(super) fn gpu(index: usize) -> Result<Gpu, String> {
     let failed = |error: driver::DriverError| format!("`cuda:{index}` does not open: {error}");
     let context = driver::CudaContext::new(index).map_err(failed)?;
     let (major, minor) = context.compute_capability().map_err(failed)?;

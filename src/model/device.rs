@@ -92,34 +92,45 @@ fn index(name: &str) -> Result<usize, ModelError> {
 }
 
 /// Opens a GPU, or says in words why not; candle by itself panics where a library is missing.
-fn open_cuda(index: usize) -> Result<Device, String> {
-    let found = gpus()?;
-    let Some(gpu) = found.get(index) else {
-        let last = found.len().saturating_sub(1);
-        return Err(match found.len() {
-            0 => "the driver finds no GPU".to_owned(),
-            _ => format!("there is no such GPU, the last one is `cuda:{last}`"),
-        });
-    };
-    Device::new_cuda(index).map_err(|error| format!("{} does not open: {}", gpu.product, first_line(&error)))
-}
-
-/// The GPUs that the driver finds.
-///
-/// # Errors
-/// Says what keeps this program from using any: the build, a library or the driver.
 #[cfg(feature = "cuda")]
-pub fn gpus() -> Result<Vec<Gpu>, String> {
-    cuda::gpus()
+fn open_cuda(index: usize) -> Result<Device, String> {
+    let count = cuda::count()?;
+    if index >= count {
+        return Err(match count {
+            0 => "the driver finds no GPU".to_owned(),
+            _ => format!("there is no such GPU, the last one is `cuda:{}`", count - 1),
+        });
+    }
+    Device::new_cuda(index).map_err(|error| format!("the GPU does not open: {}", first_line(&error)))
 }
 
-/// The GPUs that the driver finds.
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_index: usize) -> Result<Device, String> {
+    Err(WITHOUT_CUDA.to_owned())
+}
+
+#[cfg(not(feature = "cuda"))]
+const WITHOUT_CUDA: &str = "this mpatch was built without CUDA (feature `cuda`)";
+
+/// The GPUs that the driver finds; asking takes a little memory on each of them for a moment.
 ///
 /// # Errors
 /// Says what keeps this program from using any: the build, a library or the driver.
-#[cfg(not(feature = "cuda"))]
 pub fn gpus() -> Result<Vec<Gpu>, String> {
-    Err("this mpatch was built without CUDA (feature `cuda`)".to_owned())
+    #[cfg(feature = "cuda")]
+    return (0..cuda::count()?).map(cuda::gpu).collect();
+    #[cfg(not(feature = "cuda"))]
+    Err(WITHOUT_CUDA.to_owned())
+}
+
+/// What the driver says of the GPU that `device` is; nothing for a processor.
+pub fn gpu_of(device: &Device) -> Option<Gpu> {
+    #[cfg(feature = "cuda")]
+    if let candle_core::DeviceLocation::Cuda { gpu_id } = device.location() {
+        return cuda::gpu(gpu_id).ok();
+    }
+    let _ = device;
+    None
 }
 
 /// The versions of driver, kernels and cuBLAS, as far as they can be told.

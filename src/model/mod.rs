@@ -23,7 +23,7 @@ pub use batch::{Batch, gather};
 pub use candle_core::{Device, Error as DeviceError};
 pub use config::Config;
 pub use device::{
-    Choice, CudaVersions, Gpu, choose, cuda_versions, device, device_name, gpus, is_out_of_memory,
+    Choice, CudaVersions, Gpu, choose, cuda_versions, device, device_name, gpu_of, gpus, is_out_of_memory,
     memory_taken,
 };
 pub use generate::{Sampling, generate};

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use clap::Args;
 use mpatch::doctor::{Ceilings, Comparison, Processor, ceilings, compare, processor};
-use mpatch::model::{CudaVersions, Device, Gpu, Model, choose, cuda_versions, device_name, gpus};
+use mpatch::model::{CudaVersions, Device, Gpu, Model, choose, cuda_versions, device_name, gpu_of, gpus};
 use serde::Serialize;
 
 use super::demo;
@@ -186,8 +186,7 @@ impl Examination {
         let (check, device) = match choose(name) {
             Ok(choice) => {
                 let called = device_name(&choice.device);
-                let product = gpus().ok().and_then(|gpus| gpus.into_iter().find(|gpu| gpu.name == called));
-                let evidence = match (product, &choice.reason) {
+                let evidence = match (gpu_of(&choice.device), &choice.reason) {
                     (Some(gpu), _) => format!(
                         "{called}: {}, compute capability {}, {} free of {}",
                         gpu.product,
@@ -285,7 +284,7 @@ impl Examination {
         }
     }
 
-    /// What lies around mpatch on this machine.
+    /// What lies around mpatch on this machine: folders, keys and programs, each a line of its own.
     fn surroundings(&mut self) {
         self.checks.push(cache());
         self.checks.push(program("git", &["--version"], "a history needs it to fetch and push: install git"));
