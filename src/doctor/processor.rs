@@ -3,8 +3,6 @@
 /// What the processor is to mpatch.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Processor {
-    /// Its instruction set.
-    pub architecture: &'static str,
     /// Extensions that the arithmetic can use, as far as the processor has them.
     pub extensions: Vec<&'static str>,
     /// What the matrix products run on.
@@ -24,12 +22,7 @@ pub fn processor() -> Processor {
         () if has("neon") => "NEON",
         () => "plain instructions",
     };
-    Processor {
-        architecture: std::env::consts::ARCH,
-        extensions,
-        products,
-        threads: rayon::current_num_threads(),
-    }
+    Processor { extensions, products, threads: rayon::current_num_threads() }
 }
 
 #[cfg(target_arch = "x86_64")]

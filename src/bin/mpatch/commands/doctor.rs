@@ -89,6 +89,7 @@ struct Measured {
 #[derive(Debug, Serialize)]
 struct DoctorReport {
     mpatch: &'static str,
+    architecture: &'static str,
     libraries: Vec<Library>,
     cuda: CudaVersions,
     processor: Processor,
@@ -147,6 +148,7 @@ pub fn run(arguments: &DoctorArguments, output: &Output) -> Result<(), CommandEr
     examination.surroundings();
     let report = DoctorReport {
         mpatch: env!("CARGO_PKG_VERSION"),
+        architecture: std::env::consts::ARCH,
         libraries: libraries(),
         cuda: cuda_versions(gpu),
         processor,
@@ -373,7 +375,7 @@ impl Report for DoctorReport {
 
     fn write(&self, page: &mut Page) {
         let libraries = self.libraries.iter().map(|library| format!("{} {}", library.name, library.version));
-        page.title(&format!("mpatch {} on {}", self.mpatch, self.processor.architecture));
+        page.title(&format!("mpatch {} on {}", self.mpatch, self.architecture));
         page.line(&format!("  with {}", libraries.collect::<Vec<_>>().join(", ")));
         page.blank();
         let row = |check: &Check| {
