@@ -384,7 +384,8 @@ impl Report for DoctorReport {
                 Outcome::Beware => "beware",
                 Outcome::Fails => "FAILS",
             };
-            vec![outcome.to_owned(), check.what.clone(), check.evidence.clone()]
+            // As wide as the widest, so that lines stand where they stood before.
+            vec![format!("{outcome:<6}"), check.what.clone(), check.evidence.clone()]
         };
         page.table(&self.checks.iter().map(row).collect::<Vec<_>>());
         for check in &self.checks {
