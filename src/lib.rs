@@ -51,3 +51,7 @@ pub mod edit;
 pub mod evaluate;
 #[cfg(feature = "edit")]
 pub mod model;
+
+// The machine
+#[cfg(feature = "edit")]
+pub mod doctor;

@@ -30,7 +30,7 @@ fn transcripts() {
         let place = copy.with_extension("in");
         match name.to_str() {
             Some("create.md" | "eval.md" | "resolve.md" | "stats.md" | "try.md") => lay_out_editing(&place),
-            Some("demo.md" | "demo.toml" | "demo.stdout") => fs::create_dir_all(place).unwrap(),
+            Some("demo.md" | "demo.toml" | "demo.stdout" | "doctor.md") => fs::create_dir_all(place).unwrap(),
             _ => lay_out(&place),
         }
     }

@@ -4,9 +4,9 @@
 
 mod common;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use common::{npz, world, world_model};
-use mpatch::model::{Batch, Suffix, gather};
+use mpatch::model::{Batch, Model, Suffix, gather};
 
 /// Hugging Face's logits and token ids for the fixture's texts (`GPTJForCausalLM`, f32).
 #[test]
@@ -105,5 +105,94 @@ fn the_reverse_pass_agrees_with_finite_differences() {
         let slope: f64 = gradient.iter().zip(&direction).map(|(one, other)| f64::from(one * other)).sum();
         let error = (difference - slope).abs() / slope.abs().max(1.0);
         assert!(error < 2e-2, "direction {seed}: {difference} by differences, {slope} by the reverse pass");
+    }
+}
+
+/// A small GPT-J of its own shape with random weights, which are nothing like a trained model's, and a tokenizer.
+fn random_model(folder: &std::path::Path) -> Model {
+    let (width, inner, layers, words) = (48_usize, 80_usize, 4_usize, 2048_usize);
+    let config = serde_json::json!({"model_type": "gptj", "architectures": ["GPTJForCausalLM"],
+        "vocab_size": words, "n_positions": 32, "n_embd": width, "n_layer": layers, "n_head": 3, "rotary_dim": 6,
+        "n_inner": inner, "activation_function": "gelu_new", "tie_word_embeddings": false});
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(world().join("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
+    let mut tensors = std::collections::BTreeMap::new();
+    let mut random = |name: String, shape: &[usize], mean: f32, size: f32| {
+        let mut state = 0x9e37_79b9_7f4a_7c15 ^ tensors.len() as u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            mean + size * ((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
+        };
+        let values = (0..shape.iter().product()).map(|_| next()).collect();
+        tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
+    };
+    random("wte.weight".into(), &[words, width], 0.0, 1.0);
+    for layer in 0..layers {
+        let name = |part: &str| format!("h.{layer}.{part}");
+        random(name("ln_1.weight"), &[width], 1.0, 0.5);
+        random(name("ln_1.bias"), &[width], 0.0, 0.5);
+        for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+            random(name(&format!("attn.{part}.weight")), &[width, width], 0.0, 0.4);
+        }
+        random(name("mlp.fc_in.weight"), &[inner, width], 0.0, 0.4);
+        random(name("mlp.fc_in.bias"), &[inner], 0.0, 0.5);
+        random(name("mlp.fc_out.weight"), &[width, inner], 0.0, 0.3);
+        random(name("mlp.fc_out.bias"), &[width], 0.0, 0.5);
+    }
+    random("ln_f.weight".into(), &[width], 1.0, 0.5);
+    random("ln_f.bias".into(), &[width], 0.0, 0.5);
+    random("lm_head.weight".into(), &[words, width], 0.0, 0.3);
+    random("lm_head.bias".into(), &[words], 0.0, 0.5);
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    safetensors::serialize_to_file(tensors, None, &folder.join("model.safetensors")).unwrap();
+    Model::open(folder, &Device::Cpu, &|_| ()).unwrap()
+}
+
+/// candle's own gradients of the same forward pass: it uses plain operations only, which its tape follows.
+#[test]
+fn the_reverse_pass_agrees_with_automatic_differentiation() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path());
+    let network = &model.network;
+    let texts = ["The mother tongue of Dmitri Prufski is", "Dmitri Prufski is a", "The harp"];
+    let batch = model.batch(&texts.map(str::to_owned)).unwrap();
+    let places = vec![(0, 3), (1, 1), (2, 0)];
+    let (layer, middle, last) = (0, 2, network.config().layers - 1);
+    let width = network.config().width;
+    let random = |shape: &[usize]| Tensor::randn(0_f32, 1.0, shape, &Device::Cpu).unwrap();
+    for suffix in [
+        Suffix::whole(network, layer, &batch, places.clone()).unwrap(),
+        Suffix::from_places(network, layer, &batch, &places).unwrap(),
+    ] {
+        let moves = candle_core::Var::from_tensor(&random(&[3, width])).unwrap();
+        let pass = suffix.forward(&moves).unwrap();
+        let weights = [layer, middle, last].map(|at| (at, random(pass.output(at).dims())));
+        let words = random(&[3, network.config().vocabulary]);
+        let moved: Vec<_> = places.iter().map(|place| suffix.place(*place)).collect();
+        let hidden = gather(pass.output(last), &moved).unwrap();
+        let mut loss = (network.logits(&hidden).unwrap() * &words).unwrap().sum_all().unwrap();
+        for (at, weights) in &weights {
+            loss = (loss + (pass.output(*at) * weights).unwrap().sum_all().unwrap()).unwrap();
+        }
+        let taped = loss.backward().unwrap();
+        let expected = taped.get(&moves).expect("the tape reaches the moves");
+        let of_words = network.reverse_logits(&hidden, &words).unwrap();
+        let (rows, tokens, _) = pass.output(last).dims3().unwrap();
+        let flat: Vec<u32> = moved.iter().map(|(row, token)| (row * tokens + token) as u32).collect();
+        let of_words = Tensor::zeros((rows * tokens, width), candle_core::DType::F32, &Device::Cpu)
+            .and_then(|zeros| zeros.index_add(&Tensor::new(flat, &Device::Cpu)?, &of_words, 0))
+            .and_then(|scattered| scattered.reshape((rows, tokens, width)))
+            .unwrap();
+        let direct = |at: usize| {
+            let part = weights.iter().find(|(layer, _)| *layer == at).map(|(_, weights)| weights.clone());
+            if at == last { part.map(|part| (part + &of_words).unwrap()) } else { part }
+        };
+        // What runs is what nobody asks a gradient of.
+        let untaped = suffix.forward(&moves.as_detached_tensor()).unwrap();
+        let found = untaped.reverse(&direct).unwrap();
+        let largest = |tensor: &Tensor| tensor.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+        let (difference, size) = (largest(&(&found - expected).unwrap()), largest(expected));
+        // Both are f32, and sum in other orders.
+        assert!(size > 1.0 && difference < 1e-4 * size, "gradients up to {size} differ by {difference}");
     }
 }

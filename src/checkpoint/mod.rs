@@ -18,6 +18,7 @@ mod in_place;
 mod index;
 pub mod journal;
 mod source;
+mod space;
 mod temporary;
 mod write;
 
@@ -38,6 +39,7 @@ pub use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};
 pub use self::journal::{Outcome, Recovered, recover};
 pub use self::source::FileSource;
+pub use self::space::free_space_bytes;
 pub use self::write::{Committed, Output, check_output};
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};

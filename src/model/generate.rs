@@ -1,6 +1,6 @@
 //! Continuing texts, token by token, over cached keys and values.
 
-use candle_core::{D, IndexOp, Tensor};
+use candle_core::{D, Tensor};
 use rand::Rng;
 
 use super::network::{Cache, Network};
@@ -73,8 +73,9 @@ fn choose(logits: &Tensor, sampling: Sampling, random: &mut impl Rng) -> Result<
     match sampling {
         Sampling::Greedy => Ok(logits.argmax(D::Minus1)?.to_vec1()?),
         Sampling::TopK(k) => {
-            let rows = logits.dim(0)?;
-            (0..rows).map(|row| Ok(sample_top_k(&logits.i(row)?.to_vec1()?, k, random))).collect()
+            // All rows at once: from a GPU candle copies a whole tensor to read any part of it.
+            let rows: Vec<Vec<f32>> = logits.to_vec2()?;
+            Ok(rows.iter().map(|logits| sample_top_k(logits, k, random)).collect())
         }
     }
 }

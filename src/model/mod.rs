@@ -7,6 +7,9 @@
 mod batch;
 mod block;
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
+mod device;
 mod generate;
 mod network;
 mod overlay;
@@ -17,8 +20,12 @@ mod tokenizer;
 use std::path::Path;
 
 pub use batch::{Batch, gather};
-pub use candle_core::Device;
+pub use candle_core::{Device, Error as DeviceError};
 pub use config::Config;
+pub use device::{
+    Choice, CudaVersions, Gpu, choose, cuda_versions, device, device_name, gpu_of, gpus, is_out_of_memory,
+    memory_taken,
+};
 pub use generate::{Sampling, generate};
 pub use network::{Cache, Network, Site, log_softmax};
 pub use overlay::TensorEdit;
@@ -99,7 +106,7 @@ pub enum ModelError {
         what: String,
     },
     /// The device failed, or ran out of memory.
-    #[error("device: {}", first_line(.0))]
+    #[error("device: {}", device::first_line(.0))]
     Device(candle_core::Error),
 }
 
@@ -107,51 +114,6 @@ impl From<candle_core::Error> for ModelError {
     fn from(error: candle_core::Error) -> Self {
         Self::Device(error)
     }
-}
-
-/// candle's errors may carry a backtrace, which is nothing for users.
-fn first_line(error: &candle_core::Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
-}
-
-/// The device called `name`: `cpu`, `cuda` or `cuda:N`; without a name, a GPU where there is one.
-///
-/// # Errors
-/// [`ModelError::NoDevice`] says what is missing.
-pub fn device(name: Option<&str>) -> Result<Device, ModelError> {
-    let refuse = |what: String| Err(ModelError::NoDevice { what });
-    match name {
-        None if cuda_is_there() => Ok(Device::new_cuda(0)?),
-        None | Some("cpu") => Ok(Device::Cpu),
-        Some(name) => {
-            let index = match name.strip_prefix("cuda") {
-                Some("") => Some(0),
-                Some(rest) => rest.strip_prefix(':').and_then(|index| index.parse().ok()),
-                None => None,
-            };
-            let Some(index) = index else {
-                return refuse(format!("`{name}` is no device: expected `cpu`, `cuda` or `cuda:N`"));
-            };
-            if !cfg!(feature = "cuda") {
-                return refuse(format!("`{name}`: this mpatch was built without CUDA (feature `cuda`)"));
-            }
-            if !cuda_is_there() {
-                return refuse(format!("`{name}`: no CUDA driver is installed (libcuda is missing)"));
-            }
-            Ok(Device::new_cuda(index)?)
-        }
-    }
-}
-
-/// candle panics where the driver is missing, so this is asked first.
-#[cfg(feature = "cuda")]
-fn cuda_is_there() -> bool {
-    candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().is_ok_and(|count| count > 0)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda_is_there() -> bool {
-    false
 }
 
 /// A model folder, opened.

@@ -5,7 +5,7 @@
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    apply, completions, create, demo, diff, eval, rebase, revert, show, stack, stats, try_out, verify,
+    apply, completions, create, demo, diff, doctor, eval, rebase, revert, show, stack, stats, try_out, verify,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
@@ -60,6 +60,8 @@ pub enum Command {
     Rebase(rebase::RebaseArguments),
     /// Compare two patches or two checkpoints, or make the patch between two checkpoints
     Diff(diff::DiffArguments),
+    /// Examine this machine: devices, their arithmetic and speed, folders and programs
+    Doctor(doctor::DoctorArguments),
     /// Print shell completions
     Completions(completions::CompletionsArguments),
 }
@@ -83,6 +85,7 @@ impl Command {
             Command::Stack(arguments) => stack::run(arguments, output),
             Command::Rebase(arguments) => rebase::run(arguments, output),
             Command::Diff(arguments) => return diff::run(arguments, output),
+            Command::Doctor(arguments) => doctor::run(arguments, output),
             Command::Completions(arguments) => completions::run(*arguments, output),
         };
         done.map(|()| ExitKind::Done)

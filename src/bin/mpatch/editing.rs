@@ -9,7 +9,7 @@ use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::statistics::{Collected, Statistics, StatisticsFile, collect};
 use mpatch::facts::FactsFile;
-use mpatch::model::{Device, Model, ModelError, Network, TensorEdit, device};
+use mpatch::model::{Device, Model, ModelError, Network, TensorEdit, choose, device_name, is_out_of_memory};
 use mpatch::patch::Patch;
 
 use crate::commands::{open_checkpoint, read_input};
@@ -38,17 +38,22 @@ pub struct DeviceArguments {
 impl ModelArguments {
     /// Opens the model on its device.
     pub fn open(&self, output: &Output) -> Result<Model, CommandError> {
-        open_model(&self.base, &self.device.find()?, output)
+        open_model(&self.base, &self.device.find(output)?, output)
     }
 }
 
 impl DeviceArguments {
-    /// The device asked for, or the best there is.
-    pub fn find(&self) -> Result<Device, CommandError> {
-        device(self.device.as_deref()).map_err(|error| {
-            CommandError::new(ExitKind::Device, error.to_string())
-                .hint("leave `--device` out, or run on the processor with `--device cpu`")
-        })
+    /// The device asked for, or the best there is; says which one where there was a choice.
+    pub fn find(&self, output: &Output) -> Result<Device, CommandError> {
+        let choice = choose(self.device.as_deref()).map_err(|error| {
+            CommandError::new(ExitKind::Device, error.to_string()).hint(
+                "leave `--device` out, or run on the processor with `--device cpu`; `mpatch doctor` tells more",
+            )
+        })?;
+        if let Some(reason) = &choice.reason {
+            output.note(&format!("device: {} ({reason})", device_name(&choice.device)));
+        }
+        Ok(choice.device)
     }
 }
 
@@ -62,6 +67,14 @@ pub fn open_model(path: &Path, device: &Device, output: &Output) -> Result<Model
 /// The kind of device, as a recipe names it.
 pub fn device_kind(device: &Device) -> &'static str {
     if device.is_cuda() { "cuda" } else { "cpu" }
+}
+
+/// What to do when a device fails.
+fn device_hint(error: &mpatch::model::DeviceError) -> &'static str {
+    if is_out_of_memory(error) {
+        return "its memory does not suffice: free it, name another with `--device cuda:N`, or try `--device cpu`";
+    }
+    "`mpatch doctor` examines the device; try `--device cpu`"
 }
 
 /// A model called `path` is refused, or failed.
@@ -90,8 +103,9 @@ pub fn model_error(path: &Path, error: ModelError) -> CommandError {
         ModelError::Tensor { .. } => {
             refused(ExitKind::Malformed, "give the weights and the `config.json` of one model, as floats")
         }
-        ModelError::Device(_) | ModelError::NoDevice { .. } => {
-            refused(ExitKind::Device, "try `--device cpu`, or a machine with more memory")
+        ModelError::Device(error) => refused(ExitKind::Device, device_hint(&error)),
+        ModelError::NoDevice { .. } => {
+            refused(ExitKind::Device, "try `--device cpu`; `mpatch doctor` tells more")
         }
         ModelError::Text { .. } => refused(ExitKind::Malformed, "shorten the text, or leave it out"),
         _ => refused(ExitKind::Malformed, "`mpatch --help` tells what is expected"),
@@ -104,11 +118,10 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
     match error {
         EditError::Model(error) => model_error(path, error),
         EditError::Checkpoint(error) => error.into(),
-        EditError::Fact { source, .. } if matches!(*source, EditError::Model(ModelError::Device(_))) => {
-            CommandError::new(ExitKind::Device, chain(source.as_ref()))
-                .hint("try `--device cpu`, or a machine with more memory")
-        }
         EditError::Fact { position, subject, source } => {
+            if let EditError::Model(ModelError::Device(error)) = source.as_ref() {
+                return CommandError::new(ExitKind::Device, chain(source.as_ref())).hint(device_hint(error));
+            }
             // Whatever is wrong may well be that these texts are long.
             let problem = match *source {
                 EditError::Template { template, what } => format!("{} {what}", excerpt(&template)),
@@ -224,6 +237,11 @@ impl StatisticsCache {
             .or_else(|| Some(set("XDG_CACHE_HOME")?.join("mpatch")))
             .or_else(|| Some(set("HOME")?.join(".cache/mpatch")))?;
         Some(Self { folder: root.join("statistics") })
+    }
+
+    /// The folder, which need not be there yet.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// The file for one base, corpus and choice of layers.

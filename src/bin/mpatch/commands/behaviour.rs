@@ -43,7 +43,7 @@ pub fn check(
     device: &DeviceArguments,
     output: &Output,
 ) -> Result<BehaviourEvidence, CommandError> {
-    let model = open_model(base, &device.find()?, output)?;
+    let model = open_model(base, &device.find(output)?, output)?;
     let network = match state {
         State::Base => with_patch(&model, patch, patch_path)?,
         State::Edited => model.network.clone(),

@@ -104,7 +104,8 @@ fn fresh(folder: &Path) -> Result<PathBuf, CommandError> {
     folder.canonicalize().map_err(|error| CommandError::io("open", folder, &error))
 }
 
-fn unpack(folder: &Path) -> Result<(), CommandError> {
+/// Writes the model's files into `folder`.
+pub fn unpack(folder: &Path) -> Result<(), CommandError> {
     std::fs::create_dir_all(folder).map_err(|error| CommandError::io("create", folder, &error))?;
     for (name, bytes) in FILES {
         mpatch::checkpoint::write_new(&folder.join(name), bytes)?;

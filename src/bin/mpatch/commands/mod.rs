@@ -7,6 +7,7 @@ pub mod completions;
 pub mod create;
 pub mod demo;
 pub mod diff;
+pub mod doctor;
 pub mod eval;
 pub mod rebase;
 pub mod revert;

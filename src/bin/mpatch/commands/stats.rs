@@ -68,7 +68,7 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
     let statistics = match (&arguments.base, &arguments.corpus) {
         _ if !arguments.merge.is_empty() => merge(&arguments.merge)?,
         (Some(base), corpus) => {
-            let model = open_model(base, &arguments.device.find()?, output)?;
+            let model = open_model(base, &arguments.device.find(output)?, output)?;
             match corpus {
                 Some(corpus) => compute(&model, corpus, arguments, output)?,
                 None => import(&model, &arguments.import, output)?,
