@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::{TensorDigest, WeightsId};
-use crate::factors::{FactorError, Term, UndoWriter, Update};
+use crate::factors::{FactorError, Kernel, Term, UndoWriter, Update};
 use crate::operation::{Progress, row_blocks};
 use crate::patch::{BindingDraft, TensorDraft};
 use crate::tensor::{Dtype, Element};
@@ -200,8 +200,8 @@ impl<'a> Work<'a> {
         not_finite: NotFinite,
         progress: Progress<'_>,
     ) -> Result<TensorDraft, BindError> {
-        let terms = self.indices.iter().map(|index| self.terms[*index as usize].clone()).collect();
-        let update = Update::new(terms).map_err(|source| self.factors_error(source))?;
+        let terms = self.indices.iter().map(|index| Ok(self.terms[*index as usize].clone()));
+        let update = Update::of(Kernel::best(), terms, |source| self.factors_error(source))?;
         let (rows, columns) = (update.rows(), update.columns());
         let mut totals = Totals::new(rows, columns);
         let (mut before, mut after) = (Vec::new(), Vec::new());
@@ -271,15 +271,20 @@ impl Totals {
         before: &[u8],
         after: &[u8],
     ) -> Result<(), FactorError> {
-        self.before.update(before);
-        self.after.update(after);
-        let broken = with_element!(dtype, E => self.norms.add::<E>(before, after));
+        self.before.update_rayon(before);
+        self.after.update_rayon(after);
+        // The norms are summed weight after weight, and so on one thread: the others go on.
+        let Self { norms, undo, .. } = self;
+        let (broken, pushed) = rayon::join(
+            || with_element!(dtype, E => norms.add::<E>(before, after)),
+            || undo.push_rows(update, dtype, rows.clone(), before, after),
+        );
         if let (Some(first), None) = (broken.first, self.first_not_finite) {
             let columns = update.columns();
             self.first_not_finite = Some((rows.start + first / columns, first % columns));
         }
         self.not_finite += broken.count;
-        self.undo.push_rows(update, dtype, rows, before, after)
+        pushed
     }
 }
 
