@@ -90,7 +90,16 @@ struct Point {
 #[derive(Clone, Copy)]
 struct Cost {
     seconds: f64,
+    /// Of all its threads, in itself and in the system: what a busy machine does not change.
+    processor_seconds: f64,
     peak_bytes: u64,
+}
+
+impl Cost {
+    /// Of work in this process, whose processor time is not told apart.
+    fn since(start: Instant) -> Self {
+        Self { seconds: start.elapsed().as_secs_f64(), processor_seconds: 0.0, peak_bytes: 0 }
+    }
 }
 
 impl<'a> Bench<'a> {
@@ -115,8 +124,8 @@ impl<'a> Bench<'a> {
 
     fn run(&self) -> Vec<Point> {
         println!("\n## {} ({})\n", self.weights.display(), gigabytes(self.size_bytes));
-        println!("| facts | program | seconds | against | ratio | peak memory |");
-        println!("|---|---|---|---|---|---|");
+        println!("| facts | program | seconds | processor seconds | against | ratio | peak memory |");
+        println!("|---|---|---|---|---|---|---|");
         let points = self.patches.iter().map(|(facts, patch)| self.patch(*facts, patch)).collect();
         self.products();
         points
@@ -132,7 +141,7 @@ impl<'a> Bench<'a> {
             copies.push(child(Command::new("cp").arg(&self.weights).arg(&copied)));
             // What mpatch writes is on disk when it returns, so the copy that it is held to must get there as well.
             File::open(&copied).unwrap().sync_all().unwrap();
-            synced.push(Cost { seconds: start.elapsed().as_secs_f64(), peak_bytes: 0 });
+            synced.push(Cost::since(start));
             remove(&copied);
             applied.push(mpatch(&["apply"], &[&self.weights, patch], Some(&edited)));
             taken_back.push(mpatch(&["revert"], &[&edited, patch], Some(&reverted)));
@@ -187,7 +196,7 @@ impl<'a> Bench<'a> {
             }
         }
         file.sync_all().unwrap();
-        Cost { seconds: start.elapsed().as_secs_f64(), peak_bytes: 0 }
+        Cost::since(start)
     }
 
     /// Hashes what `verify` has to: the whole file, and the touched tensors once more in their other state.
@@ -195,8 +204,12 @@ impl<'a> Bench<'a> {
         let (_, touched) = self.touched(patch);
         let again: u64 = touched.iter().map(|tensor| tensor.size_bytes).sum();
         let whole = hash(&self.weights);
-        let share = again as f64 / self.size_bytes as f64;
-        Cost { seconds: whole.seconds * (1.0 + share), peak_bytes: whole.peak_bytes }
+        let more = 1.0 + again as f64 / self.size_bytes as f64;
+        Cost {
+            seconds: whole.seconds * more,
+            processor_seconds: whole.processor_seconds * more,
+            peak_bytes: whole.peak_bytes,
+        }
     }
 
     /// What the products alone come to, beside the machine's peak.
@@ -244,15 +257,23 @@ fn open_patch(path: &Path) -> Patch {
 fn row(facts: usize, program: &str, cost: Cost, against: &str, other: Option<Cost>) {
     let ratio = other.map_or(String::new(), |other| format!("{:.2}", cost.seconds / other.seconds));
     let memory = if cost.peak_bytes > 0 { format!("{} MiB", cost.peak_bytes >> 20) } else { String::new() };
-    println!("| {facts} | {program} | {:.2} | {against} | {ratio} | {memory} |", cost.seconds);
+    let Cost { seconds, processor_seconds, .. } = cost;
+    let processor = if processor_seconds > 0.0 { format!("{processor_seconds:.2}") } else { String::new() };
+    println!("| {facts} | {program} | {seconds:.2} | {processor} | {against} | {ratio} | {memory} |");
     std::io::stdout().flush().unwrap();
 }
 
 fn median(costs: &[Cost]) -> Cost {
-    let mut seconds: Vec<f64> = costs.iter().map(|cost| cost.seconds).collect();
-    seconds.sort_by(f64::total_cmp);
-    let peak_bytes = costs.iter().map(|cost| cost.peak_bytes).max().unwrap_or(0);
-    Cost { seconds: seconds[seconds.len() / 2], peak_bytes }
+    let middle = |value: fn(&Cost) -> f64| {
+        let mut values: Vec<f64> = costs.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    Cost {
+        seconds: middle(|cost| cost.seconds),
+        processor_seconds: middle(|cost| cost.processor_seconds),
+        peak_bytes: costs.iter().map(|cost| cost.peak_bytes).max().unwrap_or(0),
+    }
 }
 
 fn remove(path: &Path) {
@@ -279,7 +300,7 @@ fn supports_in_place() -> bool {
 
 /// Runs a program to its end, looking at its memory all the while.
 fn child(command: &mut Command) -> Cost {
-    let start = Instant::now();
+    let (start, used_before) = (Instant::now(), processor_seconds_of_children());
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let status = format!("/proc/{}/status", child.id());
     let mut peak_bytes = 0;
@@ -289,10 +310,21 @@ fn child(command: &mut Command) -> Cost {
         }
         if let Some(outcome) = child.try_wait().unwrap() {
             assert!(outcome.success(), "{command:?}: {outcome}");
-            return Cost { seconds: start.elapsed().as_secs_f64(), peak_bytes };
+            let processor_seconds = processor_seconds_of_children() - used_before;
+            return Cost { processor_seconds, peak_bytes, ..Cost::since(start) };
         }
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// What all children that have ended used, in this process's own account.
+fn processor_seconds_of_children() -> f64 {
+    const TICKS_PER_SECOND: f64 = 100.0;
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // The name, in parentheses, may hold spaces; `cutime` and `cstime` are the fields 16 and 17, from 1.
+    let (_, fields) = text.rsplit_once(')').unwrap();
+    let ticks = fields.split_whitespace().skip(13).take(2).map(|ticks| ticks.parse::<f64>().unwrap());
+    ticks.sum::<f64>() / TICKS_PER_SECOND
 }
 
 fn peak_of(status: &str) -> Option<u64> {
@@ -326,7 +358,7 @@ fn hash(path: &Path) -> Cost {
         hasher.update_rayon(&block[..read]);
     }
     std::hint::black_box(hasher.finalize());
-    Cost { seconds: start.elapsed().as_secs_f64(), peak_bytes: 0 }
+    Cost::since(start)
 }
 
 // ------------------------------------------------------------------------------------------------------- the plot --

@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::{TensorDigest, WeightsId};
-use crate::factors::{CorrectionWriter, FactorError, Term, UndoWriter, Update};
+use crate::factors::{CorrectionWriter, FactorError, Kernel, Term, UndoWriter, Update};
 use crate::operation::{Progress, row_blocks};
 use crate::patch::{BindingDraft, TensorDraft};
 use crate::tensor::{Dtype, Element};
@@ -253,8 +253,8 @@ impl<'a> Work<'a> {
         not_finite: NotFinite,
         progress: Progress<'_>,
     ) -> Result<TensorDraft, BindError> {
-        let terms = self.indices.iter().map(|index| self.terms[*index as usize].clone()).collect();
-        let update = Update::new(terms).map_err(|source| self.factors_error(source))?;
+        let terms = self.indices.iter().map(|index| Ok(self.terms[*index as usize].clone()));
+        let update = Update::of(Kernel::best(), terms, |source| self.factors_error(source))?;
         let (rows, columns) = (update.rows(), update.columns());
         let mut totals = Totals::new(rows, columns);
         let mut correction = target.map(|_| CorrectionWriter::new(rows, columns));
@@ -267,8 +267,6 @@ impl<'a> Work<'a> {
             given.clone_from(&before);
             let failed = |source| self.factors_error(source);
             update.apply_rows(self.dtype, block.clone(), &mut given).map_err(failed)?;
-            // The undo log takes back what the terms gave; a correction is taken back before.
-            totals.undo.push_rows(&update, self.dtype, block.clone(), &before, &given).map_err(failed)?;
             let result = match (target, &mut correction) {
                 (Some(target), Some(correction)) => {
                     after.resize(before.len(), 0);
@@ -278,7 +276,7 @@ impl<'a> Work<'a> {
                 }
                 _ => &given,
             };
-            totals.add(columns, self.dtype, block, &before, result);
+            totals.add(&update, self.dtype, block, &before, &given, result).map_err(failed)?;
             progress(before.len() as u64);
         }
         if let (NotFinite::Refuse, Some((row, column))) = (not_finite, totals.first_not_finite) {
@@ -330,14 +328,31 @@ impl Totals {
         }
     }
 
-    fn add(&mut self, columns: usize, dtype: Dtype, rows: Range<usize>, before: &[u8], after: &[u8]) {
-        self.before.update(before);
-        self.after.update(after);
-        let broken = with_element!(dtype, E => self.norms.add::<E>(before, after));
+    /// Adds a block: `given` is what the terms make of `before`, `after` what the tensor becomes.
+    fn add(
+        &mut self,
+        update: &Update,
+        dtype: Dtype,
+        rows: Range<usize>,
+        before: &[u8],
+        given: &[u8],
+        after: &[u8],
+    ) -> Result<(), FactorError> {
+        self.before.update_rayon(before);
+        self.after.update_rayon(after);
+        let columns = update.columns();
+        // The norms are summed weight after weight, and so on one thread: the others go on.
+        let Self { norms, undo, .. } = self;
+        let (broken, pushed) = rayon::join(
+            || with_element!(dtype, E => norms.add::<E>(before, after)),
+            // The undo log takes back what the terms gave; a correction is taken back before.
+            || undo.push_rows(update, dtype, rows.clone(), before, given),
+        );
         if let (Some(first), None) = (broken.first, self.first_not_finite) {
             self.first_not_finite = Some((rows.start + first / columns, first % columns));
         }
         self.not_finite += broken.count;
+        pushed
     }
 }
 

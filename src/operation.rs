@@ -338,7 +338,8 @@ impl<'a> TensorWork<'a> {
                 tensors: bindings[binding_index].tensors.len(),
             }),
         })?;
-        let (update, undo, correction) = decode_tensor(patch, binding_index, tensor_index)?;
+        let update = patch.update(binding_index, tensor_index)?;
+        let (undo, correction) = decode_undo(patch, binding_index, tensor_index)?;
         Ok(Self { binding, info, update, undo, correction })
     }
 
@@ -409,22 +410,22 @@ impl<'a> TensorWork<'a> {
     }
 }
 
-/// The update, the undo log and the correction of a tensor of a binding; both indices are in range.
-pub(crate) fn decode_tensor(
+/// The undo log and the correction of a tensor of a binding; both indices are in range.
+pub(crate) fn decode_undo(
     patch: &Patch,
     binding_index: usize,
     tensor_index: usize,
-) -> Result<(Update, UndoLog, Option<Correction>), OperationError> {
+) -> Result<(UndoLog, Option<Correction>), OperationError> {
     let binding = &patch.manifest().bindings[binding_index].tensors[tensor_index];
-    let update = patch.update(binding_index, tensor_index)?;
     let undo = patch.undo(binding_index, tensor_index)?;
     let correction = patch.correction(binding_index, tensor_index)?;
-    let (rows, columns) = (update.rows(), update.columns());
+    // A dimension beyond this machine's memory fits no log.
+    let [rows, columns] = binding.shape.map(|size| usize::try_from(size).unwrap_or(usize::MAX));
     let failed = |source| factors_error(&binding.name, source);
     let undo = UndoLog::parse(undo, rows, columns).map_err(failed)?;
     let parse = |bytes| Correction::parse(bytes, binding.dtype, rows, columns);
     let correction = correction.map(parse).transpose().map_err(failed)?;
-    Ok((update, undo, correction))
+    Ok((undo, correction))
 }
 
 fn factors_error(tensor: &str, source: FactorError) -> OperationError {
@@ -643,6 +644,7 @@ impl Plan {
         })
     }
 
+    /// Rewrites all touched tensors; while one is rewritten, the factors of the next one are decoded.
     fn rewrite_all(
         &self,
         checkpoint: &Checkpoint,
@@ -650,10 +652,20 @@ impl Plan {
         output: &Output<'_>,
         progress: Progress<'_>,
     ) -> Result<RowsApplied, OperationError> {
+        let count = self.tensors.len();
+        let load = |index: usize| TensorWork::load(checkpoint, patch, self.binding, index);
         let mut total = RowsApplied::default();
-        for tensor_index in 0..self.tensors.len() {
-            let work = TensorWork::load(checkpoint, patch, self.binding, tensor_index)?;
-            total += self.rewrite(checkpoint, &work, output, progress)?;
+        let mut next = (count > 0).then(|| load(0));
+        let mut index = 0;
+        while let Some(work) = next.take() {
+            let work = work?;
+            index += 1;
+            let (rewritten, loaded) = rayon::join(
+                || self.rewrite(checkpoint, &work, output, progress),
+                || (index < count).then(|| load(index)),
+            );
+            total += rewritten?;
+            next = loaded;
         }
         Ok(total)
     }
@@ -667,15 +679,38 @@ impl Plan {
         progress: Progress<'_>,
     ) -> Result<RowsApplied, OperationError> {
         let mut hasher = blake3::Hasher::new();
-        let mut bytes = Vec::new();
         let mut total = RowsApplied::default();
-        for rows in work.blocks() {
-            work.read_rows(checkpoint, &rows, &mut bytes)?;
-            let changed = work.change_rows(self.direction, rows.clone(), &mut bytes);
-            total += changed.map_err(|error| self.explain(checkpoint, work, output, error))?;
-            hasher.update(&bytes);
-            output.write_at(work.info, work.offset(&rows), &bytes)?;
+        let blocks: Vec<Range<usize>> = work.blocks().collect();
+        // While one block is computed, the one before it is written and the one after it is read.
+        let (mut done, mut current, mut next) = (Vec::new(), Vec::new(), Vec::new());
+        if let Some(rows) = blocks.first() {
+            work.read_rows(checkpoint, rows, &mut current)?;
+        }
+        let write = |rows: &Range<usize>, bytes: &[u8]| -> Result<(), OperationError> {
+            output.write_at(work.info, work.offset(rows), bytes)?;
             progress(bytes.len() as u64);
+            Ok(())
+        };
+        for (index, rows) in blocks.iter().enumerate() {
+            let move_others = || {
+                if let Some(before) = index.checked_sub(1) {
+                    write(&blocks[before], &done)?;
+                }
+                blocks.get(index + 1).map_or(Ok(()), |rows| work.read_rows(checkpoint, rows, &mut next))
+            };
+            let compute = || {
+                let changed = work.change_rows(self.direction, rows.clone(), &mut current)?;
+                hasher.update_rayon(&current);
+                Ok(changed)
+            };
+            let (moved, changed) = rayon::join(move_others, compute);
+            total += changed.map_err(|error| self.explain(checkpoint, work, output, error))?;
+            moved?;
+            std::mem::swap(&mut done, &mut current);
+            std::mem::swap(&mut current, &mut next);
+        }
+        if let Some(rows) = blocks.last() {
+            write(rows, &done)?;
         }
         let (expected, found) = (self.direction.end(work.binding), TensorDigest::finish(&hasher));
         if expected == found {

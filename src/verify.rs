@@ -17,7 +17,7 @@ use crate::checkpoint::Checkpoint;
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::factors::RowsApplied;
 use crate::operation::{
-    self, Digests, Direction, Mismatch, OperationError, Progress, Standing, TensorWork, decode_tensor,
+    self, Digests, Direction, Mismatch, OperationError, Progress, Standing, TensorWork, decode_undo,
 };
 use crate::patch::Patch;
 
@@ -211,7 +211,8 @@ pub fn verify_form(patch: &Patch) -> FormEvidence {
     }
     for (binding_index, binding) in manifest.bindings.iter().enumerate() {
         for tensor_index in 0..binding.tensors.len() {
-            if let Err(error) = decode_tensor(patch, binding_index, tensor_index) {
+            // Its terms have been decoded above, and have its shape: that is a rule of the manifest.
+            if let Err(error) = decode_undo(patch, binding_index, tensor_index) {
                 evidence.problem = Some(error.to_string());
                 return evidence;
             }
@@ -314,7 +315,7 @@ fn there_and_back(
 ) -> Result<RowsApplied, String> {
     let in_words = |error: OperationError| error.to_string();
     let mut applied = work.change_rows(direction, rows.clone(), changed).map_err(in_words)?;
-    hasher.update(changed);
+    hasher.update_rayon(changed);
     applied += work.change_rows(direction.reversed(), rows.clone(), changed).map_err(in_words)?;
     if bytes != changed {
         let name = &work.binding.name;

@@ -291,7 +291,7 @@ impl Checkpoint {
             let size = HASH_BLOCK_BYTES.min(tensor.size_bytes - offset);
             let bytes = &mut block[..size as usize];
             self.read_at(tensor, offset, bytes)?;
-            hasher.update(bytes);
+            hasher.update_rayon(bytes);
             offset += size;
             progress(size);
         }

@@ -171,6 +171,13 @@ fn is_finite<E: Lane>(bits: u32) -> bool {
     bits & E::MAGNITUDE < E::INFINITY
 }
 
+/// The ordinal of what the weight at a finite `number` becomes.
+#[inline]
+pub(in super::super) fn result<E: Lane>(number: i32, terms: &[f64]) -> i32 {
+    let value = terms.iter().fold(E::value(from_ordinal::<E>(number)), |sum, term| sum + term);
+    ordinal::<E>(E::rounded(value))
+}
+
 // ----------------------------------------------------------------------------------------------------- the steps --
 
 /// Replaces `targets` by `(row_scale * column_scale) * sum`.
@@ -284,7 +291,8 @@ fn restore_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, outcomes: &mut [
     {
         let finite = is_finite::<E>(*bits);
         let only = finite & (*status == 1);
-        *outcome = if only { ONE } else { LOOK } * u8::from(finite);
+        let found = if only { ONE } else { LOOK };
+        *outcome = if finite { found } else { NOT_FINITE };
         *bits = if only { from_ordinal::<E>(*candidate) } else { *bits };
     }
     E::pack(bits, bytes);

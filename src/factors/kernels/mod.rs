@@ -29,7 +29,7 @@ use std::ops::Range;
 use super::{FactorError, IntegerMatrix, Integers, magnitude_limit};
 use bytes::Bytes;
 pub(super) use bytes::PANEL;
-pub(super) use lanes::{LOOK, Lane, STRETCH_MAX, Terms, apply, check, restore, scale};
+pub(super) use lanes::{LOOK, Lane, STRETCH_MAX, Terms, apply, check, restore, result, scale};
 
 /// How updates are computed. The choice never shows in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -151,7 +151,7 @@ impl StackArguments {
         if recorded.is_none() {
             output.note("the patches were not made alike: hyperparameters and contexts as for `create`");
         }
-        let model = open_model(&self.base, &self.device.find()?, output)?;
+        let model = open_model(&self.base, &self.device.find(output)?, output)?;
         let base = Prepared::new(&model, &self.recipe, recorded, output)?;
         let mut job = base.job(&facts, &self.recipe, self.about.about());
         job.supersedes = plan.added().map(|patch| patch.id).collect();

@@ -1,0 +1,248 @@
+//! Patches of a large rank: in memory a part at a time, and one result from every kernel and number of threads.
+#![cfg(all(target_os = "linux", feature = "cli"))]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails where it stands; clippy sees only `#[test]` functions as tests"
+)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use mpatch::apply;
+use mpatch::bind::bind;
+use mpatch::checkpoint::{Checkpoint, FileSource, NewTensor, write_safetensors};
+use mpatch::digest::FileDigest;
+use mpatch::factors::{IntegerMatrix, Integers, Kernel, Term, magnitude_limit};
+use mpatch::patch::manifest::{About, Base, Recipe};
+use mpatch::patch::{Draft, Patch, PatchError, encode};
+use mpatch::revert;
+use mpatch::source::Source;
+use mpatch::tensor::{Dtype, Element};
+
+fn quiet(_: u64) {}
+
+/// Numbers that no compression makes smaller.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+}
+
+struct Shape {
+    tensors: usize,
+    rows: usize,
+    columns: usize,
+    rank: usize,
+    bits: u8,
+    dtype: Dtype,
+}
+
+fn bytes_of<E: Element>(count: usize, random: &mut Random) -> Vec<u8> {
+    let mut bytes = vec![0; count * E::DTYPE.size_bytes()];
+    for weight in bytes.chunks_exact_mut(E::DTYPE.size_bytes()) {
+        E::round(random.next() as f64 / f64::from(1 << 30) - 1.0).write(weight);
+    }
+    bytes
+}
+
+/// A checkpoint of random weights, and a patch of random factors for it.
+fn write(folder: &Path, shape: &Shape) -> (PathBuf, PathBuf) {
+    let Shape { tensors, rows, columns, rank, bits, dtype } = *shape;
+    let (base, patch) = (folder.join("base.safetensors"), folder.join("edits.mpatch"));
+    let new: Vec<NewTensor> = (0..tensors)
+        .map(|index| NewTensor {
+            name: format!("w{index:02}"),
+            dtype,
+            shape: vec![rows as u64, columns as u64],
+        })
+        .collect();
+    write_safetensors(&base, &BTreeMap::new(), &new, |index, sink| {
+        let mut random = Random(index as u64);
+        let bytes = match dtype {
+            Dtype::F32 => bytes_of::<f32>(rows * columns, &mut random),
+            Dtype::F16 => bytes_of::<half::f16>(rows * columns, &mut random),
+            Dtype::BF16 => bytes_of::<half::bf16>(rows * columns, &mut random),
+        };
+        sink.write_all(&bytes)
+    })
+    .unwrap();
+    let terms: Vec<Term> = (0..tensors)
+        .map(|index| {
+            let mut random = Random(100 + index as u64);
+            let limit = u64::from(magnitude_limit(bits).unsigned_abs());
+            let mut matrix = |what, rows, columns| {
+                let value = |random: &mut Random| (random.next() % (2 * limit + 1)) as i64 - limit as i64;
+                let values = (0..rows * columns).map(|_| value(&mut random) as i16).collect();
+                IntegerMatrix::new(what, rows, columns, bits, values).unwrap()
+            };
+            let integers =
+                Integers::LowRank { left: matrix("left", rows, rank), right: matrix("right", rank, columns) };
+            let size = 0.1 / (limit * limit) as f32 / (rank as f32).sqrt();
+            Term::new(integers, vec![size; rows], vec![1.0; columns]).unwrap()
+        })
+        .collect();
+    let checkpoint = Checkpoint::open(&base).unwrap();
+    let edits: Vec<(String, Vec<u32>)> =
+        (0..tensors).map(|index| (format!("w{index:02}"), vec![index as u32])).collect();
+    let binding = bind(&checkpoint, checkpoint.weights_id().unwrap(), &edits, &terms, &quiet).unwrap();
+    std::fs::write(&patch, encode(&draft(terms, binding)).unwrap()).unwrap();
+    (base, patch)
+}
+
+fn draft(terms: Vec<Term>, binding: mpatch::patch::BindingDraft) -> Draft {
+    let digest = FileDigest::of(b"");
+    let text = |text: &str| text.to_owned();
+    Draft {
+        base: Base { architecture: text("any"), config: digest, tokenizer: digest },
+        facts: Vec::new(),
+        recipe: Recipe {
+            method: text("none"),
+            hyperparameters: text("{}"),
+            layers: Vec::new(),
+            contexts: Vec::new(),
+            seed: 0,
+            statistics: digest,
+            facts: digest,
+            tool: text("mpatch"),
+            device: text("cpu"),
+        },
+        measured: Vec::new(),
+        terms,
+        bindings: vec![binding],
+        line: None,
+        parents: Vec::new(),
+        supersedes: Vec::new(),
+        about: About::default(),
+    }
+}
+
+/// The most memory that the command held, as far as looking at it often tells.
+fn peak_memory_bytes(arguments: &[&str], paths: &[&Path]) -> u64 {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mpatch"));
+    let mut child = command.args(arguments).args(paths).stdout(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak = 0;
+    loop {
+        let text = std::fs::read_to_string(&status).unwrap_or_default();
+        if let Some(line) = text.lines().find_map(|line| line.strip_prefix("VmHWM:")) {
+            peak = peak.max(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10);
+        }
+        if let Some(outcome) = child.try_wait().unwrap() {
+            assert!(outcome.success(), "{arguments:?}: {outcome}");
+            return peak;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_patch_of_a_large_rank_is_never_in_memory_as_a_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = Shape { tensors: 16, rows: 512, columns: 16_384, rank: 512, bits: 8, dtype: Dtype::F16 };
+    let (base, patch) = write(folder.path(), &shape);
+    let patch_size_bytes = std::fs::metadata(&patch).unwrap().len();
+    assert!(patch_size_bytes > 16 * 512 * 16_384, "its integers are not to be compressed away");
+    let (edited, reverted) = (folder.path().join("edited"), folder.path().join("reverted"));
+    let base_text = base.to_str().unwrap().to_owned();
+    for (arguments, paths) in [
+        (vec!["apply"], vec![base.as_path(), &patch, Path::new("-o"), &edited]),
+        (vec!["revert"], vec![edited.as_path(), &patch, Path::new("-o"), &reverted]),
+        (vec!["verify", "--digests-only", "--base", base_text.as_str()], vec![patch.as_path()]),
+        (vec!["show"], vec![patch.as_path()]),
+    ] {
+        let peak = peak_memory_bytes(&arguments, &paths);
+        assert!(peak < patch_size_bytes, "{arguments:?}: {peak} bytes, the patch has {patch_size_bytes}");
+    }
+    assert!(std::fs::read(&base).unwrap() == std::fs::read(&reverted).unwrap());
+}
+
+#[test]
+fn every_kernel_and_number_of_threads_gives_one_digest() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+        for bits in [6, 12] {
+            let folder = tempfile::tempdir().unwrap();
+            let shape = Shape { tensors: 2, rows: 70, columns: 700, rank: 65, bits, dtype };
+            let (base, patch) = write(folder.path(), &shape);
+            let checkpoint = Checkpoint::open(&base).unwrap();
+            let kernels = Kernel::ALL.into_iter().filter(|kernel| kernel.is_available());
+            for (index, kernel) in kernels.enumerate() {
+                // One of 1, 2, ... 8 threads for each: the product of both would test no more.
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(1 + index % 8).build().unwrap();
+                let source = Arc::new(FileSource::open(&patch).unwrap());
+                let patch = Patch::open(source).unwrap().computed_by(kernel);
+                let (edited, reverted) =
+                    (folder.path().join(format!("{kernel}")), folder.path().join(format!("{kernel}-back")));
+                // Both compare the digests that the patch promises, which another kernel computed.
+                pool.install(|| {
+                    let apply::Answer::Applies(plan) = apply::plan(&checkpoint, &patch).unwrap() else {
+                        panic!("{kernel}: refused")
+                    };
+                    plan.execute(&checkpoint, &patch, &edited, &quiet).unwrap();
+                    let edited = Checkpoint::open(&edited).unwrap();
+                    let revert::Answer::Reverts(plan) = revert::plan(&edited, &patch).unwrap() else {
+                        panic!("{kernel}: refused")
+                    };
+                    plan.execute(&edited, &patch, &reverted, &quiet).unwrap();
+                });
+                assert!(std::fs::read(&base).unwrap() == std::fs::read(&reverted).unwrap());
+            }
+        }
+    }
+}
+
+/// A file that somebody writes to after it was checked.
+#[derive(Debug)]
+struct Changing {
+    bytes: std::sync::Mutex<Vec<u8>>,
+}
+
+impl Source for Changing {
+    fn size_bytes(&self) -> u64 {
+        self.bytes.lock().unwrap().len() as u64
+    }
+
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> std::io::Result<()> {
+        self.bytes.lock().unwrap().read_exact_at(bytes, offset)
+    }
+}
+
+#[test]
+fn a_patch_that_changes_after_it_was_opened_is_refused_when_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = Shape { tensors: 1, rows: 8, columns: 64, rank: 4, bits: 8, dtype: Dtype::F16 };
+    let (_, patch) = write(folder.path(), &shape);
+    let source = Arc::new(Changing { bytes: std::sync::Mutex::new(std::fs::read(&patch).unwrap()) });
+    let patch = Patch::open(source.clone()).unwrap();
+    patch.update(0, 0).unwrap();
+    let offset = patch.section_offset(1).unwrap();
+    source.bytes.lock().unwrap()[offset] ^= 1;
+    let refused = |found: Result<(), PatchError>| {
+        assert!(matches!(found, Err(PatchError::Digest { section: 1, .. })), "{found:?}");
+    };
+    refused(patch.update(0, 0).map(drop));
+    refused(patch.term(0).map(drop));
+    refused(patch.write_to(&mut Vec::new()));
+    source.bytes.lock().unwrap().truncate(offset);
+    let found = patch.update(0, 0).map(drop);
+    assert!(matches!(found, Err(PatchError::Read { .. })), "{found:?}");
+}
+
+#[test]
+fn a_patch_opened_in_its_file_is_copied_byte_for_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = Shape { tensors: 2, rows: 8, columns: 64, rank: 4, bits: 12, dtype: Dtype::F32 };
+    let (_, path) = write(folder.path(), &shape);
+    let patch = Patch::open(Arc::new(FileSource::open(&path).unwrap())).unwrap();
+    let mut copy = Vec::new();
+    patch.write_to(&mut copy).unwrap();
+    assert!(copy == std::fs::read(&path).unwrap());
+    assert!(patch.bytes().is_empty());
+    let decoded = Patch::decode(copy.clone()).unwrap();
+    assert_eq!(decoded.bytes(), copy);
+    assert_eq!(patch.with_signatures(Vec::new()).unwrap().bytes(), copy);
+}
