@@ -104,7 +104,7 @@ impl Bench {
     fn succeeds(&self, words: &str) -> String {
         let output = self.run(words);
         assert!(output.status.success(), "{words}: {}", stderr(&output));
-        String::from_utf8(output.stdout).unwrap() + &stderr(&output)
+        String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output)
     }
 
     /// Runs a command that must fail with `code` and leave everything as it was.

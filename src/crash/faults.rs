@@ -3,7 +3,7 @@
 use super::{Act, Scene, visible};
 use crate::checkpoint::CheckpointError;
 use crate::checkpoint::disk::fault::{Fault, FaultyDisk, Schedule};
-use crate::checkpoint::disk::simulated::SimulatedDisk;
+use crate::checkpoint::disk::simulated::{Fate, SimulatedDisk};
 use crate::checkpoint::disk::{Access, Files};
 use crate::operation::OperationError;
 
@@ -25,6 +25,23 @@ fn left(error: &OperationError) -> Left {
     }
 }
 
+/// A power cut after which nothing is there that was not synced.
+struct NothingLasts;
+
+impl Fate for NothingLasts {
+    fn keeps(&mut self) -> bool {
+        false
+    }
+
+    fn names_kept(&mut self, _: usize) -> usize {
+        0
+    }
+
+    fn grain(&self) -> usize {
+        512
+    }
+}
+
 /// Operations of the command when nothing goes wrong.
 fn operations(scene: &Scene) -> u64 {
     let disk = FaultyDisk::new(scene.disk.fork(), Schedule::NEVER);
@@ -40,7 +57,11 @@ fn try_fault(scene: &Scene, schedule: Schedule) -> Option<Left> {
     let found = visible(&memory.contents());
     let said = outcome.as_ref().err().map(left);
     match said {
-        None => assert!(memory.contents() == scene.after, "{place}: it succeeded, and did something else"),
+        None => {
+            assert!(memory.contents() == scene.after, "{place}: it succeeded, and did something else");
+            let left = memory.after_power_cut(&mut NothingLasts).contents();
+            assert!(left == scene.after, "{place}: it succeeded, and does not last");
+        }
         Some(Left::Unchanged) => {
             assert!(found == scene.before, "{place}: {}", outcome.unwrap_err());
         }

@@ -41,6 +41,8 @@ pub(crate) struct About {
     pub(crate) inode: u64,
     /// How many names it has.
     pub(crate) links: u64,
+    /// When it was made, in nanoseconds since 1970, where the file system knows.
+    pub(crate) created_ns: Option<u64>,
     /// All bits of its mode that concern rights.
     pub(crate) mode: u32,
 }
@@ -131,6 +133,9 @@ pub(crate) trait Handle: Debug + Send + Sync {
     fn clone_from(&self, source: &dyn Handle) -> io::Result<()>;
     /// Copies up to `length` bytes from `offset` on inside the system; returns how many.
     fn copy_from(&self, source: &dyn Handle, offset: u64, length: u64) -> io::Result<u64>;
+    /// A sync that fails: systems take what was not written for written, and forget it.
+    #[cfg(test)]
+    fn fail_to_sync(&self) {}
     /// The system's own handle, where there is one.
     fn system(&self) -> Option<&std::fs::File> {
         None

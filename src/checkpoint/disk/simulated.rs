@@ -118,7 +118,7 @@ impl State {
             Node::File { bytes, mode, .. } => (Kind::File, bytes.len() as u64, *mode),
             Node::Folder { mode, .. } => (Kind::Folder, 0, *mode),
         };
-        About { kind, size_bytes, device: 1, inode: node as u64, links, mode }
+        About { kind, size_bytes, device: 1, inode: node as u64, links, created_ns: None, mode }
     }
 }
 
@@ -449,7 +449,19 @@ impl Handle for SimulatedHandle {
     }
 
     fn forget(&self) -> io::Result<()> {
+        // What is taken for written is read from the disk again; what waits to be written stays in memory.
+        if let Node::File { bytes, synced, changes, .. } = &mut self.disk.state().nodes[self.node]
+            && changes.is_empty()
+        {
+            bytes.clone_from(synced);
+        }
         Ok(())
+    }
+
+    fn fail_to_sync(&self) {
+        if let Node::File { changes, .. } = &mut self.disk.state().nodes[self.node] {
+            changes.clear();
+        }
     }
 
     fn lock(&self, _: Lock) -> io::Result<Locked> {
