@@ -19,7 +19,7 @@ pub struct TargetArguments {
     /// Write the result here instead of beside the input; never over anything
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
-    /// Change the checkpoint itself instead of a copy; its old bytes are kept in a journal until all is done
+    /// Change the checkpoint itself, with its old bytes in a journal meanwhile
     #[arg(long, conflicts_with = "output")]
     pub in_place: bool,
     /// Print what would be done, and do nothing
