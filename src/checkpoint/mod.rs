@@ -17,6 +17,7 @@ mod header;
 mod in_place;
 mod index;
 pub mod journal;
+mod source;
 mod temporary;
 mod write;
 
@@ -36,6 +37,7 @@ pub use self::header::{HEADER_SIZE_BYTES_MAX, TENSOR_NAME_BYTES_MAX};
 pub use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};
 pub use self::journal::{Outcome, Recovered, recover};
+pub use self::source::FileSource;
 pub use self::write::{Committed, Output, check_output};
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};

@@ -22,6 +22,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use std::fs::File as SystemFile;
+
 /// What a name leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -137,7 +139,7 @@ pub(crate) trait Handle: Debug + Send + Sync {
     #[cfg(test)]
     fn fail_to_sync(&self) {}
     /// The system's own handle, where there is one.
-    fn system(&self) -> Option<&std::fs::File> {
+    fn system(&self) -> Option<&SystemFile> {
         None
     }
 }
@@ -264,6 +266,12 @@ impl Files {
 /// An open file of some disk.
 #[derive(Debug)]
 pub(crate) struct File(Box<dyn Handle>);
+
+impl From<SystemFile> for File {
+    fn from(file: SystemFile) -> Self {
+        Self(Box::new(file))
+    }
+}
 
 impl File {
     pub(crate) fn about(&self) -> io::Result<About> {

@@ -8,7 +8,7 @@ use mpatch::operation::{Direction, Plan, PlannedTensor, Written};
 use mpatch::patch::Patch;
 use serde::Serialize;
 
-use super::{open_checkpoint, patch_word, read_patch};
+use super::{open_checkpoint, open_patch, patch_word};
 use crate::error::CommandError;
 use crate::interrupt::{Work, doing};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -86,7 +86,7 @@ impl Change {
         target: Target,
         output: &Output,
     ) -> Result<Self, CommandError> {
-        let patch = read_patch(patch_path)?;
+        let patch = open_patch(patch_path)?;
         let checkpoint = open_checkpoint(checkpoint, output)?;
         if let Target::Copy(path) = &target {
             check_output(&checkpoint, path)?;
