@@ -64,7 +64,7 @@ pub enum OperationError {
         /// What went wrong first.
         error: Box<OperationError>,
         /// Why the old bytes are not back.
-        recovery: CheckpointError,
+        recovery: Box<CheckpointError>,
     },
     /// The plan belongs to another patch.
     #[error("the plan was made for patch {expected}, not for {found}")]
@@ -532,7 +532,9 @@ impl Plan {
             Err(error) => {
                 return Err(match output.abandon() {
                     Ok(()) => error,
-                    Err(recovery) => OperationError::Pending { error: Box::new(error), recovery },
+                    Err(recovery) => {
+                        OperationError::Pending { error: Box::new(error), recovery: Box::new(recovery) }
+                    }
                 });
             }
         };

@@ -203,8 +203,7 @@ impl Journal {
             let found = TensorDigest::finish(&hasher);
             if found != extent.start {
                 let path = folder.join(&header.files[index].name);
-                let (tensor, expected) = (extent.tensor.clone(), extent.start);
-                return Err(CheckpointError::Changed { path, tensor, expected, found });
+                return Err(CheckpointError::changed(path, &extent.tensor, extent.start, found));
             }
         }
         for part in [&text[..], &hash, &length, MAGIC] {
@@ -375,8 +374,7 @@ impl Journal {
             let found = digest(targets[file], extent).map_err(CheckpointError::io(&target, "read"))?;
             if found != extent.end {
                 let path = folder_of(&self.path).join(&self.header.files[file].name);
-                let (tensor, expected) = (extent.tensor.clone(), extent.end);
-                return Err(CheckpointError::Changed { path, tensor, expected, found });
+                return Err(CheckpointError::changed(path, &extent.tensor, extent.end, found));
             }
         }
         self.remove()
