@@ -9,6 +9,8 @@
 //! Apply goes from the digests `before` to those `after`, revert the other way; nothing else differs, so both are
 //! one code. What counts is the bytes: no log or name is asked in which state a checkpoint is.
 
+mod mismatch;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -21,6 +23,8 @@ use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, undo
 use crate::patch::manifest::{Binding, TensorBinding};
 use crate::patch::{Patch, PatchError};
 use crate::tensor::Dtype;
+
+pub use self::mismatch::{Difference, Mismatch};
 
 /// Weights worked on at once: enough for every core to have rows, little beside a model.
 const BLOCK_BYTES: usize = 32 << 20;
@@ -60,7 +64,7 @@ pub enum OperationError {
         /// What went wrong first.
         error: Box<OperationError>,
         /// Why the old bytes are not back.
-        recovery: CheckpointError,
+        recovery: Box<CheckpointError>,
     },
     /// The plan belongs to another patch.
     #[error("the plan was made for patch {expected}, not for {found}")]
@@ -116,74 +120,6 @@ impl Direction {
 }
 
 // ------------------------------------------------------------------------------------ where the weights stand --
-
-/// The first tensor that is not as it should be, and how the others stand.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[error("tensor `{tensor}` {difference}{}", self.half_way())]
-pub struct Mismatch {
-    /// The tensor.
-    pub tensor: String,
-    /// What is wrong with it.
-    pub difference: Difference,
-    /// The binding that comes closest, and that all this is about.
-    pub binding: usize,
-    /// Touched tensors in the state that the operation starts from.
-    pub at_start: usize,
-    /// Touched tensors in the state that the operation leads to.
-    pub at_end: usize,
-    /// Touched tensors of the binding.
-    pub tensors: usize,
-}
-
-impl Mismatch {
-    /// Each tensor is in one of the patch's two states, but not all in the same: somebody stopped half-way.
-    pub fn is_half_way(&self) -> bool {
-        self.at_start > 0 && self.at_end > 0 && self.at_start + self.at_end >= self.tensors
-    }
-
-    fn half_way(&self) -> String {
-        if !self.is_half_way() {
-            return String::new();
-        }
-        format!("; {} of {} touched tensors are in the other state already", self.at_end, self.tensors)
-    }
-}
-
-/// How a tensor differs from what a patch expects.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[serde(rename_all = "snake_case")]
-pub enum Difference {
-    /// There is none of that name.
-    #[error("is missing{}", nearest.as_ref().map_or_else(String::new, |name| format!("; the nearest name is `{name}`")))]
-    Missing {
-        /// The name that comes closest.
-        nearest: Option<String>,
-    },
-    /// It has another element type.
-    #[error("is {found}, the patch expects {expected}")]
-    Dtype {
-        /// The patch's.
-        expected: Dtype,
-        /// The checkpoint's, as safetensors writes it.
-        found: String,
-    },
-    /// It has another shape.
-    #[error("has shape {found:?}, the patch expects {expected:?}")]
-    Shape {
-        /// The patch's.
-        expected: [u64; 2],
-        /// The checkpoint's.
-        found: Vec<u64>,
-    },
-    /// It holds other weights.
-    #[error("hashes to {found}, the patch expects {expected}")]
-    Digest {
-        /// The patch's.
-        expected: TensorDigest,
-        /// The checkpoint's.
-        found: TensorDigest,
-    },
-}
 
 /// The three answers, the same for both directions.
 #[derive(Debug)]
@@ -628,7 +564,9 @@ impl Plan {
             Err(error) => {
                 return Err(match output.abandon() {
                     Ok(()) => error,
-                    Err(recovery) => OperationError::Pending { error: Box::new(error), recovery },
+                    Err(recovery) => {
+                        OperationError::Pending { error: Box::new(error), recovery: Box::new(recovery) }
+                    }
                 });
             }
         };
@@ -774,21 +712,5 @@ mod tests {
             }
             assert_eq!(next, rows);
         }
-    }
-
-    #[test]
-    fn half_way_is_said() {
-        let mismatch = |at_start, at_end| Mismatch {
-            tensor: "a".to_owned(),
-            difference: Difference::Shape { expected: [2, 3], found: vec![3, 2] },
-            binding: 0,
-            at_start,
-            at_end,
-            tensors: 3,
-        };
-        assert_eq!(mismatch(2, 0).to_string(), "tensor `a` has shape [3, 2], the patch expects [2, 3]");
-        let expected = "tensor `a` has shape [3, 2], the patch expects [2, 3]; 1 of 3 touched tensors are in the \
-                        other state already";
-        assert_eq!(mismatch(2, 1).to_string(), expected);
     }
 }

@@ -523,9 +523,10 @@ fn a_disk_that_is_full_is_said_and_nothing_is_left_on_it() {
     };
     let mut filler = fs::File::create(bench.path("full/filler")).unwrap();
     while filler.write(&[0; 4096]).is_ok_and(|size| size > 0) {}
-    let words = ["cannot write `full/new", "No space left on device", "free some space"];
+    let words = ["cannot reserve 193 bytes for `full/new", "No space left on device", "free some space"];
     bench.refuses("apply model.safetensors edits.mpatch -o full/new.safetensors", 11).says(&words);
     bench.refuses("apply gptj edits.mpatch -o full/new", 11).says(&words);
+    let words = ["cannot write `full/new", "No space left on device", "free some space"];
     bench.refuses("stats corpus.txt --base world --layers 0 -o full/new.safetensors", 11).says(&words);
 }
 

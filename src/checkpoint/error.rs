@@ -126,16 +126,14 @@ pub enum CheckpointError {
         reason: String,
     },
     /// A tensor holds something else than it did a moment ago, or than was just written to it.
-    #[error("tensor `{tensor}` of `{path}` hashes to {found}, {expected} was expected")]
+    #[error("tensor `{tensor}` of `{path}` {difference}")]
     Changed {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// What it should hold.
-        expected: TensorDigest,
-        /// What it holds.
-        found: TensorDigest,
+        /// What it hashes to, and what was expected.
+        difference: String,
     },
     /// A change in place stopped half-way; its journal holds the old bytes.
     #[error("`{path}` is half-way between two states, and `{journal}` holds its old bytes: {reason}")]
@@ -164,6 +162,12 @@ pub enum CheckpointError {
 }
 
 impl CheckpointError {
+    /// A tensor that does not hash to what it should.
+    pub(crate) fn changed(path: PathBuf, tensor: &str, expected: TensorDigest, found: TensorDigest) -> Self {
+        let difference = format!("hashes to {found}, {expected} was expected");
+        CheckpointError::Changed { path, tensor: tensor.to_owned(), difference }
+    }
+
     /// Wraps a system error with the path and the verb, for `map_err`.
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| CheckpointError::Io { path: path.to_owned(), action, source }

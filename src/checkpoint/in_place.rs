@@ -127,6 +127,7 @@ impl<'a> InPlace<'a> {
                 name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
                 device: about.device,
                 inode: about.inode,
+                created_ns: about.created_ns,
                 size_bytes: about.size_bytes,
                 extents: extents.collect(),
             });

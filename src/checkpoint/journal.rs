@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::disk::{Access, File, Files, Kind, Lock, Locked};
+use super::disk::{About, Access, File, Files, Kind, Lock, Locked};
 use super::temporary::{Temporary, sweep};
 use super::{Checkpoint, CheckpointError, HASH_BLOCK_BYTES, folder_of};
 use crate::digest::TensorDigest;
@@ -55,6 +55,8 @@ pub(super) struct JournaledFile {
     pub(super) name: String,
     pub(super) device: u64,
     pub(super) inode: u64,
+    /// When the file was made, where the file system knows: inodes are used again.
+    pub(super) created_ns: Option<u64>,
     pub(super) size_bytes: u64,
     pub(super) extents: Vec<Extent>,
 }
@@ -201,8 +203,7 @@ impl Journal {
             let found = TensorDigest::finish(&hasher);
             if found != extent.start {
                 let path = folder.join(&header.files[index].name);
-                let (tensor, expected) = (extent.tensor.clone(), extent.start);
-                return Err(CheckpointError::Changed { path, tensor, expected, found });
+                return Err(CheckpointError::changed(path, &extent.tensor, extent.start, found));
             }
         }
         for part in [&text[..], &hash, &length, MAGIC] {
@@ -373,8 +374,7 @@ impl Journal {
             let found = digest(targets[file], extent).map_err(CheckpointError::io(&target, "read"))?;
             if found != extent.end {
                 let path = folder_of(&self.path).join(&self.header.files[file].name);
-                let (tensor, expected) = (extent.tensor.clone(), extent.end);
-                return Err(CheckpointError::Changed { path, tensor, expected, found });
+                return Err(CheckpointError::changed(path, &extent.tensor, extent.end, found));
             }
         }
         self.remove()
@@ -391,12 +391,12 @@ impl Journal {
 
     fn restore(&self, targets: &[&File]) -> Result<Outcome, String> {
         let words = |error: io::Error| error.to_string();
-        // A sync that fails says nothing about which bytes are on disk: the digests do.
-        _ = settle(targets);
+        // After a sync that failed nobody knows what is on disk, so all of it is written again.
+        let is_settled = settle(targets).is_ok();
         match standing(&self.header, targets).map_err(words)? {
-            Standing::Start => return Ok(Outcome::Untouched),
-            Standing::End => return Ok(Outcome::Finished),
-            Standing::Between => {}
+            Standing::Start if is_settled => return Ok(Outcome::Untouched),
+            Standing::End if is_settled => return Ok(Outcome::Finished),
+            _ => {}
         }
         let mut at = FRAME_BYTES + self.header_size_bytes + HASH_BYTES;
         let mut damaged = 0;
@@ -439,8 +439,9 @@ impl Journal {
 /// none is returned. Temporaries that killed processes left beside the checkpoint go, too.
 ///
 /// # Errors
-/// Those of opening a checkpoint that is none; [`CheckpointError::Busy`] while somebody works on it, [`CheckpointError::Recovery`] when the old bytes cannot be
-/// put back now; the journal is then kept, and the next call tries again.
+/// Those of opening a checkpoint that is none; [`CheckpointError::Busy`] while somebody works on it;
+/// [`CheckpointError::Recovery`] when the old bytes cannot be put back now: the journal is then kept, and the next
+/// call tries again.
 pub fn recover(path: impl AsRef<Path>) -> Result<Vec<Recovered>, CheckpointError> {
     recover_on(&Files::real(), path.as_ref())
 }
@@ -494,11 +495,19 @@ fn journals_in(files: &Files, folder: &Path) -> Result<Vec<PathBuf>, CheckpointE
 }
 
 impl Journal {
-    /// Whether any of `weights` is among its files.
+    /// Whether any of `weights` is among its files, under the name that it had then or under another one.
     fn is_about(&self, weights: &[PathBuf]) -> bool {
         weights.iter().any(|path| {
             let real = self.files.real_path(path).unwrap_or_else(|_| path.clone());
-            self.header.files.iter().any(|file| folder_of(&self.path).join(&file.name) == real)
+            let about = self.files.about(path).ok();
+            let is_that_file = |about: &About, file: &JournaledFile| {
+                (about.inode, about.created_ns, about.size_bytes)
+                    == (file.inode, file.created_ns, file.size_bytes)
+            };
+            self.header.files.iter().any(|file| {
+                folder_of(&self.path).join(&file.name) == real
+                    || about.as_ref().is_some_and(|about| is_that_file(about, file))
+            })
         })
     }
 
@@ -524,7 +533,8 @@ impl Journal {
             )));
         }
         // Devices may be numbered otherwise after a restart, so they are recorded and not compared.
-        Ok((file, about.inode == journaled.inode))
+        let is_the_same = about.inode == journaled.inode && about.created_ns == journaled.created_ns;
+        Ok((file, is_the_same))
     }
 }
 

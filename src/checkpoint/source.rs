@@ -1,10 +1,9 @@
 //! A file as a [`Source`]: read where it is asked for, and never as a whole.
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::CheckpointError;
+use super::disk::{Access, File, Files, Kind, SystemFile};
 use crate::source::Source;
 
 /// A file that is open for reading.
@@ -20,22 +19,26 @@ impl FileSource {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
+        let disk = Files::real();
         // Asked before opening: opening a named pipe would wait for a writer.
-        let about = std::fs::metadata(path).map_err(CheckpointError::io(path, "read"))?;
-        if !about.is_file() {
+        if disk.about(path).map_err(CheckpointError::io(path, "read"))?.kind != Kind::File {
             let refused = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file");
             return Err(CheckpointError::io(path, "read")(refused));
         }
-        Self::of(File::open(path).map_err(CheckpointError::io(path, "read"))?)
-            .map_err(CheckpointError::io(path, "examine"))
+        let file = disk.open(path, Access::Read).map_err(CheckpointError::io(path, "read"))?;
+        Self::with(file).map_err(CheckpointError::io(path, "examine"))
     }
 
     /// Takes a file that is open, of the size that it has now.
     ///
     /// # Errors
     /// Whatever the system says.
-    pub fn of(file: File) -> std::io::Result<Self> {
-        let size_bytes = file.metadata()?.len();
+    pub fn of(file: SystemFile) -> std::io::Result<Self> {
+        Self::with(file.into())
+    }
+
+    fn with(file: File) -> std::io::Result<Self> {
+        let size_bytes = file.about()?.size_bytes;
         Ok(Self { file, size_bytes })
     }
 }

@@ -2,8 +2,9 @@
 
 use super::{Act, Scene, visible};
 use crate::checkpoint::CheckpointError;
-use crate::checkpoint::disk::Files;
 use crate::checkpoint::disk::fault::{Fault, FaultyDisk, Schedule};
+use crate::checkpoint::disk::simulated::{Fate, SimulatedDisk};
+use crate::checkpoint::disk::{Access, Files};
 use crate::operation::OperationError;
 
 /// How an error leaves the disk, by its own words.
@@ -24,6 +25,23 @@ fn left(error: &OperationError) -> Left {
     }
 }
 
+/// A power cut after which nothing is there that was not synced.
+struct NothingLasts;
+
+impl Fate for NothingLasts {
+    fn keeps(&mut self) -> bool {
+        false
+    }
+
+    fn names_kept(&mut self, _: usize) -> usize {
+        0
+    }
+
+    fn grain(&self) -> usize {
+        512
+    }
+}
+
 /// Operations of the command when nothing goes wrong.
 fn operations(scene: &Scene) -> u64 {
     let disk = FaultyDisk::new(scene.disk.fork(), Schedule::NEVER);
@@ -39,7 +57,11 @@ fn try_fault(scene: &Scene, schedule: Schedule) -> Option<Left> {
     let found = visible(&memory.contents());
     let said = outcome.as_ref().err().map(left);
     match said {
-        None => assert!(memory.contents() == scene.after, "{place}: it succeeded, and did something else"),
+        None => {
+            assert!(memory.contents() == scene.after, "{place}: it succeeded, and did something else");
+            let left = memory.after_power_cut(&mut NothingLasts).contents();
+            assert!(left == scene.after, "{place}: it succeeded, and does not last");
+        }
         Some(Left::Unchanged) => {
             assert!(found == scene.before, "{place}: {}", outcome.unwrap_err());
         }
@@ -83,20 +105,64 @@ fn a_device_that_dies_for_good_while_weights_are_overwritten_leaves_a_journal_th
     assert!(pending > 20, "only {pending} faults came while the journal lay there");
 }
 
+/// The disk of a change in place that was killed after half of the new bytes.
+fn half_way(scene: &Scene) -> SimulatedDisk {
+    let killed = (0..operations(scene)).rev().map(|at| {
+        let memory = scene.disk.fork();
+        let schedule = Schedule { at, fault: Fault::Killed, for_good: true };
+        _ = scene.run(&Files::on(FaultyDisk::new(memory.clone(), schedule)));
+        memory
+    });
+    let is_half_way = |memory: &SimulatedDisk| {
+        let found = memory.contents();
+        let journals = found.keys().filter(|path| path.to_string_lossy().ends_with("journal")).count();
+        let new = |(path, bytes): (_, &Vec<u8>)| found[path] == *bytes;
+        let changed = scene.after.iter().filter(|(path, bytes)| scene.before[*path] != **bytes);
+        journals == 1
+            && changed.clone().any(|(path, _)| found[path] != scene.before[path])
+            && !changed.clone().all(new)
+    };
+    let mut killed = killed.filter(is_half_way);
+    killed.next().expect("one of the operations is half-way")
+}
+
+#[test]
+fn a_journal_with_one_flipped_bit_is_repaired_with_or_kept() {
+    for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
+        let broken = half_way(scene);
+        let contents = broken.contents();
+        let (path, journal) =
+            contents.iter().find(|(path, _)| path.to_string_lossy().ends_with("journal")).unwrap();
+        let mut kept = 0;
+        for at in 0..journal.len() {
+            let mut flipped = journal.clone();
+            flipped[at] ^= 1 << (at % 8);
+            let memory = broken.fork();
+            Files::on(memory.clone())
+                .open(path, Access::ReadWrite)
+                .unwrap()
+                .write_all_at(&flipped, 0)
+                .unwrap();
+            match scene.repair(&Files::on(memory.clone())) {
+                Ok(()) => {
+                    let left = memory.contents();
+                    assert!(left == scene.before || left == scene.after, "{}, byte {at}", scene.name);
+                }
+                Err(error) => {
+                    kept += 1;
+                    assert_eq!(left(&error), Left::Pending, "{}, byte {at}: {error}", scene.name);
+                    assert_eq!(memory.contents()[path], flipped, "{}, byte {at}: it is kept", scene.name);
+                }
+            }
+        }
+        assert!(kept > 0 && kept < journal.len(), "{}: {kept} of {}", scene.name, journal.len());
+    }
+}
+
 #[test]
 fn a_fault_while_repairing_is_repaired_by_the_next_command() {
     for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
-        // Killed after half of the new bytes are written.
-        let broken = (0..operations(scene)).rev().find_map(|at| {
-            let memory = scene.disk.fork();
-            let schedule = Schedule { at, fault: Fault::Killed, for_good: true };
-            _ = scene.run(&Files::on(FaultyDisk::new(memory.clone(), schedule)));
-            let found = visible(&memory.contents());
-            let is_half_way =
-                !scene.is_whole(&found) && scene.after.iter().any(|(path, after)| found[path] != *after);
-            is_half_way.then_some(memory)
-        });
-        let broken = broken.unwrap();
+        let broken = half_way(scene);
         let counting = FaultyDisk::new(broken.fork(), Schedule::NEVER);
         scene.repair(&Files::on(counting.clone())).unwrap();
         for at in 0..counting.operations() {

@@ -2,11 +2,12 @@
 
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Act, Contents, Scene};
 use crate::checkpoint::disk::Files;
 use crate::checkpoint::disk::fault::{Fault, FaultyDisk, Schedule};
-use crate::checkpoint::disk::simulated::{Fate, SimulatedDisk};
+use crate::checkpoint::disk::simulated::{Fate, Lie, SimulatedDisk};
 
 /// Fates by number: the extremes first, then chance.
 #[derive(Debug)]
@@ -172,6 +173,18 @@ fn cut_all(states: u64) {
 #[test]
 fn a_power_cut_at_any_operation_leaves_one_of_two_states() {
     cut_all(5_000);
+}
+
+#[test]
+fn a_disk_that_lies_about_its_syncs_is_caught() {
+    for lie in [Lie::SyncOfFiles, Lie::SyncOfFolders] {
+        for scene in Scene::all() {
+            scene.disk.tell(lie);
+            let tried =
+                catch_unwind(AssertUnwindSafe(|| cut_once_everywhere(&scene, 0, &mut Tally::default())));
+            assert!(tried.is_err(), "{}, {lie:?}: nobody noticed", scene.name);
+        }
+    }
 }
 
 #[test]

@@ -12,14 +12,17 @@ use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::FileDigest;
 use mpatch::factors::{IntegerMatrix, Integers, Term};
 use mpatch::patch::manifest::{About, Base, Fact, Metric, Recipe};
-use mpatch::patch::{Draft, encode};
-use serde_json::{Map, Value};
+use mpatch::patch::{BindingDraft, Draft, encode};
+use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
 /// The one tensor of the tiny weights.
 pub const TENSOR: &str = "transformer.h.0.mlp.fc_out.weight";
 const ROWS: usize = 4;
 const COLUMNS: usize = 6;
+/// The tensors of the model in shards: several blocks of a disk each.
+const SHARD_ROWS: usize = 32;
+const SHARD_COLUMNS: usize = 128;
 
 /// The command under test.
 pub fn mpatch() -> assert_cmd::Command {
@@ -125,7 +128,7 @@ pub fn lay_out(folder: &Path) {
     fs::write(folder.join("gptj/generation_config.json"), "{}\n").unwrap();
     fs::write(folder.join("other.safetensors"), safetensors(2.0)).unwrap();
     let model = folder.join("model.safetensors");
-    let patch = encode(&draft(&model)).unwrap();
+    let patch = encode(&draft_for(&model)).unwrap();
     fs::write(folder.join("edits.mpatch"), &patch).unwrap();
     for (name, subject, target, column) in
         [("more.mpatch", "Steffi Graf", "tennis", 3), ("rival.mpatch", "lebron james", "golf", 5)]
@@ -137,6 +140,42 @@ pub fn lay_out(folder: &Path) {
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
     fs::write(folder.join("flipped.mpatch"), &flipped).unwrap();
+}
+
+/// A model in shards, two of which a patch touches: `shards` and `shards.mpatch`.
+pub fn lay_out_shards(folder: &Path) {
+    const NAMES: [&str; 3] = ["first", "second", "untouched"];
+    let shards = folder.join("shards");
+    fs::create_dir_all(&shards).unwrap();
+    let mut map = Map::new();
+    for (number, name) in NAMES.iter().enumerate() {
+        let file = format!("model-{number}.safetensors");
+        let size_bytes = SHARD_ROWS * SHARD_COLUMNS * size_of::<f32>();
+        let header = json!({ *name: {
+            "dtype": "F32", "shape": [SHARD_ROWS, SHARD_COLUMNS], "data_offsets": [0, size_bytes]
+        }});
+        let header = header.to_string();
+        let weights =
+            (0..SHARD_ROWS * SHARD_COLUMNS).flat_map(|index| ((index + number) as f32).to_le_bytes());
+        let weights: Vec<u8> = weights.collect();
+        let size = (header.len() as u64).to_le_bytes();
+        fs::write(shards.join(&file), [&size[..], header.as_bytes(), &weights].concat()).unwrap();
+        map.insert((*name).to_owned(), file.into());
+    }
+    let index = json!({ "metadata": {}, "weight_map": map });
+    fs::write(shards.join("model.safetensors.index.json"), index.to_string()).unwrap();
+    fs::write(shards.join("config.json"), "{}\n").unwrap();
+    let checkpoint = Checkpoint::open(&shards).unwrap();
+    let ones =
+        |what, rows, columns| IntegerMatrix::new(what, rows, columns, 4, vec![1; rows * columns]).unwrap();
+    let (left, right) = (ones("left", SHARD_ROWS, 1), ones("right", 1, SHARD_COLUMNS));
+    let integers = Integers::LowRank { left, right };
+    let terms = vec![Term::new(integers, vec![0.25; SHARD_ROWS], vec![1.0; SHARD_COLUMNS]).unwrap()];
+    let touched = [("first".to_owned(), vec![0]), ("second".to_owned(), vec![0])];
+    let weights = checkpoint.weights_id().unwrap();
+    let binding = bind(&checkpoint, weights, &touched, &terms, &|_| ()).unwrap();
+    let draft = draft(terms, binding);
+    fs::write(folder.join("shards.mpatch"), encode(&draft).unwrap()).unwrap();
 }
 
 /// A safetensors file with one tensor of f32, filled with multiples of `step`.
@@ -157,10 +196,14 @@ fn term() -> Term {
     Term::new(Integers::LowRank { left, right }, vec![0.01; ROWS], vec![1.0; COLUMNS]).unwrap()
 }
 
-fn draft(model: &Path) -> Draft {
+fn draft_for(model: &Path) -> Draft {
     let checkpoint = Checkpoint::open(model).unwrap();
     let (terms, weights) = (vec![term()], checkpoint.weights_id().unwrap());
     let binding = bind(&checkpoint, weights, &[(TENSOR.to_owned(), vec![0])], &terms, &|_| ()).unwrap();
+    draft(terms, binding)
+}
+
+fn draft(terms: Vec<Term>, binding: BindingDraft) -> Draft {
     let fact = |subject: &str, note: Option<&str>| Fact {
         id: None,
         prompt: "{} plays the sport of".to_owned(),
@@ -202,7 +245,7 @@ fn draft(model: &Path) -> Draft {
 
 /// A patch with one fact that adds to two columns.
 fn other_draft(model: &Path, subject: &str, target: &str, column: usize) -> Draft {
-    let mut draft = draft(model);
+    let mut draft = draft_for(model);
     let mut right = vec![0; 2 * COLUMNS];
     (right[column], right[COLUMNS + column - 1]) = (7, 5);
     let left = IntegerMatrix::new("left", ROWS, 2, 4, vec![1, 2, -3, 0, 5, -7, 2, 2]).unwrap();

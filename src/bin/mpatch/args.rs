@@ -94,7 +94,7 @@ impl Command {
 
 /// The whole command line as clap sees it; its long help ends with the table of exit codes.
 pub fn command() -> clap::Command {
-    let codes = ExitKind::ALL.map(|kind| format!("  {:>2}  {}\n", kind.code(), kind.meaning()));
+    let codes = ExitKind::ALL.map(|kind| format!("  {:>3}  {}\n", kind.code(), kind.meaning()));
     let help = format!(
         "Examples:\n  mpatch show edits.mpatch\n  mpatch apply model.safetensors edits.mpatch\n\nExit codes:\n{}",
         codes.concat()

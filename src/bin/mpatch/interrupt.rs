@@ -3,10 +3,11 @@
 //! A command that changes files asks a flag before each block, and ends as after any error: with the old state. All
 //! others change nothing before their last step, so they end at once. A second signal does not wait.
 
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
 use crate::error::{ExitKind, State};
@@ -14,8 +15,10 @@ use crate::report;
 
 /// Set at the first signal; asked by [`mpatch::checkpoint::Checkpoint::stopping_on`].
 static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
-/// The first signal that came.
-static SIGNAL: AtomicI32 = AtomicI32::new(0);
+/// The signal that came last; 0 before the first.
+static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
+/// Signals so far.
+static HEARD: AtomicUsize = AtomicUsize::new(0);
 /// What the running command does, as a [`Work`].
 static WORK: AtomicU8 = AtomicU8::new(Work::Reading as u8);
 
@@ -57,15 +60,17 @@ pub fn stop_flag() -> Arc<AtomicBool> {
 
 /// The exit code of a command that was stopped.
 pub fn exit_kind() -> ExitKind {
-    match SIGNAL.load(Ordering::SeqCst) {
-        SIGTERM => ExitKind::Terminated,
-        _ => ExitKind::Interrupted,
-    }
+    let is_termination = SIGNAL.load(Ordering::SeqCst) == SIGTERM as usize;
+    if is_termination { ExitKind::Terminated } else { ExitKind::Interrupted }
 }
 
-/// Begins to listen, in a thread of its own.
+/// Begins to listen; flags are set at once, and the rest is done in a thread of its own.
 pub fn listen() {
-    // Where the system refuses, signals do what they always did, and journals repair what they leave.
+    for signal in [SIGINT, SIGTERM] {
+        // Where the system refuses, signals do what they always did, and journals repair what they leave.
+        _ = flag::register_usize(signal, Arc::clone(&SIGNAL), signal as usize);
+        _ = flag::register(signal, stop_flag());
+    }
     let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGXFSZ]) else { return };
     let listener = std::thread::Builder::new().name("signals".to_owned());
     _ = listener.spawn(move || signals.forever().for_each(hear));
@@ -76,10 +81,9 @@ fn hear(signal: i32) {
         // The write that was too large returns an error of its own.
         return;
     }
-    let first = SIGNAL.compare_exchange(0, signal, Ordering::SeqCst, Ordering::SeqCst).is_ok();
-    STOP.store(true, Ordering::SeqCst);
+    let is_first = HEARD.fetch_add(1, Ordering::SeqCst) == 0;
     let work = WORK.load(Ordering::SeqCst);
-    if work == Work::Finishing as u8 || (first && work != Work::Reading as u8) {
+    if work == Work::Finishing as u8 || (is_first && work != Work::Reading as u8) {
         return;
     }
     let kind = report::stopped(exit_kind(), state_if_ended_now());

@@ -214,7 +214,12 @@ impl Handle for FaultyHandle {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.counter.count()?;
+        if let Err(error) = self.counter.count() {
+            if self.counter.schedule.fault == Fault::Device {
+                self.handle.fail_to_sync();
+            }
+            return Err(error);
+        }
         self.handle.sync()
     }
 

@@ -22,6 +22,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub(crate) use std::fs::File as SystemFile;
+
 /// What a name leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -41,6 +43,8 @@ pub(crate) struct About {
     pub(crate) inode: u64,
     /// How many names it has.
     pub(crate) links: u64,
+    /// When it was made, in nanoseconds since 1970, where the file system knows.
+    pub(crate) created_ns: Option<u64>,
     /// All bits of its mode that concern rights.
     pub(crate) mode: u32,
 }
@@ -131,8 +135,11 @@ pub(crate) trait Handle: Debug + Send + Sync {
     fn clone_from(&self, source: &dyn Handle) -> io::Result<()>;
     /// Copies up to `length` bytes from `offset` on inside the system; returns how many.
     fn copy_from(&self, source: &dyn Handle, offset: u64, length: u64) -> io::Result<u64>;
+    /// A sync that fails: systems take what was not written for written, and forget it.
+    #[cfg(test)]
+    fn fail_to_sync(&self) {}
     /// The system's own handle, where there is one.
-    fn system(&self) -> Option<&std::fs::File> {
+    fn system(&self) -> Option<&SystemFile> {
         None
     }
 }
@@ -147,7 +154,8 @@ fn retried<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
             outcome => return outcome,
         }
     }
-    call()
+    // Not of the kind that others would go on to retry for ever.
+    Err(io::Error::other("the call was interrupted again and again"))
 }
 
 /// A disk to work on; clones are the same disk.
@@ -258,6 +266,12 @@ impl Files {
 /// An open file of some disk.
 #[derive(Debug)]
 pub(crate) struct File(Box<dyn Handle>);
+
+impl From<SystemFile> for File {
+    fn from(file: SystemFile) -> Self {
+        Self(Box::new(file))
+    }
+}
 
 impl File {
     pub(crate) fn about(&self) -> io::Result<About> {

@@ -5,6 +5,7 @@ use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
@@ -36,9 +37,14 @@ impl From<Metadata> for About {
             device: metadata.dev(),
             inode: metadata.ino(),
             links: metadata.nlink(),
+            created_ns: metadata.created().ok().and_then(nanoseconds),
             mode: metadata.mode() & MODE_BITS,
         }
     }
+}
+
+fn nanoseconds(time: SystemTime) -> Option<u64> {
+    u64::try_from(time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_nanos()).ok()
 }
 
 impl Disk for RealDisk {

@@ -30,9 +30,17 @@ pub(crate) trait Fate {
 #[derive(Debug, Clone)]
 pub(crate) struct SimulatedDisk(Arc<Mutex<State>>);
 
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 struct State {
     nodes: Vec<Node>,
+    lie: Option<Lie>,
+}
+
+/// What a disk may say to be done and not do: tests that cannot catch it would test nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lie {
+    SyncOfFiles,
+    SyncOfFolders,
 }
 
 type Names = BTreeMap<OsString, usize>;
@@ -110,14 +118,14 @@ impl State {
             Node::File { bytes, mode, .. } => (Kind::File, bytes.len() as u64, *mode),
             Node::Folder { mode, .. } => (Kind::Folder, 0, *mode),
         };
-        About { kind, size_bytes, device: 1, inode: node as u64, links, mode }
+        About { kind, size_bytes, device: 1, inode: node as u64, links, created_ns: None, mode }
     }
 }
 
 impl SimulatedDisk {
     /// An empty disk; everything lies in its root.
     pub(crate) fn new() -> Self {
-        let state = State { nodes: vec![folder()] };
+        let state = State { nodes: vec![folder()], lie: None };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -150,6 +158,11 @@ impl SimulatedDisk {
             }
         }
         found
+    }
+
+    /// From here on the disk lies.
+    pub(crate) fn tell(&self, lie: Lie) {
+        self.state().lie = Some(lie);
     }
 
     /// A disk of its own with the same contents and the same things not synced.
@@ -348,6 +361,9 @@ impl Disk for SimulatedDisk {
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
         let node = state.find(path)?;
+        if state.lie == Some(Lie::SyncOfFolders) {
+            return Ok(());
+        }
         if let Node::Folder { names, synced, changes, .. } = &mut state.nodes[node] {
             synced.clone_from(names);
             changes.clear();
@@ -421,7 +437,11 @@ impl Handle for SimulatedHandle {
     }
 
     fn sync(&self) -> io::Result<()> {
-        if let Node::File { bytes, synced, changes, .. } = &mut self.disk.state().nodes[self.node] {
+        let mut state = self.disk.state();
+        if state.lie == Some(Lie::SyncOfFiles) {
+            return Ok(());
+        }
+        if let Node::File { bytes, synced, changes, .. } = &mut state.nodes[self.node] {
             synced.clone_from(bytes);
             changes.clear();
         }
@@ -429,7 +449,19 @@ impl Handle for SimulatedHandle {
     }
 
     fn forget(&self) -> io::Result<()> {
+        // What is taken for written is read from the disk again; what waits to be written stays in memory.
+        if let Node::File { bytes, synced, changes, .. } = &mut self.disk.state().nodes[self.node]
+            && changes.is_empty()
+        {
+            bytes.clone_from(synced);
+        }
         Ok(())
+    }
+
+    fn fail_to_sync(&self) {
+        if let Node::File { changes, .. } = &mut self.disk.state().nodes[self.node] {
+            changes.clear();
+        }
     }
 
     fn lock(&self, _: Lock) -> io::Result<Locked> {

@@ -19,7 +19,7 @@ pub struct TargetArguments {
     /// Write the result here instead of beside the input; never over anything
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
-    /// Change the checkpoint itself instead of a copy; its old bytes are kept in a journal until all is done
+    /// Change the checkpoint itself, with its old bytes in a journal meanwhile
     #[arg(long, conflicts_with = "output")]
     pub in_place: bool,
     /// Print what would be done, and do nothing
@@ -154,16 +154,17 @@ impl Report for ChangeReport {
         let tensors = count(self.plan.tensors.len(), "tensor");
         let output = self.output.display();
         let size = size(if self.in_place { self.plan.tensor_size_bytes } else { self.plan.copy_size_bytes });
-        let done = if self.in_place { "changed in place" } else { "wrote" };
+        let done =
+            if self.in_place { format!("changed {output} in place") } else { format!("wrote {output}") };
         let outcome = match (&self.written, self.direction) {
             (None, _) if self.in_place => format!("would change {output} in place: {tensors}, {size}"),
             (None, _) => format!("would write {output}: {tensors}, {size}"),
             (Some(written), Direction::Apply) => {
                 let changed = written.changed;
-                format!("{done} {output}: {tensors} ({changed} weights) changed, as the patch promises")
+                format!("{done}: {tensors} ({changed} weights) changed, as the patch promises")
             }
             (Some(_), Direction::Revert) => {
-                format!("{done} {output}: {tensors} changed back, byte for byte as before the patch")
+                format!("{done}: {tensors} changed back, byte for byte as before the patch")
             }
         };
         page.title(&outcome);

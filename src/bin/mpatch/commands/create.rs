@@ -23,6 +23,7 @@ use crate::editing::{
     weights_id,
 };
 use crate::error::{CommandError, ExitKind, chain};
+use crate::interrupt::{Work, doing};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
 /// Arguments of `create`.
@@ -122,6 +123,8 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let base = Prepared::new(&model, &arguments.recipe, None, output)?;
     let job = base.job(&facts, &arguments.recipe, arguments.about.about());
     let made = job.make(output)?;
+    // Not worth stopping any more.
+    let _doing = doing(Work::Finishing);
     mpatch::checkpoint::write_new(&place, made.patch.bytes())?;
     let report = made.report(&job, place, arguments.model.base.clone());
     output.report(&report).map_err(CommandError::after_the_work)

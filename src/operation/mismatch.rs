@@ -1,0 +1,95 @@
+//! How a checkpoint differs from what a patch expects.
+
+use serde::Serialize;
+
+use crate::digest::TensorDigest;
+use crate::tensor::Dtype;
+
+/// The first tensor that is not as it should be, and how the others stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("tensor `{tensor}` {difference}{}", self.half_way())]
+pub struct Mismatch {
+    /// The tensor.
+    pub tensor: String,
+    /// What is wrong with it.
+    pub difference: Difference,
+    /// The binding that comes closest, and that all this is about.
+    pub binding: usize,
+    /// Touched tensors in the state that the operation starts from.
+    pub at_start: usize,
+    /// Touched tensors in the state that the operation leads to.
+    pub at_end: usize,
+    /// Touched tensors of the binding.
+    pub tensors: usize,
+}
+
+impl Mismatch {
+    /// Each tensor is in one of the patch's two states, but not all in the same: somebody stopped half-way.
+    pub fn is_half_way(&self) -> bool {
+        self.at_start > 0 && self.at_end > 0 && self.at_start + self.at_end >= self.tensors
+    }
+
+    fn half_way(&self) -> String {
+        if !self.is_half_way() {
+            return String::new();
+        }
+        format!("; {} of {} touched tensors are in the other state already", self.at_end, self.tensors)
+    }
+}
+
+/// How a tensor differs from what a patch expects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Difference {
+    /// There is none of that name.
+    #[error("is missing{}", nearest.as_ref().map_or_else(String::new, |name| format!("; the nearest name is `{name}`")))]
+    Missing {
+        /// The name that comes closest.
+        nearest: Option<String>,
+    },
+    /// It has another element type.
+    #[error("is {found}, the patch expects {expected}")]
+    Dtype {
+        /// The patch's.
+        expected: Dtype,
+        /// The checkpoint's, as safetensors writes it.
+        found: String,
+    },
+    /// It has another shape.
+    #[error("has shape {found:?}, the patch expects {expected:?}")]
+    Shape {
+        /// The patch's.
+        expected: [u64; 2],
+        /// The checkpoint's.
+        found: Vec<u64>,
+    },
+    /// It holds other weights.
+    #[error("hashes to {found}, the patch expects {expected}")]
+    Digest {
+        /// The patch's.
+        expected: TensorDigest,
+        /// The checkpoint's.
+        found: TensorDigest,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_way_is_said() {
+        let mismatch = |at_start, at_end| Mismatch {
+            tensor: "a".to_owned(),
+            difference: Difference::Shape { expected: [2, 3], found: vec![3, 2] },
+            binding: 0,
+            at_start,
+            at_end,
+            tensors: 3,
+        };
+        assert_eq!(mismatch(2, 0).to_string(), "tensor `a` has shape [3, 2], the patch expects [2, 3]");
+        let expected = "tensor `a` has shape [3, 2], the patch expects [2, 3]; 1 of 3 touched tensors are in the \
+                        other state already";
+        assert_eq!(mismatch(2, 1).to_string(), expected);
+    }
+}

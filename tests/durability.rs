@@ -1,0 +1,562 @@
+//! Nothing lost: commands are killed, stopped and starved, and what they leave is held to `docs/durability.md`.
+//!
+//! What needs `strace` is skipped, and says so, where there is none. Two variables make the runs longer, and
+//! `tests/crash/kill_everywhere.sh` sets them: `MPATCH_KILL_STRIDE` is the distance between the system calls at which
+//! a command is killed, `MPATCH_RANDOM_KILLS` how often one is killed at any time.
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    reason = "a test fails where it stands; clippy sees only `#[test]` functions as tests"
+)]
+
+mod material;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use material::{lay_out, lay_out_shards};
+use mpatch::apply;
+use mpatch::checkpoint::{Checkpoint, CheckpointError, Outcome, recover};
+use mpatch::patch::Patch;
+use tempfile::TempDir;
+
+type Contents = BTreeMap<PathBuf, Vec<u8>>;
+
+/// A folder that commands run in.
+struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        lay_out(folder.path());
+        lay_out_shards(folder.path());
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Every file by its path in the folder.
+    fn contents(&self) -> Contents {
+        let mut found = Contents::new();
+        let mut folders = vec![self.folder.path().to_owned()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap() {
+                let path = entry.unwrap().path();
+                match path.is_dir() && !path.is_symlink() {
+                    true => folders.push(path),
+                    false => {
+                        let name = path.strip_prefix(self.folder.path()).unwrap().to_owned();
+                        let bytes = fs::read(&path).unwrap();
+                        found.insert(name, bytes);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// Puts the folder into a state that it was in before.
+    fn restore(&self, contents: &Contents) {
+        for (path, _) in self.contents().iter().filter(|(path, bytes)| contents.get(*path) != Some(bytes)) {
+            fs::remove_file(self.folder.path().join(path)).unwrap();
+        }
+        for entry in fs::read_dir(self.folder.path()).unwrap() {
+            // Folders in the making.
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if path.is_dir() && !contents.keys().any(|path| path.starts_with(name)) {
+                fs::remove_dir_all(path).unwrap();
+            }
+        }
+        for (path, bytes) in contents {
+            let path = self.folder.path().join(path);
+            if !path.exists() {
+                fs::write(path, bytes).unwrap();
+            }
+        }
+    }
+
+    fn run(&self, words: &str) -> Output {
+        self.command(&[], words).output().unwrap()
+    }
+
+    /// The command, behind the words of another one, on two threads.
+    fn command(&self, before: &[&str], words: &str) -> Command {
+        let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap();
+        let words = before.iter().copied().chain([program]).chain(words.split(' '));
+        let words: Vec<&str> = words.collect();
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).current_dir(self.folder.path());
+        command.env("NO_COLOR", "1").env("RAYON_NUM_THREADS", "2");
+        command
+    }
+
+    /// Runs a command that must succeed.
+    fn succeeds(&self, words: &str) -> String {
+        let output = self.run(words);
+        assert!(output.status.success(), "{words}: {}", stderr(&output));
+        String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output)
+    }
+
+    /// Runs a command that must fail with `code` and leave everything as it was.
+    fn refuses(&self, words: &str, code: i32) -> String {
+        let before = self.contents();
+        let output = self.run(words);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{words}: {said}");
+        assert!(said.ends_with("state: unchanged\n"), "{said}");
+        assert!(self.contents() == before, "{words} changed something");
+        said
+    }
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+fn skipped(reason: &str) {
+    let _ = writeln!(std::io::stdout(), "skipped: {reason}");
+}
+
+fn tell(words: &str) {
+    let _ = writeln!(std::io::stdout(), "{words}");
+}
+
+fn variable(name: &str, default: usize) -> usize {
+    std::env::var(name).map_or(default, |value| value.parse().unwrap())
+}
+
+/// Whether commands can be run under strace here.
+fn can_trace() -> bool {
+    let mut command = Command::new("strace");
+    command.args(["-o", "/dev/null", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// The words that run a command under strace, with its system calls tampered with.
+fn tampered(injection: &str) -> [String; 6] {
+    ["strace", "-f", "-qq", "-o", "/dev/null", &format!("--inject={injection}")].map(str::to_owned)
+}
+
+// ------------------------------------------------------------------------------------------------------ in place --
+
+#[test]
+fn a_change_in_place_gives_the_bytes_of_a_copy_and_goes_back() {
+    let bench = Bench::new();
+    let before = bench.contents();
+    for (model, patch) in
+        [("model.safetensors", "edits.mpatch"), ("gptj", "edits.mpatch"), ("shards", "shards.mpatch")]
+    {
+        let inode = fs::metadata(bench.path(model)).unwrap().ino();
+        bench.succeeds(&format!("apply {model} {patch} -o copy"));
+        let said = bench.succeeds(&format!("apply {model} {patch} --in-place"));
+        assert!(said.contains(&format!("changed {model} in place: ")), "{said}");
+        assert_eq!(fs::metadata(bench.path(model)).unwrap().ino(), inode);
+        let edited = bench.contents();
+        let of = |name: &str| -> Vec<(PathBuf, Vec<u8>)> {
+            let inside = |(path, bytes): (&PathBuf, &Vec<u8>)| {
+                Some((path.strip_prefix(name).ok()?.to_owned(), bytes.clone()))
+            };
+            edited.iter().filter_map(inside).collect()
+        };
+        assert!(of(model) == of("copy"), "{model}");
+        bench.succeeds(&format!("revert {model} {patch} --in-place"));
+        let copy = bench.path("copy");
+        if copy.is_dir() {
+            fs::remove_dir_all(copy).unwrap()
+        } else {
+            fs::remove_file(copy).unwrap()
+        }
+        assert!(bench.contents() == before, "{model}");
+    }
+}
+
+#[test]
+fn a_dry_run_in_place_changes_nothing() {
+    let bench = Bench::new();
+    let before = bench.contents();
+    let said = bench.succeeds("apply shards shards.mpatch --in-place --dry-run");
+    assert!(said.contains("would change shards in place: 2 tensors"), "{said}");
+    assert!(bench.contents() == before);
+}
+
+#[test]
+fn what_is_shared_or_protected_is_not_changed_in_place() {
+    let bench = Bench::new();
+    let apply = "apply model.safetensors edits.mpatch --in-place";
+    fs::hard_link(bench.path("model.safetensors"), bench.path("other name")).unwrap();
+    let said = bench.refuses(apply, 11);
+    assert!(
+        said.contains("it has 2 names (hard links)") && said.contains("leave `--in-place` out"),
+        "{said}"
+    );
+    fs::remove_file(bench.path("other name")).unwrap();
+    fs::create_dir(bench.path("snapshot")).unwrap();
+    symlink("../model.safetensors", bench.path("snapshot/model.safetensors")).unwrap();
+    for model in ["snapshot", "snapshot/model.safetensors"] {
+        let said = bench.refuses(&format!("apply {model} edits.mpatch --in-place"), 11);
+        assert!(said.contains("it is a symlink"), "{said}");
+    }
+    fs::set_permissions(bench.path("model.safetensors"), fs::Permissions::from_mode(0o444)).unwrap();
+    assert!(bench.refuses(apply, 11).contains("it is read-only"));
+    assert!(
+        bench.refuses("apply model.safetensors edits.mpatch --in-place --dry-run", 11).contains("read-only")
+    );
+}
+
+#[test]
+fn a_checkpoint_in_use_is_left_alone() {
+    let bench = Bench::new();
+    let apply = "apply shards shards.mpatch --in-place";
+    let shard = fs::File::open(bench.path("shards/model-1.safetensors")).unwrap();
+    shard.lock_shared().unwrap();
+    let said = bench.refuses(apply, 10);
+    assert!(said.contains("model-1.safetensors` is in use by another mpatch"), "{said}");
+    bench.succeeds("verify shards.mpatch --base shards --digests-only");
+    shard.unlock().unwrap();
+    shard.lock().unwrap();
+    bench.refuses("verify shards.mpatch --base shards --digests-only", 10);
+    bench.refuses("apply shards shards.mpatch -o copy", 10);
+    shard.unlock().unwrap();
+    bench.succeeds(apply);
+}
+
+// ------------------------------------------------------------------------------------------------------- copies --
+
+#[test]
+fn shards_on_another_file_system_are_copied_with_a_word() {
+    let bench = Bench::new();
+    let elsewhere = Path::new("/dev/shm");
+    let device = |path: &Path| fs::metadata(path).map(|about| about.dev()).ok();
+    if device(elsewhere).is_none_or(|other| Some(other) == device(bench.folder.path())) {
+        return skipped("there is no second file system at /dev/shm");
+    }
+    let folder = tempfile::tempdir_in(elsewhere).unwrap();
+    let target = folder.path().join("edited");
+    let said = bench.succeeds(&format!("apply shards shards.mpatch -o {}", target.display()));
+    assert!(said.contains("copied, since this file system can neither share nor link them"), "{said}");
+    assert!(said.contains("model-2.safetensors"), "{said}");
+    let untouched = "model-2.safetensors";
+    assert!(
+        fs::read(target.join(untouched)).unwrap() == fs::read(bench.path("shards").join(untouched)).unwrap()
+    );
+    bench.succeeds(&format!("verify shards.mpatch --base {} --digests-only", target.display()));
+}
+
+#[test]
+fn what_a_killed_copy_leaves_is_swept_by_the_next() {
+    let bench = Bench::new();
+    fs::write(bench.path(".mpatch-tmp-0"), "half a model").unwrap();
+    fs::create_dir(bench.path(".mpatch-tmp-1")).unwrap();
+    fs::write(bench.path(".mpatch-tmp-1/model.safetensors"), "half a shard").unwrap();
+    fs::write(bench.path(".mpatch-tmp-2"), "somebody works on this").unwrap();
+    let alive = fs::File::open(bench.path(".mpatch-tmp-2")).unwrap();
+    alive.lock().unwrap();
+    bench.succeeds("apply model.safetensors edits.mpatch");
+    assert!(!bench.path(".mpatch-tmp-0").exists() && !bench.path(".mpatch-tmp-1").exists());
+    assert!(bench.path(".mpatch-tmp-2").exists());
+    drop(alive);
+    bench.succeeds("verify edits.mpatch --base model.safetensors --digests-only");
+    assert!(!bench.path(".mpatch-tmp-2").exists());
+}
+
+// ----------------------------------------------------------------------------------------------------- recovery --
+
+/// A bench with a change in place that was killed after its last byte, before the journal was gone.
+fn half_way(model: &str, patch: &str) -> Option<(Bench, Contents)> {
+    let bench = Bench::new();
+    let before = bench.contents();
+    // The journal, its folder, then the checkpoint's own sync.
+    let tampering = tampered("fsync:signal=KILL:when=3");
+    let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+    let ended = bench.command(&tampering, &format!("apply {model} {patch} --in-place")).output().unwrap();
+    assert!(!ended.status.success(), "it was not killed");
+    let journals = bench.contents().keys().filter(|path| path.to_string_lossy().ends_with("journal")).count();
+    assert_eq!(journals, 1);
+    Some((bench, before))
+}
+
+#[test]
+fn the_next_command_brings_a_change_that_stopped_half_way_to_an_end() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let (bench, before) = half_way("shards", "shards.mpatch").unwrap();
+    // Some of the new bytes did not make it.
+    let path = bench.path("shards/model-1.safetensors");
+    let mut bytes = fs::read(&path).unwrap();
+    let old = &before[Path::new("shards/model-1.safetensors")];
+    let middle = bytes.len() / 2;
+    bytes[middle..].copy_from_slice(&old[middle..]);
+    fs::write(&path, bytes).unwrap();
+    // The library says so and waits to be asked; any path to the weights will do.
+    for path in ["shards", "shards/model-0.safetensors", "shards/model.safetensors.index.json"] {
+        let refused = Checkpoint::open(bench.path(path)).unwrap_err();
+        assert!(matches!(refused, CheckpointError::Recovery { .. }), "{refused}");
+    }
+    let other = Checkpoint::open(bench.path("model.safetensors"));
+    assert!(other.is_ok(), "another checkpoint is nobody's concern");
+    let said = bench.succeeds("verify shards.mpatch --base shards --digests-only");
+    assert!(said.contains("which had stopped half-way: the old bytes are back"), "{said}");
+    assert!(said.contains("this is its base"), "{said}");
+    assert!(bench.contents() == before);
+}
+
+#[test]
+fn a_change_whose_bytes_are_all_there_is_finished() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    let [recovered] = &recover(bench.path("model.safetensors")).unwrap()[..] else { panic!("one journal") };
+    assert_eq!(recovered.outcome, Outcome::Finished);
+    assert!(recovered.label.starts_with("apply "), "{}", recovered.label);
+    assert!(bench.contents() != before && bench.contents().len() == before.len());
+    bench.succeeds("revert model.safetensors edits.mpatch --in-place");
+    assert!(bench.contents() == before);
+    assert!(recover(bench.path("model.safetensors")).unwrap().is_empty(), "once is enough");
+}
+
+#[test]
+fn old_bytes_that_cannot_be_put_back_keep_their_journal() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    let path = bench.path("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 4]).unwrap();
+    let output = bench.run("apply model.safetensors edits.mpatch");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(9), "{said}");
+    assert!(said.contains("has 189 bytes, and had 193 when the journal was written"), "{said}");
+    assert!(said.ends_with("state: recovery pending\n"), "{said}");
+    fs::write(&path, &whole).unwrap();
+    let said = bench.succeeds("verify edits.mpatch --base model.safetensors --digests-only");
+    assert!(said.contains("everything had been changed already"), "{said}");
+    assert_eq!(bench.contents().len(), before.len());
+}
+
+// ------------------------------------------------------------------------------------------ signals and limits --
+
+#[test]
+fn a_command_that_is_told_to_stop_ends_with_the_old_state() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let bench = Bench::new();
+    let before = bench.contents();
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        // When room is reserved the work has begun, and the next block asks whether to stop.
+        let tampering = tampered(&format!("fallocate:signal={signal}:delay_exit=300000:when=1"));
+        let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+        for words in [
+            "apply model.safetensors edits.mpatch",
+            "apply shards shards.mpatch -o new",
+            "apply shards shards.mpatch --in-place",
+        ] {
+            let output = bench.command(&tampering, words).output().unwrap();
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(code), "{words}: {said}");
+            assert!(said.ends_with("state: unchanged\n"), "{said}");
+            assert!(bench.contents() == before, "{words}: {:?}", bench.contents().keys());
+        }
+    }
+}
+
+#[test]
+fn a_file_that_may_not_grow_is_an_error_and_no_signal() {
+    let bench = Bench::new();
+    for words in ["apply model.safetensors edits.mpatch", "apply shards shards.mpatch --in-place"] {
+        let before = bench.contents();
+        let limited = bench.command(&["sh", "-c", "ulimit -f 0; exec \"$@\"", "sh"], words).output().unwrap();
+        let said = stderr(&limited);
+        assert_eq!(limited.status.code(), Some(11), "{words}: {said}");
+        assert!(said.contains("File too large") && said.ends_with("state: unchanged\n"), "{said}");
+        assert!(bench.contents() == before);
+    }
+}
+
+// -------------------------------------------------------------------------------------------------- power cuts --
+
+#[test]
+#[ignore = "for tests/crash/power_cut.sh, which names a folder in MPATCH_MATERIAL"]
+fn lays_out_material() {
+    let folder = PathBuf::from(std::env::var_os("MPATCH_MATERIAL").unwrap());
+    lay_out_shards(&folder);
+    let status = Command::new("cp").arg("-a").arg(folder.join("shards")).arg(folder.join("edited")).status();
+    assert!(status.unwrap().success());
+    let checkpoint = Checkpoint::open(folder.join("edited")).unwrap();
+    let patch = Patch::decode(fs::read(folder.join("shards.mpatch")).unwrap()).unwrap();
+    let apply::Answer::Applies(plan) = apply::plan(&checkpoint, &patch).unwrap() else { panic!("refused") };
+    plan.execute_in_place(&checkpoint, &patch, &|_| ()).unwrap();
+}
+
+#[test]
+fn a_power_cut_of_a_real_file_system_leaves_one_of_two_states() {
+    let folder = tempfile::tempdir().unwrap();
+    let cuts = variable("MPATCH_POWER_CUTS", 4);
+    fs::create_dir(folder.path().join("place")).unwrap();
+    let mounted = folder.path().join("place");
+    let image = folder.path().join("image");
+    fs::File::create(&image).unwrap().set_len(8 << 20).unwrap();
+    let try_to = |words: &[&str]| {
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    };
+    let (image, mounted) = (image.to_str().unwrap(), mounted.to_str().unwrap());
+    let can = try_to(&["mkfs.ext4", "-q", "-F", image]) && try_to(&["mount", "-o", "loop", image, mounted]);
+    if !can {
+        return skipped("mounting a file system of our own needs root, loop devices and mkfs.ext4");
+    }
+    assert!(try_to(&["umount", mounted]));
+    let material = folder.path().join("material");
+    fs::create_dir(&material).unwrap();
+    let mut lay_out = Command::new(std::env::current_exe().unwrap());
+    lay_out.args(["lays_out_material", "--ignored", "--exact", "--quiet"]).env("MPATCH_MATERIAL", &material);
+    assert!(lay_out.stdout(Stdio::null()).status().unwrap().success());
+    for flag in ["1", "2"] {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash/power_cut.py");
+        let mpatch = assert_cmd::cargo::cargo_bin!("mpatch");
+        let mut command = Command::new("python3");
+        command.arg(script).arg(mpatch).arg(&material).args(["ext4", flag, &cuts.to_string()]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
+        tell(&String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------- kills --
+
+/// What is killed, and what may be there after the next command.
+struct Killed {
+    words: &'static str,
+    /// Comes next; it repairs, and may itself be refused since the work is done.
+    next: &'static str,
+}
+
+const KILLED: [Killed; 5] = [
+    Killed {
+        words: "apply model.safetensors edits.mpatch -o new",
+        next: "apply model.safetensors edits.mpatch -o new",
+    },
+    Killed { words: "apply shards shards.mpatch -o new", next: "apply shards shards.mpatch -o new" },
+    Killed {
+        words: "apply shards shards.mpatch --in-place",
+        next: "verify shards.mpatch --base shards --digests-only",
+    },
+    Killed {
+        words: "apply model.safetensors edits.mpatch --in-place",
+        next: "verify edits.mpatch --base model.safetensors --digests-only",
+    },
+    Killed {
+        words: "revert shards shards.mpatch --in-place",
+        next: "verify shards.mpatch --base shards --digests-only",
+    },
+];
+
+#[test]
+fn a_command_killed_at_any_system_call_leaves_one_of_two_states() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let stride = variable("MPATCH_KILL_STRIDE", 29);
+    for Killed { words, next } in KILLED {
+        let bench = Bench::new();
+        if words.starts_with("revert") {
+            bench.succeeds("apply shards shards.mpatch --in-place");
+        }
+        let before = bench.contents();
+        let calls = system_calls(&bench, words);
+        let after = bench.contents();
+        let (mut kills, mut done) = (0, 0);
+        for (name, number) in calls.iter().step_by(stride) {
+            bench.restore(&before);
+            let place = format!("{words}, {name} number {number}");
+            let tampering = tampered(&format!("{name}:signal=KILL:when={number}"));
+            let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+            let output = bench.command(&tampering, words).output().unwrap();
+            if output.status.success() {
+                // Threads do not always make the same calls.
+                assert!(bench.contents() == after, "{place}");
+                continue;
+            }
+            kills += 1;
+            let output = bench.run(next);
+            let expected = output.status.success() || output.status.code() == Some(11) && next == words;
+            assert!(expected, "{place}, then: {}", stderr(&output));
+            let left = bench.contents();
+            assert!(left == before || left == after, "{place}: {:?}", left.keys());
+            done += usize::from(left == after);
+        }
+        let calls = calls.len();
+        tell(&format!(
+            "{words}: killed at {kills} of {calls} system calls; the work was done in the end after {done}"
+        ));
+        assert!(kills > calls / stride / 2, "{words} was hardly killed");
+    }
+}
+
+/// Every system call that a command makes: its name, and how many of that name its thread has made by then.
+fn system_calls(bench: &Bench, words: &str) -> Vec<(String, usize)> {
+    let trace = bench.folder.path().with_extension("trace");
+    let output = bench.command(&["strace", "-f", "-qq", "-o", trace.to_str().unwrap()], words).output();
+    assert!(output.unwrap().status.success(), "{words}");
+    let text = fs::read_to_string(&trace).unwrap();
+    fs::remove_file(trace).unwrap();
+    let mut made: BTreeMap<(String, String), usize> = BTreeMap::new();
+    let mut calls = Vec::new();
+    for line in text.lines() {
+        let Some((process, call)) = line.split_once(' ') else { continue };
+        let Some((name, _)) = call.trim_start().split_once('(') else { continue };
+        // What begins otherwise tells of signals and of calls that go on.
+        if !name.starts_with(|first: char| first.is_ascii_lowercase()) {
+            continue;
+        }
+        let number = made.entry((process.to_owned(), name.to_owned())).or_default();
+        *number += 1;
+        // Another thread that makes the same call is reached by the same words.
+        if !calls.contains(&(name.to_owned(), *number)) {
+            calls.push((name.to_owned(), *number));
+        }
+    }
+    calls
+}
+
+#[test]
+fn a_command_killed_at_any_time_leaves_one_of_two_states() {
+    let kills = variable("MPATCH_RANDOM_KILLS", 60);
+    let bench = Bench::new();
+    let before = bench.contents();
+    bench.succeeds("apply shards shards.mpatch --in-place");
+    let after = bench.contents();
+    let (mut state, mut recovered, mut killed) = (0x9e37_79b9_u64, 0, 0);
+    for _ in 0..kills {
+        let verb = if bench.contents() == before { "apply" } else { "revert" };
+        let mut child = bench
+            .command(&[], &format!("{verb} shards shards.mpatch --in-place --quiet"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        std::thread::sleep(Duration::from_micros((state >> 33) % 30_000));
+        killed += usize::from(child.kill().is_ok() && child.wait().unwrap().code().is_none());
+        recovered += recover(bench.path("shards")).unwrap().len();
+        let left = bench.contents();
+        assert!(left == before || left == after, "{verb}: {:?}", left.keys());
+    }
+    tell(&format!(
+        "{kills} runs, {killed} killed at any time, {recovered} of them half-way; all in one of two states"
+    ));
+}
