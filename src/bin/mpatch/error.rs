@@ -18,10 +18,16 @@ pub enum ExitKind {
     Usage,
     /// A file is damaged or is not what it should be.
     Malformed,
+    /// A signature does not fit the patch.
+    BadSignature,
+    /// Nobody who is trusted, now, has signed the patch.
+    Untrusted,
     /// The patch, or the statistics, are for other weights.
     WrongBase,
     /// What is asked for is already so, or excludes itself.
     Conflict,
+    /// An older patch passes for news, or one line tells two stories.
+    Rollback,
     /// The system said no to reading or writing.
     Io,
     /// A documented limit is exceeded.
@@ -38,12 +44,15 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// Every kind, in order of the codes.
-    pub const ALL: [ExitKind; 11] = [
+    pub const ALL: [ExitKind; 14] = [
         ExitKind::Done,
         ExitKind::Usage,
         ExitKind::Malformed,
+        ExitKind::BadSignature,
+        ExitKind::Untrusted,
         ExitKind::WrongBase,
         ExitKind::Conflict,
+        ExitKind::Rollback,
         ExitKind::Io,
         ExitKind::LimitExceeded,
         ExitKind::Device,
@@ -52,14 +61,17 @@ impl ExitKind {
         ExitKind::Bug,
     ];
 
-    /// The process's exit code. Codes between these belong to signatures, history and journals.
+    /// The process's exit code. Codes between these belong to history and journals.
     pub const fn code(self) -> u8 {
         match self {
             ExitKind::Done => 0,
             ExitKind::Usage => 2,
             ExitKind::Malformed => 3,
+            ExitKind::BadSignature => 4,
+            ExitKind::Untrusted => 5,
             ExitKind::WrongBase => 6,
             ExitKind::Conflict => 7,
+            ExitKind::Rollback => 8,
             ExitKind::Io => 11,
             ExitKind::LimitExceeded => 12,
             ExitKind::Device => 13,
@@ -75,8 +87,13 @@ impl ExitKind {
             ExitKind::Done => "done",
             ExitKind::Usage => "the command line is wrong",
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
+            ExitKind::BadSignature => "a signature is bad: the patch or the signature was changed",
+            ExitKind::Untrusted => {
+                "unsigned, or signed by a key that is unknown, expired, revoked or not enough"
+            }
             ExitKind::WrongBase => "the patch, or the statistics, are for other weights",
             ExitKind::Conflict => "already applied or reverted, or facts that exclude each other",
+            ExitKind::Rollback => "a newer patch of the line is known, or another one with its number",
             ExitKind::Io => "a file cannot be read or written; nothing changed",
             ExitKind::LimitExceeded => "a documented limit is exceeded",
             ExitKind::Device => "the device or its memory does not suffice",

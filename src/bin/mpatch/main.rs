@@ -11,7 +11,10 @@ mod args;
 mod commands;
 mod editing;
 mod error;
+mod keys;
+mod places;
 mod report;
+mod trust;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::patch_word;
 use crate::error::CommandError;
 use crate::report::{Output, Page, Report, count, shell_word, size};
+use crate::trust::{Judged, TrustReport};
 
 /// Where a result goes, and whether it is to be written at all.
 #[derive(Debug, Args)]
@@ -33,6 +34,8 @@ pub struct Change {
     pub patch_path: PathBuf,
     /// Where the result goes; free, in a folder that can be written to.
     pub target: PathBuf,
+    /// Who signed the patch; none where that does not matter, because nothing new comes in.
+    pub trust: Option<Judged>,
 }
 
 /// What `apply` and `revert` print.
@@ -45,6 +48,8 @@ pub struct ChangeReport {
     input: PathBuf,
     patch: PathBuf,
     output: PathBuf,
+    /// Who signed the patch, and what the user had to allow; none for a revert.
+    trust: Option<TrustReport>,
     plan: Plan,
     /// None for a dry run.
     written: Option<Written>,
@@ -56,7 +61,7 @@ impl Change {
         let patch = super::read_patch(patch_path)?;
         let checkpoint = Checkpoint::open(checkpoint)?;
         check_output(&checkpoint, &target)?;
-        Ok(Self { checkpoint, patch, patch_path: patch_path.to_owned(), target })
+        Ok(Self { checkpoint, patch, patch_path: patch_path.to_owned(), target, trust: None })
     }
 
     /// The input as a sentence names it.
@@ -78,9 +83,13 @@ impl Change {
             input: self.checkpoint.path().to_owned(),
             patch: self.patch_path.clone(),
             output: self.target.clone(),
+            trust: self.trust.as_ref().map(|judged| judged.report.clone()),
             plan,
             written,
         };
+        if let Some(judged) = self.trust.as_ref().filter(|_| !dry_run) {
+            judged.remember().map_err(CommandError::after_the_work)?;
+        }
         let told = output.report(&report);
         if dry_run { told } else { told.map_err(CommandError::after_the_work) }
     }
@@ -117,6 +126,10 @@ impl Report for ChangeReport {
         let mut rows = vec![["name", "dtype", "shape", "relative change"].map(str::to_owned).to_vec()];
         rows.extend(self.plan.tensors.iter().map(tensor_row));
         page.table(&rows);
+        if let Some(trust) = &self.trust {
+            page.line(&format!("signed: {}", trust.in_words()));
+            trust.write_exceptions(page);
+        }
         if let Some(written) = &self.written {
             write_remarks(written, page);
         }

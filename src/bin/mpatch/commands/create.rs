@@ -14,7 +14,7 @@ use mpatch::evaluate::{Evaluation, Extent, Outcome, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
 use mpatch::model::Model;
-use mpatch::patch::manifest::{About, Base, Fact, Metric, Recipe};
+use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
@@ -22,8 +22,10 @@ use crate::editing::{
     ModelArguments, device_kind, edit_error, find_statistics, model_error, read_facts, refuse_existing,
     weights_id,
 };
-use crate::error::{CommandError, ExitKind, chain};
+use crate::error::{CommandError, ExitKind, State, chain};
+use crate::keys::{KeyArguments, SignatureReport, Signer};
 use crate::report::{Output, Page, Report, count, shell_word, size};
+use crate::trust;
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
@@ -80,6 +82,18 @@ pub struct CreateArguments {
     /// Say under which licence the patch is
     #[arg(long)]
     licence: Option<String>,
+    /// Which key signs.
+    #[command(flatten)]
+    key: KeyArguments,
+    /// Do not sign the patch
+    #[arg(long, conflicts_with = "key")]
+    no_sign: bool,
+    /// Make the patch the next one of this line, so that an older one cannot pass for it
+    #[arg(long, value_name = "NAME")]
+    line: Option<String>,
+    /// Its number in the line; the next after the highest known by default
+    #[arg(long, value_name = "NUMBER", requires = "line", value_parser = clap::value_parser!(u64).range(1..))]
+    sequence: Option<u64>,
 }
 
 fn tolerance(text: &str) -> Result<f64, String> {
@@ -104,6 +118,8 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let (stats, corpus) = (arguments.stats.as_deref(), arguments.corpus.as_deref());
     let statistics = find_statistics(&model, weights, &hyperparameters.layers, stats, corpus, output)?;
     let contexts = arguments.contexts(&model, output)?;
+    // A key that cannot be used is found now, not after the hours that the values take.
+    let signer = arguments.signer()?;
     let job = Job {
         model: &model,
         weights,
@@ -113,11 +129,20 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
         statistics: &statistics,
         seed: arguments.seed,
         compression: Compression { bits: arguments.bits, limit: arguments.rank_limit() },
+        line: arguments.line(signer.as_ref())?,
         about: arguments.about(),
     };
-    let made = job.make(output)?;
+    let mut made = job.make(output)?;
+    let signature = match &signer {
+        None => None,
+        Some(signer) => Some(made.sign(signer, &place)?),
+    };
     mpatch::checkpoint::write_new(&place, made.patch.bytes())?;
-    let report = made.report(&job, place, arguments.model.base.clone());
+    if let (Some(line), Some(signer)) = (&job.line, &signer) {
+        let remembered = trust::remember(line, &[signer.public().fingerprint()], made.patch.id());
+        remembered.map_err(CommandError::after_the_work)?;
+    }
+    let report = made.report(&job, place, arguments.model.base.clone(), signature);
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
@@ -171,6 +196,31 @@ impl CreateArguments {
         }
     }
 
+    fn signer(&self) -> Result<Option<Signer>, CommandError> {
+        if self.no_sign {
+            return Ok(None);
+        }
+        let signer = self.key.find()?;
+        signer.check_not_revoked()?;
+        Ok(Some(signer))
+    }
+
+    /// The place in a line, by default the one after the last that is known of this key.
+    fn line(&self, signer: Option<&Signer>) -> Result<Option<Line>, CommandError> {
+        let Some(name) = self.line.clone() else { return Ok(None) };
+        let sequence = match (self.sequence, signer) {
+            (Some(sequence), _) => sequence,
+            (None, Some(signer)) => trust::known_lines()?.next_sequence(&name, signer.public().fingerprint()),
+            (None, None) => {
+                let message = "without a signature nothing is known of the line, not even its next number";
+                return Err(
+                    CommandError::new(ExitKind::Usage, message).hint("give `--sequence`, or sign the patch")
+                );
+            }
+        };
+        Ok(Some(Line { name, sequence }))
+    }
+
     fn about(&self) -> About {
         About { title: self.title.clone(), author: self.author.clone(), licence: self.licence.clone() }
     }
@@ -203,6 +253,8 @@ pub struct Job<'a> {
     pub seed: u64,
     /// How the updates are stored.
     pub compression: Compression,
+    /// The patch's place in a line.
+    pub line: Option<Line>,
     /// Free text for the patch.
     pub about: About,
 }
@@ -318,7 +370,7 @@ impl Job<'_> {
             measured: metrics(&self.facts.records, before, after),
             terms: terms.to_vec(),
             bindings: vec![binding],
-            line: None,
+            line: self.line.clone(),
             parents: vec![],
             supersedes: vec![],
             about: self.about.clone(),
@@ -415,6 +467,9 @@ pub struct CreateReport {
     layers: Vec<LayerReport>,
     before: Scores,
     after: Scores,
+    /// None for a patch that is not signed.
+    signature: Option<SignatureReport>,
+    line: Option<Line>,
     /// One entry per fact.
     outcomes: Vec<FactReport>,
     ridges: Vec<(usize, f64)>,
@@ -448,6 +503,21 @@ struct LayerReport {
 }
 
 impl Made {
+    /// Signs the patch. If the key fails, the work is kept: the patch is written to `place` without a signature.
+    fn sign(&mut self, signer: &Signer, place: &Path) -> Result<SignatureReport, CommandError> {
+        let name = place.to_string_lossy();
+        let signed = signer.settle().and_then(|report| {
+            self.patch = signer.sign_into(self.patch.clone(), &name)?;
+            Ok(report)
+        });
+        signed.or_else(|error| {
+            mpatch::checkpoint::write_new(place, self.patch.bytes())?;
+            let message = format!("wrote `{name}` without a signature: {}", error.message);
+            let hint = format!("`mpatch sign {}` signs it", shell_word(place));
+            Err(CommandError { message, state: State::Applied, ..error }.hint(hint))
+        })
+    }
+
     fn outcomes(&self, records: &[Record]) -> Vec<FactReport> {
         let rewrite =
             |evaluation: &Evaluation, index: usize| evaluation.records[index].rewrite.first().copied();
@@ -467,7 +537,13 @@ impl Made {
         records.iter().enumerate().map(of_record).collect()
     }
 
-    fn report(self, job: &Job<'_>, output: PathBuf, base: PathBuf) -> CreateReport {
+    fn report(
+        self,
+        job: &Job<'_>,
+        output: PathBuf,
+        base: PathBuf,
+        signature: Option<SignatureReport>,
+    ) -> CreateReport {
         let outcomes = self.outcomes(&job.facts.records);
         let facts = job.facts.records.len();
         let bound = &self.patch.manifest().bindings[0].tensors;
@@ -486,6 +562,8 @@ impl Made {
             layers: self.ranks.into_iter().map(layer).collect(),
             before: self.before.scores,
             after: self.after.scores,
+            signature,
+            line: job.line.clone(),
             outcomes,
             ridges: self.ridges,
             seconds: self.seconds,
@@ -513,6 +591,13 @@ impl Report for CreateReport {
         let facts = count(self.facts, "fact");
         page.title(&format!("wrote {}: {facts}, {}", self.output.display(), size(self.size_bytes as u64)));
         page.line(&format!("patch {}, {:.0} ms per fact", self.patch_id.short(), self.milliseconds_per_fact));
+        if let Some(line) = &self.line {
+            page.line(&format!("number {} of the line {}", line.sequence, line.name));
+        }
+        match &self.signature {
+            Some(signature) => signature.write(page),
+            None => page.line("not signed"),
+        }
         let mut rows = vec![["tensor", "rank", "bits", "relative change"].map(str::to_owned).to_vec()];
         rows.extend(self.layers.iter().map(|layer| {
             let change = format!("{:.2e}", layer.norm_ratio);

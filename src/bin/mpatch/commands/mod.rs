@@ -9,7 +9,9 @@ pub mod demo;
 pub mod eval;
 pub mod revert;
 pub mod show;
+pub mod sign;
 pub mod stats;
+pub mod trust;
 pub mod try_out;
 pub mod verify;
 
@@ -43,9 +45,14 @@ pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
 }
 
+/// The path stands for standard input.
+pub fn is_stdin(path: &Path) -> bool {
+    path == Path::new(STDIN)
+}
+
 /// The patch as a word of a suggested command line.
 pub fn patch_word(path: &Path) -> String {
-    if path == Path::new(STDIN) { "PATCH".to_owned() } else { shell_word(path) }
+    if is_stdin(path) { "PATCH".to_owned() } else { shell_word(path) }
 }
 
 /// What a patch's name adds to the names of its results: `edits` of `edits.mpatch`.
