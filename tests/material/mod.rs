@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -11,8 +12,10 @@ use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::FileDigest;
 use mpatch::factors::{IntegerMatrix, Integers, Term};
-use mpatch::patch::manifest::{About, Base, Fact, Metric, Recipe};
-use mpatch::patch::{Draft, encode};
+use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
+use mpatch::patch::{Draft, Patch, Signature, SignatureKind, encode};
+use mpatch::sign::allowed_signers::line_of;
+use mpatch::sign::{PrivateKey, sshsig};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
@@ -21,9 +24,50 @@ pub const TENSOR: &str = "transformer.h.0.mlp.fc_out.weight";
 const ROWS: usize = 4;
 const COLUMNS: usize = 6;
 
+/// What keeps the command under test away from the settings of whoever runs the tests: its own lie in the folder
+/// that it runs in.
+pub const SETTINGS: [(&str, &str); 6] = [
+    ("MPATCH_CONFIG_DIR", "config"),
+    ("MPATCH_STATE_DIR", "state"),
+    ("MPATCH_KEY", ""),
+    ("HOME", "nowhere"),
+    ("GIT_CONFIG_GLOBAL", "/dev/null"),
+    ("NO_COLOR", "1"),
+];
+
 /// The command under test.
 pub fn mpatch() -> assert_cmd::Command {
-    assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"))
+    let mut command = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+    command.envs(SETTINGS);
+    command
+}
+
+/// The key that signs the patches of these tests; it is no secret.
+pub fn key() -> PrivateKey {
+    PrivateKey::from_seed(&[7; 32], "maker@example.org").unwrap()
+}
+
+/// The settings of a user who signs with [`key`] and trusts it.
+pub fn lay_out_settings(folder: &Path) {
+    let config = folder.join("config");
+    fs::create_dir_all(&config).unwrap();
+    write_key(&config.join("key"), &key());
+    fs::write(config.join("allowed_signers"), line_of("maker@example.org", key().public()) + "\n").unwrap();
+}
+
+/// Writes a private key's file, which only its owner may read.
+pub fn write_key(path: &Path, key: &PrivateKey) {
+    fs::write(path, key.to_openssh().unwrap().as_bytes()).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// The patch with a signature by `key` more.
+pub fn signed_with(patch: Vec<u8>, key: &PrivateKey) -> Vec<u8> {
+    let patch = Patch::decode(patch).unwrap();
+    let signature = sshsig::sign(key, patch.manifest_bytes()).unwrap().bytes().to_vec();
+    let mut signatures = patch.signatures().to_vec();
+    signatures.push(Signature { kind: SignatureKind::SshSig, bytes: signature });
+    patch.with_signatures(signatures).unwrap().bytes().to_vec()
 }
 
 /// Copies the embedded model into the new folder `folder`.
@@ -40,6 +84,7 @@ pub fn lay_out_world(folder: &Path) {
 /// The statistics and the patch are made once and copied from then on.
 pub fn lay_out_editing(folder: &Path) {
     static MADE: OnceLock<TempDir> = OnceLock::new();
+    lay_out_settings(folder);
     lay_out_world(&folder.join("model"));
     hasten(&folder.join("model/memit.json"));
     let corpus = small_corpus(80);
@@ -115,21 +160,29 @@ fn split(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes[8..].split_at(size)
 }
 
-/// A model in one file and in a folder, another model, a patch for the first, and the patch damaged.
+/// A model in one file and in a folder, another model, a signed patch for the first, and the patch damaged.
 pub fn lay_out(folder: &Path) {
+    lay_out_settings(folder);
     fs::create_dir_all(folder.join("gptj")).unwrap();
     let model = safetensors(1.0);
     fs::write(folder.join("model.safetensors"), &model).unwrap();
     fs::write(folder.join("gptj/model.safetensors"), &model).unwrap();
     fs::write(folder.join("gptj/generation_config.json"), "{}\n").unwrap();
     fs::write(folder.join("other.safetensors"), safetensors(2.0)).unwrap();
-    let patch = encode(&draft(&folder.join("model.safetensors"))).unwrap();
+    let unsigned = unsigned_patch(&folder.join("model.safetensors"), None);
+    fs::write(folder.join("unsigned.mpatch"), &unsigned).unwrap();
+    let patch = signed_with(unsigned, &key());
     fs::write(folder.join("edits.mpatch"), &patch).unwrap();
     fs::write(folder.join("short.mpatch"), &patch[..patch.len() / 2]).unwrap();
     let mut flipped = patch;
     let middle = flipped.len() / 2;
     flipped[middle] ^= 1;
     fs::write(folder.join("flipped.mpatch"), &flipped).unwrap();
+}
+
+/// The patch of [`lay_out`], as a member of `line`, without a signature.
+pub fn unsigned_patch(model: &Path, line: Option<Line>) -> Vec<u8> {
+    encode(&Draft { line, ..draft(model) }).unwrap()
 }
 
 /// A safetensors file with one tensor of f32, filled with multiples of `step`.

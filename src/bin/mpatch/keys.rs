@@ -150,17 +150,11 @@ impl Signer {
             return Self::open(&path);
         }
         places::make_folder(&folder)?;
-        let bug = |error: &dyn std::fmt::Display| CommandError::new(ExitKind::Bug, error.to_string());
-        let mut seed = Zeroizing::new([0; SEED_SIZE_BYTES]);
-        getrandom::fill(&mut *seed).map_err(|error| {
-            CommandError::new(ExitKind::Io, format!("the system gives no random numbers: {error}"))
-                .hint("name a key of yours with `--key`")
-        })?;
         let user =
             git.email.clone().or_else(|| places::variable("USER")).or_else(|| places::variable("LOGNAME"));
         let comment = user.as_deref().and_then(principal_of).unwrap_or_else(|| "me".to_owned());
-        let key = PrivateKey::from_seed(&seed, &comment).map_err(|error| bug(&error))?;
-        let text = key.to_openssh().map_err(|error| bug(&error))?;
+        let key = new_key(&comment)?;
+        let text = private_text(&key)?;
         if !places::write_private(&path, text.as_bytes())? {
             // Somebody was faster; theirs is as good.
             return Self::open(&path);
@@ -239,6 +233,21 @@ impl Signer {
             }
         }
     }
+}
+
+/// Makes an Ed25519 key of the system's random numbers.
+pub fn new_key(comment: &str) -> Result<PrivateKey, CommandError> {
+    let mut seed = Zeroizing::new([0; SEED_SIZE_BYTES]);
+    getrandom::fill(&mut *seed).map_err(|error| {
+        CommandError::new(ExitKind::Io, format!("the system gives no random numbers: {error}"))
+            .hint("name a key of yours with `--key`")
+    })?;
+    PrivateKey::from_seed(&seed, comment).map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))
+}
+
+/// The text of a private key's file.
+pub fn private_text(key: &PrivateKey) -> Result<Zeroizing<String>, CommandError> {
+    key.to_openssh().map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))
 }
 
 impl SignatureReport {
