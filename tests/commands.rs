@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use material::{SETTINGS, lay_out, lay_out_editing, mpatch};
+use material::{SETTINGS, lay_out, lay_out_editing, lay_out_signers, mpatch};
 
 /// The demo is the longest command, and machines that run tests may be busy.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -30,6 +30,7 @@ fn transcripts() {
         let place = copy.with_extension("in");
         match name.to_str() {
             Some("create.md" | "eval.md" | "stats.md" | "try.md") => lay_out_editing(&place),
+            Some("sign.md" | "trust.md") => lay_out_signers(&place),
             Some("demo.md" | "demo.toml" | "demo.stdout") => fs::create_dir_all(place).unwrap(),
             _ => lay_out(&place),
         }

@@ -74,7 +74,11 @@ impl Policy {
     /// # Errors
     /// [`PolicyError`], for unknown fields, too: a requirement that is not understood is not met.
     pub fn parse(json: &[u8]) -> Result<Self, PolicyError> {
-        let policy: Self = serde_json::from_slice(json).map_err(|error| PolicyError(error.to_string()))?;
+        let refused = |error: serde_json::Error| PolicyError(error.to_string());
+        // A list would do for a record, too, and be read by its order.
+        let fields: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_slice(json).map_err(refused)?;
+        let policy: Self = serde_json::from_value(fields.into()).map_err(refused)?;
         if !(1..=THRESHOLD_MAX).contains(&policy.threshold) {
             return Err(PolicyError(format!(
                 "threshold {}, expected 1 to {THRESHOLD_MAX}",

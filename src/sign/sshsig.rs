@@ -25,6 +25,8 @@ const MAGIC: &[u8] = b"SSHSIG";
 const VERSION: u32 = 1;
 const ARMOUR_BEGIN: &str = "-----BEGIN SSH SIGNATURE-----";
 const ARMOUR_END: &str = "-----END SSH SIGNATURE-----";
+/// The flags of a security key and its counter.
+const HARDWARE_TRAILER_SIZE_BYTES: usize = 5;
 /// As `ssh-keygen` breaks its lines.
 const ARMOUR_LINE_CHARACTERS: usize = 70;
 
@@ -213,8 +215,11 @@ fn inner_signature(bytes: &[u8], key: &PublicKey) -> Result<Signature, SshSigErr
     let name = text(take_string(&mut rest)?)?;
     let algorithm = Algorithm::new(&name).map_err(|error| malformed(error.to_string()))?;
     let mut data = take_string(&mut rest)?.to_vec();
-    // Flags and counter are not a string of their own: whatever follows belongs to the signature, and its kind
-    // knows how long that must be.
+    // Flags and counter are not a string of their own, and only keys on hardware have them.
+    let is_on_hardware = matches!(algorithm, Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256);
+    if rest.len() != if is_on_hardware { HARDWARE_TRAILER_SIZE_BYTES } else { 0 } {
+        return Err(malformed(format!("{} bytes follow a `{name}` signature", rest.len())));
+    }
     data.extend_from_slice(rest);
     Signature::new(algorithm, data).map_err(|error| match key.check_supported() {
         Err(unsupported) => SshSigError::Unsupported(unsupported),

@@ -19,6 +19,9 @@ use mpatch::sign::{PrivateKey, sshsig};
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
+/// A public key of a kind that is not supported.
+pub const RSA: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDTLKFhKLRvIcl/yDlfI7U75zupSusx4bk0kDtVaZcWX+kaBjk9yWBIoCPRYtIztaWWJD6qf2u7YRcBgzEXco+383OJezOeiepbtWUNSCDJsegFnWoObrTYcxTS+WDvlwdACehCLpns1TyWXtaJID0AZUmci68M2FNu41ItFY9lUQ== rsa@example.org";
+
 /// The one tensor of the tiny weights.
 pub const TENSOR: &str = "transformer.h.0.mlp.fc_out.weight";
 const ROWS: usize = 4;
@@ -169,7 +172,7 @@ pub fn lay_out(folder: &Path) {
     fs::write(folder.join("gptj/model.safetensors"), &model).unwrap();
     fs::write(folder.join("gptj/generation_config.json"), "{}\n").unwrap();
     fs::write(folder.join("other.safetensors"), safetensors(2.0)).unwrap();
-    let unsigned = unsigned_patch(&folder.join("model.safetensors"), None);
+    let unsigned = unsigned_patch(&folder.join("model.safetensors"), None, "Two players");
     fs::write(folder.join("unsigned.mpatch"), &unsigned).unwrap();
     let patch = signed_with(unsigned, &key());
     fs::write(folder.join("edits.mpatch"), &patch).unwrap();
@@ -180,9 +183,28 @@ pub fn lay_out(folder: &Path) {
     fs::write(folder.join("flipped.mpatch"), &flipped).unwrap();
 }
 
-/// The patch of [`lay_out`], as a member of `line`, without a signature.
-pub fn unsigned_patch(model: &Path, line: Option<Line>) -> Vec<u8> {
-    encode(&Draft { line, ..draft(model) }).unwrap()
+/// The patch of [`lay_out`], as a member of `line` and with this title, without a signature.
+pub fn unsigned_patch(model: &Path, line: Option<Line>, title: &str) -> Vec<u8> {
+    let about = About { title: Some(title.to_owned()), ..About::default() };
+    encode(&Draft { line, about, ..draft(model) }).unwrap()
+}
+
+/// What [`lay_out`] has, with keys and patches of others: `stranger.mpatch` is signed by nobody who is trusted,
+/// `bad.mpatch` has a signature that does not fit, `second` is one more key, `open` one that others can read.
+pub fn lay_out_signers(folder: &Path) {
+    lay_out(folder);
+    let unsigned = fs::read(folder.join("unsigned.mpatch")).unwrap();
+    let stranger = PrivateKey::from_seed(&[8; 32], "").unwrap();
+    fs::write(folder.join("stranger.mpatch"), signed_with(unsigned, &stranger)).unwrap();
+    let mut bad = fs::read(folder.join("edits.mpatch")).unwrap();
+    *bad.last_mut().unwrap() ^= 1;
+    fs::write(folder.join("bad.mpatch"), bad).unwrap();
+    let second = PrivateKey::from_seed(&[9; 32], "").unwrap();
+    write_key(&folder.join("second"), &second);
+    fs::write(folder.join("second.pub"), second.public().line() + "\n").unwrap();
+    write_key(&folder.join("open"), &second);
+    fs::set_permissions(folder.join("open"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(folder.join("rsa.pub"), format!("{RSA}\n")).unwrap();
 }
 
 /// A safetensors file with one tensor of f32, filled with multiples of `step`.
@@ -242,6 +264,6 @@ fn draft(model: &Path) -> Draft {
         line: None,
         parents: Vec::new(),
         supersedes: Vec::new(),
-        about: About { title: Some("Two players".to_owned()), ..About::default() },
+        about: About::default(),
     }
 }

@@ -400,7 +400,6 @@ impl TrustReport {
                 let trusted = judgement.signatures.iter().filter(|found| found.answer == Answer::Trusted);
                 trusted.map(signer_in_words).collect::<Vec<_>>().join("; ")
             }
-            (Answer::Unsigned, _) => "unsigned".to_owned(),
             (answer, Some(reason)) => {
                 let key = judgement
                     .signatures
@@ -418,12 +417,15 @@ impl TrustReport {
         }
     }
 
-    /// What the user had to allow, in a line of its own.
-    pub fn write_exceptions(&self, page: &mut Page) {
-        if !self.allowed.is_empty() {
-            let flags: Vec<_> = self.allowed.iter().map(|what| format!("--allow-{what}")).collect();
-            page.line(&format!("trusted only because of {}", flags.join(" and ")));
-        }
+    /// Who signed and what the user had to allow, in a line of its own.
+    pub fn write(&self, page: &mut Page) {
+        let flags: Vec<_> = self.allowed.iter().map(|what| format!("--allow-{what}")).collect();
+        let flags = flags.join(" and ");
+        let words = match self.judgement.answer {
+            Answer::Trusted => format!("signed by {}", self.in_words()),
+            _ => self.in_words(),
+        };
+        page.line(&if flags.is_empty() { words } else { format!("{words}; let pass by {flags}") });
     }
 }
 

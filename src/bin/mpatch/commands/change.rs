@@ -127,8 +127,7 @@ impl Report for ChangeReport {
         rows.extend(self.plan.tensors.iter().map(tensor_row));
         page.table(&rows);
         if let Some(trust) = &self.trust {
-            page.line(&format!("signed: {}", trust.in_words()));
-            trust.write_exceptions(page);
+            trust.write(page);
         }
         if let Some(written) = &self.written {
             write_remarks(written, page);

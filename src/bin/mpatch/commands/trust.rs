@@ -290,7 +290,7 @@ fn list() -> Result<TrustListReport, CommandError> {
     let revoked = files.revoked().iter().map(|(file, key)| KeyReport::of_key(key, file)).collect();
     let next = keys.is_empty().then(|| "mpatch trust add KEY.pub".to_owned());
     Ok(TrustListReport {
-        title: format!("{} trusted, {} revoked", count(keys.len(), "key"), files.revoked().len()),
+        title: format!("{}, {} revoked", count(keys.len(), "key"), files.revoked().len()),
         keys,
         revoked,
         warnings: files.warnings().to_vec(),
@@ -453,7 +453,8 @@ impl Report for TrustListReport {
         page.table(&self.keys.iter().map(KeyReport::row).collect::<Vec<_>>());
         if !self.revoked.is_empty() {
             page.line("revoked:");
-            page.table(&self.revoked.iter().map(KeyReport::row).collect::<Vec<_>>());
+            let row = |key: &KeyReport| vec![key.key.to_string(), key.file.clone(), key.principals.clone()];
+            page.table(&self.revoked.iter().map(row).collect::<Vec<_>>());
         }
         for warning in &self.warnings {
             page.line(&format!("warning: {warning}"));

@@ -228,7 +228,9 @@ impl Report for LadderReport {
         page.table(
             &[self.form_row(), self.signature_row(), self.digests_row(), self.behaviour_row()].map(Vec::from),
         );
-        self.trust.write_exceptions(page);
+        if !self.trust.allowed.is_empty() {
+            self.trust.write(page);
+        }
         let reached = if self.reached.is_empty() { "nothing".to_owned() } else { self.reached.join(" and ") };
         page.line(&format!("holds: {reached}"));
     }

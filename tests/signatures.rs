@@ -1,0 +1,746 @@
+//! Trust, against OpenSSH's own programs: what `ssh-keygen` signs is judged here, what is signed here `ssh-keygen`
+//! accepts, and what is not to be trusted is refused with its own answer and exit code. `docs/trust.md` makes the
+//! claims that these tests hold.
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod material;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use curve25519_dalek::constants::{ED25519_BASEPOINT_POINT, EIGHT_TORSION};
+use curve25519_dalek::edwards::{CompressedEdwardsY, EdwardsPoint};
+use curve25519_dalek::scalar::Scalar;
+use curve25519_dalek::traits::Identity;
+use ed25519_dalek::Verifier;
+use material::{
+    SETTINGS, key, lay_out, lay_out_editing, lay_out_signers, mpatch, signed_with, unsigned_patch, write_key,
+};
+use mpatch::patch::manifest::Line;
+use mpatch::sign::allowed_signers::line_of;
+use mpatch::sign::{PrivateKey, SshSig, SshSigError};
+use serde_json::Value;
+use ssh_key::HashAlg;
+use tempfile::TempDir;
+
+const APPLY: &str = "apply model.safetensors edits.mpatch -o edited.safetensors";
+
+/// A folder that commands run in, with its own settings, models and patches.
+struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        lay_out(folder.path());
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn command(&self, words: &str) -> assert_cmd::Command {
+        let mut command = mpatch();
+        command.current_dir(self.folder.path()).args(words.split(' '));
+        command
+    }
+
+    /// Runs mpatch, which must end with `code`; answers with what it said on both outputs.
+    #[track_caller]
+    fn run(&self, words: &str, code: i32) -> String {
+        said(&self.command(words).output().unwrap(), words, code)
+    }
+
+    /// The answer of `verify --json` about a patch, which must end with `code`.
+    #[track_caller]
+    fn answer(&self, patch: &str, code: i32) -> Value {
+        let output = self.command(&format!("verify {patch} --json")).output().unwrap();
+        said(&output, patch, code);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["trust"].clone()
+    }
+
+    /// `ssh-keygen` in the bench's folder, with `input`.
+    fn ssh_keygen(&self, words: &str, input: &[u8]) -> Output {
+        let mut command = Command::new("ssh-keygen");
+        command.current_dir(self.folder.path()).args(words.split(' ')).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// A key that `ssh-keygen` makes, without passphrase, and the line that trusts it.
+    fn make_key(&self, kind: &str, name: &str) -> String {
+        let mut command = Command::new("ssh-keygen");
+        command.current_dir(self.folder.path());
+        command.args(["-q", "-N", "", "-C", "someone@example.org", "-f", name, "-t"]);
+        assert!(command.args(kind.split(' ')).status().unwrap().success());
+        format!("someone@example.org {}", fs::read_to_string(self.path(&format!("{name}.pub"))).unwrap())
+    }
+
+    /// Trusts the keys of these lines and no others.
+    fn trust(&self, lines: &str) {
+        self.write("config/allowed_signers", lines);
+    }
+
+    /// The manifest of `patch`, as mpatch prints it.
+    fn manifest(&self, patch: &str) -> Vec<u8> {
+        self.command(&format!("show {patch} --manifest")).output().unwrap().stdout
+    }
+
+    /// Has `ssh-keygen` sign the manifest of `unsigned.mpatch`, into its `.sig`.
+    fn sign_with_openssh(&self, key: &str, namespace: &str) {
+        let made =
+            self.ssh_keygen(&format!("-Y sign -f {key} -n {namespace}"), &self.manifest("unsigned.mpatch"));
+        assert!(made.status.success(), "{made:?}");
+        self.write("unsigned.mpatch.sig", made.stdout);
+    }
+
+    /// A patch of the line `geography`, signed by the key that is trusted.
+    fn patch_of_line(&self, name: &str, sequence: u64, title: &str) {
+        let line = Line { name: "geography".into(), sequence };
+        let unsigned = unsigned_patch(&self.path("model.safetensors"), Some(line), title);
+        self.write(name, signed_with(unsigned, &key()));
+    }
+}
+
+#[track_caller]
+fn said(output: &Output, words: &str, code: i32) -> String {
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "`{words}` said:\n{text}");
+    text
+}
+
+/// Whether OpenSSH is here; a test that needs it says so and is skipped.
+fn openssh_is_here() -> bool {
+    let is_here = Command::new("ssh-keygen").arg("-?").stderr(Stdio::null()).status().is_ok();
+    if !is_here {
+        let _ = writeln!(std::io::stdout(), "skipped: OpenSSH is not installed");
+    }
+    is_here
+}
+
+// ------------------------------------------------------------------------------------- both ways with OpenSSH --
+
+#[test]
+fn ssh_keygen_accepts_what_is_signed_here() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let signature = bench.command("show edits.mpatch --signature").output().unwrap().stdout;
+    bench.write("edits.sig", signature);
+    let verify = "-Y verify -f config/allowed_signers -I maker@example.org -n mpatch -s edits.sig";
+    let manifest = bench.manifest("edits.mpatch");
+    let good = bench.ssh_keygen(verify, &manifest);
+    assert!(said(&good, verify, 0).contains("Good \"mpatch\" signature for maker@example.org"));
+    assert!(!bench.ssh_keygen(verify, &manifest[1..]).status.success());
+    // What is revoked here is revoked there.
+    bench.run("trust revoke maker@example.org", 0);
+    assert!(!bench.ssh_keygen(&format!("{verify} -r config/revoked"), &manifest).status.success());
+}
+
+#[test]
+fn what_ssh_keygen_signs_is_accepted_here() {
+    if !openssh_is_here() {
+        return;
+    }
+    for kind in ["ed25519", "ecdsa -b 256", "ecdsa -b 384"] {
+        let bench = Bench::new();
+        bench.trust(&bench.make_key(kind, "theirs"));
+        bench.sign_with_openssh("theirs", "mpatch");
+        assert_eq!(bench.answer("unsigned.mpatch", 0)["answer"], "trusted", "{kind}");
+        bench.run("apply model.safetensors unsigned.mpatch", 0);
+        // By name, too.
+        fs::rename(bench.path("unsigned.mpatch.sig"), bench.path("elsewhere")).unwrap();
+        bench.run("verify unsigned.mpatch", 5);
+        bench.run("verify unsigned.mpatch --signature elsewhere", 0);
+        // A private key of that kind signs here, and OpenSSH accepts it.
+        bench.run("sign unsigned.mpatch --key theirs", 0);
+        bench.write("new.sig", bench.command("show unsigned.mpatch --signature 1").output().unwrap().stdout);
+        let verify = "-Y verify -f config/allowed_signers -I someone@example.org -n mpatch -s new.sig";
+        said(&bench.ssh_keygen(verify, &bench.manifest("unsigned.mpatch")), verify, 0);
+    }
+}
+
+#[test]
+fn a_signature_for_another_purpose_is_bad() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.trust(&bench.make_key("ed25519", "theirs"));
+    bench.sign_with_openssh("theirs", "git");
+    let answer = bench.answer("unsigned.mpatch", 4);
+    assert_eq!(answer["answer"], "bad");
+    assert!(answer["reason"].as_str().unwrap().contains("namespace `git`, expected `mpatch`"), "{answer}");
+}
+
+#[test]
+fn a_signature_of_another_manifest_is_bad() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.trust(&bench.make_key("ed25519", "theirs"));
+    let made = bench.ssh_keygen("-Y sign -f theirs -n mpatch", b"another manifest");
+    bench.write("unsigned.mpatch.sig", made.stdout);
+    assert_eq!(bench.answer("unsigned.mpatch", 4)["answer"], "bad");
+    bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 4);
+}
+
+#[test]
+fn kinds_of_keys_that_are_not_judged_are_named() {
+    if !openssh_is_here() {
+        return;
+    }
+    for (kind, name) in [("rsa -b 2048", "ssh-rsa"), ("ecdsa -b 521", "ecdsa-sha2-nistp521")] {
+        let bench = Bench::new();
+        bench.trust(&bench.make_key(kind, "theirs"));
+        bench.sign_with_openssh("theirs", "mpatch");
+        let answer = bench.answer("unsigned.mpatch", 15);
+        assert_eq!(answer["answer"], "unsupported");
+        assert!(
+            answer["reason"].as_str().unwrap().contains(&format!("`{name}` keys are not supported")),
+            "{answer}"
+        );
+        let refused = bench.run("sign unsigned.mpatch --key theirs", 15);
+        assert!(refused.contains("not supported"), "{refused}");
+    }
+}
+
+#[test]
+fn a_certificate_is_not_taken_for_a_key() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let authority = bench.make_key("ed25519", "authority");
+    bench.make_key("ed25519", "theirs");
+    said(&bench.ssh_keygen("-q -s authority -I theirs -n someone@example.org theirs.pub", b""), "certify", 0);
+    bench.trust(&authority.replacen(' ', " cert-authority ", 1));
+    bench.sign_with_openssh("theirs-cert.pub", "mpatch");
+    let answer = bench.answer("unsigned.mpatch", 15);
+    assert!(
+        answer["reason"].as_str().unwrap().contains("-cert-v01@openssh.com` keys are not supported"),
+        "{answer}"
+    );
+}
+
+// --------------------------------------------------------------------------- keys that are not simply a file --
+
+/// An agent with a socket of its own, until dropped.
+struct Agent {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Agent {
+    fn start(folder: &Path) -> Self {
+        let socket = folder.join("agent");
+        let mut command = Command::new("ssh-agent");
+        let process = command.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().unwrap();
+        while !socket.exists() {
+            std::thread::yield_now();
+        }
+        Self { process, socket }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_key_in_an_agent_signs() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.make_key("ed25519", "theirs");
+    let agent = Agent::start(bench.folder.path());
+    let mut add = Command::new("ssh-add");
+    add.env("SSH_AUTH_SOCK", &agent.socket).arg("-q").arg(bench.path("theirs"));
+    assert!(add.status().unwrap().success());
+    fs::remove_file(bench.path("theirs")).unwrap();
+    let with_agent = |words: &str| {
+        let output = bench.command(words).env("SSH_AUTH_SOCK", &agent.socket).output().unwrap();
+        said(&output, words, 0)
+    };
+    with_agent("sign unsigned.mpatch --key theirs.pub -o one.mpatch");
+    assert_eq!(bench.answer("one.mpatch", 0)["answer"], "trusted");
+    // The same by git's settings, where the key is named in words.
+    let public = fs::read_to_string(bench.path("theirs.pub")).unwrap();
+    let signing = format!("[gpg]\n\tformat = ssh\n[user]\n\tsigningkey = key::{}\n", public.trim());
+    bench.write("gitconfig", signing);
+    let output = bench
+        .command("sign unsigned.mpatch -o two.mpatch")
+        .env("SSH_AUTH_SOCK", &agent.socket)
+        .env("GIT_CONFIG_GLOBAL", bench.path("gitconfig"))
+        .output()
+        .unwrap();
+    said(&output, "sign by git's key", 0);
+    assert_eq!(fs::read(bench.path("one.mpatch")).unwrap(), fs::read(bench.path("two.mpatch")).unwrap());
+    // Without the agent there is no signature, and no file.
+    bench.run("sign unsigned.mpatch --key theirs.pub -o three.mpatch", 11);
+    assert!(!bench.path("three.mpatch").exists());
+}
+
+#[test]
+fn a_key_with_a_passphrase_signs_once_ssh_keygen_knows_it() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    said(&bench.ssh_keygen("-q -t ed25519 -N secret -C me@example.org -f locked", b""), "make a key", 0);
+    bench.write("ask", "#!/bin/sh\necho secret\n");
+    fs::set_permissions(bench.path("ask"), fs::Permissions::from_mode(0o700)).unwrap();
+    let mut command = bench.command("sign unsigned.mpatch --key locked");
+    let command = command.env("SSH_ASKPASS", bench.path("ask")).env("SSH_ASKPASS_REQUIRE", "force");
+    let words = said(&command.env("DISPLAY", ":0").output().unwrap(), "sign with a passphrase", 0);
+    assert!(!words.contains("secret"), "{words}");
+    assert_eq!(bench.answer("unsigned.mpatch", 0)["answer"], "trusted");
+}
+
+#[test]
+fn the_signers_that_git_allows_are_trusted_and_those_it_revokes_are_not() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let line = bench.make_key("ed25519", "theirs");
+    bench.write("git_signers", &line);
+    bench.sign_with_openssh("theirs", "mpatch");
+    bench.run("verify unsigned.mpatch", 5);
+    let with_git = |settings: &str, code: i32| {
+        let files = format!(
+            "[gpg \"ssh\"]\n\tallowedSignersFile = {}\n{settings}",
+            bench.path("git_signers").display()
+        );
+        bench.write("gitconfig", files);
+        let mut command = bench.command("verify unsigned.mpatch");
+        let output = command.env("GIT_CONFIG_GLOBAL", bench.path("gitconfig")).output().unwrap();
+        said(&output, settings, code)
+    };
+    with_git("", 0);
+    fs::copy(bench.path("theirs.pub"), bench.path("gone")).unwrap();
+    let revocation = format!("\trevocationFile = {}\n", bench.path("gone").display());
+    assert!(with_git(&revocation, 5).contains("revoked"));
+    // A binary list cannot be read here: then git's keys are not believed, and that is said.
+    said(&bench.ssh_keygen("-q -k -f krl theirs.pub", b""), "make a list", 0);
+    let binary = format!("\trevocationFile = {}\n", bench.path("krl").display());
+    assert!(with_git(&binary, 5).contains("in binary, which is not read here"));
+    // What a repository says of itself is not heeded.
+    let git =
+        |words: &str| Command::new("git").current_dir(bench.folder.path()).args(words.split(' ')).status();
+    if git("init -q .").is_ok_and(|status| status.success()) {
+        git("config gpg.ssh.allowedSignersFile git_signers").unwrap();
+        bench.run("verify unsigned.mpatch", 5);
+    }
+}
+
+// --------------------------------------------------------------------------------------------- the five answers --
+
+#[test]
+fn each_answer_has_its_word_and_its_exit_code() {
+    let bench = Bench::new();
+    lay_out_signers(bench.folder.path());
+    let line = |option: &str| format!("maker@example.org {option} {}\n", key().public().line());
+    for (patch, signers, answer, code) in [
+        ("edits.mpatch", line(""), "trusted", 0),
+        ("edits.mpatch", line("namespaces=\"git,mpatch\""), "trusted", 0),
+        ("edits.mpatch", line("valid-before=\"29991231Z\""), "trusted", 0),
+        ("bad.mpatch", line(""), "bad", 4),
+        ("stranger.mpatch", line(""), "unknown", 5),
+        ("edits.mpatch", String::new(), "unknown", 5),
+        ("edits.mpatch", line("namespaces=\"git\""), "unknown", 5),
+        ("edits.mpatch", line("cert-authority"), "unknown", 5),
+        ("edits.mpatch", line("unheard-of"), "unknown", 5),
+        ("edits.mpatch", line("valid-before=\"20200101Z\""), "expired", 5),
+        ("edits.mpatch", line("valid-after=\"29990101Z\""), "expired", 5),
+        ("unsigned.mpatch", line(""), "unsigned", 5),
+    ] {
+        bench.trust(&signers);
+        let found = bench.answer(patch, code);
+        assert_eq!(found["answer"], answer, "{patch} {signers}");
+        let applied = bench.run(&format!("apply model.safetensors {patch} --dry-run"), code);
+        assert!(code == 0 || applied.contains("state: unchanged"), "{applied}");
+    }
+    bench.trust(&line(""));
+    bench.run("trust revoke maker@example.org", 0);
+    assert_eq!(bench.answer("edits.mpatch", 5)["answer"], "revoked");
+    // Nothing lets a revoked key or a bad signature pass.
+    let all = "--allow-unsigned --allow-unknown --allow-expired --allow-rollback";
+    bench.run(&format!("{APPLY} {all}"), 5);
+    bench.run(&format!("apply model.safetensors bad.mpatch {all}"), 4);
+}
+
+#[test]
+fn what_the_user_allows_is_in_the_report_and_allows_nothing_else() {
+    let bench = Bench::new();
+    lay_out_signers(bench.folder.path());
+    bench.trust(&format!("maker@example.org valid-before=\"20200101Z\" {}\n", key().public().line()));
+    let cases = [("unsigned", "unsigned"), ("stranger", "unknown"), ("edits", "expired")];
+    for (patch, flag) in cases {
+        for (_, other) in cases.iter().filter(|(_, other)| *other != flag) {
+            bench.run(&format!("apply model.safetensors {patch}.mpatch --dry-run --allow-{other}"), 5);
+        }
+        let words = format!("apply model.safetensors {patch}.mpatch --json --allow-{flag}");
+        let report: Value = serde_json::from_slice(&bench.command(&words).output().unwrap().stdout).unwrap();
+        assert_eq!(report["trust"]["answer"], flag, "{report}");
+        assert_eq!(report["trust"]["allowed"], serde_json::json!([flag]));
+    }
+    // Taking a patch back lets nothing new in, so it needs no trust.
+    bench.run("revert model.unsigned.safetensors unsigned.mpatch -o again.safetensors", 0);
+    assert_eq!(
+        fs::read(bench.path("again.safetensors")).unwrap(),
+        fs::read(bench.path("model.safetensors")).unwrap()
+    );
+}
+
+#[test]
+fn a_policy_asks_for_more_and_no_flag_for_less() {
+    let bench = Bench::new();
+    lay_out_signers(bench.folder.path());
+    bench.run("trust add second.pub --principal reviewer@example.org", 0);
+    bench.write(".mpatch/policy.json", r#"{"threshold": 2, "required": ["reviewer@example.org"]}"#);
+    let refused = bench.run(APPLY, 5);
+    assert!(refused.contains("asks for 2 trusted keys, 1 signed"), "{refused}");
+    bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 5);
+    bench.run("sign edits.mpatch --key second", 0);
+    bench.run(APPLY, 0);
+    // One key twice is one key.
+    bench.run("sign edits.mpatch --key second", 7);
+    bench.write(".mpatch/policy.json", r#"{"required": ["release@example.org"]}"#);
+    assert!(bench.run("verify edits.mpatch", 5).contains("signature of `release@example.org`"));
+    bench.write(".mpatch/policy.json", r#"{"unsigned": "refuse"}"#);
+    let refused = bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 5);
+    assert!(refused.contains("the policy allows no exceptions"), "{refused}");
+    bench.write(".mpatch/policy.json", r#"{"minimal_rung": "V2"}"#);
+    assert!(bench.run("verify edits.mpatch", 5).contains("does not reach V2"));
+    bench.run("verify edits.mpatch --base model.safetensors", 0);
+    // What cannot be read cannot be met.
+    bench.write(".mpatch/policy.json", r#"{"treshold": 2}"#);
+    bench.run("verify edits.mpatch", 3);
+}
+
+#[test]
+fn a_project_trusts_from_its_own_folder_and_only_if_it_is_the_users() {
+    let bench = Bench::new();
+    bench.write("project/.mpatch/allowed_signers", fs::read(bench.path("config/allowed_signers")).unwrap());
+    bench.trust("");
+    fs::create_dir(bench.path("project/deep")).unwrap();
+    let verify = |code: i32| {
+        let mut command = mpatch();
+        command.current_dir(bench.path("project/deep")).env("MPATCH_CONFIG_DIR", bench.path("config"));
+        let output = command.arg("verify").arg(bench.path("edits.mpatch")).output().unwrap();
+        said(&output, "verify in a project", code)
+    };
+    verify(0);
+    bench.run("verify edits.mpatch", 5);
+    let signers = bench.path("project/.mpatch/allowed_signers");
+    fs::set_permissions(&signers, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(verify(5).contains("trusts nobody"));
+    // Its revocations count, whoever wrote them.
+    fs::set_permissions(&signers, fs::Permissions::from_mode(0o644)).unwrap();
+    bench.write("project/.mpatch/revoked", key().public().line());
+    assert!(verify(5).contains("revoked"));
+    bench.write("project/.mpatch/revoked", "nonsense");
+    verify(3);
+}
+
+#[test]
+fn text_of_keys_cannot_move_the_cursor() {
+    let bench = Bench::new();
+    bench.trust(&format!("maker\u{1b}[2J\u{202e}@example.org {}\n", key().public().line()));
+    for words in ["verify edits.mpatch", "trust list", APPLY] {
+        let words = bench.run(words, 0);
+        assert!(words.contains("maker\\u{1b}[2J\\u{202e}@example.org"), "{words}");
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ lines of patches --
+
+#[test]
+fn an_older_patch_is_a_rollback_once_a_newer_one_was_used() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    bench.patch_of_line("two.mpatch", 2, "second");
+    bench.run("apply model.safetensors two.mpatch", 0);
+    bench.run("apply model.safetensors two.mpatch -o again.safetensors", 0);
+    let refused = bench.run("apply model.safetensors one.mpatch", 8);
+    assert!(refused.contains("number 1 of the line `geography`, whose number 2 is known"), "{refused}");
+    assert_eq!(bench.answer("one.mpatch", 8)["line"]["standing"], "older");
+    let allowed = bench.run("apply model.safetensors one.mpatch --allow-rollback", 0);
+    assert!(allowed.contains("trusted only because of --allow-rollback"), "{allowed}");
+    // What is known never goes back.
+    bench.run("apply model.safetensors one.mpatch -o never.safetensors", 8);
+    bench.run("trust forget geography", 0);
+    bench.run("apply model.safetensors one.mpatch -o now.safetensors", 0);
+}
+
+#[test]
+fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "a story");
+    bench.patch_of_line("other.mpatch", 1, "another story");
+    bench.run("apply model.safetensors one.mpatch", 0);
+    let refused = bench.run("apply model.safetensors other.mpatch --allow-rollback", 8);
+    assert!(refused.contains("has signed two patches with one number"), "{refused}");
+    bench.patch_of_line("far.mpatch", u64::MAX, "the last word");
+    assert!(bench.run("apply model.safetensors far.mpatch", 8).contains("no honest number is so far ahead"));
+}
+
+#[test]
+fn a_signature_taken_off_does_not_hide_a_line() {
+    let bench = Bench::new();
+    bench.patch_of_line("two.mpatch", 2, "second");
+    let line = Line { name: "geography".into(), sequence: 1 };
+    bench.write("stripped.mpatch", unsigned_patch(&bench.path("model.safetensors"), Some(line), "first"));
+    bench.run("apply model.safetensors stripped.mpatch --allow-unsigned --dry-run", 0);
+    bench.run("apply model.safetensors two.mpatch", 0);
+    let refused = bench.run("apply model.safetensors stripped.mpatch --allow-unsigned", 8);
+    assert!(refused.contains("somebody may have taken the signature off"), "{refused}");
+}
+
+#[test]
+fn a_damaged_memory_is_not_taken_for_none() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    bench.write("state/lines.json", "{\"schema\"");
+    assert!(bench.run("apply model.safetensors one.mpatch", 3).contains("not a record of lines"));
+}
+
+// --------------------------------------------------------------------------------------------- creating and documents --
+
+#[test]
+fn a_patch_is_signed_with_a_key_made_on_first_use_and_trusted_by_its_maker() {
+    let bench = Bench { folder: tempfile::tempdir().unwrap() };
+    lay_out_editing(bench.folder.path());
+    fs::remove_dir_all(bench.path("config")).unwrap();
+    let create =
+        "create facts.json --base model --limit 1 --contexts contexts.json --stats statistics.safetensors";
+    let made = bench.run(&format!("{create} --line world -o one.mpatch"), 0);
+    for words in
+        ["made that key: config/key;", "config/allowed_signers now trusts it", "number 1 of the line world"]
+    {
+        assert!(made.contains(words), "`{words}` is missing:\n{made}");
+    }
+    assert_eq!(fs::metadata(bench.path("config/key")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(bench.path("config")).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(bench.answer("one.mpatch", 0)["answer"], "trusted");
+    bench.run("apply model/model.safetensors one.mpatch -o edited.safetensors", 0);
+    // The second use says nothing, and takes the next number.
+    let made = bench.run(&format!("{create} --line world -o two.mpatch"), 0);
+    assert!(made.contains("number 2 of the line world") && !made.contains("made that key"), "{made}");
+    bench.run("apply model/model.safetensors one.mpatch -o late.safetensors", 8);
+    // A key that cannot sign does not cost the work.
+    bench.write("absent.pub", format!("{}\n", PrivateKey::from_seed(&[5; 32], "").unwrap().public().line()));
+    let kept = bench.run(&format!("{create} --key absent.pub -o three.mpatch"), 11);
+    assert!(kept.contains("without a signature") && kept.contains("state: applied"), "{kept}");
+    bench.run("sign three.mpatch", 0);
+    bench.run("verify three.mpatch", 0);
+}
+
+#[test]
+fn the_document_on_trust_tells_how_to_check_with_openssh_alone() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/trust.md")).unwrap();
+    let blocks = document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let scripts: Vec<&str> = blocks.filter(|block| block.contains("ssh-keygen -Y")).collect();
+    assert_eq!(scripts.len(), 2, "one to check what mpatch signed, one to sign what mpatch checks");
+    write_key(&bench.path("id_ed25519"), &key());
+    bench.write("allowed_signers", line_of("maker@example.org", key().public()) + "\n");
+    let binary = Path::new(assert_cmd::cargo::cargo_bin!("mpatch")).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    for script in scripts {
+        let mut command = Command::new("sh");
+        command.current_dir(bench.folder.path()).envs(SETTINGS).env("PATH", &path).args(["-euc", script]);
+        said(&command.output().unwrap(), script, 0);
+    }
+}
+
+// ------------------------------------------------------------------------------------------------- strict Ed25519 --
+
+const MESSAGE: &[u8] = b"a manifest";
+
+/// An SSHSIG with this key and signature, whatever they are.
+fn framed(key: &[u8; 32], r: &[u8; 32], s: &[u8; 32]) -> Vec<u8> {
+    let string = |bytes: &[u8]| {
+        let size = bytes.len() as u32;
+        [&[(size >> 24) as u8, (size >> 16) as u8, (size >> 8) as u8, size as u8][..], bytes].concat()
+    };
+    let public = [string(b"ssh-ed25519"), string(key)].concat();
+    let inner = [string(b"ssh-ed25519"), string(&[r.as_slice(), s].concat())].concat();
+    let fields =
+        [string(&public), string(b"mpatch"), string(b""), string(b"sha512"), string(&inner)].concat();
+    [b"SSHSIG\0\0\0\x01".as_slice(), &fields].concat()
+}
+
+/// What OpenSSH's rules, without the strict ones, say of a signature.
+fn lax(key: &[u8; 32], r: &[u8; 32], s: &[u8; 32]) -> bool {
+    let signature = ed25519_dalek::Signature::from_components(*r, *s);
+    ed25519_dalek::VerifyingKey::from_bytes(key).is_ok_and(|key| key.verify(&signed(), &signature).is_ok())
+}
+
+fn strict(key: &[u8; 32], r: &[u8; 32], s: &[u8; 32]) -> Result<(), SshSigError> {
+    SshSig::parse(&framed(key, r, s)).unwrap().verify(MESSAGE)
+}
+
+fn signed() -> Vec<u8> {
+    ssh_key::SshSig::signed_data("mpatch", HashAlg::Sha512, MESSAGE).unwrap()
+}
+
+/// The challenge `k` of a signature.
+fn challenge(key: &[u8; 32], r: &[u8; 32]) -> Scalar {
+    let hashed = HashAlg::Sha512.digest(&[r.as_slice(), key, &signed()].concat());
+    Scalar::from_bytes_mod_order_wide(&hashed.try_into().unwrap())
+}
+
+/// All encodings of points of small order that a decoder may take: the canonical ones, those with `y` not reduced,
+/// and those of `x = 0` with a sign.
+fn encodings_of_small_order() -> Vec<[u8; 32]> {
+    let mut encodings: Vec<[u8; 32]> = EIGHT_TORSION.iter().map(|point| point.compress().0).collect();
+    // p = 2^255 - 19, little-endian: p and p + 1 stand for y = 0 and y = 1.
+    for low in [0xed, 0xee] {
+        let mut y = [0xff; 32];
+        (y[0], y[31]) = (low, 0x7f);
+        encodings.push(y);
+        y[31] = 0xff;
+        encodings.push(y);
+    }
+    let (mut one, mut minus_one) = ([0; 32], [0xff; 32]);
+    (one[0], one[31]) = (1, 0x80);
+    minus_one[0] = 0xec;
+    encodings.extend([one, minus_one]);
+    let decodes = |bytes: &[u8; 32]| {
+        CompressedEdwardsY(*bytes).decompress().is_some_and(|point| point.is_small_order())
+    };
+    assert!(encodings.iter().all(decodes), "every one of them is a point of small order");
+    assert_eq!(encodings.len(), 14);
+    encodings
+}
+
+#[test]
+fn an_honest_signature_passes() {
+    let (secret, nonce) = (Scalar::from(123_u64), Scalar::from(456_u64));
+    let key = (ED25519_BASEPOINT_POINT * secret).compress().0;
+    let r = (ED25519_BASEPOINT_POINT * nonce).compress().0;
+    let s = (nonce + challenge(&key, &r) * secret).to_bytes();
+    assert_eq!(strict(&key, &r, &s), Ok(()));
+    assert!(lax(&key, &r, &s));
+}
+
+#[test]
+fn a_key_of_small_order_signs_nothing() {
+    for key in encodings_of_small_order() {
+        // With such a key every signature `R = r B, s = r` fits some messages; the lax rules let it pass.
+        let passes = (1_u64..1000)
+            .map(Scalar::from)
+            .find(|nonce| lax(&key, &(ED25519_BASEPOINT_POINT * nonce).compress().0, &nonce.to_bytes()));
+        let nonce = passes.expect("the lax rules accept one of them");
+        let r = (ED25519_BASEPOINT_POINT * nonce).compress().0;
+        assert_eq!(strict(&key, &r, &nonce.to_bytes()), Err(SshSigError::Mismatch), "{key:02x?}");
+        for r in encodings_of_small_order() {
+            assert_eq!(strict(&key, &r, &[0; 32]), Err(SshSigError::Mismatch), "{key:02x?} {r:02x?}");
+        }
+    }
+}
+
+#[test]
+fn a_commitment_of_small_order_is_refused() {
+    let secret = Scalar::from(123_u64);
+    let key = (ED25519_BASEPOINT_POINT * secret).compress().0;
+    let mut let_pass = 0;
+    for r in encodings_of_small_order() {
+        let s = (challenge(&key, &r) * secret).to_bytes();
+        let_pass += usize::from(lax(&key, &r, &s));
+        assert_eq!(strict(&key, &r, &s), Err(SshSigError::Mismatch), "{r:02x?}");
+    }
+    assert_eq!(let_pass, 1, "the lax rules accept the neutral element");
+}
+
+#[test]
+fn a_scalar_has_one_form() {
+    // The order of the group, little-endian.
+    let order = Scalar::ZERO - Scalar::ONE;
+    let (secret, nonce) = (Scalar::from(123_u64), Scalar::from(456_u64));
+    let key = (ED25519_BASEPOINT_POINT * secret).compress().0;
+    let r = (ED25519_BASEPOINT_POINT * nonce).compress().0;
+    let s = (nonce + challenge(&key, &r) * secret).to_bytes();
+    let mut more = s;
+    // s + order = s + (order - 1) + 1, as often as it fits into 256 bits.
+    for _ in 0..15 {
+        let mut carry = 1_u16;
+        for (byte, other) in more.iter_mut().zip(order.to_bytes()) {
+            let sum = u16::from(*byte) + u16::from(other) + carry;
+            *byte = sum as u8;
+            carry = sum >> 8;
+        }
+        if carry > 0 {
+            break;
+        }
+        assert_eq!(strict(&key, &r, &more), Err(SshSigError::Mismatch), "{more:02x?}");
+    }
+    for bit in 252..256 {
+        let mut high = s;
+        high[bit / 8] ^= 1 << (bit % 8);
+        assert_eq!(strict(&key, &r, &high), Err(SshSigError::Mismatch), "bit {bit}");
+    }
+}
+
+#[test]
+fn keys_and_commitments_of_mixed_order_are_refused() {
+    let secret = Scalar::from(123_u64);
+    let mut let_pass = [0; 2];
+    for torsion in EIGHT_TORSION.into_iter().filter(|point| *point != EdwardsPoint::identity()) {
+        let key = (ED25519_BASEPOINT_POINT * secret + torsion).compress().0;
+        for nonce in (1_u64..100).map(Scalar::from) {
+            for (index, of_r) in EIGHT_TORSION.iter().enumerate() {
+                let r = (ED25519_BASEPOINT_POINT * nonce + of_r).compress().0;
+                let challenge = challenge(&key, &r);
+                if torsion * challenge + of_r != EdwardsPoint::identity() {
+                    continue;
+                }
+                let s = (nonce + challenge * secret).to_bytes();
+                assert!(lax(&key, &r, &s), "the lax rules accept what cancels out");
+                let_pass[usize::from(index > 0)] += 1;
+                assert_eq!(strict(&key, &r, &s), Err(SshSigError::Mismatch));
+            }
+        }
+    }
+    assert!(let_pass.iter().all(|count| *count > 10), "{let_pass:?}");
+}
+
+#[test]
+fn a_point_has_one_form() {
+    // y = p + 3 .. p + 18 decode where y = 3 .. 18 do, and stand for points of full order.
+    let mut decoded = 0;
+    for low in 0xf0..=0xff {
+        let mut key = [0xff; 32];
+        (key[0], key[31]) = (low, 0x7f);
+        if CompressedEdwardsY(key).decompress().is_some() {
+            decoded += 1;
+            let r = (ED25519_BASEPOINT_POINT * Scalar::from(456_u64)).compress().0;
+            assert_eq!(strict(&key, &r, &[1; 32]), Err(SshSigError::Mismatch));
+        }
+    }
+    assert!(decoded > 3, "{decoded}");
+}
