@@ -95,11 +95,19 @@ impl SshSig {
     /// # Errors
     /// As [`SshSig::parse`].
     pub fn from_armour(armour: &str) -> Result<Self, SshSigError> {
+        Self::parse(&Self::dearmour(armour)?)
+    }
+
+    /// The bytes within armour, whatever they are.
+    ///
+    /// # Errors
+    /// [`SshSigError::Malformed`].
+    pub fn dearmour(armour: &str) -> Result<Vec<u8>, SshSigError> {
         let inner = armour.trim().strip_prefix(ARMOUR_BEGIN).and_then(|rest| rest.strip_suffix(ARMOUR_END));
         let inner = inner.ok_or_else(|| malformed(format!("expected `{ARMOUR_BEGIN}` and its end")))?;
         let base64: String = inner.split_ascii_whitespace().collect();
         let bytes = Base64::decode_vec(&base64).map_err(|error| malformed(error.to_string()))?;
-        Self::parse(&bytes)
+        Ok(bytes)
     }
 
     /// The binary form, as a patch holds it.

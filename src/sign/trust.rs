@@ -237,8 +237,11 @@ fn is_valid(entry: &Entry, now: u64) -> bool {
 
 fn overall(signatures: &[Finding], policy: &Policy) -> (Answer, Option<String>) {
     let first = |answer: Answer| signatures.iter().find(|found| found.answer == answer);
-    let because =
-        |found: &Finding| Some(format!("{}: {}", found.place, found.reason.as_deref().unwrap_or("")));
+    let because = |found: &Finding| {
+        let reason = found.reason.as_deref().unwrap_or_default();
+        // Of several it matters which one it is.
+        Some(if signatures.len() == 1 { reason.to_owned() } else { format!("{}: {reason}", found.place) })
+    };
     if let Some(bad) = first(Answer::Bad) {
         return (Answer::Bad, because(bad));
     }
@@ -355,7 +358,8 @@ mod tests {
 
     #[test]
     fn the_reason_names_the_place() {
-        let judged = judge(MANIFEST, &[signature(2)], &trusting(&[1]), &Policy::default(), NOW);
+        let both = [signature(2), signature(3)];
+        let judged = judge(MANIFEST, &both, &trusting(&[1]), &Policy::default(), NOW);
         assert!(judged.reason.unwrap().starts_with("signature 2: nobody"), "{:?}", judged.signatures);
         assert_eq!(judged.signatures[0].key, Some(key(2).public().fingerprint()));
     }

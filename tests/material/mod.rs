@@ -29,11 +29,13 @@ const COLUMNS: usize = 6;
 
 /// What keeps the command under test away from the settings of whoever runs the tests: its own lie in the folder
 /// that it runs in.
-pub const SETTINGS: [(&str, &str); 6] = [
+pub const SETTINGS: [(&str, &str); 8] = [
     ("MPATCH_CONFIG_DIR", "config"),
     ("MPATCH_STATE_DIR", "state"),
     ("MPATCH_KEY", ""),
     ("HOME", "nowhere"),
+    ("USER", ""),
+    ("LOGNAME", ""),
     ("GIT_CONFIG_GLOBAL", "/dev/null"),
     ("NO_COLOR", "1"),
 ];

@@ -273,8 +273,8 @@ pub fn detached_path(patch: &Path) -> PathBuf {
 
 /// A signature file's contents in binary form; what is no armour is judged as it is.
 fn binary(bytes: Vec<u8>) -> Vec<u8> {
-    let armour = std::str::from_utf8(&bytes).ok().and_then(|text| SshSig::from_armour(text).ok());
-    armour.map_or(bytes, |signature| signature.bytes().to_vec())
+    let armour = std::str::from_utf8(&bytes).ok().and_then(|text| SshSig::dearmour(text).ok());
+    armour.unwrap_or(bytes)
 }
 
 /// What a refusal needs to know.
