@@ -238,6 +238,45 @@ fn a_certificate_is_not_taken_for_a_key() {
     );
 }
 
+#[test]
+fn a_signature_of_a_security_key_is_judged_as_openssh_judges_it() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let manifest = bench.manifest("unsigned.mpatch");
+    // What the key does in hardware: it signs the hashes, with its flags and counter between them.
+    let secret = ed25519_dalek::SigningKey::from_bytes(&[3; 32]);
+    let (name, application) = (b"sk-ssh-ed25519@openssh.com".as_slice(), b"ssh:".as_slice());
+    let to_sign = ssh_key::SshSig::signed_data("mpatch", HashAlg::Sha512, &manifest).unwrap();
+    let trailer = [1, 0, 0, 0, 7];
+    let hashed =
+        [HashAlg::Sha256.digest(application), trailer.to_vec(), HashAlg::Sha256.digest(&to_sign)].concat();
+    let signature = ed25519_dalek::Signer::sign(&secret, &hashed).to_bytes();
+    let public = [string(name), string(secret.verifying_key().as_bytes()), string(application)].concat();
+    let inner = [string(name), string(&signature), trailer.to_vec()].concat();
+    let bytes = sshsig(&public, &inner);
+    let read = SshSig::parse(&bytes).unwrap();
+    assert_eq!(read.verify(&manifest), Ok(()));
+    bench.trust(&format!("hardware@example.org {}\n", read.key().line()));
+    bench.write("unsigned.mpatch.sig", read.to_armour());
+    assert_eq!(bench.answer("unsigned.mpatch", 0)["answer"], "trusted");
+    let verify =
+        "-Y verify -f config/allowed_signers -I hardware@example.org -n mpatch -s unsigned.mpatch.sig";
+    said(&bench.ssh_keygen(verify, &manifest), verify, 0);
+    // The flags and the counter are signed, too.
+    for bit in 0..8 * trailer.len() {
+        let mut flipped = bytes.clone();
+        let place = bytes.len() - 1 - bit / 8;
+        flipped[place] ^= 1 << (bit % 8);
+        assert_eq!(
+            SshSig::parse(&flipped).unwrap().verify(&manifest),
+            Err(SshSigError::Mismatch),
+            "bit {bit}"
+        );
+    }
+}
+
 // --------------------------------------------------------------------------- keys that are not simply a file --
 
 /// An agent with a socket of its own, until dropped.
@@ -583,15 +622,21 @@ const MESSAGE: &[u8] = b"a manifest";
 
 /// An SSHSIG with this key and signature, whatever they are.
 fn framed(key: &[u8; 32], r: &[u8; 32], s: &[u8; 32]) -> Vec<u8> {
-    let string = |bytes: &[u8]| {
-        let size = bytes.len() as u32;
-        [&[(size >> 24) as u8, (size >> 16) as u8, (size >> 8) as u8, size as u8][..], bytes].concat()
-    };
     let public = [string(b"ssh-ed25519"), string(key)].concat();
     let inner = [string(b"ssh-ed25519"), string(&[r.as_slice(), s].concat())].concat();
-    let fields =
-        [string(&public), string(b"mpatch"), string(b""), string(b"sha512"), string(&inner)].concat();
-    [b"SSHSIG\0\0\0\x01".as_slice(), &fields].concat()
+    sshsig(&public, &inner)
+}
+
+/// The frame around a public key and an inner signature.
+fn sshsig(public: &[u8], inner: &[u8]) -> Vec<u8> {
+    let middle = [string(b"mpatch"), string(b""), string(b"sha512")].concat();
+    [b"SSHSIG\0\0\0\x01".as_slice(), &string(public), &middle, &string(inner)].concat()
+}
+
+/// A string as SSH writes it: its size in big-endian, then its bytes.
+fn string(bytes: &[u8]) -> Vec<u8> {
+    let size = bytes.len() as u32;
+    [&[(size >> 24) as u8, (size >> 16) as u8, (size >> 8) as u8, size as u8][..], bytes].concat()
 }
 
 /// What OpenSSH's rules, without the strict ones, say of a signature.
