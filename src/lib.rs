@@ -15,6 +15,7 @@
 // Vocabulary
 pub mod digest;
 pub mod facts;
+pub mod source;
 pub mod tensor;
 
 // Numbers

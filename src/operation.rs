@@ -382,13 +382,10 @@ pub(crate) fn decode_tensor(
     tensor_index: usize,
 ) -> Result<(Update, UndoLog), OperationError> {
     let binding = &patch.manifest().bindings[binding_index].tensors[tensor_index];
-    let terms = binding.terms.iter().map(|index| patch.term(*index)).collect::<Result<_, _>>()?;
+    let update = patch.update(binding_index, tensor_index)?;
     let undo = patch.undo(binding_index, tensor_index)?;
-    let parsed = Update::new(terms).and_then(|update| {
-        let undo = UndoLog::parse(undo, update.rows(), update.columns())?;
-        Ok((update, undo))
-    });
-    parsed.map_err(|source| factors_error(&binding.name, source))
+    let undo = UndoLog::parse(undo, update.rows(), update.columns());
+    Ok((update, undo.map_err(|source| factors_error(&binding.name, source))?))
 }
 
 fn factors_error(tensor: &str, source: FactorError) -> OperationError {

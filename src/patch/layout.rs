@@ -81,6 +81,10 @@ pub const SIGNATURES_MAX: usize = 16;
 /// Largest signature in bytes.
 pub const SIGNATURE_SIZE_MAX_BYTES: usize = 64 << 10;
 
+/// Largest signature block.
+pub const SIGNATURE_BLOCK_SIZE_MAX_BYTES: usize =
+    SIGNATURE_COUNT_SIZE_BYTES + SIGNATURES_MAX * (SIGNATURE_HEADER_SIZE_BYTES + SIGNATURE_SIZE_MAX_BYTES);
+
 /// Weights per block of an undo log, where a row is not longer.
 pub const UNDO_BLOCK_ELEMENTS: u64 = 65_536;
 
@@ -127,15 +131,15 @@ impl Prelude {
         bytes
     }
 
-    /// Reads the prelude of `file` and checks all of it against the length of `file`.
-    pub(super) fn parse(file: &[u8]) -> Result<Self, PatchError> {
-        check_magic(file)?;
-        let Some(bytes) = file.first_chunk::<PRELUDE_SIZE_BYTES>() else {
-            return Err(truncated(PRELUDE_SIZE_BYTES as u64, file));
+    /// Reads the prelude from the `start` of a file and checks all of it against the file's size.
+    pub(super) fn parse(start: &[u8], size_bytes: u64) -> Result<Self, PatchError> {
+        check_magic(start)?;
+        let Some(bytes) = start.first_chunk::<PRELUDE_SIZE_BYTES>() else {
+            return Err(truncated(PRELUDE_SIZE_BYTES as u64, start.len() as u64));
         };
         check_version(bytes)?;
         let file_size = u64::from_le_bytes(get(bytes, FILE_SIZE_OFFSET));
-        check_file_size(file_size, file)?;
+        check_file_size(file_size, size_bytes)?;
         let manifest_size = u64::from_le_bytes(get(bytes, MANIFEST_SIZE_OFFSET));
         let patch_id = PatchId::from_bytes(get(bytes, PATCH_ID_OFFSET));
         Ok(Self { file_size, manifest_size: check_manifest_size(manifest_size, file_size)?, patch_id })
@@ -152,15 +156,15 @@ fn get<const SIZE: usize>(bytes: &[u8; PRELUDE_SIZE_BYTES], offset: usize) -> [u
     field
 }
 
-fn truncated(expected: u64, file: &[u8]) -> PatchError {
-    PatchError::Truncated { expected, found: file.len() as u64 }
+fn truncated(expected: u64, found: u64) -> PatchError {
+    PatchError::Truncated { expected, found }
 }
 
 fn check_magic(file: &[u8]) -> Result<(), PatchError> {
     let start = &file[..file.len().min(MAGIC.len())];
     match (MAGIC.starts_with(start), start.len() == MAGIC.len()) {
         (true, true) => Ok(()),
-        (true, false) => Err(truncated(PRELUDE_SIZE_BYTES as u64, file)),
+        (true, false) => Err(truncated(PRELUDE_SIZE_BYTES as u64, file.len() as u64)),
         (false, _) => Err(PatchError::NotAPatch { found: start.escape_ascii().to_string() }),
     }
 }
@@ -178,10 +182,9 @@ fn check_version(prelude: &[u8; PRELUDE_SIZE_BYTES]) -> Result<(), PatchError> {
     }
 }
 
-fn check_file_size(stated: u64, file: &[u8]) -> Result<(), PatchError> {
-    let found = file.len() as u64;
+fn check_file_size(stated: u64, found: u64) -> Result<(), PatchError> {
     if found < stated {
-        return Err(truncated(stated, file));
+        return Err(truncated(stated, found));
     }
     if found > stated {
         let what = format!("{} bytes follow the end at {stated} that the prelude states", found - stated);

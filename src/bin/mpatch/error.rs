@@ -181,6 +181,7 @@ impl CommandError {
             | PatchError::UnsupportedFlags { .. }
             | PatchError::UnsupportedFeature { .. } => ExitKind::Unsupported,
             PatchError::Limit { .. } => ExitKind::LimitExceeded,
+            PatchError::Read { .. } | PatchError::Write { .. } => ExitKind::Io,
             _ => ExitKind::Malformed,
         };
         let refused = Self::new(kind, format!("`{name}`: {error}"));
@@ -195,6 +196,9 @@ impl CommandError {
                 refused.hint("`mpatch --version` tells which one this is")
             }
             PatchError::Limit { .. } => refused.hint("make several smaller patches instead"),
+            PatchError::Read { .. } | PatchError::Write { .. } => {
+                refused.hint("nothing was changed; try again once the system allows it")
+            }
             _ => refused.hint("if a fresh copy is refused too, ask whoever made it"),
         }
     }

@@ -58,7 +58,7 @@ pub struct ChangeReport {
 impl Change {
     /// Opens everything, and refuses a result that could not be written.
     pub fn open(checkpoint: &Path, patch_path: &Path, target: PathBuf) -> Result<Self, CommandError> {
-        let patch = super::read_patch(patch_path)?;
+        let patch = super::open_patch(patch_path)?;
         let checkpoint = Checkpoint::open(checkpoint)?;
         check_output(&checkpoint, &target)?;
         Ok(Self { checkpoint, patch, patch_path: patch_path.to_owned(), target, trust: None })

@@ -16,9 +16,12 @@ pub mod try_out;
 pub mod verify;
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use mpatch::checkpoint::FileSource;
 use mpatch::patch::Patch;
 
 use crate::error::CommandError;
@@ -39,7 +42,30 @@ pub fn read_input(path: &Path) -> Result<Vec<u8>, CommandError> {
     }
 }
 
-/// Reads and checks a patch.
+/// Opens and checks a patch, whose sections stay in the file until they are wanted: a patch of many facts is large.
+///
+/// Standard input is kept in a file without a name.
+pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
+    let source = if path == Path::new(STDIN) {
+        spooled(&mut std::io::stdin().lock())
+            .and_then(FileSource::of)
+            .map_err(|error| CommandError::io("read", Path::new("stdin"), &error))?
+    } else if std::fs::metadata(path).is_ok_and(|about| about.is_file()) {
+        FileSource::open(path)?
+    } else {
+        // A pipe, or nothing at all.
+        return read_patch(path);
+    };
+    Patch::open(Arc::new(source)).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
+}
+
+fn spooled(input: &mut dyn Read) -> std::io::Result<File> {
+    let mut file = tempfile::tempfile()?;
+    std::io::copy(input, &mut file)?;
+    Ok(file)
+}
+
+/// Reads and checks a patch, all of it into memory.
 pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
     let bytes = read_input(path)?;
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))

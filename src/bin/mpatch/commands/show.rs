@@ -10,7 +10,7 @@ use mpatch::patch::{Manifest, Patch};
 use mpatch::sign::SshSig;
 use serde::Serialize;
 
-use super::{patch_word, read_patch};
+use super::{open_patch, patch_word};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, size};
 
@@ -85,7 +85,7 @@ struct SizeReport {
 
 /// Prints what a patch holds.
 pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = read_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch)?;
     if arguments.manifest {
         return output.raw(patch.manifest_bytes());
     }

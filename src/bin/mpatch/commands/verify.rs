@@ -12,7 +12,7 @@ use mpatch::verify::{DigestEvidence, FormEvidence, State, verify, verify_form, v
 use serde::Serialize;
 
 use super::behaviour::{self, BehaviourEvidence};
-use super::{patch_word, read_patch};
+use super::{open_patch, patch_word};
 use crate::editing::DeviceArguments;
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -63,7 +63,7 @@ struct LadderReport {
 
 /// Checks the patch, alone or against a model.
 pub fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = read_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch)?;
     let mut judged = judge(&patch, &arguments.patch, &arguments.trust, output)?;
     let report = climb(arguments, &patch, &judged, output)?;
     output.report(&report)?;
