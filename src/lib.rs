@@ -23,6 +23,7 @@ pub mod factors;
 
 // Container
 pub mod patch;
+pub mod sign;
 
 // Weights
 pub mod checkpoint;

@@ -11,7 +11,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use material::{alter_header, alter_weights, lay_out, lay_out_world, mpatch, small_corpus, world};
+use material::{
+    SETTINGS, alter_header, alter_weights, lay_out, lay_out_settings, lay_out_world, mpatch, small_corpus,
+    world,
+};
 use mpatch::digest::FileDigest;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -44,6 +47,7 @@ impl Bench {
     /// With a copy of the embedded model in `model`, one good fact, and contexts so that none are sampled.
     fn with_model() -> Self {
         let bench = Self::new();
+        lay_out_settings(bench.folder.path());
         lay_out_world(&bench.path("model"));
         bench.write("facts.json", &fact("{} performs on the", "Pavel Prestellman", "flute").to_string());
         bench.write("contexts.json", r#"[["{}"]]"#);
@@ -70,7 +74,7 @@ impl Bench {
     /// The command, in this folder and with a cache of its own.
     fn command(&self, words: &str) -> assert_cmd::Command {
         let mut command = mpatch();
-        command.current_dir(self.folder.path()).env("NO_COLOR", "1");
+        command.current_dir(self.folder.path());
         command.env("MPATCH_CACHE_DIR", self.path("cache"));
         command.args(words.split(' '));
         command
@@ -536,6 +540,7 @@ fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
     let run = |arguments: &[&str]| {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+        command.envs(SETTINGS);
         command.current_dir(bench.folder.path()).args(arguments).stdout(full).stderr(Stdio::piped());
         let ended = command.spawn().unwrap().wait_with_output().unwrap();
         assert_eq!(ended.status.code(), Some(11));

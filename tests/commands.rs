@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use material::{lay_out, lay_out_editing, mpatch};
+use material::{SETTINGS, lay_out, lay_out_editing, lay_out_signers, mpatch};
 
 /// The demo is the longest command, and machines that run tests may be busy.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -30,13 +30,17 @@ fn transcripts() {
         let place = copy.with_extension("in");
         match name.to_str() {
             Some("create.md" | "eval.md" | "resolve.md" | "stats.md" | "try.md") => lay_out_editing(&place),
+            Some("sign.md" | "trust.md") => lay_out_signers(&place),
             Some("demo.md" | "demo.toml" | "demo.stdout" | "doctor.md") => fs::create_dir_all(place).unwrap(),
             _ => lay_out(&place),
         }
     }
     // Dropping the cases runs them.
     let cases = trycmd::TestCases::new();
-    cases.env("NO_COLOR", "1").env("MPATCH_CACHE_DIR", "cache").timeout(TIMEOUT).case(folder.join("*.md"));
+    for (name, value) in SETTINGS {
+        cases.env(name, value);
+    }
+    cases.env("MPATCH_CACHE_DIR", "cache").timeout(TIMEOUT).case(folder.join("*.md"));
     // What the demo prints holds lines that look like commands of a transcript.
     cases.case(folder.join("*.toml"));
     let overwriting = std::env::var_os("TRYCMD").is_some_and(|mode| mode == "overwrite");
@@ -65,7 +69,7 @@ fn a_patch_is_read_from_standard_input() {
 #[test]
 fn a_reader_who_leaves_early_is_no_error() {
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
-    command.args(["completions", "bash"]).stdout(std::process::Stdio::piped());
+    command.envs(SETTINGS).args(["completions", "bash"]).stdout(std::process::Stdio::piped());
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let ended = child.wait_with_output().unwrap();

@@ -241,7 +241,8 @@ fn powers(tokens: &[Token]) -> Vec<(&'static str, usize, bool)> {
         let power = match token.text.as_str() {
             "unsafe" => "unsafe",
             "print" | "println" | "eprint" | "eprintln" | "dbg" if word(index + 1) == "!" => "terminal",
-            "stdout" | "stderr" if called => "terminal",
+            // With an argument they are the outputs of a program that is run, and not our own.
+            "stdout" | "stderr" if called && word(index + 2) == ")" => "terminal",
             "stdin" if called => "environment",
             "exists" | "try_exists" | "is_dir" | "is_file" | "canonicalize" | "read_dir" | "read_link"
             | "symlink_metadata"

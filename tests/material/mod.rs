@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -11,10 +12,15 @@ use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::FileDigest;
 use mpatch::factors::{IntegerMatrix, Integers, Term};
-use mpatch::patch::manifest::{About, Base, Fact, Metric, Recipe};
-use mpatch::patch::{BindingDraft, Draft, encode};
+use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
+use mpatch::patch::{BindingDraft, Draft, Patch, Signature, SignatureKind, encode};
+use mpatch::sign::allowed_signers::line_of;
+use mpatch::sign::{PrivateKey, sshsig};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+
+/// A public key of a kind that is not supported.
+pub const RSA: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDTLKFhKLRvIcl/yDlfI7U75zupSusx4bk0kDtVaZcWX+kaBjk9yWBIoCPRYtIztaWWJD6qf2u7YRcBgzEXco+383OJezOeiepbtWUNSCDJsegFnWoObrTYcxTS+WDvlwdACehCLpns1TyWXtaJID0AZUmci68M2FNu41ItFY9lUQ== rsa@example.org";
 
 /// The one tensor of the tiny weights.
 pub const TENSOR: &str = "transformer.h.0.mlp.fc_out.weight";
@@ -24,9 +30,52 @@ const COLUMNS: usize = 6;
 const SHARD_ROWS: usize = 32;
 const SHARD_COLUMNS: usize = 128;
 
+/// What keeps the command under test away from the settings of whoever runs the tests: its own lie in the folder
+/// that it runs in.
+pub const SETTINGS: [(&str, &str); 8] = [
+    ("MPATCH_CONFIG_DIR", "config"),
+    ("MPATCH_STATE_DIR", "state"),
+    ("MPATCH_KEY", ""),
+    ("HOME", "nowhere"),
+    ("USER", ""),
+    ("LOGNAME", ""),
+    ("GIT_CONFIG_GLOBAL", "/dev/null"),
+    ("NO_COLOR", "1"),
+];
+
 /// The command under test.
 pub fn mpatch() -> assert_cmd::Command {
-    assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"))
+    let mut command = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+    command.envs(SETTINGS);
+    command
+}
+
+/// The key that signs the patches of these tests; it is no secret.
+pub fn key() -> PrivateKey {
+    PrivateKey::from_seed(&[7; 32], "maker@example.org").unwrap()
+}
+
+/// The settings of a user who signs with [`key`] and trusts it.
+pub fn lay_out_settings(folder: &Path) {
+    let config = folder.join("config");
+    fs::create_dir_all(&config).unwrap();
+    write_key(&config.join("key"), &key());
+    fs::write(config.join("allowed_signers"), line_of("maker@example.org", key().public()) + "\n").unwrap();
+}
+
+/// Writes a private key's file, which only its owner may read.
+pub fn write_key(path: &Path, key: &PrivateKey) {
+    fs::write(path, key.to_openssh().unwrap().as_bytes()).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600)).unwrap();
+}
+
+/// The patch with a signature by `key` more.
+pub fn signed_with(patch: Vec<u8>, key: &PrivateKey) -> Vec<u8> {
+    let patch = Patch::decode(patch).unwrap();
+    let signature = sshsig::sign(key, patch.manifest_bytes()).unwrap().bytes().to_vec();
+    let mut signatures = patch.signatures().to_vec();
+    signatures.push(Signature { kind: SignatureKind::SshSig, bytes: signature });
+    patch.with_signatures(signatures).unwrap().bytes().to_vec()
 }
 
 /// Copies the embedded model into the new folder `folder`.
@@ -43,6 +92,7 @@ pub fn lay_out_world(folder: &Path) {
 /// The statistics and the patch are made once and copied from then on.
 pub fn lay_out_editing(folder: &Path) {
     static MADE: OnceLock<TempDir> = OnceLock::new();
+    lay_out_settings(folder);
     lay_out_world(&folder.join("model"));
     hasten(&folder.join("model/memit.json"));
     let corpus = small_corpus(80);
@@ -118,9 +168,10 @@ fn split(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes[8..].split_at(size)
 }
 
-/// A model in one file and in a folder, another model, a patch for the first, and the patch damaged; another patch, and
-/// one that contradicts the first.
+/// A model in one file and in a folder, another model, a signed patch for the first, and the patch damaged; another
+/// patch, and one that contradicts the first.
 pub fn lay_out(folder: &Path) {
+    lay_out_settings(folder);
     fs::create_dir_all(folder.join("gptj")).unwrap();
     let model = safetensors(1.0);
     fs::write(folder.join("model.safetensors"), &model).unwrap();
@@ -128,12 +179,15 @@ pub fn lay_out(folder: &Path) {
     fs::write(folder.join("gptj/generation_config.json"), "{}\n").unwrap();
     fs::write(folder.join("other.safetensors"), safetensors(2.0)).unwrap();
     let model = folder.join("model.safetensors");
-    let patch = encode(&draft_for(&model)).unwrap();
+    let unsigned = unsigned_patch(&model, None, "Two players");
+    fs::write(folder.join("unsigned.mpatch"), &unsigned).unwrap();
+    let patch = signed_with(unsigned, &key());
     fs::write(folder.join("edits.mpatch"), &patch).unwrap();
     for (name, subject, target, column) in
         [("more.mpatch", "Steffi Graf", "tennis", 3), ("rival.mpatch", "lebron james", "golf", 5)]
     {
-        fs::write(folder.join(name), encode(&other_draft(&model, subject, target, column)).unwrap()).unwrap();
+        let other = encode(&other_draft(&model, subject, target, column)).unwrap();
+        fs::write(folder.join(name), signed_with(other, &key())).unwrap();
     }
     fs::write(folder.join("short.mpatch"), &patch[..patch.len() / 2]).unwrap();
     let mut flipped = patch;
@@ -175,7 +229,31 @@ pub fn lay_out_shards(folder: &Path) {
     let weights = checkpoint.weights_id().unwrap();
     let binding = bind(&checkpoint, weights, &touched, &terms, &|_| ()).unwrap();
     let draft = draft(terms, binding);
-    fs::write(folder.join("shards.mpatch"), encode(&draft).unwrap()).unwrap();
+    fs::write(folder.join("shards.mpatch"), signed_with(encode(&draft).unwrap(), &key())).unwrap();
+}
+
+/// The patch of [`lay_out`], as a member of `line` and with this title, without a signature.
+pub fn unsigned_patch(model: &Path, line: Option<Line>, title: &str) -> Vec<u8> {
+    let about = About { title: Some(title.to_owned()), ..About::default() };
+    encode(&Draft { line, about, ..draft_for(model) }).unwrap()
+}
+
+/// What [`lay_out`] has, with keys and patches of others: `stranger.mpatch` is signed by nobody who is trusted,
+/// `bad.mpatch` has a signature that does not fit, `second` is one more key, `open` one that others can read.
+pub fn lay_out_signers(folder: &Path) {
+    lay_out(folder);
+    let unsigned = fs::read(folder.join("unsigned.mpatch")).unwrap();
+    let stranger = PrivateKey::from_seed(&[8; 32], "").unwrap();
+    fs::write(folder.join("stranger.mpatch"), signed_with(unsigned, &stranger)).unwrap();
+    let mut bad = fs::read(folder.join("edits.mpatch")).unwrap();
+    *bad.last_mut().unwrap() ^= 1;
+    fs::write(folder.join("bad.mpatch"), bad).unwrap();
+    let second = PrivateKey::from_seed(&[9; 32], "").unwrap();
+    write_key(&folder.join("second"), &second);
+    fs::write(folder.join("second.pub"), second.public().line() + "\n").unwrap();
+    write_key(&folder.join("open"), &second);
+    fs::set_permissions(folder.join("open"), fs::Permissions::from_mode(0o644)).unwrap();
+    fs::write(folder.join("rsa.pub"), format!("{RSA}\n")).unwrap();
 }
 
 /// A safetensors file with one tensor of f32, filled with multiples of `step`.
@@ -239,7 +317,7 @@ fn draft(terms: Vec<Term>, binding: BindingDraft) -> Draft {
         line: None,
         parents: Vec::new(),
         supersedes: Vec::new(),
-        about: About { title: Some("Two players".to_owned()), ..About::default() },
+        about: About::default(),
     }
 }
 

@@ -5,7 +5,8 @@
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    apply, completions, create, demo, diff, doctor, eval, rebase, revert, show, stack, stats, try_out, verify,
+    apply, completions, create, demo, diff, doctor, eval, rebase, revert, show, sign, stack, stats, trust,
+    try_out, verify,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
@@ -48,8 +49,12 @@ pub enum Command {
     Stats(stats::StatsArguments),
     /// Show what a patch says: facts, base, recipe, sizes, norms
     Show(show::ShowArguments),
-    /// Check a patch: is it whole, and which base does it fit
+    /// Check a patch: is it whole, who signed it, and which base does it fit
     Verify(verify::VerifyArguments),
+    /// Sign a patch, or add a second signature
+    Sign(sign::SignArguments),
+    /// List or change whose signatures are trusted
+    Trust(trust::TrustCommandArguments),
     /// Apply a patch to a checkpoint, into a new file
     Apply(apply::ApplyArguments),
     /// Take a patch back, into a new file with the base's exact bytes
@@ -80,6 +85,8 @@ impl Command {
             Command::Stats(arguments) => stats::run(arguments, output),
             Command::Show(arguments) => show::run(arguments, output),
             Command::Verify(arguments) => verify::run(arguments, output),
+            Command::Sign(arguments) => sign::run(arguments, output),
+            Command::Trust(arguments) => trust::run(arguments, output),
             Command::Apply(arguments) => apply::run(arguments, output),
             Command::Revert(arguments) => revert::run(arguments, output),
             Command::Stack(arguments) => stack::run(arguments, output),

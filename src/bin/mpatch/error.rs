@@ -22,10 +22,16 @@ pub enum ExitKind {
     Usage,
     /// A file is damaged or is not what it should be.
     Malformed,
+    /// A signature does not fit the patch.
+    BadSignature,
+    /// Nobody who is trusted, now, has signed the patch.
+    Untrusted,
     /// The patch, or the statistics, are for other weights.
     WrongBase,
     /// What is asked for is already so, or excludes itself.
     Conflict,
+    /// An older patch passes for news, or one line tells two stories.
+    Rollback,
     /// A change in place stopped half-way, and its old bytes could not be put back yet.
     Recovery,
     /// Another mpatch is at work on the same files.
@@ -50,13 +56,16 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// Every kind, in order of the codes.
-    pub const ALL: [ExitKind; 16] = [
+    pub const ALL: [ExitKind; 19] = [
         ExitKind::Done,
         ExitKind::Differs,
         ExitKind::Usage,
         ExitKind::Malformed,
+        ExitKind::BadSignature,
+        ExitKind::Untrusted,
         ExitKind::WrongBase,
         ExitKind::Conflict,
+        ExitKind::Rollback,
         ExitKind::Recovery,
         ExitKind::Busy,
         ExitKind::Io,
@@ -69,15 +78,18 @@ impl ExitKind {
         ExitKind::Terminated,
     ];
 
-    /// The process's exit code. Codes between these belong to signatures and history.
+    /// The process's exit code. No two kinds share one.
     pub const fn code(self) -> u8 {
         match self {
             ExitKind::Done => 0,
             ExitKind::Differs => 1,
             ExitKind::Usage => 2,
             ExitKind::Malformed => 3,
+            ExitKind::BadSignature => 4,
+            ExitKind::Untrusted => 5,
             ExitKind::WrongBase => 6,
             ExitKind::Conflict => 7,
+            ExitKind::Rollback => 8,
             ExitKind::Recovery => 9,
             ExitKind::Busy => 10,
             ExitKind::Io => 11,
@@ -99,8 +111,13 @@ impl ExitKind {
             ExitKind::Differs => "done, and the answer is no: the two differ",
             ExitKind::Usage => "the command line is wrong",
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
+            ExitKind::BadSignature => "a signature is bad: the patch or the signature was changed",
+            ExitKind::Untrusted => {
+                "unsigned, or signed by a key that is unknown, expired, revoked or not enough"
+            }
             ExitKind::WrongBase => "the patch, or the statistics, are for other weights",
             ExitKind::Conflict => "already applied or reverted, or facts that exclude each other",
+            ExitKind::Rollback => "a newer patch of the line is known, or another one with its number",
             ExitKind::Recovery => {
                 "a change in place stopped half-way; the next command tries again to undo it"
             }

@@ -12,7 +12,10 @@ mod commands;
 mod editing;
 mod error;
 mod interrupt;
+mod keys;
+mod places;
 mod report;
+mod trust;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -95,6 +95,17 @@ impl Output {
         }
     }
 
+    /// Asks a question that a user can say yes to; none if nobody is there to be asked.
+    pub fn ask(&self, question: &str) -> Option<bool> {
+        if self.json || !std::io::stdin().is_terminal() || !std::io::stderr().is_terminal() {
+            return None;
+        }
+        let _ = write!(std::io::stderr(), "{}", escaped(question));
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).ok()?;
+        Some(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
+    }
+
     /// Prints text that is a program's input rather than a report.
     pub fn raw(&self, bytes: &[u8]) -> Result<(), CommandError> {
         let mut stdout = std::io::stdout().lock();

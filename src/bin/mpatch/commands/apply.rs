@@ -10,6 +10,7 @@ use super::change::{Change, TargetArguments};
 use super::{beside, infix, patch_word};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, shell_word};
+use crate::trust::{TrustArguments, require};
 
 /// Arguments of `apply`.
 #[derive(Debug, Args)]
@@ -25,13 +26,17 @@ pub struct ApplyArguments {
     /// Where the result goes.
     #[command(flatten)]
     target: TargetArguments,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
 }
 
 /// Writes the edited copy.
 pub fn run(arguments: &ApplyArguments, output: &Output) -> Result<(), CommandError> {
-    let ApplyArguments { base, patch, target } = arguments;
+    let ApplyArguments { base, patch, target, trust } = arguments;
     let place = target.target(|| beside(base, &infix(patch)))?;
-    let change = Change::open(base, patch, place, output)?;
+    let mut change = Change::open(base, patch, place, output)?;
+    change.trust = Some(require(&change.patch, patch, trust, output)?);
     let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
     let answer = plan_with(&change.checkpoint, &change.patch, &|bytes| progress.add(bytes));
     drop(progress);

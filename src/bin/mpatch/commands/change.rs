@@ -12,6 +12,7 @@ use super::{open_checkpoint, open_patch, patch_word};
 use crate::error::CommandError;
 use crate::interrupt::{Work, doing};
 use crate::report::{Output, Page, Report, count, shell_word, size};
+use crate::trust::{Judged, TrustReport};
 
 /// Where a result goes, and whether it is to be written at all.
 #[derive(Debug, Args)]
@@ -60,6 +61,8 @@ pub struct Change {
     pub patch_path: PathBuf,
     /// Where the result goes.
     pub target: Target,
+    /// Who signed the patch; none where that does not matter, because nothing new comes in.
+    pub trust: Option<Judged>,
 }
 
 /// What `apply` and `revert` print.
@@ -73,6 +76,8 @@ pub struct ChangeReport {
     input: PathBuf,
     patch: PathBuf,
     output: PathBuf,
+    /// Who signed the patch, and what the user had to allow; none for a revert.
+    trust: Option<TrustReport>,
     plan: Plan,
     /// None for a dry run.
     written: Option<Written>,
@@ -91,7 +96,7 @@ impl Change {
         if let Target::Copy(path) = &target {
             check_output(&checkpoint, path)?;
         }
-        Ok(Self { checkpoint, patch, patch_path: patch_path.to_owned(), target })
+        Ok(Self { checkpoint, patch, patch_path: patch_path.to_owned(), target, trust: None })
     }
 
     /// The input as a sentence names it.
@@ -120,9 +125,13 @@ impl Change {
                 Target::Copy(path) => path.clone(),
                 Target::InPlace => self.checkpoint.path().to_owned(),
             },
+            trust: self.trust.as_ref().map(|judged| judged.report.clone()),
             plan,
             written,
         };
+        if let Some(judged) = self.trust.as_ref().filter(|_| !dry_run) {
+            judged.remember().map_err(CommandError::after_the_work)?;
+        }
         let told = output.report(&report);
         if dry_run { told } else { told.map_err(CommandError::after_the_work) }
     }
@@ -171,6 +180,9 @@ impl Report for ChangeReport {
         let mut rows = vec![["name", "dtype", "shape", "relative change"].map(str::to_owned).to_vec()];
         rows.extend(self.plan.tensors.iter().map(tensor_row));
         page.table(&rows);
+        if let Some(trust) = &self.trust {
+            trust.write(page);
+        }
         if let Some(written) = &self.written {
             write_remarks(written, page);
         }

@@ -14,7 +14,7 @@ use mpatch::evaluate::{Evaluation, Extent, Outcome, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
 use mpatch::model::Model;
-use mpatch::patch::manifest::{About, Base, Fact, Metric, Recipe};
+use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
@@ -24,7 +24,9 @@ use crate::editing::{
 };
 use crate::error::{CommandError, ExitKind, chain};
 use crate::interrupt::{Work, doing};
+use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
+use crate::trust;
 
 /// Arguments of `create`.
 #[derive(Debug, Args)]
@@ -51,6 +53,41 @@ pub struct CreateArguments {
     /// What the patch says about itself.
     #[command(flatten)]
     about: AboutArguments,
+    /// Which line the patch belongs to.
+    #[command(flatten)]
+    line: LineArguments,
+    /// How the patch is signed.
+    #[command(flatten)]
+    signing: SigningArguments,
+}
+
+/// A new patch's place in a line of patches.
+#[derive(Debug, Args)]
+pub struct LineArguments {
+    /// Make the patch the next one of this line, so that an older one cannot pass for it
+    #[arg(long, value_name = "NAME")]
+    line: Option<String>,
+    /// Its number in the line; the next after the highest known by default
+    #[arg(long, value_name = "NUMBER", requires = "line", value_parser = clap::value_parser!(u64).range(1..))]
+    sequence: Option<u64>,
+}
+
+impl LineArguments {
+    /// The place in a line, by default the one after the last that is known of this key.
+    fn place(&self, signer: Option<&Signer>) -> Result<Option<Line>, CommandError> {
+        let Some(name) = self.line.clone() else { return Ok(None) };
+        let sequence = match (self.sequence, signer) {
+            (Some(sequence), _) => sequence,
+            (None, Some(signer)) => trust::known_lines()?.next_sequence(&name, signer.public().fingerprint()),
+            (None, None) => {
+                let message = "without a signature nothing is known of the line, not even its next number";
+                return Err(
+                    CommandError::new(ExitKind::Usage, message).hint("give `--sequence`, or sign the patch")
+                );
+            }
+        };
+        Ok(Some(Line { name, sequence }))
+    }
 }
 
 /// How an edit is made and stored.
@@ -121,12 +158,19 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     refuse_existing(&place)?;
     let model = arguments.model.open(output)?;
     let base = Prepared::new(&model, &arguments.recipe, None, output)?;
-    let job = base.job(&facts, &arguments.recipe, arguments.about.about());
-    let made = job.make(output)?;
+    // A key that cannot be used is found now, not after the hours that the values take.
+    let signer = arguments.signing.signer()?;
+    let mut job = base.job(&facts, &arguments.recipe, arguments.about.about());
+    job.line = arguments.line.place(signer.as_ref())?;
+    let mut made = job.make(output)?;
     // Not worth stopping any more.
     let _doing = doing(Work::Finishing);
-    mpatch::checkpoint::write_new(&place, made.patch.bytes())?;
-    let report = made.report(&job, place, arguments.model.base.clone());
+    let signature = write_signed(&mut made.patch, signer.as_ref(), &place)?;
+    if let (Some(line), Some(signer)) = (&job.line, &signer) {
+        let remembered = trust::remember(line, &[signer.public().fingerprint()], made.patch.id());
+        remembered.map_err(CommandError::after_the_work)?;
+    }
+    let report = made.report(&job, place, arguments.model.base.clone(), signature);
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
@@ -261,6 +305,7 @@ impl<'a> Prepared<'a> {
             seed: self.seed,
             compression: Compression { bits, limit: arguments.rank_limit() },
             supersedes: Vec::new(),
+            line: None,
             about,
         }
     }
@@ -295,6 +340,8 @@ pub struct Job<'a> {
     pub compression: Compression,
     /// Patches that this one replaces.
     pub supersedes: Vec<PatchId>,
+    /// The patch's place in a line.
+    pub line: Option<Line>,
     /// Free text for the patch.
     pub about: About,
 }
@@ -410,7 +457,7 @@ impl Job<'_> {
             measured: metrics(&self.facts.records, before, after),
             terms: terms.to_vec(),
             bindings: vec![binding],
-            line: None,
+            line: self.line.clone(),
             parents: vec![],
             supersedes: self.supersedes.clone(),
             about: self.about.clone(),
@@ -507,6 +554,9 @@ pub struct CreateReport {
     layers: Vec<LayerReport>,
     before: Scores,
     after: Scores,
+    /// None for a patch that is not signed.
+    signature: Option<SignatureReport>,
+    line: Option<Line>,
     /// One entry per fact.
     outcomes: Vec<FactReport>,
     ridges: Vec<(usize, f64)>,
@@ -560,7 +610,13 @@ impl Made {
     }
 
     /// What `create` prints about it.
-    pub fn report(self, job: &Job<'_>, output: PathBuf, base: PathBuf) -> CreateReport {
+    pub fn report(
+        self,
+        job: &Job<'_>,
+        output: PathBuf,
+        base: PathBuf,
+        signature: Option<SignatureReport>,
+    ) -> CreateReport {
         let outcomes = self.outcomes(&job.facts.records);
         let facts = job.facts.records.len();
         let bound = &self.patch.manifest().bindings[0].tensors;
@@ -579,6 +635,8 @@ impl Made {
             layers: self.ranks.into_iter().map(layer).collect(),
             before: self.before.scores,
             after: self.after.scores,
+            signature,
+            line: job.line.clone(),
             outcomes,
             ridges: self.ridges,
             seconds: self.seconds,
@@ -606,6 +664,10 @@ impl Report for CreateReport {
         let facts = count(self.facts, "fact");
         page.title(&format!("wrote {}: {facts}, {}", self.output.display(), size(self.size_bytes as u64)));
         page.line(&format!("patch {}, {:.0} ms per fact", self.patch_id.short(), self.milliseconds_per_fact));
+        if let Some(line) = &self.line {
+            page.line(&format!("number {} of the line {}", line.sequence, line.name));
+        }
+        SignatureReport::write_of(self.signature.as_ref(), page);
         let mut rows = vec![["tensor", "rank", "bits", "relative change"].map(str::to_owned).to_vec()];
         rows.extend(self.layers.iter().map(|layer| {
             let change = format!("{:.2e}", layer.norm_ratio);

@@ -5,12 +5,16 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, FromArgMatches};
 use mpatch::digest::FileDigest;
+use mpatch::sign::allowed_signers::line_of;
 use serde::Serialize;
 
 use crate::args::{Arguments, command};
 use crate::editing::file_digest;
 use crate::error::{CommandError, ExitKind};
+use crate::keys::{new_key, private_text};
+use crate::places;
 use crate::report::{Output, Page, Report, shell_word};
+use crate::trust::ALLOWED_SIGNERS;
 
 /// Arguments of `demo`.
 #[derive(Debug, Args)]
@@ -39,7 +43,7 @@ const STEPS: [(&str, &str); 6] = [
     ),
     (
         "2. Make a patch from a file of ten facts",
-        "create model/facts.json --base model --stats statistics.safetensors -o edits.mpatch",
+        "create model/facts.json --base model --stats statistics.safetensors --key key -o edits.mpatch",
     ),
     (
         "3. Apply it: a new file beside the old one",
@@ -85,6 +89,7 @@ pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandErro
     // Inside its folder the demo's commands read as a user would type them.
     std::env::set_current_dir(&folder).map_err(|error| CommandError::io("enter", &folder, &error))?;
     unpack(Path::new("model"))?;
+    make_key()?;
     for (title, line) in STEPS {
         let step = Step::new(line);
         output.step(title, &step.shown())?;
@@ -111,6 +116,14 @@ pub fn unpack(folder: &Path) -> Result<(), CommandError> {
         mpatch::checkpoint::write_new(&folder.join(name), bytes)?;
     }
     Ok(())
+}
+
+/// A key of the demo's own, which its folder trusts as a project would, so that nothing of the user's is touched.
+fn make_key() -> Result<(), CommandError> {
+    let key = new_key("demo")?;
+    places::write_private(Path::new("key"), private_text(&key)?.as_bytes())?;
+    let path = Path::new(".mpatch").join(ALLOWED_SIGNERS);
+    crate::trust::append(&path, &[line_of("demo", key.public())])
 }
 
 /// One command of the demo.

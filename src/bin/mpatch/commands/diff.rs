@@ -21,6 +21,7 @@ use super::show::fact_line;
 use super::{open_checkpoint, read_patch};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
+use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
 /// Arguments of `diff`.
@@ -45,6 +46,9 @@ pub struct DiffArguments {
     /// What the patch says about itself.
     #[command(flatten)]
     about: AboutArguments,
+    /// How the patch is signed.
+    #[command(flatten)]
+    signing: SigningArguments,
 }
 
 /// Compares the two, or makes the patch.
@@ -114,6 +118,7 @@ fn checkpoints(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, C
 
 fn extracted(arguments: &DiffArguments, place: &Path, output: &Output) -> Result<(), CommandError> {
     refuse_existing(place)?;
+    let signer = arguments.signing.signer()?;
     let (base, edited) =
         (open_checkpoint(&arguments.first, output)?, open_checkpoint(&arguments.second, output)?);
     let progress = output.progress("extracting", diff_checkpoints_size_bytes(&base, &edited));
@@ -122,10 +127,10 @@ fn extracted(arguments: &DiffArguments, place: &Path, output: &Output) -> Result
     let found = extract(&base, &edited, model_of(&base)?, tool, about, &|bytes| progress.add(bytes));
     let found = found.map_err(|error| extract_error(arguments, error))?;
     drop(progress);
-    let patch = encode(&found.draft)
+    let mut patch = encode(&found.draft)
         .and_then(Patch::decode)
         .map_err(|error| CommandError::patch("the extracted patch", &error))?;
-    mpatch::checkpoint::write_new(place, patch.bytes())?;
+    let signature = write_signed(&mut patch, signer.as_ref(), place)?;
     let stored = |index: u32| patch.manifest().sections[index as usize].stored_size;
     let tensors =
         patch.manifest().bindings[0].tensors.iter().zip(found.tensors).map(|(tensor, extracted)| {
@@ -150,6 +155,7 @@ fn extracted(arguments: &DiffArguments, place: &Path, output: &Output) -> Result
         base: arguments.first.clone(),
         patch_id: patch.id(),
         size_bytes: patch.size_bytes() as u64,
+        signature,
         tensors: tensors.collect(),
     };
     output.report(&report).map_err(CommandError::after_the_work)
@@ -368,6 +374,8 @@ struct ExtractReport {
     base: PathBuf,
     patch_id: PatchId,
     size_bytes: u64,
+    /// None for a patch that is not signed.
+    signature: Option<SignatureReport>,
     tensors: Vec<ExtractedReport>,
 }
 
@@ -390,6 +398,7 @@ impl Report for ExtractReport {
             "patch {}, exact: every tensor comes out with the edited checkpoint's digest",
             self.patch_id.short()
         ));
+        SignatureReport::write_of(self.signature.as_ref(), page);
         let head = ["tensor", "stored as", "corrected", "terms", "correction", "undo", "the tensor"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(self.tensors.iter().map(|report| {

@@ -12,8 +12,10 @@ pub mod eval;
 pub mod rebase;
 pub mod revert;
 pub mod show;
+pub mod sign;
 pub mod stack;
 pub mod stats;
+pub mod trust;
 pub mod try_out;
 pub mod verify;
 
@@ -92,9 +94,14 @@ pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, Comma
     Ok(Checkpoint::open(path)?.stopping_on(interrupt::stop_flag()))
 }
 
+/// The path stands for standard input.
+pub fn is_stdin(path: &Path) -> bool {
+    path == Path::new(STDIN)
+}
+
 /// The patch as a word of a suggested command line.
 pub fn patch_word(path: &Path) -> String {
-    if path == Path::new(STDIN) { "PATCH".to_owned() } else { shell_word(path) }
+    if is_stdin(path) { "PATCH".to_owned() } else { shell_word(path) }
 }
 
 /// What a patch's name adds to the names of its results: `edits` of `edits.mpatch`.

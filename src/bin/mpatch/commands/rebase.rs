@@ -14,7 +14,9 @@ use serde::Serialize;
 use super::{infix, open_checkpoint, patch_word, read_patch};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
+use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
+use crate::trust::{TrustArguments, require};
 
 /// Arguments of `rebase`.
 #[derive(Debug, Args)]
@@ -40,6 +42,12 @@ pub struct RebaseArguments {
     /// Leave out what an extracted patch corrects weight by weight: the result is then not exactly its own
     #[arg(long)]
     drop_corrections: bool,
+    /// How the patch is signed.
+    #[command(flatten)]
+    signing: SigningArguments,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
 }
 
 /// Binds the patch and writes the result.
@@ -47,6 +55,8 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let patch = read_patch(&arguments.patch)?;
     let place = arguments.place();
     refuse_existing(&place)?;
+    require(&patch, &arguments.patch, &arguments.trust, output)?;
+    let signer = arguments.signing.signer()?;
     let base = open_checkpoint(&arguments.base, output)?;
     let parents = arguments.after.iter().map(|path| parent(path, &base, output)).collect::<Result<_, _>>()?;
     let options =
@@ -55,10 +65,10 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let draft = rebase(&base, &patch, &options, &|bytes| progress.add(bytes));
     let draft = draft.map_err(|error| rebase_error(arguments, error))?;
     drop(progress);
-    let bound = encode(&draft)
+    let mut bound = encode(&draft)
         .and_then(Patch::decode)
         .map_err(|error| CommandError::patch("the rebased patch", &error))?;
-    mpatch::checkpoint::write_new(&place, bound.bytes())?;
+    let signature = write_signed(&mut bound, signer.as_ref(), &place)?;
     let bindings = bound.manifest().bindings.iter().map(|binding| BindingReport {
         weights: binding.weights,
         tensors: binding
@@ -76,6 +86,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
         base: arguments.base.clone(),
         patch_id: bound.id(),
         size_bytes: bound.size_bytes() as u64,
+        signature,
         kept: arguments.keep,
         bindings: bindings.collect(),
         parents: bound.manifest().parents.clone(),
@@ -140,6 +151,8 @@ struct RebaseReport {
     base: PathBuf,
     patch_id: PatchId,
     size_bytes: u64,
+    /// None for a patch that is not signed.
+    signature: Option<SignatureReport>,
     /// The old bindings are still there.
     kept: bool,
     bindings: Vec<BindingReport>,
@@ -166,6 +179,7 @@ impl Report for RebaseReport {
         let states = count(self.bindings.len(), "state");
         page.title(&format!("wrote {}: fits {states}, {}", self.output.display(), size(self.size_bytes)));
         page.line(&format!("patch {}", self.patch_id.short()));
+        SignatureReport::write_of(self.signature.as_ref(), page);
         let mut rows = vec![["weights", "tensor", "dtype", "relative change"].map(str::to_owned).to_vec()];
         for binding in &self.bindings {
             for (index, tensor) in binding.tensors.iter().enumerate() {

@@ -1,16 +1,17 @@
 //! `mpatch show`: what a patch says about itself, and what its bytes bear out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::patch::manifest::{
     About, Base, Binding, Fact, IntegersEntry, Line, Metric, Recipe, SectionKind, TensorBinding,
 };
 use mpatch::patch::{Manifest, Patch};
+use mpatch::sign::SshSig;
 use serde::Serialize;
 
 use super::{open_patch, patch_word};
-use crate::error::CommandError;
+use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, size};
 
 /// How many facts are shown unless all are asked for.
@@ -26,6 +27,12 @@ pub struct ShowArguments {
     /// List every fact instead of the first 20
     #[arg(long)]
     all: bool,
+    /// Print the manifest, byte for byte as it was signed, and nothing else
+    #[arg(long, conflicts_with_all = ["all", "signature"])]
+    manifest: bool,
+    /// Print a signature as OpenSSH writes it, and nothing else; the first by default
+    #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "1", conflicts_with = "all")]
+    signature: Option<usize>,
 }
 
 /// What `show` prints.
@@ -34,7 +41,8 @@ struct ShowReport {
     patch: PathBuf,
     patch_id: String,
     size_bytes: u64,
-    signatures: usize,
+    /// The keys that claim to have signed, none of them judged here.
+    signatures: Vec<String>,
     base: Base,
     bindings: Vec<Binding>,
     terms: Vec<TermReport>,
@@ -78,8 +86,37 @@ struct SizeReport {
 /// Prints what a patch holds.
 pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandError> {
     let patch = open_patch(&arguments.patch)?;
+    if arguments.manifest {
+        return output.raw(patch.manifest_bytes());
+    }
+    if let Some(number) = arguments.signature {
+        return output.raw(armour(&patch, number, &arguments.patch)?.as_bytes());
+    }
     let facts_shown = if arguments.all { usize::MAX } else { FACTS_SHOWN };
     output.report(&report(arguments.patch.clone(), &patch, facts_shown))
+}
+
+/// Signature `number`, counted from 1, as `ssh-keygen -Y verify` reads it.
+fn armour(patch: &Patch, number: usize, path: &Path) -> Result<String, CommandError> {
+    let name = path.display();
+    let signatures = patch.signatures();
+    let Some(signature) = number.checked_sub(1).and_then(|index| signatures.get(index)) else {
+        let found = count(signatures.len(), "signature");
+        return Err(CommandError::new(
+            ExitKind::Usage,
+            format!("`{name}` has {found}, so there is no number {number}"),
+        )
+        .hint("count from 1"));
+    };
+    let read = SshSig::parse(&signature.bytes).map_err(|error| {
+        CommandError::new(ExitKind::BadSignature, format!("`{name}`, signature {number}: {error}"))
+            .hint("do not use this patch; fetch it again")
+    })?;
+    Ok(read.to_armour())
+}
+
+fn claimed_key(bytes: &[u8]) -> String {
+    SshSig::parse(bytes).map_or_else(|error| error.to_string(), |read| read.key().fingerprint().to_string())
 }
 
 fn report(path: PathBuf, patch: &Patch, facts_shown: usize) -> ShowReport {
@@ -88,7 +125,7 @@ fn report(path: PathBuf, patch: &Patch, facts_shown: usize) -> ShowReport {
         patch: path,
         patch_id: patch.id().to_string(),
         size_bytes: patch.size_bytes() as u64,
-        signatures: patch.signatures().len(),
+        signatures: patch.signatures().iter().map(|signature| claimed_key(&signature.bytes)).collect(),
         terms: terms(&manifest),
         sizes: sizes(&manifest, patch.manifest_bytes().len() as u64),
         base: manifest.base,
@@ -150,13 +187,16 @@ impl Report for ShowReport {
 
     fn write(&self, page: &mut Page) {
         let facts = count(self.untrusted.facts.len(), "fact");
-        let signed = match self.signatures {
-            0 => "none".to_owned(),
-            signatures => format!("{}, not judged here", count(signatures, "signature")),
-        };
         let name = self.patch.display();
         page.title(&format!("{name}: {facts} for {}, {}", self.base.architecture, size(self.size_bytes)));
-        page.table(&[row(["patch", &self.patch_id]), row(["signature", &signed])]);
+        let mut rows = vec![row(["patch", &self.patch_id])];
+        rows.extend(
+            self.signatures.iter().map(|key| row(["signature", &format!("by {key}, not judged here")])),
+        );
+        if self.signatures.is_empty() {
+            rows.push(row(["signature", "none"]));
+        }
+        page.table(&rows);
         self.write_about(page);
         self.write_facts(page);
         self.write_base(page);

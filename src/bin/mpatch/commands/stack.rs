@@ -19,7 +19,9 @@ use super::create::{AboutArguments, CreateReport, Prepared, RecipeArguments, tol
 use super::{open_checkpoint, read_patch};
 use crate::editing::{DeviceArguments, open_model, read_facts, refuse_existing};
 use crate::error::{CommandError, ExitKind, chain};
+use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
+use crate::trust::{TrustArguments, require};
 
 /// Smallest principal angle below which two patches are said to share keys, in degrees.
 const OVERLAP_ANGLE_DEGREES: f64 = 30.0;
@@ -77,6 +79,12 @@ pub struct StackArguments {
     /// What the patch says about itself.
     #[command(flatten)]
     about: AboutArguments,
+    /// How the patch is signed.
+    #[command(flatten)]
+    signing: SigningArguments,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
 }
 
 /// Stacks the patches and writes the result.
@@ -87,6 +95,11 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     }
     refuse_existing(&arguments.output)?;
     let patches = arguments.patches.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
+    // The result carries the signature of whoever stacks, so what goes into it has to be trusted first.
+    for (patch, path) in patches.iter().zip(&arguments.patches) {
+        require(patch, path, &arguments.trust, output)?;
+    }
+    let signer = arguments.signing.signer()?;
     let names: Vec<String> = arguments.patches.iter().map(|path| path.display().to_string()).collect();
     let named: Vec<Named<'_>> =
         names.iter().zip(&patches).map(|(name, patch)| Named { name, patch }).collect();
@@ -96,9 +109,9 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     let plan = plan(&base, &named, &sides, &|bytes| progress.add(bytes)).map_err(stack_error)?;
     drop(progress);
     let report = if arguments.resolve {
-        arguments.resolve(plan, &named, output)?
+        arguments.resolve(plan, &named, signer.as_ref(), output)?
     } else {
-        arguments.add(plan, &base, &named, output)?
+        arguments.add(plan, &base, &named, signer.as_ref(), output)?
     };
     output.report(&report).map_err(CommandError::after_the_work)
 }
@@ -124,6 +137,7 @@ impl StackArguments {
         plan: Plan,
         base: &Checkpoint,
         named: &[Named<'_>],
+        signer: Option<&Signer>,
         output: &Output,
     ) -> Result<StackReport, CommandError> {
         let options = AddOptions {
@@ -136,14 +150,20 @@ impl StackArguments {
         let progress = output.progress("binding", 0);
         let stacked = plan.add(base, named, &options, &|bytes| progress.add(bytes)).map_err(stack_error)?;
         drop(progress);
-        let patch = decode(encode(&stacked.draft))?;
-        mpatch::checkpoint::write_new(&self.output, patch.bytes())?;
+        let mut patch = decode(encode(&stacked.draft))?;
+        let signature = write_signed(&mut patch, signer, &self.output)?;
         let Stacked { plan, overlaps, squashed, .. } = stacked;
-        Ok(self.report(plan, &patch, overlaps, squashed, None))
+        Ok(StackReport { overlaps, squashed, signature, ..self.report(plan, &patch) })
     }
 
     /// Writes the facts of all again, at once, on the base.
-    fn resolve(&self, plan: Plan, named: &[Named<'_>], output: &Output) -> Result<StackReport, CommandError> {
+    fn resolve(
+        &self,
+        plan: Plan,
+        named: &[Named<'_>],
+        signer: Option<&Signer>,
+        output: &Output,
+    ) -> Result<StackReport, CommandError> {
         let facts = facts_file(&plan.facts)?;
         let recipes: Vec<&Recipe> =
             plan.added().map(|patch| &named[patch.given].patch.manifest().recipe).collect();
@@ -155,21 +175,15 @@ impl StackArguments {
         let base = Prepared::new(&model, &self.recipe, recorded, output)?;
         let mut job = base.job(&facts, &self.recipe, self.about.about());
         job.supersedes = plan.added().map(|patch| patch.id).collect();
-        let made = job.make(output)?;
-        mpatch::checkpoint::write_new(&self.output, made.patch.bytes())?;
+        let mut made = job.make(output)?;
+        let signature = write_signed(&mut made.patch, signer, &self.output)?;
         let patch = made.patch.clone();
-        let created = made.report(&job, self.output.clone(), self.base.clone());
-        Ok(self.report(plan, &patch, Vec::new(), Vec::new(), Some(created)))
+        let created = made.report(&job, self.output.clone(), self.base.clone(), signature);
+        Ok(StackReport { created: Some(created), ..self.report(plan, &patch) })
     }
 
-    fn report(
-        &self,
-        plan: Plan,
-        patch: &Patch,
-        overlaps: Vec<Overlap>,
-        squashed: Vec<Squashed>,
-        created: Option<CreateReport>,
-    ) -> StackReport {
+    /// What both ways have in common.
+    fn report(&self, plan: Plan, patch: &Patch) -> StackReport {
         let tensors = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
         StackReport {
             output: self.output.clone(),
@@ -190,9 +204,10 @@ impl StackArguments {
                 })
                 .collect(),
             overlap_angle: self.overlap_angle,
-            overlaps,
-            squashed,
-            created,
+            overlaps: Vec::new(),
+            squashed: Vec::new(),
+            signature: None,
+            created: None,
         }
     }
 }
@@ -277,6 +292,8 @@ struct StackReport {
     base: PathBuf,
     patch_id: PatchId,
     size_bytes: u64,
+    /// None for a patch that is not signed, and where `created` has it.
+    signature: Option<SignatureReport>,
     facts: usize,
     is_reordered: bool,
     /// In the order of their terms.
@@ -316,6 +333,7 @@ impl Report for StackReport {
             let output = self.output.display();
             page.title(&format!("wrote {output}: {facts}, {}", size(self.size_bytes)));
             page.line(&format!("patch {}", self.patch_id.short()));
+            SignatureReport::write_of(self.signature.as_ref(), page);
         }
         self.write_patches(page);
         if self.created.is_none() {

@@ -6,6 +6,7 @@ use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::model::{Config, ModelError};
 use mpatch::patch::Patch;
+use mpatch::sign::Answer;
 use mpatch::verify::{DigestEvidence, FormEvidence, State, verify, verify_form, verify_size_bytes};
 use serde::Serialize;
 
@@ -14,11 +15,12 @@ use super::{open_checkpoint, open_patch, patch_word};
 use crate::editing::DeviceArguments;
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
+use crate::trust::{Judged, TrustArguments, TrustReport, judge};
 
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "Rungs:\n  V0  the patch is whole: every part decodes\n  \
-                  V1  somebody signed it (not judged yet)\n  \
+                  V1  somebody who is trusted here signed it\n  \
                   V2  it fits this model: digests before and after are what it promises\n  \
                   V4  the edited model does what the patch declares\n\n\
                   Examples:\n  mpatch verify edits.mpatch\n  \
@@ -39,6 +41,9 @@ pub struct VerifyArguments {
     /// Where the model runs.
     #[command(flatten)]
     device: DeviceArguments,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
 }
 
 /// What `verify` prints.
@@ -47,7 +52,7 @@ struct LadderReport {
     patch: PathBuf,
     patch_id: PatchId,
     base: Option<PathBuf>,
-    signatures: usize,
+    trust: TrustReport,
     /// The rungs that hold.
     reached: Vec<&'static str>,
     form: FormEvidence,
@@ -60,12 +65,18 @@ struct LadderReport {
 /// Checks the patch, alone or against a model.
 pub fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), CommandError> {
     let patch = open_patch(&arguments.patch)?;
-    let report = climb(arguments, &patch, output)?;
+    let mut judged = judge(&patch, &arguments.patch, &arguments.trust, output)?;
+    let report = climb(arguments, &patch, &judged, output)?;
     output.report(&report)?;
-    report.outcome()
+    report.outcome(&mut judged)
 }
 
-fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<LadderReport, CommandError> {
+fn climb(
+    arguments: &VerifyArguments,
+    patch: &Patch,
+    judged: &Judged,
+    output: &Output,
+) -> Result<LadderReport, CommandError> {
     let (form, digests) = match &arguments.base {
         None => (verify_form(patch), None),
         Some(base) => {
@@ -87,12 +98,12 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
         _ => None,
     };
     let behaves = behaviour.as_ref().is_some_and(BehaviourEvidence::holds);
-    let rungs = [("V0", form.holds()), ("V2", fitting.is_some()), ("V4", behaves)];
+    let rungs = [("V0", form.holds()), ("V1", judged.holds()), ("V2", fitting.is_some()), ("V4", behaves)];
     Ok(LadderReport {
         patch: arguments.patch.clone(),
         patch_id: patch.id(),
         base: arguments.base.clone(),
-        signatures: patch.signatures().len(),
+        trust: judged.report.clone(),
         reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name).collect(),
         declares_facts: declares_facts(patch),
         form,
@@ -114,19 +125,22 @@ fn can_run(base: &Path, output: &Output) -> Result<bool, CommandError> {
 
 impl LadderReport {
     /// The first rung that does not hold, as the command's failure.
-    fn outcome(&self) -> Result<(), CommandError> {
+    fn outcome(&self, judged: &mut Judged) -> Result<(), CommandError> {
         let patch = self.patch.display();
         if let Some(problem) = &self.form.problem {
             let message = format!("`{patch}` fails V0: {problem}");
             return Err(CommandError::new(ExitKind::Malformed, message)
                 .hint("fetch the patch again, or ask whoever made it"));
         }
+        judged.permit()?;
         if let Some(problem) = self.behaviour.as_ref().and_then(BehaviourEvidence::problem) {
             let message = format!("`{patch}` fails V4: {problem}");
             return Err(CommandError::new(ExitKind::ContentCheck, message)
                 .hint("the model does not do what the patch declares: do not rely on it"));
         }
-        let Some(digests) = self.digests.as_ref().filter(|digests| !digests.holds()) else { return Ok(()) };
+        let Some(digests) = self.digests.as_ref().filter(|digests| !digests.holds()) else {
+            return self.far_enough(judged);
+        };
         let problem = digests.problem().unwrap_or_else(|| "the patch touches nothing".to_owned());
         let message = format!("`{patch}` fails V2: {problem}");
         // Weights that are other than the patch says are one thing, arithmetic that breaks a promise another.
@@ -138,6 +152,18 @@ impl LadderReport {
         Err(CommandError::new(ExitKind::Malformed, message).hint("do not apply this patch"))
     }
 
+    /// Whether the rung that a policy asks for holds.
+    fn far_enough(&self, judged: &Judged) -> Result<(), CommandError> {
+        let wanted = judged.minimal_rung().to_string();
+        if wanted == "V0" || self.reached.contains(&wanted.as_str()) {
+            return Ok(());
+        }
+        let message =
+            format!("`{}` does not reach {wanted}, which the policy asks for", self.patch.display());
+        Err(CommandError::new(ExitKind::Untrusted, message)
+            .hint("name a whole model with `--base`, so that every rung can be climbed"))
+    }
+
     fn form_row(&self) -> [String; 3] {
         let evidence = self.form.problem.clone().unwrap_or_else(|| {
             let (terms, logs) = (count(self.form.terms, "term"), count(self.form.undo_logs, "undo log"));
@@ -147,11 +173,12 @@ impl LadderReport {
     }
 
     fn signature_row(&self) -> [String; 3] {
-        let evidence = match self.signatures {
-            0 => "unsigned".to_owned(),
-            signatures => format!("{}, not judged", count(signatures, "signature")),
+        let outcome = match (self.trust.judgement.answer, self.reached.contains(&"V1")) {
+            (_, true) => "holds",
+            (Answer::Unsigned, _) => "does not hold",
+            _ => "fails",
         };
-        ["V1 signed".to_owned(), "not checked".to_owned(), evidence]
+        ["V1 signed".to_owned(), outcome.to_owned(), self.trust.in_words()]
     }
 
     fn digests_row(&self) -> [String; 3] {
@@ -213,6 +240,9 @@ impl Report for LadderReport {
         page.table(
             &[self.form_row(), self.signature_row(), self.digests_row(), self.behaviour_row()].map(Vec::from),
         );
+        if !self.trust.allowed.is_empty() {
+            self.trust.write(page);
+        }
         let reached = if self.reached.is_empty() { "nothing".to_owned() } else { self.reached.join(" and ") };
         page.line(&format!("holds: {reached}"));
     }

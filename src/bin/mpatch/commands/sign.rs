@@ -1,0 +1,123 @@
+//! `mpatch sign`: adds a signature to a patch, whose identity stays the same.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mpatch::patch::Patch;
+use mpatch::sign::SshSig;
+use serde::Serialize;
+
+use super::{is_stdin, patch_word, read_patch};
+use crate::error::{CommandError, ExitKind};
+use crate::keys::{KeyArguments, SignatureReport, Signer};
+use crate::places;
+use crate::report::{Output, Page, Report, count};
+use crate::trust::detached_path;
+
+/// Arguments of `sign`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch sign edits.mpatch\n  \
+                  mpatch sign edits.mpatch --key ~/.ssh/id_ed25519\n  \
+                  mpatch sign edits.mpatch --key hardware.pub --detached\n\n\
+                  A second signature, of a reviewer or of whoever made the patch again, stands beside the first.")]
+pub struct SignArguments {
+    /// Sign this patch; `-` reads it from standard input
+    patch: PathBuf,
+    /// Which key signs.
+    #[command(flatten)]
+    key: KeyArguments,
+    /// Write the signature into a file of its own, PATCH.sig, and leave the patch as it is
+    #[arg(long)]
+    detached: bool,
+    /// Write the result here instead of into the patch; never over anything
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+}
+
+/// What `sign` prints.
+#[derive(Debug, Serialize)]
+struct SignReport {
+    patch: PathBuf,
+    patch_id: String,
+    output: PathBuf,
+    detached: bool,
+    signature: SignatureReport,
+    /// Signatures in the patch, with this one unless it is detached.
+    signatures: usize,
+}
+
+/// Signs the patch.
+pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandError> {
+    let SignArguments { patch: path, key, detached, output: target } = arguments;
+    if is_stdin(path) && target.is_none() {
+        return Err(CommandError::new(
+            ExitKind::Usage,
+            "a patch from standard input has no place to be written to",
+        )
+        .hint("name one with `-o`"));
+    }
+    let patch = read_patch(path)?;
+    let target = target.clone().or_else(|| detached.then(|| detached_path(path)));
+    if let Some(target) = &target {
+        crate::editing::refuse_existing(target)?;
+    }
+    let signer = key.find()?;
+    signer.check_not_revoked()?;
+    refuse_second(&patch, &signer, path)?;
+    let (patch_id, place) = (patch.id().to_string(), target.clone().unwrap_or_else(|| path.clone()));
+    let signatures = if *detached {
+        let armour = signer.sign(&patch)?.to_armour();
+        mpatch::checkpoint::write_new(&place, armour.as_bytes())?;
+        patch.signatures().len()
+    } else {
+        let signed = signer.sign_into(patch, &path.to_string_lossy())?;
+        write(&signed, target.as_deref(), path)?;
+        signed.signatures().len()
+    };
+    let signature = signer.settle().map_err(CommandError::after_the_work)?;
+    let report = SignReport {
+        patch: path.clone(),
+        patch_id,
+        output: place,
+        detached: *detached,
+        signature,
+        signatures,
+    };
+    output.report(&report).map_err(CommandError::after_the_work)
+}
+
+/// A second signature of one key says nothing more, and takes the place of another's.
+fn refuse_second(patch: &Patch, signer: &Signer, path: &Path) -> Result<(), CommandError> {
+    let key = signer.public();
+    let is_ours = |bytes: &[u8]| SshSig::parse(bytes).is_ok_and(|signature| signature.key() == key);
+    if !patch.signatures().iter().any(|signature| is_ours(&signature.bytes)) {
+        return Ok(());
+    }
+    let message = format!("`{}` is signed with the key {} already", path.display(), key.fingerprint());
+    Err(CommandError::new(ExitKind::Conflict, message).hint("choose another key with `--key`"))
+}
+
+fn write(patch: &Patch, target: Option<&Path>, path: &Path) -> Result<(), CommandError> {
+    match target {
+        Some(target) => Ok(mpatch::checkpoint::write_new(target, patch.bytes())?),
+        None => places::replace(path, patch.bytes()),
+    }
+}
+
+impl Report for SignReport {
+    const SCHEMA: &'static str = "mpatch.sign/1";
+
+    fn write(&self, page: &mut Page) {
+        let held = match self.detached {
+            true => "a signature of its own".to_owned(),
+            false => count(self.signatures, "signature"),
+        };
+        page.title(&format!("wrote {}: {held}", self.output.display()));
+        self.signature.write(page);
+    }
+
+    fn next(&self) -> Option<String> {
+        let patch = if self.detached { &self.patch } else { &self.output };
+        Some(format!("mpatch verify {}", patch_word(patch)))
+    }
+}

@@ -1,0 +1,467 @@
+//! `mpatch trust`: whose keys are believed here, shown by their fingerprints.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, Subcommand};
+use mpatch::patch::Patch;
+use mpatch::sign::allowed_signers::{AllowedSigners, Entry, line_of, principal_of};
+use mpatch::sign::{Fingerprint, PublicKey, SshSig};
+use serde::Serialize;
+
+use super::read_patch;
+use crate::error::{CommandError, ExitKind};
+use crate::places;
+use crate::report::{Output, Page, Report, count};
+use crate::trust::{self, ALLOWED_SIGNERS, REVOKED, TrustFiles};
+
+/// How a patch begins.
+const PATCH_MAGIC: &[u8] = &mpatch::patch::layout::MAGIC;
+
+/// Arguments of `trust`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch trust list\n  \
+                  mpatch trust add alice.pub --principal alice@example.org\n  \
+                  mpatch trust add edits.mpatch\n  \
+                  mpatch trust revoke SHA256:UCUiLr7Pjs9wFFJMDByLgc3NrtdU344OgUM45wZPcIQ")]
+pub struct TrustCommandArguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Trust a key: a public key file, a line or file of allowed signers, or the signer of a patch
+    Add(AddArguments),
+    /// List the keys that are trusted, and those that are revoked
+    List,
+    /// Trust a key no longer, as if it had never been added
+    Remove(ChangeArguments),
+    /// Revoke a key: what it signed is refused from now on, whoever trusts it
+    Revoke(ChangeArguments),
+    /// Forget which patch of a line was the newest
+    Forget {
+        /// The line's name
+        line: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct AddArguments {
+    /// A file (public key, allowed signers or patch), or a line of allowed signers itself
+    what: String,
+    /// Whom the key stands for, e.g. an address; the key's comment by default
+    #[arg(long, value_name = "NAME")]
+    principal: Option<String>,
+    /// Trust the signer of a patch without being asked
+    #[arg(short, long)]
+    yes: bool,
+    /// Where the key is written.
+    #[command(flatten)]
+    place: PlaceArguments,
+}
+
+#[derive(Debug, Args)]
+struct ChangeArguments {
+    /// The key: its fingerprint, a public key file, or whom it stands for
+    key: String,
+    /// Where the key is written.
+    #[command(flatten)]
+    place: PlaceArguments,
+}
+
+#[derive(Debug, Args)]
+struct PlaceArguments {
+    /// Change the project's `.mpatch` in this folder instead of your own settings
+    #[arg(long)]
+    project: bool,
+}
+
+/// What `trust` prints.
+#[derive(Debug, Serialize)]
+struct TrustListReport {
+    action: &'static str,
+    /// The file that was changed.
+    file: Option<PathBuf>,
+    keys: Vec<KeyReport>,
+    /// Revoked keys, where they are asked for.
+    revoked: Vec<KeyReport>,
+    warnings: Vec<String>,
+    #[serde(skip)]
+    title: String,
+    #[serde(skip)]
+    next: Option<String>,
+}
+
+/// One key of a file.
+#[derive(Debug, Serialize)]
+struct KeyReport {
+    principals: String,
+    key: Fingerprint,
+    algorithm: String,
+    file: String,
+    /// Where it stands in the file, from 1.
+    line: Option<usize>,
+    /// What restricts it, in words.
+    remarks: Vec<String>,
+}
+
+/// Lists or changes what is trusted.
+pub fn run(arguments: &TrustCommandArguments, output: &Output) -> Result<(), CommandError> {
+    let report = match &arguments.action {
+        Action::Add(arguments) => add(arguments, output)?,
+        Action::List => list()?,
+        Action::Remove(arguments) => remove(arguments)?,
+        Action::Revoke(arguments) => revoke(arguments)?,
+        Action::Forget { line } => forget(line)?,
+    };
+    match arguments.action {
+        Action::List => output.report(&report),
+        _ => output.report(&report).map_err(CommandError::after_the_work),
+    }
+}
+
+impl PlaceArguments {
+    fn file(&self, name: &str) -> Result<PathBuf, CommandError> {
+        let folder = match self.project {
+            true => places::project_folder().unwrap_or_else(|| PathBuf::from(".mpatch")),
+            false => places::config_folder()?,
+        };
+        Ok(folder.join(name))
+    }
+}
+
+fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, CommandError> {
+    let files = TrustFiles::load()?;
+    let found = candidates(arguments)?;
+    for entry in &found.entries {
+        if let Some(file) = files.revokes(&entry.key) {
+            let message = format!("the key {} is revoked by `{file}`", entry.key.fingerprint());
+            return Err(CommandError::new(ExitKind::Untrusted, message)
+                .hint("take it out of that file first, if it was revoked by mistake"));
+        }
+    }
+    if found.needs_consent {
+        consent(&found, arguments.yes, output)?;
+    }
+    let path = arguments.place.file(ALLOWED_SIGNERS)?;
+    let held = places::read_text(&path)?.unwrap_or_default();
+    let held: Vec<&str> = held.lines().map(str::trim).collect();
+    let new: Vec<String> =
+        found.lines.iter().filter(|line| !held.contains(&line.as_str())).cloned().collect();
+    if new.is_empty() {
+        let message = format!("`{}` trusts {} already", path.display(), count(found.lines.len(), "such key"));
+        return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows them"));
+    }
+    trust::append(&path, &new)?;
+    let name = path.display().to_string();
+    let keys = found.entries.iter().map(|entry| KeyReport { line: None, ..KeyReport::of(entry, &name) });
+    Ok(TrustListReport {
+        title: format!("{name} now trusts {}", count(found.entries.len(), "key")),
+        keys: keys.collect(),
+        file: Some(path),
+        next: Some("mpatch trust list".to_owned()),
+        ..TrustListReport::new("add")
+    })
+}
+
+/// Keys that may become trusted, and the lines that make them so.
+struct Candidates {
+    lines: Vec<String>,
+    entries: Vec<Entry>,
+    /// They come from a patch, and not from their owner.
+    needs_consent: bool,
+}
+
+impl Candidates {
+    fn new(lines: Vec<String>, needs_consent: bool, place: &str) -> Result<Self, CommandError> {
+        let signers = AllowedSigners::parse(&lines.join("\n"));
+        if let Some(problem) = signers.problems.first() {
+            let message = format!("`{place}`, {problem}");
+            return Err(CommandError::new(ExitKind::Malformed, message)
+                .hint("give a public key file (`.pub`), lines of allowed signers, or a signed patch"));
+        }
+        if signers.entries.is_empty() {
+            return Err(CommandError::new(ExitKind::Malformed, format!("`{place}` holds no key"))
+                .hint("give a public key file (`.pub`), lines of allowed signers, or a signed patch"));
+        }
+        Ok(Self { lines, entries: signers.entries, needs_consent })
+    }
+}
+
+fn candidates(arguments: &AddArguments) -> Result<Candidates, CommandError> {
+    let what = arguments.what.as_str();
+    let path = Path::new(what);
+    let Some(bytes) = places::read_optional(path).or_else(|error| match error.kind {
+        // Patches may be large; what decides is how it begins.
+        ExitKind::LimitExceeded => Ok(Some(PATCH_MAGIC.to_vec())),
+        _ => Err(error),
+    })?
+    else {
+        if !what.contains(' ') {
+            return Err(CommandError::io("read", path, &std::io::ErrorKind::NotFound.into()));
+        }
+        let line = key_line(what, arguments.principal.as_deref(), what)?;
+        return Candidates::new(vec![line], false, what);
+    };
+    if bytes.starts_with(PATCH_MAGIC) {
+        let lines = signers_of(&read_patch(path)?, path, arguments.principal.as_deref())?;
+        return Candidates::new(lines, true, what);
+    }
+    let text = String::from_utf8_lossy(&bytes);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    let lines: Result<Vec<_>, _> =
+        lines.map(|line| key_line(line, arguments.principal.as_deref(), what)).collect();
+    Candidates::new(lines?, false, what)
+}
+
+/// A line of allowed signers as it is, or made of a public key.
+fn key_line(text: &str, principal: Option<&str>, place: &str) -> Result<String, CommandError> {
+    match PublicKey::parse(text) {
+        Ok(key) => Ok(line_of(&principal_for(&key, principal, place)?, &key)),
+        Err(_) => Ok(text.trim().to_owned()),
+    }
+}
+
+fn principal_for(key: &PublicKey, given: Option<&str>, place: &str) -> Result<String, CommandError> {
+    if let Some(name) = given {
+        if principal_of(name).as_deref() == Some(name) {
+            return Ok(name.to_owned());
+        }
+        let message =
+            format!("`{name}` is not the name of one principal: it has blanks, quotes or patterns in it");
+        return Err(CommandError::new(ExitKind::Usage, message).hint("give an address, for instance"));
+    }
+    principal_of(key.comment()).ok_or_else(|| {
+        let message = format!("`{place}` does not say whom the key {} stands for", key.fingerprint());
+        CommandError::new(ExitKind::Usage, message).hint("say so with `--principal NAME`")
+    })
+}
+
+/// The lines for those who signed a patch; each signature must be good.
+fn signers_of(patch: &Patch, path: &Path, principal: Option<&str>) -> Result<Vec<String>, CommandError> {
+    let name = path.display();
+    let mut lines = Vec::new();
+    for (index, signature) in patch.signatures().iter().enumerate() {
+        let good = SshSig::parse(&signature.bytes)
+            .and_then(|signature| signature.verify(patch.manifest_bytes()).map(|()| signature));
+        let signature = good.map_err(|error| {
+            let message = format!("`{name}`, signature {}: {error}", index + 1);
+            CommandError::new(ExitKind::BadSignature, message).hint("do not trust this patch; fetch it again")
+        })?;
+        // A signature carries no name: whoever trusts the key gives it one.
+        lines.push(line_of(&principal_for(signature.key(), principal, &name.to_string())?, signature.key()));
+    }
+    if lines.is_empty() {
+        let message = format!("`{name}` is unsigned: there is no key to trust");
+        return Err(CommandError::new(ExitKind::Untrusted, message).hint("ask its maker for the public key"));
+    }
+    Ok(lines)
+}
+
+fn consent(found: &Candidates, is_given: bool, output: &Output) -> Result<(), CommandError> {
+    if is_given {
+        return Ok(());
+    }
+    let keys: Vec<_> = found.entries.iter().map(|entry| entry.key.fingerprint().to_string()).collect();
+    let keys = keys.join(" and ");
+    match output.ask(&format!("Trust every patch that is signed with {keys}? [y/N] ")) {
+        Some(true) => Ok(()),
+        Some(false) => Err(CommandError::new(ExitKind::Untrusted, format!("{keys}: not trusted"))
+            .hint("compare the fingerprint with the one that its owner gives you")),
+        None => {
+            let message = format!("nobody is here to be asked whether to trust {keys}");
+            Err(CommandError::new(ExitKind::Untrusted, message)
+                .hint("compare the fingerprint with its owner's, and say `--yes`"))
+        }
+    }
+}
+
+fn list() -> Result<TrustListReport, CommandError> {
+    let files = TrustFiles::load()?;
+    let of_file = |(name, signers): &(String, AllowedSigners)| {
+        signers.entries.iter().map(|entry| KeyReport::of(entry, name)).collect::<Vec<_>>()
+    };
+    let mut keys: Vec<KeyReport> = files.sources().iter().flat_map(of_file).collect();
+    for (key, report) in files.sources().iter().flat_map(|(_, signers)| &signers.entries).zip(&mut keys) {
+        if let Some(file) = files.revokes(&key.key) {
+            report.remarks.push(format!("revoked by {file}"));
+        }
+    }
+    let revoked = files.revoked().iter().map(|(file, key)| KeyReport::of_key(key, file)).collect();
+    let next = keys.is_empty().then(|| "mpatch trust add KEY.pub".to_owned());
+    Ok(TrustListReport {
+        title: format!("{}, {} revoked", count(keys.len(), "key"), files.revoked().len()),
+        keys,
+        revoked,
+        warnings: files.warnings().to_vec(),
+        next,
+        ..TrustListReport::new("list")
+    })
+}
+
+/// Whether an entry is meant by `wanted`: a fingerprint, a key or a principal.
+fn is_meant(entry: &Entry, wanted: &str, key: Option<&PublicKey>) -> bool {
+    key.is_some_and(|key| *key == entry.key)
+        || entry.principals.as_str() == wanted
+        || entry.key.fingerprint().to_string() == wanted
+}
+
+/// The public key in the file `text`, if it is one.
+fn key_in_file(text: &str) -> Result<Option<PublicKey>, CommandError> {
+    let path = Path::new(text);
+    if !path.is_file() {
+        return Ok(PublicKey::parse(text).ok());
+    }
+    Ok(places::read_text(path)?.and_then(|text| PublicKey::parse(&text).ok()))
+}
+
+fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> {
+    let path = arguments.place.file(ALLOWED_SIGNERS)?;
+    let (wanted, key) = (arguments.key.as_str(), key_in_file(&arguments.key)?);
+    let held = AllowedSigners::parse(&places::read_text(&path)?.unwrap_or_default());
+    let name = path.display().to_string();
+    let meant: Vec<_> = held.entries.iter().filter(|entry| is_meant(entry, wanted, key.as_ref())).collect();
+    if meant.is_empty() {
+        let message = format!("`{name}` trusts no `{wanted}`");
+        return Err(CommandError::new(ExitKind::Conflict, message).hint(
+            "`mpatch trust list` shows the keys and their files; `trust revoke` works whoever trusts a key",
+        ));
+    }
+    let gone: Vec<usize> = meant.iter().map(|entry| entry.line).collect();
+    trust::change(&path, |text| {
+        let kept = text.lines().enumerate().filter(|(index, _)| !gone.contains(&(index + 1)));
+        *text = kept.flat_map(|(_, line)| [line, "\n"]).collect();
+    })?;
+    Ok(TrustListReport {
+        title: format!("{name} no longer trusts {}", count(meant.len(), "key")),
+        keys: meant
+            .into_iter()
+            .map(|entry| KeyReport { line: None, ..KeyReport::of(entry, &name) })
+            .collect(),
+        file: Some(path),
+        next: Some("mpatch trust list".to_owned()),
+        ..TrustListReport::new("remove")
+    })
+}
+
+fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> {
+    let files = TrustFiles::load()?;
+    let (wanted, key) = (arguments.key.as_str(), key_in_file(&arguments.key)?);
+    let entries = files.sources().iter().flat_map(|(_, signers)| &signers.entries);
+    let mut keys: Vec<PublicKey> = entries
+        .filter(|entry| is_meant(entry, wanted, key.as_ref()))
+        .map(|entry| entry.key.clone())
+        .chain(key.clone())
+        .collect();
+    keys.dedup();
+    if keys.is_empty() {
+        let message = format!("no key `{wanted}` is known here");
+        return Err(CommandError::new(ExitKind::Conflict, message).hint(
+            "give the public key file: a fingerprint does not hold the key that must be written down",
+        ));
+    }
+    keys.retain(|key| files.revokes(key).is_none());
+    if keys.is_empty() {
+        let message = format!("`{wanted}` is revoked already");
+        return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows where"));
+    }
+    let path = arguments.place.file(REVOKED)?;
+    let lines: Vec<String> =
+        keys.iter().map(|key| format!("{} {}", key.line(), key.comment()).trim().to_owned()).collect();
+    trust::append(&path, &lines)?;
+    let name = path.display().to_string();
+    Ok(TrustListReport {
+        title: format!("{name} now revokes {}", count(keys.len(), "key")),
+        revoked: keys.iter().map(|key| KeyReport::of_key(key, &name)).collect(),
+        file: Some(path),
+        next: Some("mpatch trust list".to_owned()),
+        ..TrustListReport::new("revoke")
+    })
+}
+
+fn forget(line: &str) -> Result<TrustListReport, CommandError> {
+    let forgotten = trust::forget(line)?;
+    if forgotten == 0 {
+        let message = format!("no patch of a line `{line}` is remembered");
+        return Err(CommandError::new(ExitKind::Conflict, message)
+            .hint("`mpatch show PATCH` tells the line of a patch"));
+    }
+    Ok(TrustListReport {
+        title: format!("forgot which patch of the line {line} was the newest"),
+        ..TrustListReport::new("forget")
+    })
+}
+
+impl KeyReport {
+    fn of(entry: &Entry, file: &str) -> Self {
+        let mut remarks = Vec::new();
+        if let Some(namespaces) = &entry.namespaces {
+            remarks.push(format!("for {}", namespaces.as_str()));
+        }
+        if entry.is_authority {
+            remarks.push("an authority for certificates, which are not judged".to_owned());
+        }
+        if entry.valid_after.is_some() || entry.valid_before.is_some() {
+            remarks.push("for a time".to_owned());
+        }
+        if let Err(error) = entry.key.check_supported() {
+            remarks.push(error.to_string());
+        }
+        let principals = entry.principals.as_str().to_owned();
+        Self { principals, line: Some(entry.line), remarks, ..Self::of_key(&entry.key, file) }
+    }
+
+    fn of_key(key: &PublicKey, file: &str) -> Self {
+        Self {
+            principals: key.comment().to_owned(),
+            key: key.fingerprint(),
+            algorithm: key.algorithm(),
+            file: file.to_owned(),
+            line: None,
+            remarks: Vec::new(),
+        }
+    }
+
+    fn row(&self) -> Vec<String> {
+        let place = match self.line {
+            Some(line) => format!("{}:{line}", self.file),
+            None => self.file.clone(),
+        };
+        vec![self.principals.clone(), self.key.to_string(), place, self.remarks.join("; ")]
+    }
+}
+
+impl TrustListReport {
+    fn new(action: &'static str) -> Self {
+        Self {
+            action,
+            file: None,
+            keys: Vec::new(),
+            revoked: Vec::new(),
+            warnings: Vec::new(),
+            title: String::new(),
+            next: None,
+        }
+    }
+}
+
+impl Report for TrustListReport {
+    const SCHEMA: &'static str = "mpatch.trust/1";
+
+    fn write(&self, page: &mut Page) {
+        page.title(&self.title);
+        page.table(&self.keys.iter().map(KeyReport::row).collect::<Vec<_>>());
+        if !self.revoked.is_empty() {
+            page.line("revoked:");
+            let row = |key: &KeyReport| vec![key.key.to_string(), key.file.clone(), key.principals.clone()];
+            page.table(&self.revoked.iter().map(row).collect::<Vec<_>>());
+        }
+        for warning in &self.warnings {
+            page.line(&format!("warning: {warning}"));
+        }
+    }
+
+    fn next(&self) -> Option<String> {
+        self.next.clone()
+    }
+}

@@ -1,0 +1,357 @@
+//! The key that signs: found, or made on first use; and what signing with it is.
+//!
+//! ```text
+//! --key, MPATCH_KEY, git's user.signingkey ─┬─▶ a private key without passphrase: signs here
+//! the key of mpatch's own, made if need be ─┘   everything else (passphrase, agent, hardware): ssh-keygen signs
+//! ```
+
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use clap::Args;
+use mpatch::patch::{Patch, Signature, SignatureKind};
+use mpatch::sign::allowed_signers::{line_of, principal_of};
+use mpatch::sign::key::SEED_SIZE_BYTES;
+use mpatch::sign::{Fingerprint, NAMESPACE, PrivateKey, PublicKey, SshSig, SshSigError, sshsig};
+use serde::Serialize;
+use tempfile::NamedTempFile;
+use zeroize::Zeroizing;
+
+use crate::error::{CommandError, ExitKind, State};
+use crate::places::{self, GitSettings};
+use crate::report::{Page, shell_word};
+use crate::trust::TrustFiles;
+
+/// The file of mpatch's own key among the user's settings.
+const OWN_KEY: &str = "key";
+/// Names the key where `--key` does not.
+const VARIABLE: &str = "MPATCH_KEY";
+
+/// Which key signs.
+#[derive(Debug, Args)]
+pub struct KeyArguments {
+    /// Sign with this key file; a public key's private half may be in an agent or on hardware [default: `MPATCH_KEY`,
+    /// else git's `user.signingkey` for SSH, else a key that mpatch makes]
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+}
+
+/// Whether a new patch is signed, and with which key.
+#[derive(Debug, Args)]
+pub struct SigningArguments {
+    /// Which key signs.
+    #[command(flatten)]
+    key: KeyArguments,
+    /// Do not sign the patch
+    #[arg(long, conflicts_with = "key")]
+    no_sign: bool,
+}
+
+impl SigningArguments {
+    /// The key, found before the work whose result it signs; none where nothing is to be signed.
+    pub fn signer(&self) -> Result<Option<Signer>, CommandError> {
+        if self.no_sign {
+            return Ok(None);
+        }
+        let signer = self.key.find()?;
+        signer.check_not_revoked()?;
+        Ok(Some(signer))
+    }
+}
+
+/// Signs a new patch and writes it to `place`. If the key fails, the work is kept: the patch is written unsigned.
+pub fn write_signed(
+    patch: &mut Patch,
+    signer: Option<&Signer>,
+    place: &Path,
+) -> Result<Option<SignatureReport>, CommandError> {
+    let name = place.to_string_lossy();
+    let signed = signer.map(|signer| {
+        let report = signer.settle()?;
+        *patch = signer.sign_into(patch.clone(), &name)?;
+        Ok::<_, CommandError>(report)
+    });
+    let written = mpatch::checkpoint::write_new(place, patch.bytes());
+    let report = signed.transpose().map_err(|error| match &written {
+        Err(_) => error,
+        Ok(()) => {
+            let message = format!("wrote `{name}` without a signature: {}", error.message);
+            let hint = format!("`mpatch sign {}` signs it", shell_word(place));
+            CommandError { message, state: State::Applied, ..error }.hint(hint)
+        }
+    })?;
+    written?;
+    Ok(report)
+}
+
+/// A key, ready to sign.
+#[derive(Debug)]
+pub struct Signer {
+    means: Means,
+    public: PublicKey,
+    /// Where it was made, if it was made just now.
+    made: Option<PathBuf>,
+}
+
+#[derive(Debug)]
+enum Means {
+    /// The secret is at hand.
+    Here(Box<PrivateKey>),
+    /// `ssh-keygen` has to be asked, with this file.
+    Program(PathBuf),
+    /// The same, with a file that lasts as long as this.
+    Literal(NamedTempFile),
+}
+
+/// What a command tells of the signature it made.
+#[derive(Debug, Serialize)]
+pub struct SignatureReport {
+    key: Fingerprint,
+    algorithm: String,
+    /// The key file, if the key was made just now.
+    made: Option<PathBuf>,
+    /// The file that trusts the key from now on, if none did.
+    trusted_in: Option<PathBuf>,
+    /// Whom the key stands for there.
+    principal: Option<String>,
+}
+
+impl KeyArguments {
+    /// The key that is named, or the user's own, which is made if there is none.
+    pub fn find(&self) -> Result<Signer, CommandError> {
+        let named = self.key.clone().or_else(|| places::variable(VARIABLE).map(PathBuf::from));
+        if let Some(path) = named {
+            return Signer::open(&path);
+        }
+        let git = GitSettings::read();
+        match &git.signing_key {
+            Some(key) if literal(key).is_some() => Signer::of_line(literal(key).unwrap_or_default()),
+            Some(path) => Signer::open(Path::new(path)),
+            None => Signer::own(&git),
+        }
+    }
+}
+
+/// The public key that git's `user.signingkey` is, where it is not a path.
+fn literal(value: &str) -> Option<&str> {
+    let line = value.strip_prefix("key::").unwrap_or(value);
+    PublicKey::parse(line).is_ok().then_some(line)
+}
+
+impl Signer {
+    /// Opens a key file, private or public.
+    fn open(path: &Path) -> Result<Self, CommandError> {
+        let missing = || CommandError::io("read", path, &std::io::ErrorKind::NotFound.into());
+        let text = Zeroizing::new(places::read_text(path)?.ok_or_else(missing)?);
+        if let Ok(public) = PublicKey::parse(&text) {
+            return Self::new(Means::Program(path.to_owned()), public, path);
+        }
+        let Ok(key) = PrivateKey::parse(&text) else { return Self::beside(path) };
+        check_mode(path)?;
+        let public = key.public().clone();
+        let means = match key.signs_by_itself() {
+            true => Means::Here(Box::new(key)),
+            false => Means::Program(path.to_owned()),
+        };
+        Self::new(means, public, path)
+    }
+
+    /// A private key in a form that only `ssh-keygen` reads, with its public half beside it.
+    fn beside(path: &Path) -> Result<Self, CommandError> {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".pub");
+        let public = places::read_text(Path::new(&name))?.and_then(|text| PublicKey::parse(&text).ok());
+        let Some(public) = public else {
+            let message = format!("`{}` is no key that OpenSSH reads", path.display());
+            let hint = format!("`ssh-keygen -p -f {}` writes older formats anew", shell_word(path));
+            return Err(CommandError::new(ExitKind::Malformed, message).hint(hint));
+        };
+        Self::new(Means::Program(path.to_owned()), public, path)
+    }
+
+    /// A public key in words, whose private half the agent has.
+    fn of_line(line: &str) -> Result<Self, CommandError> {
+        let failed = |error: std::io::Error| CommandError::io("write in", &std::env::temp_dir(), &error);
+        let public = PublicKey::parse(line).map_err(|error| {
+            CommandError::new(ExitKind::Malformed, format!("git's `user.signingkey`: {error}"))
+        })?;
+        let mut file = NamedTempFile::new().map_err(failed)?;
+        writeln!(file, "{line}").and_then(|()| file.flush()).map_err(failed)?;
+        Self::new(Means::Literal(file), public, Path::new("user.signingkey"))
+    }
+
+    fn new(means: Means, public: PublicKey, path: &Path) -> Result<Self, CommandError> {
+        public.check_supported().map_err(|error| {
+            CommandError::new(ExitKind::Unsupported, format!("`{}`: {error}", path.display()))
+                .hint("`ssh-keygen -t ed25519` makes a key; name it with `--key`")
+        })?;
+        Ok(Self { means, public, made: None })
+    }
+
+    /// The key among the user's settings.
+    fn own(git: &GitSettings) -> Result<Self, CommandError> {
+        let folder = places::config_folder()?;
+        let path = folder.join(OWN_KEY);
+        if path.symlink_metadata().is_ok() {
+            return Self::open(&path);
+        }
+        places::make_folder(&folder)?;
+        let user =
+            git.email.clone().or_else(|| places::variable("USER")).or_else(|| places::variable("LOGNAME"));
+        let comment = user.as_deref().and_then(principal_of).unwrap_or_else(|| "me".to_owned());
+        let key = new_key(&comment)?;
+        let text = private_text(&key)?;
+        if !places::write_private(&path, text.as_bytes())? {
+            // Somebody was faster; theirs is as good.
+            return Self::open(&path);
+        }
+        let public_line = format!("{} {comment}\n", key.public().line());
+        places::write_private(&path.with_extension("pub"), public_line.as_bytes())?;
+        Ok(Self { public: key.public().clone(), means: Means::Here(Box::new(key)), made: Some(path) })
+    }
+
+    /// The public half.
+    pub fn public(&self) -> &PublicKey {
+        &self.public
+    }
+
+    /// Signs the manifest of `patch`.
+    pub fn sign(&self, patch: &Patch) -> Result<SshSig, CommandError> {
+        let manifest = patch.manifest_bytes();
+        let failed = |error: SshSigError| {
+            let message = format!("the key {}: {error}", self.public.fingerprint());
+            CommandError::new(ExitKind::Malformed, message).hint("choose another key with `--key`")
+        };
+        let signature = match &self.means {
+            Means::Here(key) => return sshsig::sign(key, manifest).map_err(failed),
+            Means::Program(path) => sign_with_program(path, manifest)?,
+            Means::Literal(file) => sign_with_program(file.path(), manifest)?,
+        };
+        let signature = SshSig::from_armour(&signature).map_err(failed)?;
+        if signature.key() != &self.public {
+            let found = signature.key().fingerprint();
+            let message = format!("`ssh-keygen` signed with {found}, not with {}", self.public.fingerprint());
+            return Err(CommandError::new(ExitKind::Malformed, message).hint("choose the key with `--key`"));
+        }
+        signature.verify(manifest).map_err(failed)?;
+        Ok(signature)
+    }
+
+    /// Puts a signature into `patch`.
+    pub fn sign_into(&self, patch: Patch, name: &str) -> Result<Patch, CommandError> {
+        let signature = self.sign(&patch)?;
+        let mut signatures = patch.signatures().to_vec();
+        signatures.push(Signature { kind: SignatureKind::SshSig, bytes: signature.bytes().to_vec() });
+        patch.with_signatures(signatures).map_err(|error| CommandError::patch(name, &error))
+    }
+
+    /// Sees to it that patches signed with this key are trusted here, and tells what was done.
+    pub fn settle(&self) -> Result<SignatureReport, CommandError> {
+        let files = TrustFiles::load()?;
+        let mut report = SignatureReport {
+            key: self.public.fingerprint(),
+            algorithm: self.public.algorithm(),
+            made: self.made.clone(),
+            trusted_in: None,
+            principal: None,
+        };
+        if files.knows(&self.public) {
+            return Ok(report);
+        }
+        let git = GitSettings::read();
+        let names = [Some(self.public.comment().to_owned()), git.email, places::variable("USER")];
+        let principal = names.into_iter().flatten().find_map(|name| principal_of(&name));
+        let principal = principal.unwrap_or_else(|| "me".to_owned());
+        let path = places::config_folder()?.join(crate::trust::ALLOWED_SIGNERS);
+        crate::trust::append(&path, &[line_of(&principal, &self.public)])?;
+        report.trusted_in = Some(path);
+        report.principal = Some(principal);
+        Ok(report)
+    }
+
+    /// Refuses a key that is revoked, before any work is done with it.
+    pub fn check_not_revoked(&self) -> Result<(), CommandError> {
+        match TrustFiles::load()?.revokes(&self.public) {
+            None => Ok(()),
+            Some(file) => {
+                let message = format!("the key {} is revoked by `{file}`", self.public.fingerprint());
+                Err(CommandError::new(ExitKind::Untrusted, message).hint("choose another key with `--key`"))
+            }
+        }
+    }
+}
+
+/// Makes an Ed25519 key of the system's random numbers.
+pub fn new_key(comment: &str) -> Result<PrivateKey, CommandError> {
+    let mut seed = Zeroizing::new([0; SEED_SIZE_BYTES]);
+    getrandom::fill(&mut *seed).map_err(|error| {
+        CommandError::new(ExitKind::Io, format!("the system gives no random numbers: {error}"))
+            .hint("name a key of yours with `--key`")
+    })?;
+    PrivateKey::from_seed(&seed, comment).map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))
+}
+
+/// The text of a private key's file.
+pub fn private_text(key: &PrivateKey) -> Result<Zeroizing<String>, CommandError> {
+    key.to_openssh().map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))
+}
+
+impl SignatureReport {
+    /// The lines that people read, of a signature or of its absence.
+    pub fn write_of(signature: Option<&Self>, page: &mut Page) {
+        match signature {
+            Some(signature) => signature.write(page),
+            None => page.line("not signed"),
+        }
+    }
+
+    /// The lines that people read.
+    pub fn write(&self, page: &mut Page) {
+        page.line(&format!("signed with the key {}", self.key));
+        if let Some(path) = &self.made {
+            page.line(&format!(
+                "made that key: {}; it signs your patches from now on, keep it safe",
+                path.display()
+            ));
+        }
+        if let (Some(path), Some(principal)) = (&self.trusted_in, &self.principal) {
+            page.line(&format!("{} now trusts it, as {principal}", path.display()));
+        }
+    }
+}
+
+/// A secret that others can read is none.
+fn check_mode(path: &Path) -> Result<(), CommandError> {
+    let metadata = std::fs::metadata(path).map_err(|error| CommandError::io("read", path, &error))?;
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o077 == 0 {
+        return Ok(());
+    }
+    let message =
+        format!("`{}` is a private key that others can read: mode {mode:04o}, expected 0600", path.display());
+    Err(CommandError::new(ExitKind::Malformed, message).hint(format!("`chmod 600 {}`", shell_word(path))))
+}
+
+/// Has `ssh-keygen` sign, which asks for passphrases and touches on the terminal by itself.
+fn sign_with_program(key: &Path, manifest: &[u8]) -> Result<String, CommandError> {
+    let failed = |error: std::io::Error| {
+        CommandError::new(ExitKind::Io, format!("cannot run `ssh-keygen`: {error}"))
+            .hint("install OpenSSH, or choose a key without passphrase with `--key`")
+    };
+    let mut command = Command::new("ssh-keygen");
+    command.args(["-q", "-Y", "sign", "-n", NAMESPACE, "-f"]).arg(key);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().map_err(failed)?;
+    let mut input = child.stdin.take();
+    // It may give up before it has read everything; its exit code tells.
+    let fed = input.as_mut().map_or(Ok(()), |input| input.write_all(manifest));
+    drop(input);
+    let output = child.wait_with_output().map_err(failed)?;
+    let armour = String::from_utf8(output.stdout).unwrap_or_default();
+    if output.status.success() && fed.is_ok() && !armour.is_empty() {
+        return Ok(armour);
+    }
+    let message = format!("`ssh-keygen` did not sign with `{}`", key.display());
+    Err(CommandError::new(ExitKind::Io, message).hint("`ssh-add -l` lists the keys that the agent has"))
+}

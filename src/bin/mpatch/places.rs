@@ -1,0 +1,207 @@
+//! Where mpatch keeps what is the user's: keys and trust among the settings, lines of patches in the state.
+//!
+//! ```text
+//! MPATCH_CONFIG_DIR, XDG_CONFIG_HOME/mpatch, ~/.config/mpatch       key  allowed_signers  revoked  policy.json
+//! MPATCH_STATE_DIR,  XDG_STATE_HOME/mpatch,  ~/.local/state/mpatch  lines.json
+//! .mpatch, from the working folder upwards                          allowed_signers  revoked  policy.json
+//! ```
+//!
+//! A file here is replaced in one step, under the lock of its folder, or not at all.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::error::{CommandError, ExitKind};
+
+/// Files of keys and of state are small; what is larger is something else.
+const SIZE_MAX_BYTES: u64 = mpatch::sign::allowed_signers::SIZE_MAX_BYTES as u64;
+/// The project's own folder.
+const PROJECT: &str = ".mpatch";
+
+/// A variable that is set to something.
+pub fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The user's settings.
+pub fn config_folder() -> Result<PathBuf, CommandError> {
+    folder("MPATCH_CONFIG_DIR", "XDG_CONFIG_HOME", ".config/mpatch")
+}
+
+/// What mpatch remembers for the user.
+pub fn state_folder() -> Result<PathBuf, CommandError> {
+    folder("MPATCH_STATE_DIR", "XDG_STATE_HOME", ".local/state/mpatch")
+}
+
+fn folder(own: &str, standard: &str, in_home: &str) -> Result<PathBuf, CommandError> {
+    let set = |name| variable(name).map(PathBuf::from);
+    set(own)
+        .or_else(|| Some(set(standard)?.join("mpatch")))
+        .or_else(|| Some(set("HOME")?.join(in_home)))
+        .ok_or_else(|| {
+            let message = format!("there is no place for files of yours: neither HOME nor {own} is set");
+            CommandError::new(ExitKind::Io, message).hint(format!("set {own} to a folder"))
+        })
+}
+
+/// The nearest `.mpatch`, from the working folder upwards.
+pub fn project_folder() -> Option<PathBuf> {
+    if Path::new(PROJECT).is_dir() {
+        return Some(PathBuf::from(PROJECT));
+    }
+    let working = std::env::current_dir().ok()?;
+    let above = working.ancestors().skip(1).map(|folder| folder.join(PROJECT));
+    above.into_iter().find(|folder| folder.is_dir())
+}
+
+/// The user, or nobody else, can have written this file: it is theirs or root's, and not everybody may write to it.
+pub fn is_of_user(path: &Path) -> Result<bool, CommandError> {
+    let failed = |error: std::io::Error| CommandError::io("read", path, &error);
+    // A file of our own tells who we are, on every system.
+    let user = tempfile::tempfile().and_then(|file| file.metadata()).map_err(failed)?.uid();
+    let mut whole_path = Vec::from([path]);
+    whole_path.extend(path.parent());
+    for path in whole_path {
+        let metadata = std::fs::metadata(path).map_err(failed)?;
+        if ![user, 0].contains(&metadata.uid()) || metadata.mode() & 0o002 != 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The bytes of a small file, if it is there.
+pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, CommandError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(CommandError::io("open", path, &error)),
+    };
+    let mut bytes = Vec::new();
+    let limit = SIZE_MAX_BYTES + 1;
+    file.take(limit).read_to_end(&mut bytes).map_err(|error| CommandError::io("read", path, &error))?;
+    if bytes.len() as u64 == limit {
+        let message = format!("`{}` is larger than {SIZE_MAX_BYTES} bytes", path.display());
+        return Err(CommandError::new(ExitKind::LimitExceeded, message).hint("check the path"));
+    }
+    Ok(Some(bytes))
+}
+
+/// The text of a small file, if it is there.
+pub fn read_text(path: &Path) -> Result<Option<String>, CommandError> {
+    let Some(bytes) = read_optional(path)? else { return Ok(None) };
+    String::from_utf8(bytes).map(Some).map_err(|_| {
+        let message = format!("`{}` is not text in UTF-8", path.display());
+        CommandError::new(ExitKind::Malformed, message).hint("mend the file, or move it away")
+    })
+}
+
+/// Makes a folder of the user's, which others cannot look into.
+pub fn make_folder(folder: &Path) -> Result<(), CommandError> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(|error| CommandError::io("create", folder, &error))
+}
+
+/// Does `work` while no other mpatch changes files in `folder`, which is made if need be.
+pub fn with_lock<T>(
+    folder: &Path,
+    work: impl FnOnce() -> Result<T, CommandError>,
+) -> Result<T, CommandError> {
+    make_folder(folder)?;
+    let path = folder.join(".lock");
+    let failed = |error: std::io::Error| CommandError::io("lock", &path, &error);
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+    file.lock().map_err(failed)?;
+    work()
+}
+
+/// Replaces `path` by a file with `bytes`, in one step; it keeps its mode, and a link its target.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
+    let failed = |error: std::io::Error| CommandError::io("write", path, &error);
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut file = temporary(&target, bytes).map_err(failed)?;
+    if let Ok(metadata) = std::fs::metadata(&target) {
+        file.as_file_mut().set_permissions(metadata.permissions()).map_err(failed)?;
+    }
+    file.persist(&target).map_err(|error| failed(error.error))?;
+    sync_folder(&target).map_err(failed)
+}
+
+/// Writes a new file that only its owner can read; says whether it did, or there was one already.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
+    let failed = |error: std::io::Error| CommandError::io("write", path, &error);
+    match temporary(path, bytes).map_err(failed)?.persist_noclobber(path) {
+        Ok(_) => sync_folder(path).map(|()| true).map_err(failed),
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(failed(error.error)),
+    }
+}
+
+/// A synced file beside `path`, which is its owner's alone.
+fn temporary(path: &Path, bytes: &[u8]) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    let builder = builder.prefix(".mpatch-").permissions(std::fs::Permissions::from_mode(0o600));
+    let mut file = builder.tempfile_in(folder_of(path))?;
+    file.write_all(bytes)?;
+    file.as_file().sync_all()?;
+    Ok(file)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn sync_folder(path: &Path) -> std::io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+/// What the user has told git about signing with SSH keys.
+#[derive(Debug, Default)]
+pub struct GitSettings {
+    /// `user.signingkey`, when `gpg.format` is `ssh`: a path, or a public key itself.
+    pub signing_key: Option<String>,
+    /// `gpg.ssh.allowedSignersFile`.
+    pub allowed_signers: Option<PathBuf>,
+    /// `gpg.ssh.revocationFile`.
+    pub revocations: Option<PathBuf>,
+    /// `user.email`.
+    pub email: Option<String>,
+}
+
+impl GitSettings {
+    /// Asks git for the user's own settings. Those of the repository at hand are left out: whoever made it may have
+    /// written them.
+    pub fn read() -> Self {
+        let names =
+            r"^(gpg\.format|user\.signingkey|user\.email|gpg\.ssh\.(allowedsignersfile|revocationfile))$";
+        let mut command = Command::new("git");
+        command.args(["config", "--global", "--includes", "--type=path", "--null", "--get-regexp", names]);
+        // Without git, or without settings, there is nothing to heed.
+        let Ok(output) = command.stdin(Stdio::null()).stderr(Stdio::null()).output() else {
+            return Self::default();
+        };
+        let mut settings = Self::default();
+        let mut is_ssh = false;
+        for entry in String::from_utf8_lossy(&output.stdout).split('\0') {
+            let Some((name, value)) = entry.split_once('\n') else { continue };
+            // The last of several counts.
+            match name {
+                "gpg.format" => is_ssh = value == "ssh",
+                "user.signingkey" => settings.signing_key = Some(value.to_owned()),
+                "user.email" => settings.email = Some(value.to_owned()),
+                "gpg.ssh.allowedsignersfile" => settings.allowed_signers = Some(value.into()),
+                "gpg.ssh.revocationfile" => settings.revocations = Some(value.into()),
+                _ => {}
+            }
+        }
+        settings.signing_key = settings.signing_key.filter(|_| is_ssh);
+        settings
+    }
+}

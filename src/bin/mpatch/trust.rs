@@ -1,0 +1,571 @@
+//! Whether a patch may be used here: its signatures against the files of believed keys, its line against what is
+//! remembered, and what the user allows nevertheless. Every verb that lets a patch touch something asks
+//! [`require`].
+
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use mpatch::digest::PatchId;
+use mpatch::patch::Patch;
+use mpatch::patch::manifest::Line;
+use mpatch::sign::allowed_signers::{self, AllowedSigners};
+use mpatch::sign::line::{KnownLines, Standing};
+use mpatch::sign::policy::Rung;
+use mpatch::sign::trust::Finding;
+use mpatch::sign::{
+    Answer, Fingerprint, Judgement, Keyring, Policy, PublicKey, SshSig, judge as judge_signatures,
+};
+use serde::Serialize;
+
+use crate::error::{CommandError, ExitKind};
+use crate::places::{self, GitSettings};
+use crate::report::{Output, Page, shell_word};
+
+/// The file of believed keys, in the user's settings and in a project's `.mpatch`.
+pub const ALLOWED_SIGNERS: &str = "allowed_signers";
+/// The file of keys that are believed no more.
+pub const REVOKED: &str = "revoked";
+const POLICY: &str = "policy.json";
+const LINES: &str = "lines.json";
+/// How a binary list of revoked keys begins.
+const KRL_MAGIC: &[u8] = b"SSHKRL\n";
+
+/// What the user allows although a patch is not signed by a trusted key.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Trust")]
+pub struct TrustArguments {
+    /// Let a patch pass that nobody has signed
+    #[arg(long)]
+    pub allow_unsigned: bool,
+    /// Let a patch pass whose signature is good, but of a key that nobody here trusts
+    #[arg(long)]
+    pub allow_unknown: bool,
+    /// Let a patch pass whose key is trusted, but not at this time
+    #[arg(long)]
+    pub allow_expired: bool,
+    /// Let a patch pass although a newer one of its line is known
+    #[arg(long)]
+    pub allow_rollback: bool,
+    /// Read one more signature from this file, beside those in the patch and in PATCH.sig
+    #[arg(long, value_name = "FILE")]
+    pub signature: Vec<PathBuf>,
+}
+
+/// What there is to know of trust: the user's files, the project's, and git's.
+#[derive(Debug, Default)]
+pub struct TrustFiles {
+    keyring: Keyring,
+    policy: Policy,
+    /// Whether any policy was found.
+    has_policy: bool,
+    /// What could not be heeded, for people.
+    warnings: Vec<String>,
+}
+
+/// The judgement of a patch, with what the user allowed.
+#[derive(Debug)]
+pub struct Judged {
+    /// For the command's own report.
+    pub report: TrustReport,
+    patch: PatchId,
+    line: Option<Line>,
+    /// The keys whose word counts for the line.
+    keys: Vec<Fingerprint>,
+    refusal: Option<CommandError>,
+    minimal_rung: Rung,
+}
+
+/// What a command tells of a patch's signatures.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrustReport {
+    /// The judgement itself.
+    #[serde(flatten)]
+    pub judgement: Judgement,
+    /// The patch's line, if it has one.
+    pub line: Option<LineReport>,
+    /// What was asked of the signatures, if a policy was found.
+    pub policy: Option<Policy>,
+    /// What the user had to allow for this patch, e.g. `unsigned`.
+    pub allowed: Vec<&'static str>,
+}
+
+/// What a command tells of a patch's line.
+#[derive(Debug, Clone, Serialize)]
+pub struct LineReport {
+    /// The line's name.
+    pub name: String,
+    /// The patch's number in it.
+    pub sequence: u64,
+    /// How it stands to what is remembered: `first`, `newer`, `same`, `older`, `conflicting`, `far ahead`.
+    pub standing: &'static str,
+    /// The highest number remembered.
+    pub known: Option<u64>,
+}
+
+/// Judges `patch`, which was read from `path`, and refuses it unless it is trusted or the user allows it.
+///
+/// Call [`Judged::remember`] once the patch has been used.
+pub fn require(
+    patch: &Patch,
+    path: &Path,
+    arguments: &TrustArguments,
+    output: &Output,
+) -> Result<Judged, CommandError> {
+    let mut judged = judge(patch, path, arguments, output)?;
+    match judged.refusal.take() {
+        Some(refusal) => Err(refusal),
+        None => Ok(judged),
+    }
+}
+
+/// Judges `patch`, which was read from `path`; the answer may be no, which [`Judged::permit`] tells.
+pub fn judge(
+    patch: &Patch,
+    path: &Path,
+    arguments: &TrustArguments,
+    output: &Output,
+) -> Result<Judged, CommandError> {
+    let files = TrustFiles::load()?;
+    files.warnings.iter().for_each(|warning| output.note(&format!("warning: {warning}")));
+    let signatures = signatures(patch, path, &arguments.signature)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let judgement = judge_signatures(patch.manifest_bytes(), &signatures, &files.keyring, &files.policy, now);
+    let keys = match judgement.answer {
+        Answer::Unknown if arguments.allow_unknown => judgement.keys(Answer::Unknown),
+        Answer::Expired if arguments.allow_expired => judgement.keys(Answer::Expired),
+        _ => judgement.keys(Answer::Trusted),
+    };
+    let line = patch.manifest().line.clone();
+    let known = if line.is_some() { known_lines()? } else { KnownLines::default() };
+    let standing = line.as_ref().and_then(|line| standing(line, &keys, patch.id(), &known));
+    let case = Case {
+        name: path.display().to_string(),
+        word: super::commands::patch_word(path),
+        arguments,
+        policy: &files.policy,
+    };
+    let (mut allowed, mut refusal) = case.of_signatures(&judgement);
+    if refusal.is_none() {
+        let line_outcome = match (&line, standing) {
+            (Some(line), Some(standing)) => case.of_line(line, standing),
+            // Whoever takes a signature off a patch must not get round what is known of its line.
+            (Some(line), None) if known.has_name(&line.name) => case.of_stripped_line(line),
+            _ => Ok(None),
+        };
+        match line_outcome {
+            Ok(exception) => allowed.extend(exception),
+            Err(error) => refusal = Some(error),
+        }
+    }
+    let line_report = line.as_ref().map(|line| LineReport {
+        name: line.name.clone(),
+        sequence: line.sequence,
+        standing: standing.map_or("not signed", Standing::name),
+        known: keys.iter().filter_map(|key| known.get(&line.name, *key)).map(|known| known.sequence).max(),
+    });
+    let policy = files.has_policy.then(|| files.policy.clone());
+    let report = TrustReport { judgement, line: line_report, policy, allowed };
+    let minimal_rung = files.policy.minimal_rung;
+    Ok(Judged { report, patch: patch.id(), line, keys, refusal, minimal_rung })
+}
+
+impl Judged {
+    /// Why the patch must not be used, if it must not.
+    pub fn permit(&mut self) -> Result<(), CommandError> {
+        self.refusal.take().map_or(Ok(()), Err)
+    }
+
+    /// The patch may be used because it is trusted, and not because the user allows it nevertheless.
+    pub fn holds(&self) -> bool {
+        self.refusal.is_none()
+            && self.report.judgement.answer == Answer::Trusted
+            && self.report.allowed.is_empty()
+    }
+
+    /// What the policies ask `verify` for.
+    pub fn minimal_rung(&self) -> Rung {
+        self.minimal_rung
+    }
+
+    /// Remembers the patch as the newest of its line, if it is; to be called once it has been used.
+    pub fn remember(&self) -> Result<(), CommandError> {
+        match &self.line {
+            Some(line) if !self.keys.is_empty() => remember(line, &self.keys, self.patch),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Remembers `patch` as the newest of its line, for each of `keys`.
+pub fn remember(line: &Line, keys: &[Fingerprint], patch: PatchId) -> Result<(), CommandError> {
+    change_lines(|known| keys.iter().filter(|key| known.record(line, **key, patch)).count()).map(|_| ())
+}
+
+/// Forgets a line; says how many keys had one of this name.
+pub fn forget(name: &str) -> Result<usize, CommandError> {
+    change_lines(|known| known.forget(name))
+}
+
+/// Changes what is remembered, if `change` says that it changed something.
+fn change_lines(change: impl FnOnce(&mut KnownLines) -> usize) -> Result<usize, CommandError> {
+    let folder = places::state_folder()?;
+    places::with_lock(&folder, || {
+        let mut known = known_lines()?;
+        let changed = change(&mut known);
+        if changed > 0 {
+            let json =
+                known.to_json().map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))?;
+            places::replace(&folder.join(LINES), &json)?;
+        }
+        Ok(changed)
+    })
+}
+
+/// What is remembered of lines.
+pub fn known_lines() -> Result<KnownLines, CommandError> {
+    let path = places::state_folder()?.join(LINES);
+    let Some(json) = places::read_optional(&path)? else { return Ok(KnownLines::default()) };
+    KnownLines::parse(&json).map_err(|error| {
+        let message = format!("`{}`: {error}", path.display());
+        CommandError::new(ExitKind::Malformed, message)
+            .hint("move the file away to forget which patches were the newest")
+    })
+}
+
+/// The worst that some key's knowledge says of the patch; none if no key counts.
+fn standing(line: &Line, keys: &[Fingerprint], patch: PatchId, known: &KnownLines) -> Option<Standing> {
+    let severity = |standing: &Standing| match standing {
+        Standing::Conflicting(_) => 5,
+        Standing::FarAhead => 4,
+        Standing::Older(_) => 3,
+        Standing::First => 2,
+        Standing::Newer => 1,
+        Standing::Same => 0,
+    };
+    keys.iter().map(|key| known.standing(line, *key, patch)).max_by_key(severity)
+}
+
+/// The patch's own signatures, those of `PATCH.sig`, and those of `files`, each with the name of its place.
+fn signatures(patch: &Patch, path: &Path, files: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, CommandError> {
+    let inside = patch.signatures().iter().enumerate();
+    let mut all: Vec<_> = inside
+        .map(|(index, signature)| (format!("signature {}", index + 1), signature.bytes.clone()))
+        .collect();
+    let beside = detached_path(path);
+    if let Some(bytes) = places::read_optional(&beside)? {
+        all.push((beside.display().to_string(), binary(bytes)));
+    }
+    for file in files {
+        let missing = || CommandError::io("read", file, &std::io::ErrorKind::NotFound.into());
+        let bytes = places::read_optional(file)?.ok_or_else(missing)?;
+        all.push((file.display().to_string(), binary(bytes)));
+    }
+    Ok(all)
+}
+
+/// Where the signature of a patch stands that is not in it.
+pub fn detached_path(patch: &Path) -> PathBuf {
+    let mut name = patch.as_os_str().to_owned();
+    name.push(".sig");
+    PathBuf::from(name)
+}
+
+/// A signature file's contents in binary form; what is no armour is judged as it is.
+fn binary(bytes: Vec<u8>) -> Vec<u8> {
+    let armour = std::str::from_utf8(&bytes).ok().and_then(|text| SshSig::dearmour(text).ok());
+    armour.unwrap_or(bytes)
+}
+
+/// What a refusal needs to know.
+struct Case<'a> {
+    name: String,
+    /// The patch as a word of a suggested command.
+    word: String,
+    arguments: &'a TrustArguments,
+    policy: &'a Policy,
+}
+
+impl Case<'_> {
+    /// What had to be allowed because of the signatures, or why the patch is refused.
+    fn of_signatures(&self, judgement: &Judgement) -> (Vec<&'static str>, Option<CommandError>) {
+        let (name, word) = (&self.name, &self.word);
+        let reason = judgement.reason.as_deref().unwrap_or_default();
+        let refuse = |kind, what: &str, hint: &str| {
+            CommandError::new(kind, format!("`{name}` {what}: {reason}")).hint(hint)
+        };
+        let (is_allowed, flag, refusal) = match judgement.answer {
+            Answer::Trusted => return (Vec::new(), None),
+            Answer::Bad => {
+                let hint = "do not use this patch: somebody has changed it or its signature; fetch it again";
+                return (Vec::new(), Some(refuse(ExitKind::BadSignature, "has a bad signature", hint)));
+            }
+            Answer::Revoked => {
+                let hint = "ask its maker for a patch that is signed with another key";
+                return (Vec::new(), Some(refuse(ExitKind::Untrusted, "is signed with a revoked key", hint)));
+            }
+            Answer::Insufficient => {
+                let hint = format!("`mpatch sign {word}` adds a signature");
+                return (Vec::new(), Some(refuse(ExitKind::Untrusted, "lacks signatures", &hint)));
+            }
+            Answer::Unknown => {
+                let hint = format!(
+                    "compare the key's fingerprint with its owner's, then `mpatch trust add {word}`; or `--allow-unknown`"
+                );
+                let what = match judgement.keys(Answer::Unknown).first() {
+                    Some(key) => format!("is signed with the unknown key {key}"),
+                    None => "is signed with an unknown key".to_owned(),
+                };
+                let refusal = refuse(ExitKind::Untrusted, &what, &hint);
+                (self.arguments.allow_unknown, "unknown", refusal)
+            }
+            Answer::Expired => {
+                let hint = "ask its maker for a patch that is signed with a valid key; or `--allow-expired`";
+                let refusal = refuse(ExitKind::Untrusted, "is signed with an expired key", hint);
+                (self.arguments.allow_expired, "expired", refusal)
+            }
+            Answer::Unsupported => {
+                let hint = "ask its maker for an Ed25519 signature; or `--allow-unsigned`";
+                let refusal = refuse(ExitKind::Unsupported, "has a signature that is not judged", hint);
+                (self.arguments.allow_unsigned, "unsigned", refusal)
+            }
+            _ => {
+                let hint = format!("`mpatch sign {word}` signs a patch of your own; or `--allow-unsigned`");
+                let refusal = refuse(ExitKind::Untrusted, "is unsigned", &hint);
+                (self.arguments.allow_unsigned, "unsigned", refusal)
+            }
+        };
+        match (is_allowed, self.policy.forbids_exceptions()) {
+            (true, false) => (vec![flag], None),
+            (true, true) => {
+                let message = format!("{}; the policy allows no exceptions", refusal.message);
+                let hint = "the policy is `policy.json` in `.mpatch` or among your settings";
+                (Vec::new(), Some(CommandError { message, ..refusal }.hint(hint)))
+            }
+            (false, _) => (Vec::new(), Some(refusal)),
+        }
+    }
+
+    /// What had to be allowed because of the line, or why the patch is refused.
+    fn of_line(&self, line: &Line, standing: Standing) -> Result<Option<&'static str>, CommandError> {
+        let Line { name: line_name, sequence } = line;
+        let refuse = |what: String, hint: String| {
+            Err(CommandError::new(ExitKind::Rollback, format!("`{}` {what}", self.name)).hint(hint))
+        };
+        let forget = format!("`mpatch trust forget {}` forgets the line", shell_word(line_name));
+        match standing {
+            Standing::First | Standing::Newer | Standing::Same => Ok(None),
+            Standing::Older(_) if self.arguments.allow_rollback => Ok(Some("rollback")),
+            Standing::Older(known) => refuse(
+                format!(
+                    "is number {sequence} of the line `{line_name}`, whose number {} is known: this is a rollback",
+                    known.sequence
+                ),
+                "get the newest patch of the line; or `--allow-rollback`".to_owned(),
+            ),
+            Standing::Conflicting(known) => refuse(
+                format!(
+                    "is not the number {sequence} of the line `{line_name}` that is known, patch {}: its key has signed two patches with one number",
+                    known.patch.short()
+                ),
+                format!("ask its maker which one counts, and why there are two; {forget}"),
+            ),
+            Standing::FarAhead => refuse(
+                format!(
+                    "claims number {sequence} of the line `{line_name}`: no honest number is so far ahead"
+                ),
+                "ask its maker for a patch with the next number".to_owned(),
+            ),
+        }
+    }
+
+    fn of_stripped_line(&self, line: &Line) -> Result<Option<&'static str>, CommandError> {
+        if self.arguments.allow_rollback {
+            return Ok(Some("rollback"));
+        }
+        let message = format!(
+            "`{}` is not signed by a trusted key, but patches of its line `{}` have been: somebody may have taken the signature off",
+            self.name, line.name
+        );
+        Err(CommandError::new(ExitKind::Rollback, message).hint("fetch it again; or `--allow-rollback`"))
+    }
+}
+
+impl TrustReport {
+    /// The outcome in one line.
+    pub fn in_words(&self) -> String {
+        let judgement = &self.judgement;
+        let words = match (&judgement.answer, &judgement.reason) {
+            (Answer::Trusted, _) => {
+                let trusted = judgement.signatures.iter().filter(|found| found.answer == Answer::Trusted);
+                trusted.map(signer_in_words).collect::<Vec<_>>().join("; ")
+            }
+            (answer, Some(reason)) => {
+                let key = judgement
+                    .signatures
+                    .iter()
+                    .find(|found| found.answer == *answer)
+                    .and_then(|found| found.key);
+                let key = key.map(|key| format!(" ({key})")).unwrap_or_default();
+                format!("{answer}{key}: {reason}")
+            }
+            (answer, None) => answer.to_string(),
+        };
+        match &self.line {
+            Some(line) => format!("{words}; number {} of the line {}", line.sequence, line.name),
+            None => words,
+        }
+    }
+
+    /// Who signed and what the user had to allow, in a line of its own.
+    pub fn write(&self, page: &mut Page) {
+        let flags: Vec<_> = self.allowed.iter().map(|what| format!("--allow-{what}")).collect();
+        let flags = flags.join(" and ");
+        let words = match self.judgement.answer {
+            Answer::Trusted => format!("signed by {}", self.in_words()),
+            _ => self.in_words(),
+        };
+        page.line(&if flags.is_empty() { words } else { format!("{words}; let pass by {flags}") });
+    }
+}
+
+fn signer_in_words(found: &Finding) -> String {
+    let key = found.key.map(|key| key.to_string()).unwrap_or_default();
+    format!("{} with {key} ({})", found.principals.join(" and "), found.sources.join(", "))
+}
+
+impl TrustFiles {
+    /// Reads the user's files, the project's and git's.
+    pub fn load() -> Result<Self, CommandError> {
+        let mut files = Self::default();
+        if let Ok(folder) = places::config_folder() {
+            files.read_folder(&folder, true)?;
+        }
+        if let Some(folder) = places::project_folder() {
+            let is_ours = files.project_is_ours(&folder)?;
+            files.read_folder(&folder, is_ours)?;
+        }
+        files.read_git(&GitSettings::read())?;
+        Ok(files)
+    }
+
+    /// The files of believed keys that were found, by name.
+    pub fn sources(&self) -> &[(String, AllowedSigners)] {
+        &self.keyring.sources
+    }
+
+    /// The revoked keys, with the file that revokes them.
+    pub fn revoked(&self) -> &[(String, PublicKey)] {
+        &self.keyring.revoked
+    }
+
+    /// What could not be heeded.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Some file trusts this key with patches, now or at another time.
+    pub fn knows(&self, key: &PublicKey) -> bool {
+        let mut entries = self.keyring.sources.iter().flat_map(|(_, signers)| &signers.entries);
+        let is_for_patches = |entry: &allowed_signers::Entry| {
+            entry.namespaces.as_ref().is_none_or(|namespaces| namespaces.matches(mpatch::sign::NAMESPACE))
+        };
+        entries.any(|entry| entry.key == *key && !entry.is_authority && is_for_patches(entry))
+    }
+
+    /// The file that revokes this key, if one does.
+    pub fn revokes(&self, key: &PublicKey) -> Option<&str> {
+        self.keyring.revoked.iter().find(|(_, revoked)| revoked == key).map(|(file, _)| file.as_str())
+    }
+
+    /// A project's files can ask for more whoever wrote them; they are believed only if the user can have done so.
+    fn project_is_ours(&mut self, folder: &Path) -> Result<bool, CommandError> {
+        let path = folder.join(ALLOWED_SIGNERS);
+        if path.symlink_metadata().is_err() || places::is_of_user(&path)? {
+            return Ok(true);
+        }
+        self.warnings.push(format!(
+            "`{}` trusts nobody: another user owns it, or everybody may write to it",
+            path.display()
+        ));
+        Ok(false)
+    }
+
+    fn read_folder(&mut self, folder: &Path, is_believed: bool) -> Result<(), CommandError> {
+        if is_believed {
+            self.read_signers(&folder.join(ALLOWED_SIGNERS))?;
+        }
+        self.read_revoked(&folder.join(REVOKED))?;
+        let path = folder.join(POLICY);
+        if let Some(json) = places::read_optional(&path)? {
+            let policy = Policy::parse(&json).map_err(|error| {
+                CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display()))
+                    .hint("mend the policy: until then no patch can meet it")
+            })?;
+            self.policy = std::mem::take(&mut self.policy).and(policy);
+            self.has_policy = true;
+        }
+        Ok(())
+    }
+
+    fn read_signers(&mut self, path: &Path) -> Result<(), CommandError> {
+        let Some(text) = places::read_text(path)? else { return Ok(()) };
+        let signers = AllowedSigners::parse(&text);
+        let name = path.display().to_string();
+        self.warnings.extend(signers.problems.iter().map(|problem| format!("`{name}`, {problem}; ignored")));
+        self.keyring.sources.push((name, signers));
+        Ok(())
+    }
+
+    fn read_revoked(&mut self, path: &Path) -> Result<(), CommandError> {
+        let Some(text) = places::read_text(path)? else { return Ok(()) };
+        let keys = allowed_signers::parse_keys(&text).map_err(|error| {
+            CommandError::new(ExitKind::Malformed, format!("`{}`, {error}", path.display()))
+                .hint("a line that cannot be read might revoke any key: mend it")
+        })?;
+        let name = path.display().to_string();
+        self.keyring.revoked.extend(keys.into_iter().map(|key| (name.clone(), key)));
+        Ok(())
+    }
+
+    /// Git's files; its keys are not believed where its list of revoked ones cannot be read.
+    fn read_git(&mut self, git: &GitSettings) -> Result<(), CommandError> {
+        if let Some(path) = &git.revocations {
+            if places::read_optional(path)?.is_some_and(|bytes| bytes.starts_with(KRL_MAGIC)) {
+                let path = path.display();
+                self.warnings.push(format!(
+                    "git's revoked keys `{path}` are in binary, which is not read here: git's allowed signers are left out"
+                ));
+                return Ok(());
+            }
+            self.read_revoked(path)?;
+        }
+        match &git.allowed_signers {
+            Some(path) => self.read_signers(path),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Adds lines to a file of keys, which is made if need be.
+pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
+    change(path, |text| {
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        lines.iter().for_each(|line| {
+            text.push_str(line);
+            text.push('\n');
+        });
+    })
+}
+
+/// Changes a file of keys, in one step.
+pub fn change(path: &Path, change: impl FnOnce(&mut String)) -> Result<(), CommandError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    places::with_lock(folder, || {
+        let mut text = places::read_text(path)?.unwrap_or_default();
+        change(&mut text);
+        places::replace(path, text.as_bytes())
+    })
+}

@@ -1,0 +1,335 @@
+//! OpenSSH's `allowed_signers`: whose keys are believed, for what, and when.
+//!
+//! ```text
+//! alice@example.org,bob@*  namespaces="mpatch,git" valid-before="20271231Z"  ssh-ed25519 AAAA...  a comment
+//! principals               options                                           key
+//! ```
+//!
+//! The layout is that of ssh-keygen(1), "ALLOWED SIGNERS". A line that cannot be read trusts nobody and is reported.
+
+use std::fmt::Write as _;
+
+use super::key::{KeyError, PublicKey};
+use super::sshsig::NAMESPACE;
+use super::time;
+
+/// Largest file of keys in bytes.
+pub const SIZE_MAX_BYTES: usize = 4 << 20;
+
+/// One believed key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Entry {
+    /// Whom the key stands for.
+    pub principals: Patterns,
+    /// What the key may sign; anything without it.
+    pub namespaces: Option<Patterns>,
+    /// The first second, since 1970, at which it counts.
+    pub valid_after: Option<u64>,
+    /// The last one.
+    pub valid_before: Option<u64>,
+    /// The key vouches for certificates, which mpatch does not judge, and not for patches.
+    pub is_authority: bool,
+    /// The key.
+    pub key: PublicKey,
+    /// Where it stands, from 1.
+    pub line: usize,
+}
+
+/// A line that trusts nobody, because it cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}: {what}")]
+pub struct LineError {
+    /// Which line, from 1.
+    pub line: usize,
+    /// What is wrong with it.
+    pub what: String,
+}
+
+/// The keys of one file.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct AllowedSigners {
+    /// Its entries, in order.
+    pub entries: Vec<Entry>,
+    /// Its lines that cannot be read.
+    pub problems: Vec<LineError>,
+}
+
+impl AllowedSigners {
+    /// Reads a file.
+    pub fn parse(text: &str) -> Self {
+        let mut signers = Self::default();
+        for (line, text) in lines(text) {
+            match entry(text, line) {
+                Ok(entry) => signers.entries.push(entry),
+                Err(what) => signers.problems.push(LineError { line, what }),
+            }
+        }
+        signers
+    }
+}
+
+/// A file with one public key a line, as `ssh-keygen -Y verify -r` reads a list of revoked ones.
+///
+/// # Errors
+/// [`LineError`]: a line that cannot be read might have revoked any key.
+pub fn parse_keys(text: &str) -> Result<Vec<PublicKey>, LineError> {
+    let key = |(line, text)| {
+        PublicKey::parse(text).map_err(|error: KeyError| LineError { line, what: error.to_string() })
+    };
+    lines(text).map(key).collect()
+}
+
+/// The line that lets `key` sign patches, and nothing else, for `principal`.
+pub fn line_of(principal: &str, key: &PublicKey) -> String {
+    let comment: String = key.comment().chars().filter(|sign| !sign.is_control()).collect();
+    let mut line = format!("{principal} namespaces=\"{NAMESPACE}\" {}", key.line());
+    if !comment.is_empty() {
+        // Writing to a string cannot fail.
+        let _ = write!(line, " {comment}");
+    }
+    line
+}
+
+/// `text` as the name of exactly one principal: without what has a meaning in the file. None if nothing is left.
+pub fn principal_of(text: &str) -> Option<String> {
+    let is_plain = |sign: char| !sign.is_whitespace() && !sign.is_control() && !"\",*?!#\\".contains(sign);
+    let plain: String = text.trim().chars().map(|sign| if is_plain(sign) { sign } else { '-' }).collect();
+    let name = plain.trim_matches('-');
+    (!name.is_empty()).then(|| name.to_owned())
+}
+
+/// Lines that say something, numbered from 1.
+fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let numbered = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
+    numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+}
+
+fn entry(text: &str, line: usize) -> Result<Entry, String> {
+    let (principals, rest) = word(text)?;
+    let (first, behind) = word(rest)?;
+    // Options are optional: what reads as a key is one.
+    let (options, key) = match PublicKey::parse(rest) {
+        Ok(key) => (Options::default(), key),
+        Err(_) if !first.contains('=') && first != AUTHORITY => {
+            return Err(format!("`{first}` begins neither a key nor options"));
+        }
+        Err(_) => {
+            let key = PublicKey::parse(behind).map_err(|error| error.to_string())?;
+            (Options::parse(first)?, key)
+        }
+    };
+    let principals = Patterns::parse(&unquoted(principals)).ok_or("it names no principal")?;
+    let Options { namespaces, valid_after, valid_before, is_authority } = options;
+    if valid_after.zip(valid_before).is_some_and(|(after, before)| before <= after) {
+        return Err("its validity ends before it begins".to_owned());
+    }
+    Ok(Entry { principals, namespaces, valid_after, valid_before, is_authority, key, line })
+}
+
+/// The first word, in which blanks between quotes are no ends, and the rest.
+fn word(text: &str) -> Result<(&str, &str), String> {
+    let mut quoted = false;
+    for (at, sign) in text.char_indices() {
+        match sign {
+            '"' => quoted = !quoted,
+            ' ' | '\t' if !quoted => return Ok((&text[..at], text[at..].trim_start())),
+            _ => {}
+        }
+    }
+    if quoted { Err("a quote is not closed".to_owned()) } else { Ok((text, "")) }
+}
+
+fn unquoted(text: &str) -> String {
+    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text).to_owned()
+}
+
+const AUTHORITY: &str = "cert-authority";
+
+#[derive(Debug, Default)]
+struct Options {
+    namespaces: Option<Patterns>,
+    valid_after: Option<u64>,
+    valid_before: Option<u64>,
+    is_authority: bool,
+}
+
+impl Options {
+    fn parse(text: &str) -> Result<Self, String> {
+        let mut options = Self::default();
+        for option in split_outside_quotes(text) {
+            let (name, value) = option.split_once('=').unwrap_or((option, ""));
+            let value = unquoted(value);
+            let no_time = || format!("`{value}` is no time: expected YYYYMMDD[HHMM[SS]][Z]");
+            let is_new = match name.to_ascii_lowercase().as_str() {
+                AUTHORITY => !std::mem::replace(&mut options.is_authority, true),
+                "namespaces" => {
+                    let patterns = Patterns::parse(&value).ok_or("it names no namespace")?;
+                    options.namespaces.replace(patterns).is_none()
+                }
+                "valid-after" => {
+                    options.valid_after.replace(time::begin(&value).ok_or_else(no_time)?).is_none()
+                }
+                "valid-before" => {
+                    options.valid_before.replace(time::end(&value).ok_or_else(no_time)?).is_none()
+                }
+                // It may well be a restriction, so the line must not be believed without it.
+                _ => return Err(format!("unknown option `{name}`")),
+            };
+            if !is_new {
+                return Err(format!("`{name}` stands twice"));
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn split_outside_quotes(text: &str) -> Vec<&str> {
+    let mut quoted = false;
+    let is_end = |sign: char| {
+        quoted ^= sign == '"';
+        sign == ',' && !quoted
+    };
+    text.split(is_end).collect()
+}
+
+/// A list of patterns as OpenSSH matches them: `*` and `?` stand for others, and a `!` in front excludes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Patterns {
+    text: String,
+}
+
+impl Patterns {
+    fn parse(text: &str) -> Option<Self> {
+        (!text.split(',').all(str::is_empty)).then(|| Self { text: text.to_owned() })
+    }
+
+    /// Some pattern matches `name`, and none excludes it.
+    pub fn matches(&self, name: &str) -> bool {
+        let mut found = false;
+        for pattern in self.text.split(',') {
+            match pattern.strip_prefix('!') {
+                Some(excluded) if matches(excluded, name) => return false,
+                Some(_) => {}
+                None => found |= matches(pattern, name),
+            }
+        }
+        found
+    }
+
+    /// As it is written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+}
+
+/// Whether `name` is `pattern`. Going back to the last `*` only keeps the work at the product of the lengths.
+fn matches(pattern: &str, name: &str) -> bool {
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (mut at, mut read) = (0, 0);
+    let mut star = None;
+    while read < name.len() {
+        match pattern.get(at) {
+            Some('*') => {
+                star = Some((at, read));
+                at += 1;
+            }
+            Some('?') => {
+                at += 1;
+                read += 1;
+            }
+            Some(sign) if *sign == name[read] => {
+                at += 1;
+                read += 1;
+            }
+            _ => {
+                let Some((star_at, taken)) = star else { return false };
+                star = Some((star_at, taken + 1));
+                at = star_at + 1;
+                read = taken + 1;
+            }
+        }
+    }
+    pattern[at..].iter().all(|sign| *sign == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAILM+rvN+ot98qgEN796jTiQfZfG1KaT0PtFDJ/XFSqti";
+
+    fn one(text: &str) -> Entry {
+        let signers = AllowedSigners::parse(text);
+        assert_eq!(signers.problems, []);
+        let [entry] = signers.entries.try_into().expect("one entry");
+        entry
+    }
+
+    #[test]
+    fn a_line_has_principals_options_and_a_key() {
+        let plain = one(&format!("# a comment\n\n  alice@example.org {KEY} her laptop"));
+        assert_eq!((plain.line, plain.principals.as_str()), (3, "alice@example.org"));
+        assert_eq!(plain.key.comment(), "her laptop");
+        assert!(plain.namespaces.is_none() && !plain.is_authority);
+        let full = format!(
+            "\"alice@example.org,bob smith\" namespaces=\"git,mpatch\",valid-after=\"20260101Z\",valid-before=20270101Z {KEY}"
+        );
+        let full = one(&full);
+        assert!(full.principals.matches("bob smith"));
+        assert!(full.namespaces.unwrap().matches("mpatch"));
+        assert_eq!((full.valid_after, full.valid_before), (Some(1_767_225_600), Some(1_798_761_600)));
+        assert!(one(&format!("*@example.org cert-authority {KEY}")).is_authority);
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_trusts_nobody() {
+        for (line, words) in [
+            (format!("alice unknown-option=\"x\" {KEY}"), "unknown option `unknown-option`"),
+            (format!("alice restrict {KEY}"), "neither a key nor options"),
+            (format!("alice namespaces=\"a\",namespaces=\"b\" {KEY}"), "twice"),
+            (format!("alice valid-before=\"tomorrow\" {KEY}"), "no time"),
+            (format!("alice valid-after=20270101Z,valid-before=20260101Z {KEY}"), "ends before"),
+            (format!("alice namespaces=\"mpatch {KEY}"), "quote"),
+            (format!(",, {KEY}"), "no principal"),
+            (KEY.to_owned(), "neither a key nor options"),
+            ("alice".to_owned(), "neither a key nor options"),
+            ("alice namespaces=\"mpatch\" ssh-ed25519 AAAA".to_owned(), "not an OpenSSH key"),
+        ] {
+            let signers = AllowedSigners::parse(&line);
+            assert_eq!(signers.entries, [], "{line}");
+            assert!(signers.problems[0].what.contains(words), "{line}: {:?}", signers.problems);
+        }
+    }
+
+    #[test]
+    fn patterns_match_as_those_of_openssh() {
+        let matches = |patterns: &str, name: &str| Patterns::parse(patterns).unwrap().matches(name);
+        assert!(matches("*@example.org", "alice@example.org"));
+        assert!(matches("a?ice@*,bob", "alice@example.org"));
+        assert!(!matches("*@example.org,!alice@*", "alice@example.org"));
+        assert!(!matches("alice", "alice@example.org"));
+        assert!(!matches("!bob", "alice"));
+        assert!(matches("*a*b*", "xxaxxbxx") && !matches("*a*b*", "xxbxxaxx"));
+        // Quadratic, not exponential.
+        assert!(!matches(&"*a".repeat(500), &"a".repeat(499)));
+    }
+
+    #[test]
+    fn a_line_that_is_written_reads_as_meant() {
+        let key = PublicKey::parse(&format!("{KEY} a\tcomment")).unwrap();
+        let entry = one(&line_of("alice@example.org", &key));
+        assert_eq!(entry.key, key);
+        assert!(entry.namespaces.unwrap().matches(NAMESPACE));
+        assert_eq!(principal_of("alice@example.org").as_deref(), Some("alice@example.org"));
+        assert_eq!(principal_of(" Alice, the *first* ").as_deref(), Some("Alice--the--first"));
+        assert_eq!(principal_of("\"*\""), None);
+    }
+
+    #[test]
+    fn a_list_of_keys_is_read_whole_or_not_at_all() {
+        assert_eq!(parse_keys(&format!("# gone\n{KEY}\n")).map(|keys| keys.len()), Ok(1));
+        assert_eq!(parse_keys(&format!("{KEY}\nnonsense\n")).unwrap_err().line, 2);
+    }
+}

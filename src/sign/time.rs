@@ -1,0 +1,90 @@
+//! Times in `allowed_signers`: `YYYYMMDD[HHMM[SS]][Z]`, in seconds since 1970.
+//!
+//! Without `Z` OpenSSH means the local time of whoever checks. This room knows no time zones, so such a time is read
+//! in the zone that trusts less: a validity begins in the last place on earth, and ends in the first.
+
+/// Local time is never behind UTC by more.
+const WEST_MAX_SECONDS: u64 = 12 * 3600;
+/// Local time is never ahead of UTC by more.
+const EAST_MAX_SECONDS: u64 = 14 * 3600;
+
+/// The first second of a validity.
+pub(super) fn begin(text: &str) -> Option<u64> {
+    let (seconds, is_utc) = parse(text)?;
+    Some(if is_utc { seconds } else { seconds + WEST_MAX_SECONDS })
+}
+
+/// The last second of a validity.
+pub(super) fn end(text: &str) -> Option<u64> {
+    let (seconds, is_utc) = parse(text)?;
+    Some(if is_utc { seconds } else { seconds.saturating_sub(EAST_MAX_SECONDS) })
+}
+
+/// The seconds since 1970 of the written time, and whether it says that it is UTC.
+fn parse(text: &str) -> Option<(u64, bool)> {
+    let digits = text.strip_suffix('Z').or_else(|| text.strip_suffix("UTC")).unwrap_or(text);
+    let is_well_formed = [8, 12, 14].contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    if !is_well_formed {
+        return None;
+    }
+    let field =
+        |from: usize, to: usize| digits.get(from..to).map_or(Some(0), |part| part.parse::<u64>().ok());
+    let (year, month, day) = (field(0, 4)?, field(4, 6)?, field(6, 8)?);
+    let (hour, minute, second) = (field(8, 10)?, field(10, 12)?, field(12, 14)?);
+    let is_a_time = year >= 1970
+        && (1..=12).contains(&month)
+        && (1..=days_in_month(year, month)).contains(&day)
+        && hour < 24
+        && minute < 60
+        && second < 60;
+    let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+    is_a_time.then_some((seconds, digits.len() != text.len()))
+}
+
+fn is_leap(year: u64) -> bool {
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+}
+
+fn days_in_month(year: u64, month: u64) -> u64 {
+    match month {
+        2 => 28 + u64::from(is_leap(year)),
+        4 | 6 | 9 | 11 => 30,
+        _ => 31,
+    }
+}
+
+fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
+    let years: u64 = (1970..year).map(|year| 365 + u64::from(is_leap(year))).sum();
+    let months: u64 = (1..month).map(|month| days_in_month(year, month)).sum();
+    years + months + day.saturating_sub(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_those_of_the_calendar() {
+        // From `date -u -d ... +%s`.
+        assert_eq!(begin("19700101Z"), Some(0));
+        assert_eq!(begin("20000229Z"), Some(951_782_400));
+        assert_eq!(end("20261124235959Z"), Some(1_795_564_799));
+        assert_eq!(end("202611242359UTC"), Some(1_795_564_740));
+        assert_eq!(begin("21000301Z"), Some(4_107_542_400));
+    }
+
+    #[test]
+    fn a_time_without_a_zone_is_read_so_as_to_trust_less() {
+        assert_eq!(begin("20000229"), Some(951_782_400 + 12 * 3600));
+        assert_eq!(end("20000229"), Some(951_782_400 - 14 * 3600));
+    }
+
+    #[test]
+    fn what_is_no_time_is_refused() {
+        for text in
+            ["", "2026", "20261301", "20260230", "20260101240000Z", "2026010é", "+2026011", "20260101ZZ"]
+        {
+            assert_eq!(begin(text), None, "{text}");
+        }
+    }
+}

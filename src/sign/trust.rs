@@ -1,0 +1,366 @@
+//! The judgement: one answer about a patch, from its signatures, the believed keys, the revoked ones and the time.
+//!
+//! Each signature is judged by itself, in this order: does it fit the manifest, is its key revoked, is its key
+//! believed for patches, is it believed now. One bad signature spoils the patch, because somebody has tampered with
+//! it; otherwise what counts is how many distinct believed keys signed, and who they are.
+
+use std::fmt;
+
+use serde::Serialize;
+
+use super::allowed_signers::{AllowedSigners, Entry};
+use super::key::{Fingerprint, PublicKey};
+use super::policy::Policy;
+use super::sshsig::{NAMESPACE, SshSig, SshSigError};
+
+/// Believed keys and where they were found, and keys that are believed no more.
+#[derive(Debug, Clone, Default)]
+pub struct Keyring {
+    /// The files of believed keys, by name.
+    pub sources: Vec<(String, AllowedSigners)>,
+    /// The revoked keys, with the name of the file that revokes them.
+    pub revoked: Vec<(String, PublicKey)>,
+}
+
+/// The one answer about a patch, or about one of its signatures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum Answer {
+    /// Signed by a key that is believed, as the policy asks.
+    Trusted,
+    /// The signature is good, but nobody said that its key is to be believed.
+    Unknown,
+    /// The key is believed, but not at this time.
+    Expired,
+    /// The key is believed no more.
+    Revoked,
+    /// A signature does not fit: somebody has tampered with it.
+    Bad,
+    /// There is no signature.
+    Unsigned,
+    /// The only signatures are of a kind that is not judged.
+    Unsupported,
+    /// There are trusted signatures, but not all that the policy asks for.
+    Insufficient,
+}
+
+impl Answer {
+    /// The word for it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Answer::Trusted => "trusted",
+            Answer::Unknown => "unknown",
+            Answer::Expired => "expired",
+            Answer::Revoked => "revoked",
+            Answer::Bad => "bad",
+            Answer::Unsigned => "unsigned",
+            Answer::Unsupported => "unsupported",
+            Answer::Insufficient => "insufficient",
+        }
+    }
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+/// What was found about one signature.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Finding {
+    /// Where the signature stands: `signature 1`, or the name of its own file.
+    pub place: String,
+    /// Its key; none if the signature cannot be read.
+    pub key: Option<Fingerprint>,
+    /// The algorithm of its key.
+    pub algorithm: Option<String>,
+    /// The answer about this signature alone.
+    pub answer: Answer,
+    /// Whom its key stands for, in the words of whoever believes it.
+    pub principals: Vec<String>,
+    /// The files that the answer rests on.
+    pub sources: Vec<String>,
+    /// Why the answer is not better; none for a trusted signature.
+    pub reason: Option<String>,
+    /// The entries that believe this key, now.
+    #[serde(skip)]
+    entries: Vec<Entry>,
+}
+
+/// What was found about a patch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Judgement {
+    /// The one answer.
+    pub answer: Answer,
+    /// Why it is not better; none for a trusted patch.
+    pub reason: Option<String>,
+    /// The signatures, those in the patch first.
+    pub signatures: Vec<Finding>,
+}
+
+impl Judgement {
+    /// The keys whose signatures are good and have `answer`, each once.
+    pub fn keys(&self, answer: Answer) -> Vec<Fingerprint> {
+        let mut keys: Vec<_> = self
+            .signatures
+            .iter()
+            .filter(|found| found.answer == answer)
+            .filter_map(|found| found.key)
+            .collect();
+        keys.sort();
+        keys.dedup();
+        keys
+    }
+}
+
+/// Judges `signatures`, each in binary form with the name of its place, over `manifest`, at `now` in seconds since
+/// 1970.
+pub fn judge(
+    manifest: &[u8],
+    signatures: &[(String, Vec<u8>)],
+    keyring: &Keyring,
+    policy: &Policy,
+    now: u64,
+) -> Judgement {
+    let findings = signatures.iter().map(|(place, bytes)| finding(place, bytes, manifest, keyring, now));
+    let signatures: Vec<Finding> = findings.collect();
+    let (answer, reason) = overall(&signatures, policy);
+    Judgement { answer, reason, signatures }
+}
+
+fn finding(place: &str, bytes: &[u8], manifest: &[u8], keyring: &Keyring, now: u64) -> Finding {
+    let mut found = Finding {
+        place: place.to_owned(),
+        key: None,
+        algorithm: None,
+        answer: Answer::Bad,
+        principals: Vec::new(),
+        sources: Vec::new(),
+        reason: None,
+        entries: Vec::new(),
+    };
+    let signature = match SshSig::parse(bytes) {
+        Ok(signature) => signature,
+        Err(error) => return found.with_error(&error),
+    };
+    let key = signature.key();
+    found.key = Some(key.fingerprint());
+    found.algorithm = Some(key.algorithm());
+    match signature.verify(manifest) {
+        Ok(()) => found.with_key(key, keyring, now),
+        Err(error) => found.with_error(&error),
+    }
+}
+
+impl Finding {
+    fn with_error(self, error: &SshSigError) -> Self {
+        let answer = match error {
+            SshSigError::Unsupported(_) => Answer::Unsupported,
+            _ => Answer::Bad,
+        };
+        Self { answer, reason: Some(error.to_string()), ..self }
+    }
+
+    /// The signature is good; what is its key worth?
+    fn with_key(self, key: &PublicKey, keyring: &Keyring, now: u64) -> Self {
+        if let Some((source, _)) = keyring.revoked.iter().find(|(_, revoked)| revoked == key) {
+            let reason = Some(format!("the key is revoked by `{source}`"));
+            return Self { answer: Answer::Revoked, sources: vec![source.clone()], reason, ..self };
+        }
+        let all = keyring
+            .sources
+            .iter()
+            .flat_map(|(source, signers)| signers.entries.iter().map(move |entry| (source, entry)));
+        let of_key = all.filter(|(_, entry)| entry.key == *key && !entry.is_authority);
+        let is_for_patches =
+            |entry: &Entry| entry.namespaces.as_ref().is_none_or(|namespaces| namespaces.matches(NAMESPACE));
+        let (ours, others): (Vec<_>, Vec<_>) = of_key.partition(|(_, entry)| is_for_patches(entry));
+        let (valid, invalid): (Vec<_>, Vec<_>) =
+            ours.into_iter().partition(|(_, entry)| is_valid(entry, now));
+        if valid.is_empty() {
+            return self.without_valid_entry(&invalid, &others, now);
+        }
+        let mut found = Self { answer: Answer::Trusted, ..self };
+        found.note(&valid);
+        found.entries = valid.into_iter().map(|(_, entry)| entry.clone()).collect();
+        found
+    }
+
+    fn without_valid_entry(
+        mut self,
+        invalid: &[(&String, &Entry)],
+        others: &[(&String, &Entry)],
+        now: u64,
+    ) -> Self {
+        if let Some((source, entry)) = invalid.first() {
+            let when = if entry.valid_after.is_some_and(|after| now < after) {
+                "is not valid yet"
+            } else {
+                "is not valid any more"
+            };
+            self.answer = Answer::Expired;
+            self.reason = Some(format!("the key {when}, says `{source}`, line {}", entry.line));
+            self.note(invalid);
+            return self;
+        }
+        self.answer = Answer::Unknown;
+        self.reason = Some(match others.first() {
+            Some((source, entry)) => {
+                format!("the key may not sign for `{NAMESPACE}`, says `{source}`, line {}", entry.line)
+            }
+            None => "nobody has said that the key is to be trusted".to_owned(),
+        });
+        self
+    }
+
+    fn note(&mut self, entries: &[(&String, &Entry)]) {
+        for (source, entry) in entries {
+            let principal = entry.principals.as_str().to_owned();
+            if !self.principals.contains(&principal) {
+                self.principals.push(principal);
+            }
+            if !self.sources.contains(source) {
+                self.sources.push((*source).clone());
+            }
+        }
+    }
+}
+
+fn is_valid(entry: &Entry, now: u64) -> bool {
+    entry.valid_after.is_none_or(|after| now >= after)
+        && entry.valid_before.is_none_or(|before| now <= before)
+}
+
+fn overall(signatures: &[Finding], policy: &Policy) -> (Answer, Option<String>) {
+    let first = |answer: Answer| signatures.iter().find(|found| found.answer == answer);
+    let because = |found: &Finding| {
+        let reason = found.reason.as_deref().unwrap_or_default();
+        // Of several it matters which one it is.
+        Some(if signatures.len() == 1 { reason.to_owned() } else { format!("{}: {reason}", found.place) })
+    };
+    if let Some(bad) = first(Answer::Bad) {
+        return (Answer::Bad, because(bad));
+    }
+    if first(Answer::Trusted).is_some() {
+        return match unmet(signatures, policy) {
+            None => (Answer::Trusted, None),
+            unmet => (Answer::Insufficient, unmet),
+        };
+    }
+    let worst_first = [Answer::Revoked, Answer::Expired, Answer::Unknown, Answer::Unsupported];
+    match worst_first.into_iter().find_map(first) {
+        Some(found) => (found.answer, because(found)),
+        None => (Answer::Unsigned, Some("there is no signature".to_owned())),
+    }
+}
+
+/// What the policy asks for and the trusted signatures do not give.
+fn unmet(signatures: &[Finding], policy: &Policy) -> Option<String> {
+    let trusted: Vec<&Finding> = signatures.iter().filter(|found| found.answer == Answer::Trusted).collect();
+    let mut keys: Vec<_> = trusted.iter().filter_map(|found| found.key).collect();
+    keys.sort();
+    keys.dedup();
+    if keys.len() < policy.threshold {
+        let (found, wanted) = (keys.len(), policy.threshold);
+        return Some(format!("the policy asks for {wanted} trusted keys, {found} signed"));
+    }
+    let speaks_for = |found: &&Finding, principal: &str| {
+        found.entries.iter().any(|entry| entry.principals.matches(principal))
+    };
+    let missing =
+        policy.required.iter().find(|principal| !trusted.iter().any(|found| speaks_for(found, principal)))?;
+    Some(format!("the policy asks for the signature of `{missing}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sign::allowed_signers::line_of;
+    use crate::sign::{PrivateKey, sshsig};
+
+    const MANIFEST: &[u8] = b"a manifest";
+    const NOW: u64 = 1_800_000_000;
+
+    fn key(seed: u8) -> PrivateKey {
+        PrivateKey::from_seed(&[seed; 32], "").unwrap()
+    }
+
+    fn signature(seed: u8) -> (String, Vec<u8>) {
+        let signature = sshsig::sign(&key(seed), MANIFEST).unwrap();
+        (format!("signature {seed}"), signature.bytes().to_vec())
+    }
+
+    fn keyring(lines: &[String]) -> Keyring {
+        let signers = AllowedSigners::parse(&lines.join("\n"));
+        assert_eq!(signers.problems, []);
+        Keyring { sources: vec![("signers".into(), signers)], revoked: vec![] }
+    }
+
+    fn trusting(seeds: &[u8]) -> Keyring {
+        let line = |seed: &u8| line_of(&format!("signer{seed}@example.org"), key(*seed).public());
+        keyring(&seeds.iter().map(line).collect::<Vec<_>>())
+    }
+
+    fn answer(signatures: &[(String, Vec<u8>)], keyring: &Keyring, policy: &str) -> Answer {
+        let policy = Policy::parse(policy.as_bytes()).unwrap();
+        judge(MANIFEST, signatures, keyring, &policy, NOW).answer
+    }
+
+    #[test]
+    fn the_five_answers_are_never_confused() {
+        let trusting = trusting(&[1]);
+        assert_eq!(answer(&[signature(1)], &trusting, "{}"), Answer::Trusted);
+        assert_eq!(answer(&[signature(2)], &trusting, "{}"), Answer::Unknown);
+        assert_eq!(answer(&[], &trusting, "{}"), Answer::Unsigned);
+        let (place, mut bytes) = signature(1);
+        *bytes.last_mut().unwrap() ^= 1;
+        assert_eq!(answer(&[(place, bytes)], &trusting, "{}"), Answer::Bad);
+        let revoking = Keyring { revoked: vec![("revoked".into(), key(1).public().clone())], ..trusting };
+        assert_eq!(answer(&[signature(1)], &revoking, "{}"), Answer::Revoked);
+        let line = |option: &str| keyring(&[format!("a {option} {}", key(1).public().line())]);
+        assert_eq!(answer(&[signature(1)], &line("valid-before=\"20200101Z\""), "{}"), Answer::Expired);
+        assert_eq!(answer(&[signature(1)], &line("valid-after=\"20400101Z\""), "{}"), Answer::Expired);
+        assert_eq!(answer(&[signature(1)], &line("valid-before=\"20400101Z\""), "{}"), Answer::Trusted);
+        assert_eq!(answer(&[signature(1)], &line("namespaces=\"git,file\""), "{}"), Answer::Unknown);
+        assert_eq!(answer(&[signature(1)], &line("cert-authority"), "{}"), Answer::Unknown);
+    }
+
+    #[test]
+    fn one_bad_signature_spoils_the_patch_and_one_unknown_does_not() {
+        let trusting = trusting(&[1]);
+        assert_eq!(answer(&[signature(2), signature(1)], &trusting, "{}"), Answer::Trusted);
+        let bad = ("bad".to_owned(), b"SSHSIG".to_vec());
+        assert_eq!(answer(&[signature(1), bad], &trusting, "{}"), Answer::Bad);
+    }
+
+    #[test]
+    fn a_threshold_counts_keys_and_not_signatures() {
+        let two = r#"{"threshold": 2}"#;
+        let trusting = trusting(&[1, 2]);
+        assert_eq!(answer(&[signature(1), signature(1)], &trusting, two), Answer::Insufficient);
+        assert_eq!(answer(&[signature(1), signature(3)], &trusting, two), Answer::Insufficient);
+        assert_eq!(answer(&[signature(1), signature(2)], &trusting, two), Answer::Trusted);
+    }
+
+    #[test]
+    fn a_required_principal_must_have_signed() {
+        let policy = r#"{"required": ["signer2@example.org"]}"#;
+        assert_eq!(answer(&[signature(1)], &trusting(&[1, 2]), policy), Answer::Insufficient);
+        assert_eq!(answer(&[signature(2)], &trusting(&[1, 2]), policy), Answer::Trusted);
+        // A pattern that excludes the name is not its signature.
+        let lines = [format!("*@example.org,!signer2@* {}", key(1).public().line())];
+        assert_eq!(answer(&[signature(1)], &keyring(&lines), policy), Answer::Insufficient);
+    }
+
+    #[test]
+    fn the_reason_names_the_place() {
+        let both = [signature(2), signature(3)];
+        let judged = judge(MANIFEST, &both, &trusting(&[1]), &Policy::default(), NOW);
+        assert!(judged.reason.unwrap().starts_with("signature 2: nobody"), "{:?}", judged.signatures);
+        assert_eq!(judged.signatures[0].key, Some(key(2).public().fingerprint()));
+    }
+}

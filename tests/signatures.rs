@@ -1,0 +1,614 @@
+//! Trust, against OpenSSH's own programs: what `ssh-keygen` signs is judged here, what is signed here `ssh-keygen`
+//! accepts, and what is not to be trusted is refused with its own answer and exit code. `docs/trust.md` makes the
+//! claims that these tests hold.
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod ed25519;
+mod material;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use ed25519::{sshsig, string};
+use material::{
+    SETTINGS, key, lay_out, lay_out_editing, lay_out_signers, mpatch, signed_with, unsigned_patch, write_key,
+};
+use mpatch::patch::manifest::Line;
+use mpatch::sign::allowed_signers::line_of;
+use mpatch::sign::{PrivateKey, SshSig, SshSigError};
+use serde_json::Value;
+use ssh_key::HashAlg;
+use tempfile::TempDir;
+
+const APPLY: &str = "apply model.safetensors edits.mpatch -o edited.safetensors";
+
+/// A folder that commands run in, with its own settings, models and patches.
+struct Bench {
+    folder: TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        lay_out(folder.path());
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    fn command(&self, words: &str) -> assert_cmd::Command {
+        let mut command = mpatch();
+        command.current_dir(self.folder.path()).args(words.split(' '));
+        command
+    }
+
+    /// Runs mpatch, which must end with `code`; answers with what it said on both outputs.
+    #[track_caller]
+    fn run(&self, words: &str, code: i32) -> String {
+        said(&self.command(words).output().unwrap(), words, code)
+    }
+
+    /// The answer of `verify --json` about a patch, which must end with `code`.
+    #[track_caller]
+    fn answer(&self, patch: &str, code: i32) -> Value {
+        let output = self.command(&format!("verify {patch} --json")).output().unwrap();
+        said(&output, patch, code);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report["trust"].clone()
+    }
+
+    /// `ssh-keygen` in the bench's folder, with `input`.
+    fn ssh_keygen(&self, words: &str, input: &[u8]) -> Output {
+        let mut command = Command::new("ssh-keygen");
+        command.current_dir(self.folder.path()).args(words.split(' ')).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).unwrap();
+        child.wait_with_output().unwrap()
+    }
+
+    /// A key that `ssh-keygen` makes, without passphrase, and the line that trusts it.
+    fn make_key(&self, kind: &str, name: &str) -> String {
+        let mut command = Command::new("ssh-keygen");
+        command.current_dir(self.folder.path());
+        command.args(["-q", "-N", "", "-C", "someone@example.org", "-f", name, "-t"]);
+        assert!(command.args(kind.split(' ')).status().unwrap().success());
+        format!("someone@example.org {}", fs::read_to_string(self.path(&format!("{name}.pub"))).unwrap())
+    }
+
+    /// Trusts the keys of these lines and no others.
+    fn trust(&self, lines: &str) {
+        self.write("config/allowed_signers", lines);
+    }
+
+    /// The manifest of `patch`, as mpatch prints it.
+    fn manifest(&self, patch: &str) -> Vec<u8> {
+        self.command(&format!("show {patch} --manifest")).output().unwrap().stdout
+    }
+
+    /// Has `ssh-keygen` sign the manifest of `unsigned.mpatch`, into its `.sig`.
+    fn sign_with_openssh(&self, key: &str, namespace: &str) {
+        let made =
+            self.ssh_keygen(&format!("-Y sign -f {key} -n {namespace}"), &self.manifest("unsigned.mpatch"));
+        assert!(made.status.success(), "{made:?}");
+        self.write("unsigned.mpatch.sig", made.stdout);
+    }
+
+    /// A patch of the line `geography`, signed by the key that is trusted.
+    fn patch_of_line(&self, name: &str, sequence: u64, title: &str) {
+        let line = Line { name: "geography".into(), sequence };
+        let unsigned = unsigned_patch(&self.path("model.safetensors"), Some(line), title);
+        self.write(name, signed_with(unsigned, &key()));
+    }
+}
+
+#[track_caller]
+fn said(output: &Output, words: &str, code: i32) -> String {
+    let text =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "`{words}` said:\n{text}");
+    text
+}
+
+/// Whether OpenSSH is here; a test that needs it says so and is skipped.
+fn openssh_is_here() -> bool {
+    let is_here = Command::new("ssh-keygen").arg("-?").stderr(Stdio::null()).status().is_ok();
+    if !is_here {
+        let _ = writeln!(std::io::stdout(), "skipped: OpenSSH is not installed");
+    }
+    is_here
+}
+
+// ------------------------------------------------------------------------------------- both ways with OpenSSH --
+
+#[test]
+fn ssh_keygen_accepts_what_is_signed_here() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let signature = bench.command("show edits.mpatch --signature").output().unwrap().stdout;
+    bench.write("edits.sig", signature);
+    let verify = "-Y verify -f config/allowed_signers -I maker@example.org -n mpatch -s edits.sig";
+    let manifest = bench.manifest("edits.mpatch");
+    let good = bench.ssh_keygen(verify, &manifest);
+    assert!(said(&good, verify, 0).contains("Good \"mpatch\" signature for maker@example.org"));
+    assert!(!bench.ssh_keygen(verify, &manifest[1..]).status.success());
+    // What is revoked here is revoked there.
+    bench.run("trust revoke maker@example.org", 0);
+    assert!(!bench.ssh_keygen(&format!("{verify} -r config/revoked"), &manifest).status.success());
+}
+
+#[test]
+fn what_ssh_keygen_signs_is_accepted_here() {
+    if !openssh_is_here() {
+        return;
+    }
+    for kind in ["ed25519", "ecdsa -b 256", "ecdsa -b 384"] {
+        let bench = Bench::new();
+        bench.trust(&bench.make_key(kind, "theirs"));
+        bench.sign_with_openssh("theirs", "mpatch");
+        assert_eq!(bench.answer("unsigned.mpatch", 0)["answer"], "trusted", "{kind}");
+        bench.run("apply model.safetensors unsigned.mpatch", 0);
+        // By name, too.
+        fs::rename(bench.path("unsigned.mpatch.sig"), bench.path("elsewhere")).unwrap();
+        bench.run("verify unsigned.mpatch", 5);
+        bench.run("verify unsigned.mpatch --signature elsewhere", 0);
+        // A private key of that kind signs here, and OpenSSH accepts it.
+        bench.run("sign unsigned.mpatch --key theirs", 0);
+        bench.write("new.sig", bench.command("show unsigned.mpatch --signature 1").output().unwrap().stdout);
+        let verify = "-Y verify -f config/allowed_signers -I someone@example.org -n mpatch -s new.sig";
+        said(&bench.ssh_keygen(verify, &bench.manifest("unsigned.mpatch")), verify, 0);
+    }
+}
+
+#[test]
+fn a_signature_for_another_purpose_is_bad() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.trust(&bench.make_key("ed25519", "theirs"));
+    bench.sign_with_openssh("theirs", "git");
+    let answer = bench.answer("unsigned.mpatch", 4);
+    assert_eq!(answer["answer"], "bad");
+    assert!(answer["reason"].as_str().unwrap().contains("namespace `git`, expected `mpatch`"), "{answer}");
+}
+
+#[test]
+fn a_signature_of_another_manifest_is_bad() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.trust(&bench.make_key("ed25519", "theirs"));
+    let made = bench.ssh_keygen("-Y sign -f theirs -n mpatch", b"another manifest");
+    bench.write("unsigned.mpatch.sig", made.stdout);
+    assert_eq!(bench.answer("unsigned.mpatch", 4)["answer"], "bad");
+    bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 4);
+}
+
+#[test]
+fn kinds_of_keys_that_are_not_judged_are_named() {
+    if !openssh_is_here() {
+        return;
+    }
+    for (kind, name) in [("rsa -b 2048", "ssh-rsa"), ("ecdsa -b 521", "ecdsa-sha2-nistp521")] {
+        let bench = Bench::new();
+        bench.trust(&bench.make_key(kind, "theirs"));
+        bench.sign_with_openssh("theirs", "mpatch");
+        let answer = bench.answer("unsigned.mpatch", 15);
+        assert_eq!(answer["answer"], "unsupported");
+        assert!(
+            answer["reason"].as_str().unwrap().contains(&format!("`{name}` keys are not supported")),
+            "{answer}"
+        );
+        let refused = bench.run("sign unsigned.mpatch --key theirs", 15);
+        assert!(refused.contains("not supported"), "{refused}");
+    }
+}
+
+#[test]
+fn a_certificate_is_not_taken_for_a_key() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let authority = bench.make_key("ed25519", "authority");
+    bench.make_key("ed25519", "theirs");
+    said(&bench.ssh_keygen("-q -s authority -I theirs -n someone@example.org theirs.pub", b""), "certify", 0);
+    bench.trust(&authority.replacen(' ', " cert-authority ", 1));
+    bench.sign_with_openssh("theirs-cert.pub", "mpatch");
+    let answer = bench.answer("unsigned.mpatch", 15);
+    assert!(
+        answer["reason"].as_str().unwrap().contains("-cert-v01@openssh.com` keys are not supported"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn a_signature_of_a_security_key_is_judged_as_openssh_judges_it() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let manifest = bench.manifest("unsigned.mpatch");
+    // What the key does in hardware: it signs the hashes, with its flags and counter between them.
+    let secret = ed25519_dalek::SigningKey::from_bytes(&[3; 32]);
+    let (name, application) = (b"sk-ssh-ed25519@openssh.com".as_slice(), b"ssh:".as_slice());
+    let to_sign = ssh_key::SshSig::signed_data("mpatch", HashAlg::Sha512, &manifest).unwrap();
+    let trailer = [1, 0, 0, 0, 7];
+    let hashed =
+        [HashAlg::Sha256.digest(application), trailer.to_vec(), HashAlg::Sha256.digest(&to_sign)].concat();
+    let signature = ed25519_dalek::Signer::sign(&secret, &hashed).to_bytes();
+    let public = [string(name), string(secret.verifying_key().as_bytes()), string(application)].concat();
+    let inner = [string(name), string(&signature), trailer.to_vec()].concat();
+    let bytes = sshsig(&public, &inner);
+    let read = SshSig::parse(&bytes).unwrap();
+    assert_eq!(read.verify(&manifest), Ok(()));
+    bench.trust(&format!("hardware@example.org {}\n", read.key().line()));
+    bench.write("unsigned.mpatch.sig", read.to_armour());
+    assert_eq!(bench.answer("unsigned.mpatch", 0)["answer"], "trusted");
+    let verify =
+        "-Y verify -f config/allowed_signers -I hardware@example.org -n mpatch -s unsigned.mpatch.sig";
+    said(&bench.ssh_keygen(verify, &manifest), verify, 0);
+    // The flags and the counter are signed, too.
+    for bit in 0..8 * trailer.len() {
+        let mut flipped = bytes.clone();
+        let place = bytes.len() - 1 - bit / 8;
+        flipped[place] ^= 1 << (bit % 8);
+        assert_eq!(
+            SshSig::parse(&flipped).unwrap().verify(&manifest),
+            Err(SshSigError::Mismatch),
+            "bit {bit}"
+        );
+    }
+}
+
+// --------------------------------------------------------------------------- keys that are not simply a file --
+
+/// An agent with a socket of its own, until dropped.
+struct Agent {
+    process: Child,
+    socket: PathBuf,
+}
+
+impl Agent {
+    fn start(folder: &Path) -> Self {
+        let socket = folder.join("agent");
+        let mut command = Command::new("ssh-agent");
+        let process = command.arg("-D").arg("-a").arg(&socket).stdout(Stdio::null()).spawn().unwrap();
+        while !socket.exists() {
+            std::thread::yield_now();
+        }
+        Self { process, socket }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[test]
+fn a_key_in_an_agent_signs() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.make_key("ed25519", "theirs");
+    let agent = Agent::start(bench.folder.path());
+    let mut add = Command::new("ssh-add");
+    add.env("SSH_AUTH_SOCK", &agent.socket).arg("-q").arg(bench.path("theirs"));
+    assert!(add.status().unwrap().success());
+    fs::remove_file(bench.path("theirs")).unwrap();
+    let with_agent = |words: &str| {
+        let output = bench.command(words).env("SSH_AUTH_SOCK", &agent.socket).output().unwrap();
+        said(&output, words, 0)
+    };
+    with_agent("sign unsigned.mpatch --key theirs.pub -o one.mpatch");
+    assert_eq!(bench.answer("one.mpatch", 0)["answer"], "trusted");
+    // The same by git's settings, where the key is named in words.
+    let public = fs::read_to_string(bench.path("theirs.pub")).unwrap();
+    let signing = format!("[gpg]\n\tformat = ssh\n[user]\n\tsigningkey = key::{}\n", public.trim());
+    bench.write("gitconfig", signing);
+    let output = bench
+        .command("sign unsigned.mpatch -o two.mpatch")
+        .env("SSH_AUTH_SOCK", &agent.socket)
+        .env("GIT_CONFIG_GLOBAL", bench.path("gitconfig"))
+        .output()
+        .unwrap();
+    said(&output, "sign by git's key", 0);
+    assert_eq!(fs::read(bench.path("one.mpatch")).unwrap(), fs::read(bench.path("two.mpatch")).unwrap());
+    // Without the agent there is no signature, and no file.
+    bench.run("sign unsigned.mpatch --key theirs.pub -o three.mpatch", 11);
+    assert!(!bench.path("three.mpatch").exists());
+}
+
+#[test]
+fn a_key_with_a_passphrase_signs_once_ssh_keygen_knows_it() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    said(&bench.ssh_keygen("-q -t ed25519 -N secret -C me@example.org -f locked", b""), "make a key", 0);
+    bench.write("ask", "#!/bin/sh\necho secret\n");
+    fs::set_permissions(bench.path("ask"), fs::Permissions::from_mode(0o700)).unwrap();
+    let mut command = bench.command("sign unsigned.mpatch --key locked");
+    let command = command.env("SSH_ASKPASS", bench.path("ask")).env("SSH_ASKPASS_REQUIRE", "force");
+    let words = said(&command.env("DISPLAY", ":0").output().unwrap(), "sign with a passphrase", 0);
+    assert!(!words.contains("secret"), "{words}");
+    assert_eq!(bench.answer("unsigned.mpatch", 0)["answer"], "trusted");
+}
+
+#[test]
+fn the_signers_that_git_allows_are_trusted_and_those_it_revokes_are_not() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let line = bench.make_key("ed25519", "theirs");
+    bench.write("git_signers", &line);
+    bench.sign_with_openssh("theirs", "mpatch");
+    bench.run("verify unsigned.mpatch", 5);
+    let with_git = |settings: &str, code: i32| {
+        let files = format!(
+            "[gpg \"ssh\"]\n\tallowedSignersFile = {}\n{settings}",
+            bench.path("git_signers").display()
+        );
+        bench.write("gitconfig", files);
+        let mut command = bench.command("verify unsigned.mpatch");
+        let output = command.env("GIT_CONFIG_GLOBAL", bench.path("gitconfig")).output().unwrap();
+        said(&output, settings, code)
+    };
+    with_git("", 0);
+    fs::copy(bench.path("theirs.pub"), bench.path("gone")).unwrap();
+    let revocation = format!("\trevocationFile = {}\n", bench.path("gone").display());
+    assert!(with_git(&revocation, 5).contains("revoked"));
+    // A binary list cannot be read here: then git's keys are not believed, and that is said.
+    said(&bench.ssh_keygen("-q -k -f krl theirs.pub", b""), "make a list", 0);
+    let binary = format!("\trevocationFile = {}\n", bench.path("krl").display());
+    assert!(with_git(&binary, 5).contains("in binary, which is not read here"));
+    // What a repository says of itself is not heeded.
+    let git =
+        |words: &str| Command::new("git").current_dir(bench.folder.path()).args(words.split(' ')).status();
+    if git("init -q .").is_ok_and(|status| status.success()) {
+        git("config gpg.ssh.allowedSignersFile git_signers").unwrap();
+        bench.run("verify unsigned.mpatch", 5);
+    }
+}
+
+// --------------------------------------------------------------------------------------------- the five answers --
+
+#[test]
+fn each_answer_has_its_word_and_its_exit_code() {
+    let bench = Bench::new();
+    lay_out_signers(bench.folder.path());
+    let line = |option: &str| format!("maker@example.org {option} {}\n", key().public().line());
+    for (patch, signers, answer, code) in [
+        ("edits.mpatch", line(""), "trusted", 0),
+        ("edits.mpatch", line("namespaces=\"git,mpatch\""), "trusted", 0),
+        ("edits.mpatch", line("valid-before=\"29991231Z\""), "trusted", 0),
+        ("bad.mpatch", line(""), "bad", 4),
+        ("stranger.mpatch", line(""), "unknown", 5),
+        ("edits.mpatch", String::new(), "unknown", 5),
+        ("edits.mpatch", line("namespaces=\"git\""), "unknown", 5),
+        ("edits.mpatch", line("cert-authority"), "unknown", 5),
+        ("edits.mpatch", line("unheard-of"), "unknown", 5),
+        ("edits.mpatch", line("valid-before=\"20200101Z\""), "expired", 5),
+        ("edits.mpatch", line("valid-after=\"29990101Z\""), "expired", 5),
+        ("unsigned.mpatch", line(""), "unsigned", 5),
+    ] {
+        bench.trust(&signers);
+        let found = bench.answer(patch, code);
+        assert_eq!(found["answer"], answer, "{patch} {signers}");
+        let applied = bench.run(&format!("apply model.safetensors {patch} --dry-run"), code);
+        assert!(code == 0 || applied.contains("state: unchanged"), "{applied}");
+    }
+    bench.trust(&line(""));
+    bench.run("trust revoke maker@example.org", 0);
+    assert_eq!(bench.answer("edits.mpatch", 5)["answer"], "revoked");
+    // Nothing lets a revoked key or a bad signature pass.
+    let all = "--allow-unsigned --allow-unknown --allow-expired --allow-rollback";
+    bench.run(&format!("{APPLY} {all}"), 5);
+    bench.run(&format!("apply model.safetensors bad.mpatch {all}"), 4);
+}
+
+#[test]
+fn what_the_user_allows_is_in_the_report_and_allows_nothing_else() {
+    let bench = Bench::new();
+    lay_out_signers(bench.folder.path());
+    bench.trust(&format!("maker@example.org valid-before=\"20200101Z\" {}\n", key().public().line()));
+    let cases = [("unsigned", "unsigned"), ("stranger", "unknown"), ("edits", "expired")];
+    for (patch, flag) in cases {
+        for (_, other) in cases.iter().filter(|(_, other)| *other != flag) {
+            bench.run(&format!("apply model.safetensors {patch}.mpatch --dry-run --allow-{other}"), 5);
+        }
+        let words = format!("apply model.safetensors {patch}.mpatch --json --allow-{flag}");
+        let report: Value = serde_json::from_slice(&bench.command(&words).output().unwrap().stdout).unwrap();
+        assert_eq!(report["trust"]["answer"], flag, "{report}");
+        assert_eq!(report["trust"]["allowed"], serde_json::json!([flag]));
+    }
+    // Taking a patch back lets nothing new in, so it needs no trust.
+    bench.run("revert model.unsigned.safetensors unsigned.mpatch -o again.safetensors", 0);
+    assert_eq!(
+        fs::read(bench.path("again.safetensors")).unwrap(),
+        fs::read(bench.path("model.safetensors")).unwrap()
+    );
+}
+
+#[test]
+fn a_policy_asks_for_more_and_no_flag_for_less() {
+    let bench = Bench::new();
+    lay_out_signers(bench.folder.path());
+    bench.run("trust add second.pub --principal reviewer@example.org", 0);
+    bench.write(".mpatch/policy.json", r#"{"threshold": 2, "required": ["reviewer@example.org"]}"#);
+    let refused = bench.run(APPLY, 5);
+    assert!(refused.contains("asks for 2 trusted keys, 1 signed"), "{refused}");
+    bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 5);
+    bench.run("sign edits.mpatch --key second", 0);
+    bench.run(APPLY, 0);
+    // One key twice is one key.
+    bench.run("sign edits.mpatch --key second", 7);
+    bench.write(".mpatch/policy.json", r#"{"required": ["release@example.org"]}"#);
+    assert!(bench.run("verify edits.mpatch", 5).contains("signature of `release@example.org`"));
+    bench.write(".mpatch/policy.json", r#"{"unsigned": "refuse"}"#);
+    let refused = bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 5);
+    assert!(refused.contains("the policy allows no exceptions"), "{refused}");
+    bench.write(".mpatch/policy.json", r#"{"minimal_rung": "V2"}"#);
+    assert!(bench.run("verify edits.mpatch", 5).contains("does not reach V2"));
+    bench.run("verify edits.mpatch --base model.safetensors", 0);
+    // What cannot be read cannot be met.
+    bench.write(".mpatch/policy.json", r#"{"treshold": 2}"#);
+    bench.run("verify edits.mpatch", 3);
+}
+
+#[test]
+fn a_project_trusts_from_its_own_folder_and_only_if_it_is_the_users() {
+    let bench = Bench::new();
+    bench.write("project/.mpatch/allowed_signers", fs::read(bench.path("config/allowed_signers")).unwrap());
+    bench.trust("");
+    fs::create_dir(bench.path("project/deep")).unwrap();
+    let verify = |code: i32| {
+        let mut command = mpatch();
+        command.current_dir(bench.path("project/deep")).env("MPATCH_CONFIG_DIR", bench.path("config"));
+        let output = command.arg("verify").arg(bench.path("edits.mpatch")).output().unwrap();
+        said(&output, "verify in a project", code)
+    };
+    verify(0);
+    bench.run("verify edits.mpatch", 5);
+    let signers = bench.path("project/.mpatch/allowed_signers");
+    fs::set_permissions(&signers, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(verify(5).contains("trusts nobody"));
+    // Its revocations count, whoever wrote them.
+    fs::set_permissions(&signers, fs::Permissions::from_mode(0o644)).unwrap();
+    bench.write("project/.mpatch/revoked", key().public().line());
+    assert!(verify(5).contains("revoked"));
+    bench.write("project/.mpatch/revoked", "nonsense");
+    verify(3);
+}
+
+#[test]
+fn text_of_keys_cannot_move_the_cursor() {
+    let bench = Bench::new();
+    bench.trust(&format!("maker\u{1b}[2J\u{202e}@example.org {}\n", key().public().line()));
+    for words in ["verify edits.mpatch", "trust list", APPLY] {
+        let words = bench.run(words, 0);
+        assert!(words.contains("maker\\u{1b}[2J\\u{202e}@example.org"), "{words}");
+    }
+}
+
+// ------------------------------------------------------------------------------------------------ lines of patches --
+
+#[test]
+fn an_older_patch_is_a_rollback_once_a_newer_one_was_used() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    bench.patch_of_line("two.mpatch", 2, "second");
+    bench.run("apply model.safetensors two.mpatch", 0);
+    bench.run("apply model.safetensors two.mpatch -o again.safetensors", 0);
+    let refused = bench.run("apply model.safetensors one.mpatch", 8);
+    assert!(refused.contains("number 1 of the line `geography`, whose number 2 is known"), "{refused}");
+    assert_eq!(bench.answer("one.mpatch", 8)["line"]["standing"], "older");
+    let allowed = bench.run("apply model.safetensors one.mpatch --allow-rollback", 0);
+    assert!(allowed.contains("let pass by --allow-rollback"), "{allowed}");
+    // What is known never goes back.
+    bench.run("apply model.safetensors one.mpatch -o never.safetensors", 8);
+    bench.run("trust forget geography", 0);
+    bench.run("apply model.safetensors one.mpatch -o now.safetensors", 0);
+}
+
+#[test]
+fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "a story");
+    bench.patch_of_line("other.mpatch", 1, "another story");
+    bench.run("apply model.safetensors one.mpatch", 0);
+    let refused = bench.run("apply model.safetensors other.mpatch --allow-rollback", 8);
+    assert!(refused.contains("has signed two patches with one number"), "{refused}");
+    bench.patch_of_line("far.mpatch", u64::MAX, "the last word");
+    assert!(bench.run("apply model.safetensors far.mpatch", 8).contains("no honest number is so far ahead"));
+}
+
+#[test]
+fn a_signature_taken_off_does_not_hide_a_line() {
+    let bench = Bench::new();
+    bench.patch_of_line("two.mpatch", 2, "second");
+    let line = Line { name: "geography".into(), sequence: 1 };
+    bench.write("stripped.mpatch", unsigned_patch(&bench.path("model.safetensors"), Some(line), "first"));
+    bench.run("apply model.safetensors stripped.mpatch --allow-unsigned --dry-run", 0);
+    bench.run("apply model.safetensors two.mpatch", 0);
+    let refused = bench.run("apply model.safetensors stripped.mpatch --allow-unsigned", 8);
+    assert!(refused.contains("somebody may have taken the signature off"), "{refused}");
+}
+
+#[test]
+fn a_damaged_memory_is_not_taken_for_none() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    bench.write("state/lines.json", "{\"schema\"");
+    assert!(bench.run("apply model.safetensors one.mpatch", 3).contains("not a record of lines"));
+}
+
+// --------------------------------------------------------------------------------------------- creating and documents --
+
+#[test]
+fn a_patch_is_signed_with_a_key_made_on_first_use_and_trusted_by_its_maker() {
+    let bench = Bench { folder: tempfile::tempdir().unwrap() };
+    lay_out_editing(bench.folder.path());
+    fs::remove_dir_all(bench.path("config")).unwrap();
+    let create =
+        "create facts.json --base model --limit 1 --contexts contexts.json --stats statistics.safetensors";
+    let made = bench.run(&format!("{create} --line world -o one.mpatch"), 0);
+    for words in
+        ["made that key: config/key;", "config/allowed_signers now trusts it", "number 1 of the line world"]
+    {
+        assert!(made.contains(words), "`{words}` is missing:\n{made}");
+    }
+    assert_eq!(fs::metadata(bench.path("config/key")).unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(fs::metadata(bench.path("config")).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(bench.answer("one.mpatch", 0)["answer"], "trusted");
+    bench.run("apply model/model.safetensors one.mpatch -o edited.safetensors", 0);
+    // The second use says nothing, and takes the next number.
+    let made = bench.run(&format!("{create} --line world -o two.mpatch"), 0);
+    assert!(made.contains("number 2 of the line world") && !made.contains("made that key"), "{made}");
+    bench.run("apply model/model.safetensors one.mpatch -o late.safetensors", 8);
+    // A key that cannot sign does not cost the work.
+    bench.write("absent.pub", format!("{}\n", PrivateKey::from_seed(&[5; 32], "").unwrap().public().line()));
+    let kept = bench.run(&format!("{create} --key absent.pub -o three.mpatch"), 11);
+    assert!(kept.contains("without a signature") && kept.contains("state: applied"), "{kept}");
+    bench.run("sign three.mpatch", 0);
+    bench.run("verify three.mpatch", 0);
+}
+
+#[test]
+fn the_document_on_trust_tells_how_to_check_with_openssh_alone() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    let document = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/trust.md")).unwrap();
+    let blocks = document.split("```sh\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+    let scripts: Vec<&str> = blocks.filter(|block| block.contains("ssh-keygen -Y")).collect();
+    assert_eq!(scripts.len(), 2, "one to check what mpatch signed, one to sign what mpatch checks");
+    write_key(&bench.path("id_ed25519"), &key());
+    bench.write("allowed_signers", line_of("maker@example.org", key().public()) + "\n");
+    let binary = Path::new(assert_cmd::cargo::cargo_bin!("mpatch")).parent().unwrap();
+    let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
+    for script in scripts {
+        let mut command = Command::new("sh");
+        command.current_dir(bench.folder.path()).envs(SETTINGS).env("PATH", &path).args(["-euc", script]);
+        said(&command.output().unwrap(), script, 0);
+    }
+}
