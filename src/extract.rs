@@ -46,6 +46,8 @@ const SAMPLE_WEIGHTS: usize = 1 << 18;
 const SAMPLE_STRETCHES: usize = 8;
 /// Relative gain in bytes for which a larger sketch is tried once more.
 const WORTHWHILE_GAIN: f64 = 0.02;
+/// From so many rows and columns on larger sketches take long.
+const LARGE: f64 = 1024.0;
 /// What terms must save against corrections alone: estimates do not count what sections cost by being there.
 const TERMS_GAIN_BYTES: f64 = 256.0;
 
@@ -278,11 +280,11 @@ fn choose(name: &str, reader: &DeltaReader<'_>, shape: [usize; 2]) -> Result<(Te
                 best = candidate;
             }
         }
-        let found_all = sketch.values().len() < size;
+        let is_done = sketch.values().len() < size || is_flat(&sketch, shape);
         // A small sketch of a change of high rank gains nothing yet; the next one may.
         let worthwhile =
             best.size_bytes < (1.0 - WORTHWHILE_GAIN) * before || best.size_bytes == corrections_alone;
-        if found_all || !worthwhile {
+        if is_done || !worthwhile {
             break;
         }
     }
@@ -295,6 +297,15 @@ fn choose(name: &str, reader: &DeltaReader<'_>, shape: [usize; 2]) -> Result<(Te
         }
     }
     Ok((best.term, best.form))
+}
+
+/// The singular values of a large matrix hold little more than random ones would: there is no low rank to be found,
+/// and looking for it with a larger sketch would take minutes.
+fn is_flat(sketch: &Sketch, [rows, columns]: [usize; 2]) -> bool {
+    let (size, smaller) = (sketch.values().len() as f64, rows.min(columns) as f64);
+    let held: f64 = sketch.values().iter().map(|value| value * value).sum();
+    // The largest squared singular value of a random square matrix is four times their mean.
+    smaller > LARGE && held < 4.0 * size / smaller * sketch.norm().powi(2)
 }
 
 /// Beyond it a dense term is smaller than factors.
