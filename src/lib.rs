@@ -34,6 +34,10 @@ pub mod bind;
 pub mod revert;
 pub mod verify;
 
+// History
+#[cfg(feature = "history")]
+pub mod store;
+
 // Editing
 #[cfg(feature = "edit")]
 pub mod edit;

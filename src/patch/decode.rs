@@ -207,6 +207,18 @@ impl Patch {
     }
 }
 
+impl Manifest {
+    /// Reads and checks a manifest without its sections, as a history keeps it; also tells its patch's id.
+    ///
+    /// # Errors
+    /// As [`Patch::decode`], for the part that a manifest is.
+    pub fn decode(bytes: &[u8]) -> Result<(PatchId, Self), PatchError> {
+        let manifest = encoding::decode(bytes)?;
+        rules::check(&manifest)?;
+        Ok((PatchId::derive(bytes), manifest))
+    }
+}
+
 /// Lays the sections end to end from `start` on, leaving room for a signature block before `file_size`.
 fn section_ranges(
     sections: &[Section],
