@@ -13,8 +13,8 @@
 
 pub mod base;
 mod error;
-// pub mod fsck;
-// mod incoming;
+pub mod fsck;
+mod incoming;
 pub mod lfs;
 mod lock;
 mod log;
@@ -24,7 +24,7 @@ mod operations;
 mod refs;
 mod settings;
 pub mod state;
-// mod tidy;
+mod tidy;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -39,14 +39,14 @@ use crate::patch::{Manifest, Patch};
 
 pub use self::base::{Base, BaseTensor};
 pub use self::error::StoreError;
-// pub use self::incoming::{Incoming, Received};
+pub use self::incoming::{Incoming, Received};
 pub use self::log::Commit;
 pub use self::message::{FACTS_LISTED_MAX, Message};
 pub use self::objects::SERIES_MAX;
 pub use self::operations::{Author, Deed, Operation};
 pub use self::refs::{CommitId, Head, Kind, View};
 pub use self::state::{Atlas, Standing, Step, way};
-// pub use self::tidy::Tidied;
+pub use self::tidy::Tidied;
 
 /// The version of stores that this program makes and reads.
 pub const VERSION: i64 = 1;
