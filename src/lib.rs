@@ -32,6 +32,7 @@ pub mod operation;
 pub mod apply;
 pub mod bind;
 pub mod revert;
+pub mod stack;
 pub mod verify;
 
 // History

@@ -12,7 +12,11 @@
 #[cfg(feature = "edit")]
 mod compress;
 mod kernels;
+#[cfg(feature = "edit")]
+mod overlap;
 mod quantize;
+#[cfg(feature = "edit")]
+mod recompress;
 #[cfg(test)]
 mod samples;
 mod undo;
@@ -23,7 +27,11 @@ use crate::tensor::Dtype;
 #[cfg(feature = "edit")]
 pub use compress::{BITS_DEFAULT, Compression, RankLimit, compress};
 pub use kernels::check_kernels;
+#[cfg(feature = "edit")]
+pub use overlap::{KeySpace, SpaceOverlap};
 pub use quantize::{quantize_dense, quantize_low_rank};
+#[cfg(feature = "edit")]
+pub use recompress::recompress;
 pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};
 pub use update::{RowsApplied, Update};
 
@@ -281,6 +289,22 @@ impl Term {
         match &self.integers {
             Integers::LowRank { right, .. } => right.columns(),
             Integers::Dense(dense) => dense.columns(),
+        }
+    }
+
+    /// Shared dimension of the factors; for a dense product the most that its shape allows.
+    pub fn rank(&self) -> usize {
+        match &self.integers {
+            Integers::LowRank { left, .. } => left.columns(),
+            Integers::Dense(dense) => dense.rows().min(dense.columns()),
+        }
+    }
+
+    /// Width of the integers in bits; the wider one's where factors differ.
+    pub fn bits(&self) -> u8 {
+        match &self.integers {
+            Integers::LowRank { left, right } => left.bits().max(right.bits()),
+            Integers::Dense(dense) => dense.bits(),
         }
     }
 

@@ -4,7 +4,7 @@
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{apply, completions, create, demo, eval, revert, show, stats, try_out, verify};
+use crate::commands::{apply, completions, create, demo, eval, revert, show, stack, stats, try_out, verify};
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
 
@@ -52,6 +52,8 @@ pub enum Command {
     Apply(apply::ApplyArguments),
     /// Take a patch back, into a new file with the base's exact bytes
     Revert(revert::RevertArguments),
+    /// Make one patch of several
+    Stack(Box<stack::StackArguments>),
     /// Print shell completions
     Completions(completions::CompletionsArguments),
 }
@@ -69,6 +71,7 @@ impl Command {
             Command::Verify(arguments) => verify::run(arguments, output),
             Command::Apply(arguments) => apply::run(arguments, output),
             Command::Revert(arguments) => revert::run(arguments, output),
+            Command::Stack(arguments) => stack::run(arguments, output),
             Command::Completions(arguments) => completions::run(*arguments, output),
         }
     }

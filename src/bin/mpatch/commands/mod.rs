@@ -9,6 +9,7 @@ pub mod demo;
 pub mod eval;
 pub mod revert;
 pub mod show;
+pub mod stack;
 pub mod stats;
 pub mod try_out;
 pub mod verify;
