@@ -31,6 +31,10 @@ pub mod operation;
 
 pub mod apply;
 pub mod bind;
+pub mod diff;
+#[cfg(feature = "edit")]
+pub mod extract;
+pub mod rebase;
 pub mod revert;
 pub mod stack;
 pub mod verify;

@@ -11,6 +11,7 @@
 
 #[cfg(feature = "edit")]
 mod compress;
+mod correction;
 mod kernels;
 #[cfg(feature = "edit")]
 mod overlap;
@@ -19,6 +20,8 @@ mod quantize;
 mod recompress;
 #[cfg(test)]
 mod samples;
+#[cfg(feature = "edit")]
+mod sketch;
 mod undo;
 mod update;
 
@@ -26,12 +29,15 @@ use crate::tensor::Dtype;
 
 #[cfg(feature = "edit")]
 pub use compress::{BITS_DEFAULT, Compression, RankLimit, compress};
+pub use correction::{Correction, CorrectionWriter};
 pub use kernels::check_kernels;
 #[cfg(feature = "edit")]
 pub use overlap::{KeySpace, SpaceOverlap};
 pub use quantize::{quantize_dense, quantize_low_rank};
 #[cfg(feature = "edit")]
 pub use recompress::recompress;
+#[cfg(feature = "edit")]
+pub use sketch::Sketch;
 pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};
 pub use update::{RowsApplied, Update};
 
@@ -154,6 +160,9 @@ pub enum FactorError {
     /// An undo log that does not belong to these weights.
     #[error("undo log: {0}")]
     Undo(String),
+    /// A correction that does not belong to these weights.
+    #[error("correction: {0}")]
+    Correction(String),
 }
 
 /// A row-major matrix of integers of `bits` bits: magnitudes up to `2^(bits-1) - 1`.

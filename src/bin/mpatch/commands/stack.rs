@@ -373,9 +373,10 @@ impl StackReport {
     fn write_agreement(&self, page: &mut Page) {
         let added = self.created.is_none();
         if !self.duplicates.is_empty() {
-            let facts = count(self.duplicates.len(), "fact");
+            let (facts, are) = (count(self.duplicates.len(), "fact"), self.duplicates.len() != 1);
+            let stand = if are { "stand" } else { "stands" };
             let weights = if added { ": declared once, but the weights hold both updates" } else { "" };
-            page.line(&format!("{facts} stand in two patches alike{weights}"));
+            page.line(&format!("{facts} {stand} in two patches alike{weights}"));
         }
         for clash in self.changed.iter().take(SHOWN_MAX) {
             let Clash { text, first, second, .. } = clash;
