@@ -38,6 +38,17 @@ pub struct BaseTensor {
     pub digest: TensorDigest,
 }
 
+impl BaseTensor {
+    /// Its rows and columns as a patch counts them: a tensor of one dimension is one row.
+    pub fn matrix_shape(&self) -> Option<[u64; 2]> {
+        match self.shape[..] {
+            [columns] => Some([1, columns]),
+            [rows, columns] => Some([rows, columns]),
+            _ => None,
+        }
+    }
+}
+
 impl Base {
     /// A base of these tensors, in any order.
     pub fn new(
@@ -84,9 +95,11 @@ impl Base {
 }
 
 fn weights_id(tensors: &[BaseTensor]) -> WeightsId {
-    WeightsId::of_tensors(tensors.iter().map(|tensor| {
-        (tensor.name.as_str(), tensor.dtype.as_str(), tensor.shape.as_slice(), tensor.digest)
-    }))
+    WeightsId::of_tensors(
+        tensors.iter().map(|tensor| {
+            (tensor.name.as_str(), tensor.dtype.as_str(), tensor.shape.as_slice(), tensor.digest)
+        }),
+    )
 }
 
 #[cfg(test)]

@@ -163,7 +163,9 @@ pub enum StoreError {
         found: String,
     },
     /// Two histories went apart.
-    #[error("`{ours}` and `{theirs}` have gone apart: {ahead} commits here are not there, {behind} there are not here")]
+    #[error(
+        "`{ours}` and `{theirs}` have gone apart: {ahead} commits here are not there, {behind} there are not here"
+    )]
     Diverged {
         /// The branch here.
         ours: String,

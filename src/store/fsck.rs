@@ -168,7 +168,8 @@ impl Store {
             let atlas = atlas.map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit });
             match (atlas, self.commit(*commit)) {
                 (Ok(atlas), Ok(commit)) => {
-                    let state = atlas.state_after(&snapshot.series).map(|state| state.weights_id(atlas.base()));
+                    let state =
+                        atlas.state_after(&snapshot.series).map(|state| state.weights_id(atlas.base()));
                     if let (Some(claimed), Some(state)) = (commit.state, state) {
                         if claimed != state {
                             let what = format!("it claims the state {claimed}, its series leads to {state}");
@@ -186,7 +187,11 @@ impl Store {
     ///
     /// # Errors
     /// What goes wrong with writing.
-    pub fn mend(&self, patches: &[Patch], other: Option<&std::path::Path>) -> Result<Vec<String>, StoreError> {
+    pub fn mend(
+        &self,
+        patches: &[Patch],
+        other: Option<&std::path::Path>,
+    ) -> Result<Vec<String>, StoreError> {
         let mut mended = Vec::new();
         let other = other.map(|path| {
             let none: [&std::path::Path; 0] = [];

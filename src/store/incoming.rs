@@ -56,7 +56,8 @@ impl Store {
         let repository = Repository::init_opts(folder.path(), &options).map_err(failed())?;
         let objects = std::path::absolute(git.join("objects")).map_err(StoreError::io(git, "find"))?;
         let alternates = repository.path().join("objects/info/alternates");
-        let Some(line) = objects.to_str().filter(|path| !path.contains('\n') && !path.starts_with('"')) else {
+        let Some(line) = objects.to_str().filter(|path| !path.contains('\n') && !path.starts_with('"'))
+        else {
             return Err(StoreError::malformed(git.display().to_string(), "git cannot name this folder"));
         };
         std::fs::write(&alternates, format!("{line}\n")).map_err(StoreError::io(&alternates, "write"))?;
@@ -159,7 +160,11 @@ impl Incoming<'_> {
             let base = objects.read_base(snapshot.base)?;
             if let Some(ours) = ours.as_ref().filter(|ours| **ours != base) {
                 let (expected, found) = (ours.weights.short(), base.weights.short());
-                return Err(StoreError::OtherBase { what: format!("commit {}", commit.short()), expected, found });
+                return Err(StoreError::OtherBase {
+                    what: format!("commit {}", commit.short()),
+                    expected,
+                    found,
+                });
             }
             Atlas::new(base, [snapshot.series.as_slice()], &bindings)
                 .map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit })?;

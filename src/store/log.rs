@@ -72,6 +72,26 @@ impl Store {
         self.repository.graph_ahead_behind(ours.0, theirs.0).map_err(StoreError::git("walk its commits"))
     }
 
+    /// The nearest commit that both were made of, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError::Git`].
+    pub fn fork(&self, ours: CommitId, theirs: CommitId) -> Result<Option<CommitId>, StoreError> {
+        match self.repository.merge_base(ours.0, theirs.0) {
+            Ok(fork) => Ok(Some(CommitId(fork))),
+            Err(error) if error.code() == git2::ErrorCode::NotFound => Ok(None),
+            Err(error) => Err(StoreError::git("walk its commits")(error)),
+        }
+    }
+
+    /// Every commit that a name or an operation leads to, the newest first.
+    ///
+    /// # Errors
+    /// What is wrong with one of them.
+    pub fn commits(&self) -> Result<Vec<Commit>, StoreError> {
+        self.everything()?.into_iter().map(|commit| self.commit(CommitId(commit))).collect()
+    }
+
     /// Every commit that a name or an operation leads to.
     pub(super) fn everything(&self) -> Result<Vec<Oid>, StoreError> {
         let operations = operations::list(&self.repository)?;

@@ -90,8 +90,11 @@ impl Store {
         made.settle(folder)
     }
 
-    /// An empty store under a passing name in `folder`, to be filled and then settled.
-    pub(crate) fn begin(folder: &Path, branch: &str) -> Result<Unsettled, StoreError> {
+    /// An empty store under a passing name in `folder`, to be filled and then settled; dropped before, it is gone.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub fn begin(folder: &Path, branch: &str) -> Result<NewStore, StoreError> {
         settings::apply().map_err(StoreError::git("be set up"))?;
         let full = Kind::Branch.full_name(branch)?;
         refuse_repository(folder)?;
@@ -112,7 +115,7 @@ impl Store {
         config.set_i32("gc.auto", 0).map_err(failed())?;
         let lfs = lfs::Objects::of(repository.path());
         let store = Store { folder: folder.to_owned(), repository, lfs };
-        Ok(Unsettled { store, temporary })
+        Ok(NewStore { store, temporary })
     }
 
     /// Opens the store in `folder`.
@@ -259,9 +262,8 @@ impl Store {
         patches: &BTreeMap<PatchId, Stored>,
     ) -> Result<Atlas, StoreError> {
         let objects = self.objects();
-        let bindings = patches.iter().map(|(id, stored)| {
-            Ok((*id, objects.read_manifest(*id, *stored)?.bindings))
-        });
+        let bindings =
+            patches.iter().map(|(id, stored)| Ok((*id, objects.read_manifest(*id, *stored)?.bindings)));
         let bindings = bindings.collect::<Result<BTreeMap<_, _>, StoreError>>()?;
         Atlas::new(self.base()?, series, &bindings)
             .map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit })
@@ -296,22 +298,26 @@ impl Store {
 }
 
 /// A store without its name.
-pub(crate) struct Unsettled {
-    pub(crate) store: Store,
+#[derive(Debug)]
+pub struct NewStore {
+    store: Store,
     temporary: tempfile::TempDir,
 }
 
-impl std::ops::Deref for Unsettled {
+impl std::ops::Deref for NewStore {
     type Target = Store;
     fn deref(&self) -> &Store {
         &self.store
     }
 }
 
-impl Unsettled {
-    /// Gives the store its name, once all of it is on the disk.
-    pub(crate) fn settle(self, folder: &Path) -> Result<Store, StoreError> {
-        let Unsettled { store, temporary } = self;
+impl NewStore {
+    /// Gives the store its name in `folder`, once all of it is on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] or [`StoreError::Io`].
+    pub fn settle(self, folder: &Path) -> Result<Store, StoreError> {
+        let NewStore { store, temporary } = self;
         drop(store);
         sync_below(temporary.path())?;
         let target = folder.join(GIT);
@@ -413,30 +419,33 @@ impl Change<'_> {
         self.commit_snapshot(&snapshot, head, &text, &[head.0])
     }
 
-    /// Joins another history to the head's: `series` is their common beginning, and then `stacked`, one patch of all
-    /// that either side has beyond it.
+    /// Joins another history to the head's: `series` is one whose states are known, and `stacked` one patch on top of
+    /// it of everything else that is to be in the result.
     ///
     /// # Errors
     /// [`StoreError::Misfit`], or what goes wrong with writing.
     pub fn merge(
         &mut self,
         theirs: CommitId,
-        common: &[PatchId],
-        stacked: &Patch,
+        series: &[PatchId],
+        stacked: Option<&Patch>,
         mut message: Message,
     ) -> Result<CommitId, StoreError> {
-        let id = stacked.id();
         let (head, mut snapshot) = self.head()?;
         let objects = self.store.objects();
-        snapshot.series = common.to_vec();
-        let atlas = self.store.atlas_of([common], &snapshot.patches)?;
-        let state = atlas.state_after(common).cloned().unwrap_or_default();
-        let after = state.after(atlas.base(), &stacked.manifest().bindings);
-        let after = after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?;
-        snapshot.patches.insert(id, objects.write_patch(stacked)?);
-        snapshot.series.push(id);
-        message.patches = vec![id];
-        let text = message.text(after.weights_id(atlas.base()));
+        snapshot.patches.extend(self.store.snapshot(theirs)?.patches);
+        snapshot.series = series.to_vec();
+        let atlas = self.store.atlas_of([series], &snapshot.patches)?;
+        let mut state = atlas.state_after(series).cloned().unwrap_or_default();
+        if let Some(stacked) = stacked {
+            let id = stacked.id();
+            let after = state.after(atlas.base(), &stacked.manifest().bindings);
+            state = after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?;
+            snapshot.patches.insert(id, objects.write_patch(stacked)?);
+            snapshot.series.push(id);
+            message.patches = vec![id];
+        }
+        let text = message.text(state.weights_id(atlas.base()));
         self.commit_snapshot(&snapshot, head, &text, &[head.0, theirs.0])
     }
 
@@ -467,8 +476,11 @@ impl Change<'_> {
         let repository = &self.store.repository;
         let failed = || StoreError::git("write a commit");
         let tree = repository.find_tree(tree).map_err(failed())?;
-        let parents: Vec<git2::Commit<'_>> =
-            parents.iter().map(|parent| repository.find_commit(*parent)).collect::<Result<_, _>>().map_err(failed())?;
+        let parents: Vec<git2::Commit<'_>> = parents
+            .iter()
+            .map(|parent| repository.find_commit(*parent))
+            .collect::<Result<_, _>>()
+            .map_err(failed())?;
         let parents: Vec<&git2::Commit<'_>> = parents.iter().collect();
         let author = self.journal.author.signature()?;
         let commit = repository.commit(None, &author, &author, text, &tree, &parents).map_err(failed())?;
@@ -531,7 +543,9 @@ impl Change<'_> {
             return Err(StoreError::Current { name: name.to_owned() });
         }
         let removed = self.journal.after.refs.remove(&full);
-        removed.map(CommitId).ok_or_else(|| StoreError::NoRevision { revision: name.to_owned(), nearest: None })
+        removed
+            .map(CommitId)
+            .ok_or_else(|| StoreError::NoRevision { revision: name.to_owned(), nearest: None })
     }
 
     /// Says which checkpoint commands take when none is given.

@@ -194,7 +194,10 @@ impl ObjectStore<'_> {
         let (size, kind) =
             odb.read_header(blob).map_err(StoreError::git(format!("read `{place}` ({blob})")))?;
         if kind != ObjectType::Blob || size > limit {
-            return Err(StoreError::malformed(place, format!("{size} bytes, expected a file of at most {limit}")));
+            return Err(StoreError::malformed(
+                place,
+                format!("{size} bytes, expected a file of at most {limit}"),
+            ));
         }
         let object = odb.read(blob).map_err(StoreError::git(format!("read `{place}` ({blob})")))?;
         Ok(object.data().to_vec())

@@ -169,7 +169,11 @@ pub(super) struct Journal {
 
 impl Journal {
     /// Takes the lock, and brings the operations up to what is there.
-    pub(super) fn open(repository: &Repository, patience: Duration, author: Author) -> Result<Self, StoreError> {
+    pub(super) fn open(
+        repository: &Repository,
+        patience: Duration,
+        author: Author,
+    ) -> Result<Self, StoreError> {
         let lock = Lock::take(repository.path(), patience)?;
         finish_pending(repository)?;
         let last = last(repository)?;
@@ -266,7 +270,15 @@ mod tests {
             deed => deed,
         };
         let (before, after) = (view.clone(), view);
-        Operation { id: id(number), title: number.to_string(), deed, seconds: 0, offset_minutes: 0, before, after }
+        Operation {
+            id: id(number),
+            title: number.to_string(),
+            deed,
+            seconds: 0,
+            offset_minutes: 0,
+            before,
+            after,
+        }
     }
 
     #[test]

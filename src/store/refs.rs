@@ -137,7 +137,8 @@ impl View {
     /// All names of one kind, in order, with what they name.
     pub fn names(&self, kind: Kind) -> impl Iterator<Item = (&str, CommitId)> {
         let prefix = kind.prefix();
-        let named = self.refs.iter().filter_map(move |(name, target)| Some((name.strip_prefix(prefix)?, target)));
+        let named =
+            self.refs.iter().filter_map(move |(name, target)| Some((name.strip_prefix(prefix)?, target)));
         named.map(|(name, target)| (name, CommitId(*target)))
     }
 
@@ -240,10 +241,8 @@ mod tests {
     #[test]
     fn a_view_survives_its_own_text() {
         let oid = |digit: &str| digit.repeat(40).parse::<Oid>().unwrap();
-        let refs = BTreeMap::from([
-            ("refs/heads/main".to_owned(), oid("1")),
-            ("refs/tags/v1".to_owned(), oid("2")),
-        ]);
+        let refs =
+            BTreeMap::from([("refs/heads/main".to_owned(), oid("1")), ("refs/tags/v1".to_owned(), oid("2"))]);
         let head = Head::Branch("main".to_owned());
         let view = View { refs, head, model: Some("a\nb".to_owned()) };
         assert_eq!(View::parse(&view.text().unwrap()), Some(view.clone()));

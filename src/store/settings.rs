@@ -19,8 +19,7 @@ pub(super) fn apply() -> Result<(), git2::Error> {
 fn set() -> Result<(), git2::Error> {
     // Initialises libgit2, which the calls below must not precede.
     git2::opts::strict_hash_verification(true);
-    let levels =
-        [ConfigLevel::ProgramData, ConfigLevel::System, ConfigLevel::XDG, ConfigLevel::Global];
+    let levels = [ConfigLevel::ProgramData, ConfigLevel::System, ConfigLevel::XDG, ConfigLevel::Global];
     for level in levels {
         // SAFETY: the setting is a global variable without a lock. `apply` runs this once, and every door of this
         // room goes through `apply` before it touches libgit2, so nothing reads the variable meanwhile.

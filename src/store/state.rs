@@ -65,10 +65,19 @@ impl State {
     /// # Errors
     /// [`Misfit`] where no binding starts in this state.
     pub fn after(&self, base: &Base, bindings: &[Binding]) -> Result<State, Misfit> {
+        let index = self.binding(base, bindings)?;
+        Ok(self.with(base, &bindings[index].tensors))
+    }
+
+    /// Which of a patch's bindings starts in this state.
+    ///
+    /// # Errors
+    /// [`Misfit`] where none does.
+    pub fn binding(&self, base: &Base, bindings: &[Binding]) -> Result<usize, Misfit> {
         let mut first = None;
-        for binding in bindings {
+        for (index, binding) in bindings.iter().enumerate() {
             match binding.tensors.iter().find_map(|tensor| self.misfit(base, tensor)) {
-                None => return Ok(self.with(base, &binding.tensors)),
+                None => return Ok(index),
                 Some(misfit) => first = first.or(Some(misfit)),
             }
         }
@@ -79,7 +88,7 @@ impl State {
         let name = || tensor.name.clone();
         let known = base
             .tensor(&tensor.name)
-            .filter(|known| known.dtype == tensor.dtype.name() && known.shape == tensor.shape);
+            .filter(|known| known.dtype == tensor.dtype.name() && known.matrix_shape() == Some(tensor.shape));
         let Some(known) = known else { return Some(Misfit::Tensor { tensor: name() }) };
         let found = self.digest(known);
         let expected = tensor.before;
@@ -240,11 +249,7 @@ impl Atlas {
     }
 
     /// The step that explains a mixture: every tensor is as before it or as after it.
-    fn half_way(
-        &self,
-        compared: &[&BaseTensor],
-        agrees: &dyn Fn(&State, &BaseTensor) -> bool,
-    ) -> HalfWay {
+    fn half_way(&self, compared: &[&BaseTensor], agrees: &dyn Fn(&State, &BaseTensor) -> bool) -> HalfWay {
         for after in self.known.iter().filter(|known| !known.series.is_empty()) {
             let (last, before) = after.series.split_last().map_or((None, &[][..]), |(l, b)| (Some(*l), b));
             let Some(before) = self.state_after(before) else { continue };

@@ -60,7 +60,8 @@ impl Change<'_> {
             }
             let modified = entry.metadata().and_then(|about| about.modified());
             let modified = modified.map_err(StoreError::io(&entry.path(), "examine"))?;
-            let seconds = modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
+            let seconds =
+                modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
             if self.journal.author.seconds - seconds > ABANDONED_SECONDS {
                 std::fs::remove_dir_all(entry.path()).map_err(StoreError::io(&entry.path(), "remove"))?;
             }
@@ -114,13 +115,15 @@ impl Store {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&objects).map_err(StoreError::io(&objects, "list"))? {
             let folder = entry.map_err(StoreError::io(&objects, "list"))?.path();
-            let start = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let start =
+                folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             if start.len() != 2 || !folder.is_dir() {
                 continue;
             }
             for entry in std::fs::read_dir(&folder).map_err(StoreError::io(&folder, "list"))? {
                 let path = entry.map_err(StoreError::io(&folder, "list"))?.path();
-                let end = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                let end =
+                    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 // Temporary and damaged files have other names.
                 if let Ok(oid) = format!("{start}{end}").parse::<Oid>() {
                     if end.len() == 38 {

@@ -24,6 +24,8 @@ pub enum ExitKind {
     WrongBase,
     /// What is asked for is already so, or excludes itself.
     Conflict,
+    /// Another process changes the store.
+    LockBusy,
     /// The system said no to reading or writing.
     Io,
     /// A documented limit is exceeded.
@@ -40,13 +42,14 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// Every kind, in order of the codes.
-    pub const ALL: [ExitKind; 12] = [
+    pub const ALL: [ExitKind; 13] = [
         ExitKind::Done,
         ExitKind::Differs,
         ExitKind::Usage,
         ExitKind::Malformed,
         ExitKind::WrongBase,
         ExitKind::Conflict,
+        ExitKind::LockBusy,
         ExitKind::Io,
         ExitKind::LimitExceeded,
         ExitKind::Device,
@@ -64,6 +67,7 @@ impl ExitKind {
             ExitKind::Malformed => 3,
             ExitKind::WrongBase => 6,
             ExitKind::Conflict => 7,
+            ExitKind::LockBusy => 10,
             ExitKind::Io => 11,
             ExitKind::LimitExceeded => 12,
             ExitKind::Device => 13,
@@ -82,6 +86,7 @@ impl ExitKind {
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
             ExitKind::WrongBase => "the patch, or the statistics, are for other weights",
             ExitKind::Conflict => "already applied or reverted, or facts that exclude each other",
+            ExitKind::LockBusy => "another process is changing the store",
             ExitKind::Io => "a file cannot be read or written; nothing changed",
             ExitKind::LimitExceeded => "a documented limit is exceeded",
             ExitKind::Device => "the device or its memory does not suffice",
@@ -245,7 +250,7 @@ pub fn chain(error: &dyn Error) -> String {
 }
 
 /// What to do when the system says no.
-fn io_hint(error: &std::io::Error) -> &'static str {
+pub fn io_hint(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => "check the path",

@@ -11,6 +11,8 @@ mod args;
 mod commands;
 mod editing;
 mod error;
+mod history;
+mod network;
 mod report;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::patch_word;
 use crate::error::CommandError;
+use crate::history::keep_record;
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
 /// Where a result goes, and whether it is to be written at all.
@@ -72,6 +73,10 @@ impl Change {
     /// Carries the plan out, or only shows it.
     pub fn carry_out(&self, plan: Plan, dry_run: bool, output: &Output) -> Result<(), CommandError> {
         let written = if dry_run { None } else { Some(self.write(&plan, output)?) };
+        if written.is_some() {
+            keep_record(&plan, &self.checkpoint, &self.patch, &self.target, output)
+                .map_err(CommandError::after_the_work)?;
+        }
         let report = ChangeReport {
             direction: plan.direction,
             dry_run,

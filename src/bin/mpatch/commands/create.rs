@@ -123,7 +123,7 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let job = base.job(&facts, &arguments.recipe, arguments.about.about());
     let made = job.make(output)?;
     mpatch::checkpoint::write_new(&place, made.patch.bytes())?;
-    let report = made.report(&job, place, arguments.model.base.clone());
+    let report = made.report(&job, place, arguments.model.path(output)?);
     output.report(&report).map_err(CommandError::after_the_work)
 }
 

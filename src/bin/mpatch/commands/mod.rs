@@ -1,19 +1,36 @@
 //! One file per verb: its arguments, its report, and `run`; here is what several verbs do alike.
 
+pub mod add;
 pub mod apply;
 pub mod behaviour;
+pub mod bisect;
+pub mod branch;
 pub mod change;
+pub mod checkout;
+pub mod clone;
 pub mod completions;
 pub mod create;
 pub mod demo;
 pub mod diff;
 pub mod eval;
+pub mod fsck;
+pub mod gc;
+pub mod init;
+pub mod log;
+pub mod merge;
+pub mod names;
+pub mod pull;
+pub mod push;
 pub mod rebase;
+pub mod redo;
 pub mod revert;
 pub mod show;
 pub mod stack;
 pub mod stats;
+pub mod status;
+pub mod tag;
 pub mod try_out;
+pub mod undo;
 pub mod verify;
 
 use std::ffi::{OsStr, OsString};
@@ -46,9 +63,14 @@ pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
 }
 
+/// The path stands for standard input.
+pub fn is_stdin(path: &Path) -> bool {
+    path == Path::new(STDIN)
+}
+
 /// The patch as a word of a suggested command line.
 pub fn patch_word(path: &Path) -> String {
-    if path == Path::new(STDIN) { "PATCH".to_owned() } else { shell_word(path) }
+    if is_stdin(path) { "PATCH".to_owned() } else { shell_word(path) }
 }
 
 /// What a patch's name adds to the names of its results: `edits` of `edits.mpatch`.
