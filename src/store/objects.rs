@@ -74,6 +74,12 @@ impl ObjectStore<'_> {
 
     /// Writes a patch: into git, or beside it with a pointer in git.
     pub(super) fn write_patch(&self, patch: &Patch) -> Result<Stored, StoreError> {
+        if patch.bytes().len() != patch.size_bytes() {
+            return Err(StoreError::malformed(
+                patch_path(patch.id()),
+                "only a patch in memory can be recorded",
+            ));
+        }
         if patch.size_bytes() <= INLINE_SIZE_MAX_BYTES {
             return Ok(Stored { blob: self.write_blob(patch.bytes())?, manifest: None });
         }

@@ -246,10 +246,12 @@ impl CommitReport {
         page.title(&self.heading(branch));
         page.line(&format!("{}, {}", self.date, self.author));
         page.quote(&self.title);
-        for fact in self.facts.iter().take(facts_shown) {
+        // A patch of one fact is called by it.
+        let facts: &[String] = if self.facts == [self.title.clone()] { &[] } else { &self.facts };
+        for fact in facts.iter().take(facts_shown) {
             page.quote(&format!("  {fact}"));
         }
-        let hidden = self.facts.len().saturating_sub(facts_shown);
+        let hidden = facts.len().saturating_sub(facts_shown);
         if hidden > 0 {
             page.line(&format!("  and {hidden} more; `mpatch show {}` lists them", self.id.short()));
         }
