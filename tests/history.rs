@@ -7,6 +7,7 @@ mod material;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -127,7 +128,7 @@ fn lfs_is_here() -> bool {
     let here =
         Command::new("git").args(["lfs", "version"]).output().is_ok_and(|output| output.status.success());
     if !here {
-        println!("skipped: git-lfs is not installed");
+        let _ = writeln!(std::io::stderr(), "skipped: git-lfs is not installed");
     }
     here
 }
