@@ -44,6 +44,9 @@ pub mod verify;
 // Tests of the operations on disks that fail
 #[cfg(test)]
 mod crash;
+// History
+#[cfg(feature = "history")]
+pub mod store;
 
 // Editing
 #[cfg(feature = "edit")]

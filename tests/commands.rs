@@ -41,6 +41,9 @@ fn transcripts() {
         cases.env(name, value);
     }
     cases.env("MPATCH_CACHE_DIR", "cache").timeout(TIMEOUT).case(folder.join("*.md"));
+    // Histories are made by somebody, at some time.
+    cases.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
+    cases.env("GIT_COMMITTER_DATE", "1764028800 +0000");
     // What the demo prints holds lines that look like commands of a transcript.
     cases.case(folder.join("*.toml"));
     let overwriting = std::env::var_os("TRYCMD").is_some_and(|mode| mode == "overwrite");

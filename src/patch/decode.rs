@@ -304,6 +304,18 @@ impl Patch {
     }
 }
 
+impl Manifest {
+    /// Reads and checks a manifest without its sections, as a history keeps it; also tells its patch's id.
+    ///
+    /// # Errors
+    /// As [`Patch::decode`], for the part that a manifest is.
+    pub fn decode(bytes: &[u8]) -> Result<(PatchId, Self), PatchError> {
+        let manifest = encoding::decode(bytes)?;
+        rules::check(&manifest)?;
+        Ok((PatchId::derive(bytes), manifest))
+    }
+}
+
 /// The stored bytes of one section, hashed as they pass.
 struct SectionReader<'a> {
     source: &'a dyn Source,

@@ -5,8 +5,9 @@
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    apply, completions, create, demo, diff, doctor, eval, rebase, revert, show, sign, stack, stats, trust,
-    try_out, verify,
+    add, apply, bisect, branch, checkout, clone, completions, create, demo, diff, doctor, eval, fsck, gc,
+    init, log, merge, pull, push, rebase, redo, revert, show, sign, stack, stats, status, tag, trust,
+    try_out, undo, verify,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
@@ -67,6 +68,39 @@ pub enum Command {
     Diff(diff::DiffArguments),
     /// Examine this machine: devices, their arithmetic and speed, folders and programs
     Doctor(doctor::DoctorArguments),
+    /// Begin a history of what a model knows
+    Init(init::InitArguments),
+    /// Record a patch in the history
+    #[command(visible_alias = "commit")]
+    Add(add::AddArguments),
+    /// List the states of the history, with their facts
+    Log(log::LogArguments),
+    /// Tell which state a checkpoint is in, by its digests
+    Status(status::StatusArguments),
+    /// Take a checkpoint from the state it is in to another one
+    Checkout(checkout::CheckoutArguments),
+    /// List, make or delete branches
+    Branch(branch::BranchArguments),
+    /// List, make or delete tags
+    Tag(tag::TagArguments),
+    /// Join another branch's patches to this one's
+    Merge(merge::MergeArguments),
+    /// Take back the last change of the history, or list all
+    Undo(undo::UndoArguments),
+    /// Do again what was undone last
+    Redo(redo::RedoArguments),
+    /// Find the patch that made the model say something
+    Bisect(bisect::BisectArguments),
+    /// Read all of the history, and name what is damaged
+    Fsck(fsck::FsckArguments),
+    /// Pack the history, and remove what nothing refers to
+    Gc(gc::GcArguments),
+    /// Copy a history from elsewhere
+    Clone(clone::CloneArguments),
+    /// Send branches and tags to another history
+    Push(push::PushArguments),
+    /// Fetch another history, and follow it where it only went on
+    Pull(pull::PullArguments),
     /// Print shell completions
     Completions(completions::CompletionsArguments),
 }
@@ -93,6 +127,22 @@ impl Command {
             Command::Rebase(arguments) => rebase::run(arguments, output),
             Command::Diff(arguments) => return diff::run(arguments, output),
             Command::Doctor(arguments) => doctor::run(arguments, output),
+            Command::Init(arguments) => init::run(arguments, output),
+            Command::Add(arguments) => add::run(arguments, output),
+            Command::Log(arguments) => log::run(arguments, output),
+            Command::Status(arguments) => return status::run(arguments, output),
+            Command::Checkout(arguments) => checkout::run(arguments, output),
+            Command::Branch(arguments) => branch::run(arguments, output),
+            Command::Tag(arguments) => tag::run(arguments, output),
+            Command::Merge(arguments) => merge::run(arguments, output),
+            Command::Undo(arguments) => undo::run(arguments, output),
+            Command::Redo(arguments) => redo::run(arguments, output),
+            Command::Bisect(arguments) => return bisect::run(arguments, output),
+            Command::Fsck(arguments) => fsck::run(arguments, output),
+            Command::Gc(arguments) => gc::run(arguments, output),
+            Command::Clone(arguments) => clone::run(arguments, output),
+            Command::Push(arguments) => push::run(arguments, output),
+            Command::Pull(arguments) => pull::run(arguments, output),
             Command::Completions(arguments) => completions::run(*arguments, output),
         };
         done.map(|()| ExitKind::Done)

@@ -14,14 +14,16 @@ use mpatch::patch::Patch;
 
 use crate::commands::{open_checkpoint, read_input};
 use crate::error::{CommandError, ExitKind, chain};
+use crate::history::{here, model_path};
 use crate::report::{Output, count};
 
 /// The model that a command runs, and where.
 #[derive(Debug, Args)]
 pub struct ModelArguments {
-    /// Run this model: a folder, or a weights file with its config and tokenizer beside it
+    /// Run this model: a folder, or a weights file with its config and tokenizer beside it; within a history, the one
+    /// that it remembers by default
     #[arg(long, value_name = "MODEL")]
-    pub base: PathBuf,
+    base: Option<PathBuf>,
     /// Where the arithmetic runs.
     #[command(flatten)]
     pub device: DeviceArguments,
@@ -36,9 +38,20 @@ pub struct DeviceArguments {
 }
 
 impl ModelArguments {
+    /// The model that was given, or the one of the history here.
+    pub fn path(&self, output: &Output) -> Result<PathBuf, CommandError> {
+        let store = if self.base.is_none() { here(output)? } else { None };
+        match (&self.base, store) {
+            (Some(path), _) => Ok(path.clone()),
+            (None, Some(store)) => model_path(&store, None),
+            (None, None) => Err(CommandError::new(ExitKind::Usage, "there is no model to run")
+                .hint("give it with `--base MODEL`, or begin a history with `mpatch init --base MODEL`")),
+        }
+    }
+
     /// Opens the model on its device.
     pub fn open(&self, output: &Output) -> Result<Model, CommandError> {
-        open_model(&self.base, &self.device.find(output)?, output)
+        open_model(&self.path(output)?, &self.device.find(output)?, output)
     }
 }
 
@@ -167,6 +180,17 @@ pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<
     Ok(facts)
 }
 
+/// What a patch does to each tensor of one of its bindings.
+pub fn edits_of(patch: &Patch, binding: usize) -> Result<Vec<TensorEdit<'_>>, mpatch::patch::PatchError> {
+    let tensors = patch.manifest().bindings[binding].tensors.iter().enumerate();
+    let edit = tensors.map(|(index, tensor)| {
+        let terms = tensor.terms.iter().map(|&index| patch.term(index)).collect::<Result<_, _>>()?;
+        let correction = patch.correction(binding, index)?;
+        Ok(TensorEdit { name: &tensor.name, terms, correction })
+    });
+    edit.collect()
+}
+
 /// `model` with `patch` on it; the model must be in the state that the patch is for.
 pub fn with_patch(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Network, CommandError> {
     let name = patch_path.to_string_lossy();
@@ -184,17 +208,7 @@ pub fn with_patch(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Net
             return Err(CommandError::new(ExitKind::WrongBase, message).hint(hint));
         }
     };
-    let tensors = &patch.manifest().bindings[binding].tensors;
-    let edits: Vec<TensorEdit<'_>> = tensors
-        .iter()
-        .enumerate()
-        .map(|(index, tensor)| {
-            let terms = tensor.terms.iter().map(|&index| patch.term(index)).collect::<Result<_, _>>()?;
-            let correction = patch.correction(binding, index)?;
-            Ok(TensorEdit { name: &tensor.name, terms, correction })
-        })
-        .collect::<Result<_, mpatch::patch::PatchError>>()
-        .map_err(|error| CommandError::patch(&name, &error))?;
+    let edits = edits_of(patch, binding).map_err(|error| CommandError::patch(&name, &error))?;
     model.with_edits(edits).map_err(|error| model_error(model.checkpoint.path(), error))
 }
 

@@ -323,7 +323,7 @@ pub fn chain(error: &dyn Error) -> String {
 }
 
 /// What to do when the system says no.
-fn io_hint(error: &std::io::Error) -> &'static str {
+pub fn io_hint(error: &std::io::Error) -> &'static str {
     use std::io::ErrorKind;
     match error.kind() {
         ErrorKind::NotFound => "check the path",

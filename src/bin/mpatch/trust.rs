@@ -183,6 +183,11 @@ impl Judged {
             && self.report.allowed.is_empty()
     }
 
+    /// What the user allowed, for a history's record.
+    pub fn notes(&self) -> Vec<String> {
+        self.report.allowed.iter().map(|what| format!("allow-{what}")).collect()
+    }
+
     /// What the policies ask `verify` for.
     pub fn minimal_rung(&self) -> Rung {
         self.minimal_rung

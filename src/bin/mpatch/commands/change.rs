@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::{open_checkpoint, open_patch, patch_word};
 use crate::error::CommandError;
+use crate::history::Record;
 use crate::interrupt::{Work, doing};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{Judged, TrustReport};
@@ -109,22 +110,34 @@ impl Change {
         format!("`{}`", self.patch_path.display())
     }
 
+    /// Where the result lies.
+    fn result(&self) -> &Path {
+        match &self.target {
+            Target::Copy(path) => path,
+            Target::InPlace => self.checkpoint.path(),
+        }
+    }
+
     /// Carries the plan out, or only shows it.
     pub fn carry_out(&self, plan: Plan, dry_run: bool, output: &Output) -> Result<(), CommandError> {
         if self.target == Target::InPlace {
             plan.check_in_place(&self.checkpoint)?;
         }
+        let record = if dry_run { None } else { Record::begin(&self.checkpoint, output)? };
         let written = if dry_run { None } else { Some(self.write(&plan, output)?) };
+        if let Some(record) = record {
+            let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
+            record
+                .finish(&plan, &self.patch, self.result(), notes, output)
+                .map_err(CommandError::after_the_work)?;
+        }
         let report = ChangeReport {
             direction: plan.direction,
             dry_run,
             in_place: self.target == Target::InPlace,
             input: self.checkpoint.path().to_owned(),
             patch: self.patch_path.clone(),
-            output: match &self.target {
-                Target::Copy(path) => path.clone(),
-                Target::InPlace => self.checkpoint.path().to_owned(),
-            },
+            output: self.result().to_owned(),
             trust: self.trust.as_ref().map(|judged| judged.report.clone()),
             plan,
             written,

@@ -170,7 +170,7 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
         let remembered = trust::remember(line, &[signer.public().fingerprint()], made.patch.id());
         remembered.map_err(CommandError::after_the_work)?;
     }
-    let report = made.report(&job, place, arguments.model.base.clone(), signature);
+    let report = made.report(&job, place, arguments.model.path(output)?, signature);
     output.report(&report).map_err(CommandError::after_the_work)
 }
 

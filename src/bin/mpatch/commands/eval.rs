@@ -81,7 +81,7 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
     };
     drop(progress);
     output.report(&EvalReport {
-        base: arguments.model.base.clone(),
+        base: arguments.model.path(output)?,
         patch: arguments.patch.clone(),
         layout: facts.layout.to_string(),
         scores,

@@ -1,22 +1,39 @@
 //! One file per verb: its arguments, its report, and `run`; here is what several verbs do alike.
 
+pub mod add;
 pub mod apply;
 pub mod behaviour;
+pub mod bisect;
+pub mod branch;
 pub mod change;
+pub mod checkout;
+pub mod clone;
 pub mod completions;
 pub mod create;
 pub mod demo;
 pub mod diff;
 pub mod doctor;
 pub mod eval;
+pub mod fsck;
+pub mod gc;
+pub mod init;
+pub mod log;
+pub mod merge;
+pub mod names;
+pub mod pull;
+pub mod push;
 pub mod rebase;
+pub mod redo;
 pub mod revert;
 pub mod show;
 pub mod sign;
 pub mod stack;
 pub mod stats;
+pub mod status;
+pub mod tag;
 pub mod trust;
 pub mod try_out;
+pub mod undo;
 pub mod verify;
 
 use std::ffi::{OsStr, OsString};

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use mpatch::digest::PatchId;
 use mpatch::patch::manifest::{
     About, Base, Binding, Fact, IntegersEntry, Line, Metric, Recipe, SectionKind, TensorBinding,
 };
@@ -10,8 +11,9 @@ use mpatch::patch::{Manifest, Patch};
 use mpatch::sign::SshSig;
 use serde::Serialize;
 
-use super::{open_patch, patch_word};
+use super::{is_stdin, open_patch, patch_word};
 use crate::error::{CommandError, ExitKind};
+use crate::history::{CommitReport, branch_of, here, message};
 use crate::report::{Output, Page, Report, count, size};
 
 /// How many facts are shown unless all are asked for.
@@ -19,10 +21,13 @@ const FACTS_SHOWN: usize = 20;
 
 /// Arguments of `show`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mpatch show edits.mpatch\n  mpatch show edits.mpatch --all\n  \
-                  curl -s https://example.org/edits.mpatch | mpatch show - --json")]
+#[command(
+    after_help = "Examples:\n  mpatch show edits.mpatch\n  mpatch show edits.mpatch --all\n  mpatch show main~2\n  \
+                  curl -s https://example.org/edits.mpatch | mpatch show - --json"
+)]
 pub struct ShowArguments {
-    /// Show this patch; `-` reads it from standard input
+    /// Show this patch, or else the state of this name in the history here; `-` reads a patch from standard input
+    #[arg(value_name = "PATCH|REVISION")]
     patch: PathBuf,
     /// List every fact instead of the first 20
     #[arg(long)]
@@ -83,8 +88,14 @@ struct SizeReport {
     decoded_bytes: u64,
 }
 
-/// Prints what a patch holds.
+/// Prints what a patch holds, or a state of a history.
 pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandError> {
+    // A file wins over a revision of the same name.
+    if !is_stdin(&arguments.patch) && !arguments.patch.exists() {
+        if let Some(report) = revision(arguments, output)? {
+            return output.report(&report);
+        }
+    }
     let patch = open_patch(&arguments.patch)?;
     if arguments.manifest {
         return output.raw(patch.manifest_bytes());
@@ -117,6 +128,65 @@ fn armour(patch: &Patch, number: usize, path: &Path) -> Result<String, CommandEr
 
 fn claimed_key(bytes: &[u8]) -> String {
     SshSig::parse(bytes).map_or_else(|error| error.to_string(), |read| read.key().fingerprint().to_string())
+}
+
+/// A state of the history here, if it knows this name.
+fn revision(arguments: &ShowArguments, output: &Output) -> Result<Option<RevisionReport>, CommandError> {
+    let (Some(store), Some(name)) = (here(output)?, arguments.patch.to_str()) else { return Ok(None) };
+    let Ok(id) = store.resolve(name) else { return Ok(None) };
+    let (view, commit) = (store.view()?, store.commit(id)?);
+    let patches = commit.series.iter().map(|id| {
+        let words = message(&store.manifest(*id)?, *id, None, vec![]);
+        Ok(PatchInSeries { patch: *id, title: words.title, facts: words.facts.len() })
+    });
+    Ok(Some(RevisionReport {
+        patches: patches.collect::<Result<_, CommandError>>()?,
+        branch: branch_of(&view).map(str::to_owned),
+        commit: CommitReport::new(commit, &view),
+        facts_shown: if arguments.all { usize::MAX } else { FACTS_SHOWN },
+    }))
+}
+
+/// What `show REVISION` prints.
+#[derive(Debug, Serialize)]
+struct RevisionReport {
+    branch: Option<String>,
+    commit: CommitReport,
+    patches: Vec<PatchInSeries>,
+    #[serde(skip)]
+    facts_shown: usize,
+}
+
+#[derive(Debug, Serialize)]
+struct PatchInSeries {
+    patch: PatchId,
+    title: String,
+    facts: usize,
+}
+
+impl Report for RevisionReport {
+    const SCHEMA: &'static str = "mpatch.show-revision/1";
+
+    fn write(&self, page: &mut Page) {
+        self.commit.write(page, self.branch.as_deref(), self.facts_shown);
+        page.blank();
+        let state = self.commit.state.as_deref().unwrap_or("not told");
+        let parents: Vec<String> = self.commit.parents.iter().map(|parent| parent.short()).collect();
+        page.table(&[
+            row(["commit", &self.commit.id.to_string()]),
+            row(["parents", &parents.join(" ")]),
+            row(["weights", state]),
+        ]);
+        page.blank();
+        match self.patches.is_empty() {
+            true => page.title("the base, without patches"),
+            false => page.title("patches, in order of application"),
+        }
+        let line = |entry: &PatchInSeries| {
+            vec![entry.patch.short(), count(entry.facts, "fact"), format!("│ {}", entry.title)]
+        };
+        page.table(&self.patches.iter().map(line).collect::<Vec<_>>());
+    }
 }
 
 fn report(path: PathBuf, patch: &Patch, facts_shown: usize) -> ShowReport {

@@ -71,7 +71,7 @@ pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError
     };
     output.report(&TryReport {
         patch: arguments.patch.clone(),
-        base: arguments.model.base.clone(),
+        base: arguments.model.path(output)?,
         prompts: arguments.prompts.iter().map(prompt).collect::<Result<_, CommandError>>()?,
     })
 }

@@ -1,0 +1,84 @@
+//! `mpatch add`: a patch becomes the next state of the history.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde::Serialize;
+
+use super::read_patch;
+use crate::error::CommandError;
+use crate::history::{CommitReport, StoreArguments, admit, branch_of, message};
+use crate::report::{Output, Page, Report};
+use crate::trust::{Judged, TrustArguments};
+
+/// Facts that are shown of each new commit.
+const FACTS_SHOWN: usize = 5;
+
+/// Arguments of `add`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mpatch add edits.mpatch\n  mpatch add capitals.mpatch rivers.mpatch\n  \
+                  mpatch add edits.mpatch -m \"What changed in March\""
+)]
+pub struct AddArguments {
+    /// Record these patches, each on top of the one before it
+    #[arg(required = true)]
+    patches: Vec<PathBuf>,
+    /// Give the commit this title instead of the patch's own
+    #[arg(short, long, value_name = "TITLE")]
+    message: Option<String>,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+/// What `add` prints.
+#[derive(Debug, Serialize)]
+struct AddReport {
+    branch: Option<String>,
+    commits: Vec<CommitReport>,
+}
+
+/// Records the patches, all or none.
+pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError> {
+    let patches = arguments.patches.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
+    let store = arguments.store.open()?;
+    let mut change = arguments.store.change(&store)?;
+    let mut made = Vec::new();
+    let mut titles = Vec::new();
+    let mut judgements = Vec::new();
+    for (patch, path) in patches.iter().zip(&arguments.patches) {
+        let (judged, notes) = admit(patch, path, &arguments.trust, output)?;
+        judgements.push(judged);
+        let message = message(patch.manifest(), patch.id(), arguments.message.as_deref(), notes);
+        titles.push(message.title.clone());
+        made.push(change.add(patch, message)?);
+    }
+    change.finish(&format!("add {}", titles.join(", ")))?;
+    judgements.iter().try_for_each(Judged::remember).map_err(CommandError::after_the_work)?;
+    let view = store.view()?;
+    let report = |id| Ok(CommitReport::new(store.commit(id)?, &view));
+    let commits = made.into_iter().map(report).collect::<Result<_, CommandError>>();
+    let report = AddReport { branch: branch_of(&view).map(str::to_owned), commits: commits? };
+    output.report(&report).map_err(CommandError::after_the_work)
+}
+
+impl Report for AddReport {
+    const SCHEMA: &'static str = "mpatch.add/1";
+
+    fn write(&self, page: &mut Page) {
+        for (index, commit) in self.commits.iter().enumerate() {
+            if index > 0 {
+                page.blank();
+            }
+            commit.write(page, self.branch.as_deref(), FACTS_SHOWN);
+        }
+    }
+
+    fn next(&self) -> Option<String> {
+        Some("mpatch checkout HEAD -o MODEL".to_owned())
+    }
+}

@@ -1,0 +1,24 @@
+//! `mpatch branch`: names for states that move with their commits.
+
+use clap::Args;
+use mpatch::store::Kind;
+
+use super::names::{NamesArguments, run_names};
+use crate::error::CommandError;
+use crate::report::Output;
+
+/// Arguments of `branch`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mpatch branch\n  mpatch branch geography\n  mpatch branch old main~2\n  mpatch branch -d old"
+)]
+pub struct BranchArguments {
+    /// What to do with which name.
+    #[command(flatten)]
+    names: NamesArguments,
+}
+
+/// Lists, makes or deletes.
+pub fn run(arguments: &BranchArguments, output: &Output) -> Result<(), CommandError> {
+    run_names(Kind::Branch, &arguments.names, output)
+}

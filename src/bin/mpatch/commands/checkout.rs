@@ -1,0 +1,181 @@
+//! `mpatch checkout`: the head goes to another state, and a copy of a checkpoint with it.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mpatch::store::{Head, Kind, Step, Store, way};
+use serde::Serialize;
+
+use super::{beside, open_checkpoint};
+use crate::error::CommandError;
+use crate::history::{
+    CommitReport, StoreArguments, branch_of, locate, model_path, remembered, series_at, step_words, walk,
+    walk_in_place,
+};
+use crate::report::{Output, Page, Report, shell_word};
+use crate::trust::TrustArguments;
+
+/// Arguments of `checkout`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch checkout geography\n  mpatch checkout HEAD -o gptj-edited\n  \
+                  mpatch checkout v1 --onto gptj-edited/ -o gptj-v1\n  mpatch checkout main~2 -o old --dry-run")]
+pub struct CheckoutArguments {
+    /// Go to this state: a branch, a tag, `main~2`, or the start of a commit's id
+    revision: String,
+    /// Take a copy of this checkpoint there, from whichever state it is in
+    #[arg(long, value_name = "CHECKPOINT")]
+    onto: Option<PathBuf>,
+    /// Write the copy here; beside the checkpoint by default
+    #[arg(short, long, value_name = "PATH")]
+    output: Option<PathBuf>,
+    /// Change that checkpoint where it lies, under a journal, instead of a copy
+    #[arg(long, conflicts_with = "output")]
+    in_place: bool,
+    /// Print the way, and go nowhere
+    #[arg(long)]
+    dry_run: bool,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+/// What `checkout` prints.
+#[derive(Debug, Serialize)]
+struct CheckoutReport {
+    dry_run: bool,
+    revision: String,
+    branch: Option<String>,
+    commit: CommitReport,
+    /// None where only the head moves.
+    checkpoint: Option<Moved>,
+}
+
+/// A checkpoint on its way.
+#[derive(Debug, Serialize)]
+struct Moved {
+    from: PathBuf,
+    to: PathBuf,
+    in_place: bool,
+    way: Vec<Step>,
+    #[serde(skip)]
+    words: Vec<String>,
+}
+
+/// Goes there.
+pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), CommandError> {
+    let store = arguments.store.open()?;
+    let id = store.resolve(&arguments.revision)?;
+    let commit = store.commit(id)?;
+    let moved = match arguments.onto.is_some() || arguments.output.is_some() || arguments.in_place {
+        true => Some(take_along(arguments, &store, &commit.series, output)?),
+        false => None,
+    };
+    let view = store.view()?;
+    let is_branch = view.names(Kind::Branch).any(|(name, _)| name == arguments.revision);
+    let head = match arguments.revision.as_str() {
+        "HEAD" => view.head.clone(),
+        name if is_branch => Head::Branch(name.to_owned()),
+        _ => Head::Detached(id),
+    };
+    if !arguments.dry_run {
+        // The weights are where they should be already: from here on only names move.
+        let mut change = arguments.store.change(&store)?;
+        change.switch(head)?;
+        if let Some(moved) = &moved {
+            change.set_model(Some(remembered(store.folder(), &moved.to)?));
+        }
+        change.finish(&format!("checkout {}", arguments.revision))?;
+    }
+    let view = store.view()?;
+    let report = CheckoutReport {
+        dry_run: arguments.dry_run,
+        revision: arguments.revision.clone(),
+        branch: branch_of(&view).map(str::to_owned),
+        commit: CommitReport::new(commit, &view),
+        checkpoint: moved,
+    };
+    let told = output.report(&report);
+    if arguments.dry_run { told } else { told.map_err(CommandError::after_the_work) }
+}
+
+/// Takes a copy of the checkpoint to the state after `series`.
+fn take_along(
+    arguments: &CheckoutArguments,
+    store: &Store,
+    series: &[mpatch::digest::PatchId],
+    output: &Output,
+) -> Result<Moved, CommandError> {
+    let from = model_path(store, arguments.onto.as_deref())?;
+    let to = match &arguments.output {
+        Some(path) => path.clone(),
+        None if arguments.in_place => from.clone(),
+        None => beside(&from, arguments.revision.replace('/', "-").as_ref())?,
+    };
+    let checkpoint = open_checkpoint(&from, output)?;
+    if !arguments.in_place {
+        mpatch::checkpoint::check_output(&checkpoint, &to)?;
+    }
+    let atlas = store.atlas()?;
+    let located = locate(&atlas, &checkpoint, false, output)?;
+    let way = way(&series_at(&atlas, &located.standing, &from, series)?, series);
+    let words = way.iter().map(|step| step_words(store, *step)).collect::<Result<_, _>>()?;
+    match (arguments.dry_run, arguments.in_place) {
+        (true, _) => {}
+        (false, false) => walk(store, checkpoint, &way, &to, &arguments.trust, output)?,
+        (false, true) => {
+            // Two that hold one file would be in each other's way.
+            drop(checkpoint);
+            walk_in_place(store, &from, &way, &arguments.trust, output)?;
+        }
+    }
+    Ok(Moved { from, to, in_place: arguments.in_place, way, words })
+}
+
+impl Report for CheckoutReport {
+    const SCHEMA: &'static str = "mpatch.checkout/1";
+
+    fn write(&self, page: &mut Page) {
+        let place = match &self.branch {
+            Some(branch) if !self.dry_run => format!("on branch {branch}, at {}", self.commit.id.short()),
+            None if !self.dry_run => format!("at {}, on no branch", self.commit.id.short()),
+            _ => format!("would go to {}", self.commit.id.short()),
+        };
+        page.title(&place);
+        page.quote(&self.commit.title);
+        let Some(moved) = &self.checkpoint else { return };
+        let (from, to) = (moved.from.display(), moved.to.display());
+        let wrote = match (self.dry_run, moved.in_place) {
+            (true, false) => format!("would write {to} from {from}"),
+            (false, false) => format!("wrote {to} from {from}"),
+            (true, true) => format!("would change {to} in place"),
+            (false, true) => format!("changed {to} in place"),
+        };
+        let steps = match moved.way.len() {
+            0 if moved.in_place => "it is in this state already".to_owned(),
+            0 => "a copy, in this state already".to_owned(),
+            1 => "1 step".to_owned(),
+            steps => format!("{steps} steps"),
+        };
+        page.line(&format!("{wrote}: {steps}"));
+        moved.words.iter().for_each(|words| page.line(&format!("  {words}")));
+    }
+
+    fn next(&self) -> Option<String> {
+        let revision = shell_word(&self.revision);
+        match (&self.checkpoint, self.dry_run) {
+            (Some(moved), true) if moved.in_place => {
+                Some(format!("mpatch checkout {revision} --onto {} --in-place", shell_word(&moved.from)))
+            }
+            (Some(moved), true) => Some(format!(
+                "mpatch checkout {revision} --onto {} -o {}",
+                shell_word(&moved.from),
+                shell_word(&moved.to)
+            )),
+            (Some(_), false) => Some("mpatch status".to_owned()),
+            (None, _) => Some(format!("mpatch checkout {revision} -o MODEL")),
+        }
+    }
+}

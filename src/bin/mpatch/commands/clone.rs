@@ -1,0 +1,121 @@
+//! `mpatch clone`: a history copied from elsewhere, checked before it has a name.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use mpatch::store::{Received, Store};
+use serde::Serialize;
+
+use crate::error::{CommandError, ExitKind};
+use crate::history::{CommitReport, author, remembered, shown};
+use crate::network::{REMOTE, address, fetch, head_branch};
+use crate::report::{Output, Page, Report, count, shell_word};
+
+/// Arguments of `clone`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch clone https://example.org/knowledge.git --base gptj/\n  \
+                  mpatch clone ../knowledge mine")]
+pub struct CloneArguments {
+    /// Copy the history at this address: a folder, or what `git clone` takes
+    address: String,
+    /// Keep it in this new folder; named like the address by default
+    folder: Option<PathBuf>,
+    /// Remember this model, in any of the history's states
+    #[arg(long, value_name = "MODEL")]
+    base: Option<PathBuf>,
+}
+
+/// What `clone` prints.
+#[derive(Debug, Serialize)]
+struct CloneReport {
+    folder: PathBuf,
+    branch: String,
+    branches: usize,
+    tags: usize,
+    commits: usize,
+    head: CommitReport,
+}
+
+/// Copies it.
+pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandError> {
+    let address = address(&arguments.address)?;
+    let folder = match &arguments.folder {
+        Some(folder) => folder.clone(),
+        None => named_like(&address)?,
+    };
+    let made_folder = !folder.is_dir();
+    if made_folder {
+        std::fs::create_dir(&folder).map_err(|error| CommandError::io("create", &folder, &error))?;
+    }
+    let copied = copy(&address, &folder, arguments.base.as_deref());
+    if copied.is_err() && made_folder {
+        let _ = std::fs::remove_dir(&folder);
+    }
+    let (store, branch, received) = copied?;
+    let view = store.view()?;
+    let report = CloneReport {
+        folder: shown(&folder),
+        branch,
+        branches: received.branches.len(),
+        tags: received.tags.len(),
+        commits: received.commits,
+        head: CommitReport::new(store.commit(store.head()?)?, &view),
+    };
+    output.report(&report).map_err(CommandError::after_the_work)
+}
+
+fn copy(
+    address: &str,
+    folder: &Path,
+    base: Option<&Path>,
+) -> Result<(Store, String, Received), CommandError> {
+    let made = Store::begin(folder, "main")?;
+    let incoming = made.incoming()?;
+    fetch(&incoming, address)?;
+    let head = head_branch(&incoming, address)?;
+    let mut change = made.change(Duration::ZERO, author())?;
+    let received = incoming.receive(&mut change, REMOTE)?;
+    let known = |name: &String| received.branches.contains_key(name);
+    let branch = head.filter(known).or_else(|| received.branches.keys().next().cloned());
+    let Some(branch) = branch else {
+        return Err(CommandError::new(ExitKind::Malformed, format!("`{address}` has no branch"))
+            .hint("it is no history of mpatch, or an empty one"));
+    };
+    change.adopt(&branch, received.branches[&branch])?;
+    change.set_remote(REMOTE, address)?;
+    if let Some(base) = base {
+        change.set_model(Some(remembered(folder, base)?));
+    }
+    change.finish("clone")?;
+    drop(incoming);
+    Ok((made.settle(folder)?, branch, received))
+}
+
+/// `knowledge` of `https://example.org/knowledge.git`.
+fn named_like(address: &str) -> Result<PathBuf, CommandError> {
+    let last = address.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or_default();
+    let name = last.strip_suffix(".git").unwrap_or(last);
+    if name.is_empty() || name.starts_with('.') {
+        return Err(CommandError::new(ExitKind::Usage, format!("`{address}` gives no name for a folder"))
+            .hint("name one: `mpatch clone ADDRESS FOLDER`"));
+    }
+    Ok(PathBuf::from(name))
+}
+
+impl Report for CloneReport {
+    const SCHEMA: &'static str = "mpatch.clone/1";
+
+    fn write(&self, page: &mut Page) {
+        let folder = self.folder.display();
+        let (commits, tags) = (count(self.commits, "commit"), count(self.tags, "tag"));
+        let branches =
+            if self.branches == 1 { "1 branch".to_owned() } else { format!("{} branches", self.branches) };
+        page.title(&format!("cloned into {folder}: {commits}, {branches}, {tags}, every patch checked"));
+        self.head.write(page, Some(&self.branch), 5);
+    }
+
+    fn next(&self) -> Option<String> {
+        Some(format!("mpatch status MODEL --store {}", shell_word(&self.folder)))
+    }
+}

@@ -1,0 +1,102 @@
+//! `mpatch fsck`: all of a history is read and hashed, what is damaged is named, and mended from whole copies.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mpatch::patch::Patch;
+use mpatch::store::fsck::Checked;
+use serde::Serialize;
+
+use super::read_patch;
+use crate::error::{CommandError, ExitKind};
+use crate::history::StoreArguments;
+use crate::report::{Output, Page, Report, count, size};
+
+/// Arguments of `fsck`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch fsck\n  mpatch fsck --repair backup/edits.mpatch\n  \
+                  mpatch fsck --repair ../another-clone\n\n\
+                  Mending adds whole copies of what is damaged or missing; damaged files are renamed and kept.")]
+pub struct FsckArguments {
+    /// Mend what is damaged from this: a patch file, a folder of them, or another copy of the history
+    #[arg(long, value_name = "SOURCE")]
+    repair: Vec<PathBuf>,
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+/// What `fsck` prints.
+#[derive(Debug, Serialize)]
+struct FsckReport {
+    mended: Vec<String>,
+    #[serde(flatten)]
+    checked: Checked,
+}
+
+/// Reads everything.
+pub fn run(arguments: &FsckArguments, output: &Output) -> Result<(), CommandError> {
+    let store = arguments.store.open()?;
+    let mut mended = Vec::new();
+    for source in &arguments.repair {
+        // One process at a time, though no name moves.
+        let change = arguments.store.change(&store);
+        let is_history = source.is_dir() && (source.join(".git").exists() || source.join("HEAD").exists());
+        let patches = if is_history { Vec::new() } else { patches(source)? };
+        mended.extend(store.mend(&patches, is_history.then_some(source.as_path()))?);
+        drop(change);
+    }
+    let checked = store.check()?;
+    let problems = checked.problems.len();
+    let first = checked.problems.first().map(|problem| format!("{}: {}", problem.place, problem.what));
+    output.report(&FsckReport { mended, checked })?;
+    match first {
+        None => Ok(()),
+        Some(first) => {
+            let message = format!("the history is damaged, {}: {first}", count(problems, "problem"));
+            Err(CommandError::new(ExitKind::Malformed, message).hint(
+                "`mpatch fsck --repair SOURCE` takes whole copies from patch files, or from another clone",
+            ))
+        }
+    }
+}
+
+/// A patch file, or all of a folder.
+fn patches(source: &Path) -> Result<Vec<Patch>, CommandError> {
+    if !source.is_dir() {
+        return Ok(vec![read_patch(source)?]);
+    }
+    let failed = |error| CommandError::io("list", source, &error);
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(source).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|ending| ending == "mpatch") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    // Of a folder of copies some may be damaged, too.
+    Ok(paths.iter().filter_map(|path| read_patch(path).ok()).collect())
+}
+
+impl Report for FsckReport {
+    const SCHEMA: &'static str = "mpatch.fsck/1";
+
+    fn write(&self, page: &mut Page) {
+        self.mended.iter().for_each(|what| page.line(&format!("mended: {what}")));
+        let Checked { objects, commits, patches, patch_size_bytes, problems } = &self.checked;
+        let read = format!(
+            "read {}, {}, {} ({})",
+            count(*objects, "git object"),
+            count(*commits, "commit"),
+            if *patches == 1 { "1 patch".to_owned() } else { format!("{patches} patches") },
+            size(*patch_size_bytes)
+        );
+        match problems.len() {
+            0 => page.title(&format!("whole: {read}")),
+            _ => page.title(&format!("damaged: {read}")),
+        }
+        let rows = problems.iter().map(|problem| vec![problem.place.clone(), problem.what.clone()]);
+        page.table(&rows.collect::<Vec<_>>());
+    }
+}

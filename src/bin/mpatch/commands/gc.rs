@@ -1,0 +1,36 @@
+//! `mpatch gc`: a history made small, with nothing of it lost.
+
+use clap::Args;
+use mpatch::store::Tidied;
+
+use crate::error::CommandError;
+use crate::history::StoreArguments;
+use crate::report::{Output, Page, Report, count, size};
+
+/// Arguments of `gc`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch gc\n\nWhatever can be undone stays.")]
+pub struct GcArguments {
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+/// Packs and removes.
+pub fn run(arguments: &GcArguments, output: &Output) -> Result<(), CommandError> {
+    let store = arguments.store.open()?;
+    let tidied = arguments.store.change(&store)?.tidy()?;
+    output.report(&tidied).map_err(CommandError::after_the_work)
+}
+
+impl Report for Tidied {
+    const SCHEMA: &'static str = "mpatch.gc/1";
+
+    fn write(&self, page: &mut Page) {
+        page.title(&format!("packed {}", count(self.packed, "git object")));
+        if self.removed > 0 {
+            let what = count(self.removed, "Git LFS object");
+            page.line(&format!("removed {what} that nothing refers to ({})", size(self.removed_size_bytes)));
+        }
+    }
+}

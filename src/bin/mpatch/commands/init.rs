@@ -1,0 +1,112 @@
+//! `mpatch init`: a history for a model, in a git repository.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mpatch::checkpoint::Checkpoint;
+use mpatch::digest::FileDigest;
+use mpatch::store::{Base, BaseTensor, Store};
+use serde::Serialize;
+
+use super::open_checkpoint;
+use crate::error::CommandError;
+use crate::history::{author, remembered, shown};
+use crate::report::{Output, Page, Report, count};
+
+/// Arguments of `init`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mpatch init --base gptj/\n  mpatch init knowledge --base gptj/model.safetensors"
+)]
+pub struct InitArguments {
+    /// Keep the history in this folder, which is made if need be
+    #[arg(default_value = ".")]
+    folder: PathBuf,
+    /// Begin with this model: a folder, an index of shards, or a safetensors file
+    #[arg(long, value_name = "MODEL")]
+    base: PathBuf,
+    /// Call the first branch so
+    #[arg(long, value_name = "NAME", default_value = "main")]
+    branch: String,
+}
+
+/// What `init` prints.
+#[derive(Debug, Serialize)]
+struct InitReport {
+    folder: PathBuf,
+    branch: String,
+    base: PathBuf,
+    architecture: Option<String>,
+    weights: String,
+    tensors: usize,
+}
+
+/// Makes the history.
+pub fn run(arguments: &InitArguments, output: &Output) -> Result<(), CommandError> {
+    let InitArguments { folder, base: model, branch } = arguments;
+    let checkpoint = open_checkpoint(model, output)?;
+    let made_folder = !folder.is_dir();
+    if made_folder {
+        std::fs::create_dir(folder).map_err(|error| CommandError::io("create", folder, &error))?;
+    }
+    let made = begin(&checkpoint, arguments, output);
+    if made.is_err() && made_folder {
+        // Only ours, and empty: the library leaves nothing behind.
+        let _ = std::fs::remove_dir(folder);
+    }
+    let base = made?;
+    let report = InitReport {
+        folder: shown(folder),
+        branch: branch.clone(),
+        base: model.clone(),
+        architecture: base.architecture,
+        weights: base.weights.to_string(),
+        tensors: base.tensors.len(),
+    };
+    output.report(&report).map_err(CommandError::after_the_work)
+}
+
+fn begin(checkpoint: &Checkpoint, arguments: &InitArguments, output: &Output) -> Result<Base, CommandError> {
+    let InitArguments { folder, base: model, branch } = arguments;
+    let base = base(checkpoint, output)?;
+    let model = remembered(folder, model)?;
+    Store::create(folder, branch, &base, Some(model), author())?;
+    Ok(base)
+}
+
+/// What a history must know about its base.
+fn base(checkpoint: &Checkpoint, output: &Output) -> Result<Base, CommandError> {
+    let config = checkpoint.companion("config.json")?;
+    let architecture = config.as_deref().and_then(|config| {
+        let config: serde_json::Value = serde_json::from_slice(config).ok()?;
+        Some(config.get("architectures")?.get(0)?.as_str()?.to_owned())
+    });
+    let tokenizer = checkpoint.companion("tokenizer.json")?;
+    let progress = output.progress("hashing", checkpoint.weights_size_bytes());
+    let digests =
+        checkpoint.digests_with(&Vec::from_iter(checkpoint.tensors()), &|bytes| progress.add(bytes))?;
+    let tensors = checkpoint.tensors().iter().zip(digests).map(|(tensor, digest)| BaseTensor {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype.clone(),
+        shape: tensor.shape.clone(),
+        digest,
+    });
+    let digest = |bytes: Option<Vec<u8>>| bytes.map(|bytes| FileDigest::of(&bytes));
+    Ok(Base::new(architecture, digest(config), digest(tokenizer), tensors.collect()))
+}
+
+impl Report for InitReport {
+    const SCHEMA: &'static str = "mpatch.init/1";
+
+    fn write(&self, page: &mut Page) {
+        page.title(&format!("began a history in {}, on branch {}", self.folder.display(), self.branch));
+        let architecture = self.architecture.as_deref().unwrap_or("weights without a config");
+        let weights = &self.weights[..12];
+        let tensors = count(self.tensors, "tensor");
+        page.line(&format!("base: {}, {architecture}, weights {weights} ({tensors})", self.base.display()));
+    }
+
+    fn next(&self) -> Option<String> {
+        Some("mpatch create FACTS -o edits.mpatch".to_owned())
+    }
+}

@@ -1,0 +1,254 @@
+//! `mpatch merge`: another branch's patches join this one's, with one rounding.
+//!
+//! Two series with a common beginning cannot simply follow each other: each patch was bound to the state before it,
+//! rounding does not commute, and a patch bound anew is another patch than the one that was signed. So the merged
+//! state is the common beginning, and then one patch that adds up everything that either side has beyond it, each
+//! update once and in one order, rounded once. It can be reached from either side bit for bit, by taking back that
+//! side's own patches, and it does not depend on how many steps either side took.
+
+use clap::{Args, ValueEnum};
+use mpatch::digest::PatchId;
+use mpatch::patch::{Patch, encode};
+use mpatch::stack::{AddOptions, Named, Sides, StackError, stack};
+use mpatch::store::{Commit, Store, way};
+use serde::Serialize;
+
+use super::open_checkpoint;
+use crate::error::{CommandError, ExitKind, chain};
+use crate::history::{CommitReport, StoreArguments, branch_of, locate, message, model_path, series_at, walk};
+use crate::keys::SigningArguments;
+use crate::report::{Output, Page, Report};
+use crate::trust::{TrustArguments, require};
+
+/// Arguments of `merge`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch merge geography\n  mpatch merge origin/main --prefer theirs")]
+pub struct MergeArguments {
+    /// Join this branch, or the start of a commit's id
+    revision: String,
+    /// Let this side's facts stand where the two contradict each other, instead of refusing
+    #[arg(long, value_name = "SIDE")]
+    prefer: Option<Prefer>,
+    /// Work on this checkpoint, in any known state, instead of the one that the history remembers
+    #[arg(long, value_name = "CHECKPOINT")]
+    onto: Option<std::path::PathBuf>,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
+    /// How the merged patch is signed.
+    #[command(flatten)]
+    signing: SigningArguments,
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+/// A side.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Prefer {
+    /// The current branch's.
+    Ours,
+    /// The other one's.
+    Theirs,
+}
+
+/// What `merge` prints.
+#[derive(Debug, Serialize)]
+struct MergeReport {
+    outcome: Outcome,
+    branch: Option<String>,
+    commit: CommitReport,
+    stacked: Vec<PatchId>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    AlreadyThere,
+    FastForward,
+    Merged,
+}
+
+/// Joins the two.
+pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandError> {
+    let store = arguments.store.open()?;
+    let ours = store.commit(store.head()?)?;
+    let theirs = store.commit(store.resolve(&arguments.revision)?)?;
+    let (ahead, behind) = store.ahead_behind(ours.id, theirs.id)?;
+    let mut change = arguments.store.change(&store)?;
+    // The head is what it was when the plan was made: the lock is held from here on.
+    if change.view().head_commit() != Some(ours.id) {
+        return Err(CommandError::new(ExitKind::Busy, "the history was changed meanwhile").hint("try again"));
+    }
+    let (outcome, stacked) = match (ahead, behind) {
+        (_, 0) => (Outcome::AlreadyThere, Vec::new()),
+        (0, _) => {
+            change.fast_forward(theirs.id);
+            (Outcome::FastForward, Vec::new())
+        }
+        _ => {
+            let plan = Plan::new(&store, &ours, &theirs)?;
+            let patch = match plan.beyond.is_empty() {
+                true => None,
+                false => Some(plan.stacked(&store, arguments, output)?),
+            };
+            let title = format!("Merge {}", arguments.revision);
+            let words = match &patch {
+                Some(patch) => message(patch.manifest(), patch.id(), Some(&title), vec![]),
+                None => mpatch::store::Message { title, ..mpatch::store::Message::default() },
+            };
+            change.merge(theirs.id, &plan.series, patch.as_ref(), words)?;
+            (Outcome::Merged, plan.beyond)
+        }
+    };
+    change.finish(&format!("merge {}", arguments.revision))?;
+    let view = store.view()?;
+    let commit = CommitReport::new(store.commit(store.head()?)?, &view);
+    let branch = branch_of(&view).map(str::to_owned);
+    output.report(&MergeReport { outcome, branch, commit, stacked }).map_err(CommandError::after_the_work)
+}
+
+/// What a merged state is made of.
+struct Plan {
+    /// Patches whose states are known, in order.
+    series: Vec<PatchId>,
+    /// Patches beyond them, to be one.
+    beyond: Vec<PatchId>,
+}
+
+impl Plan {
+    /// All patches of both, but those that one side took back.
+    fn new(store: &Store, ours: &Commit, theirs: &Commit) -> Result<Self, CommandError> {
+        let fork = match store.fork(ours.id, theirs.id)? {
+            Some(fork) => store.commit(fork)?.series,
+            None => Vec::new(),
+        };
+        Ok(Self::of(&fork, &ours.series, &theirs.series))
+    }
+
+    fn of(fork: &[PatchId], ours: &[PatchId], theirs: &[PatchId]) -> Self {
+        let taken_back = |id: &PatchId| fork.contains(id) && !(ours.contains(id) && theirs.contains(id));
+        let new = theirs.iter().filter(|id| !ours.contains(id));
+        let all: Vec<PatchId> = ours.iter().chain(new).filter(|id| !taken_back(id)).copied().collect();
+        // What is a side's own state needs no new patch.
+        for side in [ours, theirs] {
+            if all == side {
+                return Self { series: all, beyond: Vec::new() };
+            }
+        }
+        let known = all.iter().zip(ours).zip(theirs);
+        let shared = known.take_while(|((one, our), their)| one == our && one == their).count();
+        Self { series: all[..shared].to_vec(), beyond: all[shared..].to_vec() }
+    }
+
+    /// One patch of those beyond, bound to the weights of the common beginning.
+    fn stacked(
+        &self,
+        store: &Store,
+        arguments: &MergeArguments,
+        output: &Output,
+    ) -> Result<Patch, CommandError> {
+        let path = model_path(store, arguments.onto.as_deref())?;
+        let checkpoint = open_checkpoint(&path, output)?;
+        let atlas = store.atlas()?;
+        let located = locate(&atlas, &checkpoint, false, output)?;
+        let steps = way(&series_at(&atlas, &located.standing, &path, &self.series)?, &self.series);
+        let folder = store.folder();
+        let passing = tempfile::Builder::new().prefix(".mpatch-").tempdir_in(folder);
+        let passing = passing.map_err(|error| CommandError::io("write to", folder, &error))?;
+        let base = if steps.is_empty() {
+            checkpoint
+        } else {
+            let place = passing.path().join("common");
+            walk(store, checkpoint, &steps, &place, &arguments.trust, output)?;
+            open_checkpoint(&place, output)?
+        };
+        let patches = self.beyond.iter().map(|id| Ok((id.short(), store.patch(*id)?)));
+        let patches = patches.collect::<Result<Vec<_>, CommandError>>()?;
+        // The merged patch carries the signature of whoever merges, so what goes into it has to be trusted first.
+        for (name, patch) in &patches {
+            require(patch, std::path::Path::new(name), &arguments.trust, output)?;
+        }
+        let signer = arguments.signing.signer()?;
+        let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
+        let sides = match arguments.prefer {
+            None => Sides::Refuse,
+            Some(Prefer::Ours) => Sides::Ours,
+            Some(Prefer::Theirs) => Sides::Theirs,
+        };
+        let options = AddOptions {
+            tool: concat!("mpatch ", env!("CARGO_PKG_VERSION")).to_owned(),
+            ..AddOptions::default()
+        };
+        let progress = output.progress("stacking", 0);
+        let stacked =
+            stack(&base, &named, &sides, &options, &|bytes| progress.add(bytes)).map_err(refused)?;
+        let patch = encode(&stacked.draft)
+            .and_then(Patch::decode)
+            .map_err(|error| CommandError::patch("the merged patch", &error))?;
+        let Some(signer) = signer else { return Ok(patch) };
+        signer.settle()?;
+        signer.sign_into(patch, "the merged patch")
+    }
+}
+
+fn refused(error: StackError) -> CommandError {
+    let kind = match &error {
+        StackError::Checkpoint(_) => ExitKind::Io,
+        StackError::Contradictions(_) | StackError::PartlyLost { .. } | StackError::NothingLeft => {
+            ExitKind::Conflict
+        }
+        StackError::OtherBase { .. } | StackError::OtherModel { .. } => ExitKind::WrongBase,
+        _ => ExitKind::Malformed,
+    };
+    let hint = match &error {
+        StackError::Contradictions(_) => {
+            "`--prefer ours` or `--prefer theirs` decides; or make a patch of fewer facts first"
+        }
+        StackError::PartlyLost { .. } => {
+            "make that patch again without the facts that lose, and add it instead"
+        }
+        _ => "`mpatch show REVISION` tells what is in a state",
+    };
+    CommandError::new(kind, chain(&error)).hint(hint)
+}
+
+impl Report for MergeReport {
+    const SCHEMA: &'static str = "mpatch.merge/1";
+
+    fn write(&self, page: &mut Page) {
+        match self.outcome {
+            Outcome::AlreadyThere => page.title("nothing to merge: all of it is here already"),
+            Outcome::FastForward => page.title("went forward: the other branch goes on from this one"),
+            Outcome::Merged => match self.stacked.len() {
+                0 => page.title("merged"),
+                patches => page.title(&format!("merged: {patches} patches became one, with one rounding")),
+            },
+        }
+        self.commit.write(page, self.branch.as_deref(), 5);
+    }
+
+    fn next(&self) -> Option<String> {
+        Some("mpatch checkout HEAD -o MODEL".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_merge_keeps_what_either_side_added_and_drops_what_either_took_back() {
+        let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| PatchId::derive(name.as_bytes()));
+        let plan = |fork: &[PatchId], ours: &[PatchId], theirs: &[PatchId]| {
+            let Plan { series, beyond } = Plan::of(fork, ours, theirs);
+            (series, beyond)
+        };
+        assert_eq!(plan(&[a], &[a, b], &[a, c]), (vec![a], vec![b, c]));
+        assert_eq!(plan(&[a], &[a, b], &[]), (vec![], vec![b]));
+        assert_eq!(plan(&[a, b], &[a], &[a, b, c]), (vec![a], vec![c]));
+        assert_eq!(plan(&[a], &[a, b], &[a]), (vec![a, b], vec![]));
+        assert_eq!(plan(&[a, b], &[a], &[a]), (vec![a], vec![]));
+        assert_eq!(plan(&[], &[a, b], &[c, d]), (vec![], vec![a, b, c, d]));
+    }
+}

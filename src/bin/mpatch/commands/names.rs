@@ -1,0 +1,113 @@
+//! What `branch` and `tag` share: listing, making and deleting names.
+
+use clap::Args;
+use mpatch::store::{CommitId, Kind};
+use serde::Serialize;
+
+use crate::error::CommandError;
+use crate::history::{StoreArguments, branch_of};
+use crate::report::{Output, Page, Report, shell_word};
+
+/// What to do with which name.
+#[derive(Debug, Args)]
+pub struct NamesArguments {
+    /// Make this name; without one, list what there is
+    name: Option<String>,
+    /// Give it to this state
+    #[arg(default_value = "HEAD")]
+    revision: String,
+    /// Delete the name; the states stay, and `mpatch undo` brings it back
+    #[arg(short, long, requires = "name")]
+    delete: bool,
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+/// What `branch` and `tag` print.
+#[derive(Debug, Serialize)]
+struct NamesReport {
+    kind: Kind,
+    made: Option<String>,
+    deleted: Option<String>,
+    names: Vec<NameReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct NameReport {
+    name: String,
+    is_current: bool,
+    commit: CommitId,
+    title: String,
+}
+
+/// Lists, makes or deletes names of one kind.
+pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Result<(), CommandError> {
+    let store = arguments.store.open()?;
+    let (mut made, mut deleted) = (None, None);
+    if let Some(name) = &arguments.name {
+        let word = if kind == Kind::Tag { "tag" } else { "branch" };
+        let commit = store.resolve(&arguments.revision)?;
+        let mut change = arguments.store.change(&store)?;
+        if arguments.delete {
+            change.forget(kind, name)?;
+            change.finish(&format!("delete {word} {name}"))?;
+            deleted = Some(name.clone());
+        } else {
+            change.name(kind, name, commit)?;
+            change.finish(&format!("{word} {name}"))?;
+            made = Some(name.clone());
+        }
+    }
+    let view = store.view()?;
+    let current = if kind == Kind::Branch { branch_of(&view) } else { None };
+    let report = |(name, commit): (&str, CommitId)| {
+        Ok(NameReport {
+            name: name.to_owned(),
+            is_current: current == Some(name),
+            commit,
+            title: store.commit(commit)?.message.title,
+        })
+    };
+    // A tag that somebody else wrote may name a tag object: what it leads to is resolved by its name.
+    let named = view.names(kind).map(|(name, target)| {
+        let full = if kind == Kind::Tag { format!("refs/tags/{name}") } else { format!("refs/heads/{name}") };
+        (name, store.resolve(&full).unwrap_or(target))
+    });
+    let names = named.map(report).collect::<Result<_, CommandError>>()?;
+    let changed = made.is_some() || deleted.is_some();
+    let told = output.report(&NamesReport { kind, made, deleted, names });
+    if changed { told.map_err(CommandError::after_the_work) } else { told }
+}
+
+impl Report for NamesReport {
+    const SCHEMA: &'static str = "mpatch.names/1";
+
+    fn write(&self, page: &mut Page) {
+        let kind = if self.kind == Kind::Tag { "tag" } else { "branch" };
+        if let Some(name) = &self.made {
+            page.title(&format!("made the {kind} {name}"));
+        }
+        if let Some(name) = &self.deleted {
+            page.title(&format!("deleted the {kind} {name}; its states stay"));
+        }
+        if self.names.is_empty() {
+            page.line(&format!("there is no {kind}"));
+        }
+        let row = |name: &NameReport| {
+            let mark = if name.is_current { "*" } else { " " };
+            vec![format!("{mark} {}", name.name), name.commit.short(), format!("│ {}", name.title)]
+        };
+        page.table(&self.names.iter().map(row).collect::<Vec<_>>());
+    }
+
+    fn next(&self) -> Option<String> {
+        match (&self.made, &self.deleted) {
+            (Some(name), _) if self.kind == Kind::Branch => {
+                Some(format!("mpatch checkout {}", shell_word(name)))
+            }
+            (_, Some(_)) => Some("mpatch undo".to_owned()),
+            _ => None,
+        }
+    }
+}

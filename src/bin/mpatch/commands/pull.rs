@@ -1,0 +1,114 @@
+//! `mpatch pull`: what another history has comes here, checked; and the current branch follows where it only went on.
+
+use clap::Args;
+use mpatch::store::StoreError;
+use serde::Serialize;
+
+use crate::error::{CommandError, ExitKind};
+use crate::history::{CommitReport, StoreArguments, branch_of};
+use crate::network::{REMOTE, address, fetch};
+use crate::report::{Output, Page, Report, count};
+
+/// Arguments of `pull`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch pull\n  mpatch pull --from ../knowledge")]
+pub struct PullArguments {
+    /// Fetch from this address instead of the remembered one; the first one given is remembered
+    #[arg(long, value_name = "ADDRESS")]
+    from: Option<String>,
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+/// What `pull` prints.
+#[derive(Debug, Serialize)]
+struct PullReport {
+    address: String,
+    branch: Option<String>,
+    commits: usize,
+    branches: usize,
+    tags: usize,
+    /// Tags that name something else here, and were left as they are.
+    tags_kept: Vec<String>,
+    went_forward: bool,
+    head: CommitReport,
+}
+
+/// Fetches, checks and follows.
+pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandError> {
+    let store = arguments.store.open()?;
+    let remembered = store.remote(REMOTE)?;
+    let address = match (&arguments.from, &remembered) {
+        (Some(given), _) => address(given)?,
+        (None, Some(known)) => known.clone(),
+        (None, None) => {
+            return Err(CommandError::new(ExitKind::Usage, "this history knows no other one")
+                .hint("name one: `mpatch pull --from ADDRESS`"));
+        }
+    };
+    let incoming = store.incoming()?;
+    fetch(&incoming, &address)?;
+    let mut change = arguments.store.change(&store)?;
+    let received = incoming.receive(&mut change, REMOTE)?;
+    if remembered.is_none() {
+        change.set_remote(REMOTE, &address)?;
+    }
+    let branch = branch_of(change.view()).map(str::to_owned);
+    let theirs = branch.as_ref().and_then(|branch| received.branches.get(branch)).copied();
+    let (mut went_forward, mut apart) = (false, None);
+    if let (Some(branch), Some(ours), Some(theirs)) = (&branch, change.view().head_commit(), theirs) {
+        match store.ahead_behind(ours, theirs)? {
+            (0, 0) | (_, 0) => {}
+            (0, _) => {
+                change.fast_forward(theirs);
+                went_forward = true;
+            }
+            (ahead, behind) => {
+                let theirs = format!("{REMOTE}/{branch}");
+                apart = Some(StoreError::Diverged { ours: branch.clone(), theirs, ahead, behind });
+            }
+        }
+    }
+    change.finish("pull")?;
+    let view = store.view()?;
+    let report = PullReport {
+        address,
+        branch,
+        commits: received.commits,
+        branches: received.branches.len(),
+        tags: received.tags.len(),
+        tags_kept: received.tags_kept,
+        went_forward,
+        head: CommitReport::new(store.commit(store.head()?)?, &view),
+    };
+    output.report(&report).map_err(CommandError::after_the_work)?;
+    match apart {
+        None => Ok(()),
+        Some(error) => Err(CommandError::from(error)
+            .hint(format!("`mpatch merge {REMOTE}/{}` joins the two", report.branch.unwrap_or_default()))
+            .after_the_work()),
+    }
+}
+
+impl Report for PullReport {
+    const SCHEMA: &'static str = "mpatch.pull/1";
+
+    fn write(&self, page: &mut Page) {
+        let commits = count(self.commits, "new commit");
+        page.title(&format!("fetched {commits} from {}, every patch checked", self.address));
+        for tag in &self.tags_kept {
+            page.line(&format!("warning: the tag {tag} names something else there, and was left as it is"));
+        }
+        match (&self.branch, self.went_forward) {
+            (Some(branch), true) => page.line(&format!("{branch} went forward")),
+            (Some(branch), false) => page.line(&format!("{branch} stays where it is")),
+            (None, _) => page.line("the head is on no branch, and stays"),
+        }
+        self.head.write(page, self.branch.as_deref(), 5);
+    }
+
+    fn next(&self) -> Option<String> {
+        self.went_forward.then(|| "mpatch checkout HEAD -o MODEL".to_owned())
+    }
+}

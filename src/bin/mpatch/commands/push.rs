@@ -1,0 +1,94 @@
+//! `mpatch push`: branches and tags go to another history, their large patches first.
+
+use clap::Args;
+use mpatch::store::Kind;
+use serde::Serialize;
+
+use crate::error::{CommandError, ExitKind};
+use crate::history::{StoreArguments, branch_of};
+use crate::network::{self, REMOTE, address};
+use crate::report::{Output, Page, Report};
+
+/// Arguments of `push`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mpatch push\n  mpatch push --to ssh://host/srv/knowledge.git\n  mpatch push main v1"
+)]
+pub struct PushArguments {
+    /// Send these branches and tags instead of the current branch
+    names: Vec<String>,
+    /// Send them to this address instead of the remembered one; the first one given is remembered
+    #[arg(long, value_name = "ADDRESS")]
+    to: Option<String>,
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+/// What `push` prints.
+#[derive(Debug, Serialize)]
+struct PushReport {
+    address: String,
+    sent: Vec<String>,
+}
+
+/// Sends them.
+pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandError> {
+    let store = arguments.store.open()?;
+    let remembered = store.remote(REMOTE)?;
+    let address = match (&arguments.to, &remembered) {
+        (Some(given), _) => address(given)?,
+        (None, Some(known)) => known.clone(),
+        (None, None) => {
+            return Err(CommandError::new(ExitKind::Usage, "this history knows no other one").hint(
+                "name one: `mpatch push --to ADDRESS`, e.g. an empty repository made by `git init --bare`",
+            ));
+        }
+    };
+    let view = store.view()?;
+    let names: Vec<String> = match (arguments.names.is_empty(), branch_of(&view)) {
+        (false, _) => arguments.names.clone(),
+        (true, Some(branch)) => vec![branch.to_owned()],
+        (true, None) => {
+            return Err(
+                CommandError::new(ExitKind::Usage, "the head is on no branch").hint("name what to send")
+            );
+        }
+    };
+    let mut sent = Vec::new();
+    for name in &names {
+        let of_kind = |kind| view.names(kind).find(|(known, _)| known == name).map(|(_, commit)| commit);
+        let target = match (of_kind(Kind::Branch), of_kind(Kind::Tag)) {
+            (Some(commit), _) => (commit, format!("refs/heads/{name}")),
+            (None, Some(commit)) => (commit, format!("refs/tags/{name}")),
+            (None, None) => {
+                store.resolve(&format!("refs/heads/{name}"))?;
+                continue;
+            }
+        };
+        sent.push(target);
+    }
+    let incoming = store.incoming()?;
+    network::push(&store, &incoming, &address, &sent)?;
+    let mut change = arguments.store.change(&store)?;
+    if remembered.is_none() {
+        change.set_remote(REMOTE, &address)?;
+    }
+    if remembered.is_none_or(|known| known == address) {
+        for (commit, full) in &sent {
+            if let Some(branch) = full.strip_prefix("refs/heads/") {
+                change.sent(REMOTE, branch, *commit);
+            }
+        }
+    }
+    change.finish("push")?;
+    output.report(&PushReport { address, sent: names }).map_err(CommandError::after_the_work)
+}
+
+impl Report for PushReport {
+    const SCHEMA: &'static str = "mpatch.push/1";
+
+    fn write(&self, page: &mut Page) {
+        page.title(&format!("sent {} to {}", self.sent.join(", "), self.address));
+    }
+}

@@ -1,0 +1,25 @@
+//! `mpatch redo`: what was undone last is done again.
+
+use clap::Args;
+
+use super::undo::UndoReport;
+use crate::error::CommandError;
+use crate::history::StoreArguments;
+use crate::report::Output;
+
+/// Arguments of `redo`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch redo")]
+pub struct RedoArguments {
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
+}
+
+/// Goes forward one change.
+pub fn run(arguments: &RedoArguments, output: &Output) -> Result<(), CommandError> {
+    let store = arguments.store.open()?;
+    let redone = arguments.store.change(&store)?.redo()?;
+    let report = UndoReport::new("did again", &redone, &store.view()?);
+    output.report(&report).map_err(CommandError::after_the_work)
+}

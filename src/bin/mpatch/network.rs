@@ -1,0 +1,138 @@
+//! Running `git` and `git lfs` to reach other machines: credentials, ssh and proxies are theirs to know.
+//!
+//! They run in a passing repository that mpatch has made, never in a store or in somebody's folder, so no hook and no
+//! setting but the user's own can take part; and of transports only those that move objects are allowed.
+
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::Command;
+
+use mpatch::store::{CommitId, Incoming, Store};
+
+use crate::error::{CommandError, ExitKind};
+
+/// Settings of every run; the later ones say which transports there are.
+const SETTINGS: [&str; 16] = [
+    "core.hooksPath=/dev/null",
+    "safe.bareRepository=all",
+    "core.fsmonitor=false",
+    "core.fsync=all",
+    "transfer.fsckObjects=true",
+    "transfer.unpackLimit=1",
+    "gc.auto=0",
+    "maintenance.auto=false",
+    "fetch.recurseSubmodules=false",
+    "push.recurseSubmodules=no",
+    "lfs.locksverify=false",
+    "protocol.allow=never",
+    "protocol.file.allow=always",
+    "protocol.https.allow=always",
+    "protocol.http.allow=always",
+    "protocol.ssh.allow=always",
+];
+/// Variables that would lead `git` elsewhere.
+const VARIABLES: [&str; 8] = [
+    "GIT_DIR",
+    "GIT_WORK_TREE",
+    "GIT_INDEX_FILE",
+    "GIT_OBJECT_DIRECTORY",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+    "GIT_NAMESPACE",
+    "GIT_COMMON_DIR",
+    "GIT_CONFIG",
+];
+
+/// How another history is called where none is named.
+pub const REMOTE: &str = "origin";
+
+/// The address as it is to be remembered: a folder by its full path.
+pub fn address(given: &str) -> Result<String, CommandError> {
+    // What begins with a dash would be an option to git.
+    if given.starts_with('-') || given.is_empty() {
+        return Err(CommandError::new(ExitKind::Usage, format!("`{given}` is no address"))
+            .hint("give a folder, or an address that `git clone` takes"));
+    }
+    if !Path::new(given).is_dir() {
+        return Ok(given.to_owned());
+    }
+    let path = Path::new(given);
+    let full = path.canonicalize().map_err(|error| CommandError::io("find", path, &error))?;
+    Ok(full.to_string_lossy().into_owned())
+}
+
+/// Fetches everything that has a name there, with its large patches.
+pub fn fetch(incoming: &Incoming<'_>, address: &str) -> Result<(), CommandError> {
+    let everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
+    let mut words = vec!["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", address];
+    words.extend(everything);
+    git(incoming, address, &words)?;
+    if !incoming.missing()?.is_empty() {
+        git(incoming, address, &["lfs", "fetch", "--all", REMOTE])?;
+    }
+    Ok(())
+}
+
+/// The branch that the other history's head is on.
+pub fn head_branch(incoming: &Incoming<'_>, address: &str) -> Result<Option<String>, CommandError> {
+    let answer = git(incoming, address, &["ls-remote", "--symref", "--", address, "HEAD"])?;
+    let line = answer.lines().find_map(|line| line.strip_prefix("ref: refs/heads/"));
+    Ok(line.and_then(|line| line.split('\t').next()).map(str::to_owned))
+}
+
+/// Sends commits to names there, with all large patches that they need, and these first.
+pub fn push(
+    store: &Store,
+    incoming: &Incoming<'_>,
+    address: &str,
+    names: &[(CommitId, String)],
+) -> Result<(), CommandError> {
+    let commits: Vec<CommitId> = names.iter().map(|(commit, _)| *commit).collect();
+    let large = store.large_patches(&commits)?;
+    if !large.is_empty() {
+        let mut words = vec!["lfs", "push", "--object-id", REMOTE];
+        words.extend(large.iter().map(|pointer| pointer.oid.as_str()));
+        git(incoming, address, &words)?;
+    }
+    let targets: Vec<String> = names.iter().map(|(commit, name)| format!("{commit}:{name}")).collect();
+    let mut words = vec!["push", "--quiet", "--no-verify", "--atomic", "--", address];
+    words.extend(targets.iter().map(String::as_str));
+    git(incoming, address, &words).map(drop)
+}
+
+fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String, CommandError> {
+    let mut command = Command::new("git");
+    VARIABLES.iter().for_each(|name| {
+        command.env_remove(name);
+    });
+    // From within, not by `--git-dir`: that would count for the other side of `git lfs`, too.
+    command.arg("-C").arg(incoming.git_folder());
+    SETTINGS.iter().for_each(|setting| {
+        command.args(["-c", setting]);
+    });
+    command.arg("-c").arg(format!("remote.{REMOTE}.url={address}"));
+    let is_lfs = words.first() == Some(&"lfs");
+    let answer = command.args(words).output().map_err(|error| match error.kind() {
+        ErrorKind::NotFound => {
+            CommandError::new(ExitKind::Io, "there is no `git` to reach other histories with")
+                .hint("install git")
+        }
+        _ => CommandError::io("run", Path::new("git"), &error),
+    })?;
+    if answer.status.success() {
+        return Ok(String::from_utf8_lossy(&answer.stdout).into_owned());
+    }
+    let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let said = lines.join("; ");
+    if is_lfs && said.contains("is not a git command") {
+        return Err(CommandError::new(ExitKind::Io, "there is no `git lfs`, which carries large patches")
+            .hint("install git-lfs"));
+    }
+    let hint = if words.first() == Some(&"push") {
+        "`mpatch pull` first, if the other side has gone on"
+    } else {
+        "check the address, and that you may read it"
+    };
+    Err(CommandError::new(ExitKind::Io, format!("git could not {}: {said}", words.first().unwrap_or(&"")))
+        .hint(hint))
+}

@@ -1,0 +1,195 @@
+//! What can be wrong with a store, or with what is asked of it.
+
+use std::path::{Path, PathBuf};
+
+use super::state::Misfit;
+use crate::digest::PatchId;
+use crate::patch::PatchError;
+
+/// A store refuses, or cannot.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// There is none.
+    #[error("`{path}` is no mpatch store, nor is any folder above it")]
+    NoStore {
+        /// Where one was looked for.
+        path: PathBuf,
+    },
+    /// There is one already, or another git repository.
+    #[error("`{path}` is {what} already")]
+    Exists {
+        /// The folder.
+        path: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A later mpatch made it.
+    #[error("the store `{path}` has version {found}, this program knows version {known}")]
+    Version {
+        /// The store.
+        path: PathBuf,
+        /// Its version.
+        found: String,
+        /// The one that this program knows.
+        known: i64,
+    },
+    /// It belongs to somebody else, whose configuration is not to be trusted.
+    #[error("the store `{path}` belongs to another user of this machine")]
+    Owner {
+        /// The store.
+        path: PathBuf,
+    },
+    /// Another process changes it, and did not end in time.
+    #[error("the store `{path}` is being changed by another process, for {seconds} s now")]
+    Busy {
+        /// The store.
+        path: PathBuf,
+        /// How long was waited.
+        seconds: f64,
+    },
+    /// git objects or refs cannot be read or written.
+    #[error("the store cannot {action}: {source}")]
+    Git {
+        /// What was tried.
+        action: String,
+        /// libgit2's words.
+        source: git2::Error,
+    },
+    /// A file cannot be read or written.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// A verb.
+        action: &'static str,
+        /// The system's words.
+        source: std::io::Error,
+    },
+    /// Something in it is not what it should be.
+    #[error("{place}: {what}")]
+    Malformed {
+        /// Where.
+        place: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Nothing has this name.
+    #[error("there is no revision `{revision}`{}", nearest.as_ref().map_or_else(String::new, |name| format!("; the nearest name is `{name}`")))]
+    NoRevision {
+        /// What was asked for.
+        revision: String,
+        /// The name that comes closest.
+        nearest: Option<String>,
+    },
+    /// A name that git would not take.
+    #[error("`{name}` cannot be the name of a {kind}")]
+    Name {
+        /// The name.
+        name: String,
+        /// `branch` or `tag`.
+        kind: &'static str,
+    },
+    /// A name that is taken.
+    #[error("there is a {kind} `{name}` already, at {at}")]
+    Taken {
+        /// The name.
+        name: String,
+        /// `branch` or `tag`.
+        kind: &'static str,
+        /// The commit it names.
+        at: String,
+    },
+    /// A branch that cannot be deleted.
+    #[error("the branch `{name}` is the current one")]
+    Current {
+        /// The branch.
+        name: String,
+    },
+    /// The patch is part of this history's current state.
+    #[error("the patch {} is in this state already", patch.short())]
+    Recorded {
+        /// The patch.
+        patch: PatchId,
+    },
+    /// The patch was made for another state.
+    #[error("the patch {} does not fit this state: {misfit}", patch.short())]
+    Misfit {
+        /// The patch.
+        patch: PatchId,
+        /// Why.
+        misfit: Misfit,
+    },
+    /// A patch's own bytes are damaged.
+    #[error("the patch {}: {source}", patch.short())]
+    Patch {
+        /// The patch, as the store knows it.
+        patch: PatchId,
+        /// Why.
+        source: PatchError,
+    },
+    /// The bytes of a large patch are not here.
+    #[error("the patch {} is not here: its Git LFS object {oid} is missing", patch.short())]
+    Missing {
+        /// The patch.
+        patch: PatchId,
+        /// The object.
+        oid: String,
+    },
+    /// The bytes of a large patch are damaged.
+    #[error("the patch {} is damaged: its Git LFS object {oid} hashes to {found}", patch.short())]
+    Damaged {
+        /// The patch.
+        patch: PatchId,
+        /// The object.
+        oid: String,
+        /// What it hashes to.
+        found: String,
+    },
+    /// There is no operation to take back, or to do again.
+    #[error("there is nothing to {verb}")]
+    NothingTo {
+        /// `undo` or `redo`.
+        verb: &'static str,
+    },
+    /// Two histories have nothing in common.
+    #[error("{what} is about another base: weights {found}, this store's base has {expected}")]
+    OtherBase {
+        /// The other history.
+        what: String,
+        /// This store's base.
+        expected: String,
+        /// The other one.
+        found: String,
+    },
+    /// Two histories went apart.
+    #[error(
+        "`{ours}` and `{theirs}` have gone apart: {ahead} commits here are not there, {behind} there are not here"
+    )]
+    Diverged {
+        /// The branch here.
+        ours: String,
+        /// The branch there.
+        theirs: String,
+        /// Commits that only this side has.
+        ahead: usize,
+        /// Commits that only the other side has.
+        behind: usize,
+    },
+}
+
+impl StoreError {
+    pub(super) fn git(action: impl Into<String>) -> impl FnOnce(git2::Error) -> Self {
+        let action = action.into();
+        move |source| Self::Git { action, source }
+    }
+
+    pub(super) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { path, action, source }
+    }
+
+    pub(super) fn malformed(place: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Malformed { place: place.into(), what: what.into() }
+    }
+}

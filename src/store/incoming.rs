@@ -1,0 +1,262 @@
+//! What comes from another store, kept apart until all of it has been checked.
+//!
+//! ```text
+//! incoming (a repository of its own: no hooks, no configuration but ours; the store's objects lie behind it)
+//!     git fetch  ->  pack  ->  every new commit, tree, patch and state checked  ->  pack moved in  ->  names move
+//! ```
+//!
+//! `git` itself runs in the incoming repository only, so nothing in a store's own configuration can make it run
+//! anything; and what a remote sends is in the store only once it has been found to be what it says.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use git2::{Oid, Repository, RepositoryInitOptions};
+
+use super::error::StoreError;
+use super::fsck::distinct_patches;
+use super::lfs::{self, Pointer};
+use super::log::reachable;
+use super::objects::{ObjectStore, Snapshot};
+use super::refs::{CommitId, Kind};
+use super::{Atlas, Change, Store, TEMPORARY_PREFIX};
+
+/// Where things from another store, or for one, pass through.
+pub struct Incoming<'s> {
+    store: &'s Store,
+    repository: Repository,
+    _folder: tempfile::TempDir,
+}
+
+/// What came.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Received {
+    /// The other store's branches.
+    pub branches: BTreeMap<String, CommitId>,
+    /// Tags that are new here.
+    pub tags: BTreeMap<String, CommitId>,
+    /// Tags that name something else here, and were left as they are.
+    pub tags_kept: Vec<String>,
+    /// Commits that are new here.
+    pub commits: usize,
+}
+
+impl Store {
+    /// An empty place for what comes in or goes out.
+    ///
+    /// # Errors
+    /// What goes wrong with making it.
+    pub fn incoming(&self) -> Result<Incoming<'_>, StoreError> {
+        let failed = || StoreError::git("make room for what comes in");
+        let git = self.git_folder();
+        let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
+        let folder = folder.map_err(StoreError::io(git, "write to"))?;
+        let mut options = RepositoryInitOptions::new();
+        options.bare(true).no_reinit(true).external_template(false);
+        let repository = Repository::init_opts(folder.path(), &options).map_err(failed())?;
+        let objects = std::path::absolute(git.join("objects")).map_err(StoreError::io(git, "find"))?;
+        let alternates = repository.path().join("objects/info/alternates");
+        let Some(line) = objects.to_str().filter(|path| !path.contains('\n') && !path.starts_with('"'))
+        else {
+            return Err(StoreError::malformed(git.display().to_string(), "git cannot name this folder"));
+        };
+        std::fs::write(&alternates, format!("{line}\n")).map_err(StoreError::io(&alternates, "write"))?;
+        // In this repository's own file: from the command line it would count for the other side's storage, too.
+        let storage = std::path::absolute(self.lfs.folder()).map_err(StoreError::io(git, "find"))?;
+        let Some(storage) = storage.to_str() else {
+            return Err(StoreError::malformed(git.display().to_string(), "git cannot name this folder"));
+        };
+        let configured = repository.config().and_then(|mut config| config.set_str("lfs.storage", storage));
+        configured.map_err(failed())?;
+        // Opened anew, so that the alternates are read.
+        let repository = Repository::open(folder.path()).map_err(failed())?;
+        Ok(Incoming { store: self, repository, _folder: folder })
+    }
+
+    /// The address of the other store called `remote`, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError::Git`].
+    pub fn remote(&self, remote: &str) -> Result<Option<String>, StoreError> {
+        let config = self.repository.config().and_then(|mut config| config.snapshot());
+        let config = config.map_err(StoreError::git("read its configuration"))?;
+        Ok(config.get_string(&format!("remote.{remote}.url")).ok())
+    }
+
+    /// Pointers of all large patches that `commit`'s history has, and those of them that are not here.
+    ///
+    /// # Errors
+    /// What is wrong with a commit.
+    pub fn large_patches(&self, commits: &[CommitId]) -> Result<Vec<Pointer>, StoreError> {
+        let targets: Vec<Oid> = commits.iter().map(|commit| commit.0).collect();
+        pointers(self.objects(), &targets)
+    }
+}
+
+fn pointers(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Vec<Pointer>, StoreError> {
+    let snapshots = snapshots(objects, targets)?;
+    let mut found = Vec::new();
+    for (id, stored) in distinct_patches(&snapshots) {
+        found.extend(objects.pointer(id, stored)?);
+    }
+    found.sort();
+    found.dedup();
+    Ok(found)
+}
+
+fn snapshots(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Vec<(CommitId, Snapshot)>, StoreError> {
+    let commits = reachable(objects.repository, targets)?;
+    let read = |commit: Oid| {
+        let found = objects.repository.find_commit(commit).map_err(StoreError::git("read a commit"))?;
+        Ok((CommitId(commit), objects.read_tree(found.tree_id())?))
+    };
+    commits.into_iter().map(read).collect()
+}
+
+impl Incoming<'_> {
+    /// The repository that `git` is to run in.
+    pub fn git_folder(&self) -> &Path {
+        self.repository.path()
+    }
+
+    fn objects(&self) -> ObjectStore<'_> {
+        ObjectStore { repository: &self.repository, lfs: self.store.lfs() }
+    }
+
+    /// Names of one kind that came.
+    fn names(&self, kind: Kind) -> Result<BTreeMap<String, Oid>, StoreError> {
+        let failed = || StoreError::git("read what came in");
+        let mut names = BTreeMap::new();
+        let pattern = format!("{}*", kind.prefix());
+        for reference in self.repository.references_glob(&pattern).map_err(failed())? {
+            let reference = reference.map_err(failed())?;
+            let commit = reference.peel_to_commit().map_err(failed())?;
+            let full = reference.name().map_err(failed())?;
+            let name = full.strip_prefix(kind.prefix()).unwrap_or(full);
+            // Checked again: what a remote calls its branches reaches terminals and paths.
+            kind.full_name(name)?;
+            names.insert(name.to_owned(), commit.id());
+        }
+        Ok(names)
+    }
+
+    /// Large patches of what came that are not here yet.
+    ///
+    /// # Errors
+    /// What is wrong with a commit.
+    pub fn missing(&self) -> Result<Vec<Pointer>, StoreError> {
+        let mut targets: Vec<Oid> = self.names(Kind::Branch)?.into_values().collect();
+        targets.extend(self.names(Kind::Tag)?.into_values());
+        let mut found = pointers(self.objects(), &targets)?;
+        found.retain(|pointer| self.store.lfs().read(pointer).is_err());
+        Ok(found)
+    }
+
+    /// Checks everything that came: each commit, tree and patch, and that every series leads to what it claims.
+    fn check(&self, targets: &[Oid], with_base: bool) -> Result<usize, StoreError> {
+        let objects = self.objects();
+        let snapshots = snapshots(objects, targets)?;
+        let mut bindings = BTreeMap::new();
+        for (id, stored) in distinct_patches(&snapshots) {
+            objects.read_patch(id, stored)?;
+            bindings.insert(id, objects.read_manifest(id, stored)?.bindings);
+        }
+        let ours = if with_base { Some(self.store.base()?) } else { None };
+        let mut new = 0;
+        for (commit, snapshot) in &snapshots {
+            let base = objects.read_base(snapshot.base)?;
+            if let Some(ours) = ours.as_ref().filter(|ours| **ours != base) {
+                let (expected, found) = (ours.weights.short(), base.weights.short());
+                return Err(StoreError::OtherBase {
+                    what: format!("commit {}", commit.short()),
+                    expected,
+                    found,
+                });
+            }
+            Atlas::new(base, [snapshot.series.as_slice()], &bindings)
+                .map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit })?;
+            new += usize::from(!self.store.repository.odb().is_ok_and(|odb| odb.exists(commit.0)));
+        }
+        Ok(new)
+    }
+
+    /// Checks what came, moves it into the store, and gives it names under `remote`. After an error nothing of it
+    /// has a name.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn receive(&self, change: &mut Change<'_>, remote: &str) -> Result<Received, StoreError> {
+        let (branches, tags) = (self.names(Kind::Branch)?, self.names(Kind::Tag)?);
+        let targets: Vec<Oid> = branches.values().chain(tags.values()).copied().collect();
+        let has_base = change.view().head_commit().is_some();
+        let commits = self.check(&targets, has_base)?;
+        move_packs(self.repository.path(), self.store.git_folder())?;
+        let odb = self.store.repository.odb().and_then(|odb| odb.refresh());
+        odb.map_err(StoreError::git("read what came in"))?;
+        let mut received = Received { commits, ..Received::default() };
+        let refs = &mut change.journal.after.refs;
+        let prefix = format!("{}{remote}/", Kind::Remote.prefix());
+        refs.retain(|name, _| !name.starts_with(&prefix));
+        for (name, commit) in branches {
+            refs.insert(format!("{prefix}{name}"), commit);
+            received.branches.insert(name, CommitId(commit));
+        }
+        for (name, commit) in tags {
+            let full = format!("{}{name}", Kind::Tag.prefix());
+            match refs.get(&full) {
+                None => {
+                    refs.insert(full, commit);
+                    received.tags.insert(name, CommitId(commit));
+                }
+                Some(known) if *known == commit => {}
+                Some(_) => received.tags_kept.push(name),
+            }
+        }
+        Ok(received)
+    }
+}
+
+impl Change<'_> {
+    /// Remembers the address of another store.
+    ///
+    /// # Errors
+    /// [`StoreError::Git`].
+    pub fn set_remote(&mut self, remote: &str, address: &str) -> Result<(), StoreError> {
+        let failed = || StoreError::git("write its configuration");
+        let mut config = self.store.repository.config().map_err(failed())?;
+        config.set_str(&format!("remote.{remote}.url"), address).map_err(failed())?;
+        let fetch = format!("+{}*:{}{remote}/*", Kind::Branch.prefix(), Kind::Remote.prefix());
+        config.set_str(&format!("remote.{remote}.fetch"), &fetch).map_err(failed())
+    }
+
+    /// Remembers that the other store's branch is here.
+    pub fn sent(&mut self, remote: &str, branch: &str, commit: CommitId) {
+        let full = format!("{}{remote}/{branch}", Kind::Remote.prefix());
+        self.journal.after.refs.insert(full, commit.0);
+    }
+
+    /// A branch of this store at a commit that has just come.
+    pub fn adopt(&mut self, branch: &str, commit: CommitId) -> Result<(), StoreError> {
+        let full = Kind::Branch.full_name(branch)?;
+        self.journal.after.refs.insert(full, commit.0);
+        self.journal.after.head = super::Head::Branch(branch.to_owned());
+        Ok(())
+    }
+}
+
+/// Moves the packs of one repository into another, each with its index last, since that is what makes it seen.
+pub(super) fn move_packs(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let (from, to) = (from.join("objects/pack"), to.join("objects/pack"));
+    lfs::create_folder(&to)?;
+    let mut files: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir(&from).map_err(StoreError::io(&from, "list"))? {
+        files.push(entry.map_err(StoreError::io(&from, "list"))?.path());
+    }
+    files.sort_by_key(|path| path.extension().is_some_and(|ending| ending == "idx"));
+    for file in files {
+        let Some(name) = file.file_name() else { continue };
+        lfs::sync_folder(&file)?;
+        std::fs::rename(&file, to.join(name)).map_err(StoreError::io(&file, "move"))?;
+    }
+    lfs::sync_folder(&to)
+}

@@ -1,0 +1,228 @@
+//! Large patches as Git LFS keeps them: a pointer in git, the bytes in a file named by their SHA-256.
+//!
+//! ```text
+//! git blob          version https://git-lfs.github.com/spec/v1
+//!                   oid sha256:4d7a...
+//!                   size 41943040
+//! .git/lfs/objects/4d/7a/4d7a...                      the bytes, as `git lfs` itself lays them out
+//! ```
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::error::StoreError;
+
+/// Patches above this size are kept by LFS: libgit2 holds a blob twice in memory, and hosts refuse large ones.
+pub const INLINE_SIZE_MAX_BYTES: usize = 1 << 20;
+/// No pointer is larger.
+const POINTER_SIZE_MAX_BYTES: usize = 1024;
+const VERSION_LINE: &str = "version https://git-lfs.github.com/spec/v1";
+
+/// What stands in git for a large file.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pointer {
+    /// SHA-256 of the bytes, in lower-case hex: 64 digits.
+    pub oid: String,
+    /// Their number.
+    pub size_bytes: u64,
+}
+
+impl Pointer {
+    /// The pointer to `bytes`.
+    pub(super) fn to(bytes: &[u8]) -> Self {
+        Self { oid: hex(&Sha256::digest(bytes)), size_bytes: bytes.len() as u64 }
+    }
+
+    /// The pointer that `blob` is, if it is one.
+    pub(super) fn parse(blob: &[u8]) -> Option<Self> {
+        let text = std::str::from_utf8(blob.get(..blob.len().min(POINTER_SIZE_MAX_BYTES))?).ok()?;
+        let mut lines = text.lines();
+        if blob.len() > POINTER_SIZE_MAX_BYTES || lines.next()? != VERSION_LINE {
+            return None;
+        }
+        let oid = lines.next()?.strip_prefix("oid sha256:")?;
+        let size_bytes = lines.next()?.strip_prefix("size ")?.parse().ok()?;
+        let is_hex = oid.len() == 64 && oid.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        is_hex.then(|| Self { oid: oid.to_owned(), size_bytes })
+    }
+
+    /// The pointer's own bytes.
+    pub(super) fn text(&self) -> String {
+        format!("{VERSION_LINE}\noid sha256:{}\nsize {}\n", self.oid, self.size_bytes)
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The LFS objects of a repository.
+#[derive(Debug, Clone)]
+pub struct Objects {
+    folder: PathBuf,
+}
+
+/// Why an object cannot be had.
+#[derive(Debug)]
+pub(super) enum Absent {
+    /// It is not there.
+    Missing,
+    /// It is there, and is something else.
+    Damaged {
+        /// What it hashes to.
+        found: String,
+    },
+    /// The system said no.
+    Io(StoreError),
+}
+
+impl Objects {
+    /// Those of the git folder `repository`.
+    pub(super) fn of(repository: &Path) -> Self {
+        Self { folder: repository.join("lfs") }
+    }
+
+    /// The folder that `git lfs` calls its storage.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where the object lies, or would.
+    pub fn path(&self, pointer: &Pointer) -> PathBuf {
+        self.folder.join("objects").join(&pointer.oid[..2]).join(&pointer.oid[2..4]).join(&pointer.oid)
+    }
+
+    /// The object's bytes, checked.
+    pub(super) fn read(&self, pointer: &Pointer) -> Result<Vec<u8>, Absent> {
+        let path = self.path(pointer);
+        let failed = |error| Absent::Io(StoreError::io(&path, "read")(error));
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Absent::Missing),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut bytes = Vec::new();
+        // One byte more than there should be shows what is too long, and bounds what is read.
+        let limit = pointer.size_bytes.saturating_add(1);
+        file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+        let found = Pointer::to(&bytes);
+        if found != *pointer {
+            return Err(Absent::Damaged { found: found.oid });
+        }
+        Ok(bytes)
+    }
+
+    /// Writes an object through to the disk; one that is there and damaged is moved aside.
+    pub(super) fn write(&self, bytes: &[u8]) -> Result<Pointer, StoreError> {
+        let pointer = Pointer::to(bytes);
+        match self.read(&pointer) {
+            Ok(_) => return Ok(pointer),
+            Err(Absent::Missing) => {}
+            Err(Absent::Damaged { .. }) => set_aside(&self.path(&pointer))?,
+            Err(Absent::Io(error)) => return Err(error),
+        }
+        let path = self.path(&pointer);
+        let Some(folder) = path.parent() else { return Ok(pointer) };
+        create_folder(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(StoreError::io(folder, "write to"))?;
+        file.write_all(bytes).map_err(StoreError::io(&path, "write"))?;
+        file.as_file().sync_all().map_err(StoreError::io(&path, "write"))?;
+        file.persist(&path).map_err(|error| StoreError::io(&path, "write")(error.error))?;
+        sync_folder(folder)?;
+        Ok(pointer)
+    }
+
+    /// Every object there is: its path, and whether its name is one that LFS gives.
+    pub(super) fn list(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.folder.join("objects")];
+        while let Some(folder) = folders.pop() {
+            let entries = match std::fs::read_dir(&folder) {
+                Ok(entries) => entries,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(StoreError::io(&folder, "list")(error)),
+            };
+            for entry in entries {
+                let entry = entry.map_err(StoreError::io(&folder, "list"))?;
+                let kind = entry.file_type().map_err(StoreError::io(&folder, "list"))?;
+                match kind.is_dir() {
+                    true => folders.push(entry.path()),
+                    false => found.push(entry.path()),
+                }
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+/// Renames a damaged file, so that a whole one can take its place and nothing is deleted.
+pub(super) fn set_aside(path: &Path) -> Result<(), StoreError> {
+    let mut number = 1;
+    loop {
+        let aside = path.with_extension(format!("damaged-{number}"));
+        if aside.symlink_metadata().is_err() {
+            return std::fs::rename(path, &aside).map_err(StoreError::io(path, "rename"));
+        }
+        number += 1;
+    }
+}
+
+/// Creates a folder and those above it, each written through to the disk.
+pub(super) fn create_folder(folder: &Path) -> Result<(), StoreError> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent() {
+        create_folder(parent)?;
+        match std::fs::create_dir(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::io(folder, "create")(error));
+            }
+            _ => sync_folder(parent)?,
+        }
+    }
+    Ok(())
+}
+
+/// Writes a folder's list of names through to the disk.
+pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
+    let opened = File::open(folder).map_err(StoreError::io(folder, "open"))?;
+    opened.sync_all().map_err(StoreError::io(folder, "sync"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pointer_survives_its_own_text() {
+        let pointer = Pointer::to(b"abc");
+        assert_eq!(pointer.oid, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(Pointer::parse(pointer.text().as_bytes()), Some(pointer));
+        assert_eq!(Pointer::parse(b"\x89MPATCH\n"), None);
+        let escape = Pointer { oid: format!("../../{}", "0".repeat(58)), size_bytes: 1 };
+        assert_eq!(Pointer::parse(escape.text().as_bytes()), None);
+    }
+
+    #[test]
+    fn an_object_is_read_only_when_it_is_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects::of(folder.path());
+        let pointer = objects.write(b"the bytes").unwrap();
+        assert_eq!(objects.read(&pointer).unwrap(), b"the bytes");
+        let path = objects.path(&pointer);
+        for other in [&b"the byte"[..], b"the bytes and more", b"the Bytes"] {
+            std::fs::write(&path, other).unwrap();
+            assert!(matches!(objects.read(&pointer), Err(Absent::Damaged { .. })));
+        }
+        assert_eq!(objects.write(b"the bytes").unwrap(), pointer);
+        assert_eq!(objects.read(&pointer).unwrap(), b"the bytes");
+        assert_eq!(objects.list().unwrap().len(), 2, "the damaged one was kept");
+        std::fs::remove_file(&path).unwrap();
+        assert!(matches!(objects.read(&pointer), Err(Absent::Missing)));
+    }
+}

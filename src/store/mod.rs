@@ -1,0 +1,604 @@
+//! The history of what a model knows: a git repository that stock git reads, checks, clones and sends.
+//!
+//! ```text
+//! commit     a state of the model: its message lists the facts, its tree holds base, series and patches
+//! branch     a line of such states; HEAD says where the next one goes
+//! operation  every change of the names, so that each can be taken back
+//! ```
+//!
+//! The log says what was done, never what is so: in which state a checkpoint is, its digests tell ([`Atlas`]).
+//! The repository is bare: no files are checked out, so there is nothing that could differ from what is recorded.
+//! Everything acknowledged is on the disk; one process at a time changes a store; nothing is repaired by deleting.
+//! No hook, filter or transport of git is ever run from here.
+
+pub mod base;
+mod error;
+pub mod fsck;
+mod incoming;
+pub mod lfs;
+mod lock;
+mod log;
+mod message;
+mod objects;
+mod operations;
+mod refs;
+mod settings;
+pub mod state;
+mod tidy;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags};
+
+use self::objects::{ObjectStore, Snapshot, Stored};
+use self::operations::Journal;
+use crate::digest::PatchId;
+use crate::patch::{Manifest, Patch};
+
+pub use self::base::{Base, BaseTensor};
+pub use self::error::StoreError;
+pub use self::incoming::{Incoming, Received};
+pub use self::log::Commit;
+pub use self::message::{FACTS_LISTED_MAX, Message};
+pub use self::objects::SERIES_MAX;
+pub use self::operations::{Author, Deed, Operation};
+pub use self::refs::{CommitId, Head, Kind, View};
+pub use self::state::{Atlas, Standing, Step, way};
+pub use self::tidy::Tidied;
+
+/// The version of stores that this program makes and reads.
+pub const VERSION: i64 = 1;
+/// Where the version stands in the repository's configuration.
+const VERSION_KEY: &str = "mpatch.version";
+/// The repository's folder, in the store's.
+const GIT: &str = ".git";
+/// How a store begins to be made, before it gets its name.
+const TEMPORARY_PREFIX: &str = ".mpatch-";
+
+/// An opened store.
+pub struct Store {
+    folder: PathBuf,
+    repository: Repository,
+    lfs: lfs::Objects,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Store").field("folder", &self.folder).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Makes a store in `folder`, which must hold no repository yet, with a first commit: the base, and no patch.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`], and what goes wrong with writing; after an error there is no store.
+    pub fn create(
+        folder: &Path,
+        branch: &str,
+        base: &Base,
+        model: Option<String>,
+        author: Author,
+    ) -> Result<Self, StoreError> {
+        let made = Self::begin(folder, branch)?;
+        let mut change = made.change(Duration::ZERO, author)?;
+        change.start(base)?;
+        change.set_model(model);
+        change.finish("init")?;
+        made.settle(folder)
+    }
+
+    /// An empty store under a passing name in `folder`, to be filled and then settled; dropped before, it is gone.
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub fn begin(folder: &Path, branch: &str) -> Result<NewStore, StoreError> {
+        settings::apply().map_err(StoreError::git("be set up"))?;
+        let full = Kind::Branch.full_name(branch)?;
+        refuse_repository(folder)?;
+        let temporary = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(folder);
+        let temporary = temporary.map_err(StoreError::io(folder, "write to"))?;
+        let mut options = RepositoryInitOptions::new();
+        options.bare(true).no_reinit(true).external_template(false).initial_head(&full);
+        let failed = || StoreError::git("be made");
+        let repository = Repository::init_opts(temporary.path(), &options).map_err(failed())?;
+        let mut config = repository.config().map_err(failed())?;
+        config.set_i64(VERSION_KEY, VERSION).map_err(failed())?;
+        // For stock git, if it is used here: write through, check what comes in, never run hooks, sweep nothing.
+        for (key, value) in
+            [("core.fsync", "all"), ("transfer.fsckObjects", "true"), ("core.hooksPath", "/dev/null")]
+        {
+            config.set_str(key, value).map_err(failed())?;
+        }
+        config.set_i32("gc.auto", 0).map_err(failed())?;
+        let lfs = lfs::Objects::of(repository.path());
+        let store = Store { folder: folder.to_owned(), repository, lfs };
+        Ok(NewStore { store, temporary })
+    }
+
+    /// Opens the store in `folder`.
+    ///
+    /// # Errors
+    /// [`StoreError::NoStore`], [`StoreError::Version`] or [`StoreError::Owner`].
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        settings::apply().map_err(StoreError::git("be set up"))?;
+        let no_store = || StoreError::NoStore { path: folder.to_owned() };
+        let none: [&Path; 0] = [];
+        let opened = Repository::open_ext(folder, RepositoryOpenFlags::NO_SEARCH, none);
+        let repository = opened.map_err(|error| match error.code() {
+            ErrorCode::NotFound => no_store(),
+            ErrorCode::Owner => StoreError::Owner { path: folder.to_owned() },
+            _ => StoreError::git("be opened")(error),
+        })?;
+        let config = repository.config().and_then(|mut config| config.snapshot());
+        let config = config.map_err(StoreError::git("read its configuration"))?;
+        match config.get_string(VERSION_KEY) {
+            Ok(version) if version == VERSION.to_string() => {}
+            Ok(found) => {
+                return Err(StoreError::Version { path: folder.to_owned(), found, known: VERSION });
+            }
+            Err(_) => return Err(no_store()),
+        }
+        let lfs = lfs::Objects::of(repository.path());
+        Ok(Self { folder: folder.to_owned(), repository, lfs })
+    }
+
+    /// Opens the store that `from` lies in: its own, or that of the nearest folder above.
+    ///
+    /// # Errors
+    /// As [`Store::open`]; a repository of something else is passed by.
+    pub fn discover(from: &Path) -> Result<Self, StoreError> {
+        let absolute = std::path::absolute(from).map_err(StoreError::io(from, "find"))?;
+        for folder in absolute.ancestors() {
+            if folder.join(GIT).symlink_metadata().is_ok() {
+                match Self::open(folder) {
+                    Err(StoreError::NoStore { .. }) => {}
+                    other => return other,
+                }
+            }
+        }
+        Err(StoreError::NoStore { path: from.to_owned() })
+    }
+
+    /// The folder that the store is in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The repository's own folder.
+    pub fn git_folder(&self) -> &Path {
+        self.repository.path()
+    }
+
+    /// Where large patches are kept.
+    pub fn lfs(&self) -> &lfs::Objects {
+        &self.lfs
+    }
+
+    /// All names as they are now.
+    ///
+    /// # Errors
+    /// [`StoreError::Git`] or [`StoreError::Malformed`].
+    pub fn view(&self) -> Result<View, StoreError> {
+        let last = operations::last(&self.repository)?;
+        View::of(&self.repository, last.and_then(|last| last.after.model))
+    }
+
+    /// All operations, the oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError::Git`] or [`StoreError::Malformed`].
+    pub fn operations(&self) -> Result<Vec<Operation>, StoreError> {
+        operations::list(&self.repository)
+    }
+
+    /// The commit that `revision` names: `HEAD`, a branch, tag or remote branch, `main~2`, the start of an id.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRevision`].
+    pub fn resolve(&self, revision: &str) -> Result<CommitId, StoreError> {
+        refs::resolve(&self.repository, &self.view()?, revision)
+    }
+
+    /// The commit that the head stands on.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRevision`] while there is none.
+    pub fn head(&self) -> Result<CommitId, StoreError> {
+        let no_commit = || StoreError::NoRevision { revision: "HEAD".to_owned(), nearest: None };
+        self.view()?.head_commit().ok_or_else(no_commit)
+    }
+
+    /// The patch, checked, from wherever in the history it is.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRevision`] where no commit has it, or what is wrong with its bytes.
+    pub fn patch(&self, id: PatchId) -> Result<Patch, StoreError> {
+        let no_patch = || StoreError::NoRevision { revision: id.to_string(), nearest: None };
+        let stored = self.patches()?.get(&id).copied().ok_or_else(no_patch)?;
+        self.objects().read_patch(id, stored)
+    }
+
+    /// The patch's manifest; a large patch need not be here for it.
+    ///
+    /// # Errors
+    /// As [`Store::patch`].
+    pub fn manifest(&self, id: PatchId) -> Result<Manifest, StoreError> {
+        let no_patch = || StoreError::NoRevision { revision: id.to_string(), nearest: None };
+        let stored = self.patches()?.get(&id).copied().ok_or_else(no_patch)?;
+        self.objects().read_manifest(id, stored)
+    }
+
+    /// The model that the store is about.
+    ///
+    /// # Errors
+    /// What is wrong with the head's commit.
+    pub fn base(&self) -> Result<Base, StoreError> {
+        self.objects().read_base(self.snapshot(self.head()?)?.base)
+    }
+
+    /// Every state that any commit, or any operation that can be taken back, has led to.
+    ///
+    /// # Errors
+    /// What is wrong with a commit or a patch on the way.
+    pub fn atlas(&self) -> Result<Atlas, StoreError> {
+        let commits = self.everything()?;
+        let mut patches = BTreeMap::new();
+        let mut series = Vec::new();
+        for commit in commits {
+            let snapshot = self.snapshot(CommitId(commit))?;
+            patches.extend(snapshot.patches);
+            series.push(snapshot.series);
+        }
+        self.atlas_of(series.iter().map(Vec::as_slice), &patches)
+    }
+
+    /// The states along some series, whose patches are known.
+    fn atlas_of<'s>(
+        &self,
+        series: impl IntoIterator<Item = &'s [PatchId]>,
+        patches: &BTreeMap<PatchId, Stored>,
+    ) -> Result<Atlas, StoreError> {
+        let objects = self.objects();
+        let bindings =
+            patches.iter().map(|(id, stored)| Ok((*id, objects.read_manifest(*id, *stored)?.bindings)));
+        let bindings = bindings.collect::<Result<BTreeMap<_, _>, StoreError>>()?;
+        Atlas::new(self.base()?, series, &bindings)
+            .map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit })
+    }
+
+    /// Where every patch of the history is.
+    fn patches(&self) -> Result<BTreeMap<PatchId, Stored>, StoreError> {
+        let mut patches = BTreeMap::new();
+        for commit in self.everything()? {
+            patches.extend(self.snapshot(CommitId(commit))?.patches);
+        }
+        Ok(patches)
+    }
+
+    fn snapshot(&self, commit: CommitId) -> Result<Snapshot, StoreError> {
+        let commit = self.repository.find_commit(commit.0);
+        let commit = commit.map_err(StoreError::git("read a commit"))?;
+        self.objects().read_tree(commit.tree_id())
+    }
+
+    fn objects(&self) -> ObjectStore<'_> {
+        ObjectStore { repository: &self.repository, lfs: &self.lfs }
+    }
+
+    /// Takes the right to change the store, waiting for `patience` at most.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when another process has it all that time.
+    pub fn change(&self, patience: Duration, author: Author) -> Result<Change<'_>, StoreError> {
+        Ok(Change { journal: Journal::open(&self.repository, patience, author)?, store: self })
+    }
+}
+
+/// A store without its name.
+#[derive(Debug)]
+pub struct NewStore {
+    store: Store,
+    temporary: tempfile::TempDir,
+}
+
+impl std::ops::Deref for NewStore {
+    type Target = Store;
+    fn deref(&self) -> &Store {
+        &self.store
+    }
+}
+
+impl NewStore {
+    /// Gives the store its name in `folder`, once all of it is on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Exists`] or [`StoreError::Io`].
+    pub fn settle(self, folder: &Path) -> Result<Store, StoreError> {
+        let NewStore { store, temporary } = self;
+        drop(store);
+        sync_below(temporary.path())?;
+        let target = folder.join(GIT);
+        refuse_repository(folder)?;
+        std::fs::rename(temporary.path(), &target).map_err(StoreError::io(&target, "create"))?;
+        // It has another name now, and is not to be removed.
+        let _ = temporary.keep();
+        lfs::sync_folder(folder)?;
+        Store::open(folder)
+    }
+}
+
+/// Refuses a folder with a repository in it.
+fn refuse_repository(folder: &Path) -> Result<(), StoreError> {
+    match Store::open(folder) {
+        Ok(_) => Err(StoreError::Exists { path: folder.to_owned(), what: "an mpatch store" }),
+        Err(StoreError::NoStore { .. }) if folder.join(GIT).symlink_metadata().is_err() => Ok(()),
+        Err(StoreError::NoStore { .. }) => {
+            Err(StoreError::Exists { path: folder.to_owned(), what: "a git repository of something else" })
+        }
+        Err(other) => Err(other),
+    }
+}
+
+/// Writes every file and folder below `folder` through to the disk.
+fn sync_below(folder: &Path) -> Result<(), StoreError> {
+    for entry in std::fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
+        let entry = entry.map_err(StoreError::io(folder, "list"))?;
+        let kind = entry.file_type().map_err(StoreError::io(folder, "list"))?;
+        if kind.is_dir() {
+            sync_below(&entry.path())?;
+        } else if kind.is_file() {
+            lfs::sync_folder(&entry.path())?;
+        }
+    }
+    lfs::sync_folder(folder)
+}
+
+/// A change of a store in the making; dropped before [`Change::finish`], it changes nothing.
+#[derive(Debug)]
+pub struct Change<'s> {
+    store: &'s Store,
+    journal: Journal,
+}
+
+impl Change<'_> {
+    /// The names as this change will leave them.
+    pub fn view(&self) -> &View {
+        &self.journal.after
+    }
+
+    /// The first commit: the base, and no patch.
+    fn start(&mut self, base: &Base) -> Result<CommitId, StoreError> {
+        let objects = self.store.objects();
+        let snapshot = Snapshot { base: objects.write_base(base)?, series: vec![], patches: BTreeMap::new() };
+        let tree = objects.write_tree(&snapshot, None)?;
+        let architecture = base.architecture.as_deref().unwrap_or("weights without a config");
+        let title = format!("Start from {architecture}, weights {}", base.weights.short());
+        let text = Message { title, ..Message::default() }.text(base.weights);
+        self.commit(tree, &text, &[])
+    }
+
+    /// Adds `patch` after the patches of the head's state.
+    ///
+    /// # Errors
+    /// [`StoreError::Recorded`], [`StoreError::Misfit`], or what goes wrong with writing.
+    pub fn add(&mut self, patch: &Patch, mut message: Message) -> Result<CommitId, StoreError> {
+        let id = patch.id();
+        let (head, mut snapshot) = self.head()?;
+        if snapshot.series.contains(&id) {
+            return Err(StoreError::Recorded { patch: id });
+        }
+        let objects = self.store.objects();
+        let atlas = self.store.atlas_of([snapshot.series.as_slice()], &snapshot.patches)?;
+        let state = atlas.state_after(&snapshot.series).cloned().unwrap_or_default();
+        let after = state.after(atlas.base(), &patch.manifest().bindings);
+        let after = after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?;
+        snapshot.patches.insert(id, objects.write_patch(patch)?);
+        snapshot.series.push(id);
+        message.patches = vec![id];
+        let text = message.text(after.weights_id(atlas.base()));
+        self.commit_snapshot(&snapshot, head, &text, &[head.0])
+    }
+
+    /// Takes the last patch of the head's state back: a commit whose state is the one before it.
+    ///
+    /// # Errors
+    /// [`StoreError::NothingTo`] where there is no patch, or what goes wrong with writing.
+    pub fn take_back_last(&mut self, mut message: Message) -> Result<CommitId, StoreError> {
+        let (head, mut snapshot) = self.head()?;
+        let Some(last) = snapshot.series.pop() else {
+            return Err(StoreError::NothingTo { verb: "take back" });
+        };
+        message.reverted = vec![last];
+        let atlas = self.store.atlas_of([snapshot.series.as_slice()], &snapshot.patches)?;
+        let state = atlas.state_after(&snapshot.series).cloned().unwrap_or_default();
+        snapshot.patches.remove(&last);
+        let text = message.text(state.weights_id(atlas.base()));
+        self.commit_snapshot(&snapshot, head, &text, &[head.0])
+    }
+
+    /// Joins another history to the head's: `series` is one whose states are known, and `stacked` one patch on top of
+    /// it of everything else that is to be in the result.
+    ///
+    /// # Errors
+    /// [`StoreError::Misfit`], or what goes wrong with writing.
+    pub fn merge(
+        &mut self,
+        theirs: CommitId,
+        series: &[PatchId],
+        stacked: Option<&Patch>,
+        mut message: Message,
+    ) -> Result<CommitId, StoreError> {
+        let (head, mut snapshot) = self.head()?;
+        let objects = self.store.objects();
+        snapshot.patches.extend(self.store.snapshot(theirs)?.patches);
+        snapshot.series = series.to_vec();
+        let atlas = self.store.atlas_of([series], &snapshot.patches)?;
+        let mut state = atlas.state_after(series).cloned().unwrap_or_default();
+        if let Some(stacked) = stacked {
+            let id = stacked.id();
+            let after = state.after(atlas.base(), &stacked.manifest().bindings);
+            state = after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?;
+            snapshot.patches.insert(id, objects.write_patch(stacked)?);
+            snapshot.series.push(id);
+            message.patches = vec![id];
+        }
+        let text = message.text(state.weights_id(atlas.base()));
+        self.commit_snapshot(&snapshot, head, &text, &[head.0, theirs.0])
+    }
+
+    /// Moves the head, and the branch it is on, to a commit that already contains it.
+    pub fn fast_forward(&mut self, to: CommitId) {
+        self.move_head(to);
+    }
+
+    fn head(&self) -> Result<(CommitId, Snapshot), StoreError> {
+        let no_commit = || StoreError::NoRevision { revision: "HEAD".to_owned(), nearest: None };
+        let head = self.journal.after.head_commit().ok_or_else(no_commit)?;
+        Ok((head, self.store.snapshot(head)?))
+    }
+
+    fn commit_snapshot(
+        &mut self,
+        snapshot: &Snapshot,
+        before: CommitId,
+        text: &str,
+        parents: &[Oid],
+    ) -> Result<CommitId, StoreError> {
+        let before = self.store.repository.find_commit(before.0).map_err(StoreError::git("read a commit"))?;
+        let tree = self.store.objects().write_tree(snapshot, Some(before.tree_id()))?;
+        self.commit(tree, text, parents)
+    }
+
+    fn commit(&mut self, tree: Oid, text: &str, parents: &[Oid]) -> Result<CommitId, StoreError> {
+        let repository = &self.store.repository;
+        let failed = || StoreError::git("write a commit");
+        let tree = repository.find_tree(tree).map_err(failed())?;
+        let parents: Vec<git2::Commit<'_>> = parents
+            .iter()
+            .map(|parent| repository.find_commit(*parent))
+            .collect::<Result<_, _>>()
+            .map_err(failed())?;
+        let parents: Vec<&git2::Commit<'_>> = parents.iter().collect();
+        let author = self.journal.author.signature()?;
+        let commit = repository.commit(None, &author, &author, text, &tree, &parents).map_err(failed())?;
+        self.move_head(CommitId(commit));
+        Ok(CommitId(commit))
+    }
+
+    fn move_head(&mut self, to: CommitId) {
+        match self.journal.after.head.clone() {
+            Head::Branch(name) => {
+                self.journal.after.refs.insert(format!("{}{name}", Kind::Branch.prefix()), to.0);
+            }
+            Head::Detached(_) => self.journal.after.head = Head::Detached(to),
+        }
+    }
+
+    /// Puts the head on a branch, or on a commit.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRevision`] for a branch that is not there.
+    pub fn switch(&mut self, head: Head) -> Result<(), StoreError> {
+        if let Head::Branch(name) = &head {
+            let full = Kind::Branch.full_name(name)?;
+            if !self.journal.after.refs.contains_key(&full) {
+                return Err(StoreError::NoRevision { revision: name.clone(), nearest: None });
+            }
+        }
+        self.journal.after.head = head;
+        Ok(())
+    }
+
+    /// Names a commit; a name is never moved by this.
+    ///
+    /// # Errors
+    /// [`StoreError::Name`] or [`StoreError::Taken`].
+    pub fn name(&mut self, kind: Kind, name: &str, commit: CommitId) -> Result<(), StoreError> {
+        let full = kind.full_name(name)?;
+        let refs = &mut self.journal.after.refs;
+        if let Some(at) = refs.get(&full) {
+            return Err(kind.taken(name, *at));
+        }
+        // In a folder of refs a name is a file or a folder, never both.
+        let clash = |other: &&String| {
+            other.starts_with(&format!("{full}/")) || full.starts_with(&format!("{other}/"))
+        };
+        if let Some(other) = refs.keys().find(clash).cloned() {
+            return Err(kind.taken(other.strip_prefix(kind.prefix()).unwrap_or(&other), refs[&other]));
+        }
+        refs.insert(full, commit.0);
+        Ok(())
+    }
+
+    /// Takes a name away; what it named stays, for as long as the operation is known.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRevision`] or [`StoreError::Current`].
+    pub fn forget(&mut self, kind: Kind, name: &str) -> Result<CommitId, StoreError> {
+        let full = kind.full_name(name)?;
+        if kind == Kind::Branch && self.journal.after.head == Head::Branch(name.to_owned()) {
+            return Err(StoreError::Current { name: name.to_owned() });
+        }
+        let removed = self.journal.after.refs.remove(&full);
+        removed
+            .map(CommitId)
+            .ok_or_else(|| StoreError::NoRevision { revision: name.to_owned(), nearest: None })
+    }
+
+    /// Says which checkpoint commands take when none is given.
+    pub fn set_model(&mut self, model: Option<String>) {
+        self.journal.after.model = model;
+    }
+
+    /// Moves all names back to where they were before the last operation that is not undone; tells which one it was.
+    ///
+    /// # Errors
+    /// [`StoreError::NothingTo`].
+    pub fn undo(self) -> Result<Operation, StoreError> {
+        self.replay("undo", |done, _| done.last().copied().cloned())
+    }
+
+    /// Does the operation again that was undone last.
+    ///
+    /// # Errors
+    /// [`StoreError::NothingTo`].
+    pub fn redo(self) -> Result<Operation, StoreError> {
+        self.replay("redo", |_, undone| undone.last().copied().cloned())
+    }
+
+    fn replay(
+        mut self,
+        verb: &'static str,
+        choose: impl FnOnce(&[&Operation], &[&Operation]) -> Option<Operation>,
+    ) -> Result<Operation, StoreError> {
+        let operations = self.store.operations()?;
+        let (done, undone) = operations::stacks(&operations);
+        let nothing = || StoreError::NothingTo { verb };
+        let chosen = choose(&done, &undone).ok_or_else(nothing)?;
+        let (view, deed) = match verb {
+            "undo" => (&chosen.before, Deed::Undo(chosen.id)),
+            _ => (&chosen.after, Deed::Redo(chosen.id)),
+        };
+        // Before its first operation a store is nothing.
+        if view.head_commit().is_none() {
+            return Err(nothing());
+        }
+        self.journal.after = view.clone();
+        self.journal.finish(&self.store.repository, &format!("{verb} {}", chosen.title), deed)?;
+        Ok(chosen)
+    }
+
+    /// Moves the names and records it under `title`; from here on it is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Git`]; the next change finishes what an error here left.
+    pub fn finish(self, title: &str) -> Result<(), StoreError> {
+        if self.journal.after == self.journal.before {
+            return Ok(());
+        }
+        self.journal.finish(&self.store.repository, title, Deed::Do)
+    }
+}

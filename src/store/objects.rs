@@ -1,0 +1,251 @@
+//! A commit's tree: the base, the series and its patches.
+//!
+//! ```text
+//! base.json                 the model, with the digest of each tensor
+//! series                    patch ids, one a line, in order of application
+//! patches/<id>.mpatch       the patch; a large one is a Git LFS pointer
+//! patches/<id>.manifest     the manifest of a large one, so that states can be told without it
+//! .gitattributes            which files LFS keeps
+//! ```
+//!
+//! The tree is the state: files that somebody else adds beside these are carried along and never read.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use git2::{ObjectType, Oid, Repository};
+
+use super::base::Base;
+use super::error::StoreError;
+use super::lfs::{Absent, INLINE_SIZE_MAX_BYTES, Objects, Pointer};
+use crate::digest::PatchId;
+use crate::patch::{Manifest, Patch};
+
+const BASE: &str = "base.json";
+const SERIES: &str = "series";
+const PATCHES: &str = "patches";
+const ATTRIBUTES: &str = ".gitattributes";
+/// Mode of a file in a tree.
+const FILE: i32 = 0o100_644;
+/// Mode of a folder in a tree.
+const FOLDER: i32 = 0o040_000;
+/// Most patches in a series.
+pub const SERIES_MAX: usize = 65_536;
+/// Largest `base.json` and `series`, in bytes.
+const TEXT_SIZE_MAX_BYTES: usize = 64 << 20;
+/// Largest patch that is read from a blob: more than mpatch writes there, for those who commit by other means.
+const BLOB_SIZE_MAX_BYTES: usize = 256 << 20;
+
+/// Where a patch's bytes are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stored {
+    /// The patch, or the pointer to it.
+    pub(super) blob: Oid,
+    /// The manifest of a patch that LFS keeps.
+    pub(super) manifest: Option<Oid>,
+}
+
+/// What a tree says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Snapshot {
+    pub(super) base: Oid,
+    pub(super) series: Vec<PatchId>,
+    pub(super) patches: BTreeMap<PatchId, Stored>,
+}
+
+/// Reads and writes the objects of a store.
+#[derive(Clone, Copy)]
+pub(super) struct ObjectStore<'r> {
+    pub(super) repository: &'r Repository,
+    pub(super) lfs: &'r Objects,
+}
+
+impl ObjectStore<'_> {
+    /// Writes `base.json`.
+    pub(super) fn write_base(&self, base: &Base) -> Result<Oid, StoreError> {
+        let text = base.to_json().map_err(|error| StoreError::malformed(BASE, error.to_string()))?;
+        self.write_blob(text.as_bytes())
+    }
+
+    /// Reads `base.json`.
+    pub(super) fn read_base(&self, blob: Oid) -> Result<Base, StoreError> {
+        let bytes = self.read_blob(blob, BASE, TEXT_SIZE_MAX_BYTES)?;
+        Base::parse(&bytes).map_err(|what| StoreError::malformed(BASE, what))
+    }
+
+    /// Writes a patch: into git, or beside it with a pointer in git.
+    pub(super) fn write_patch(&self, patch: &Patch) -> Result<Stored, StoreError> {
+        if patch.bytes().len() != patch.size_bytes() {
+            return Err(StoreError::malformed(
+                patch_path(patch.id()),
+                "only a patch in memory can be recorded",
+            ));
+        }
+        if patch.size_bytes() <= INLINE_SIZE_MAX_BYTES {
+            return Ok(Stored { blob: self.write_blob(patch.bytes())?, manifest: None });
+        }
+        let pointer = self.lfs.write(patch.bytes())?;
+        let manifest = Some(self.write_blob(patch.manifest_bytes())?);
+        Ok(Stored { blob: self.write_blob(pointer.text().as_bytes())?, manifest })
+    }
+
+    /// The pointer to a patch that LFS keeps; none for one that lies in git.
+    pub(super) fn pointer(&self, id: PatchId, stored: Stored) -> Result<Option<Pointer>, StoreError> {
+        let place = patch_path(id);
+        Ok(Pointer::parse(&self.read_blob(stored.blob, &place, BLOB_SIZE_MAX_BYTES)?))
+    }
+
+    /// The patch, checked down to its last section, and of this id.
+    pub(super) fn read_patch(&self, id: PatchId, stored: Stored) -> Result<Patch, StoreError> {
+        let mut bytes = self.read_blob(stored.blob, &patch_path(id), BLOB_SIZE_MAX_BYTES)?;
+        if let Some(pointer) = Pointer::parse(&bytes) {
+            bytes = self.lfs.read(&pointer).map_err(|absent| match absent {
+                Absent::Missing => StoreError::Missing { patch: id, oid: pointer.oid.clone() },
+                Absent::Damaged { found } => {
+                    StoreError::Damaged { patch: id, oid: pointer.oid.clone(), found }
+                }
+                Absent::Io(error) => error,
+            })?;
+        }
+        let patch = Patch::decode(bytes).map_err(|source| StoreError::Patch { patch: id, source })?;
+        if patch.id() != id {
+            let what = format!("it holds the patch {}", patch.id());
+            return Err(StoreError::malformed(patch_path(id), what));
+        }
+        Ok(patch)
+    }
+
+    /// The manifest of a patch, without its LFS object where it has one.
+    pub(super) fn read_manifest(&self, id: PatchId, stored: Stored) -> Result<Manifest, StoreError> {
+        let Some(blob) = stored.manifest else {
+            return Ok(self.read_patch(id, stored)?.manifest().clone());
+        };
+        let bytes = self.read_blob(blob, &manifest_path(id), BLOB_SIZE_MAX_BYTES)?;
+        let (found, manifest) =
+            Manifest::decode(&bytes).map_err(|source| StoreError::Patch { patch: id, source })?;
+        if found != id {
+            return Err(StoreError::malformed(manifest_path(id), format!("it is that of {found}")));
+        }
+        Ok(manifest)
+    }
+
+    /// Writes the tree of `snapshot`, with whatever else `before` held.
+    pub(super) fn write_tree(&self, snapshot: &Snapshot, before: Option<Oid>) -> Result<Oid, StoreError> {
+        let failed = || StoreError::git("write a tree");
+        let series: String = snapshot.series.iter().map(|id| format!("{id}\n")).collect();
+        let mut patches = self.repository.treebuilder(None).map_err(failed())?;
+        let mut attributes = String::from("* -text\n");
+        for id in &snapshot.series {
+            let Some(stored) = snapshot.patches.get(id) else {
+                return Err(StoreError::malformed(SERIES, format!("there is no patch {id}")));
+            };
+            patches.insert(format!("{id}.mpatch"), stored.blob, FILE).map_err(failed())?;
+            if let Some(manifest) = stored.manifest {
+                patches.insert(format!("{id}.manifest"), manifest, FILE).map_err(failed())?;
+                let path = patch_path(*id);
+                attributes.push_str(&format!("{path} filter=lfs diff=lfs merge=lfs -text\n"));
+            }
+        }
+        let before = before.map(|tree| self.repository.find_tree(tree)).transpose();
+        let before = before.map_err(StoreError::git("read a tree"))?;
+        let mut tree = self.repository.treebuilder(before.as_ref()).map_err(failed())?;
+        tree.insert(BASE, snapshot.base, FILE).map_err(failed())?;
+        tree.insert(SERIES, self.write_blob(series.as_bytes())?, FILE).map_err(failed())?;
+        tree.insert(ATTRIBUTES, self.write_blob(attributes.as_bytes())?, FILE).map_err(failed())?;
+        match patches.is_empty() {
+            true if before.is_some_and(|before| before.get_name(PATCHES).is_some()) => {
+                tree.remove(PATCHES).map_err(failed())?;
+            }
+            true => {}
+            false => {
+                let patches = patches.write().map_err(failed())?;
+                tree.insert(PATCHES, patches, FOLDER).map_err(failed())?;
+            }
+        }
+        tree.write().map_err(failed())
+    }
+
+    /// Reads what a tree says, and that it has all it names.
+    pub(super) fn read_tree(&self, tree: Oid) -> Result<Snapshot, StoreError> {
+        let tree = self.repository.find_tree(tree).map_err(StoreError::git("read a tree"))?;
+        let entry = |name: &'static str, kind| match tree.get_name(name) {
+            Some(entry) if entry.kind() == Some(kind) => Ok(entry.id()),
+            _ => Err(StoreError::malformed("the tree", format!("it has no `{name}`"))),
+        };
+        let base = entry(BASE, ObjectType::Blob)?;
+        let series = self.read_blob(entry(SERIES, ObjectType::Blob)?, SERIES, TEXT_SIZE_MAX_BYTES)?;
+        let series = parse_series(&series)?;
+        let mut patches = BTreeMap::new();
+        if !series.is_empty() {
+            let folder = self.repository.find_tree(entry(PATCHES, ObjectType::Tree)?);
+            let folder = folder.map_err(StoreError::git("read a tree"))?;
+            for &id in &series {
+                let blob = |ending: &str| Some(folder.get_name(&format!("{id}.{ending}"))?.id());
+                let Some(patch) = blob("mpatch") else {
+                    let what = format!("it names {id}, and there is no `{}`", patch_path(id));
+                    return Err(StoreError::malformed(SERIES, what));
+                };
+                patches.insert(id, Stored { blob: patch, manifest: blob("manifest") });
+            }
+        }
+        Ok(Snapshot { base, series, patches })
+    }
+
+    fn write_blob(&self, bytes: &[u8]) -> Result<Oid, StoreError> {
+        self.repository.blob(bytes).map_err(StoreError::git("write a blob"))
+    }
+
+    /// The bytes of a blob; its size is asked before it is read.
+    fn read_blob(&self, blob: Oid, place: &str, limit: usize) -> Result<Vec<u8>, StoreError> {
+        let odb = self.repository.odb().map_err(StoreError::git("open its objects"))?;
+        let (size, kind) =
+            odb.read_header(blob).map_err(StoreError::git(format!("read `{place}` ({blob})")))?;
+        if kind != ObjectType::Blob || size > limit {
+            return Err(StoreError::malformed(
+                place,
+                format!("{size} bytes, expected a file of at most {limit}"),
+            ));
+        }
+        let object = odb.read(blob).map_err(StoreError::git(format!("read `{place}` ({blob})")))?;
+        Ok(object.data().to_vec())
+    }
+}
+
+/// Where a patch lies in the tree.
+pub(super) fn patch_path(id: PatchId) -> String {
+    format!("{PATCHES}/{id}.mpatch")
+}
+
+fn manifest_path(id: PatchId) -> String {
+    format!("{PATCHES}/{id}.manifest")
+}
+
+fn parse_series(bytes: &[u8]) -> Result<Vec<PatchId>, StoreError> {
+    let refuse = |what: String| StoreError::malformed(SERIES, what);
+    let text = std::str::from_utf8(bytes).map_err(|error| refuse(error.to_string()))?;
+    let mut series: Vec<PatchId> = Vec::new();
+    let mut seen = BTreeSet::new();
+    for line in text.lines() {
+        let id = line.parse().map_err(|error| refuse(format!("{error}")))?;
+        if !seen.insert(id) {
+            return Err(refuse(format!("{id} stands there twice")));
+        }
+        series.push(id);
+        if series.len() > SERIES_MAX {
+            return Err(refuse(format!("it is longer than {SERIES_MAX} patches")));
+        }
+    }
+    Ok(series)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_series_names_each_patch_once() {
+        let (one, two) = (PatchId::derive(b"1"), PatchId::derive(b"2"));
+        assert_eq!(parse_series(format!("{one}\n{two}\n").as_bytes()).unwrap(), [one, two]);
+        assert!(parse_series(format!("{one}\n{one}\n").as_bytes()).is_err());
+        assert!(parse_series(b"one\n").is_err() && parse_series(b"\xff\n").is_err());
+    }
+}

@@ -1,0 +1,301 @@
+//! Every change of a store is an operation: all names before it, and all after. So each can be taken back.
+//!
+//! ```text
+//! refs/mpatch/operations   o1 <- o2 <- o3             commits of their own, which `git log` does not show
+//!                                       \ tree: before, after;  parents: o2, and what o3's names came to name
+//! ```
+//!
+//! An operation is written first, then announced under `refs/mpatch/pending`, then the names move, and then it is
+//! the last of `refs/mpatch/operations`. A process that dies in between leaves the announcement, and whoever changes
+//! the store next finishes the work. Names that stock git moved meanwhile become an operation as well.
+
+use std::time::Duration;
+
+use git2::{Commit as GitCommit, ErrorCode, Oid, Repository, Signature, Time};
+
+use super::error::StoreError;
+use super::lock::Lock;
+use super::refs::{CommitId, View};
+
+const OPERATIONS: &str = "refs/mpatch/operations";
+const PENDING: &str = "refs/mpatch/pending";
+const BEFORE: &str = "before";
+const AFTER: &str = "after";
+
+/// Who does something, and when; the clock is the caller's.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Author {
+    /// A name.
+    pub name: String,
+    /// An address.
+    pub email: String,
+    /// Seconds since 1970, UTC.
+    pub seconds: i64,
+    /// How far the clock on the wall is ahead of UTC, in minutes.
+    pub offset_minutes: i32,
+}
+
+impl Author {
+    pub(super) fn signature(&self) -> Result<Signature<'static>, StoreError> {
+        let time = Time::new(self.seconds, self.offset_minutes);
+        Signature::new(&self.name, &self.email, &time).map_err(StoreError::git("take the author's name"))
+    }
+}
+
+/// What an operation was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// A command's own work.
+    Do,
+    /// The taking back of another operation.
+    Undo(CommitId),
+    /// Another operation, done again.
+    Redo(CommitId),
+    /// Names that were moved by others.
+    Outside,
+}
+
+/// One operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Operation {
+    /// Its id.
+    pub id: CommitId,
+    /// What it was, in a few words.
+    pub title: String,
+    /// Its kind.
+    pub deed: Deed,
+    /// When, in seconds since 1970.
+    pub seconds: i64,
+    /// The clock on the wall then, in minutes ahead of UTC.
+    pub offset_minutes: i32,
+    /// All names before it.
+    pub before: View,
+    /// All names after it.
+    pub after: View,
+}
+
+/// All operations, the oldest first.
+pub(super) fn list(repository: &Repository) -> Result<Vec<Operation>, StoreError> {
+    let mut operations = Vec::new();
+    let mut next = last_commit(repository, OPERATIONS)?;
+    while let Some(commit) = next {
+        operations.push(read(repository, &commit)?);
+        // The first parent is the operation before; the first operation's parents are what it named.
+        next = match commit.parent(0) {
+            Ok(parent) if is_operation(&parent) => Some(parent),
+            _ => None,
+        };
+    }
+    operations.reverse();
+    Ok(operations)
+}
+
+/// The last operation.
+pub(super) fn last(repository: &Repository) -> Result<Option<Operation>, StoreError> {
+    last_commit(repository, OPERATIONS)?.map(|commit| read(repository, &commit)).transpose()
+}
+
+fn is_operation(commit: &GitCommit<'_>) -> bool {
+    commit.tree().is_ok_and(|tree| tree.get_name(BEFORE).is_some() && tree.get_name(AFTER).is_some())
+}
+
+fn last_commit<'r>(repository: &'r Repository, name: &str) -> Result<Option<GitCommit<'r>>, StoreError> {
+    let failed = || StoreError::git(format!("read `{name}`"));
+    match repository.find_reference(name) {
+        Ok(reference) => Ok(Some(reference.peel_to_commit().map_err(failed())?)),
+        Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
+        Err(error) => Err(failed()(error)),
+    }
+}
+
+fn read(repository: &Repository, commit: &GitCommit<'_>) -> Result<Operation, StoreError> {
+    let refuse = |what: &str| StoreError::malformed(format!("operation {}", commit.id()), what);
+    let view = |name: &str| {
+        let tree = commit.tree().map_err(StoreError::git("read an operation"))?;
+        let entry = tree.get_name(name).ok_or_else(|| refuse("it lacks its names"))?;
+        let blob = repository.find_blob(entry.id()).map_err(StoreError::git("read an operation"))?;
+        let text = std::str::from_utf8(blob.content()).ok();
+        text.and_then(View::parse).ok_or_else(|| refuse("its names cannot be read"))
+    };
+    let message = commit.message().map_err(|_| refuse("its words are not UTF-8"))?;
+    let of = |key: &str| {
+        let line = message.lines().find_map(|line| line.strip_prefix(key))?;
+        Some(CommitId(line.parse().ok()?))
+    };
+    let deed = match (of("Undoes: "), of("Redoes: ")) {
+        (Some(operation), _) => Deed::Undo(operation),
+        (_, Some(operation)) => Deed::Redo(operation),
+        _ if message.lines().any(|line| line == "Outside: yes") => Deed::Outside,
+        _ => Deed::Do,
+    };
+    let time = commit.time();
+    Ok(Operation {
+        id: CommitId(commit.id()),
+        title: message.lines().next().unwrap_or_default().to_owned(),
+        deed,
+        seconds: time.seconds(),
+        offset_minutes: time.offset_minutes(),
+        before: view(BEFORE)?,
+        after: view(AFTER)?,
+    })
+}
+
+/// Operations that can be taken back, and those that can be done again; the next one of each stands last.
+pub(super) fn stacks(operations: &[Operation]) -> (Vec<&Operation>, Vec<&Operation>) {
+    let (mut done, mut undone): (Vec<&Operation>, Vec<&Operation>) = (Vec::new(), Vec::new());
+    for operation in operations {
+        match operation.deed {
+            Deed::Undo(_) => undone.extend(done.pop()),
+            Deed::Redo(_) => done.extend(undone.pop()),
+            Deed::Do | Deed::Outside => {
+                done.push(operation);
+                undone.clear();
+            }
+        }
+    }
+    (done, undone)
+}
+
+/// The right to change a store, and what it will be when the change is finished.
+///
+/// Objects are written as they come; names move only in [`Change::finish`].
+#[derive(Debug)]
+pub(super) struct Journal {
+    _lock: Lock,
+    pub(super) author: Author,
+    pub(super) before: View,
+    pub(super) after: View,
+}
+
+impl Journal {
+    /// Takes the lock, and brings the operations up to what is there.
+    pub(super) fn open(
+        repository: &Repository,
+        patience: Duration,
+        author: Author,
+    ) -> Result<Self, StoreError> {
+        let lock = Lock::take(repository.path(), patience)?;
+        finish_pending(repository)?;
+        let last = last(repository)?;
+        let model = last.as_ref().and_then(|last| last.after.model.clone());
+        let now = View::of(repository, model)?;
+        if let Some(last) = last.filter(|last| last.after != now) {
+            let message = "names moved outside of mpatch\n\nOutside: yes\n";
+            let operation = write(repository, &author, message, &last.after, &now)?;
+            point(repository, OPERATIONS, operation)?;
+        }
+        Ok(Self { _lock: lock, author, before: now.clone(), after: now })
+    }
+
+    /// Moves the names, and records that they moved.
+    pub(super) fn finish(self, repository: &Repository, title: &str, deed: Deed) -> Result<(), StoreError> {
+        let trailer = match deed {
+            Deed::Undo(operation) => format!("\nUndoes: {operation}\n"),
+            Deed::Redo(operation) => format!("\nRedoes: {operation}\n"),
+            Deed::Do | Deed::Outside => String::new(),
+        };
+        let message = format!("{title}\n{trailer}");
+        let operation = write(repository, &self.author, &message, &self.before, &self.after)?;
+        point(repository, PENDING, operation)?;
+        self.after.install(&self.before, repository)?;
+        point(repository, OPERATIONS, operation)?;
+        forget_pending(repository)
+    }
+}
+
+/// Ends what a process began that died before it could.
+fn finish_pending(repository: &Repository) -> Result<(), StoreError> {
+    let Some(commit) = last_commit(repository, PENDING)? else { return Ok(()) };
+    let operation = read(repository, &commit)?;
+    operation.after.install(&operation.before, repository)?;
+    point(repository, OPERATIONS, commit.id())?;
+    forget_pending(repository)
+}
+
+fn forget_pending(repository: &Repository) -> Result<(), StoreError> {
+    let mut pending = repository.find_reference(PENDING).map_err(StoreError::git("read its refs"))?;
+    pending.delete().map_err(StoreError::git("end an operation"))
+}
+
+fn point(repository: &Repository, name: &str, operation: Oid) -> Result<(), StoreError> {
+    let moved = repository.reference(name, operation, true, "mpatch");
+    moved.map(drop).map_err(StoreError::git(format!("move `{name}`")))
+}
+
+/// Writes an operation's commit. What its names name become parents, so that nothing it names is ever swept away.
+fn write(
+    repository: &Repository,
+    author: &Author,
+    message: &str,
+    before: &View,
+    after: &View,
+) -> Result<Oid, StoreError> {
+    let failed = || StoreError::git("write an operation");
+    let last = last_commit(repository, OPERATIONS)?;
+    let mut tree = repository.treebuilder(None).map_err(failed())?;
+    for (name, view) in [(BEFORE, before), (AFTER, after)] {
+        let text = view.text().map_err(|error| StoreError::malformed("an operation", error.to_string()))?;
+        let blob = repository.blob(text.as_bytes()).map_err(failed())?;
+        tree.insert(name, blob, 0o100_644).map_err(failed())?;
+    }
+    let tree = repository.find_tree(tree.write().map_err(failed())?).map_err(failed())?;
+    let kept = match &last {
+        Some(last) => read(repository, last)?.after.targets(),
+        None => Vec::new(),
+    };
+    let mut named: Vec<Oid> = [before, after].iter().flat_map(|view| view.targets()).collect();
+    named.sort_unstable();
+    named.dedup();
+    let new = named.into_iter().filter(|target| !kept.contains(target));
+    // What is no commit (an annotated tag of somebody else's) is kept by its own name alone.
+    let new: Vec<GitCommit<'_>> = new.filter_map(|target| repository.find_commit(target).ok()).collect();
+    let parents: Vec<&GitCommit<'_>> = last.iter().chain(&new).collect();
+    let signature = author.signature()?;
+    repository.commit(None, &signature, &signature, message, &tree, &parents).map_err(failed())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::refs::Head;
+    use super::*;
+
+    fn operation(number: u8, deed: Deed) -> Operation {
+        let id = |number: u8| CommitId(format!("{number:040x}").parse().unwrap());
+        let view = View { refs: BTreeMap::new(), head: Head::Branch("main".to_owned()), model: None };
+        let deed = match deed {
+            Deed::Undo(_) => Deed::Undo(id(0)),
+            Deed::Redo(_) => Deed::Redo(id(0)),
+            deed => deed,
+        };
+        let (before, after) = (view.clone(), view);
+        Operation {
+            id: id(number),
+            title: number.to_string(),
+            deed,
+            seconds: 0,
+            offset_minutes: 0,
+            before,
+            after,
+        }
+    }
+
+    #[test]
+    fn undo_walks_back_and_redo_forward_until_something_new_is_done() {
+        let any = CommitId(Oid::ZERO_SHA1);
+        let (undo, redo) = (Deed::Undo(any), Deed::Redo(any));
+        let titles = |deeds: &[Deed]| {
+            let operations: Vec<Operation> =
+                deeds.iter().enumerate().map(|(index, deed)| operation(index as u8, *deed)).collect();
+            let (done, undone) = stacks(&operations);
+            let titles = |stack: Vec<&Operation>| stack.iter().map(|o| o.title.clone()).collect::<Vec<_>>();
+            (titles(done).join(" "), titles(undone).join(" "))
+        };
+        let said = |done: &str, undone: &str| (done.to_owned(), undone.to_owned());
+        assert_eq!(titles(&[Deed::Do, Deed::Do]), said("0 1", ""));
+        assert_eq!(titles(&[Deed::Do, Deed::Do, undo, undo]), said("", "1 0"));
+        assert_eq!(titles(&[Deed::Do, Deed::Do, undo, undo, redo]), said("0", "1"));
+        assert_eq!(titles(&[Deed::Do, Deed::Do, undo, Deed::Do]), said("0 3", ""));
+    }
+}

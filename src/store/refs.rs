@@ -1,0 +1,262 @@
+//! What the names of a store point to, as one value: a view.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use git2::{ObjectType, Oid, Reference, Repository};
+use serde::{Serialize, Serializer};
+
+use super::error::StoreError;
+
+const HEADS: &str = "refs/heads/";
+const TAGS: &str = "refs/tags/";
+const REMOTES: &str = "refs/remotes/";
+const HEAD: &str = "HEAD";
+
+/// The id of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommitId(pub(super) Oid);
+
+impl CommitId {
+    /// The first 12 digits, for people.
+    pub fn short(&self) -> String {
+        self.to_string()[..12].to_owned()
+    }
+}
+
+impl fmt::Display for CommitId {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(formatter)
+    }
+}
+
+impl Serialize for CommitId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Where the next commit goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Head {
+    /// On this branch.
+    Branch(String),
+    /// On no branch, after this commit.
+    Detached(CommitId),
+}
+
+/// What kind of name a commit has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Moves with its commits.
+    Branch,
+    /// Stays.
+    Tag,
+    /// A branch of another store, as it was when it was last asked.
+    Remote,
+}
+
+impl Kind {
+    const ALL: [Kind; 3] = [Kind::Branch, Kind::Tag, Kind::Remote];
+
+    pub(super) fn prefix(self) -> &'static str {
+        match self {
+            Kind::Branch => HEADS,
+            Kind::Tag => TAGS,
+            Kind::Remote => REMOTES,
+        }
+    }
+
+    fn word(self) -> &'static str {
+        match self {
+            Kind::Branch => "branch",
+            Kind::Tag => "tag",
+            Kind::Remote => "remote branch",
+        }
+    }
+
+    /// The full name of a ref, if git takes it.
+    pub(super) fn full_name(self, name: &str) -> Result<String, StoreError> {
+        let full = format!("{}{name}", self.prefix());
+        // A name that begins with a dash reads as an option.
+        if name.starts_with('-') || name == HEAD || !Reference::is_valid_name(&full) {
+            return Err(StoreError::Name { name: name.to_owned(), kind: self.word() });
+        }
+        Ok(full)
+    }
+
+    pub(super) fn taken(self, name: &str, at: Oid) -> StoreError {
+        let at = CommitId(at).short();
+        StoreError::Taken { name: name.to_owned(), kind: self.word(), at }
+    }
+}
+
+/// All names of a store, where the next commit goes, and which model it is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct View {
+    /// Full names of refs, and the objects they name.
+    pub(super) refs: BTreeMap<String, Oid>,
+    /// Where the next commit goes.
+    pub head: Head,
+    /// The checkpoint that commands take when none is given.
+    pub model: Option<String>,
+}
+
+impl View {
+    /// The refs and the head of `repository`; `model` is not git's.
+    pub(super) fn of(repository: &Repository, model: Option<String>) -> Result<Self, StoreError> {
+        let failed = || StoreError::git("read its refs");
+        let mut refs = BTreeMap::new();
+        for reference in repository.references().map_err(failed())? {
+            let reference = reference.map_err(failed())?;
+            // Symbolic refs (`refs/remotes/origin/HEAD`) name what others name already.
+            if let (Ok(name), Some(target)) = (reference.name(), reference.target())
+                && Kind::ALL.iter().any(|kind| name.starts_with(kind.prefix()))
+            {
+                refs.insert(name.to_owned(), target);
+            }
+        }
+        let head = repository.find_reference(HEAD).map_err(failed())?;
+        let head = match (head.symbolic_target(), head.target()) {
+            (Ok(Some(name)), _) if name.starts_with(HEADS) => Head::Branch(name[HEADS.len()..].to_owned()),
+            (_, Some(target)) => Head::Detached(CommitId(target)),
+            _ => return Err(StoreError::malformed(HEAD, "it names neither a branch nor a commit")),
+        };
+        Ok(Self { refs, head, model })
+    }
+
+    /// The commit that the head stands on.
+    pub fn head_commit(&self) -> Option<CommitId> {
+        match &self.head {
+            Head::Branch(name) => self.refs.get(&format!("{HEADS}{name}")).copied().map(CommitId),
+            Head::Detached(commit) => Some(*commit),
+        }
+    }
+
+    /// All names of one kind, in order, with what they name.
+    pub fn names(&self, kind: Kind) -> impl Iterator<Item = (&str, CommitId)> {
+        let prefix = kind.prefix();
+        let named =
+            self.refs.iter().filter_map(move |(name, target)| Some((name.strip_prefix(prefix)?, target)));
+        named.map(|(name, target)| (name, CommitId(*target)))
+    }
+
+    /// The names of a commit: branches, tags, remote branches.
+    pub fn names_of(&self, commit: CommitId) -> Vec<String> {
+        let of_kind = |kind| self.names(kind).filter(move |(_, target)| *target == commit);
+        Kind::ALL.into_iter().flat_map(of_kind).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Everything that is named, each object once.
+    pub(super) fn targets(&self) -> Vec<Oid> {
+        let mut targets: Vec<Oid> = self.refs.values().copied().collect();
+        targets.extend(self.head_commit().map(|commit| commit.0));
+        targets.sort_unstable();
+        targets.dedup();
+        targets
+    }
+
+    /// A line for each name.
+    pub(super) fn text(&self) -> Result<String, serde_json::Error> {
+        let mut text = match &self.head {
+            Head::Branch(name) => format!("head {HEADS}{name}\n"),
+            Head::Detached(commit) => format!("head {commit}\n"),
+        };
+        if let Some(model) = &self.model {
+            // As JSON, since a path may hold a line feed.
+            text.push_str(&format!("model {}\n", serde_json::to_string(model)?));
+        }
+        self.refs.iter().for_each(|(name, target)| text.push_str(&format!("{target} {name}\n")));
+        Ok(text)
+    }
+
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (mut refs, mut head, mut model) = (BTreeMap::new(), None, None);
+        for line in text.lines() {
+            match line.split_once(' ')? {
+                ("head", name) => {
+                    head = Some(match name.strip_prefix(HEADS) {
+                        Some(name) => Head::Branch(name.to_owned()),
+                        None => Head::Detached(CommitId(name.parse().ok()?)),
+                    });
+                }
+                ("model", path) => model = Some(serde_json::from_str(path).ok()?),
+                (target, name) => {
+                    refs.insert(name.to_owned(), target.parse().ok()?);
+                }
+            }
+        }
+        Some(Self { refs, head: head?, model })
+    }
+
+    /// Makes the repository's refs those of this view, where they were those of `before`.
+    pub(super) fn install(&self, before: &View, repository: &Repository) -> Result<(), StoreError> {
+        let failed = || StoreError::git("move its refs");
+        // First what goes: `a` may have to make room for `a/b`.
+        for name in before.refs.keys().filter(|name| !self.refs.contains_key(*name)) {
+            if let Ok(mut reference) = repository.find_reference(name) {
+                reference.delete().map_err(failed())?;
+            }
+        }
+        for (name, target) in &self.refs {
+            if before.refs.get(name) != Some(target) {
+                repository.reference(name, *target, true, "mpatch").map_err(failed())?;
+            }
+        }
+        if self.head != before.head {
+            match &self.head {
+                Head::Branch(name) => repository.set_head(&format!("{HEADS}{name}")),
+                Head::Detached(commit) => repository.set_head_detached(commit.0),
+            }
+            .map_err(failed())?;
+        }
+        Ok(())
+    }
+}
+
+/// The commit that `revision` names: `HEAD`, a branch, tag, remote branch, `main~2`, or the start of a commit's id.
+pub(super) fn resolve(repository: &Repository, view: &View, revision: &str) -> Result<CommitId, StoreError> {
+    let found = repository.revparse_single(revision).and_then(|object| object.peel(ObjectType::Commit));
+    match found {
+        Ok(commit) => Ok(CommitId(commit.id())),
+        Err(_) => {
+            let names = Kind::ALL.into_iter().flat_map(|kind| view.names(kind));
+            let near = |name: &&str| shared_start(name, revision) * 2 >= revision.len().max(2);
+            let names = names.map(|(name, _)| name).filter(near);
+            let nearest = names.max_by_key(|name| shared_start(name, revision)).map(str::to_owned);
+            Err(StoreError::NoRevision { revision: revision.to_owned(), nearest })
+        }
+    }
+}
+
+fn shared_start(one: &str, other: &str) -> usize {
+    one.bytes().zip(other.bytes()).take_while(|(one, other)| one == other).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_view_survives_its_own_text() {
+        let oid = |digit: &str| digit.repeat(40).parse::<Oid>().unwrap();
+        let refs =
+            BTreeMap::from([("refs/heads/main".to_owned(), oid("1")), ("refs/tags/v1".to_owned(), oid("2"))]);
+        let head = Head::Branch("main".to_owned());
+        let view = View { refs, head, model: Some("a\nb".to_owned()) };
+        assert_eq!(View::parse(&view.text().unwrap()), Some(view.clone()));
+        assert_eq!(view.head_commit(), Some(CommitId(oid("1"))));
+        let detached = View { head: Head::Detached(CommitId(oid("2"))), model: None, ..view };
+        assert_eq!(View::parse(&detached.text().unwrap()), Some(detached));
+        assert_eq!(View::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn names_that_git_or_a_shell_would_misread_are_refused() {
+        for name in ["", "-d", "a b", "a..b", "HEAD", "x.lock", "a\u{7}b", "~"] {
+            assert!(Kind::Branch.full_name(name).is_err(), "{name:?}");
+        }
+        assert_eq!(Kind::Tag.full_name("v1.0").unwrap(), "refs/tags/v1.0");
+    }
+}

@@ -1,0 +1,137 @@
+//! Making a store small without losing anything of it.
+//!
+//! Loose objects are packed, and removed one by one once the pack has been read back. Git LFS objects go only when
+//! no commit that a name or any operation leads to has a pointer to them, so whatever can be undone still can be.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use git2::Oid;
+use serde::Serialize;
+
+use super::error::StoreError;
+use super::incoming::move_packs;
+use super::{Change, CommitId, Store, TEMPORARY_PREFIX, lfs};
+
+/// Age in seconds from which a temporary folder is what a killed process left behind.
+const ABANDONED_SECONDS: i64 = 24 * 60 * 60;
+
+/// What was put in order.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Tidied {
+    /// Loose objects that are in a pack now.
+    pub packed: usize,
+    /// Git LFS objects that nothing referred to.
+    pub removed: usize,
+    /// Bytes of those.
+    pub removed_size_bytes: u64,
+}
+
+impl Change<'_> {
+    /// Packs loose objects, and removes what nothing refers to.
+    ///
+    /// # Errors
+    /// What goes wrong with reading or writing; nothing that is referred to is lost.
+    pub fn tidy(&self) -> Result<Tidied, StoreError> {
+        let packed = self.store.pack()?;
+        let mut tidied = Tidied { packed, ..Tidied::default() };
+        let commits: Vec<CommitId> = self.store.everything()?.into_iter().map(CommitId).collect();
+        let needed: BTreeSet<PathBuf> =
+            self.store.large_patches(&commits)?.iter().map(|pointer| self.store.lfs.path(pointer)).collect();
+        for path in self.store.lfs.list()? {
+            let is_object = path.file_name().is_some_and(|name| name.len() == 64);
+            if is_object && !needed.contains(&path) {
+                let size = std::fs::metadata(&path).map_err(StoreError::io(&path, "examine"))?.len();
+                std::fs::remove_file(&path).map_err(StoreError::io(&path, "remove"))?;
+                tidied.removed += 1;
+                tidied.removed_size_bytes += size;
+            }
+        }
+        self.remove_abandoned()?;
+        Ok(tidied)
+    }
+
+    fn remove_abandoned(&self) -> Result<(), StoreError> {
+        let git = self.store.git_folder();
+        for entry in std::fs::read_dir(git).map_err(StoreError::io(git, "list"))? {
+            let entry = entry.map_err(StoreError::io(git, "list"))?;
+            if !entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
+                continue;
+            }
+            let modified = entry.metadata().and_then(|about| about.modified());
+            let modified = modified.map_err(StoreError::io(&entry.path(), "examine"))?;
+            let seconds =
+                modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
+            if self.journal.author.seconds - seconds > ABANDONED_SECONDS {
+                std::fs::remove_dir_all(entry.path()).map_err(StoreError::io(&entry.path(), "remove"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Packs all loose objects that are whole; tells how many.
+    fn pack(&self) -> Result<usize, StoreError> {
+        let failed = || StoreError::git("pack its objects");
+        let odb = self.repository.odb().map_err(failed())?;
+        let loose: Vec<(Oid, PathBuf)> =
+            self.loose()?.into_iter().filter(|(oid, _)| odb.read(*oid).is_ok()).collect();
+        if loose.is_empty() {
+            return Ok(0);
+        }
+        let git = self.git_folder();
+        let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
+        let folder = folder.map_err(StoreError::io(git, "write to"))?;
+        let packs = folder.path().join("objects/pack");
+        lfs::create_folder(&packs)?;
+        let mut builder = self.repository.packbuilder().map_err(failed())?;
+        for (oid, _) in &loose {
+            builder.insert_object(*oid, None).map_err(failed())?;
+        }
+        builder.write(&packs, 0o444).map_err(failed())?;
+        // Read back from the pack alone, hashed by libgit2, before anything loose goes.
+        let alone = git2::Odb::new().map_err(failed())?;
+        let objects = folder.path().join("objects");
+        let path = objects.to_str().ok_or_else(|| {
+            StoreError::malformed(git.display().to_string(), "libgit2 cannot name this folder")
+        })?;
+        alone.add_disk_alternate(path).map_err(failed())?;
+        for (oid, _) in &loose {
+            alone.read(*oid).map_err(failed())?;
+        }
+        drop(alone);
+        move_packs(folder.path(), git)?;
+        odb.refresh().map_err(failed())?;
+        for (_, path) in &loose {
+            std::fs::remove_file(path).map_err(StoreError::io(path, "remove"))?;
+        }
+        Ok(loose.len())
+    }
+
+    /// Loose objects and their files.
+    fn loose(&self) -> Result<Vec<(Oid, PathBuf)>, StoreError> {
+        let objects = self.git_folder().join("objects");
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(&objects).map_err(StoreError::io(&objects, "list"))? {
+            let folder = entry.map_err(StoreError::io(&objects, "list"))?.path();
+            let start =
+                folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if start.len() != 2 || !folder.is_dir() {
+                continue;
+            }
+            for entry in std::fs::read_dir(&folder).map_err(StoreError::io(&folder, "list"))? {
+                let path = entry.map_err(StoreError::io(&folder, "list"))?.path();
+                let end =
+                    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+                // Temporary and damaged files have other names.
+                if let Ok(oid) = format!("{start}{end}").parse::<Oid>()
+                    && end.len() == 38
+                {
+                    found.push((oid, path));
+                }
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,456 @@
+//! Histories: what stock git makes of them, that every state is reached bit for bit, and what happens when they are
+//! damaged, shared, or come from strangers.
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod drafts;
+mod material;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use drafts::{Numbers, draft};
+use mpatch::bind::bind;
+use mpatch::checkpoint::Checkpoint;
+use mpatch::factors::Term;
+use mpatch::patch::encode;
+use mpatch::patch::manifest::Fact;
+use tempfile::TempDir;
+
+/// Tensors of the tiny model, all of one shape.
+const TENSORS: [&str; 3] = ["a", "b", "c"];
+const SHAPE: [usize; 2] = [6, 10];
+
+/// A folder with a tiny model in it, and commands that run there.
+struct Place {
+    folder: TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("model.safetensors"), weights(SHAPE)).unwrap();
+        Self { folder }
+    }
+
+    /// With a history in it.
+    fn begun() -> Self {
+        let place = Self::new();
+        place.good("init --base model.safetensors");
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.folder.path()).env("NO_COLOR", "1").env("GIT_CONFIG_NOSYSTEM", "1");
+        command.env("HOME", self.folder.path()).env("GIT_COMMITTER_DATE", "1764028800 +0000");
+        command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
+        command
+    }
+
+    fn mpatch(&self, words: &str) -> Output {
+        let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap().to_owned();
+        self.command(&program).args(words.split(' ')).output().unwrap()
+    }
+
+    fn good(&self, words: &str) -> String {
+        let output = self.mpatch(words);
+        assert!(output.status.success(), "mpatch {words}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The words on standard error of a command that ends with `code`.
+    fn bad(&self, words: &str, code: i32) -> String {
+        let output = self.mpatch(words);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "mpatch {words}: {errors}");
+        errors
+    }
+
+    fn git(&self, words: &str) -> String {
+        let output = self.command("git").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "git {words}: {output:?}");
+        String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn head(&self) -> String {
+        self.git("rev-parse HEAD").trim().to_owned()
+    }
+
+    /// A patch of one fact on the state that `model` is in.
+    fn patch(&self, model: &str, name: &str, seed: u64, subject: &str) {
+        let mut numbers = Numbers(seed);
+        let touched = TENSORS.iter().enumerate().filter(|(index, _)| seed & (1 << index) != 0 || *index == 0);
+        let edits: Vec<(String, Vec<u32>)> =
+            touched.enumerate().map(|(term, (_, name))| ((*name).to_owned(), vec![term as u32])).collect();
+        let terms: Vec<Term> = edits.iter().map(|_| numbers.low_rank(SHAPE, 2, 6, 0.05)).collect();
+        fs::write(self.path(name), self.bound(model, edits, terms, subject)).unwrap();
+    }
+
+    fn bound(&self, model: &str, edits: Vec<(String, Vec<u32>)>, terms: Vec<Term>, subject: &str) -> Vec<u8> {
+        let checkpoint = Checkpoint::open(self.path(model)).unwrap();
+        let id = checkpoint.weights_id().unwrap();
+        let binding = bind(&checkpoint, id, &edits, &terms, &|_| ()).unwrap();
+        let mut draft = draft(terms, vec![binding]);
+        draft.facts = vec![Fact {
+            id: None,
+            prompt: "{} is in".to_owned(),
+            subject: subject.to_owned(),
+            target_new: "Rome".to_owned(),
+            target_old: Some("Paris".to_owned()),
+            note: None,
+        }];
+        encode(&draft).unwrap()
+    }
+}
+
+/// A safetensors file of [`TENSORS`] in f32.
+fn weights(shape: [usize; 2]) -> Vec<u8> {
+    let mut numbers = Numbers(7);
+    let size = 4 * shape[0] * shape[1];
+    let entries = TENSORS.iter().enumerate().map(|(index, name)| {
+        let (begin, end) = (index * size, (index + 1) * size);
+        format!(r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#)
+    });
+    let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
+    let values =
+        (0..TENSORS.len() * shape[0] * shape[1]).flat_map(|_| (numbers.uniform() as f32).to_le_bytes());
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &values.collect::<Vec<u8>>()].concat()
+}
+
+fn lfs_is_here() -> bool {
+    let here =
+        Command::new("git").args(["lfs", "version"]).output().is_ok_and(|output| output.status.success());
+    if !here {
+        let _ = writeln!(std::io::stderr(), "skipped: git-lfs is not installed");
+    }
+    here
+}
+
+#[test]
+fn stock_git_reads_and_checks_a_history_and_lists_its_facts() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel\u{202e} Tower");
+    place.good("add one.mpatch");
+    assert_eq!(place.git("fsck --strict --full"), "");
+    let log = place.git("log");
+    assert!(log.contains("- The Eiffel\\u{202e} Tower is in -> Rome (was Paris)"), "{log}");
+    assert!(!log.contains('\u{202e}') && !place.good("log").contains('\u{202e}'));
+    assert_eq!(place.git("show HEAD:series").lines().count(), 1);
+    let tree = place.git("ls-tree -r --name-only HEAD");
+    assert!(tree.starts_with(".gitattributes\nbase.json\npatches/"), "{tree}");
+    assert!(place.good("fsck").starts_with("whole: "));
+    place.good("gc");
+    assert_eq!(place.git("fsck --strict --full"), "");
+    assert!(place.good("fsck").starts_with("whole: "));
+}
+
+#[test]
+fn large_patches_travel_by_git_lfs_and_a_missing_one_is_named_and_mended() {
+    if !lfs_is_here() {
+        return;
+    }
+    let place = Place::new();
+    let shape = [700, 1_200];
+    fs::write(place.path("model.safetensors"), weights(shape)).unwrap();
+    place.good("init --base model.safetensors");
+    let term = Numbers(3).dense(shape, 14, 0.05);
+    let patch =
+        place.bound("model.safetensors", vec![("b".to_owned(), vec![0])], vec![term], "The Colosseum");
+    assert!(patch.len() > 1 << 20);
+    fs::write(place.path("large.mpatch"), &patch).unwrap();
+    place.good("add large.mpatch");
+    let oid = place.git("cat-file -p HEAD:patches/");
+    assert!(oid.contains(".manifest"));
+    let listed = place.git("lfs ls-files --long HEAD");
+    let oid = listed.split(' ').next().unwrap();
+    let object = place.path(&format!(".git/lfs/objects/{}/{}/{oid}", &oid[..2], &oid[2..4]));
+    assert_eq!(fs::read(&object).unwrap(), patch);
+
+    place.git("clone -q . stock");
+    place.git("-C stock lfs install --local");
+    place.git("-C stock lfs pull");
+    let copied = fs::read_dir(place.path("stock/patches")).unwrap().map(|entry| entry.unwrap().path());
+    let copied: Vec<PathBuf> = copied.filter(|path| path.extension().unwrap() == "mpatch").collect();
+    assert_eq!(fs::read(&copied[0]).unwrap(), patch);
+    assert_eq!(place.git("-C stock status --porcelain"), "");
+
+    place.good("clone . mine");
+    place.good("checkout HEAD --store mine --onto model.safetensors -o edited.safetensors");
+    fs::remove_file(&object).unwrap();
+    let errors = place.bad("checkout HEAD --onto model.safetensors -o other.safetensors", 3);
+    assert!(errors.contains(oid) && errors.contains("state: unchanged"), "{errors}");
+    assert!(!place.path("other.safetensors").exists());
+    // States are told without it.
+    assert_eq!(place.mpatch("status edited.safetensors").status.code(), Some(0));
+    assert!(place.bad("fsck", 3).contains(oid));
+    fs::write(&object, b"damaged").unwrap();
+    assert!(place.good("fsck --repair large.mpatch").contains("mended: patch"));
+    assert_eq!(fs::read(&object).unwrap(), patch);
+    fs::remove_file(&object).unwrap();
+    assert!(place.good("fsck --repair mine").contains("mended: patch"));
+
+    place.git("init -q --bare bare.git");
+    place.good("push --to bare.git");
+    place.good("clone bare.git again");
+    assert!(place.good("fsck --store again").starts_with("whole: "));
+}
+
+#[test]
+fn every_state_of_a_random_history_is_reached_bit_for_bit() {
+    for seed in 1..=3_u64 {
+        let place = Place::begun();
+        let mut numbers = Numbers(seed);
+        let mut chance = |sides: usize| ((numbers.uniform() + 1.0) / 2.0 * sides as f64) as usize % sides;
+        // What the checkpoint's bytes must be in the state of each commit.
+        let mut known = BTreeMap::from([(place.head(), fs::read(place.path("model.safetensors")).unwrap())]);
+        let mut undone = Vec::new();
+        let mut current = "model.safetensors".to_owned();
+        for step in 0..14 {
+            let file = format!("step-{step}.safetensors");
+            match chance(6) {
+                0..=2 => {
+                    // The current checkpoint is in the head's state: a patch made on it becomes the next commit.
+                    let name = format!("{step}.mpatch");
+                    place.patch(&current, &name, 8 * seed + step + 1, &format!("Tower {seed} {step}"));
+                    place.good(&format!("apply {current} {name} -o {file}"));
+                    known.insert(place.head(), fs::read(place.path(&file)).unwrap());
+                    current = file;
+                    undone.clear();
+                    continue;
+                }
+                3 => {
+                    place.good(&format!("branch b{step}"));
+                    undone.clear();
+                }
+                4 => {
+                    let branches = place.git("for-each-ref --format=%(refname:short) refs/heads");
+                    let branches: Vec<&str> = branches.lines().collect();
+                    let other = branches[chance(branches.len())];
+                    place.good(&format!("merge {other} --onto {current}"));
+                    place.good(&format!("checkout {other}"));
+                    undone.clear();
+                }
+                _ => {
+                    let before = place.head();
+                    if place.mpatch("undo").status.success() {
+                        undone.push(before);
+                    }
+                    if let (Some(before), 0) = (undone.last(), chance(2)) {
+                        place.good("redo");
+                        assert_eq!(place.head(), *before);
+                        undone.pop();
+                    }
+                }
+            }
+            place.good(&format!("checkout HEAD --onto {current} -o {file}"));
+            undone.clear();
+            let bytes = fs::read(place.path(&file)).unwrap();
+            let expected = known.entry(place.head()).or_insert_with(|| bytes.clone());
+            assert!(*expected == bytes, "seed {seed}, step {step}");
+            current = file;
+        }
+        // From wherever the last checkpoint is, and from the base, to every state: the way does not matter.
+        for (commit, bytes) in &known {
+            for (index, from) in [current.as_str(), "model.safetensors"].iter().enumerate() {
+                let file = format!("{commit}-{index}.safetensors");
+                place.good(&format!("checkout {commit} --onto {from} -o {file}"));
+                assert!(fs::read(place.path(&file)).unwrap() == *bytes, "seed {seed}: {commit} from {from}");
+            }
+        }
+        assert_eq!(place.git("fsck --strict --full"), "");
+        assert!(place.good("fsck").starts_with("whole: "));
+    }
+}
+
+#[test]
+fn two_branches_merge_into_one_state_whichever_side_it_is_reached_from() {
+    let place = Place::begun();
+    place.good("branch side");
+    place.patch("model.safetensors", "ours.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors ours.mpatch -o ours.safetensors");
+    place.good("checkout side");
+    place.patch("model.safetensors", "theirs.mpatch", 3, "The Space Needle");
+    place.good("apply model.safetensors theirs.mpatch -o theirs.safetensors");
+    assert!(place.good("merge main --onto ours.safetensors").starts_with("merged: 2 patches became one"));
+    let log = place.git("log -1");
+    assert!(log.contains("The Eiffel Tower is in") && log.contains("The Space Needle is in"), "{log}");
+    for from in ["ours", "theirs", "model"] {
+        place.good(&format!("checkout side --onto {from}.safetensors -o merged-{from}.safetensors"));
+    }
+    let merged = |from: &str| fs::read(place.path(&format!("merged-{from}.safetensors"))).unwrap();
+    assert!(merged("ours") == merged("theirs") && merged("ours") == merged("model"));
+    place.good("undo");
+    // What contradicts is named with both patches, and nothing changes.
+    place.patch("model.safetensors", "other.mpatch", 2, "The Eiffel Tower");
+    let before = place.git("for-each-ref refs/heads");
+    let errors = place.bad("merge nowhere", 2);
+    assert!(errors.contains("there is no revision `nowhere`"), "{errors}");
+    assert_eq!(place.git("for-each-ref refs/heads"), before);
+}
+
+#[test]
+fn a_checkpoint_is_where_its_digests_say_whatever_the_log_says() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 7, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o edited.safetensors");
+    assert!(place.good("status").contains("edited.safetensors is in the state of HEAD"));
+    let base = place.mpatch("status model.safetensors");
+    assert_eq!(base.status.code(), Some(1));
+    assert!(String::from_utf8(base.stdout).unwrap().contains("model.safetensors is the base"));
+    // Half of the tensors of one state, half of the other's.
+    let (before, after) = ("model.safetensors", "edited.safetensors");
+    let [before, after] = [before, after].map(|name| fs::read(place.path(name)).unwrap());
+    let middle = before.len() - 4 * SHAPE[0] * SHAPE[1];
+    fs::write(place.path("half.safetensors"), [&after[..middle], &before[middle..]].concat()).unwrap();
+    let half = place.mpatch("status half.safetensors");
+    assert!(String::from_utf8(half.stdout).unwrap().contains("2 of 3 tensors are as after patch"));
+    assert!(place.bad("checkout HEAD --onto half.safetensors -o x.safetensors", 6).contains("half-way"));
+    let mut strange = before;
+    *strange.last_mut().unwrap() ^= 1;
+    fs::write(place.path("strange.safetensors"), strange).unwrap();
+    let errors = place.bad("checkout HEAD --onto strange.safetensors -o x.safetensors", 6);
+    assert!(errors.contains("tensor `c` hashes to") && !place.path("x.safetensors").exists(), "{errors}");
+    // Taken back, it is the base again, and the history says so.
+    place.good("revert edited.safetensors one.mpatch -o back.safetensors");
+    assert_eq!(place.git("show HEAD:series"), "");
+    assert!(place.good("status").contains("back.safetensors is in the state of HEAD"));
+    assert!(place.git("log -1 --format=%s").starts_with("Revert "));
+}
+
+#[test]
+fn processes_that_change_one_history_at_once_do_not_harm_it() {
+    let place = Place::begun();
+    std::thread::scope(|scope| {
+        for worker in 0..2 {
+            let place = &place;
+            scope.spawn(move || {
+                for index in 0..6 {
+                    place.good(&format!("branch w{worker}-{index} --lock-timeout 300"));
+                }
+            });
+        }
+    });
+    assert_eq!(place.git("for-each-ref refs/heads").lines().count(), 13);
+    assert_eq!(place.good("undo --list").lines().count(), 13);
+    assert_eq!(place.git("fsck --strict --full"), "");
+    let lock = fs::File::options().write(true).open(place.path(".git/mpatch.lock")).unwrap();
+    lock.lock().unwrap();
+    assert!(place.bad("branch late --lock-timeout 0.1", 10).contains("another process"));
+    drop(lock);
+    place.good("branch late");
+}
+
+#[test]
+fn changes_are_undone_and_so_are_undoings_and_names_moved_by_git() {
+    let place = Place::begun();
+    let first = place.head();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    let second = place.head();
+    place.good("undo");
+    assert_eq!(place.head(), first);
+    place.bad("undo", 7);
+    place.good("redo");
+    assert_eq!(place.head(), second);
+    place.bad("redo", 7);
+    place.git(&format!("branch outside {first}"));
+    place.good("tag v1");
+    assert!(place.good("undo --list").contains("names moved outside of mpatch"));
+    place.good("undo");
+    place.good("undo");
+    assert_eq!(place.git("for-each-ref refs/heads refs/tags").lines().count(), 1);
+    place.bad("add one.mpatch", 7);
+    place.bad("branch main", 7);
+    place.bad("branch a..b", 2);
+    place.bad("branch -d main", 7);
+}
+
+#[test]
+fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    let trap = "touch PWNED\nfalse\n";
+    fs::create_dir_all(place.path(".git/hooks")).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    for hook in ["post-checkout", "pre-push", "reference-transaction", "post-update", "pre-receive"] {
+        let path = place.path(&format!(".git/hooks/{hook}"));
+        fs::write(&path, format!("#!/bin/sh\n{trap}")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let config = place.path(".git/config");
+    let hostile = "[core]\n\tfsmonitor = touch PWNED\n\tsshCommand = touch PWNED\n\thooksPath = .git/hooks\n\
+                   [credential]\n\thelper = !touch PWNED\n[uploadpack]\n\tpackObjectsHook = touch PWNED\n";
+    fs::write(&config, fs::read_to_string(&config).unwrap() + hostile).unwrap();
+    place.git("init -q --bare bare.git");
+    place.good("clone . mine");
+    place.good("push --to bare.git");
+    place.good("pull --store mine");
+    place.good("branch other");
+    place.good("gc");
+    let touched = ["PWNED", "mine/PWNED", ".git/PWNED", "bare.git/PWNED"];
+    assert!(touched.iter().all(|name| !place.path(name).exists()));
+    let errors = place.bad("clone ext::sh%20-c%20touch%20PWNED elsewhere", 11);
+    assert!(errors.contains("ext") && !place.path("PWNED").exists() && !place.path("elsewhere").exists());
+
+    // A commit whose series does not follow from its patches is fetched, found out, and named by nothing.
+    place.git("clone -q bare.git liar");
+    fs::write(place.path("liar/series"), format!("{}\n", "0".repeat(64))).unwrap();
+    place.git("-C liar -c user.name=x -c user.email=y commit -qam lie");
+    place.git("-C liar push -q origin HEAD:main");
+    let before = place.git("-C mine for-each-ref");
+    place.bad("pull --store mine --from bare.git", 3);
+    assert_eq!(place.git("-C mine for-each-ref"), before);
+
+    place.git("init -q other");
+    assert!(place.bad("log --store /", 2).contains("no mpatch store"));
+    place.bad("init other --base model.safetensors", 7);
+    place.git("config mpatch.version 2");
+    assert!(place.bad("log", 15).contains("version 2"));
+}
+
+#[test]
+fn the_story_in_the_documents_is_what_happens() {
+    let place = Place { folder: tempfile::tempdir().unwrap() };
+    material::lay_out_editing(place.folder.path());
+    let story = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/history.md")).unwrap();
+    let mut lines = story.lines().peekable();
+    let mut commands = 0;
+    while let Some(line) = lines.next() {
+        let Some(command) = line.strip_prefix("$ ") else { continue };
+        let mut told = Vec::new();
+        while let Some(line) = lines.next_if(|line| !line.starts_with("$ ") && *line != "```") {
+            told.push(line);
+        }
+        let folder = Path::new(assert_cmd::cargo::cargo_bin!("mpatch")).parent().unwrap();
+        let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+        let output = place.command("sh").args(["-c", command]).env("PATH", path).output().unwrap();
+        // 1 is an answer, too.
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{command}: {output:?}");
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(without_ids(said.trim()), without_ids(told.join("\n").trim()), "$ {command}");
+        commands += 1;
+    }
+    assert!(commands > 10, "the story has {commands} commands");
+}
+
+/// `text` with every id in it replaced, since ids depend on a patch's last bit.
+fn without_ids(text: &str) -> String {
+    let mut without = String::new();
+    for word in text.split_inclusive(|sign: char| !sign.is_ascii_alphanumeric()) {
+        let (start, end) =
+            word.split_at(word.trim_end_matches(|sign: char| !sign.is_ascii_alphanumeric()).len());
+        let is_id = start.len() >= 7
+            && start.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        without.push_str(if is_id { "ID" } else { start });
+        without.push_str(end);
+    }
+    without
+}
