@@ -12,7 +12,6 @@
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it prints, and stops at what is wrong")]
 
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 

@@ -32,7 +32,12 @@ pub mod operation;
 
 pub mod apply;
 pub mod bind;
+pub mod diff;
+#[cfg(feature = "edit")]
+pub mod extract;
+pub mod rebase;
 pub mod revert;
+pub mod stack;
 pub mod verify;
 
 // Tests of the operations on disks that fail

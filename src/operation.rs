@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, Output, Rewrite, TensorInfo, check_in_place};
 use crate::digest::{PatchId, TensorDigest};
-use crate::factors::{FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
+use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
 use crate::patch::manifest::{Binding, TensorBinding};
 use crate::patch::{Patch, PatchError};
 use crate::tensor::Dtype;
@@ -223,7 +223,7 @@ fn locate<'c>(checkpoint: &'c Checkpoint, tensor: &TensorBinding) -> Result<&'c 
     if info.element_dtype() != Some(tensor.dtype) {
         return Err(Difference::Dtype { expected: tensor.dtype, found: info.dtype.clone() });
     }
-    if info.shape != tensor.shape {
+    if info.matrix_shape() != Some(tensor.shape) {
         return Err(Difference::Shape { expected: tensor.shape, found: info.shape.clone() });
     }
     Ok(info)
@@ -250,6 +250,7 @@ pub(crate) struct TensorWork<'a> {
     pub(crate) info: &'a TensorInfo,
     update: Update,
     undo: UndoLog,
+    correction: Option<Correction>,
 }
 
 impl<'a> TensorWork<'a> {
@@ -273,8 +274,8 @@ impl<'a> TensorWork<'a> {
                 tensors: bindings[binding_index].tensors.len(),
             }),
         })?;
-        let (update, undo) = decode_tensor(patch, binding_index, tensor_index)?;
-        Ok(Self { binding, info, update, undo })
+        let (update, undo, correction) = decode_tensor(patch, binding_index, tensor_index)?;
+        Ok(Self { binding, info, update, undo, correction })
     }
 
     /// Ranges of rows to work on one after the other.
@@ -302,12 +303,37 @@ impl<'a> TensorWork<'a> {
     ) -> Result<RowsApplied, OperationError> {
         let dtype = self.binding.dtype;
         let changed = match direction {
-            Direction::Apply => self.update.apply_rows(dtype, rows, bytes),
-            Direction::Revert => {
-                self.undo.revert_rows(&self.update, dtype, rows, bytes).map(|()| RowsApplied::default())
-            }
+            Direction::Apply => self.apply_rows(dtype, rows, bytes),
+            Direction::Revert => self.revert_rows(dtype, rows, bytes).map(|()| RowsApplied::default()),
         };
         changed.map_err(|source| factors_error(&self.binding.name, source))
+    }
+
+    /// The terms with their one rounding, then the correction.
+    fn apply_rows(
+        &self,
+        dtype: Dtype,
+        rows: Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<RowsApplied, FactorError> {
+        let Some(correction) = &self.correction else {
+            return self.update.apply_rows(dtype, rows, bytes);
+        };
+        let before = bytes.to_vec();
+        let mut applied = self.update.apply_rows(dtype, rows.clone(), bytes)?;
+        correction.apply_rows(dtype, rows, bytes)?;
+        // What the terms changed and the correction changed back has not changed.
+        let pairs = before.chunks_exact(dtype.size_bytes()).zip(bytes.chunks_exact(dtype.size_bytes()));
+        applied.changed = pairs.filter(|(before, after)| before != after).count() as u64;
+        Ok(applied)
+    }
+
+    /// The other way round: the undo log speaks of what the terms gave.
+    fn revert_rows(&self, dtype: Dtype, rows: Range<usize>, bytes: &mut [u8]) -> Result<(), FactorError> {
+        if let Some(correction) = &self.correction {
+            correction.revert_rows(dtype, rows.clone(), bytes)?;
+        }
+        self.undo.revert_rows(&self.update, dtype, rows, bytes)
     }
 
     fn row_size_bytes(&self) -> usize {
@@ -319,17 +345,22 @@ impl<'a> TensorWork<'a> {
     }
 }
 
-/// The update and the undo log of a tensor of a binding; both indices are in range.
+/// The update, the undo log and the correction of a tensor of a binding; both indices are in range.
 pub(crate) fn decode_tensor(
     patch: &Patch,
     binding_index: usize,
     tensor_index: usize,
-) -> Result<(Update, UndoLog), OperationError> {
+) -> Result<(Update, UndoLog, Option<Correction>), OperationError> {
     let binding = &patch.manifest().bindings[binding_index].tensors[tensor_index];
     let update = patch.update(binding_index, tensor_index)?;
     let undo = patch.undo(binding_index, tensor_index)?;
-    let undo = UndoLog::parse(undo, update.rows(), update.columns());
-    Ok((update, undo.map_err(|source| factors_error(&binding.name, source))?))
+    let correction = patch.correction(binding_index, tensor_index)?;
+    let (rows, columns) = (update.rows(), update.columns());
+    let failed = |source| factors_error(&binding.name, source);
+    let undo = UndoLog::parse(undo, rows, columns).map_err(failed)?;
+    let parse = |bytes| Correction::parse(bytes, binding.dtype, rows, columns);
+    let correction = correction.map(parse).transpose().map_err(failed)?;
+    Ok((update, undo, correction))
 }
 
 fn factors_error(tensor: &str, source: FactorError) -> OperationError {

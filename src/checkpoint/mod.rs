@@ -71,6 +71,15 @@ impl TensorInfo {
     pub fn element_dtype(&self) -> Option<Dtype> {
         Dtype::from_name(&self.dtype)
     }
+
+    /// Its rows and columns as a patch counts them: a tensor of one dimension is one row.
+    pub fn matrix_shape(&self) -> Option<[u64; 2]> {
+        match self.shape[..] {
+            [columns] => Some([1, columns]),
+            [rows, columns] => Some([rows, columns]),
+            _ => None,
+        }
+    }
 }
 
 /// One safetensors file of a checkpoint, open for reading.

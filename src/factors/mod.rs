@@ -11,10 +11,17 @@
 
 #[cfg(feature = "edit")]
 mod compress;
+mod correction;
 mod kernels;
+#[cfg(feature = "edit")]
+mod overlap;
 mod quantize;
+#[cfg(feature = "edit")]
+mod recompress;
 #[cfg(test)]
 mod samples;
+#[cfg(feature = "edit")]
+mod sketch;
 mod undo;
 mod update;
 
@@ -25,8 +32,15 @@ use crate::tensor::Dtype;
 
 #[cfg(feature = "edit")]
 pub use compress::{BITS_DEFAULT, Compression, RankLimit, compress};
+pub use correction::{Correction, CorrectionWriter};
 pub use kernels::{Kernel, check_kernels};
+#[cfg(feature = "edit")]
+pub use overlap::{KeySpace, SpaceOverlap};
 pub use quantize::{quantize_dense, quantize_low_rank};
+#[cfg(feature = "edit")]
+pub use recompress::recompress;
+#[cfg(feature = "edit")]
+pub use sketch::Sketch;
 pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};
 pub use update::{RowsApplied, Update};
 
@@ -153,6 +167,9 @@ pub enum FactorError {
     /// An undo log that does not belong to these weights.
     #[error("undo log: {0}")]
     Undo(String),
+    /// A correction that does not belong to these weights.
+    #[error("correction: {0}")]
+    Correction(String),
 }
 
 /// A row-major matrix of integers of `bits` bits: magnitudes up to `2^(bits-1) - 1`.
@@ -374,6 +391,22 @@ impl Term {
         match &self.integers {
             Integers::LowRank { right, .. } => right.columns(),
             Integers::Dense(dense) => dense.columns(),
+        }
+    }
+
+    /// Shared dimension of the factors; for a dense product the most that its shape allows.
+    pub fn rank(&self) -> usize {
+        match &self.integers {
+            Integers::LowRank { left, .. } => left.columns(),
+            Integers::Dense(dense) => dense.rows().min(dense.columns()),
+        }
+    }
+
+    /// Width of the integers in bits; the wider one's where factors differ.
+    pub fn bits(&self) -> u8 {
+        match &self.integers {
+            Integers::LowRank { left, right } => left.bits().max(right.bits()),
+            Integers::Dense(dense) => dense.bits(),
         }
     }
 

@@ -212,6 +212,18 @@ impl Patch {
         }
     }
 
+    /// Decodes the correction of a tensor of a binding, as [`Patch::undo`]; none where it has none.
+    ///
+    /// # Errors
+    /// As for [`Patch::undo`].
+    pub fn correction(&self, binding: usize, tensor: usize) -> Result<Option<Vec<u8>>, PatchError> {
+        let found = self.manifest.bindings.get(binding).and_then(|binding| binding.tensors.get(tensor));
+        match found {
+            Some(tensor) => tensor.correction.map(|index| self.section(index)).transpose(),
+            None => Err(PatchError::malformed(format!("bindings[{binding}].tensors[{tensor}]"), "not there")),
+        }
+    }
+
     /// Takes the patch apart: [`super::encode`] of the draft gives these bytes again, without signatures.
     ///
     /// # Errors
@@ -249,6 +261,7 @@ impl Patch {
             norm_ratio: tensor.norm_ratio,
             terms: tensor.terms.clone(),
             undo: self.section(tensor.undo)?,
+            correction: tensor.correction.map(|index| self.section(index)).transpose()?,
         })
     }
 

@@ -1,7 +1,7 @@
 //! From a draft to the bytes of a patch; the same draft gives the same bytes.
 //!
 //! Sections follow in the order in which the manifest first speaks of them: each term's integers and scales, then
-//! each touched tensor's undo log. What the decoder would refuse is refused here, by the same rules.
+//! each touched tensor's undo log and correction. What the decoder would refuse is refused here, by the same rules.
 
 use rayon::prelude::*;
 
@@ -119,7 +119,7 @@ impl Contents {
             norm_ratio: draft.norm_ratio,
             terms: draft.terms.clone(),
             undo: self.add(SectionKind::Undo, draft.undo.clone()),
-            correction: None,
+            correction: draft.correction.clone().map(|bytes| self.add(SectionKind::Correction, bytes)),
         }
     }
 

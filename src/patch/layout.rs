@@ -13,6 +13,7 @@
 
 use super::error::PatchError;
 use crate::digest::{DIGEST_SIZE_BYTES, PatchId};
+use crate::tensor::Dtype;
 
 /// The first bytes of every patch. The high first byte shows 7-bit damage, the line feed text-mode damage.
 pub const MAGIC: [u8; 8] = *b"\x89MPATCH\n";
@@ -54,8 +55,8 @@ pub const TERMS_MAX: usize = 65_536;
 pub const BINDINGS_MAX: usize = 16;
 /// Most tensors that one binding touches.
 pub const TENSORS_MAX: usize = 4_096;
-/// Most sections: four to a term, one to a touched tensor.
-pub const SECTIONS_MAX: usize = 4 * TERMS_MAX + BINDINGS_MAX * TENSORS_MAX;
+/// Most sections: four to a term, two to a touched tensor.
+pub const SECTIONS_MAX: usize = 4 * TERMS_MAX + 2 * BINDINGS_MAX * TENSORS_MAX;
 /// Most measured quantities.
 pub const METRICS_MAX: usize = 1_024;
 /// Most edited layers in the recipe.
@@ -213,4 +214,11 @@ pub fn undo_size_max_bytes(rows: u64, columns: u64) -> u64 {
     let words = rows.saturating_mul(columns).saturating_mul(8);
     let table = rows.div_ceil(block_rows).saturating_mul(4).saturating_add(8);
     words.saturating_add(table).min(SECTION_DECODED_SIZE_MAX_BYTES)
+}
+
+/// Largest correction for a tensor of `rows` by `columns`: a bit per weight and a difference for each.
+pub fn correction_size_max_bytes(rows: u64, columns: u64, dtype: Dtype) -> u64 {
+    let weights = rows.saturating_mul(columns);
+    let differences = weights.saturating_mul(dtype.size_bytes() as u64);
+    weights.div_ceil(8).saturating_add(differences).saturating_add(1).min(SECTION_DECODED_SIZE_MAX_BYTES)
 }

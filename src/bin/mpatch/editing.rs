@@ -8,9 +8,8 @@ use mpatch::checkpoint::CheckpointError;
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::statistics::{Collected, Statistics, StatisticsFile, collect};
-use mpatch::factors::Term;
 use mpatch::facts::FactsFile;
-use mpatch::model::{Device, Model, ModelError, Network, device};
+use mpatch::model::{Device, Model, ModelError, Network, TensorEdit, device};
 use mpatch::patch::Patch;
 
 use crate::commands::{open_checkpoint, read_input};
@@ -173,15 +172,17 @@ pub fn with_patch(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Net
         }
     };
     let tensors = &patch.manifest().bindings[binding].tensors;
-    let edits: Vec<(&str, Vec<Term>)> = tensors
+    let edits: Vec<TensorEdit<'_>> = tensors
         .iter()
-        .map(|tensor| {
+        .enumerate()
+        .map(|(index, tensor)| {
             let terms = tensor.terms.iter().map(|&index| patch.term(index)).collect::<Result<_, _>>()?;
-            Ok((tensor.name.as_str(), terms))
+            let correction = patch.correction(binding, index)?;
+            Ok(TensorEdit { name: &tensor.name, terms, correction })
         })
         .collect::<Result<_, mpatch::patch::PatchError>>()
         .map_err(|error| CommandError::patch(&name, &error))?;
-    model.with_terms(edits).map_err(|error| model_error(model.checkpoint.path(), error))
+    model.with_edits(edits).map_err(|error| model_error(model.checkpoint.path(), error))
 }
 
 /// The state that the model's weights are in; reads all of them.

@@ -16,6 +16,8 @@ use crate::interrupt;
 pub enum ExitKind {
     /// It did what was asked.
     Done,
+    /// It did, and the answer is no: two things differ.
+    Differs,
     /// The command line is wrong; clap's own code.
     Usage,
     /// A file is damaged or is not what it should be.
@@ -48,8 +50,9 @@ pub enum ExitKind {
 
 impl ExitKind {
     /// Every kind, in order of the codes.
-    pub const ALL: [ExitKind; 15] = [
+    pub const ALL: [ExitKind; 16] = [
         ExitKind::Done,
+        ExitKind::Differs,
         ExitKind::Usage,
         ExitKind::Malformed,
         ExitKind::WrongBase,
@@ -70,6 +73,7 @@ impl ExitKind {
     pub const fn code(self) -> u8 {
         match self {
             ExitKind::Done => 0,
+            ExitKind::Differs => 1,
             ExitKind::Usage => 2,
             ExitKind::Malformed => 3,
             ExitKind::WrongBase => 6,
@@ -92,6 +96,7 @@ impl ExitKind {
     pub const fn meaning(self) -> &'static str {
         match self {
             ExitKind::Done => "done",
+            ExitKind::Differs => "done, and the answer is no: the two differ",
             ExitKind::Usage => "the command line is wrong",
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
             ExitKind::WrongBase => "the patch, or the statistics, are for other weights",

@@ -33,7 +33,7 @@ fn run() -> ExitKind {
     };
     let output = report::Output::new(arguments.output);
     match arguments.command.run(&output) {
-        Ok(()) => ExitKind::Done,
+        Ok(kind) => kind,
         Err(error) => output.failure(&error),
     }
 }

@@ -53,6 +53,8 @@ struct LadderReport {
     form: FormEvidence,
     digests: Option<DigestEvidence>,
     behaviour: Option<BehaviourEvidence>,
+    #[serde(skip)]
+    declares_facts: bool,
 }
 
 /// Checks the patch, alone or against a model.
@@ -76,7 +78,9 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
     };
     let fitting = digests.as_ref().filter(|digests| digests.holds());
     let behaviour = match (&arguments.base, fitting.and_then(|digests| digests.state)) {
-        (Some(base), Some(state)) if !arguments.digests_only && can_run(base, output)? => {
+        (Some(base), Some(state))
+            if !arguments.digests_only && declares_facts(patch) && can_run(base, output)? =>
+        {
             let records = arguments.records.as_deref();
             Some(behaviour::check(patch, &arguments.patch, base, state, records, &arguments.device, output)?)
         }
@@ -90,10 +94,16 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
         base: arguments.base.clone(),
         signatures: patch.signatures().len(),
         reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name).collect(),
+        declares_facts: declares_facts(patch),
         form,
         digests,
         behaviour,
     })
+}
+
+/// A patch that was extracted from two checkpoints says nothing that could be tested.
+fn declares_facts(patch: &Patch) -> bool {
+    !patch.manifest().facts.is_empty()
 }
 
 /// Weights alone cannot be run, nor can models of another architecture.
@@ -154,6 +164,9 @@ impl LadderReport {
 
     fn behaviour_row(&self) -> [String; 3] {
         let (outcome, evidence) = match &self.behaviour {
+            None if !self.declares_facts => {
+                ("not checked".to_owned(), "the patch declares no facts".to_owned())
+            }
             None => (
                 "not checked".to_owned(),
                 "needs a GPT-J that fits, with its config and tokenizer".to_owned(),
