@@ -17,8 +17,8 @@ use mpatch::patch::{Patch, encode};
 use serde::Serialize;
 
 use super::create::AboutArguments;
-use super::read_patch;
 use super::show::fact_line;
+use super::{open_checkpoint, read_patch};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -100,7 +100,7 @@ fn patches(first: &Path, second: &Path, output: &Output) -> Result<ExitKind, Com
 
 fn checkpoints(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, CommandError> {
     let DiffArguments { first, second, .. } = arguments;
-    let (one, other) = (Checkpoint::open(first)?, Checkpoint::open(second)?);
+    let (one, other) = (open_checkpoint(first, output)?, open_checkpoint(second, output)?);
     let options =
         CheckpointOptions { singular_values: arguments.singular_values, ..CheckpointOptions::default() };
     let progress = output.progress("comparing", diff_checkpoints_size_bytes(&one, &other));
@@ -114,7 +114,8 @@ fn checkpoints(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, C
 
 fn extracted(arguments: &DiffArguments, place: &Path, output: &Output) -> Result<(), CommandError> {
     refuse_existing(place)?;
-    let (base, edited) = (Checkpoint::open(&arguments.first)?, Checkpoint::open(&arguments.second)?);
+    let (base, edited) =
+        (open_checkpoint(&arguments.first, output)?, open_checkpoint(&arguments.second, output)?);
     let progress = output.progress("extracting", diff_checkpoints_size_bytes(&base, &edited));
     let tool = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
     let about = arguments.about.about();

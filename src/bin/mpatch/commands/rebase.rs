@@ -11,7 +11,7 @@ use mpatch::rebase::{RebaseError, RebaseOptions, rebase};
 use mpatch::revert::Answer;
 use serde::Serialize;
 
-use super::{infix, patch_word, read_patch};
+use super::{infix, open_checkpoint, patch_word, read_patch};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -47,7 +47,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let patch = read_patch(&arguments.patch)?;
     let place = arguments.place();
     refuse_existing(&place)?;
-    let base = Checkpoint::open(&arguments.base)?;
+    let base = open_checkpoint(&arguments.base, output)?;
     let parents = arguments.after.iter().map(|path| parent(path, &base, output)).collect::<Result<_, _>>()?;
     let options =
         RebaseOptions { keep: arguments.keep, drop_corrections: arguments.drop_corrections, parents };

@@ -16,7 +16,7 @@ use mpatch::stack::{
 use serde::Serialize;
 
 use super::create::{AboutArguments, CreateReport, Prepared, RecipeArguments, tolerance};
-use super::read_patch;
+use super::{open_checkpoint, read_patch};
 use crate::editing::{DeviceArguments, open_model, read_facts, refuse_existing};
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -91,7 +91,7 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     let named: Vec<Named<'_>> =
         names.iter().zip(&patches).map(|(name, patch)| Named { name, patch }).collect();
     let sides = arguments.sides(output)?;
-    let base = Checkpoint::open(&arguments.base)?;
+    let base = open_checkpoint(&arguments.base, output)?;
     let progress = output.progress("comparing", base.weights_size_bytes());
     let plan = plan(&base, &named, &sides, &|bytes| progress.add(bytes)).map_err(stack_error)?;
     drop(progress);
