@@ -228,14 +228,14 @@ pub fn lay_out_shards(folder: &Path) {
     let touched = [("first".to_owned(), vec![0]), ("second".to_owned(), vec![0])];
     let weights = checkpoint.weights_id().unwrap();
     let binding = bind(&checkpoint, weights, &touched, &terms, &|_| ()).unwrap();
-    let draft = draft(terms, binding);
+    let draft = draft_with(terms, binding);
     fs::write(folder.join("shards.mpatch"), signed_with(encode(&draft).unwrap(), &key())).unwrap();
 }
 
 /// The patch of [`lay_out`], as a member of `line` and with this title, without a signature.
 pub fn unsigned_patch(model: &Path, line: Option<Line>, title: &str) -> Vec<u8> {
     let about = About { title: Some(title.to_owned()), ..About::default() };
-    encode(&Draft { line, about, ..draft_for(model) }).unwrap()
+    encode(&Draft { line, about, ..draft(model) }).unwrap()
 }
 
 /// What [`lay_out`] has, with keys and patches of others: `stranger.mpatch` is signed by nobody who is trusted,
@@ -274,14 +274,14 @@ fn term() -> Term {
     Term::new(Integers::LowRank { left, right }, vec![0.01; ROWS], vec![1.0; COLUMNS]).unwrap()
 }
 
-fn draft_for(model: &Path) -> Draft {
+fn draft(model: &Path) -> Draft {
     let checkpoint = Checkpoint::open(model).unwrap();
     let (terms, weights) = (vec![term()], checkpoint.weights_id().unwrap());
     let binding = bind(&checkpoint, weights, &[(TENSOR.to_owned(), vec![0])], &terms, &|_| ()).unwrap();
-    draft(terms, binding)
+    draft_with(terms, binding)
 }
 
-fn draft(terms: Vec<Term>, binding: BindingDraft) -> Draft {
+fn draft_with(terms: Vec<Term>, binding: BindingDraft) -> Draft {
     let fact = |subject: &str, note: Option<&str>| Fact {
         id: None,
         prompt: "{} plays the sport of".to_owned(),
@@ -323,7 +323,7 @@ fn draft(terms: Vec<Term>, binding: BindingDraft) -> Draft {
 
 /// A patch with one fact that adds to two columns.
 fn other_draft(model: &Path, subject: &str, target: &str, column: usize) -> Draft {
-    let mut draft = draft_for(model);
+    let mut draft = draft(model);
     let mut right = vec![0; 2 * COLUMNS];
     (right[column], right[COLUMNS + column - 1]) = (7, 5);
     let left = IntegerMatrix::new("left", ROWS, 2, 4, vec![1, 2, -3, 0, 5, -7, 2, 2]).unwrap();
