@@ -8,7 +8,7 @@ use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::{TensorDigest, WeightsId};
-use crate::factors::{FactorError, Term, UndoWriter, Update};
+use crate::factors::{CorrectionWriter, FactorError, Term, UndoWriter, Update};
 use crate::operation::{Progress, row_blocks};
 use crate::patch::{BindingDraft, TensorDraft};
 use crate::tensor::{Dtype, Element};
@@ -145,14 +145,46 @@ pub fn bind_with(
     not_finite: NotFinite,
     progress: Progress<'_>,
 ) -> Result<BindingDraft, BindError> {
+    bind_all(checkpoint, None, weights, edits, terms, not_finite, progress)
+}
+
+/// As [`bind_with`], keeping broken weights, with a correction wherever the terms alone do not give `edited`: the
+/// result is exactly that checkpoint's tensors.
+///
+/// # Errors
+/// [`BindError`]; [`BindError::Shape`] and [`BindError::Dtype`] also where the two checkpoints differ.
+pub fn bind_to(
+    checkpoint: &Checkpoint,
+    edited: &Checkpoint,
+    weights: WeightsId,
+    edits: &[(String, Vec<u32>)],
+    terms: &[Term],
+    progress: Progress<'_>,
+) -> Result<BindingDraft, BindError> {
+    bind_all(checkpoint, Some(edited), weights, edits, terms, NotFinite::Keep, progress)
+}
+
+fn bind_all(
+    checkpoint: &Checkpoint,
+    edited: Option<&Checkpoint>,
+    weights: WeightsId,
+    edits: &[(String, Vec<u32>)],
+    terms: &[Term],
+    not_finite: NotFinite,
+    progress: Progress<'_>,
+) -> Result<BindingDraft, BindError> {
     let mut names = BTreeSet::new();
     if let Some((name, _)) = edits.iter().find(|(name, _)| !names.insert(name)) {
         return Err(BindError::Twice { tensor: name.clone() });
     }
     // Everything that can be told from headers is told before the first weight is read.
-    let works = edits.iter().map(|(name, indices)| Work::new(checkpoint, name, indices, terms));
-    let works: Vec<Work<'_>> = works.collect::<Result<_, _>>()?;
-    let tensors = works.iter().map(|work| work.bind(checkpoint, not_finite, progress));
+    let works = edits.iter().map(|(name, indices)| {
+        let work = Work::new(checkpoint, name, indices, terms)?;
+        edited.map_or(Ok(None), |edited| work.target(edited).map(Some)).map(|target| (work, target))
+    });
+    let works: Vec<(Work<'_>, Option<Target<'_>>)> = works.collect::<Result<_, _>>()?;
+    let tensors =
+        works.iter().map(|(work, target)| work.bind(checkpoint, target.as_ref(), not_finite, progress));
     Ok(BindingDraft { weights, tensors: tensors.collect::<Result<_, _>>()? })
 }
 
@@ -163,6 +195,12 @@ struct Work<'a> {
     shape: [u64; 2],
     indices: &'a [u32],
     terms: &'a [Term],
+}
+
+/// The tensor that one is to become.
+struct Target<'a> {
+    checkpoint: &'a Checkpoint,
+    info: &'a TensorInfo,
 }
 
 impl<'a> Work<'a> {
@@ -184,7 +222,7 @@ impl<'a> Work<'a> {
                 return Err(BindError::NoSuchTerm { tensor: tensor(), index, terms: count });
             };
             let expected = [term.rows() as u64, term.columns() as u64];
-            if info.shape != expected {
+            if info.matrix_shape() != Some(expected) {
                 return Err(BindError::Shape { tensor: tensor(), expected, found: info.shape.clone() });
             }
             shape = Some(expected);
@@ -194,9 +232,24 @@ impl<'a> Work<'a> {
         Ok(Self { info, dtype, shape, indices, terms })
     }
 
+    /// The same tensor of another checkpoint, if it is one of the same kind.
+    fn target<'t>(&self, checkpoint: &'t Checkpoint) -> Result<Target<'t>, BindError> {
+        let info = checkpoint.tensor(&self.info.name)?;
+        let tensor = || self.info.name.clone();
+        if info.dtype != self.info.dtype {
+            return Err(BindError::Dtype { tensor: tensor(), found: info.dtype.clone() });
+        }
+        if info.shape != self.info.shape {
+            let (expected, found) = (self.shape, info.shape.clone());
+            return Err(BindError::Shape { tensor: tensor(), expected, found });
+        }
+        Ok(Target { checkpoint, info })
+    }
+
     fn bind(
         &self,
         checkpoint: &Checkpoint,
+        target: Option<&Target<'_>>,
         not_finite: NotFinite,
         progress: Progress<'_>,
     ) -> Result<TensorDraft, BindError> {
@@ -204,26 +257,39 @@ impl<'a> Work<'a> {
         let update = Update::new(terms).map_err(|source| self.factors_error(source))?;
         let (rows, columns) = (update.rows(), update.columns());
         let mut totals = Totals::new(rows, columns);
-        let (mut before, mut after) = (Vec::new(), Vec::new());
+        let mut correction = target.map(|_| CorrectionWriter::new(rows, columns));
+        let (mut before, mut given, mut after) = (Vec::new(), Vec::new(), Vec::new());
         let row_size_bytes = columns * self.dtype.size_bytes();
         for block in row_blocks(rows, columns, self.dtype) {
             before.resize(block.len() * row_size_bytes, 0);
-            checkpoint.read_at(self.info, block.start as u64 * row_size_bytes as u64, &mut before)?;
-            after.clone_from(&before);
-            let applied = update
-                .apply_rows(self.dtype, block.clone(), &mut after)
-                .and_then(|_| totals.add(&update, self.dtype, block, &before, &after));
-            applied.map_err(|source| self.factors_error(source))?;
+            let offset = block.start as u64 * row_size_bytes as u64;
+            checkpoint.read_at(self.info, offset, &mut before)?;
+            given.clone_from(&before);
+            let failed = |source| self.factors_error(source);
+            update.apply_rows(self.dtype, block.clone(), &mut given).map_err(failed)?;
+            // The undo log takes back what the terms gave; a correction is taken back before.
+            totals.undo.push_rows(&update, self.dtype, block.clone(), &before, &given).map_err(failed)?;
+            let result = match (target, &mut correction) {
+                (Some(target), Some(correction)) => {
+                    after.resize(before.len(), 0);
+                    target.checkpoint.read_at(target.info, offset, &mut after)?;
+                    correction.push_rows(self.dtype, block.clone(), &given, &after).map_err(failed)?;
+                    &after
+                }
+                _ => &given,
+            };
+            totals.add(columns, self.dtype, block, &before, result);
             progress(before.len() as u64);
         }
         if let (NotFinite::Refuse, Some((row, column))) = (not_finite, totals.first_not_finite) {
             let (tensor, count) = (self.info.name.clone(), totals.not_finite);
             return Err(BindError::NotFinite { tensor, row, column, count });
         }
-        self.draft(totals)
+        self.draft(totals, correction)
     }
 
-    fn draft(&self, totals: Totals) -> Result<TensorDraft, BindError> {
+    fn draft(&self, totals: Totals, correction: Option<CorrectionWriter>) -> Result<TensorDraft, BindError> {
+        let correction = correction.map_or(Ok(None), CorrectionWriter::finish);
         Ok(TensorDraft {
             name: self.info.name.clone(),
             dtype: self.dtype,
@@ -233,6 +299,7 @@ impl<'a> Work<'a> {
             norm_ratio: totals.norms.ratio(),
             terms: self.indices.to_vec(),
             undo: totals.undo.finish().map_err(|source| self.factors_error(source))?,
+            correction: correction.map_err(|source| self.factors_error(source))?,
         })
     }
 
@@ -263,23 +330,14 @@ impl Totals {
         }
     }
 
-    fn add(
-        &mut self,
-        update: &Update,
-        dtype: Dtype,
-        rows: Range<usize>,
-        before: &[u8],
-        after: &[u8],
-    ) -> Result<(), FactorError> {
+    fn add(&mut self, columns: usize, dtype: Dtype, rows: Range<usize>, before: &[u8], after: &[u8]) {
         self.before.update(before);
         self.after.update(after);
         let broken = with_element!(dtype, E => self.norms.add::<E>(before, after));
         if let (Some(first), None) = (broken.first, self.first_not_finite) {
-            let columns = update.columns();
             self.first_not_finite = Some((rows.start + first / columns, first % columns));
         }
         self.not_finite += broken.count;
-        self.undo.push_rows(update, dtype, rows, before, after)
     }
 }
 
@@ -311,6 +369,10 @@ impl Norms {
             }
             let (before, after) = (before.to_f64(), after.to_f64());
             self.before += before * before;
+            // Only a correction makes a weight infinite or NaN, and then it has no norm.
+            if !after.is_finite() {
+                continue;
+            }
             self.change += (after - before) * (after - before);
         }
         broken

@@ -15,6 +15,7 @@
 // Vocabulary
 pub mod digest;
 pub mod facts;
+pub mod source;
 pub mod tensor;
 
 // Numbers
@@ -31,8 +32,17 @@ pub mod operation;
 
 pub mod apply;
 pub mod bind;
+pub mod diff;
+#[cfg(feature = "edit")]
+pub mod extract;
+pub mod rebase;
 pub mod revert;
+pub mod stack;
 pub mod verify;
+
+// Tests of the operations on disks that fail
+#[cfg(test)]
+mod crash;
 
 // Editing
 #[cfg(feature = "edit")]

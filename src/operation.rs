@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Output, TensorInfo};
+use crate::checkpoint::{Checkpoint, CheckpointError, Output, Rewrite, TensorInfo, check_in_place};
 use crate::digest::{PatchId, TensorDigest};
-use crate::factors::{FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
+use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
 use crate::patch::manifest::{Binding, TensorBinding};
 use crate::patch::{Patch, PatchError};
 use crate::tensor::Dtype;
@@ -53,6 +53,14 @@ pub enum OperationError {
         path: PathBuf,
         /// Where it differs.
         mismatch: Box<Mismatch>,
+    },
+    /// A change in place failed, and the old bytes could not be put back yet.
+    #[error("{error}; {recovery}")]
+    Pending {
+        /// What went wrong first.
+        error: Box<OperationError>,
+        /// Why the old bytes are not back.
+        recovery: CheckpointError,
     },
     /// The plan belongs to another patch.
     #[error("the plan was made for patch {expected}, not for {found}")]
@@ -279,7 +287,7 @@ fn locate<'c>(checkpoint: &'c Checkpoint, tensor: &TensorBinding) -> Result<&'c 
     if info.element_dtype() != Some(tensor.dtype) {
         return Err(Difference::Dtype { expected: tensor.dtype, found: info.dtype.clone() });
     }
-    if info.shape != tensor.shape {
+    if info.matrix_shape() != Some(tensor.shape) {
         return Err(Difference::Shape { expected: tensor.shape, found: info.shape.clone() });
     }
     Ok(info)
@@ -306,6 +314,7 @@ pub(crate) struct TensorWork<'a> {
     pub(crate) info: &'a TensorInfo,
     update: Update,
     undo: UndoLog,
+    correction: Option<Correction>,
 }
 
 impl<'a> TensorWork<'a> {
@@ -329,8 +338,8 @@ impl<'a> TensorWork<'a> {
                 tensors: bindings[binding_index].tensors.len(),
             }),
         })?;
-        let (update, undo) = decode_tensor(patch, binding_index, tensor_index)?;
-        Ok(Self { binding, info, update, undo })
+        let (update, undo, correction) = decode_tensor(patch, binding_index, tensor_index)?;
+        Ok(Self { binding, info, update, undo, correction })
     }
 
     /// Ranges of rows to work on one after the other.
@@ -358,12 +367,37 @@ impl<'a> TensorWork<'a> {
     ) -> Result<RowsApplied, OperationError> {
         let dtype = self.binding.dtype;
         let changed = match direction {
-            Direction::Apply => self.update.apply_rows(dtype, rows, bytes),
-            Direction::Revert => {
-                self.undo.revert_rows(&self.update, dtype, rows, bytes).map(|()| RowsApplied::default())
-            }
+            Direction::Apply => self.apply_rows(dtype, rows, bytes),
+            Direction::Revert => self.revert_rows(dtype, rows, bytes).map(|()| RowsApplied::default()),
         };
         changed.map_err(|source| factors_error(&self.binding.name, source))
+    }
+
+    /// The terms with their one rounding, then the correction.
+    fn apply_rows(
+        &self,
+        dtype: Dtype,
+        rows: Range<usize>,
+        bytes: &mut [u8],
+    ) -> Result<RowsApplied, FactorError> {
+        let Some(correction) = &self.correction else {
+            return self.update.apply_rows(dtype, rows, bytes);
+        };
+        let before = bytes.to_vec();
+        let mut applied = self.update.apply_rows(dtype, rows.clone(), bytes)?;
+        correction.apply_rows(dtype, rows, bytes)?;
+        // What the terms changed and the correction changed back has not changed.
+        let pairs = before.chunks_exact(dtype.size_bytes()).zip(bytes.chunks_exact(dtype.size_bytes()));
+        applied.changed = pairs.filter(|(before, after)| before != after).count() as u64;
+        Ok(applied)
+    }
+
+    /// The other way round: the undo log speaks of what the terms gave.
+    fn revert_rows(&self, dtype: Dtype, rows: Range<usize>, bytes: &mut [u8]) -> Result<(), FactorError> {
+        if let Some(correction) = &self.correction {
+            correction.revert_rows(dtype, rows.clone(), bytes)?;
+        }
+        self.undo.revert_rows(&self.update, dtype, rows, bytes)
     }
 
     fn row_size_bytes(&self) -> usize {
@@ -375,20 +409,22 @@ impl<'a> TensorWork<'a> {
     }
 }
 
-/// The update and the undo log of a tensor of a binding; both indices are in range.
+/// The update, the undo log and the correction of a tensor of a binding; both indices are in range.
 pub(crate) fn decode_tensor(
     patch: &Patch,
     binding_index: usize,
     tensor_index: usize,
-) -> Result<(Update, UndoLog), OperationError> {
+) -> Result<(Update, UndoLog, Option<Correction>), OperationError> {
     let binding = &patch.manifest().bindings[binding_index].tensors[tensor_index];
-    let terms = binding.terms.iter().map(|index| patch.term(*index)).collect::<Result<_, _>>()?;
+    let update = patch.update(binding_index, tensor_index)?;
     let undo = patch.undo(binding_index, tensor_index)?;
-    let parsed = Update::new(terms).and_then(|update| {
-        let undo = UndoLog::parse(undo, update.rows(), update.columns())?;
-        Ok((update, undo))
-    });
-    parsed.map_err(|source| factors_error(&binding.name, source))
+    let correction = patch.correction(binding_index, tensor_index)?;
+    let (rows, columns) = (update.rows(), update.columns());
+    let failed = |source| factors_error(&binding.name, source);
+    let undo = UndoLog::parse(undo, rows, columns).map_err(failed)?;
+    let parse = |bytes| Correction::parse(bytes, binding.dtype, rows, columns);
+    let correction = correction.map(parse).transpose().map_err(failed)?;
+    Ok((update, undo, correction))
 }
 
 fn factors_error(tensor: &str, source: FactorError) -> OperationError {
@@ -465,6 +501,8 @@ pub struct Written {
     pub changed: u64,
     /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited.
     pub left_out: Vec<String>,
+    /// Untouched shards that could not be shared with the base and were copied.
+    pub copied: Vec<String>,
 }
 
 impl Plan {
@@ -520,27 +558,104 @@ impl Plan {
         target: &Path,
         progress: Progress<'_>,
     ) -> Result<Written, OperationError> {
-        let bindings = &patch.manifest().bindings;
-        let Some(binding) = bindings.get(self.binding).filter(|_| patch.id() == self.patch) else {
-            return Err(OperationError::OtherPatch { expected: self.patch, found: patch.id() });
-        };
-        let infos = binding.tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name));
-        let infos: Vec<&TensorInfo> = infos.collect::<Result<_, _>>()?;
+        let binding = self.binding_of(patch)?;
+        let infos = touched_infos(checkpoint, binding)?;
         let output = Output::create(checkpoint, target, infos, progress)?;
-        let mut total = RowsApplied::default();
-        for tensor_index in 0..binding.tensors.len() {
-            let work = TensorWork::load(checkpoint, patch, self.binding, tensor_index)?;
-            total += self.rewrite(checkpoint, &work, &output, progress)?;
-        }
+        self.write_into(output, checkpoint, patch, progress)
+    }
+
+    /// As [`Plan::execute`], but changes the checkpoint where it lies.
+    ///
+    /// Its old bytes are put into a journal first. After an error they are back, but for
+    /// [`OperationError::Pending`] and [`CheckpointError::Recovery`], where
+    /// [`recover`](crate::checkpoint::recover) puts them back later. The checkpoint stays open, and reads what it
+    /// holds now.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub fn execute_in_place(
+        &self,
+        checkpoint: &Checkpoint,
+        patch: &Patch,
+        progress: Progress<'_>,
+    ) -> Result<Written, OperationError> {
+        let binding = self.binding_of(patch)?;
+        let infos = touched_infos(checkpoint, binding)?;
+        let rewrites = infos.iter().zip(&binding.tensors).map(|(&tensor, binding)| Rewrite {
+            tensor,
+            start: self.direction.start(binding),
+            end: self.direction.end(binding),
+        });
+        let rewrites: Vec<_> = rewrites.collect();
+        let verb = match self.direction {
+            Direction::Apply => "apply",
+            Direction::Revert => "revert",
+        };
+        let output = Output::in_place(checkpoint, &rewrites, &format!("{verb} {}", self.patch), progress)?;
+        self.write_into(output, checkpoint, patch, progress)
+    }
+
+    /// Bytes that [`Plan::execute_in_place`] reports to its progress: old ones put down, new ones written.
+    pub fn in_place_work_size_bytes(&self) -> u64 {
+        2 * self.tensor_size_bytes
+    }
+
+    /// Refuses a checkpoint that cannot be changed in place: asked before any work is done.
+    ///
+    /// # Errors
+    /// [`CheckpointError::InPlace`], in words.
+    pub fn check_in_place(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
+        let infos = self.tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name));
+        check_in_place(checkpoint, infos.collect::<Result<Vec<_>, _>>()?)
+    }
+
+    fn binding_of<'p>(&self, patch: &'p Patch) -> Result<&'p Binding, OperationError> {
+        let binding = patch.manifest().bindings.get(self.binding).filter(|_| patch.id() == self.patch);
+        binding.ok_or(OperationError::OtherPatch { expected: self.patch, found: patch.id() })
+    }
+
+    /// Rewrites all touched tensors and commits, or leaves everything as it was.
+    fn write_into(
+        &self,
+        output: Output<'_>,
+        checkpoint: &Checkpoint,
+        patch: &Patch,
+        progress: Progress<'_>,
+    ) -> Result<Written, OperationError> {
+        let total = match self.rewrite_all(checkpoint, patch, &output, progress) {
+            Ok(total) => total,
+            Err(error) => {
+                return Err(match output.abandon() {
+                    Ok(()) => error,
+                    Err(recovery) => OperationError::Pending { error: Box::new(error), recovery },
+                });
+            }
+        };
         let committed = output.commit()?;
         Ok(Written {
             path: committed.path,
-            tensors: binding.tensors.len(),
+            tensors: self.tensors.len(),
             tensor_size_bytes: self.tensor_size_bytes,
             not_finite: total.not_finite,
             changed: total.changed,
             left_out: committed.left_out,
+            copied: committed.copied,
         })
+    }
+
+    fn rewrite_all(
+        &self,
+        checkpoint: &Checkpoint,
+        patch: &Patch,
+        output: &Output<'_>,
+        progress: Progress<'_>,
+    ) -> Result<RowsApplied, OperationError> {
+        let mut total = RowsApplied::default();
+        for tensor_index in 0..self.tensors.len() {
+            let work = TensorWork::load(checkpoint, patch, self.binding, tensor_index)?;
+            total += self.rewrite(checkpoint, &work, output, progress)?;
+        }
+        Ok(total)
     }
 
     /// Rewrites one tensor in the output and compares its digest.
@@ -557,7 +672,7 @@ impl Plan {
         for rows in work.blocks() {
             work.read_rows(checkpoint, &rows, &mut bytes)?;
             let changed = work.change_rows(self.direction, rows.clone(), &mut bytes);
-            total += changed.map_err(|error| self.explain(checkpoint, work, error))?;
+            total += changed.map_err(|error| self.explain(checkpoint, work, output, error))?;
             hasher.update(&bytes);
             output.write_at(work.info, work.offset(&rows), &bytes)?;
             progress(bytes.len() as u64);
@@ -567,7 +682,7 @@ impl Plan {
             return Ok(total);
         }
         let tensor = work.binding.name.clone();
-        Err(self.explain(checkpoint, work, OperationError::WrongResult { tensor, expected, found }))
+        Err(self.explain(checkpoint, work, output, OperationError::WrongResult { tensor, expected, found }))
     }
 
     /// Tells a base that changed under us from arithmetic that went wrong.
@@ -575,8 +690,13 @@ impl Plan {
         &self,
         checkpoint: &Checkpoint,
         work: &TensorWork<'_>,
+        output: &Output<'_>,
         error: OperationError,
     ) -> OperationError {
+        if output.overwrites_its_input() {
+            // The input was compared as its journal was written, and is by now half output.
+            return error;
+        }
         let expected = self.direction.start(work.binding);
         match checkpoint.digest(work.info) {
             Ok(found) if found != expected => OperationError::OtherState {
@@ -593,6 +713,13 @@ impl Plan {
             _ => error,
         }
     }
+}
+
+fn touched_infos<'c>(
+    checkpoint: &'c Checkpoint,
+    binding: &Binding,
+) -> Result<Vec<&'c TensorInfo>, CheckpointError> {
+    binding.tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name)).collect()
 }
 
 #[cfg(test)]

@@ -97,6 +97,12 @@ const MALFORMED: &[(&str, Change)] = &[
     ("a section beyond the file", |m| m.sections[0].stored_size += 1 << 20),
     ("a section that ends beyond any file", |m| m.sections.iter_mut().for_each(grow)),
     ("another decoded size", |m| m.sections[0].decoded_size += 1),
+    ("a correction that is not there", |m| tensor(m).correction = Some(u32::MAX)),
+    ("a correction that is passed over", |m| tensor(m).correction = None),
+    ("a correction of another kind", |m| {
+        let correction = tensor(m).correction.unwrap() as usize;
+        m.sections[correction].kind = SectionKind::Undo;
+    }),
     ("layers out of order", |m| m.recipe.layers = vec![4, 3]),
     ("a layer twice", |m| m.recipe.layers = vec![3, 3]),
     ("a metric that is no number", |m| m.measured[0].after = f64::NAN),
@@ -193,6 +199,11 @@ fn dimensions_ranks_and_sizes_have_limits() {
             m.sections[undo].codec = Codec::Zstd;
             m.sections[undo].decoded_size = 8 + 4 + 8 * 60 + 1;
         }),
+        ("correction", |m| {
+            let correction = tensor(m).correction.unwrap() as usize;
+            m.sections[correction].codec = Codec::Zstd;
+            m.sections[correction].decoded_size = CORRECTION_SIZE_MAX_BYTES + 1;
+        }),
         ("bindings", |m| m.bindings = vec![m.bindings[0].clone(); layout::BINDINGS_MAX + 1]),
         ("terms", |m| m.terms = vec![m.terms[0].clone(); layout::TERMS_MAX + 1]),
         ("tensors", |m| m.bindings[0].tensors = vec![tensor(m).clone(); layout::TENSORS_MAX + 1]),
@@ -201,9 +212,16 @@ fn dimensions_ranks_and_sizes_have_limits() {
         let result = changed(change);
         assert!(is_beyond_limit(&result), "{what}: {result:?}");
     }
+    // Every weight of the draft's corrected tensor has a difference of two bytes: that is the limit.
+    let manifest = patch().manifest().clone();
+    let correction = manifest.bindings[0].tensors[0].correction.unwrap() as usize;
+    assert_eq!(manifest.sections[correction].decoded_size, CORRECTION_SIZE_MAX_BYTES);
     // At the limit a dimension is only wrong in that nothing else has it.
     assert!(is_malformed(&changed(|m| m.terms[0].rows = layout::DIMENSION_MAX)));
 }
+
+/// The largest correction of 6 by 10 weights in F16.
+const CORRECTION_SIZE_MAX_BYTES: u64 = 1 + 8 + 2 * 60;
 
 #[test]
 fn a_draft_that_breaks_a_rule_is_not_written() {
@@ -236,8 +254,7 @@ fn what_a_later_version_needs_is_said() {
     let mut bytes = patch().bytes().to_vec();
     bytes[layout::FLAGS_OFFSET] = 2;
     assert_eq!(Patch::decode(bytes).unwrap_err(), PatchError::UnsupportedFlags { found: 2 });
-    let result = changed(|manifest| tensor(manifest).correction = Some(9));
-    assert!(matches!(result, Err(PatchError::UnsupportedFeature { .. })), "{result:?}");
+    assert!(is_malformed(&changed(|manifest| tensor(manifest).correction = Some(9))));
 }
 
 #[test]

@@ -113,6 +113,32 @@ fn a_reader_written_from_the_document_agrees() {
 }
 
 #[test]
+fn it_agrees_about_corrections() {
+    if !reader_can_run() {
+        return;
+    }
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+        let (mut draft, weights) = draft(dtype);
+        let mut numbers = Numbers(77);
+        for (tensor, before) in
+            draft.bindings[0].tensors.iter_mut().zip([&weights[0], &weights[1], &weights[3]])
+        {
+            assert_eq!(tensor.name, before.name);
+            // From a few weights to every one, among them NaN and infinities.
+            let wanted: Vec<u8> = (0..before.bytes.len())
+                .map(|index| match index % 5 {
+                    0 => (numbers.uniform() * 128.0 + 128.0) as u8,
+                    _ => before.bytes[index],
+                })
+                .collect();
+            drafts::correct(tensor, before, &draft.terms, &wanted);
+        }
+        let printed = Case::new(&encode(&draft).unwrap(), &weights).read().unwrap();
+        assert_eq!(printed.matches("result and undo exact").count(), 3, "{printed}");
+    }
+}
+
+#[test]
 fn it_reads_the_example_of_the_document() {
     if !reader_can_run() {
         return;

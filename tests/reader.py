@@ -241,9 +241,30 @@ def replay(log, columns, first, count):
     return result
 
 
+def differences_of(section, rows, columns, dtype):
+    """What the correction adds to the ordinal of each weight."""
+    width, weights = section[0], rows * columns
+    check(width in (1, 2, 4) and width <= numpy.dtype(BITS[dtype]).itemsize, "a correction's width")
+    bits, planes = section[1 : 1 + -(-weights // 8)], section[1 + -(-weights // 8) :]
+    is_wrong = numpy.unpackbits(numpy.frombuffer(bits, numpy.uint8), bitorder="little")
+    check(len(is_wrong) >= weights and not is_wrong[weights:].any(), "a correction's bits")
+    count = int(is_wrong.sum())
+    check(count > 0 and len(planes) == width * count, "a correction's differences")
+    stored = numpy.zeros(count, numpy.int64)
+    for plane in range(width):
+        stored |= numpy.frombuffer(planes, numpy.uint8)[plane * count :][:count].astype(numpy.int64) << (8 * plane)
+    check((stored > 0).all(), "a correction corrects by nothing")
+    smallest = next(size for size in (1, 2, 4) if stored.max() < 1 << (8 * size))
+    check(smallest == width, "a correction is wider than it needs to be")
+    differences = numpy.zeros(weights, numpy.int64)
+    differences[is_wrong[:weights] == 1] = numpy.where(stored % 2 == 0, stored // 2, -(stored + 1) // 2)
+    return differences.reshape(rows, columns)
+
+
 def check_tensor(tensor, base, terms, sections):
     dtype, shape, data = base
     rows, columns = tensor["rows"], tensor["columns"]
+    shape = shape if len(shape) != 1 else [1, *shape]
     check((dtype, shape) == (tensor["dtype"], [rows, columns]), "another dtype or shape")
     check(blake3(data).digest() == tensor["before"], "the base is not the one the patch is for")
     before = ordinals_of(numpy.frombuffer(data, BITS[dtype]).reshape(shape))
@@ -258,7 +279,11 @@ def check_tensor(tensor, base, terms, sections):
 
     after = numpy.where(finite, forward(weights), before)
     check((numpy.isfinite(values_of(after, dtype)) == finite).all(), "the result overflows")
-    result = blake3(bits_of(after, dtype).tobytes()).digest()
+    corrected = after
+    if tensor["correction"] is not None:
+        differences = differences_of(sections[tensor["correction"]], rows, columns, dtype)
+        corrected = (after + differences).astype(BITS[dtype]).astype(numpy.int64)
+    result = blake3(bits_of(corrected, dtype).tobytes()).digest()
     check(result == tensor["after"], "the result is not what the patch promises")
     first = first_ordinal(dtype, lambda ordinals: forward(values_of(ordinals, dtype)) >= after, shape)
     end = first_ordinal(dtype, lambda ordinals: forward(values_of(ordinals, dtype)) > after, shape)
@@ -267,7 +292,7 @@ def check_tensor(tensor, base, terms, sections):
     undone = replay(sections[tensor["undo"]], columns, first, count)
     restored = blake3(bits_of(undone, dtype).tobytes()).digest()
     check(restored == tensor["before"], "the undo log does not give the base again")
-    changed = int((after != before).sum())
+    changed = int((corrected != before).sum())
     print(f"{tensor['name']}: {dtype} {rows} by {columns}, {changed} changed, result and undo exact")
 
 

@@ -1,8 +1,6 @@
 //! The small files beside the weights: config, tokenizer, hyperparameters.
 
-use std::io::Read;
-use std::os::unix::fs::FileExt;
-
+use super::disk::Access;
 use super::{Checkpoint, CheckpointError, HASH_BLOCK_BYTES};
 use crate::digest::FileDigest;
 
@@ -16,15 +14,13 @@ impl Checkpoint {
     /// [`CheckpointError::Io`] or [`CheckpointError::Limit`].
     pub fn companion(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
         let path = self.folder().join(name);
-        let file = match std::fs::File::open(&path) {
+        let file = match self.disk.open(&path, Access::Read) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(CheckpointError::io(&path, "open")(error)),
         };
-        let mut bytes = Vec::new();
-        file.take(COMPANION_SIZE_BYTES_MAX + 1)
-            .read_to_end(&mut bytes)
-            .map_err(CheckpointError::io(&path, "read"))?;
+        let bytes =
+            file.read_to_end(COMPANION_SIZE_BYTES_MAX + 1).map_err(CheckpointError::io(&path, "read"))?;
         if bytes.len() as u64 > COMPANION_SIZE_BYTES_MAX {
             let (limit, found) = (COMPANION_SIZE_BYTES_MAX, bytes.len() as u64);
             return Err(CheckpointError::Limit { path, what: "a size in bytes", limit, found });

@@ -4,16 +4,18 @@
 //! its name only when all of it is on disk.
 
 use std::collections::BTreeMap;
-use std::fs::Permissions;
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use tempfile::NamedTempFile;
 
-use super::CheckpointError;
+use super::disk::{Files, Sink};
+use super::temporary::Temporary;
+use super::{CheckpointError, folder_of};
 use crate::tensor::Dtype;
+
+/// The mode of new files: readable by all, as files are.
+const MODE: u32 = 0o644;
 
 /// A tensor to be written: its name, type and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,16 +44,25 @@ pub fn write_safetensors(
     path: &Path,
     metadata: &BTreeMap<String, String>,
     tensors: &[NewTensor],
+    bytes: impl FnMut(usize, &mut dyn Write) -> std::io::Result<()>,
+) -> Result<(), CheckpointError> {
+    write_safetensors_on(&Files::real(), path, metadata, tensors, bytes)
+}
+
+pub(crate) fn write_safetensors_on(
+    files: &Files,
+    path: &Path,
+    metadata: &BTreeMap<String, String>,
+    tensors: &[NewTensor],
     mut bytes: impl FnMut(usize, &mut dyn Write) -> std::io::Result<()>,
 ) -> Result<(), CheckpointError> {
     let header = header(metadata, tensors);
-    let file = written_beside(path, |sink| {
+    let temporary = written_beside(files, path, |sink| {
         sink.write_all(&(header.len() as u64).to_le_bytes())?;
         sink.write_all(&header)?;
         (0..tensors.len()).try_for_each(|index| bytes(index, sink))
     })?;
-    file.persist(path).map_err(|error| CheckpointError::io(path, "put in place")(error.error))?;
-    sync_folder(folder_of(path))
+    temporary.place_over(path)
 }
 
 /// Writes `bytes` as a whole new file that must not exist yet.
@@ -59,47 +70,29 @@ pub fn write_safetensors(
 /// # Errors
 /// [`CheckpointError::OutputExists`] or [`CheckpointError::Io`]; no part of a file is left behind.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
-    let file = written_beside(path, |sink| sink.write_all(bytes))?;
-    match file.persist_noclobber(path) {
-        Ok(_) => sync_folder(folder_of(path)),
-        Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => {
-            Err(CheckpointError::OutputExists { path: path.to_owned() })
-        }
-        Err(error) => Err(CheckpointError::io(path, "put in place")(error.error)),
-    }
+    write_new_on(&Files::real(), path, bytes)
+}
+
+pub(crate) fn write_new_on(files: &Files, path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    let temporary = written_beside(files, path, |sink| sink.write_all(bytes))?;
+    temporary.place_new(path).map(drop)
 }
 
 /// A temporary file in the folder of `path`, on disk to its last byte; it goes away unless it is put in place.
 fn written_beside(
+    files: &Files,
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
-) -> Result<NamedTempFile, CheckpointError> {
+) -> Result<Temporary, CheckpointError> {
     let failed = |action| CheckpointError::io(path, action);
-    let mut file = tempfile::Builder::new()
-        .prefix(".mpatch-")
-        .tempfile_in(folder_of(path))
-        .map_err(failed("create a temporary file for"))?;
-    let mut sink = BufWriter::new(file.as_file_mut());
+    let temporary = Temporary::file(files, folder_of(path)).map_err(failed("create a temporary file for"))?;
+    let file = temporary.handle();
+    let mut sink = BufWriter::new(Sink::new(file));
     write(&mut sink).and_then(|()| sink.flush()).map_err(failed("write"))?;
     drop(sink);
-    // Temporary files are private to their maker; what they become is an ordinary file.
-    let mode = Permissions::from_mode(0o644);
-    file.as_file().set_permissions(mode).map_err(failed("set the mode of"))?;
-    file.as_file().sync_all().map_err(failed("sync"))?;
-    Ok(file)
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    }
-}
-
-/// A rename lasts only once its folder is on disk.
-fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
-    let opened = std::fs::File::open(folder).map_err(CheckpointError::io(folder, "open"))?;
-    opened.sync_all().map_err(CheckpointError::io(folder, "sync"))
+    file.set_mode(MODE).map_err(failed("set the mode of"))?;
+    file.sync().map_err(failed("sync"))?;
+    Ok(temporary)
 }
 
 /// The JSON header, padded with spaces so that the first tensor starts at a multiple of 8 bytes.

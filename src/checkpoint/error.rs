@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::digest::TensorDigest;
+
 /// A checkpoint that cannot be read, or an output that cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -87,6 +89,68 @@ pub enum CheckpointError {
     #[error("`{path}` exists already and is not replaced")]
     OutputExists {
         /// The output.
+        path: PathBuf,
+    },
+    /// There is not enough room.
+    #[error("cannot reserve {needed_bytes} bytes for `{path}`, {free_bytes} are free there: {source}")]
+    Space {
+        /// The file that was to be written.
+        path: PathBuf,
+        /// Its size.
+        needed_bytes: u64,
+        /// What the file system has left.
+        free_bytes: u64,
+        /// The system's own words.
+        source: io::Error,
+    },
+    /// The file has its name, but the system could not say that it lasts.
+    #[error("`{path}` is complete, but the system cannot say that it would survive a power cut: {source}")]
+    NotDurable {
+        /// The file.
+        path: PathBuf,
+        /// The system's own words.
+        source: io::Error,
+    },
+    /// Somebody else is at work on it.
+    #[error("`{path}` is in use by another mpatch")]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file that must not be changed where it lies.
+    #[error("cannot change `{path}` in place: {reason}")]
+    InPlace {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
+    /// A tensor holds something else than it did a moment ago, or than was just written to it.
+    #[error("tensor `{tensor}` of `{path}` hashes to {found}, {expected} was expected")]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it should hold.
+        expected: TensorDigest,
+        /// What it holds.
+        found: TensorDigest,
+    },
+    /// A change in place stopped half-way; its journal holds the old bytes.
+    #[error("`{path}` is half-way between two states, and `{journal}` holds its old bytes: {reason}")]
+    Recovery {
+        /// The file.
+        path: PathBuf,
+        /// The journal.
+        journal: PathBuf,
+        /// Why the old bytes are not back yet.
+        reason: String,
+    },
+    /// Whoever opened the checkpoint asked to stop.
+    #[error("stopped on request, while working on `{path}`")]
+    Stopped {
+        /// The checkpoint.
         path: PathBuf,
     },
     /// The output would land in a place that makes no sense for it.

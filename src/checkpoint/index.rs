@@ -1,13 +1,12 @@
 //! The index of a sharded checkpoint: which tensor lies in which file.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use serde::Deserialize;
 
 use super::CheckpointError;
+use super::disk::{Access, Files};
 use super::header::UniqueMap;
 
 /// Largest index file.
@@ -28,11 +27,9 @@ struct RawIndex {
 
 impl Index {
     /// Reads and checks the index at `path`.
-    pub(super) fn read(path: &Path) -> Result<Self, CheckpointError> {
-        let mut file = File::open(path).map_err(CheckpointError::io(path, "open"))?;
-        let mut text = Vec::new();
-        let mut limited = Read::by_ref(&mut file).take(INDEX_SIZE_BYTES_MAX + 1);
-        limited.read_to_end(&mut text).map_err(CheckpointError::io(path, "read"))?;
+    pub(super) fn read(disk: &Files, path: &Path) -> Result<Self, CheckpointError> {
+        let file = disk.open(path, Access::Read).map_err(CheckpointError::io(path, "open"))?;
+        let text = file.read_to_end(INDEX_SIZE_BYTES_MAX + 1).map_err(CheckpointError::io(path, "read"))?;
         let found = text.len() as u64;
         if found > INDEX_SIZE_BYTES_MAX {
             let what = "a size in bytes";

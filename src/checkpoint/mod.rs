@@ -11,27 +11,38 @@
 
 mod companion;
 mod create;
+pub(crate) mod disk;
 mod error;
 mod header;
+mod in_place;
 mod index;
+pub mod journal;
+mod source;
 mod space;
+mod temporary;
 mod write;
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
 pub use self::companion::COMPANION_SIZE_BYTES_MAX;
 pub use self::create::{NewTensor, write_new, write_safetensors};
+#[cfg(test)]
+pub(crate) use self::create::{write_new_on, write_safetensors_on};
 pub use self::error::CheckpointError;
 pub use self::header::{HEADER_SIZE_BYTES_MAX, TENSOR_NAME_BYTES_MAX};
+pub use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};
+pub use self::journal::{Outcome, Recovered, recover};
+pub use self::source::FileSource;
 pub use self::space::free_space_bytes;
 pub use self::write::{Committed, Output, check_output};
 
+use self::disk::{Access, File, Files, Kind, Lock, Locked};
 use self::header::HEADER_SIZE_FIELD_BYTES;
 use self::index::Index;
 use crate::digest::{TensorDigest, WeightsId};
@@ -61,6 +72,15 @@ impl TensorInfo {
     /// Its element type, where it is one that a patch can touch.
     pub fn element_dtype(&self) -> Option<Dtype> {
         Dtype::from_name(&self.dtype)
+    }
+
+    /// Its rows and columns as a patch counts them: a tensor of one dimension is one row.
+    pub fn matrix_shape(&self) -> Option<[u64; 2]> {
+        match self.shape[..] {
+            [columns] => Some([1, columns]),
+            [rows, columns] => Some([rows, columns]),
+            _ => None,
+        }
     }
 }
 
@@ -105,7 +125,10 @@ pub struct Checkpoint {
     path: PathBuf,
     folder: PathBuf,
     layout: Layout,
+    disk: Files,
     files: Vec<CheckpointFile>,
+    /// Set by whoever wants work on this checkpoint to end.
+    stop: Option<Arc<AtomicBool>>,
     /// In bytewise order of names, each once.
     tensors: Vec<TensorInfo>,
 }
@@ -116,23 +139,60 @@ impl Checkpoint {
     /// A folder holds `model.safetensors`, else `model.safetensors.index.json`, else exactly one `.safetensors`
     /// file. Headers and index are checked in full; no tensor is read.
     ///
+    /// Its files are held with a shared lock until it is dropped. Where a change in place stopped half-way, it is
+    /// not opened before [`recover`] has brought that to an end.
+    ///
     /// # Errors
     /// [`CheckpointError`], naming the file and what is wrong with it.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, CheckpointError> {
-        let path = path.as_ref();
-        let about = std::fs::metadata(path).map_err(CheckpointError::io(path, "open"))?;
-        let (weights, layout) = if about.is_dir() {
-            (find_weights(path)?, Layout::Folder)
+        Self::open_on(&Files::real(), path.as_ref())
+    }
+
+    pub(crate) fn open_on(disk: &Files, path: &Path) -> Result<Self, CheckpointError> {
+        let Located { weights, layout, folder } = locate(disk, path)?;
+        let (files, tensors) = if is_index(&weights) {
+            open_shards(disk, &weights, &folder)?
         } else {
-            (path.to_owned(), if is_index(path) { Layout::Folder } else { Layout::File })
+            open_single(disk, &weights)?
         };
-        let folder = match weights.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
-            _ => PathBuf::from("."),
-        };
-        let (files, tensors) =
-            if is_index(&weights) { open_shards(&weights, &folder)? } else { open_single(&weights)? };
-        Ok(Self { path: path.to_owned(), folder, layout, files, tensors })
+        let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
+        journal::refuse_pending(disk, &paths)?;
+        Ok(Self { path: path.to_owned(), folder, layout, disk: disk.clone(), files, stop: None, tensors })
+    }
+
+    /// The files that hold the weights of the checkpoint at `path`.
+    pub(crate) fn weights_files(disk: &Files, path: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+        let Located { weights, folder, .. } = locate(disk, path)?;
+        if !is_index(&weights) {
+            return Ok(vec![weights]);
+        }
+        let index = Index::read(disk, &weights)?;
+        Ok(index.shards().into_iter().map(|name| folder.join(name)).collect())
+    }
+
+    /// Ends all work on this checkpoint with [`CheckpointError::Stopped`] once `stop` is set.
+    ///
+    /// It is asked before each block that is read, copied or written, so what follows is what follows any error:
+    /// the old state.
+    #[must_use]
+    pub fn stopping_on(mut self, stop: Arc<AtomicBool>) -> Self {
+        self.stop = Some(stop);
+        self
+    }
+
+    /// Whether it is time to stop.
+    pub(crate) fn check_stop(&self) -> Result<(), CheckpointError> {
+        match &self.stop {
+            Some(stop) if stop.load(Ordering::Relaxed) => {
+                Err(CheckpointError::Stopped { path: self.path.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The disk it lies on.
+    pub(crate) fn disk(&self) -> &Files {
+        &self.disk
     }
 
     /// The path it was opened from.
@@ -196,6 +256,7 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::Io`], also where the tensor ends before `bytes` is full.
     pub fn read_at(&self, tensor: &TensorInfo, offset: u64, bytes: &mut [u8]) -> Result<(), CheckpointError> {
+        self.check_stop()?;
         let file = &self.files[tensor.file_index];
         let inside = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= tensor.size_bytes);
         let outcome = if inside {
@@ -279,18 +340,46 @@ fn is_index(path: &Path) -> bool {
     path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
 }
 
+/// The folder that a path lies in.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+fn is_file(disk: &Files, path: &Path) -> Result<bool, CheckpointError> {
+    disk.is_regular(path).map_err(CheckpointError::io(path, "examine"))
+}
+
+/// Where a checkpoint's weights are found.
+struct Located {
+    /// A safetensors file, or an index.
+    weights: PathBuf,
+    layout: Layout,
+    folder: PathBuf,
+}
+
+fn locate(disk: &Files, path: &Path) -> Result<Located, CheckpointError> {
+    let about = disk.about(path).map_err(CheckpointError::io(path, "open"))?;
+    let (weights, layout) = if about.kind == Kind::Folder {
+        (find_weights(disk, path)?, Layout::Folder)
+    } else {
+        (path.to_owned(), if is_index(path) { Layout::Folder } else { Layout::File })
+    };
+    let folder = folder_of(&weights).to_owned();
+    Ok(Located { weights, layout, folder })
+}
+
 /// The file of weights in a model folder.
-fn find_weights(folder: &Path) -> Result<PathBuf, CheckpointError> {
+fn find_weights(disk: &Files, folder: &Path) -> Result<PathBuf, CheckpointError> {
     for name in ["model.safetensors", "model.safetensors.index.json"] {
         let candidate = folder.join(name);
-        if candidate.is_file() {
+        if is_file(disk, &candidate)? {
             return Ok(candidate);
         }
     }
     let mut candidates = Vec::new();
-    for entry in std::fs::read_dir(folder).map_err(CheckpointError::io(folder, "list"))? {
-        let path = entry.map_err(CheckpointError::io(folder, "list"))?.path();
-        if path.extension().is_some_and(|extension| extension == "safetensors") && path.is_file() {
+    for name in disk.list(folder).map_err(CheckpointError::io(folder, "list"))? {
+        let path = folder.join(name);
+        if path.extension().is_some_and(|extension| extension == "safetensors") && is_file(disk, &path)? {
             candidates.push(path);
         }
     }
@@ -309,18 +398,18 @@ fn find_weights(folder: &Path) -> Result<PathBuf, CheckpointError> {
 
 type Opened = (Vec<CheckpointFile>, Vec<TensorInfo>);
 
-fn open_single(path: &Path) -> Result<Opened, CheckpointError> {
-    let (file, tensors) = open_file(path, 0)?;
+fn open_single(disk: &Files, path: &Path) -> Result<Opened, CheckpointError> {
+    let (file, tensors) = open_file(disk, path, 0)?;
     Ok((vec![file], tensors))
 }
 
-fn open_shards(index_path: &Path, folder: &Path) -> Result<Opened, CheckpointError> {
-    let index = Index::read(index_path)?;
+fn open_shards(disk: &Files, index_path: &Path, folder: &Path) -> Result<Opened, CheckpointError> {
+    let index = Index::read(disk, index_path)?;
     let mut file_names = Vec::new();
     let mut files = Vec::new();
     let mut tensors = Vec::new();
     for (file_index, name) in index.shards().into_iter().enumerate() {
-        let (file, mut shard_tensors) = open_file(&folder.join(name), file_index)?;
+        let (file, mut shard_tensors) = open_file(disk, &folder.join(name), file_index)?;
         file_names.push(name);
         files.push(file);
         tensors.append(&mut shard_tensors);
@@ -359,14 +448,22 @@ fn check_against_index(
 }
 
 /// Opens one safetensors file and reads its header.
-fn open_file(path: &Path, file_index: usize) -> Result<(CheckpointFile, Vec<TensorInfo>), CheckpointError> {
+fn open_file(
+    disk: &Files,
+    path: &Path,
+    file_index: usize,
+) -> Result<(CheckpointFile, Vec<TensorInfo>), CheckpointError> {
     let refuse = |reason: String| CheckpointError::Header { path: path.to_owned(), reason };
     // Asked before opening: opening a named pipe would wait for a writer.
-    if !std::fs::metadata(path).map_err(CheckpointError::io(path, "open"))?.is_file() {
+    if disk.about(path).map_err(CheckpointError::io(path, "open"))?.kind != Kind::File {
         return Err(refuse("it is not a regular file".to_owned()));
     }
-    let file = File::open(path).map_err(CheckpointError::io(path, "open"))?;
-    let size_bytes = file.metadata().map_err(CheckpointError::io(path, "examine"))?.len();
+    let file = disk.open(path, Access::Read).map_err(CheckpointError::io(path, "open"))?;
+    // Held as long as the checkpoint is open: nobody changes it in place meanwhile.
+    if file.lock(Lock::Shared).map_err(CheckpointError::io(path, "lock"))? == Locked::Busy {
+        return Err(CheckpointError::Busy { path: path.to_owned() });
+    }
+    let size_bytes = file.about().map_err(CheckpointError::io(path, "examine"))?.size_bytes;
     if size_bytes < HEADER_SIZE_FIELD_BYTES {
         return Err(refuse(format!("it has {size_bytes} bytes, too few for a header")));
     }

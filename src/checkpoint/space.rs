@@ -3,16 +3,14 @@
 use std::path::Path;
 
 use super::CheckpointError;
+use super::disk::Files;
 
 /// Bytes that whoever asks may still write to the file system that holds `path`.
 ///
 /// # Errors
 /// [`CheckpointError::Io`] names the path.
 pub fn free_space_bytes(path: &Path) -> Result<u64, CheckpointError> {
-    let found = rustix::fs::statvfs(path).map_err(|error| CheckpointError::Io {
-        action: "ask the file system of",
-        path: path.to_owned(),
-        source: error.into(),
-    })?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    let failed =
+        |source| CheckpointError::Io { action: "ask for free space at", path: path.to_owned(), source };
+    Files::real().free_bytes(path).map_err(failed)
 }

@@ -1,42 +1,44 @@
-//! The copy that becomes the output.
+//! Where the new bytes of a checkpoint go: into a copy, which is the rule, or where it lies.
 //!
 //! ```text
-//! temporary beside the target  ->  base copied into it  ->  touched extents written  ->  fsync
-//!     ->  rename, replacing nothing  ->  fsync of the folder
+//! copy      temporary beside the target  ->  base copied into it  ->  touched extents written  ->  fsync
+//!               ->  rename, replacing nothing  ->  fsync of the folder
+//! in place  old bytes into a journal  ->  touched extents written  ->  fsync  ->  compared  ->  journal removed
 //! ```
 //!
-//! Whatever happens before the rename leaves the target absent: the temporary goes when [`Output`] is dropped.
-//! It lies in the target's own folder, because only there is a rename one step. The base is copied from the
-//! handles that were hashed, by reflink where the file system can.
+//! Whatever happens to a copy before the rename leaves the target absent: the temporary goes when [`Output`] is
+//! dropped, or, after a kill, when the next one is made. It lies in the target's own folder, because only there is
+//! a rename one step. The base is copied from the handles that were hashed, by reflink where the file system can.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{File, Metadata, Permissions};
-use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{CWD, RenameFlags};
-use rustix::io::Errno;
-use tempfile::{NamedTempFile, TempDir};
+use super::disk::{Access, File, Files, Kind};
+use super::in_place::InPlace;
+use super::journal::{JOURNAL_SUFFIX, reserve};
+use super::temporary::Temporary;
+use super::{Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, folder_of, is_file};
 
-use super::{Checkpoint, CheckpointError, Layout, TensorInfo};
-
-/// How temporaries begin, so that people know what a killed process left behind.
-const TEMPORARY_PREFIX: &str = ".mpatch-";
 /// How much is copied at once, where the system cannot copy by itself.
 const COPY_BLOCK_BYTES: u64 = 4 << 20;
+/// How much the system copies at once, between two looks at whether to stop.
+const COPY_STEP_BYTES: u64 = 64 << 20;
 /// The bits of a mode that are kept: never set-user-id and its like.
 const MODE_BITS: u32 = 0o777;
 /// Endings of files that hold weights in another form: unedited, they would lie in an edited model's folder.
 const OTHER_WEIGHTS: [&str; 10] =
     ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "gguf", "onnx", "ot"];
 
+/// Told bytes as they are done, from any thread.
+type Progress<'a> = &'a (dyn Fn(u64) + Sync);
+
 /// Refuses a target that exists, or whose folder cannot be written: asked before any work is done.
 ///
 /// # Errors
 /// [`CheckpointError::OutputExists`], [`CheckpointError::Output`] or [`CheckpointError::Io`].
 pub fn check_output(checkpoint: &Checkpoint, target: &Path) -> Result<(), CheckpointError> {
-    if std::fs::symlink_metadata(target).is_ok() {
+    let disk = checkpoint.disk();
+    if disk.is_taken(target).map_err(CheckpointError::io(target, "examine"))? {
         return Err(CheckpointError::OutputExists { path: target.to_owned() });
     }
     let refuse =
@@ -50,33 +52,19 @@ pub fn check_output(checkpoint: &Checkpoint, target: &Path) -> Result<(), Checkp
         return Err(refuse("the base has several files, so the output is a folder"));
     }
     let folder = folder_of(target);
-    // An unnamed file is the surest question about permissions, quotas and read-only mounts, and leaves no trace.
-    tempfile::tempfile_in(folder).map_err(CheckpointError::io(folder, "write to"))?;
-    Ok(())
+    disk.check_writable(folder).map_err(CheckpointError::io(folder, "write to"))
 }
 
-/// A copy of a checkpoint in the making; dropped before [`Output::commit`], it leaves nothing behind.
+/// A checkpoint in the making; dropped before [`Output::commit`], it leaves everything as it was.
 #[derive(Debug)]
 pub struct Output<'a> {
-    checkpoint: &'a Checkpoint,
-    target: PathBuf,
-    // Open handles on the copies of the touched files, by index into the checkpoint's files.
-    copies: BTreeMap<usize, FileCopy>,
-    left_out: Vec<String>,
-    // Last, so that the handles close before it is removed.
-    temporary: Temporary,
+    kind: OutputKind<'a>,
 }
 
 #[derive(Debug)]
-enum Temporary {
-    File(NamedTempFile),
-    Folder(TempDir),
-}
-
-#[derive(Debug)]
-struct FileCopy {
-    path: PathBuf,
-    file: File,
+enum OutputKind<'a> {
+    Copy(CheckpointCopy<'a>),
+    InPlace(InPlace<'a>),
 }
 
 /// A finished output.
@@ -86,12 +74,14 @@ pub struct Committed {
     pub path: PathBuf,
     /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited.
     pub left_out: Vec<String>,
+    /// Untouched shards that could not be shared with the base and were copied.
+    pub copied: Vec<String>,
 }
 
 impl<'a> Output<'a> {
     /// Copies the base to a temporary beside `target`, ready for the tensors of `touched` to be written.
     ///
-    /// Untouched shards are linked. `progress` is told the bytes of touched files as they are copied.
+    /// Untouched shards are shared with the base. `progress` is told the bytes of touched files as they are copied.
     ///
     /// # Errors
     /// As [`check_output`], and whatever goes wrong with copying.
@@ -99,22 +89,29 @@ impl<'a> Output<'a> {
         checkpoint: &'a Checkpoint,
         target: &Path,
         touched: impl IntoIterator<Item = &'t TensorInfo>,
-        progress: &(dyn Fn(u64) + Sync),
+        progress: Progress<'_>,
     ) -> Result<Self, CheckpointError> {
-        check_output(checkpoint, target)?;
-        let touched: BTreeSet<usize> = touched.into_iter().map(|tensor| tensor.file_index).collect();
-        let folder = folder_of(target);
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(TEMPORARY_PREFIX);
-        let temporary = match checkpoint.layout() {
-            Layout::File => builder.tempfile_in(folder).map(Temporary::File),
-            Layout::Folder => builder.tempdir_in(folder).map(Temporary::Folder),
-        };
-        let temporary = temporary.map_err(CheckpointError::io(folder, "write to"))?;
-        let (copies, left_out) = (BTreeMap::new(), Vec::new());
-        let mut output = Self { checkpoint, target: target.to_owned(), copies, left_out, temporary };
-        output.fill(&touched, progress).map_err(|error| output.by_its_name(error))?;
-        Ok(output)
+        let touched = touched.into_iter().map(|tensor| tensor.file_index).collect();
+        let copy = CheckpointCopy::create(checkpoint, target, &touched, progress)?;
+        Ok(Self { kind: OutputKind::Copy(copy) })
+    }
+
+    /// Puts the old bytes of the tensors of `rewrites` into a journal, ready for new ones to be written over them.
+    ///
+    /// `label` says in words what is being done. `progress` is told the old bytes as they are put down.
+    ///
+    /// # Errors
+    /// [`CheckpointError::InPlace`] for files that must not be changed, [`CheckpointError::Busy`] for files in use,
+    /// [`CheckpointError::Changed`] for tensors that are not at their start, and whatever goes wrong with the
+    /// journal; nothing was changed then.
+    pub fn in_place(
+        checkpoint: &'a Checkpoint,
+        rewrites: &[Rewrite<'_>],
+        label: &str,
+        progress: Progress<'_>,
+    ) -> Result<Self, CheckpointError> {
+        let in_place = InPlace::create(checkpoint, rewrites, label, progress)?;
+        Ok(Self { kind: OutputKind::InPlace(in_place) })
     }
 
     /// Bytes that [`Output::create`] copies for these tensors: the sizes of the files they lie in.
@@ -126,23 +123,176 @@ impl<'a> Output<'a> {
         files.into_iter().map(|index| checkpoint.files()[index].size_bytes()).sum()
     }
 
-    fn fill(
-        &mut self,
-        touched: &BTreeSet<usize>,
-        progress: &(dyn Fn(u64) + Sync),
-    ) -> Result<(), CheckpointError> {
-        match &self.temporary {
-            Temporary::File(file) => {
-                let path = file.path().to_owned();
-                let file = file.as_file().try_clone().map_err(CheckpointError::io(&path, "open"))?;
-                let source = &self.checkpoint.files()[0];
-                copy_contents(&source.file, &source.path, source.size_bytes, &file, &path, progress)?;
-                self.copies.insert(0, FileCopy { path, file });
+    /// Writes `bytes` at `offset` within the tensor.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`]; [`CheckpointError::Output`] for bytes outside the touched tensors;
+    /// [`CheckpointError::Stopped`].
+    pub fn write_at(&self, tensor: &TensorInfo, offset: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
+        let inside = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= tensor.size_bytes);
+        let written = match &self.kind {
+            _ if !inside => None,
+            OutputKind::Copy(copy) => copy.write_at(tensor, offset, bytes),
+            OutputKind::InPlace(in_place) => in_place.write_at(tensor, offset, bytes),
+        };
+        written.unwrap_or_else(|| {
+            Err(CheckpointError::Output {
+                path: self.path().to_owned(),
+                reason: format!("tensor `{}` was not to be written there", tensor.name),
+            })
+        })
+    }
+
+    /// Makes it last: gives the copy its name, or removes the journal.
+    ///
+    /// # Errors
+    /// [`CheckpointError::OutputExists`] if the name was taken meanwhile, [`CheckpointError::NotDurable`] if it is
+    /// all there but may not last, [`CheckpointError::Recovery`] if old bytes could not be put back, else
+    /// [`CheckpointError::Io`].
+    pub fn commit(self) -> Result<Committed, CheckpointError> {
+        let path = self.path().to_owned();
+        match self.kind {
+            OutputKind::Copy(copy) => copy.commit(),
+            OutputKind::InPlace(in_place) => {
+                in_place.commit()?;
+                Ok(Committed { path, left_out: Vec::new(), copied: Vec::new() })
             }
-            Temporary::Folder(folder) => {
-                let folder = folder.path();
-                self.copies = fill_with_shards(self.checkpoint, touched, folder, progress)?;
-                self.left_out = fill_with_companions(self.checkpoint, folder)?;
+        }
+    }
+
+    /// Leaves everything as it was, and says so if that fails.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Recovery`] if old bytes could not be put back.
+    pub fn abandon(self) -> Result<(), CheckpointError> {
+        match self.kind {
+            // The temporary goes as it is dropped; one that stays does no harm and is swept later.
+            OutputKind::Copy(_) => Ok(()),
+            OutputKind::InPlace(in_place) => in_place.abandon(),
+        }
+    }
+
+    /// Whether writing changes what the checkpoint reads.
+    pub fn overwrites_its_input(&self) -> bool {
+        matches!(self.kind, OutputKind::InPlace(_))
+    }
+
+    /// Where it is, or will be.
+    fn path(&self) -> &Path {
+        match &self.kind {
+            OutputKind::Copy(copy) => &copy.target,
+            OutputKind::InPlace(in_place) => in_place.path(),
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ a copy --
+
+#[derive(Debug)]
+struct CheckpointCopy<'a> {
+    checkpoint: &'a Checkpoint,
+    target: PathBuf,
+    /// Copies of shards by index into the checkpoint's files; the copy of a single file is the temporary itself.
+    shards: BTreeMap<usize, ShardCopy>,
+    left_out: Vec<String>,
+    copied: Vec<String>,
+    /// Last, so that the handles close before it is removed.
+    temporary: Temporary,
+}
+
+#[derive(Debug)]
+struct ShardCopy {
+    path: PathBuf,
+    file: File,
+}
+
+impl<'a> CheckpointCopy<'a> {
+    fn create(
+        checkpoint: &'a Checkpoint,
+        target: &Path,
+        touched: &BTreeSet<usize>,
+        progress: Progress<'_>,
+    ) -> Result<Self, CheckpointError> {
+        check_output(checkpoint, target)?;
+        let (disk, folder) = (checkpoint.disk(), folder_of(target));
+        let temporary = match checkpoint.layout() {
+            Layout::File => Temporary::file(disk, folder),
+            Layout::Folder => Temporary::folder(disk, folder),
+        };
+        let temporary = temporary.map_err(CheckpointError::io(folder, "write to"))?;
+        let (shards, target) = (BTreeMap::new(), target.to_owned());
+        let (left_out, copied) = (Vec::new(), Vec::new());
+        let mut copy = Self { checkpoint, target, shards, left_out, copied, temporary };
+        copy.fill(touched, progress).map_err(|error| copy.by_its_name(error))?;
+        Ok(copy)
+    }
+
+    fn fill(&mut self, touched: &BTreeSet<usize>, progress: Progress<'_>) -> Result<(), CheckpointError> {
+        let checkpoint = self.checkpoint;
+        if checkpoint.layout() == Layout::File {
+            let source = &checkpoint.files()[0];
+            return self.copy_weights(source, self.temporary.handle(), self.temporary.path(), progress);
+        }
+        for (file_index, source) in checkpoint.files().iter().enumerate() {
+            let path = self.temporary.path().join(source.path.file_name().unwrap_or_default());
+            // Only touched files count: the others are shared nearly always.
+            if touched.contains(&file_index) {
+                let file = create_new(checkpoint.disk(), &path)?;
+                self.copy_weights(source, &file, &path, progress)?;
+                self.shards.insert(file_index, ShardCopy { path, file });
+            } else if let Some(file) = self.share(source, &path)? {
+                self.shards.insert(file_index, ShardCopy { path, file });
+            }
+        }
+        self.fill_with_companions()
+    }
+
+    /// An untouched shard: its blocks shared, else the file itself linked, else copied; open where it is new.
+    fn share(&mut self, source: &CheckpointFile, path: &Path) -> Result<Option<File>, CheckpointError> {
+        let checkpoint = self.checkpoint;
+        let disk = checkpoint.disk();
+        let file = create_new(disk, path)?;
+        if clone_contents(&source.file, source.size_bytes, &file) {
+            return Ok(Some(file));
+        }
+        drop(file);
+        disk.remove_file(path).map_err(CheckpointError::io(path, "remove"))?;
+        if link(disk, source, path) {
+            return Ok(None);
+        }
+        let file = create_new(disk, path)?;
+        self.copy_weights(source, &file, path, &|_| ())?;
+        self.copied.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        Ok(Some(file))
+    }
+
+    fn copy_weights(
+        &self,
+        source: &CheckpointFile,
+        target: &File,
+        target_path: &Path,
+        progress: Progress<'_>,
+    ) -> Result<(), CheckpointError> {
+        let from = Source { file: &source.file, path: &source.path, size_bytes: source.size_bytes };
+        let stop = || self.checkpoint.check_stop();
+        copy_contents(self.checkpoint.disk(), &from, target, target_path, progress, &stop)
+    }
+
+    /// Copies the files that lie beside the weights, and notes those left out.
+    fn fill_with_companions(&mut self) -> Result<(), CheckpointError> {
+        let checkpoint = self.checkpoint;
+        let (disk, base) = (checkpoint.disk(), checkpoint.folder());
+        for name in disk.list(base).map_err(CheckpointError::io(base, "list"))? {
+            let (source, target) = (base.join(&name), self.temporary.path().join(&name));
+            let is_shard = checkpoint.files().iter().any(|file| file.path.file_name() == Some(&name));
+            let is_ours = name.to_string_lossy().ends_with(JOURNAL_SUFFIX);
+            if is_shard || is_ours || !is_file(disk, &source)? {
+                continue;
+            }
+            if holds_other_weights(&source) {
+                self.left_out.push(name.to_string_lossy().into_owned());
+            } else {
+                copy_companion(disk, &source, &target)?;
             }
         }
         Ok(())
@@ -150,272 +300,163 @@ impl<'a> Output<'a> {
 
     /// An error of the temporary as one of the output: its user asked for that, and never saw the other.
     fn by_its_name(&self, error: CheckpointError) -> CheckpointError {
-        let temporary = match &self.temporary {
-            Temporary::File(file) => file.path(),
-            Temporary::Folder(folder) => folder.path(),
-        };
+        let is_ours = |path: &Path| path.starts_with(self.temporary.path());
         match error {
-            CheckpointError::Io { path, action, source } if path.starts_with(temporary) => {
+            CheckpointError::Io { path, action, source } if is_ours(&path) => {
                 CheckpointError::Io { path: self.target.clone(), action, source }
+            }
+            CheckpointError::Space { path, needed_bytes, free_bytes, source } if is_ours(&path) => {
+                CheckpointError::Space { path: self.target.clone(), needed_bytes, free_bytes, source }
             }
             error => error,
         }
     }
 
-    /// Writes `bytes` into the copy, at `offset` within the tensor.
-    ///
-    /// # Errors
-    /// [`CheckpointError::Io`]; [`CheckpointError::Output`] for bytes outside the touched tensors.
-    pub fn write_at(&self, tensor: &TensorInfo, offset: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
-        let inside = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= tensor.size_bytes);
-        match self.copies.get(&tensor.file_index) {
-            Some(copy) if inside => copy
-                .file
-                .write_all_at(bytes, tensor.offset + offset)
-                .map_err(CheckpointError::io(&copy.path, "write"))
-                .map_err(|error| self.by_its_name(error)),
-            _ => Err(CheckpointError::Output {
-                path: self.target.clone(),
-                reason: format!("tensor `{}` was not to be written there", tensor.name),
-            }),
+    /// The open copy of a file; none where it was not to be written.
+    fn copy_of(&self, file_index: usize) -> Option<(&Path, &File)> {
+        match self.checkpoint.layout() {
+            Layout::File => Some((self.temporary.path(), self.temporary.handle())),
+            Layout::Folder => self.shards.get(&file_index).map(|shard| (shard.path.as_path(), &shard.file)),
         }
     }
 
-    /// Makes the copy last and gives it its name.
-    ///
-    /// # Errors
-    /// [`CheckpointError::OutputExists`] if the name was taken meanwhile, else [`CheckpointError::Io`].
-    pub fn commit(self) -> Result<Committed, CheckpointError> {
-        for (file_index, copy) in &self.copies {
-            let mode = mode_of(&self.checkpoint.files()[*file_index])?;
-            let moded =
-                copy.file.set_permissions(mode).map_err(CheckpointError::io(&copy.path, "set the mode of"));
-            moded.and_then(|()| sync(&copy.file, &copy.path)).map_err(|error| self.by_its_name(error))?;
+    fn write_at(
+        &self,
+        tensor: &TensorInfo,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Option<Result<(), CheckpointError>> {
+        let (path, file) = self.copy_of(tensor.file_index)?;
+        let written = self.checkpoint.check_stop().and_then(|()| {
+            file.write_all_at(bytes, tensor.offset + offset).map_err(CheckpointError::io(path, "write"))
+        });
+        Some(written.map_err(|error| self.by_its_name(error)))
+    }
+
+    fn commit(self) -> Result<Committed, CheckpointError> {
+        self.settle().map_err(|error| self.by_its_name(error))?;
+        let Self { target, left_out, copied, shards, temporary, .. } = self;
+        drop(shards);
+        temporary.place_new(&target)?;
+        Ok(Committed { path: target, left_out, copied })
+    }
+
+    /// Gives the copies the modes of their originals, and makes them last.
+    fn settle(&self) -> Result<(), CheckpointError> {
+        for (file_index, source) in self.checkpoint.files().iter().enumerate() {
+            let Some((path, copy)) = self.copy_of(file_index) else { continue };
+            let about = source.file.about().map_err(CheckpointError::io(&source.path, "examine"))?;
+            copy.set_mode(about.mode & MODE_BITS).map_err(CheckpointError::io(path, "set the mode of"))?;
+            copy.sync().map_err(CheckpointError::io(path, "sync"))?;
         }
-        let target = self.target;
-        match self.temporary {
-            Temporary::File(file) => commit_file(file, &target)?,
-            Temporary::Folder(folder) => commit_folder(folder, self.checkpoint.folder(), &target)?,
+        if self.checkpoint.layout() == Layout::File {
+            return Ok(());
         }
-        // Without this a power cut could take the new name away again.
-        sync_folder(folder_of(&target))?;
-        Ok(Committed { path: target, left_out: self.left_out })
+        let (disk, base, path) = (self.checkpoint.disk(), self.checkpoint.folder(), self.temporary.path());
+        let mode = disk.about(base).map_err(CheckpointError::io(base, "examine"))?.mode & MODE_BITS;
+        // The owner keeps his rights: without them neither the sync nor a later removal would work.
+        let moded = disk.set_folder_mode(path, mode | 0o700);
+        moded.map_err(CheckpointError::io(path, "set the mode of"))?;
+        disk.sync_folder(path).map_err(CheckpointError::io(path, "sync"))
     }
-}
-
-/// The folder that a path lies in.
-fn folder_of(path: &Path) -> &Path {
-    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn mode_of(file: &super::CheckpointFile) -> Result<Permissions, CheckpointError> {
-    let metadata = file.file.metadata().map_err(CheckpointError::io(&file.path, "examine"))?;
-    Ok(Permissions::from_mode(metadata.mode() & MODE_BITS))
-}
-
-fn sync(file: &File, path: &Path) -> Result<(), CheckpointError> {
-    file.sync_all().map_err(CheckpointError::io(path, "sync"))
-}
-
-fn sync_folder(path: &Path) -> Result<(), CheckpointError> {
-    sync(&File::open(path).map_err(CheckpointError::io(path, "open"))?, path)
-}
-
-fn commit_file(temporary: NamedTempFile, target: &Path) -> Result<(), CheckpointError> {
-    match temporary.persist_noclobber(target) {
-        Ok(_) => Ok(()),
-        Err(failure) => Err(name_error(target, failure.error)),
-    }
-}
-
-fn commit_folder(temporary: TempDir, base: &Path, target: &Path) -> Result<(), CheckpointError> {
-    let path = temporary.path();
-    let mode = std::fs::metadata(base).map_err(CheckpointError::io(base, "examine"))?.mode() & MODE_BITS;
-    // The owner keeps his rights: without them neither the sync nor a later removal would work.
-    let permissions = Permissions::from_mode(mode | 0o700);
-    std::fs::set_permissions(path, permissions).map_err(CheckpointError::io(path, "set the mode of"))?;
-    sync_folder(path)?;
-    match rustix::fs::renameat_with(CWD, path, CWD, target, RenameFlags::NOREPLACE) {
-        Ok(()) => {}
-        // A file system without this flag: a plain rename replaces a folder only if that is empty.
-        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) if std::fs::symlink_metadata(target).is_err() => {
-            std::fs::rename(path, target).map_err(|error| name_error(target, error))?;
-        }
-        Err(error) => return Err(name_error(target, error.into())),
-    }
-    // It has another name now, there is nothing left to remove.
-    _ = temporary.keep();
-    Ok(())
-}
-
-fn name_error(target: &Path, error: std::io::Error) -> CheckpointError {
-    match error.kind() {
-        std::io::ErrorKind::AlreadyExists => CheckpointError::OutputExists { path: target.to_owned() },
-        _ => CheckpointError::io(target, "create")(error),
-    }
-}
-
-/// Touched shards as copies, open for writing; the others as links.
-fn fill_with_shards(
-    checkpoint: &Checkpoint,
-    touched: &BTreeSet<usize>,
-    folder: &Path,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<BTreeMap<usize, FileCopy>, CheckpointError> {
-    let mut copies = BTreeMap::new();
-    for (file_index, source) in checkpoint.files().iter().enumerate() {
-        let path = folder.join(source.path.file_name().unwrap_or_default());
-        if !touched.contains(&file_index) && link(&source.file, &source.path, &path) {
-            continue;
-        }
-        let file = create_new(&path)?;
-        // Only touched files count: the others are linked nearly always.
-        let progress: &(dyn Fn(u64) + Sync) = if touched.contains(&file_index) { progress } else { &|_| () };
-        copy_contents(&source.file, &source.path, source.size_bytes, &file, &path, progress)?;
-        copies.insert(file_index, FileCopy { path, file });
-    }
-    Ok(copies)
 }
 
 /// Links the very file that was opened; false where that is not possible.
-fn link(source: &File, source_path: &Path, path: &Path) -> bool {
+fn link(disk: &Files, source: &CheckpointFile, path: &Path) -> bool {
     // A link to a symlink would be a second symlink, with a relative target that no longer fits.
-    let linked = std::fs::canonicalize(source_path).and_then(|real| std::fs::hard_link(real, path));
+    let linked = disk.real_path(&source.path).and_then(|real| disk.link(&real, path));
     if linked.is_err() {
         return false;
     }
-    let same = |left: &Metadata, right: &Metadata| (left.dev(), left.ino()) == (right.dev(), right.ino());
-    match (source.metadata(), std::fs::symlink_metadata(path)) {
-        (Ok(opened), Ok(named)) if same(&opened, &named) => true,
+    match (source.file.about(), disk.about_name(path)) {
+        (Ok(opened), Ok(named)) if opened.is_same_file(&named) => true,
         // The name meant another file by now.
         _ => {
-            _ = std::fs::remove_file(path);
+            _ = disk.remove_file(path);
             false
         }
     }
-}
-
-/// Copies the files that lie beside the weights; returns the names of those left out.
-fn fill_with_companions(checkpoint: &Checkpoint, folder: &Path) -> Result<Vec<String>, CheckpointError> {
-    let base = checkpoint.folder();
-    let mut left_out = Vec::new();
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(base).map_err(CheckpointError::io(base, "list"))? {
-        names.push(entry.map_err(CheckpointError::io(base, "list"))?.file_name());
-    }
-    names.sort();
-    for name in names {
-        let (source, target) = (base.join(&name), folder.join(&name));
-        let is_shard = checkpoint.files().iter().any(|file| file.path.file_name() == Some(&name));
-        let is_file = std::fs::metadata(&source).is_ok_and(|about| about.is_file());
-        if is_shard || !is_file {
-            continue;
-        }
-        if holds_other_weights(&source) {
-            left_out.push(name.to_string_lossy().into_owned());
-        } else {
-            copy_companion(&source, &target)?;
-        }
-    }
-    Ok(left_out)
 }
 
 fn holds_other_weights(path: &Path) -> bool {
     path.extension().is_some_and(|extension| OTHER_WEIGHTS.iter().any(|other| extension == *other))
 }
 
-fn copy_companion(source: &Path, target: &Path) -> Result<(), CheckpointError> {
-    let opened = File::open(source).map_err(CheckpointError::io(source, "open"))?;
-    let about = opened.metadata().map_err(CheckpointError::io(source, "examine"))?;
-    let file = create_new(target)?;
-    copy_contents(&opened, source, about.len(), &file, target, &|_| ())?;
-    let mode = Permissions::from_mode(about.mode() & MODE_BITS);
-    file.set_permissions(mode).map_err(CheckpointError::io(target, "set the mode of"))?;
-    sync(&file, target)
+fn copy_companion(disk: &Files, source: &Path, target: &Path) -> Result<(), CheckpointError> {
+    let opened = disk.open(source, Access::Read).map_err(CheckpointError::io(source, "open"))?;
+    let about = opened.about().map_err(CheckpointError::io(source, "examine"))?;
+    debug_assert_eq!(about.kind, Kind::File, "only files are taken along");
+    let file = create_new(disk, target)?;
+    let from = Source { file: &opened, path: source, size_bytes: about.size_bytes };
+    copy_contents(disk, &from, &file, target, &|_| (), &|| Ok(()))?;
+    file.set_mode(about.mode & MODE_BITS).map_err(CheckpointError::io(target, "set the mode of"))?;
+    file.sync().map_err(CheckpointError::io(target, "sync"))
 }
 
-fn create_new(path: &Path) -> Result<File, CheckpointError> {
-    let mut options = File::options();
-    options.read(true).write(true).create_new(true).open(path).map_err(CheckpointError::io(path, "create"))
+fn create_new(disk: &Files, path: &Path) -> Result<File, CheckpointError> {
+    disk.open(path, Access::CreateNew).map_err(CheckpointError::io(path, "create"))
 }
 
-/// Copies exactly `size` bytes from the start of `source`, without moving any file's position.
+// --------------------------------------------------------------------------------------------- copying contents --
+
+/// What is copied: exactly so many bytes from the start of an open file.
+struct Source<'a> {
+    file: &'a File,
+    path: &'a Path,
+    size_bytes: u64,
+}
+
+/// Copies the contents of a file, without moving any file's position.
 fn copy_contents(
-    source: &File,
-    source_path: &Path,
-    size: u64,
+    disk: &Files,
+    source: &Source<'_>,
     target: &File,
     target_path: &Path,
-    progress: &(dyn Fn(u64) + Sync),
+    progress: Progress<'_>,
+    stop: &dyn Fn() -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
-    if clone_contents(source, size, target) {
+    let size = source.size_bytes;
+    if clone_contents(source.file, size, target) {
         progress(size);
         return Ok(());
     }
-    target.set_len(0).map_err(CheckpointError::io(target_path, "write"))?;
-    let offset = copy_inside_the_system(source, size, target, progress);
-    copy_by_hand(source, source_path, offset..size, target, target_path, progress)
-}
-
-fn copy_by_hand(
-    source: &File,
-    source_path: &Path,
-    range: Range<u64>,
-    target: &File,
-    target_path: &Path,
-    progress: &(dyn Fn(u64) + Sync),
-) -> Result<(), CheckpointError> {
-    let Range { start: mut offset, end: size } = range;
-    let mut block = vec![0; (size - offset).min(COPY_BLOCK_BYTES) as usize];
+    target.set_size(0).map_err(CheckpointError::io(target_path, "write"))?;
+    // A full disk is found here, before the work.
+    reserve(disk, target, target_path, size)?;
+    let mut offset = 0;
+    let mut system_copies = true;
+    let mut block = Vec::new();
     while offset < size {
-        let length = COPY_BLOCK_BYTES.min(size - offset);
-        let bytes = &mut block[..length as usize];
-        source.read_exact_at(bytes, offset).map_err(CheckpointError::io(source_path, "read"))?;
-        target.write_all_at(bytes, offset).map_err(CheckpointError::io(target_path, "write"))?;
-        offset += length;
-        progress(length);
+        stop()?;
+        if system_copies {
+            let copied = target.copy_from(source.file, offset, COPY_STEP_BYTES.min(size - offset));
+            // Not supported here, or a fault that reading and writing will meet and name.
+            let copied = copied.unwrap_or(0);
+            system_copies = copied > 0;
+            offset += copied;
+            progress(copied);
+            continue;
+        }
+        block.resize(COPY_BLOCK_BYTES.min(size - offset) as usize, 0);
+        source.file.read_exact_at(&mut block, offset).map_err(CheckpointError::io(source.path, "read"))?;
+        target.write_all_at(&block, offset).map_err(CheckpointError::io(target_path, "write"))?;
+        offset += block.len() as u64;
+        progress(block.len() as u64);
     }
     Ok(())
 }
 
 /// Shares the source's blocks where the file system can; false where the copy must be made by hand.
-#[cfg(any(target_os = "linux", target_os = "android"))]
 fn clone_contents(source: &File, size: u64, target: &File) -> bool {
-    if rustix::fs::ioctl_ficlone(target, source).is_err() {
-        return false;
-    }
     // A source that changed its size since its header was read is for the reading and writing to notice.
-    target.metadata().is_ok_and(|about| about.len() == size)
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn clone_contents(_: &File, _: u64, _: &File) -> bool {
-    false
-}
-
-/// Lets the system copy without passing the bytes through this process; returns how far it came.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn copy_inside_the_system(source: &File, size: u64, target: &File, progress: &(dyn Fn(u64) + Sync)) -> u64 {
-    const STEP_BYTES: u64 = 256 << 20;
-    let (mut from, mut to) = (0, 0);
-    while from < size {
-        let length = STEP_BYTES.min(size - from) as usize;
-        match rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), length) {
-            Ok(copied) if copied > 0 => progress(copied as u64),
-            // Not supported here, or a fault that reading and writing will meet and name.
-            _ => break,
-        }
-    }
-    from
-}
-
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn copy_inside_the_system(_: &File, _: u64, _: &File, _: &(dyn Fn(u64) + Sync)) -> u64 {
-    0
+    target.clone_from(source).is_ok() && target.about().is_ok_and(|about| about.size_bytes == size)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
     use super::*;
     use crate::checkpoint::tests::{file_bytes, sharded, write};
 
@@ -443,7 +484,7 @@ mod tests {
         assert!(output.write_at(tensor, 5, &[0; 4]).is_err(), "beyond the tensor's end");
         assert!(!target.exists());
         let committed = output.commit().unwrap();
-        assert_eq!(committed, Committed { path: target.clone(), left_out: vec![] });
+        assert_eq!(committed, Committed { path: target.clone(), left_out: vec![], copied: vec![] });
         let found = std::fs::read(&target).unwrap();
         assert_eq!(found[..found.len() - 4], bytes[..bytes.len() - 4]);
         assert_eq!(found[found.len() - 4..], 9.0_f32.to_le_bytes());
@@ -535,18 +576,19 @@ mod tests {
     }
 
     #[test]
-    fn copying_by_hand_gives_the_same_bytes() {
+    fn contents_are_copied_exactly_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
+        let disk = Files::real();
         let bytes: Vec<u8> = (0..2 * COPY_BLOCK_BYTES + 7).map(|n| (n % 251) as u8).collect();
         let (source_path, path) = (write(&folder, "source", &bytes), folder.path().join("copy"));
-        let (source, file) = (File::open(&source_path).unwrap(), create_new(&path).unwrap());
+        let file = disk.open(&source_path, Access::Read).unwrap();
+        let copy = create_new(&disk, &path).unwrap();
+        let source = |size_bytes| Source { file: &file, path: &source_path, size_bytes };
         let size = bytes.len() as u64;
-        copy_by_hand(&source, &source_path, 0..size, &file, &path, &none).unwrap();
-        assert!(std::fs::read(&path).unwrap() == bytes);
-        copy_contents(&source, &source_path, size, &file, &path, &none).unwrap();
+        copy_contents(&disk, &source(size), &copy, &path, &none, &|| Ok(())).unwrap();
         assert!(std::fs::read(&path).unwrap() == bytes);
         // A source that ends early is an error, whichever way it is copied.
-        let found = copy_contents(&source, &source_path, size + 1, &file, &path, &none).unwrap_err();
+        let found = copy_contents(&disk, &source(size + 1), &copy, &path, &none, &|| Ok(())).unwrap_err();
         assert!(found.to_string().starts_with("cannot read `"), "{found}");
     }
 }

@@ -157,9 +157,7 @@ fn balance(left: MatRef<'_, f64>, right: MatRef<'_, f64>, limit: RankLimit) -> R
 /// How many of the singular values, largest first, are kept.
 fn kept_rank(singular_values: &[f64], rank: usize, limit: RankLimit) -> usize {
     let largest = singular_values.first().copied().unwrap_or(0.0);
-    // What a singular value that is zero comes to in f64.
-    let noise = largest * f64::EPSILON * rank as f64;
-    let present = singular_values.iter().take_while(|value| **value > noise).count();
+    let present = present(singular_values, rank);
     match limit {
         RankLimit::Full => present,
         RankLimit::Rank(rank) => present.min(rank),
@@ -172,16 +170,24 @@ fn kept_rank(singular_values: &[f64], rank: usize, limit: RankLimit) -> usize {
     }
 }
 
+/// How many singular values are not zero to f64's precision, of a matrix of at most `rank`.
+fn present(singular_values: &[f64], rank: usize) -> usize {
+    let largest = singular_values.first().copied().unwrap_or(0.0);
+    // What a singular value that is zero comes to in f64.
+    let noise = largest * f64::EPSILON * rank as f64;
+    singular_values.iter().take_while(|value| **value > noise).count()
+}
+
 /// A QR decomposition, its orthogonal factor kept as reflections.
 #[derive(Debug)]
-struct Orthogonal {
+pub(super) struct Orthogonal {
     // The reflections below the diagonal, the triangle on and above it.
     packed: Mat<f64>,
     coefficients: Mat<f64>,
 }
 
 impl Orthogonal {
-    fn of(mut matrix: Mat<f64>) -> Self {
+    pub(super) fn of(mut matrix: Mat<f64>) -> Self {
         let (rows, columns) = matrix.shape();
         let block_size = recommended_block_size::<f64>(rows, columns);
         let mut coefficients = Mat::zeros(block_size, rows.min(columns));
@@ -193,13 +199,13 @@ impl Orthogonal {
     }
 
     /// The upper triangle (or trapezium), `[min(rows, columns), columns]`.
-    fn triangle(&self) -> Mat<f64> {
+    pub(super) fn triangle(&self) -> Mat<f64> {
         let entry = |row: usize, column: usize| if row <= column { self.packed[(row, column)] } else { 0.0 };
         Mat::from_fn(self.coefficients.ncols(), self.packed.ncols(), entry)
     }
 
     /// The orthonormal columns times `matrix [min(rows, columns), any]`.
-    fn multiply(&self, matrix: MatRef<'_, f64>) -> Mat<f64> {
+    pub(super) fn multiply(&self, matrix: MatRef<'_, f64>) -> Mat<f64> {
         let (rows, size) = (self.packed.nrows(), self.coefficients.ncols());
         let mut result = Mat::zeros(rows, matrix.ncols());
         result.get_mut(..size, ..).copy_from(matrix);
@@ -223,14 +229,14 @@ impl Orthogonal {
 
 /// `matrix = left · diag(values) · rightᵀ`, the values from the largest down.
 #[derive(Debug)]
-struct Singular {
-    left: Mat<f64>,
-    values: Vec<f64>,
-    right: Mat<f64>,
+pub(super) struct Singular {
+    pub(super) left: Mat<f64>,
+    pub(super) values: Vec<f64>,
+    pub(super) right: Mat<f64>,
 }
 
 impl Singular {
-    fn of(matrix: MatRef<'_, f64>) -> Result<Self, FactorError> {
+    pub(super) fn of(matrix: MatRef<'_, f64>) -> Result<Self, FactorError> {
         let (rows, columns) = matrix.shape();
         let size = rows.min(columns);
         let (mut left, mut right) = (Mat::zeros(rows, size), Mat::zeros(columns, size));
@@ -252,6 +258,11 @@ impl Singular {
             return Err(FactorError::Decomposition { rows, columns });
         }
         Ok(Self { left, values, right })
+    }
+
+    /// How many of the values are not zero to f64's precision.
+    pub(super) fn present(&self) -> usize {
+        present(&self.values, self.values.len())
     }
 }
 

@@ -11,19 +11,36 @@
 
 #[cfg(feature = "edit")]
 mod compress;
+mod correction;
 mod kernels;
+#[cfg(feature = "edit")]
+mod overlap;
 mod quantize;
+#[cfg(feature = "edit")]
+mod recompress;
 #[cfg(test)]
 mod samples;
+#[cfg(feature = "edit")]
+mod sketch;
 mod undo;
 mod update;
+
+use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::tensor::Dtype;
 
 #[cfg(feature = "edit")]
 pub use compress::{BITS_DEFAULT, Compression, RankLimit, compress};
-pub use kernels::check_kernels;
+pub use correction::{Correction, CorrectionWriter};
+pub use kernels::{Kernel, check_kernels};
+#[cfg(feature = "edit")]
+pub use overlap::{KeySpace, SpaceOverlap};
 pub use quantize::{quantize_dense, quantize_low_rank};
+#[cfg(feature = "edit")]
+pub use recompress::recompress;
+#[cfg(feature = "edit")]
+pub use sketch::Sketch;
 pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};
 pub use update::{RowsApplied, Update};
 
@@ -129,9 +146,13 @@ pub enum FactorError {
         /// Columns of the matrix.
         columns: usize,
     },
-    /// The fast product differs from its definition on this machine.
-    #[error("row {row}, column {column} of a product of rank {rank} is {found}, expected {expected}")]
+    /// A fast product differs from its definition on this machine.
+    #[error(
+        "row {row}, column {column} of a product of rank {rank} is {found} by the kernel `{kernel}`, expected {expected}"
+    )]
     Kernel {
+        /// How it was computed.
+        kernel: Kernel,
         /// Row of the product.
         row: usize,
         /// Column of the product.
@@ -146,6 +167,9 @@ pub enum FactorError {
     /// An undo log that does not belong to these weights.
     #[error("undo log: {0}")]
     Undo(String),
+    /// A correction that does not belong to these weights.
+    #[error("correction: {0}")]
+    Correction(String),
 }
 
 /// A row-major matrix of integers of `bits` bits: magnitudes up to `2^(bits-1) - 1`.
@@ -154,8 +178,20 @@ pub struct IntegerMatrix {
     rows: usize,
     columns: usize,
     bits: u8,
-    values: Vec<i16>,
+    values: Values,
 }
+
+/// Integers in the narrowest type for their width, so that equal matrices are stored alike.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Values {
+    /// Up to [`NARROW_BITS_MAX`] bits.
+    Narrow(Vec<i8>),
+    /// Beyond.
+    Wide(Vec<i16>),
+}
+
+/// Widest integers that are kept in a byte each.
+pub const NARROW_BITS_MAX: u8 = 8;
 
 /// The largest magnitude that an integer of `bits` bits has here: `2^(bits-1) - 1`, the same on both sides.
 pub const fn magnitude_limit(bits: u8) -> i16 {
@@ -174,17 +210,38 @@ impl IntegerMatrix {
         bits: u8,
         values: Vec<i16>,
     ) -> Result<Self, FactorError> {
-        if !(BITS_MIN..=BITS_MAX).contains(&bits) {
-            return Err(FactorError::Bits { found: bits });
-        }
-        if rows.checked_mul(columns) != Some(values.len()) {
-            let expected = rows.saturating_mul(columns);
-            return Err(FactorError::Size { what, expected, found: values.len() });
-        }
+        check_count(what, rows, columns, bits, values.len())?;
         let limit = magnitude_limit(bits);
-        match values.iter().find(|value| value.unsigned_abs() > limit.unsigned_abs()) {
-            Some(&found) => Err(FactorError::Range { what, found, bits, limit }),
-            None => Ok(Self { rows, columns, bits, values }),
+        if let Some(&found) = values.iter().find(|value| value.unsigned_abs() > limit.unsigned_abs()) {
+            return Err(FactorError::Range { what, found, bits, limit });
+        }
+        let values = match bits {
+            // Within the limit no integer of such a width loses anything.
+            ..=NARROW_BITS_MAX => Values::Narrow(values.into_iter().map(|value| value as i8).collect()),
+            _ => Values::Wide(values),
+        };
+        Ok(Self { rows, columns, bits, values })
+    }
+
+    /// As [`IntegerMatrix::new`], from integers in a byte each, for widths up to [`NARROW_BITS_MAX`].
+    ///
+    /// # Errors
+    /// As [`IntegerMatrix::new`].
+    pub fn narrow(
+        what: &'static str,
+        rows: usize,
+        columns: usize,
+        bits: u8,
+        values: Vec<i8>,
+    ) -> Result<Self, FactorError> {
+        if bits > NARROW_BITS_MAX {
+            return Self::new(what, rows, columns, bits, values.into_iter().map(i16::from).collect());
+        }
+        check_count(what, rows, columns, bits, values.len())?;
+        let limit = magnitude_limit(bits);
+        match values.iter().find(|value| u16::from(value.unsigned_abs()) > limit.unsigned_abs()) {
+            Some(&found) => Err(FactorError::Range { what, found: found.into(), bits, limit }),
+            None => Ok(Self { rows, columns, bits, values: Values::Narrow(values) }),
         }
     }
 
@@ -204,19 +261,72 @@ impl IntegerMatrix {
     }
 
     /// All integers, row after row.
-    pub fn values(&self) -> &[i16] {
-        &self.values
+    pub fn values(&self) -> Cow<'_, [i16]> {
+        self.range(0..self.rows * self.columns)
     }
 
     /// One row.
-    pub fn row(&self, index: usize) -> &[i16] {
-        &self.values[index * self.columns..(index + 1) * self.columns]
+    pub fn row(&self, index: usize) -> Cow<'_, [i16]> {
+        self.range(index * self.columns..(index + 1) * self.columns)
+    }
+
+    /// One integer.
+    pub fn get(&self, row: usize, column: usize) -> i16 {
+        let index = row * self.columns + column;
+        match &self.values {
+            Values::Narrow(values) => values[index].into(),
+            Values::Wide(values) => values[index],
+        }
     }
 
     /// Largest magnitude present; 0 for an empty matrix.
     pub fn magnitude_max(&self) -> u16 {
-        self.values.iter().map(|value| value.unsigned_abs()).max().unwrap_or(0)
+        match &self.values {
+            Values::Narrow(values) => {
+                values.iter().map(|value| value.unsigned_abs()).max().unwrap_or(0).into()
+            }
+            Values::Wide(values) => values.iter().map(|value| value.unsigned_abs()).max().unwrap_or(0),
+        }
     }
+
+    fn range(&self, range: Range<usize>) -> Cow<'_, [i16]> {
+        match &self.values {
+            Values::Narrow(values) => values[range].iter().map(|value| i16::from(*value)).collect(),
+            Values::Wide(values) => Cow::Borrowed(&values[range]),
+        }
+    }
+
+    /// Appends the integers of some columns of a row to `target`, each turned into what is asked for.
+    fn append<T>(
+        &self,
+        row: usize,
+        columns: Range<usize>,
+        target: &mut Vec<T>,
+        narrow: impl Fn(i8) -> T,
+        wide: impl Fn(i16) -> T,
+    ) {
+        let range = row * self.columns + columns.start..row * self.columns + columns.end;
+        match &self.values {
+            Values::Narrow(values) => target.extend(values[range].iter().map(|value| narrow(*value))),
+            Values::Wide(values) => target.extend(values[range].iter().map(|value| wide(*value))),
+        }
+    }
+}
+
+fn check_count(
+    what: &'static str,
+    rows: usize,
+    columns: usize,
+    bits: u8,
+    found: usize,
+) -> Result<(), FactorError> {
+    if !(BITS_MIN..=BITS_MAX).contains(&bits) {
+        return Err(FactorError::Bits { found: bits });
+    }
+    if rows.checked_mul(columns) != Some(found) {
+        return Err(FactorError::Size { what, expected: rows.saturating_mul(columns), found });
+    }
+    Ok(())
 }
 
 /// The integers of a term: two factors, or the product itself where that is smaller.
@@ -281,6 +391,22 @@ impl Term {
         match &self.integers {
             Integers::LowRank { right, .. } => right.columns(),
             Integers::Dense(dense) => dense.columns(),
+        }
+    }
+
+    /// Shared dimension of the factors; for a dense product the most that its shape allows.
+    pub fn rank(&self) -> usize {
+        match &self.integers {
+            Integers::LowRank { left, .. } => left.columns(),
+            Integers::Dense(dense) => dense.rows().min(dense.columns()),
+        }
+    }
+
+    /// Width of the integers in bits; the wider one's where factors differ.
+    pub fn bits(&self) -> u8 {
+        match &self.integers {
+            Integers::LowRank { left, right } => left.bits().max(right.bits()),
+            Integers::Dense(dense) => dense.bits(),
         }
     }
 

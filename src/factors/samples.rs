@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use super::{IntegerMatrix, Integers, Term, Update, magnitude_limit};
+use super::{IntegerMatrix, Integers, Term, magnitude_limit};
 use crate::tensor::{Dtype, Element};
 
 /// A small generator for bulk values, so that a test of many weights needs no strategy.
@@ -75,21 +75,21 @@ pub(super) fn weights<E: Element>(values: impl IntoIterator<Item = f64>) -> Vec<
     bytes
 }
 
-/// An update of one to three terms of any kind and size.
-pub(super) fn update() -> impl Strategy<Value = Update> {
+/// One to three terms of any kind, all of one size.
+pub(super) fn terms() -> impl Strategy<Value = Vec<Term>> {
     let term = (any::<u64>(), proptest::option::of(1..5_usize), 2..=16_u8, -60..6_i32);
     (1..6_usize, 1..9_usize, proptest::collection::vec(term, 1..=3)).prop_map(|(rows, columns, terms)| {
         let term = |(seed, rank, bits, exponent)| Generator(seed).term(rows, columns, rank, bits, exponent);
-        Update::new(terms.into_iter().map(term).collect()).unwrap()
+        terms.into_iter().map(term).collect()
     })
 }
 
-/// An update and weights of any bit pattern for it: NaN, infinities, both zeros, subnormals and huge values.
-pub(super) fn update_and_weights(dtype: Dtype) -> impl Strategy<Value = (Update, Vec<u8>)> {
-    (update(), any::<u64>()).prop_map(move |(update, seed)| {
+/// Terms and weights of any bit pattern for them: NaN, infinities, both zeros, subnormals and huge values.
+pub(super) fn terms_and_weights(dtype: Dtype) -> impl Strategy<Value = (Vec<Term>, Vec<u8>)> {
+    (terms(), any::<u64>()).prop_map(move |(terms, seed)| {
         let mut generator = Generator(seed);
         let mut weights = Vec::new();
-        for _ in 0..update.rows() * update.columns() {
+        for _ in 0..terms[0].rows() * terms[0].columns() {
             let bits = match generator.bits() % 8 {
                 0 => 0,
                 1 | 2 => generator.bits() % 4,
@@ -103,6 +103,6 @@ pub(super) fn update_and_weights(dtype: Dtype) -> impl Strategy<Value = (Update,
         for weight in weights.chunks_exact_mut(dtype.size_bytes()) {
             weight[dtype.size_bytes() - 1] ^= (generator.bits() as u8) & 0x80;
         }
-        (update, weights)
+        (terms, weights)
     })
 }

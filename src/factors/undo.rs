@@ -27,7 +27,8 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::update::{Span, TASK_ROWS, Workspace, add_in_order};
+use super::kernels::{LOOK, Lane, STRETCH_MAX, check, restore};
+use super::update::{Span, Workspace, add_in_order, task_rows};
 use super::{FactorError, Update};
 use crate::tensor::{Dtype, Element};
 use crate::with_element;
@@ -134,9 +135,10 @@ impl<'a, E: Element> Forward<'a, E> {
 /// One place where the log has to say which of `count` weights it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Choice {
-    column: usize,
-    count: u64,
-    index: u64,
+    // No element type has more than 2^32 - 2^24 finite values; a large block may have a choice at every weight.
+    column: u32,
+    count: u32,
+    index: u32,
 }
 
 /// Packs choices into words.
@@ -310,23 +312,18 @@ fn check_whole_blocks(rows: &Range<usize>, rows_total: usize, columns: usize) ->
     Err(fault(format!("rows {}..{} are not whole blocks of {rows_per_block} rows", rows.start, rows.end)))
 }
 
-/// Rows of one parallel task: whole undo blocks, and enough of them for a fast product.
-fn task_rows(columns: usize) -> usize {
-    let rows_per_block = undo_rows_per_block(columns);
-    rows_per_block * TASK_ROWS.div_ceil(rows_per_block)
-}
-
 /// The words of each block of `rows`.
-fn blocks_of_rows<E: Element>(
+fn blocks_of_rows<E: Lane>(
     update: &Update,
     rows: &Range<usize>,
     before: &[u8],
     after: &[u8],
 ) -> Result<Vec<Vec<u64>>, FactorError> {
-    let starts: Vec<usize> = rows.clone().step_by(task_rows(update.columns())).collect();
+    let task_rows = task_rows(rows.len(), undo_rows_per_block(update.columns()));
+    let starts: Vec<usize> = rows.clone().step_by(task_rows).collect();
     let row_size_bytes = update.columns() * E::DTYPE.size_bytes();
     let tasks = starts.into_par_iter().map_init(Workspace::default, |workspace, row_first| {
-        let task = row_first..rows.end.min(row_first + task_rows(update.columns()));
+        let task = row_first..rows.end.min(row_first + task_rows);
         let bytes = (task.start - rows.start) * row_size_bytes..(task.end - rows.start) * row_size_bytes;
         blocks_of_task::<E>(update, task, &before[bytes.clone()], &after[bytes], workspace)
     });
@@ -336,7 +333,7 @@ fn blocks_of_rows<E: Element>(
     Ok(blocks?.into_iter().flatten().collect())
 }
 
-fn blocks_of_task<E: Element>(
+fn blocks_of_task<E: Lane>(
     update: &Update,
     rows: Range<usize>,
     before: &[u8],
@@ -344,32 +341,59 @@ fn blocks_of_task<E: Element>(
     workspace: &mut Workspace,
 ) -> Result<Vec<Vec<u64>>, FactorError> {
     let mut choices: Vec<Vec<Choice>> = vec![Vec::new(); rows.len()];
+    let mut faults = Faults::default();
     update.for_each_span(rows.clone(), workspace, |span| {
         let bytes = span.bytes(rows.start, update.columns(), E::DTYPE.size_bytes());
         let choices = &mut choices[span.row - rows.start];
-        choices_of_span::<E>(span, &before[bytes.clone()], &after[bytes], choices)
-    })?;
+        faults.note(span, choices_of_span::<E>(update, span, &before[bytes.clone()], &after[bytes], choices));
+    });
+    faults.first()?;
     let blocks = choices.chunks(undo_rows_per_block(update.columns())).map(|block| {
         let mut writer = WordWriter::new();
         for choice in block.iter().flatten() {
-            writer.push(choice.index, choice.count);
+            writer.push(choice.index.into(), choice.count.into());
         }
         writer.finish()
     });
     Ok(blocks.collect())
 }
 
-fn choices_of_span<E: Element>(
+/// The first of several faults in the order of the weights; tiles come in another.
+#[derive(Default)]
+struct Faults(Option<(usize, usize, FactorError)>);
+
+impl Faults {
+    fn note(&mut self, span: &Span<'_>, outcome: Result<(), FactorError>) {
+        let place = (span.row, span.columns.start);
+        let is_first = self.0.as_ref().is_none_or(|(row, column, _)| place < (*row, *column));
+        if let (Err(error), true) = (outcome, is_first) {
+            self.0 = Some((place.0, place.1, error));
+        }
+    }
+
+    fn first(self) -> Result<(), FactorError> {
+        self.0.map_or(Ok(()), |(.., error)| Err(error))
+    }
+}
+
+fn choices_of_span<E: Lane>(
+    update: &Update,
     span: &Span<'_>,
     before: &[u8],
     after: &[u8],
     choices: &mut Vec<Choice>,
 ) -> Result<(), FactorError> {
+    let mut outcomes = [0; STRETCH_MAX];
+    let outcomes = &mut outcomes[..span.columns.len()];
+    check::<E>(update.kernel(), before, after, span.terms, outcomes);
     let size_bytes = E::DTYPE.size_bytes();
-    let pairs = before.chunks_exact(size_bytes).zip(after.chunks_exact(size_bytes));
-    for ((column, terms), (before, after)) in span.columns.clone().zip(span.weights()).zip(pairs) {
-        let (before, after) = (E::read(before), E::read(after));
-        let forward = Forward::<E>::new(terms);
+    let mut terms = Vec::new();
+    for index in places_to_look(outcomes) {
+        let column = span.columns.start + index;
+        let read = |weights: &[u8]| E::read(&weights[index * size_bytes..][..size_bytes]);
+        let (before, after) = (read(before), read(after));
+        span.terms.of(index, &mut terms);
+        let forward = Forward::<E>::new(&terms);
         let expected = if before.is_finite() { forward.result(before.ordinal()) } else { before.ordinal() };
         if after.ordinal() != expected {
             return Err(fault(format!(
@@ -385,12 +409,23 @@ fn choices_of_span<E: Element>(
             return Err(fault(format!("row {}, column {column}: {before:?} overflows", span.row)));
         }
         let interval = forward.interval(after.ordinal(), before.ordinal());
-        let count = (interval.end - interval.start) as u64;
-        if count > 1 {
-            choices.push(Choice { column, count, index: (before.ordinal() - interval.start) as u64 });
+        if interval.end - interval.start > 1 {
+            choices.push(Choice::new(column, &interval, before.ordinal() - interval.start));
         }
     }
     Ok(())
+}
+
+impl Choice {
+    /// The member `index` of an interval of ordinals. Columns and ordinals fit what holds them.
+    fn new(column: usize, interval: &Range<i64>, index: i64) -> Self {
+        Self { column: column as u32, count: (interval.end - interval.start) as u32, index: index as u32 }
+    }
+}
+
+/// The weights of a stretch that are not settled yet.
+fn places_to_look(outcomes: &[u8]) -> impl Iterator<Item = usize> {
+    outcomes.iter().enumerate().filter(|(_, outcome)| **outcome == LOOK).map(|(index, _)| index)
 }
 
 // -------------------------------------------------------------------------------------------------- the reader --
@@ -461,13 +496,13 @@ impl UndoLog {
         with_element!(dtype, E => self.revert_elements::<E>(update, rows, weights))
     }
 
-    fn revert_elements<E: Element>(
+    fn revert_elements<E: Lane>(
         &self,
         update: &Update,
         rows: Range<usize>,
         weights: &mut [u8],
     ) -> Result<(), FactorError> {
-        let task_rows = task_rows(self.columns);
+        let task_rows = task_rows(rows.len(), undo_rows_per_block(self.columns));
         let row_size_bytes = self.columns * E::DTYPE.size_bytes();
         if row_size_bytes == 0 {
             return self.check_empty_blocks(&rows);
@@ -482,7 +517,7 @@ impl UndoLog {
     }
 
     /// Puts the lowest candidate in every place, then raises those that the log has a choice for.
-    fn revert_task<E: Element>(
+    fn revert_task<E: Lane>(
         &self,
         update: &Update,
         row_first: usize,
@@ -493,10 +528,13 @@ impl UndoLog {
         let row_size_bytes = self.columns * size_bytes;
         let rows = row_first..row_first + weights.len() / row_size_bytes;
         let mut choices: Vec<Vec<Choice>> = vec![Vec::new(); rows.len()];
+        let mut faults = Faults::default();
         update.for_each_span(rows.clone(), workspace, |span| {
             let weights = &mut weights[span.bytes(row_first, self.columns, size_bytes)];
-            lowest_of_span::<E>(span, weights, &mut choices[span.row - row_first])
-        })?;
+            let choices = &mut choices[span.row - row_first];
+            faults.note(span, lowest_of_span::<E>(update, span, weights, choices));
+        });
+        faults.first()?;
         let rows_per_block = undo_rows_per_block(self.columns);
         let blocks = weights.chunks_mut(rows_per_block * row_size_bytes).zip(choices.chunks(rows_per_block));
         for (index, (weights, choices)) in blocks.enumerate() {
@@ -537,27 +575,31 @@ fn take_count(bytes: &[u8]) -> Result<(usize, &[u8]), FactorError> {
     Ok((u32::from_le_bytes(*count) as usize, rest))
 }
 
-fn lowest_of_span<E: Element>(
+fn lowest_of_span<E: Lane>(
+    update: &Update,
     span: &Span<'_>,
     weights: &mut [u8],
     choices: &mut Vec<Choice>,
 ) -> Result<(), FactorError> {
-    let weights = weights.chunks_exact_mut(E::DTYPE.size_bytes());
-    for ((column, terms), bytes) in span.columns.clone().zip(span.weights()).zip(weights) {
+    let mut outcomes = [0; STRETCH_MAX];
+    let outcomes = &mut outcomes[..span.columns.len()];
+    restore::<E>(update.kernel(), weights, span.terms, outcomes);
+    let size_bytes = E::DTYPE.size_bytes();
+    let mut terms = Vec::new();
+    for index in places_to_look(outcomes) {
+        let column = span.columns.start + index;
+        let bytes = &mut weights[index * size_bytes..][..size_bytes];
         let after = E::read(bytes);
-        if !after.is_finite() {
-            continue;
-        }
-        let forward = Forward::<E>::new(terms);
+        span.terms.of(index, &mut terms);
+        let forward = Forward::<E>::new(&terms);
         let interval = forward.interval(after.ordinal(), forward.guess(after));
         if interval.is_empty() {
             let row = span.row;
             return Err(fault(format!("row {row}, column {column}: no weight becomes {after:?}")));
         }
         E::from_ordinal(interval.start).write(bytes);
-        let count = (interval.end - interval.start) as u64;
-        if count > 1 {
-            choices.push(Choice { column, count, index: 0 });
+        if interval.end - interval.start > 1 {
+            choices.push(Choice::new(column, &interval, 0));
         }
     }
     Ok(())
@@ -574,8 +616,8 @@ fn choose<E: Element>(
     let mut reader = WordReader::new(words);
     for (choices, weights) in choices.iter().zip(weights.chunks_exact_mut(row_size_bytes)) {
         for choice in choices {
-            let bytes = &mut weights[choice.column * size_bytes..(choice.column + 1) * size_bytes];
-            let index = reader.choose(choice.count)?;
+            let bytes = &mut weights[choice.column as usize * size_bytes..][..size_bytes];
+            let index = reader.choose(choice.count.into())?;
             E::from_ordinal(E::read(bytes).ordinal() + index as i64).write(bytes);
         }
     }
@@ -587,7 +629,8 @@ mod tests {
     use half::{bf16, f16};
     use proptest::prelude::*;
 
-    use super::super::samples::{Generator, update_and_weights, weights};
+    use super::super::samples::{Generator, terms_and_weights, weights};
+    use super::super::{Kernel, Term};
     use super::*;
 
     /// Applies the update; where a weight would overflow, the base gets a NaN instead.
@@ -611,29 +654,35 @@ mod tests {
         writer.finish().unwrap()
     }
 
-    fn apply_then_revert_restores(update: &Update, dtype: Dtype, mut base: Vec<u8>) {
-        let edited = apply(update, dtype, &mut base);
-        let bytes = log_of(update, dtype, &base, &edited);
-        let log = UndoLog::parse(bytes, update.rows(), update.columns()).unwrap();
-        let mut reverted = edited;
-        log.revert_rows(update, dtype, 0..update.rows(), &mut reverted).unwrap();
-        assert_eq!(reverted, base);
+    fn apply_then_revert_restores(terms: Vec<Term>, dtype: Dtype, base: &[u8]) {
+        let mut first_log = None;
+        for kernel in Kernel::ALL {
+            let update = Update::of(kernel, terms.iter().cloned().map(Ok), |error| error).unwrap();
+            let mut base = base.to_vec();
+            let edited = apply(&update, dtype, &mut base);
+            let bytes = log_of(&update, dtype, &base, &edited);
+            assert_eq!(first_log.get_or_insert(bytes.clone()), &bytes, "{kernel}");
+            let log = UndoLog::parse(bytes, update.rows(), update.columns()).unwrap();
+            let mut reverted = edited;
+            log.revert_rows(&update, dtype, 0..update.rows(), &mut reverted).unwrap();
+            assert_eq!(reverted, base, "{kernel}");
+        }
     }
 
     proptest! {
         #[test]
-        fn revert_restores_every_f32_byte((update, weights) in update_and_weights(Dtype::F32)) {
-            apply_then_revert_restores(&update, Dtype::F32, weights);
+        fn revert_restores_every_f32_byte((terms, weights) in terms_and_weights(Dtype::F32)) {
+            apply_then_revert_restores(terms, Dtype::F32, &weights);
         }
 
         #[test]
-        fn revert_restores_every_f16_byte((update, weights) in update_and_weights(Dtype::F16)) {
-            apply_then_revert_restores(&update, Dtype::F16, weights);
+        fn revert_restores_every_f16_byte((terms, weights) in terms_and_weights(Dtype::F16)) {
+            apply_then_revert_restores(terms, Dtype::F16, &weights);
         }
 
         #[test]
-        fn revert_restores_every_bf16_byte((update, weights) in update_and_weights(Dtype::BF16)) {
-            apply_then_revert_restores(&update, Dtype::BF16, weights);
+        fn revert_restores_every_bf16_byte((terms, weights) in terms_and_weights(Dtype::BF16)) {
+            apply_then_revert_restores(terms, Dtype::BF16, &weights);
         }
 
         #[test]

@@ -4,31 +4,48 @@
 //! W'[i,j] = round_to_dtype(f64(W[i,j]) + D1[i,j] + D2[i,j] + ...)        in this order, one rounding at the end
 //! ```
 //!
-//! Work goes in tasks of a few rows, in parallel, and within a task in tiles of a few hundred columns, so that
-//! memory stays small whatever the tensor and the rank. No sum crosses a tile: the result is the same for every
-//! number of threads.
+//! Work goes in tasks of a few rows, in parallel, and within a task in tiles: a strip of columns from top to bottom,
+//! so that a strip of the right factor stays in the cache, and then the next strip. Memory stays small whatever the
+//! tensor and the rank, and no sum crosses a tile: the result is the same for every number of threads.
 
 use std::ops::{AddAssign, Range};
 
 use rayon::prelude::*;
 
-use super::kernels::{Block, Factors, Kernel, Scratch, single_depth};
-use super::{FactorError, Integers, Term};
-use crate::tensor::{Dtype, Element};
+use super::kernels::{Block, Kernel, Lane, PANEL, Product, STRETCH_MAX, Scratch, Sums, Terms, apply, scale};
+use super::{FactorError, Term};
+use crate::tensor::Dtype;
 use crate::with_element;
 
-/// Rows of one parallel task and of one tile: enough for a fast matrix product.
-pub(super) const TASK_ROWS: usize = 64;
-/// Columns of one tile.
-const TILE_COLUMNS: usize = 512;
+/// Fewest rows of one parallel task.
+const TASK_ROWS_MIN: usize = 64;
+/// Most of them: the more rows, the fewer times the right factor is read.
+const TASK_ROWS_MAX: usize = 256;
+/// Tasks that each thread should get, so that none waits long for the last.
+const TASKS_PER_THREAD: usize = 4;
+/// Rows of one tile.
+const TILE_ROWS: usize = 64;
+/// Columns of one tile where a kernel needs many for its speed.
+const TILE_COLUMNS: usize = STRETCH_MAX;
+const _: () = assert!(TILE_COLUMNS.is_multiple_of(PANEL));
+/// Rows of all terms of one tile together; an update of very many terms gets tiles of fewer rows.
+const TILE_TERM_ROWS: usize = 16 * TILE_ROWS;
 
-/// All terms of one tensor's update, in the order in which they are added.
+/// All terms of one tensor's update, in the order in which they are added, laid out for computing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Update {
     // At least one, all of the same shape.
-    terms: Vec<Term>,
-    // For each term the depth at which f32 sums stay exact; 0 for dense terms, which have no sums.
-    single_depths: Vec<usize>,
+    terms: Vec<LaidOut>,
+    kernel: Kernel,
+    tile_columns: usize,
+}
+
+/// One term, laid out.
+#[derive(Debug, Clone, PartialEq)]
+struct LaidOut {
+    product: Product,
+    row_scales: Vec<f32>,
+    column_scales: Vec<f32>,
 }
 
 /// What adding an update to some rows met.
@@ -54,35 +71,51 @@ impl Update {
     /// # Errors
     /// [`FactorError::NoTerms`] or [`FactorError::Size`].
     pub fn new(terms: Vec<Term>) -> Result<Self, FactorError> {
-        let Some(first) = terms.first() else {
-            return Err(FactorError::NoTerms);
-        };
-        let (rows, columns) = (first.rows(), first.columns());
-        for term in &terms {
-            check_size("a term's column of rows", rows, term.rows())?;
-            check_size("a term's row of columns", columns, term.columns())?;
+        Self::of(Kernel::best(), terms.into_iter().map(Ok::<_, FactorError>), |error| error)
+    }
+
+    /// As [`Update::new`] with a choice of `kernel`, from terms that are made one after the other: each is laid out
+    /// before the next one is asked for, so that no two are in memory as they came.
+    ///
+    /// # Errors
+    /// As for [`Update::new`], by way of `refuse`; and what the terms say.
+    pub fn of<E>(
+        kernel: Kernel,
+        terms: impl IntoIterator<Item = Result<Term, E>>,
+        refuse: impl Fn(FactorError) -> E,
+    ) -> Result<Self, E> {
+        let mut laid_out: Vec<LaidOut> = Vec::new();
+        for term in terms {
+            let term = term?;
+            if let Some(first) = laid_out.first() {
+                check_size("a term's column of rows", first.product.rows(), term.rows()).map_err(&refuse)?;
+                check_size("a term's row of columns", first.product.columns(), term.columns())
+                    .map_err(&refuse)?;
+            }
+            let Term { integers, row_scales, column_scales } = term;
+            laid_out.push(LaidOut { product: Product::new(integers, kernel), row_scales, column_scales });
         }
-        let depth = |term: &Term| match term.integers() {
-            Integers::LowRank { left, right } => single_depth(left, right),
-            Integers::Dense(_) => 0,
-        };
-        let single_depths = terms.iter().map(depth).collect();
-        Ok(Self { terms, single_depths })
+        if laid_out.is_empty() {
+            return Err(refuse(FactorError::NoTerms));
+        }
+        let narrow = laid_out.iter().all(|term| term.product.likes_narrow_blocks());
+        let tile_columns = if narrow { PANEL } else { TILE_COLUMNS };
+        Ok(Self { terms: laid_out, kernel, tile_columns })
     }
 
     /// `out`: rows of the tensor.
     pub fn rows(&self) -> usize {
-        self.terms[0].rows()
+        self.terms[0].product.rows()
     }
 
     /// `in`: columns of the tensor.
     pub fn columns(&self) -> usize {
-        self.terms[0].columns()
+        self.terms[0].product.columns()
     }
 
-    /// The terms in the order in which they are added; at least one.
-    pub fn terms(&self) -> &[Term] {
-        &self.terms
+    /// How it is computed.
+    pub(super) fn kernel(&self) -> Kernel {
+        self.kernel
     }
 
     /// Adds the update to `rows` of the tensor, whose little-endian bytes `weights` are replaced by the result.
@@ -102,7 +135,7 @@ impl Update {
         with_element!(dtype, E => self.apply_elements::<E>(rows, weights))
     }
 
-    fn apply_elements<E: Element>(
+    fn apply_elements<E: Lane>(
         &self,
         rows: Range<usize>,
         weights: &mut [u8],
@@ -112,34 +145,49 @@ impl Update {
             return Ok(RowsApplied::default());
         }
         let row_size_bytes = self.columns() * E::DTYPE.size_bytes();
-        let tasks = weights.par_chunks_mut(TASK_ROWS * row_size_bytes).enumerate();
+        let task_rows = task_rows(rows.len(), 1);
+        let tasks = weights.par_chunks_mut(task_rows * row_size_bytes).enumerate();
         let results: Vec<_> = tasks
             .map_init(Workspace::default, |workspace, (task, weights)| {
-                self.apply_task::<E>(rows.start + task * TASK_ROWS, weights, workspace)
+                self.apply_task::<E>(rows.start + task * task_rows, weights, workspace)
             })
             .collect();
         // Summed in order, so that of several errors the same one is told on every run.
-        results.into_iter().try_fold(RowsApplied::default(), |mut total, result| {
+        let total = results.into_iter().try_fold(RowsApplied::default(), |mut total, result| {
             total += result?;
             Ok(total)
+        });
+        total.map_err(|Overflow { row, column, value }| FactorError::Overflow {
+            row,
+            column,
+            value,
+            dtype: E::DTYPE,
         })
     }
 
-    fn apply_task<E: Element>(
+    fn apply_task<E: Lane>(
         &self,
         row_first: usize,
         weights: &mut [u8],
         workspace: &mut Workspace,
-    ) -> Result<RowsApplied, FactorError> {
+    ) -> Result<RowsApplied, Overflow> {
         let size_bytes = E::DTYPE.size_bytes();
         let rows = row_first..row_first + weights.len() / (self.columns() * size_bytes);
         let mut total = RowsApplied::default();
+        let mut first: Option<Overflow> = None;
         self.for_each_span(rows, workspace, |span| {
             let weights = &mut weights[span.bytes(row_first, self.columns(), size_bytes)];
-            total += apply_span::<E>(span, weights)?;
-            Ok(())
-        })?;
-        Ok(total)
+            let applied = apply::<E>(self.kernel, weights, span.terms);
+            if applied.overflowed {
+                let found = overflow_of_span::<E>(span, weights);
+                // Strips come before rows here; the first in the order of the weights is told.
+                let earlier =
+                    |found: &Overflow| first.as_ref().is_none_or(|first| found.place() < first.place());
+                first = found.filter(earlier).or(first);
+            }
+            total += RowsApplied { not_finite: applied.not_finite, changed: applied.changed };
+        });
+        first.map_or(Ok(total), Err)
     }
 
     /// The update `D1 + D2 + ...` of `rows`, row-major.
@@ -156,18 +204,19 @@ impl Update {
         if deltas.is_empty() {
             return Ok(deltas);
         }
-        let tasks = deltas.par_chunks_mut(TASK_ROWS * columns).enumerate();
-        tasks.try_for_each_init(Workspace::default, |workspace, (task, deltas)| {
-            let row_first = rows.start + task * TASK_ROWS;
+        let task_rows = task_rows(rows.len(), 1);
+        let tasks = deltas.par_chunks_mut(task_rows * columns).enumerate();
+        tasks.for_each_init(Workspace::default, |workspace, (task, deltas)| {
+            let row_first = rows.start + task * task_rows;
             let rows = row_first..row_first + deltas.len() / columns;
+            let mut terms = Vec::new();
             self.for_each_span(rows, workspace, |span| {
-                let deltas = &mut deltas[span.bytes(row_first, columns, 1)];
-                for (delta, terms) in deltas.iter_mut().zip(span.weights()) {
-                    *delta = add_in_order(0.0, terms);
+                for (index, delta) in deltas[span.bytes(row_first, columns, 1)].iter_mut().enumerate() {
+                    span.terms.of(index, &mut terms);
+                    *delta = add_in_order(0.0, &terms);
                 }
-                Ok(())
-            })
-        })?;
+            });
+        });
         Ok(deltas)
     }
 
@@ -176,44 +225,52 @@ impl Update {
         &self,
         rows: Range<usize>,
         workspace: &mut Workspace,
-        mut visit: impl FnMut(&Span<'_>) -> Result<(), FactorError>,
-    ) -> Result<(), FactorError> {
-        for row_first in rows.clone().step_by(TASK_ROWS) {
-            for column_first in (0..self.columns()).step_by(TILE_COLUMNS) {
-                let block = Block {
-                    rows: row_first..rows.end.min(row_first + TASK_ROWS),
-                    columns: column_first..self.columns().min(column_first + TILE_COLUMNS),
-                };
+        mut visit: impl FnMut(&Span<'_>),
+    ) {
+        let tile_rows = (TILE_TERM_ROWS / self.terms.len()).clamp(1, TILE_ROWS);
+        for column_first in (0..self.columns()).step_by(self.tile_columns) {
+            let columns = column_first..self.columns().min(column_first + self.tile_columns);
+            for row_first in rows.clone().step_by(tile_rows) {
+                let block =
+                    Block { rows: row_first..rows.end.min(row_first + tile_rows), columns: columns.clone() };
                 self.compute_tile(&block, workspace);
-                let span_length = block.columns.len() * self.terms.len();
-                for (row, deltas) in block.rows.zip(workspace.deltas.chunks_exact(span_length)) {
-                    let columns = block.columns.clone();
-                    visit(&Span { row, columns, deltas, terms: self.terms.len() })?;
+                let length = columns.len();
+                for (index, row) in block.rows.clone().enumerate() {
+                    let deltas = &workspace.deltas[index * length..];
+                    let stride = block.rows.len() * length;
+                    let terms = Terms { deltas, stride, length, count: self.terms.len() };
+                    visit(&Span { row, columns: columns.clone(), terms });
                 }
             }
         }
-        Ok(())
     }
 
-    /// Fills `workspace.deltas` with the tile's terms, row-major, the terms of one weight side by side.
+    /// Fills `workspace.deltas` with the tile's terms, one tile after the other, each row-major.
     fn compute_tile(&self, block: &Block, workspace: &mut Workspace) {
-        let Workspace { scratch, sums, deltas } = workspace;
-        deltas.clear();
-        deltas.resize(block.rows.len() * block.columns.len() * self.terms.len(), 0.0);
-        for (index, (term, depth)) in self.terms.iter().zip(&self.single_depths).enumerate() {
-            match term.integers() {
-                Integers::LowRank { left, right } => {
-                    Factors::new(left, right, *depth).product(Kernel::Blocked, block, scratch, sums);
-                }
-                Integers::Dense(dense) => {
-                    sums.clear();
-                    for row in block.rows.clone() {
-                        sums.extend(dense.row(row)[block.columns.clone()].iter().map(|sum| f64::from(*sum)));
-                    }
-                }
+        let Workspace { scratch, deltas } = workspace;
+        let size = block.rows.len() * block.columns.len();
+        deltas.resize(size * self.terms.len(), 0.0);
+        for (term, targets) in self.terms.iter().zip(deltas.chunks_exact_mut(size)) {
+            match term.product.sums(block, scratch) {
+                Sums::Integers { sums, stride } => self.scale_sums(term, block, sums, stride, targets),
+                Sums::Floats { sums, stride } => self.scale_sums(term, block, sums, stride, targets),
             }
-            let targets = deltas[index..].iter_mut().step_by(self.terms.len());
-            scale_sums(term, block, sums, targets);
+        }
+    }
+
+    /// `D = (row_scale * column_scale) * S`, in f64 and in that order.
+    fn scale_sums<S: Copy + Into<f64>>(
+        &self,
+        term: &LaidOut,
+        block: &Block,
+        sums: &[S],
+        stride: usize,
+        targets: &mut [f64],
+    ) {
+        let column_scales = &term.column_scales[block.columns.clone()];
+        let rows = sums.chunks(stride).zip(targets.chunks_exact_mut(column_scales.len()));
+        for (row, (sums, targets)) in block.rows.clone().zip(rows) {
+            scale(self.kernel, term.row_scales[row], column_scales, sums, targets);
         }
     }
 
@@ -237,27 +294,20 @@ impl Update {
     }
 }
 
-fn check_size(what: &'static str, expected: usize, found: usize) -> Result<(), FactorError> {
-    if expected == found { Ok(()) } else { Err(FactorError::Size { what, expected, found }) }
+/// Rows of each of the parallel tasks that `rows` are cut into, a multiple of `unit`.
+pub(super) fn task_rows(rows: usize, unit: usize) -> usize {
+    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+    rows.div_ceil(tasks).clamp(TASK_ROWS_MIN, TASK_ROWS_MAX).next_multiple_of(unit)
 }
 
-/// `D = (row_scale * column_scale) * S`, in f64 and in that order.
-fn scale_sums<'a>(term: &Term, block: &Block, sums: &[f64], mut targets: impl Iterator<Item = &'a mut f64>) {
-    let column_scales = &term.column_scales()[block.columns.clone()];
-    for (row, sums) in block.rows.clone().zip(sums.chunks_exact(block.columns.len())) {
-        let row_scale = f64::from(term.row_scales()[row]);
-        // `targets` comes last in the zip, so that the end of a row takes none.
-        for ((column_scale, sum), target) in column_scales.iter().zip(sums).zip(targets.by_ref()) {
-            *target = (row_scale * f64::from(*column_scale)) * sum;
-        }
-    }
+fn check_size(what: &'static str, expected: usize, found: usize) -> Result<(), FactorError> {
+    if expected == found { Ok(()) } else { Err(FactorError::Size { what, expected, found }) }
 }
 
 /// Buffers that one thread reuses from tile to tile: about 3 MiB for one term in f32.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
     scratch: Scratch,
-    sums: Vec<f64>,
     deltas: Vec<f64>,
 }
 
@@ -266,21 +316,43 @@ pub(super) struct Workspace {
 pub(super) struct Span<'a> {
     pub row: usize,
     pub columns: Range<usize>,
-    deltas: &'a [f64],
-    terms: usize,
+    pub terms: Terms<'a>,
 }
 
-impl<'a> Span<'a> {
+impl Span<'_> {
     /// Where the stretch lies in a buffer that starts with the row `row_first`, in units of one entry's size.
     pub fn bytes(&self, row_first: usize, columns: usize, size_bytes: usize) -> Range<usize> {
         let start = (self.row - row_first) * columns;
         (start + self.columns.start) * size_bytes..(start + self.columns.end) * size_bytes
     }
+}
 
-    /// For each weight of the stretch its terms `D1, D2, ...`.
-    pub fn weights(&self) -> impl Iterator<Item = &'a [f64]> + use<'a> {
-        self.deltas.chunks_exact(self.terms)
+/// A weight whose result is not finite.
+#[derive(Debug, Clone, Copy)]
+struct Overflow {
+    row: usize,
+    column: usize,
+    value: f64,
+}
+
+impl Overflow {
+    fn place(&self) -> (usize, usize) {
+        (self.row, self.column)
     }
+}
+
+/// The first weight of a stretch that overflows, given the weights `before`.
+fn overflow_of_span<E: Lane>(span: &Span<'_>, before: &[u8]) -> Option<Overflow> {
+    let mut terms = Vec::new();
+    for (index, bytes) in before.chunks_exact(E::DTYPE.size_bytes()).enumerate() {
+        let before = E::read(bytes);
+        span.terms.of(index, &mut terms);
+        let value = add_in_order(before.to_f64(), &terms);
+        if before.is_finite() && !E::round(value).is_finite() {
+            return Some(Overflow { row: span.row, column: span.columns.start + index, value });
+        }
+    }
+    None
 }
 
 /// The sum before rounding: each term added in turn, plain f64.
@@ -289,47 +361,28 @@ pub(super) fn add_in_order(weight: f64, terms: &[f64]) -> f64 {
     terms.iter().fold(weight, |sum, term| sum + term)
 }
 
-fn apply_span<E: Element>(span: &Span<'_>, weights: &mut [u8]) -> Result<RowsApplied, FactorError> {
-    let mut applied = RowsApplied::default();
-    let weights = weights.chunks_exact_mut(E::DTYPE.size_bytes());
-    for (index, (bytes, terms)) in weights.zip(span.weights()).enumerate() {
-        let before = E::read(bytes);
-        if !before.is_finite() {
-            applied.not_finite += 1;
-            continue;
-        }
-        let value = add_in_order(before.to_f64(), terms);
-        let after = E::round(value);
-        if !after.is_finite() {
-            let (row, column) = (span.row, span.columns.start + index);
-            return Err(FactorError::Overflow { row, column, value, dtype: E::DTYPE });
-        }
-        applied.changed += u64::from(after.ordinal() != before.ordinal());
-        after.write(bytes);
-    }
-    Ok(applied)
-}
-
 #[cfg(test)]
 mod tests {
     use half::{bf16, f16};
     use proptest::prelude::*;
 
-    use super::super::IntegerMatrix;
-    use super::super::samples::{Generator, update_and_weights, weights};
+    use super::super::samples::{Generator, terms_and_weights, weights};
+    use super::super::{IntegerMatrix, Integers};
     use super::*;
+    use crate::tensor::Element;
 
     /// The format's formula, weight by weight, in i64 and f64.
-    fn apply_by_definition<E: Element>(update: &Update, weights: &[u8]) -> Option<Vec<u8>> {
+    fn apply_by_definition<E: Element>(terms: &[Term], weights: &[u8]) -> Option<Vec<u8>> {
         let mut result = weights.to_vec();
+        let columns = terms[0].columns();
         for (index, bytes) in result.chunks_exact_mut(E::DTYPE.size_bytes()).enumerate() {
-            let (row, column) = (index / update.columns(), index % update.columns());
+            let (row, column) = (index / columns, index % columns);
             let before = E::read(bytes);
             if !before.is_finite() {
                 continue;
             }
             let mut value = before.to_f64();
-            for term in update.terms() {
+            for term in terms {
                 let sum: i64 = match term.integers() {
                     Integers::Dense(dense) => i64::from(dense.row(row)[column]),
                     Integers::LowRank { left, right } => (0..left.columns())
@@ -348,62 +401,77 @@ mod tests {
         Some(result)
     }
 
-    fn applies_as_defined<E: Element>(update: &Update, weights: &[u8]) {
-        let mut found = weights.to_vec();
-        let applied = update.apply_rows(E::DTYPE, 0..update.rows(), &mut found);
-        match apply_by_definition::<E>(update, weights) {
-            Some(expected) => {
-                let size_bytes = E::DTYPE.size_bytes();
-                let pairs = || weights.chunks_exact(size_bytes).zip(expected.chunks_exact(size_bytes));
-                let not_finite = pairs().filter(|(before, _)| !E::read(before).is_finite()).count() as u64;
-                let changed = pairs().filter(|(before, after)| before != after).count() as u64;
-                assert_eq!(applied, Ok(RowsApplied { not_finite, changed }));
-                assert_eq!(found, expected);
-            }
-            None => assert!(matches!(applied, Err(FactorError::Overflow { .. })), "{applied:?}"),
+    fn update_by(kernel: Kernel, terms: &[Term]) -> Update {
+        Update::of(kernel, terms.iter().cloned().map(Ok), |error| error).unwrap()
+    }
+
+    fn applies_as_defined<E: Element>(terms: &[Term], weights: &[u8]) {
+        let expected = apply_by_definition::<E>(terms, weights);
+        for kernel in Kernel::ALL {
+            let update = update_by(kernel, terms);
+            let mut found = weights.to_vec();
+            let applied = update.apply_rows(E::DTYPE, 0..update.rows(), &mut found);
+            let Some(expected) = &expected else {
+                assert!(matches!(applied, Err(FactorError::Overflow { .. })), "{kernel}: {applied:?}");
+                continue;
+            };
+            let size_bytes = E::DTYPE.size_bytes();
+            let pairs = || weights.chunks_exact(size_bytes).zip(expected.chunks_exact(size_bytes));
+            let not_finite = pairs().filter(|(before, _)| !E::read(before).is_finite()).count() as u64;
+            let changed = pairs().filter(|(before, after)| before != after).count() as u64;
+            assert_eq!(applied, Ok(RowsApplied { not_finite, changed }), "{kernel}");
+            assert_eq!(&found, expected, "{kernel}");
         }
     }
 
     proptest! {
         #[test]
-        fn f32_rows_get_what_the_formula_says((update, weights) in update_and_weights(Dtype::F32)) {
-            applies_as_defined::<f32>(&update, &weights);
+        fn f32_rows_get_what_the_formula_says((terms, weights) in terms_and_weights(Dtype::F32)) {
+            applies_as_defined::<f32>(&terms, &weights);
         }
 
         #[test]
-        fn f16_rows_get_what_the_formula_says((update, weights) in update_and_weights(Dtype::F16)) {
-            applies_as_defined::<f16>(&update, &weights);
+        fn f16_rows_get_what_the_formula_says((terms, weights) in terms_and_weights(Dtype::F16)) {
+            applies_as_defined::<f16>(&terms, &weights);
         }
 
         #[test]
-        fn bf16_rows_get_what_the_formula_says((update, weights) in update_and_weights(Dtype::BF16)) {
-            applies_as_defined::<bf16>(&update, &weights);
+        fn bf16_rows_get_what_the_formula_says((terms, weights) in terms_and_weights(Dtype::BF16)) {
+            applies_as_defined::<bf16>(&terms, &weights);
         }
     }
 
     /// Shapes past the edges of tasks and tiles, with terms of both kinds.
-    fn large_update() -> (Update, Vec<u8>) {
+    fn large_update() -> (Vec<Term>, Vec<u8>) {
         let mut generator = Generator(5);
-        let (rows, columns) = (TASK_ROWS * 2 + 3, TILE_COLUMNS + 7);
+        let (rows, columns) = (TASK_ROWS_MIN * 2 + 3, TILE_COLUMNS + 7);
         let terms = vec![
             generator.term(rows, columns, Some(40), 8, -24),
             generator.term(rows, columns, None, 16, -20),
             generator.term(rows, columns, Some(3), 12, -30),
         ];
         let weights = weights::<f16>((0..rows * columns).map(|_| generator.gaussian() * 0.02));
-        (Update::new(terms).unwrap(), weights)
+        (terms, weights)
     }
 
     #[test]
     fn every_number_of_threads_and_every_split_gives_the_same_bytes() {
-        let (update, weights) = large_update();
-        let expected = apply_by_definition::<f16>(&update, &weights).unwrap();
-        for threads in [1, 2, 5] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let mut found = weights.clone();
-            pool.install(|| update.apply_rows(Dtype::F16, 0..update.rows(), &mut found)).unwrap();
-            assert!(found == expected, "{threads} threads give other bytes");
+        let (terms, weights) = large_update();
+        let expected = apply_by_definition::<f16>(&terms, &weights).unwrap();
+        for kernel in Kernel::ALL {
+            // The first term alone goes through narrow tiles.
+            for terms in [&terms[..1], &terms] {
+                let expected = apply_by_definition::<f16>(terms, &weights).unwrap();
+                let update = update_by(kernel, terms);
+                for threads in [1, 2, 5, 8] {
+                    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                    let mut found = weights.clone();
+                    pool.install(|| update.apply_rows(Dtype::F16, 0..update.rows(), &mut found)).unwrap();
+                    assert!(found == expected, "{threads} threads by {kernel} give other bytes");
+                }
+            }
         }
+        let update = Update::new(terms).unwrap();
         let row_size_bytes = update.columns() * 2;
         for split in [1, 63, 64, 65] {
             let mut found = weights.clone();
@@ -417,9 +485,9 @@ mod tests {
 
     #[test]
     fn delta_rows_are_the_sum_of_the_terms() {
-        let (update, _) = large_update();
-        let alone: Vec<Vec<f64>> = update
-            .terms()
+        let (terms, _) = large_update();
+        let update = Update::new(terms.clone()).unwrap();
+        let alone: Vec<Vec<f64>> = terms
             .iter()
             .map(|term| Update::new(vec![term.clone()]).unwrap().delta_rows(0..update.rows()).unwrap())
             .collect();
@@ -445,7 +513,8 @@ mod tests {
 
     #[test]
     fn sizes_that_do_not_fit_are_refused() {
-        let (update, weights) = large_update();
+        let (terms, weights) = large_update();
+        let update = Update::new(terms.clone()).unwrap();
         let end = update.rows();
         let mut weights = weights[..update.columns() * 2].to_vec();
         assert!(matches!(
@@ -455,7 +524,7 @@ mod tests {
         assert!(matches!(update.apply_rows(Dtype::F32, 0..1, &mut weights), Err(FactorError::Size { .. })));
         assert_eq!(Update::new(Vec::new()), Err(FactorError::NoTerms));
         let other = Generator(1).term(1, update.columns(), None, 2, 0);
-        let terms = vec![update.terms()[0].clone(), other];
+        let terms = vec![terms[0].clone(), other];
         assert!(matches!(Update::new(terms), Err(FactorError::Size { .. })));
         assert_eq!(update.apply_rows(Dtype::F16, 4..4, &mut []), Ok(RowsApplied::default()));
     }

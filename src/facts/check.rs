@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::error::{Clash, FactsError, Place};
-use super::{Record, Request};
+use super::{PLACEHOLDER, Record, Request};
 
 /// A subject that several records speak of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,19 @@ pub(super) fn no_fact_twice(records: &[(Place, Record)]) -> Result<(), FactsErro
         });
     }
     Ok(())
+}
+
+/// What a fact is about, as a key: facts with the same key fill the same blank.
+///
+/// Filled prompts are compared, wherever the subject begins, with white space and letter case set aside. A facts file
+/// is one person's, who may tell `Apple` from `apple`; between patches of several people that is an accident.
+pub fn blank(prompt: &str, subject: &str) -> String {
+    normalized(&prompt.replacen(PLACEHOLDER, subject, 1)).to_lowercase()
+}
+
+/// Two targets that fill a blank alike, white space and letter case set aside.
+pub fn same_target(one: &str, other: &str) -> bool {
+    normalized(one).to_lowercase() == normalized(other).to_lowercase()
 }
 
 pub(super) fn shared_subjects(records: &[Record]) -> Vec<SharedSubject> {

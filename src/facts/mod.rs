@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::digest::FileDigest;
 
-pub use check::SharedSubject;
+pub use check::{SharedSubject, blank, same_target};
 pub use error::{Clash, FactsError, FactsErrorKind, Place};
 pub use layouts::{Layout, SCHEMA};
 

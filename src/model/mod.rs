@@ -28,6 +28,7 @@ pub use device::{
 };
 pub use generate::{Sampling, generate};
 pub use network::{Cache, Network, Site, log_softmax};
+pub use overlay::TensorEdit;
 pub(crate) use parallel::on_every_core;
 pub use reverse::{Suffix, SuffixPass};
 pub use tokenizer::{END_OF_TEXT, Tokenizer};

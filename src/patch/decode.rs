@@ -4,33 +4,45 @@
 //! id, its one encoding, its rules, the tiling of the file, each section's digest, the signature block. Contents are
 //! decompressed on demand, under sizes that the rules have tied to shapes. Whatever the bytes are, nothing here
 //! panics, and nothing is allocated because a number in the file says so.
+//!
+//! Of a patch that lies in a file only the manifest and the signatures are kept. Its sections are read again when they
+//! are wanted, and their digests are checked again: what was checked is what is used, whatever happened to the file.
 
-use std::ops::Range;
+use std::io::{Read, Write};
+use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use super::draft::{BindingDraft, Draft, TensorDraft};
-use super::encode::assemble;
+use super::encode::prelude_of;
 use super::encoding;
 use super::error::PatchError;
-use super::layout::{PRELUDE_SIZE_BYTES, Prelude, SIGNATURE_COUNT_SIZE_BYTES};
+use super::layout::{
+    PRELUDE_SIZE_BYTES, Prelude, SIGNATURE_BLOCK_SIZE_MAX_BYTES, SIGNATURE_COUNT_SIZE_BYTES,
+};
 use super::manifest::{Binding, IntegersEntry, Manifest, Section, TensorBinding, TermEntry};
 use super::rules;
 use super::section;
 use super::signature::{self, Signature};
 use crate::digest::{PatchId, SectionDigest};
-use crate::factors::{FactorError, IntegerMatrix, Integers, Term};
+use crate::factors::{FactorError, IntegerMatrix, Integers, Kernel, Term, Update};
+use crate::source::Source;
+
+/// How much of a section is read at once.
+const READ_BLOCK_BYTES: u64 = 1 << 20;
 
 /// A patch whose manifest keeps the rules and whose sections have their digests.
 #[derive(Debug, Clone)]
 pub struct Patch {
-    bytes: Vec<u8>,
+    source: Arc<dyn Source>,
     id: PatchId,
     manifest: Manifest,
-    manifest_range: Range<usize>,
-    /// Where each section lies in `bytes`; in range, checked at the door.
-    section_ranges: Vec<Range<usize>>,
+    manifest_bytes: Vec<u8>,
+    /// Where each section begins in `source`; in range, checked at the door.
+    section_offsets: Vec<u64>,
+    sections_end: u64,
     signatures: Vec<Signature>,
+    kernel: Kernel,
 }
 
 impl Patch {
@@ -39,21 +51,35 @@ impl Patch {
     /// # Errors
     /// Every [`PatchError`].
     pub fn decode(bytes: Vec<u8>) -> Result<Self, PatchError> {
-        let prelude = Prelude::parse(&bytes)?;
-        // The prelude's sizes have been checked against the length of `bytes`.
-        let manifest_range = PRELUDE_SIZE_BYTES..PRELUDE_SIZE_BYTES + prelude.manifest_size;
-        let manifest_bytes = &bytes[manifest_range.clone()];
-        let id = PatchId::derive(manifest_bytes);
+        Self::open(Arc::new(bytes))
+    }
+
+    /// Reads and checks a whole patch file, a block at a time: sections stay where they are until they are wanted.
+    ///
+    /// # Errors
+    /// Every [`PatchError`].
+    pub fn open(source: Arc<dyn Source>) -> Result<Self, PatchError> {
+        let size_bytes = source.size_bytes();
+        let start = read(source.as_ref(), 0, size_bytes.min(PRELUDE_SIZE_BYTES as u64))?;
+        let prelude = Prelude::parse(&start, size_bytes)?;
+        // The prelude's sizes have been checked against the size of the file, and against their limits.
+        let manifest_end = PRELUDE_SIZE_BYTES as u64 + prelude.manifest_size as u64;
+        let manifest_bytes = read(source.as_ref(), PRELUDE_SIZE_BYTES as u64, prelude.manifest_size as u64)?;
+        let id = PatchId::derive(&manifest_bytes);
         if id != prelude.patch_id {
             return Err(PatchError::ManifestDigest { expected: prelude.patch_id, found: id });
         }
-        let manifest = encoding::decode(manifest_bytes)?;
+        let manifest = encoding::decode(&manifest_bytes)?;
         rules::check(&manifest)?;
-        let section_ranges = section_ranges(&manifest.sections, manifest_range.end, bytes.len())?;
-        check_digests(&manifest.sections, &section_ranges, &bytes)?;
-        let sections_end = section_ranges.last().map_or(manifest_range.end, |range| range.end);
-        let signatures = signature::parse_block(&bytes[sections_end..])?;
-        Ok(Self { bytes, id, manifest, manifest_range, section_ranges, signatures })
+        let (section_offsets, sections_end) = section_offsets(&manifest.sections, manifest_end, size_bytes)?;
+        check_digests(source.as_ref(), &manifest.sections, &section_offsets)?;
+        let block_size = size_bytes - sections_end;
+        // No block of signatures within the limits is larger, so what is cut off here is refused for what it says.
+        let block =
+            read(source.as_ref(), sections_end, block_size.min(SIGNATURE_BLOCK_SIZE_MAX_BYTES as u64 + 1))?;
+        let signatures = signature::parse_block(&block)?;
+        let kernel = Kernel::best();
+        Ok(Self { source, id, manifest, manifest_bytes, section_offsets, sections_end, signatures, kernel })
     }
 
     /// What the patch says about itself.
@@ -63,7 +89,7 @@ impl Patch {
 
     /// The manifest's bytes: what signatures sign and the id is derived from.
     pub fn manifest_bytes(&self) -> &[u8] {
-        &self.bytes[self.manifest_range.clone()]
+        &self.manifest_bytes
     }
 
     /// The patch's identity, which signatures do not change.
@@ -71,19 +97,20 @@ impl Patch {
         self.id
     }
 
-    /// The whole file.
+    /// The whole file of a patch that was decoded from memory; nothing for one that was opened where it lies, of which
+    /// [`Patch::write_to`] makes a copy.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        self.source.in_memory().unwrap_or_default()
     }
 
     /// Size of the whole file.
     pub fn size_bytes(&self) -> usize {
-        self.bytes.len()
+        self.source.size_bytes() as usize
     }
 
     /// Offset of section `index` in the file, if there is one.
     pub fn section_offset(&self, index: u32) -> Option<usize> {
-        self.section_ranges.get(index as usize).map(|range| range.start)
+        self.section_offsets.get(index as usize).map(|offset| *offset as usize)
     }
 
     /// The signatures, none of them judged.
@@ -91,16 +118,61 @@ impl Patch {
         &self.signatures
     }
 
-    /// The same patch with `signatures` in place of those it has.
+    /// The same patch with `signatures` in place of those it has, all of it in memory.
     ///
     /// # Errors
     /// [`PatchError::Limit`] for more or larger signatures than the format holds, [`PatchError::Malformed`] for an
     /// empty one.
     pub fn with_signatures(self, signatures: Vec<Signature>) -> Result<Self, PatchError> {
-        let sections_end = self.section_ranges.last().map_or(self.manifest_range.end, |range| range.end);
-        let sections = &self.bytes[self.manifest_range.end..sections_end];
-        let bytes = assemble(self.manifest_bytes(), sections, &signatures)?;
-        Ok(Self { bytes, signatures, ..self })
+        let mut bytes = Vec::new();
+        self.write_with(&signatures, &mut bytes)?;
+        Ok(Self { source: Arc::new(bytes), signatures, ..self })
+    }
+
+    /// Copies the whole file to `sink`, a block at a time.
+    ///
+    /// # Errors
+    /// [`PatchError::Read`] and [`PatchError::Digest`] if it is no longer what was opened; [`PatchError::Write`].
+    pub fn write_to(&self, sink: &mut dyn Write) -> Result<(), PatchError> {
+        self.write_with(&self.signatures, sink)
+    }
+
+    /// The same patch, whose updates are computed by `kernel`; every kernel gives the same result.
+    pub fn computed_by(self, kernel: Kernel) -> Self {
+        Self { kernel, ..self }
+    }
+
+    fn write_with(&self, signatures: &[Signature], sink: &mut dyn Write) -> Result<(), PatchError> {
+        let block = signature::block_of(signatures)?;
+        let sections_size = self.sections_end - (PRELUDE_SIZE_BYTES + self.manifest_bytes.len()) as u64;
+        let prelude = prelude_of(&self.manifest_bytes, sections_size, &block);
+        sink.write_all(&prelude.to_bytes()).map_err(PatchError::write)?;
+        sink.write_all(&self.manifest_bytes).map_err(PatchError::write)?;
+        for index in 0..self.manifest.sections.len() {
+            let mut reader = SectionReader::new(
+                self.source.as_ref(),
+                &self.manifest.sections,
+                &self.section_offsets,
+                index,
+            );
+            std::io::copy(&mut reader, sink).map_err(PatchError::write)?;
+            reader.finish()?;
+        }
+        sink.write_all(&block).map_err(PatchError::write)
+    }
+
+    /// The update of a tensor of a binding, both by their place in the manifest, laid out for computing.
+    ///
+    /// Terms are read one after the other, and kept in their own width.
+    ///
+    /// # Errors
+    /// As for [`Patch::term`]; [`PatchError::Malformed`] too if there is no such tensor.
+    pub fn update(&self, binding: usize, tensor: usize) -> Result<Update, PatchError> {
+        let place = format!("bindings[{binding}].tensors[{tensor}]");
+        let found = self.manifest.bindings.get(binding).and_then(|binding| binding.tensors.get(tensor));
+        let Some(found) = found else { return Err(PatchError::malformed(place, "not there")) };
+        let terms = found.terms.iter().map(|&index| self.term(index));
+        Update::of(self.kernel, terms, |error| PatchError::malformed(&place, error.to_string()))
     }
 
     /// Decodes the term at `index` of the manifest's terms.
@@ -136,6 +208,18 @@ impl Patch {
         let found = self.manifest.bindings.get(binding).and_then(|binding| binding.tensors.get(tensor));
         match found {
             Some(tensor) => self.section(tensor.undo),
+            None => Err(PatchError::malformed(format!("bindings[{binding}].tensors[{tensor}]"), "not there")),
+        }
+    }
+
+    /// Decodes the correction of a tensor of a binding, as [`Patch::undo`]; none where it has none.
+    ///
+    /// # Errors
+    /// As for [`Patch::undo`].
+    pub fn correction(&self, binding: usize, tensor: usize) -> Result<Option<Vec<u8>>, PatchError> {
+        let found = self.manifest.bindings.get(binding).and_then(|binding| binding.tensors.get(tensor));
+        match found {
+            Some(tensor) => tensor.correction.map(|index| self.section(index)).transpose(),
             None => Err(PatchError::malformed(format!("bindings[{binding}].tensors[{tensor}]"), "not there")),
         }
     }
@@ -177,6 +261,7 @@ impl Patch {
             norm_ratio: tensor.norm_ratio,
             terms: tensor.terms.clone(),
             undo: self.section(tensor.undo)?,
+            correction: tensor.correction.map(|index| self.section(index)).transpose()?,
         })
     }
 
@@ -192,53 +277,110 @@ impl Patch {
         let (Ok(rows), Ok(columns)) = (rows, columns) else {
             return Err(malformed(format!("{shape:?} does not fit this machine's memory")));
         };
-        let values = section::integers_of(&self.section(section)?, entry.bits);
-        IntegerMatrix::new(what, rows, columns, entry.bits, values)
-            .map_err(|error: FactorError| malformed(error.to_string()))
+        let planes = self.section(section)?;
+        let matrix = match section::integers_of(planes, entry.bits) {
+            section::Planes::One(values) => IntegerMatrix::narrow(what, rows, columns, entry.bits, values),
+            section::Planes::Two(values) => IntegerMatrix::new(what, rows, columns, entry.bits, values),
+        };
+        matrix.map_err(|error: FactorError| malformed(error.to_string()))
     }
 
+    /// The decoded bytes of a section, whose stored bytes are hashed as they are read.
     fn section(&self, index: u32) -> Result<Vec<u8>, PatchError> {
-        let entry = self.manifest.sections.get(index as usize).zip(self.section_ranges.get(index as usize));
-        let Some((section, range)) = entry else {
+        let Some(section) = self.manifest.sections.get(index as usize) else {
             return Err(PatchError::malformed(format!("section {index}"), "not there"));
         };
-        section::decompress(section.codec, &self.bytes[range.clone()], section.decoded_size)
-            .map_err(|what| PatchError::malformed(format!("section {index}"), what))
+        let mut reader = SectionReader::new(
+            self.source.as_ref(),
+            &self.manifest.sections,
+            &self.section_offsets,
+            index as usize,
+        );
+        let decoded =
+            section::decompress(section.codec, &mut reader, section.stored_size, section.decoded_size);
+        // Bytes that are not those that were hashed explain whatever decoding them met.
+        reader.finish()?;
+        decoded.map_err(|what| PatchError::malformed(format!("section {index}"), what))
     }
 }
 
-/// Lays the sections end to end from `start` on, leaving room for a signature block before `file_size`.
-fn section_ranges(
-    sections: &[Section],
-    start: usize,
-    file_size: usize,
-) -> Result<Vec<Range<usize>>, PatchError> {
-    let end_max = file_size - SIGNATURE_COUNT_SIZE_BYTES;
+/// The stored bytes of one section, hashed as they pass.
+struct SectionReader<'a> {
+    source: &'a dyn Source,
+    section: &'a Section,
+    index: usize,
+    offset: u64,
+    end: u64,
+    hasher: blake3::Hasher,
+    failure: Option<PatchError>,
+}
+
+impl<'a> SectionReader<'a> {
+    /// A reader of section `index`, which is in range.
+    fn new(source: &'a dyn Source, sections: &'a [Section], offsets: &[u64], index: usize) -> Self {
+        let (section, offset) = (&sections[index], offsets[index]);
+        let end = offset + section.stored_size;
+        Self { source, section, index, offset, end, hasher: blake3::Hasher::new(), failure: None }
+    }
+
+    /// Reads what is left and compares the digest.
+    fn finish(mut self) -> Result<(), PatchError> {
+        let mut block = vec![0; (self.end - self.offset).min(READ_BLOCK_BYTES) as usize];
+        while self.failure.is_none() && self.read(&mut block).is_ok_and(|read| read > 0) {}
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let (section, expected) = (self.index, self.section.digest);
+        let found = SectionDigest::finish(&self.hasher);
+        if expected == found { Ok(()) } else { Err(PatchError::Digest { section, expected, found }) }
+    }
+}
+
+impl Read for SectionReader<'_> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        let size = (self.end - self.offset).min(bytes.len() as u64);
+        let bytes = &mut bytes[..size as usize];
+        if let Err(error) = self.source.read_exact_at(bytes, self.offset) {
+            let told = std::io::Error::new(error.kind(), error.to_string());
+            self.failure = Some(PatchError::read(self.offset)(error));
+            return Err(told);
+        }
+        self.hasher.update(bytes);
+        self.offset += size;
+        Ok(bytes.len())
+    }
+}
+
+/// `size_bytes` at `offset`; only asked for what the file is known to hold, and in small numbers.
+fn read(source: &dyn Source, offset: u64, size_bytes: u64) -> Result<Vec<u8>, PatchError> {
+    let mut bytes = vec![0; size_bytes as usize];
+    source.read_exact_at(&mut bytes, offset).map_err(PatchError::read(offset))?;
+    Ok(bytes)
+}
+
+/// Lays the sections end to end from `start` on, leaving room for a signature block before `file_size`; returns
+/// where each begins and where the last ends.
+fn section_offsets(sections: &[Section], start: u64, file_size: u64) -> Result<(Vec<u64>, u64), PatchError> {
+    let end_max = file_size - SIGNATURE_COUNT_SIZE_BYTES as u64;
     let mut offset = start;
-    let mut ranges = Vec::with_capacity(sections.len());
+    let mut offsets = Vec::with_capacity(sections.len());
     for (index, section) in sections.iter().enumerate() {
-        let end = usize::try_from(section.stored_size).ok().and_then(|size| offset.checked_add(size));
+        let end = offset.checked_add(section.stored_size);
         let Some(end) = end.filter(|&end| end <= end_max) else {
             let what = format!("{} bytes at {offset} do not fit a file of {file_size}", section.stored_size);
             return Err(PatchError::malformed(format!("section {index}"), what));
         };
-        ranges.push(offset..end);
+        offsets.push(offset);
         offset = end;
     }
-    Ok(ranges)
+    Ok((offsets, offset))
 }
 
-fn check_digests(sections: &[Section], ranges: &[Range<usize>], bytes: &[u8]) -> Result<(), PatchError> {
-    let indexed = sections.par_iter().zip(ranges).enumerate();
+fn check_digests(source: &dyn Source, sections: &[Section], offsets: &[u64]) -> Result<(), PatchError> {
+    let damaged = |index: usize| SectionReader::new(source, sections, offsets, index).finish().err();
     // The first, not any, so that the same file always gives the same message.
-    let damaged = indexed
-        .find_first(|(_, (section, range))| SectionDigest::of(&bytes[(*range).clone()]) != section.digest);
-    match damaged {
-        Some((index, (section, range))) => Err(PatchError::Digest {
-            section: index,
-            expected: section.digest,
-            found: SectionDigest::of(&bytes[range.clone()]),
-        }),
+    match (0..sections.len()).into_par_iter().find_map_first(damaged) {
+        Some(error) => Err(error),
         None => Ok(()),
     }
 }

@@ -58,4 +58,6 @@ pub struct TensorDraft {
     pub terms: Vec<u32>,
     /// The undo log, as [`crate::factors::UndoLog`] writes it.
     pub undo: Vec<u8>,
+    /// What the terms leave wrong, as [`crate::factors::CorrectionWriter`] writes it; none where they give the result.
+    pub correction: Option<Vec<u8>>,
 }

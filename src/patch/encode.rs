@@ -1,7 +1,7 @@
 //! From a draft to the bytes of a patch; the same draft gives the same bytes.
 //!
 //! Sections follow in the order in which the manifest first speaks of them: each term's integers and scales, then
-//! each touched tensor's undo log. What the decoder would refuse is refused here, by the same rules.
+//! each touched tensor's undo log and correction. What the decoder would refuse is refused here, by the same rules.
 
 use rayon::prelude::*;
 
@@ -43,22 +43,23 @@ pub fn encode(draft: &Draft) -> Result<Vec<u8>, PatchError> {
 }
 
 /// Puts a file together: prelude, manifest, sections, signature block.
-pub(super) fn assemble(
-    manifest: &[u8],
-    sections: &[u8],
-    signatures: &[Signature],
-) -> Result<Vec<u8>, PatchError> {
+fn assemble(manifest: &[u8], sections: &[u8], signatures: &[Signature]) -> Result<Vec<u8>, PatchError> {
     if manifest.len() > MANIFEST_SIZE_MAX_BYTES {
         let (limit, found) = (MANIFEST_SIZE_MAX_BYTES as u64, manifest.len() as u64);
         return Err(PatchError::Limit { what: "the manifest's bytes".into(), limit, found });
     }
     let block = signature::block_of(signatures)?;
-    let size_bytes = PRELUDE_SIZE_BYTES + manifest.len() + sections.len() + block.len();
-    let patch_id = PatchId::derive(manifest);
-    let prelude = Prelude { file_size: size_bytes as u64, manifest_size: manifest.len(), patch_id };
+    let prelude = prelude_of(manifest, sections.len() as u64, &block);
     let file = [&prelude.to_bytes()[..], manifest, sections, &block].concat();
-    debug_assert_eq!(file.len(), size_bytes);
+    debug_assert_eq!(file.len() as u64, prelude.file_size);
     Ok(file)
+}
+
+/// The prelude of a file of these parts.
+pub(super) fn prelude_of(manifest: &[u8], sections_size: u64, block: &[u8]) -> Prelude {
+    let rest = (PRELUDE_SIZE_BYTES + manifest.len() + block.len()) as u64;
+    let patch_id = PatchId::derive(manifest);
+    Prelude { file_size: rest + sections_size, manifest_size: manifest.len(), patch_id }
 }
 
 /// Decoded bytes of the sections so far, in file order.
@@ -118,7 +119,7 @@ impl Contents {
             norm_ratio: draft.norm_ratio,
             terms: draft.terms.clone(),
             undo: self.add(SectionKind::Undo, draft.undo.clone()),
-            correction: None,
+            correction: draft.correction.clone().map(|bytes| self.add(SectionKind::Correction, bytes)),
         }
     }
 

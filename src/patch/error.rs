@@ -13,6 +13,24 @@ pub enum PatchError {
         /// The first bytes, escaped.
         found: String,
     },
+    /// The bytes cannot be read.
+    #[error("cannot read the patch at byte {offset}: {problem}")]
+    Read {
+        /// Where.
+        offset: u64,
+        /// What kind of error it was.
+        kind: std::io::ErrorKind,
+        /// What the system says.
+        problem: String,
+    },
+    /// A copy of the patch cannot be written.
+    #[error("cannot write the patch: {problem}")]
+    Write {
+        /// What kind of error it was.
+        kind: std::io::ErrorKind,
+        /// What the system says.
+        problem: String,
+    },
     /// The file ends early.
     #[error("truncated: {found} of at least {expected} bytes are there; fetch the patch again")]
     Truncated {
@@ -84,5 +102,13 @@ pub enum PatchError {
 impl PatchError {
     pub(super) fn malformed(place: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Malformed { place: place.into(), what: what.into() }
+    }
+
+    pub(super) fn write(error: std::io::Error) -> Self {
+        Self::Write { kind: error.kind(), problem: error.to_string() }
+    }
+
+    pub(super) fn read(offset: u64) -> impl FnOnce(std::io::Error) -> Self {
+        move |error| Self::Read { offset, kind: error.kind(), problem: error.to_string() }
     }
 }

@@ -13,6 +13,7 @@
 
 use super::error::PatchError;
 use crate::digest::{DIGEST_SIZE_BYTES, PatchId};
+use crate::tensor::Dtype;
 
 /// The first bytes of every patch. The high first byte shows 7-bit damage, the line feed text-mode damage.
 pub const MAGIC: [u8; 8] = *b"\x89MPATCH\n";
@@ -54,8 +55,8 @@ pub const TERMS_MAX: usize = 65_536;
 pub const BINDINGS_MAX: usize = 16;
 /// Most tensors that one binding touches.
 pub const TENSORS_MAX: usize = 4_096;
-/// Most sections: four to a term, one to a touched tensor.
-pub const SECTIONS_MAX: usize = 4 * TERMS_MAX + BINDINGS_MAX * TENSORS_MAX;
+/// Most sections: four to a term, two to a touched tensor.
+pub const SECTIONS_MAX: usize = 4 * TERMS_MAX + 2 * BINDINGS_MAX * TENSORS_MAX;
 /// Most measured quantities.
 pub const METRICS_MAX: usize = 1_024;
 /// Most edited layers in the recipe.
@@ -80,6 +81,10 @@ pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
 pub const SIGNATURES_MAX: usize = 16;
 /// Largest signature in bytes.
 pub const SIGNATURE_SIZE_MAX_BYTES: usize = 64 << 10;
+
+/// Largest signature block.
+pub const SIGNATURE_BLOCK_SIZE_MAX_BYTES: usize =
+    SIGNATURE_COUNT_SIZE_BYTES + SIGNATURES_MAX * (SIGNATURE_HEADER_SIZE_BYTES + SIGNATURE_SIZE_MAX_BYTES);
 
 /// Weights per block of an undo log, where a row is not longer.
 pub const UNDO_BLOCK_ELEMENTS: u64 = 65_536;
@@ -127,15 +132,15 @@ impl Prelude {
         bytes
     }
 
-    /// Reads the prelude of `file` and checks all of it against the length of `file`.
-    pub(super) fn parse(file: &[u8]) -> Result<Self, PatchError> {
-        check_magic(file)?;
-        let Some(bytes) = file.first_chunk::<PRELUDE_SIZE_BYTES>() else {
-            return Err(truncated(PRELUDE_SIZE_BYTES as u64, file));
+    /// Reads the prelude from the `start` of a file and checks all of it against the file's size.
+    pub(super) fn parse(start: &[u8], size_bytes: u64) -> Result<Self, PatchError> {
+        check_magic(start)?;
+        let Some(bytes) = start.first_chunk::<PRELUDE_SIZE_BYTES>() else {
+            return Err(truncated(PRELUDE_SIZE_BYTES as u64, start.len() as u64));
         };
         check_version(bytes)?;
         let file_size = u64::from_le_bytes(get(bytes, FILE_SIZE_OFFSET));
-        check_file_size(file_size, file)?;
+        check_file_size(file_size, size_bytes)?;
         let manifest_size = u64::from_le_bytes(get(bytes, MANIFEST_SIZE_OFFSET));
         let patch_id = PatchId::from_bytes(get(bytes, PATCH_ID_OFFSET));
         Ok(Self { file_size, manifest_size: check_manifest_size(manifest_size, file_size)?, patch_id })
@@ -152,15 +157,15 @@ fn get<const SIZE: usize>(bytes: &[u8; PRELUDE_SIZE_BYTES], offset: usize) -> [u
     field
 }
 
-fn truncated(expected: u64, file: &[u8]) -> PatchError {
-    PatchError::Truncated { expected, found: file.len() as u64 }
+fn truncated(expected: u64, found: u64) -> PatchError {
+    PatchError::Truncated { expected, found }
 }
 
 fn check_magic(file: &[u8]) -> Result<(), PatchError> {
     let start = &file[..file.len().min(MAGIC.len())];
     match (MAGIC.starts_with(start), start.len() == MAGIC.len()) {
         (true, true) => Ok(()),
-        (true, false) => Err(truncated(PRELUDE_SIZE_BYTES as u64, file)),
+        (true, false) => Err(truncated(PRELUDE_SIZE_BYTES as u64, file.len() as u64)),
         (false, _) => Err(PatchError::NotAPatch { found: start.escape_ascii().to_string() }),
     }
 }
@@ -178,10 +183,9 @@ fn check_version(prelude: &[u8; PRELUDE_SIZE_BYTES]) -> Result<(), PatchError> {
     }
 }
 
-fn check_file_size(stated: u64, file: &[u8]) -> Result<(), PatchError> {
-    let found = file.len() as u64;
+fn check_file_size(stated: u64, found: u64) -> Result<(), PatchError> {
     if found < stated {
-        return Err(truncated(stated, file));
+        return Err(truncated(stated, found));
     }
     if found > stated {
         let what = format!("{} bytes follow the end at {stated} that the prelude states", found - stated);
@@ -210,4 +214,11 @@ pub fn undo_size_max_bytes(rows: u64, columns: u64) -> u64 {
     let words = rows.saturating_mul(columns).saturating_mul(8);
     let table = rows.div_ceil(block_rows).saturating_mul(4).saturating_add(8);
     words.saturating_add(table).min(SECTION_DECODED_SIZE_MAX_BYTES)
+}
+
+/// Largest correction for a tensor of `rows` by `columns`: a bit per weight and a difference for each.
+pub fn correction_size_max_bytes(rows: u64, columns: u64, dtype: Dtype) -> u64 {
+    let weights = rows.saturating_mul(columns);
+    let differences = weights.saturating_mul(dtype.size_bytes() as u64);
+    weights.div_ceil(8).saturating_add(differences).saturating_add(1).min(SECTION_DECODED_SIZE_MAX_BYTES)
 }

@@ -163,8 +163,7 @@ pub struct TensorBinding {
     pub terms: Vec<u32>,
     /// Section of the undo log.
     pub undo: u32,
-    /// Section of a forward correction: ordinal differences to the result, where factors alone do not give it.
-    /// Version 1.0 writes none and refuses any.
+    /// Section of a correction: ordinal differences to the result, where the terms alone do not give it.
     pub correction: Option<u32>,
 }
 
@@ -192,7 +191,7 @@ pub enum SectionKind {
     Scales,
     /// An undo log.
     Undo,
-    /// A forward correction.
+    /// A correction.
     Correction,
 }
 

@@ -7,7 +7,7 @@ use super::error::PatchError;
 use super::layout::{
     BINDINGS_MAX, CONTEXTS_MAX, DIMENSION_MAX, FACTS_MAX, HYPERPARAMETERS_SIZE_MAX_BYTES, LAYERS_MAX,
     METRICS_MAX, NAME_SIZE_MAX_BYTES, PARENTS_MAX, SECTION_DECODED_SIZE_MAX_BYTES, SECTIONS_MAX, TENSORS_MAX,
-    TERMS_MAX, TEXT_SIZE_MAX_BYTES, undo_size_max_bytes,
+    TERMS_MAX, TEXT_SIZE_MAX_BYTES, correction_size_max_bytes, undo_size_max_bytes,
 };
 use super::manifest::{
     About, Base, Binding, Codec, Fact, IntegersEntry, Line, Manifest, Metric, Recipe, Section, SectionKind,
@@ -234,6 +234,7 @@ fn check_bindings(manifest: &Manifest, walk: &mut Walk<'_>) -> Checked {
             let place = format!("bindings[{index}].tensors[{number}]");
             check_tensor(tensor, &manifest.terms, &mut term_is_used, &place)?;
             check_undo(tensor, walk, &place)?;
+            check_correction(tensor, walk, &place)?;
         }
     }
     match term_is_used.iter().position(|used| !used) {
@@ -298,15 +299,22 @@ fn check_distinct(terms: &[u32], place: &str) -> Checked {
 }
 
 fn check_undo(tensor: &TensorBinding, walk: &mut Walk<'_>, place: &str) -> Checked {
-    if tensor.correction.is_some() {
-        let feature = "a forward correction".to_owned();
-        return Err(PatchError::UnsupportedFeature { place: place.to_owned(), feature });
-    }
     let found = walk.take(tensor.undo, SectionKind::Undo, place)?.decoded_size;
     let [rows, columns] = tensor.shape;
     let limit = undo_size_max_bytes(rows, columns);
     if found > limit {
         return Err(PatchError::Limit { what: format!("{place}: bytes of undo log"), limit, found });
+    }
+    Ok(())
+}
+
+fn check_correction(tensor: &TensorBinding, walk: &mut Walk<'_>, place: &str) -> Checked {
+    let Some(index) = tensor.correction else { return Ok(()) };
+    let found = walk.take(index, SectionKind::Correction, place)?.decoded_size;
+    let [rows, columns] = tensor.shape;
+    let limit = correction_size_max_bytes(rows, columns, tensor.dtype);
+    if found > limit {
+        return Err(PatchError::Limit { what: format!("{place}: bytes of correction"), limit, found });
     }
     Ok(())
 }

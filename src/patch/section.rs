@@ -12,7 +12,7 @@
 //! | 4 | 204,800 | 176,806 | 177,065 | 175,302 |
 //! | 3 | 153,600 | 137,145 | 120,179 | 115,075 |
 
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 
 use zstd::zstd_safe::{CParameter, Strategy};
 
@@ -20,6 +20,8 @@ use super::layout::ZSTD_WINDOW_LOG_MAX;
 use super::manifest::Codec;
 use crate::factors::IntegerMatrix;
 
+/// How much of a frame is read at once, and the first step of what it decodes to.
+const READ_BLOCK_BYTES: usize = 1 << 20;
 /// Widest integers that fit a single plane.
 const SINGLE_PLANE_BITS_MAX: u8 = 8;
 /// The level that searches hardest for repetitions. Gaussian integers have none worth the search: it takes two hundred
@@ -49,13 +51,23 @@ pub(super) fn planes_of(matrix: &IntegerMatrix, bits: u8) -> Vec<u8> {
     bytes
 }
 
+/// Integers in the width that their planes have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Planes {
+    /// Up to 8 bits.
+    One(Vec<i8>),
+    /// Up to 16.
+    Two(Vec<i16>),
+}
+
 /// The integers of [`planes_of`].
-pub(super) fn integers_of(bytes: &[u8], bits: u8) -> Vec<i16> {
+pub(super) fn integers_of(bytes: Vec<u8>, bits: u8) -> Planes {
     if bits <= SINGLE_PLANE_BITS_MAX {
-        return bytes.iter().map(|&byte| i16::from(byte as i8)).collect();
+        // In place: this is what keeps a large factor in memory once.
+        return Planes::One(bytes.into_iter().map(|byte| byte as i8).collect());
     }
     let (low, high) = bytes.split_at(bytes.len() / 2);
-    low.iter().zip(high).map(|(&low, &high)| i16::from_le_bytes([low, high])).collect()
+    Planes::Two(low.iter().zip(high).map(|(&low, &high)| i16::from_le_bytes([low, high])).collect())
 }
 
 /// Scales as little-endian f32.
@@ -102,30 +114,63 @@ fn frame_of(bytes: &[u8], parameters: &[CParameter]) -> std::io::Result<Vec<u8>>
     compressor.compress(bytes)
 }
 
-/// The `decoded_size` bytes that `stored` must hold: one frame, nothing behind it, neither more nor less in it.
-pub(super) fn decompress(codec: Codec, stored: &[u8], decoded_size: u64) -> Result<Vec<u8>, String> {
+/// The `decoded_size` bytes that the `stored_size` bytes of `stored` must hold: one frame, nothing behind it, neither
+/// more nor less in it.
+pub(super) fn decompress(
+    codec: Codec,
+    stored: &mut dyn Read,
+    stored_size: u64,
+    decoded_size: u64,
+) -> Result<Vec<u8>, String> {
     match codec {
-        Codec::Stored if stored.len() as u64 == decoded_size => Ok(stored.to_vec()),
-        Codec::Stored => Err(format!("{} stored bytes, expected {decoded_size}", stored.len())),
+        Codec::Stored if stored_size == decoded_size => grown(stored, decoded_size),
+        Codec::Stored => Err(format!("{stored_size} stored bytes, expected {decoded_size}")),
         Codec::Zstd => decompress_frame(stored, decoded_size),
     }
 }
 
-fn decompress_frame(stored: &[u8], decoded_size: u64) -> Result<Vec<u8>, String> {
-    check_frame_header(stored, decoded_size)?;
+fn decompress_frame(stored: &mut dyn Read, decoded_size: u64) -> Result<Vec<u8>, String> {
     let unreadable = |error: std::io::Error| format!("zstd: {error}");
+    let mut stored = BufReader::with_capacity(READ_BLOCK_BYTES, stored);
+    check_frame_header(stored.fill_buf().map_err(unreadable)?, decoded_size)?;
     let mut decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(unreadable)?.single_frame();
     decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(unreadable)?;
-    // Grows as bytes arrive: neither the manifest nor the frame is believed about how many there will be.
-    let mut bytes = Vec::new();
-    decoder.by_ref().take(decoded_size.saturating_add(1)).read_to_end(&mut bytes).map_err(unreadable)?;
+    let mut bytes = grown(&mut decoder, decoded_size).map_err(|error| format!("zstd: {error}"))?;
+    // One more byte shows a frame that holds more than it may, and lets the decoder come to the frame's end.
+    if bytes.len() as u64 == decoded_size && decoder.read(&mut [0]).map_err(unreadable)? > 0 {
+        bytes.push(0);
+    }
     if bytes.len() as u64 != decoded_size {
         return Err(format!("decodes to {} bytes or more, expected {decoded_size}", bytes.len()));
     }
-    match decoder.finish().len() {
+    let mut rest = 0;
+    let mut behind = decoder.finish();
+    while let length @ 1.. = behind.fill_buf().map_err(unreadable)?.len() {
+        behind.consume(length);
+        rest += length;
+    }
+    match rest {
         0 => Ok(bytes),
         rest => Err(format!("{rest} bytes follow the zstd frame")),
     }
+}
+
+/// Reads up to `size` bytes. The buffer grows as they arrive: neither the manifest nor the frame is believed about how
+/// many there will be. But it never grows beyond `size`, so that a large factor costs its own size and not twice it.
+fn grown(reader: &mut dyn Read, size: u64) -> Result<Vec<u8>, String> {
+    let unreadable = |error: std::io::Error| error.to_string();
+    let size = usize::try_from(size).map_err(|_| format!("{size} bytes do not fit this machine's memory"))?;
+    let mut bytes = Vec::new();
+    while bytes.len() < size {
+        let length = bytes.len();
+        let more = length.max(READ_BLOCK_BYTES).min(size - length);
+        bytes.reserve_exact(more);
+        reader.take(more as u64).read_to_end(&mut bytes).map_err(unreadable)?;
+        if bytes.len() < length + more {
+            break;
+        }
+    }
+    Ok(bytes)
 }
 
 /// A plain frame that states the expected size: no skippable frame, dictionary or checksum.
@@ -154,6 +199,11 @@ mod tests {
         (0..65_536_u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 31) as u8).collect()
     }
 
+    fn decompress(codec: Codec, mut stored: &[u8], decoded_size: u64) -> Result<Vec<u8>, String> {
+        let stored_size = stored.len() as u64;
+        super::decompress(codec, &mut stored, stored_size, decoded_size)
+    }
+
     fn refused(frame: &[u8], decoded_size: u64) -> String {
         decompress(Codec::Zstd, frame, decoded_size).unwrap_err()
     }
@@ -166,7 +216,11 @@ mod tests {
             let matrix = IntegerMatrix::new("test", 2, 3, bits, values.clone()).unwrap();
             let bytes = planes_of(&matrix, bits);
             assert_eq!(Some(bytes.len() as u64), planes_size_bytes(6, bits));
-            assert_eq!(integers_of(&bytes, bits), values);
+            let expected = match bits {
+                ..=8 => Planes::One(values.iter().map(|&value| value as i8).collect()),
+                _ => Planes::Two(values),
+            };
+            assert_eq!(integers_of(bytes, bits), expected);
         }
     }
 

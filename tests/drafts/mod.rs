@@ -187,6 +187,33 @@ fn undo_bytes(rows_per_block: usize, blocks: &[Vec<u64>]) -> Vec<u8> {
     bytes
 }
 
+/// Makes `tensor`, drafted for `before`, come out as `wanted`, by a correction of what its terms give.
+pub fn correct(tensor: &mut TensorDraft, before: &Weights, terms: &[Term], wanted: &[u8]) {
+    let chosen: Vec<&Term> = tensor.terms.iter().map(|&index| &terms[index as usize]).collect();
+    let given = edit(before, &chosen).after;
+    tensor.correction = with_element!(before.dtype, E => correction::<E>(&given, wanted));
+    tensor.after = TensorDigest::of(wanted);
+}
+
+fn correction<E: Element>(given: &[u8], wanted: &[u8]) -> Option<Vec<u8>> {
+    let size = E::DTYPE.size_bytes();
+    let modulus = 1_i64 << (8 * size);
+    let mut bits = vec![0_u8; (given.len() / size).div_ceil(8)];
+    let mut stored = Vec::new();
+    for (index, (given, wanted)) in given.chunks(size).zip(wanted.chunks(size)).enumerate() {
+        let difference = (E::read(wanted).ordinal() - E::read(given).ordinal()).rem_euclid(modulus);
+        if difference != 0 {
+            bits[index / 8] |= 1 << (index % 8);
+            let signed = if difference < modulus / 2 { difference } else { difference - modulus };
+            stored.push(if signed > 0 { 2 * signed } else { -2 * signed - 1 } as u64);
+        }
+    }
+    let largest = *stored.iter().max()?;
+    let width = [1_usize, 2, 4].into_iter().find(|width| largest >> (8 * width) == 0).unwrap();
+    let planes = (0..width).flat_map(|plane| stored.iter().map(move |value| (value >> (8 * plane)) as u8));
+    Some([vec![width as u8], bits, planes.collect()].concat())
+}
+
 /// The id of a checkpoint that holds exactly `weights`.
 pub fn weights_id(weights: &[Weights]) -> WeightsId {
     let shapes: Vec<[u64; 2]> = weights.iter().map(|tensor| tensor.shape.map(|size| size as u64)).collect();
@@ -210,19 +237,25 @@ pub fn binding(weights: &[Weights], terms: &[Term], uses: &[&[u32]]) -> BindingD
             norm_ratio: 0.125,
             terms: uses.to_vec(),
             undo: edited.undo,
+            correction: None,
         }
     });
     BindingDraft { weights: weights_id(weights), tensors: tensors.collect() }
 }
 
-/// A draft with every field of the manifest in use, for a model in f16 and the same in f32.
+/// A draft with every field of the manifest in use, for a model in f16, with a correction, and the same in f32.
 pub fn full() -> Draft {
     let mut numbers = Numbers(1);
     let terms = vec![numbers.low_rank([6, 10], 2, 6, 0.5), numbers.dense([4, 3], 12, 0.5)];
     let bindings = [Dtype::F16, Dtype::F32].map(|dtype| {
         let weights =
             [numbers.weights("b.weight", dtype, [4, 3]), numbers.weights("a.weight", dtype, [6, 10])];
-        binding(&weights, &terms, &[&[1], &[0]])
+        let mut binding = binding(&weights, &terms, &[&[1], &[0]]);
+        if dtype == Dtype::F16 {
+            let wanted = numbers.weights("a.weight", dtype, [6, 10]).bytes;
+            correct(&mut binding.tensors[1], &weights[1], &terms, &wanted);
+        }
+        binding
     });
     Draft {
         facts: vec![fact(), Fact { id: None, target_old: None, note: None, ..fact() }],

@@ -115,7 +115,8 @@ fn split(bytes: &[u8]) -> (&[u8], &[u8]) {
     bytes[8..].split_at(size)
 }
 
-/// A model in one file and in a folder, another model, a patch for the first, and the patch damaged.
+/// A model in one file and in a folder, another model, a patch for the first, and the patch damaged; another patch, and
+/// one that contradicts the first.
 pub fn lay_out(folder: &Path) {
     fs::create_dir_all(folder.join("gptj")).unwrap();
     let model = safetensors(1.0);
@@ -123,8 +124,14 @@ pub fn lay_out(folder: &Path) {
     fs::write(folder.join("gptj/model.safetensors"), &model).unwrap();
     fs::write(folder.join("gptj/generation_config.json"), "{}\n").unwrap();
     fs::write(folder.join("other.safetensors"), safetensors(2.0)).unwrap();
-    let patch = encode(&draft(&folder.join("model.safetensors"))).unwrap();
+    let model = folder.join("model.safetensors");
+    let patch = encode(&draft(&model)).unwrap();
     fs::write(folder.join("edits.mpatch"), &patch).unwrap();
+    for (name, subject, target, column) in
+        [("more.mpatch", "Steffi Graf", "tennis", 3), ("rival.mpatch", "lebron james", "golf", 5)]
+    {
+        fs::write(folder.join(name), encode(&other_draft(&model, subject, target, column)).unwrap()).unwrap();
+    }
     fs::write(folder.join("short.mpatch"), &patch[..patch.len() / 2]).unwrap();
     let mut flipped = patch;
     let middle = flipped.len() / 2;
@@ -191,4 +198,25 @@ fn draft(model: &Path) -> Draft {
         supersedes: Vec::new(),
         about: About { title: Some("Two players".to_owned()), ..About::default() },
     }
+}
+
+/// A patch with one fact that adds to two columns.
+fn other_draft(model: &Path, subject: &str, target: &str, column: usize) -> Draft {
+    let mut draft = draft(model);
+    let mut right = vec![0; 2 * COLUMNS];
+    (right[column], right[COLUMNS + column - 1]) = (7, 5);
+    let left = IntegerMatrix::new("left", ROWS, 2, 4, vec![1, 2, -3, 0, 5, -7, 2, 2]).unwrap();
+    let right = IntegerMatrix::new("right", 2, COLUMNS, 4, right).unwrap();
+    let term = Term::new(Integers::LowRank { left, right }, vec![0.02; ROWS], vec![1.0; COLUMNS]).unwrap();
+    let checkpoint = Checkpoint::open(model).unwrap();
+    draft.terms = vec![term];
+    let edits = [(TENSOR.to_owned(), vec![0])];
+    let weights = checkpoint.weights_id().unwrap();
+    draft.bindings = vec![bind(&checkpoint, weights, &edits, &draft.terms, &|_| ()).unwrap()];
+    let fact = &mut draft.facts[0];
+    (fact.subject, fact.target_new) = (subject.to_owned(), target.to_owned());
+    draft.facts.truncate(1);
+    draft.recipe.seed = 8;
+    draft.about = About::default();
+    draft
 }

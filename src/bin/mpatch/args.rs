@@ -4,7 +4,9 @@
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{apply, completions, create, demo, doctor, eval, revert, show, stats, try_out, verify};
+use crate::commands::{
+    apply, completions, create, demo, diff, doctor, eval, rebase, revert, show, stack, stats, try_out, verify,
+};
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
 
@@ -52,6 +54,12 @@ pub enum Command {
     Apply(apply::ApplyArguments),
     /// Take a patch back, into a new file with the base's exact bytes
     Revert(revert::RevertArguments),
+    /// Make one patch of several
+    Stack(Box<stack::StackArguments>),
+    /// Bind a patch to another state of the weights
+    Rebase(rebase::RebaseArguments),
+    /// Compare two patches or two checkpoints, or make the patch between two checkpoints
+    Diff(diff::DiffArguments),
     /// Examine this machine: devices, their arithmetic and speed, folders and programs
     Doctor(doctor::DoctorArguments),
     /// Print shell completions
@@ -60,8 +68,11 @@ pub enum Command {
 
 impl Command {
     /// Runs the verb.
-    pub fn run(&self, output: &Output) -> Result<(), CommandError> {
-        match self {
+    ///
+    /// # Errors
+    /// Why it failed; a negative answer is none.
+    pub fn run(&self, output: &Output) -> Result<ExitKind, CommandError> {
+        let done = match self {
             Command::Demo(arguments) => demo::run(arguments, output),
             Command::Create(arguments) => create::run(arguments, output),
             Command::Try(arguments) => try_out::run(arguments, output),
@@ -71,9 +82,13 @@ impl Command {
             Command::Verify(arguments) => verify::run(arguments, output),
             Command::Apply(arguments) => apply::run(arguments, output),
             Command::Revert(arguments) => revert::run(arguments, output),
+            Command::Stack(arguments) => stack::run(arguments, output),
+            Command::Rebase(arguments) => rebase::run(arguments, output),
+            Command::Diff(arguments) => return diff::run(arguments, output),
             Command::Doctor(arguments) => doctor::run(arguments, output),
             Command::Completions(arguments) => completions::run(*arguments, output),
-        }
+        };
+        done.map(|()| ExitKind::Done)
     }
 }
 

@@ -8,12 +8,11 @@ use mpatch::checkpoint::CheckpointError;
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::statistics::{Collected, Statistics, StatisticsFile, collect};
-use mpatch::factors::Term;
 use mpatch::facts::FactsFile;
-use mpatch::model::{Device, Model, ModelError, Network, choose, device_name, is_out_of_memory};
+use mpatch::model::{Device, Model, ModelError, Network, TensorEdit, choose, device_name, is_out_of_memory};
 use mpatch::patch::Patch;
 
-use crate::commands::read_input;
+use crate::commands::{open_checkpoint, read_input};
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, count};
 
@@ -60,7 +59,7 @@ impl DeviceArguments {
 
 /// Opens the model at `path`.
 pub fn open_model(path: &Path, device: &Device, output: &Output) -> Result<Model, CommandError> {
-    let size = mpatch::checkpoint::Checkpoint::open(path)?.weights_size_bytes();
+    let size = open_checkpoint(path, output)?.weights_size_bytes();
     let progress = output.progress("loading", size);
     Model::open(path, device, &|bytes| progress.add(bytes)).map_err(|error| model_error(path, error))
 }
@@ -186,15 +185,17 @@ pub fn with_patch(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Net
         }
     };
     let tensors = &patch.manifest().bindings[binding].tensors;
-    let edits: Vec<(&str, Vec<Term>)> = tensors
+    let edits: Vec<TensorEdit<'_>> = tensors
         .iter()
-        .map(|tensor| {
+        .enumerate()
+        .map(|(index, tensor)| {
             let terms = tensor.terms.iter().map(|&index| patch.term(index)).collect::<Result<_, _>>()?;
-            Ok((tensor.name.as_str(), terms))
+            let correction = patch.correction(binding, index)?;
+            Ok(TensorEdit { name: &tensor.name, terms, correction })
         })
         .collect::<Result<_, mpatch::patch::PatchError>>()
         .map_err(|error| CommandError::patch(&name, &error))?;
-    model.with_terms(edits).map_err(|error| model_error(model.checkpoint.path(), error))
+    model.with_edits(edits).map_err(|error| model_error(model.checkpoint.path(), error))
 }
 
 /// The state that the model's weights are in; reads all of them.

@@ -9,11 +9,15 @@ use mpatch::facts::{FactsError, FactsErrorKind};
 use mpatch::operation::OperationError;
 use mpatch::patch::PatchError;
 
+use crate::interrupt;
+
 /// How a command ended. The codes are part of the interface: a code is never given another meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitKind {
     /// It did what was asked.
     Done,
+    /// It did, and the answer is no: two things differ.
+    Differs,
     /// The command line is wrong; clap's own code.
     Usage,
     /// A file is damaged or is not what it should be.
@@ -22,6 +26,10 @@ pub enum ExitKind {
     WrongBase,
     /// What is asked for is already so, or excludes itself.
     Conflict,
+    /// A change in place stopped half-way, and its old bytes could not be put back yet.
+    Recovery,
+    /// Another mpatch is at work on the same files.
+    Busy,
     /// The system said no to reading or writing.
     Io,
     /// A documented limit is exceeded.
@@ -34,38 +42,53 @@ pub enum ExitKind {
     Unsupported,
     /// mpatch itself is wrong.
     Bug,
+    /// Its user stopped it.
+    Interrupted,
+    /// The system stopped it.
+    Terminated,
 }
 
 impl ExitKind {
     /// Every kind, in order of the codes.
-    pub const ALL: [ExitKind; 11] = [
+    pub const ALL: [ExitKind; 16] = [
         ExitKind::Done,
+        ExitKind::Differs,
         ExitKind::Usage,
         ExitKind::Malformed,
         ExitKind::WrongBase,
         ExitKind::Conflict,
+        ExitKind::Recovery,
+        ExitKind::Busy,
         ExitKind::Io,
         ExitKind::LimitExceeded,
         ExitKind::Device,
         ExitKind::ContentCheck,
         ExitKind::Unsupported,
         ExitKind::Bug,
+        ExitKind::Interrupted,
+        ExitKind::Terminated,
     ];
 
-    /// The process's exit code. Codes between these belong to signatures, history and journals.
+    /// The process's exit code. Codes between these belong to signatures and history.
     pub const fn code(self) -> u8 {
         match self {
             ExitKind::Done => 0,
+            ExitKind::Differs => 1,
             ExitKind::Usage => 2,
             ExitKind::Malformed => 3,
             ExitKind::WrongBase => 6,
             ExitKind::Conflict => 7,
+            ExitKind::Recovery => 9,
+            ExitKind::Busy => 10,
             ExitKind::Io => 11,
             ExitKind::LimitExceeded => 12,
             ExitKind::Device => 13,
             ExitKind::ContentCheck => 14,
             ExitKind::Unsupported => 15,
             ExitKind::Bug => 70,
+            // 128 and the number of the signal, as shells have it.
+            ExitKind::Interrupted => 130,
+            ExitKind::Terminated => 143,
         }
     }
 
@@ -73,16 +96,23 @@ impl ExitKind {
     pub const fn meaning(self) -> &'static str {
         match self {
             ExitKind::Done => "done",
+            ExitKind::Differs => "done, and the answer is no: the two differ",
             ExitKind::Usage => "the command line is wrong",
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
             ExitKind::WrongBase => "the patch, or the statistics, are for other weights",
             ExitKind::Conflict => "already applied or reverted, or facts that exclude each other",
+            ExitKind::Recovery => {
+                "a change in place stopped half-way; the next command tries again to undo it"
+            }
+            ExitKind::Busy => "another mpatch is at work on the same files",
             ExitKind::Io => "a file cannot be read or written; nothing changed",
             ExitKind::LimitExceeded => "a documented limit is exceeded",
             ExitKind::Device => "the device or its memory does not suffice",
             ExitKind::ContentCheck => "the weights do not do what the patch declares",
             ExitKind::Unsupported => "the file needs a newer mpatch, or a feature that this one lacks",
             ExitKind::Bug => "mpatch has a bug",
+            ExitKind::Interrupted => "interrupted (Ctrl-C); nothing changed",
+            ExitKind::Terminated => "terminated; nothing changed",
         }
     }
 }
@@ -100,6 +130,8 @@ pub enum State {
     Unchanged,
     /// The result stands; only telling of it failed.
     Applied,
+    /// A checkpoint is half-way, and the next command that opens it puts the old bytes back.
+    RecoveryPending,
 }
 
 impl State {
@@ -108,6 +140,7 @@ impl State {
         match self {
             State::Unchanged => "unchanged",
             State::Applied => "applied",
+            State::RecoveryPending => "recovery pending",
         }
     }
 }
@@ -141,6 +174,13 @@ impl CommandError {
         Self { state: State::Applied, ..self }
     }
 
+    /// Says that old bytes are still to be put back.
+    fn with_recovery_pending(self) -> Self {
+        Self { kind: ExitKind::Recovery, state: State::RecoveryPending, ..self }.hint(
+            "let no other program read it meanwhile; the next mpatch command that opens it puts the old bytes back",
+        )
+    }
+
     /// A system call on `path` failed; `action` is a verb.
     pub fn io(action: &str, path: &Path, error: &std::io::Error) -> Self {
         Self::new(ExitKind::Io, format!("cannot {action} `{}`: {error}", path.display())).hint(io_hint(error))
@@ -164,6 +204,7 @@ impl CommandError {
             | PatchError::UnsupportedFlags { .. }
             | PatchError::UnsupportedFeature { .. } => ExitKind::Unsupported,
             PatchError::Limit { .. } => ExitKind::LimitExceeded,
+            PatchError::Read { .. } | PatchError::Write { .. } => ExitKind::Io,
             _ => ExitKind::Malformed,
         };
         let refused = Self::new(kind, format!("`{name}`: {error}"));
@@ -178,6 +219,9 @@ impl CommandError {
                 refused.hint("`mpatch --version` tells which one this is")
             }
             PatchError::Limit { .. } => refused.hint("make several smaller patches instead"),
+            PatchError::Read { .. } | PatchError::Write { .. } => {
+                refused.hint("nothing was changed; try again once the system allows it")
+            }
             _ => refused.hint("if a fresh copy is refused too, ask whoever made it"),
         }
     }
@@ -189,6 +233,9 @@ impl CommandError {
             OperationError::Patch(error) => Self::patch(name, &error),
             OperationError::OtherState { .. } => Self::new(ExitKind::WrongBase, chain(&error))
                 .hint("the file was changed meanwhile: wait until nobody writes to it, and try again"),
+            OperationError::Pending { .. } => {
+                Self::new(ExitKind::Recovery, chain(&error)).with_recovery_pending()
+            }
             OperationError::OtherPatch { .. } => Self::new(ExitKind::Bug, chain(&error)),
             _ => Self::new(ExitKind::Malformed, format!("`{name}`: {}", chain(&error)))
                 .hint("do not use this patch; `mpatch verify` tells more"),
@@ -199,7 +246,15 @@ impl CommandError {
 impl From<CheckpointError> for CommandError {
     fn from(error: CheckpointError) -> Self {
         let kind = match &error {
-            CheckpointError::Io { .. } | CheckpointError::OutputExists { .. } => ExitKind::Io,
+            CheckpointError::Io { .. }
+            | CheckpointError::OutputExists { .. }
+            | CheckpointError::InPlace { .. }
+            | CheckpointError::Space { .. }
+            | CheckpointError::NotDurable { .. } => ExitKind::Io,
+            CheckpointError::Busy { .. } => ExitKind::Busy,
+            CheckpointError::Recovery { .. } => ExitKind::Recovery,
+            CheckpointError::Stopped { .. } => interrupt::exit_kind(),
+            CheckpointError::Changed { .. } => ExitKind::WrongBase,
             CheckpointError::Output { .. } => ExitKind::Usage,
             CheckpointError::Limit { .. } => ExitKind::LimitExceeded,
             CheckpointError::MissingTensor { .. } => ExitKind::WrongBase,
@@ -219,6 +274,17 @@ impl From<CheckpointError> for CommandError {
                 refused.hint("`mpatch show` tells which model the patch is for")
             }
             CheckpointError::Output { .. } => refused.hint("choose another name with `-o`"),
+            CheckpointError::InPlace { .. } => refused.hint("leave `--in-place` out: a copy is as exact"),
+            CheckpointError::Space { source, .. } => refused.hint(io_hint(source)),
+            CheckpointError::NotDurable { .. } => {
+                refused.hint("check it with `mpatch verify` before you rely on it").after_the_work()
+            }
+            CheckpointError::Busy { .. } => refused.hint("try again when that one has finished"),
+            CheckpointError::Recovery { .. } => refused.with_recovery_pending(),
+            CheckpointError::Stopped { .. } => refused.hint("run the same command again to go on"),
+            CheckpointError::Changed { .. } => {
+                refused.hint("the file was changed meanwhile: wait until nobody writes to it, and try again")
+            }
             CheckpointError::Limit { .. } => refused.hint("this is no model's file: check the path"),
             _ => refused.hint("fetch the checkpoint again, with its index and all its shards"),
         }

@@ -11,6 +11,7 @@ mod args;
 mod commands;
 mod editing;
 mod error;
+mod interrupt;
 mod report;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,6 +21,7 @@ use error::ExitKind;
 
 fn main() -> ExitCode {
     report::announce_panics();
+    interrupt::listen();
     // A panic has been announced by the hook when it arrives here.
     catch_unwind(AssertUnwindSafe(run)).unwrap_or(ExitKind::Bug).into()
 }
@@ -31,7 +33,7 @@ fn run() -> ExitKind {
     };
     let output = report::Output::new(arguments.output);
     match arguments.command.run(&output) {
-        Ok(()) => ExitKind::Done,
+        Ok(kind) => kind,
         Err(error) => output.failure(&error),
     }
 }

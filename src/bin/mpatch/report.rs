@@ -13,7 +13,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::args::OutputArguments;
-use crate::error::{CommandError, ExitKind};
+use crate::error::{CommandError, ExitKind, State};
+use crate::interrupt::state_if_ended_now;
 
 /// What a command found or did.
 pub trait Report: Serialize {
@@ -163,6 +164,14 @@ pub fn usage(error: &clap::Error) -> ExitKind {
     ExitKind::Usage
 }
 
+/// Says that a signal ended the command, and what it leaves behind.
+pub fn stopped(kind: ExitKind, state: State) -> ExitKind {
+    say(&format!("error: {}", kind.meaning()));
+    say("hint: run the same command again to begin anew");
+    say(&format!("state: {}", state.name()));
+    kind
+}
+
 /// From here on a panic says that it is a bug of mpatch, and where.
 pub fn announce_panics() {
     std::panic::set_hook(Box::new(|panic| {
@@ -174,7 +183,7 @@ pub fn announce_panics() {
         say(
             "hint: please report it, with the command and this message; files are replaced only when complete",
         );
-        say("state: unknown");
+        say(&format!("state: {}", state_if_ended_now().name()));
     }));
 }
 

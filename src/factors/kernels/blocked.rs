@@ -8,7 +8,7 @@
 //! rank; where that would leave slices too thin to be worth it, the slice is computed in f64. The slices are
 //! added up in f64, where [`super::super::EXACT_SUM_LIMIT`] keeps every partial sum exact.
 
-use super::{Block, Factors, IntegerMatrix};
+use super::{Block, IntegerMatrix};
 
 /// Deepest slice: bounds the scratch memory, and is deep enough for full speed.
 const DEPTH_MAX: usize = 512;
@@ -17,7 +17,7 @@ const SINGLE_DEPTH_MIN: usize = 64;
 
 /// Buffers that one thread reuses from block to block.
 #[derive(Debug, Default)]
-pub(in super::super) struct Scratch {
+pub(super) struct Scratch {
     single: Slices<f32>,
     double: Slices<f64>,
 }
@@ -31,31 +31,37 @@ struct Slices<T> {
 }
 
 /// Writes one block of the product into `sums`, which are `+0.0` on entry.
-pub(super) fn product(factors: Factors<'_>, block: &Block, scratch: &mut Scratch, sums: &mut [f64]) {
-    let rank = factors.left.columns();
-    if factors.single_depth >= SINGLE_DEPTH_MIN.min(rank) {
-        sum_slices(factors, block, factors.single_depth.min(DEPTH_MAX), &mut scratch.single, sums);
+pub(super) fn product(
+    left: &IntegerMatrix,
+    right: &IntegerMatrix,
+    single_depth: usize,
+    block: &Block,
+    scratch: &mut Scratch,
+    sums: &mut [f64],
+) {
+    if sums.is_empty() {
+        return;
+    }
+    if single_depth >= SINGLE_DEPTH_MIN.min(left.columns()) {
+        sum_slices(left, right, block, single_depth.min(DEPTH_MAX), &mut scratch.single, sums);
     } else {
-        sum_slices(factors, block, DEPTH_MAX, &mut scratch.double, sums);
+        sum_slices(left, right, block, DEPTH_MAX, &mut scratch.double, sums);
     }
 }
 
 fn sum_slices<T: Float>(
-    factors: Factors<'_>,
+    left: &IntegerMatrix,
+    right: &IntegerMatrix,
     block: &Block,
     depth: usize,
     slices: &mut Slices<T>,
     sums: &mut [f64],
 ) {
-    let rank = factors.left.columns();
+    let rank = left.columns();
     for start in (0..rank).step_by(depth.max(1)) {
         let slice = start..rank.min(start.saturating_add(depth));
-        copy(factors.left, &Block { rows: block.rows.clone(), columns: slice.clone() }, &mut slices.left);
-        copy(
-            factors.right,
-            &Block { rows: slice.clone(), columns: block.columns.clone() },
-            &mut slices.right,
-        );
+        copy(left, &Block { rows: block.rows.clone(), columns: slice.clone() }, &mut slices.left);
+        copy(right, &Block { rows: slice.clone(), columns: block.columns.clone() }, &mut slices.right);
         multiply(block.rows.len(), slice.len(), block.columns.len(), slices);
         for (sum, product) in sums.iter_mut().zip(&slices.product) {
             // From +0.0, so that a product of -0.0 leaves +0.0.
@@ -67,12 +73,12 @@ fn sum_slices<T: Float>(
 fn copy<T: Float>(matrix: &IntegerMatrix, block: &Block, target: &mut Vec<T>) {
     target.clear();
     for row in block.rows.clone() {
-        target.extend(matrix.row(row)[block.columns.clone()].iter().map(|value| T::from(*value)));
+        matrix.append(row, block.columns.clone(), target, T::from, T::from);
     }
 }
 
 /// f32 or f64, whose products of integers this file keeps exact.
-trait Float: Copy + From<i16> + Into<f64> + Default + 'static {
+trait Float: Copy + From<i8> + From<i16> + Into<f64> + Default + 'static {
     const ONE: Self;
 }
 

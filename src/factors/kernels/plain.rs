@@ -6,9 +6,8 @@ use super::{Block, IntegerMatrix};
 pub(super) fn product(left: &IntegerMatrix, right: &IntegerMatrix, block: &Block, sums: &mut [f64]) {
     for (row, sums) in block.rows.clone().zip(sums.chunks_exact_mut(block.columns.len())) {
         for (column, sum) in block.columns.clone().zip(sums) {
-            let products = left.row(row).iter().enumerate();
-            let exact: i64 =
-                products.map(|(k, value)| i64::from(*value) * i64::from(right.row(k)[column])).sum();
+            let product = |k: usize| i64::from(left.get(row, k)) * i64::from(right.get(k, column));
+            let exact: i64 = (0..left.columns()).map(product).sum();
             *sum = exact as f64;
         }
     }

@@ -15,6 +15,7 @@ use crate::report::{Output, shell_word};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch apply model.safetensors edits.mpatch\n  \
                   mpatch apply gptj/ edits.mpatch -o gptj-edited\n  \
+                  mpatch apply gptj/ edits.mpatch --in-place\n  \
                   mpatch apply gptj/ edits.mpatch --dry-run --json")]
 pub struct ApplyArguments {
     /// Edit a copy of this checkpoint: a safetensors file, an index of shards, or a model folder
@@ -29,11 +30,8 @@ pub struct ApplyArguments {
 /// Writes the edited copy.
 pub fn run(arguments: &ApplyArguments, output: &Output) -> Result<(), CommandError> {
     let ApplyArguments { base, patch, target } = arguments;
-    let place = match &target.output {
-        Some(place) => place.clone(),
-        None => beside(base, &infix(patch))?,
-    };
-    let change = Change::open(base, patch, place)?;
+    let place = target.target(|| beside(base, &infix(patch)))?;
+    let change = Change::open(base, patch, place, output)?;
     let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
     let answer = plan_with(&change.checkpoint, &change.patch, &|bytes| progress.add(bytes));
     drop(progress);

@@ -8,8 +8,9 @@ use mpatch::operation::{Direction, Plan, PlannedTensor, Written};
 use mpatch::patch::Patch;
 use serde::Serialize;
 
-use super::patch_word;
+use super::{open_checkpoint, open_patch, patch_word};
 use crate::error::CommandError;
+use crate::interrupt::{Work, doing};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
 /// Where a result goes, and whether it is to be written at all.
@@ -18,9 +19,35 @@ pub struct TargetArguments {
     /// Write the result here instead of beside the input; never over anything
     #[arg(short, long, value_name = "PATH")]
     pub output: Option<PathBuf>,
+    /// Change the checkpoint itself instead of a copy; its old bytes are kept in a journal until all is done
+    #[arg(long, conflicts_with = "output")]
+    pub in_place: bool,
     /// Print what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+}
+
+impl TargetArguments {
+    /// Where the result goes, with `place` for the name of a copy that was not given.
+    pub fn target(
+        &self,
+        place: impl FnOnce() -> Result<PathBuf, CommandError>,
+    ) -> Result<Target, CommandError> {
+        match &self.output {
+            _ if self.in_place => Ok(Target::InPlace),
+            Some(path) => Ok(Target::Copy(path.clone())),
+            None => place().map(Target::Copy),
+        }
+    }
+}
+
+/// Where a result goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// Into a new file or folder; the name is free, in a folder that can be written to.
+    Copy(PathBuf),
+    /// Over the old bytes.
+    InPlace,
 }
 
 /// A checkpoint, a patch and a place for the result, all of them looked at.
@@ -31,8 +58,8 @@ pub struct Change {
     pub patch: Patch,
     /// Where the patch was read from.
     pub patch_path: PathBuf,
-    /// Where the result goes; free, in a folder that can be written to.
-    pub target: PathBuf,
+    /// Where the result goes.
+    pub target: Target,
 }
 
 /// What `apply` and `revert` print.
@@ -42,6 +69,7 @@ pub struct ChangeReport {
     #[serde(skip)]
     direction: Direction,
     dry_run: bool,
+    in_place: bool,
     input: PathBuf,
     patch: PathBuf,
     output: PathBuf,
@@ -52,10 +80,17 @@ pub struct ChangeReport {
 
 impl Change {
     /// Opens everything, and refuses a result that could not be written.
-    pub fn open(checkpoint: &Path, patch_path: &Path, target: PathBuf) -> Result<Self, CommandError> {
-        let patch = super::read_patch(patch_path)?;
-        let checkpoint = Checkpoint::open(checkpoint)?;
-        check_output(&checkpoint, &target)?;
+    pub fn open(
+        checkpoint: &Path,
+        patch_path: &Path,
+        target: Target,
+        output: &Output,
+    ) -> Result<Self, CommandError> {
+        let patch = open_patch(patch_path)?;
+        let checkpoint = open_checkpoint(checkpoint, output)?;
+        if let Target::Copy(path) = &target {
+            check_output(&checkpoint, path)?;
+        }
         Ok(Self { checkpoint, patch, patch_path: patch_path.to_owned(), target })
     }
 
@@ -71,13 +106,20 @@ impl Change {
 
     /// Carries the plan out, or only shows it.
     pub fn carry_out(&self, plan: Plan, dry_run: bool, output: &Output) -> Result<(), CommandError> {
+        if self.target == Target::InPlace {
+            plan.check_in_place(&self.checkpoint)?;
+        }
         let written = if dry_run { None } else { Some(self.write(&plan, output)?) };
         let report = ChangeReport {
             direction: plan.direction,
             dry_run,
+            in_place: self.target == Target::InPlace,
             input: self.checkpoint.path().to_owned(),
             patch: self.patch_path.clone(),
-            output: self.target.clone(),
+            output: match &self.target {
+                Target::Copy(path) => path.clone(),
+                Target::InPlace => self.checkpoint.path().to_owned(),
+            },
             plan,
             written,
         };
@@ -90,10 +132,18 @@ impl Change {
             Direction::Apply => "applying",
             Direction::Revert => "reverting",
         };
-        let progress = output.progress(what, plan.work_size_bytes());
+        let (work, size) = match self.target {
+            Target::Copy(_) => (Work::Copying, plan.work_size_bytes()),
+            Target::InPlace => (Work::InPlace, plan.in_place_work_size_bytes()),
+        };
+        let progress = output.progress(what, size);
         let told = |bytes| progress.add(bytes);
-        plan.execute(&self.checkpoint, &self.patch, &self.target, &told)
-            .map_err(|error| CommandError::operation(&self.patch_path.to_string_lossy(), error))
+        let _doing = doing(work);
+        let written = match &self.target {
+            Target::Copy(path) => plan.execute(&self.checkpoint, &self.patch, path, &told),
+            Target::InPlace => plan.execute_in_place(&self.checkpoint, &self.patch, &told),
+        };
+        written.map_err(|error| CommandError::operation(&self.patch_path.to_string_lossy(), error))
     }
 }
 
@@ -103,14 +153,17 @@ impl Report for ChangeReport {
     fn write(&self, page: &mut Page) {
         let tensors = count(self.plan.tensors.len(), "tensor");
         let output = self.output.display();
+        let size = size(if self.in_place { self.plan.tensor_size_bytes } else { self.plan.copy_size_bytes });
+        let done = if self.in_place { "changed in place" } else { "wrote" };
         let outcome = match (&self.written, self.direction) {
-            (None, _) => format!("would write {output}: {tensors}, {}", size(self.plan.copy_size_bytes)),
+            (None, _) if self.in_place => format!("would change {output} in place: {tensors}, {size}"),
+            (None, _) => format!("would write {output}: {tensors}, {size}"),
             (Some(written), Direction::Apply) => {
                 let changed = written.changed;
-                format!("wrote {output}: {tensors} ({changed} weights) changed, as the patch promises")
+                format!("{done} {output}: {tensors} ({changed} weights) changed, as the patch promises")
             }
             (Some(_), Direction::Revert) => {
-                format!("wrote {output}: {tensors} changed back, byte for byte as before the patch")
+                format!("{done} {output}: {tensors} changed back, byte for byte as before the patch")
             }
         };
         page.title(&outcome);
@@ -125,9 +178,10 @@ impl Report for ChangeReport {
     fn next(&self) -> Option<String> {
         let (input, patch) = (shell_word(&self.input), patch_word(&self.patch));
         let output = shell_word(&self.output);
+        let place = if self.in_place { "--in-place".to_owned() } else { format!("-o {output}") };
         match (self.direction, self.dry_run) {
-            (Direction::Apply, true) => Some(format!("mpatch apply {input} {patch} -o {output}")),
-            (Direction::Revert, true) => Some(format!("mpatch revert {input} {patch} -o {output}")),
+            (Direction::Apply, true) => Some(format!("mpatch apply {input} {patch} {place}")),
+            (Direction::Revert, true) => Some(format!("mpatch revert {input} {patch} {place}")),
             (Direction::Apply, false) => Some(format!("mpatch verify {patch} --base {output}")),
             (Direction::Revert, false) => None,
         }
@@ -151,5 +205,11 @@ fn write_remarks(written: &Written, page: &mut Page) {
     if !written.left_out.is_empty() {
         let files = written.left_out.join(", ");
         page.line(&format!("not taken along, since they hold the weights unedited in another form: {files}"));
+    }
+    if !written.copied.is_empty() {
+        let files = written.copied.join(", ");
+        page.line(&format!(
+            "copied, since this file system can neither share nor link them from there: {files}"
+        ));
     }
 }

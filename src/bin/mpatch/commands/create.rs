@@ -41,6 +41,20 @@ pub struct CreateArguments {
     /// Write the patch here; `FACTS.mpatch` by default
     #[arg(short, long, value_name = "PATCH")]
     output: Option<PathBuf>,
+    /// How the edit is made.
+    #[command(flatten)]
+    recipe: RecipeArguments,
+    /// Take only the first facts of the file
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<usize>,
+    /// What the patch says about itself.
+    #[command(flatten)]
+    about: AboutArguments,
+}
+
+/// How an edit is made and stored.
+#[derive(Debug, Args)]
+pub struct RecipeArguments {
     /// Take the hyperparameters from this file, in the reference's JSON layout, instead of the model's `memit.json`
     #[arg(long, value_name = "FILE")]
     hparams: Option<PathBuf>,
@@ -56,21 +70,23 @@ pub struct CreateArguments {
     /// Compute the statistics from this corpus, one document a line, unless they are cached
     #[arg(long, value_name = "FILE", conflicts_with = "stats")]
     corpus: Option<PathBuf>,
-    /// Seed what is sampled
-    #[arg(long, default_value_t = 0)]
-    seed: u64,
-    /// Store integers of this many bits
-    #[arg(long, default_value_t = BITS_DEFAULT, value_parser = clap::value_parser!(u8).range(2..=16))]
-    bits: u8,
+    /// Seed what is sampled; 0 by default
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Store integers of this many bits; 6 by default
+    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=16))]
+    bits: Option<u8>,
     /// Keep at most this rank per layer
     #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u32).range(1..))]
     rank: Option<u32>,
     /// Keep the smallest rank whose relative error is at most this
     #[arg(long, value_name = "ERROR", conflicts_with = "rank", value_parser = tolerance)]
     tolerance: Option<f64>,
-    /// Take only the first facts of the file
-    #[arg(long, value_name = "COUNT")]
-    limit: Option<usize>,
+}
+
+/// Free text for a new patch.
+#[derive(Debug, Args)]
+pub struct AboutArguments {
     /// Give the patch a title
     #[arg(long)]
     title: Option<String>,
@@ -82,7 +98,15 @@ pub struct CreateArguments {
     licence: Option<String>,
 }
 
-fn tolerance(text: &str) -> Result<f64, String> {
+impl AboutArguments {
+    /// As the manifest holds it.
+    pub fn about(&self) -> About {
+        About { title: self.title.clone(), author: self.author.clone(), licence: self.licence.clone() }
+    }
+}
+
+/// A relative error.
+pub fn tolerance(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
         _ => Err("expected a number from 0 to below 1".to_owned()),
@@ -95,26 +119,8 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let place = arguments.place();
     refuse_existing(&place)?;
     let model = arguments.model.open(output)?;
-    let hyperparameters = arguments.hyperparameters(&model, output)?;
-    let edited: Vec<String> =
-        hyperparameters.layers.iter().map(|&layer| model.network.mlp_output_name(layer)).collect();
-    // In seconds, not after the hours that the values take.
-    check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(&model, &error))?;
-    let weights = weights_id(&model, output)?;
-    let (stats, corpus) = (arguments.stats.as_deref(), arguments.corpus.as_deref());
-    let statistics = find_statistics(&model, weights, &hyperparameters.layers, stats, corpus, output)?;
-    let contexts = arguments.contexts(&model, output)?;
-    let job = Job {
-        model: &model,
-        weights,
-        facts: &facts,
-        hyperparameters,
-        contexts,
-        statistics: &statistics,
-        seed: arguments.seed,
-        compression: Compression { bits: arguments.bits, limit: arguments.rank_limit() },
-        about: arguments.about(),
-    };
+    let base = Prepared::new(&model, &arguments.recipe, None, output)?;
+    let job = base.job(&facts, &arguments.recipe, arguments.about.about());
     let made = job.make(output)?;
     mpatch::checkpoint::write_new(&place, made.patch.bytes())?;
     let report = made.report(&job, place, arguments.model.base.clone());
@@ -128,16 +134,28 @@ impl CreateArguments {
             _ => PathBuf::from("edits.mpatch"),
         })
     }
+}
 
-    fn hyperparameters(&self, model: &Model, output: &Output) -> Result<Hyperparameters, CommandError> {
+impl RecipeArguments {
+    fn hyperparameters(
+        &self,
+        model: &Model,
+        recorded: Option<&Recipe>,
+        output: &Output,
+    ) -> Result<Hyperparameters, CommandError> {
         let parse = |path: &Path, bytes: &[u8]| {
             Hyperparameters::parse(bytes).map_err(|error| edit_error(path, error))
         };
         let beside = model.checkpoint.folder().join("memit.json");
-        let (mut found, place) = match (&self.hparams, model.checkpoint.companion("memit.json")?) {
-            (Some(path), _) => (parse(path, &read(path)?)?, path.clone()),
-            (None, Some(bytes)) => (parse(&beside, &bytes)?, beside),
-            (None, None) => {
+        let companion = model.checkpoint.companion("memit.json")?;
+        let (mut found, place) = match (&self.hparams, recorded, companion) {
+            (Some(path), _, _) => (parse(path, &read(path)?)?, path.clone()),
+            (None, Some(recipe), _) => {
+                let place = PathBuf::from("the patches' recipe");
+                (parse(&place, recipe.hyperparameters.as_bytes())?, place)
+            }
+            (None, None, Some(bytes)) => (parse(&beside, &bytes)?, beside),
+            (None, None, None) => {
                 let (found, source) = Hyperparameters::for_model(model.network.config());
                 output.note(match source {
                     Source::GptJ6B => "hyperparameters: those published for GPT-J-6B",
@@ -154,13 +172,22 @@ impl CreateArguments {
         Ok(found)
     }
 
-    fn contexts(&self, model: &Model, output: &Output) -> Result<Contexts, CommandError> {
-        let Some(path) = &self.contexts else {
-            output.note(&format!("contexts: sampled with seed {}", self.seed));
-            return Contexts::sample(model, self.seed)
-                .map_err(|error| edit_error(model.checkpoint.path(), error));
-        };
-        Contexts::parse(&read(path)?).map_err(|error| edit_error(path, error))
+    fn contexts(
+        &self,
+        model: &Model,
+        recorded: Option<&Recipe>,
+        output: &Output,
+    ) -> Result<Contexts, CommandError> {
+        if let Some(path) = &self.contexts {
+            return Contexts::parse(&read(path)?).map_err(|error| edit_error(path, error));
+        }
+        if let Some(recipe) = recorded {
+            let place = Path::new("the patches' recipe");
+            return Contexts::new(recipe.contexts.clone()).map_err(|error| edit_error(place, error));
+        }
+        let seed = self.seed(recorded);
+        output.note(&format!("contexts: sampled with seed {seed}"));
+        Contexts::sample(model, seed).map_err(|error| edit_error(model.checkpoint.path(), error))
     }
 
     fn rank_limit(&self) -> RankLimit {
@@ -171,8 +198,68 @@ impl CreateArguments {
         }
     }
 
-    fn about(&self) -> About {
-        About { title: self.title.clone(), author: self.author.clone(), licence: self.licence.clone() }
+    fn seed(&self, recorded: Option<&Recipe>) -> u64 {
+        self.seed.or(recorded.map(|recipe| recipe.seed)).unwrap_or_default()
+    }
+
+    /// Some option was given.
+    pub fn is_given(&self) -> bool {
+        let paths = [&self.hparams, &self.contexts, &self.stats, &self.corpus];
+        paths.into_iter().any(Option::is_some)
+            || self.layers.is_some()
+            || self.seed.is_some()
+            || self.bits.is_some()
+            || self.rank.is_some()
+            || self.tolerance.is_some()
+    }
+}
+
+/// A model and what an edit of it takes, facts apart.
+pub struct Prepared<'a> {
+    model: &'a Model,
+    weights: WeightsId,
+    hyperparameters: Hyperparameters,
+    contexts: Contexts,
+    statistics: StatisticsFile,
+    seed: u64,
+}
+
+impl<'a> Prepared<'a> {
+    /// Finds everything that can be missing before the long work; what the arguments leave open is taken from
+    /// `recorded`, the recipe of an earlier patch.
+    pub fn new(
+        model: &'a Model,
+        arguments: &RecipeArguments,
+        recorded: Option<&Recipe>,
+        output: &Output,
+    ) -> Result<Self, CommandError> {
+        let hyperparameters = arguments.hyperparameters(model, recorded, output)?;
+        let edited: Vec<String> =
+            hyperparameters.layers.iter().map(|&layer| model.network.mlp_output_name(layer)).collect();
+        // In seconds, not after the hours that the values take.
+        check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(model, &error))?;
+        let weights = weights_id(model, output)?;
+        let (stats, corpus) = (arguments.stats.as_deref(), arguments.corpus.as_deref());
+        let statistics = find_statistics(model, weights, &hyperparameters.layers, stats, corpus, output)?;
+        let contexts = arguments.contexts(model, recorded, output)?;
+        Ok(Self { model, weights, hyperparameters, contexts, statistics, seed: arguments.seed(recorded) })
+    }
+
+    /// The edit of these facts.
+    pub fn job<'j>(&'j self, facts: &'j FactsFile, arguments: &RecipeArguments, about: About) -> Job<'j> {
+        let bits = arguments.bits.unwrap_or(BITS_DEFAULT);
+        Job {
+            model: self.model,
+            weights: self.weights,
+            facts,
+            hyperparameters: self.hyperparameters.clone(),
+            contexts: self.contexts.clone(),
+            statistics: &self.statistics,
+            seed: self.seed,
+            compression: Compression { bits, limit: arguments.rank_limit() },
+            supersedes: Vec::new(),
+            about,
+        }
     }
 }
 
@@ -203,6 +290,8 @@ pub struct Job<'a> {
     pub seed: u64,
     /// How the updates are stored.
     pub compression: Compression,
+    /// Patches that this one replaces.
+    pub supersedes: Vec<PatchId>,
     /// Free text for the patch.
     pub about: About,
 }
@@ -320,7 +409,7 @@ impl Job<'_> {
             bindings: vec![binding],
             line: None,
             parents: vec![],
-            supersedes: vec![],
+            supersedes: self.supersedes.clone(),
             about: self.about.clone(),
         };
         // Read back what was laid out: a patch that does not decode must never reach a disk.
@@ -467,7 +556,8 @@ impl Made {
         records.iter().enumerate().map(of_record).collect()
     }
 
-    fn report(self, job: &Job<'_>, output: PathBuf, base: PathBuf) -> CreateReport {
+    /// What `create` prints about it.
+    pub fn report(self, job: &Job<'_>, output: PathBuf, base: PathBuf) -> CreateReport {
         let outcomes = self.outcomes(&job.facts.records);
         let facts = job.facts.records.len();
         let bound = &self.patch.manifest().bindings[0].tensors;

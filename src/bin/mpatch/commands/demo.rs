@@ -138,7 +138,7 @@ impl Step {
             |error: clap::Error| CommandError::new(ExitKind::Bug, format!("the demo's own command: {error}"));
         let matches = command().try_get_matches_from(&self.words).map_err(bug)?;
         let arguments = Arguments::from_arg_matches(&matches).map_err(bug)?;
-        arguments.command.run(&output.of_step())
+        arguments.command.run(&output.of_step()).map(|_| ())
     }
 }
 

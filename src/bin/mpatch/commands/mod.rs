@@ -6,22 +6,29 @@ pub mod change;
 pub mod completions;
 pub mod create;
 pub mod demo;
+pub mod diff;
 pub mod doctor;
 pub mod eval;
+pub mod rebase;
 pub mod revert;
 pub mod show;
+pub mod stack;
 pub mod stats;
 pub mod try_out;
 pub mod verify;
 
 use std::ffi::{OsStr, OsString};
+use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, recover};
 use mpatch::patch::Patch;
 
 use crate::error::CommandError;
-use crate::report::shell_word;
+use crate::interrupt;
+use crate::report::{Output, shell_word};
 
 /// Stands for standard input where a file is asked for.
 const STDIN: &str = "-";
@@ -38,10 +45,51 @@ pub fn read_input(path: &Path) -> Result<Vec<u8>, CommandError> {
     }
 }
 
-/// Reads and checks a patch.
+/// Opens and checks a patch, whose sections stay in the file until they are wanted: a patch of many facts is large.
+///
+/// Standard input is kept in a file without a name.
+pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
+    let source = if path == Path::new(STDIN) {
+        spooled(&mut std::io::stdin().lock())
+            .and_then(FileSource::of)
+            .map_err(|error| CommandError::io("read", Path::new("stdin"), &error))?
+    } else if std::fs::metadata(path).is_ok_and(|about| about.is_file()) {
+        FileSource::open(path)?
+    } else {
+        // A pipe, or nothing at all.
+        return read_patch(path);
+    };
+    Patch::open(Arc::new(source)).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
+}
+
+fn spooled(input: &mut dyn Read) -> std::io::Result<File> {
+    let mut file = tempfile::tempfile()?;
+    std::io::copy(input, &mut file)?;
+    Ok(file)
+}
+
+/// Reads and checks a patch, all of it into memory.
 pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
     let bytes = read_input(path)?;
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
+}
+
+/// Opens a checkpoint: the one place where that is done, so that changes in place that stopped half-way are brought
+/// to an end before anybody looks at it.
+pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, CommandError> {
+    for recovered in recover(path)? {
+        let outcome = match recovered.outcome {
+            Outcome::Untouched => "nothing had been changed yet",
+            Outcome::RolledBack => "the old bytes are back",
+            Outcome::Finished => "everything had been changed already",
+        };
+        let path = path.display();
+        output.note(&format!(
+            "`{path}`: recovered from `{}`, which had stopped half-way: {outcome}",
+            recovered.label
+        ));
+    }
+    Ok(Checkpoint::open(path)?.stopping_on(interrupt::stop_flag()))
 }
 
 /// The patch as a word of a suggested command line.

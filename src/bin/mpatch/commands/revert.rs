@@ -1,6 +1,6 @@
 //! `mpatch revert`: an edited checkpoint and its patch in, the base's exact bytes out.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::operation::{Mismatch, survey_size_bytes};
@@ -15,6 +15,7 @@ use crate::report::{Output, shell_word};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch revert model.edits.safetensors edits.mpatch -o base.safetensors\n  \
+                  mpatch revert gptj/ edits.mpatch --in-place\n  \
                   mpatch revert gptj.edits/ edits.mpatch --dry-run"
 )]
 pub struct RevertArguments {
@@ -30,7 +31,8 @@ pub struct RevertArguments {
 /// Writes the base again.
 pub fn run(arguments: &RevertArguments, output: &Output) -> Result<(), CommandError> {
     let RevertArguments { edited, patch, target } = arguments;
-    let change = Change::open(edited, patch, place(arguments)?)?;
+    let place = target.target(|| free_place(edited, patch))?;
+    let change = Change::open(edited, patch, place, output)?;
     let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
     let answer = plan_with(&change.checkpoint, &change.patch, &|bytes| progress.add(bytes));
     drop(progress);
@@ -45,11 +47,7 @@ pub fn run(arguments: &RevertArguments, output: &Output) -> Result<(), CommandEr
 }
 
 /// The base's old name when it is free, else a new one.
-fn place(arguments: &RevertArguments) -> Result<PathBuf, CommandError> {
-    let RevertArguments { edited, patch, target } = arguments;
-    if let Some(place) = &target.output {
-        return Ok(place.clone());
-    }
+fn free_place(edited: &Path, patch: &Path) -> Result<PathBuf, CommandError> {
     match without_infix(edited, &infix(patch)) {
         Some(first_name) if !first_name.exists() => Ok(first_name),
         _ => beside(edited, "reverted".as_ref()),

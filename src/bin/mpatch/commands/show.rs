@@ -9,7 +9,7 @@ use mpatch::patch::manifest::{
 use mpatch::patch::{Manifest, Patch};
 use serde::Serialize;
 
-use super::{patch_word, read_patch};
+use super::{open_patch, patch_word};
 use crate::error::CommandError;
 use crate::report::{Output, Page, Report, count, size};
 
@@ -77,7 +77,7 @@ struct SizeReport {
 
 /// Prints what a patch holds.
 pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = read_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch)?;
     let facts_shown = if arguments.all { usize::MAX } else { FACTS_SHOWN };
     output.report(&report(arguments.patch.clone(), &patch, facts_shown))
 }

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::PatchId;
 use mpatch::model::{Config, ModelError};
 use mpatch::patch::Patch;
@@ -11,7 +10,7 @@ use mpatch::verify::{DigestEvidence, FormEvidence, State, verify, verify_form, v
 use serde::Serialize;
 
 use super::behaviour::{self, BehaviourEvidence};
-use super::{patch_word, read_patch};
+use super::{open_checkpoint, open_patch, patch_word};
 use crate::editing::DeviceArguments;
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -54,11 +53,13 @@ struct LadderReport {
     form: FormEvidence,
     digests: Option<DigestEvidence>,
     behaviour: Option<BehaviourEvidence>,
+    #[serde(skip)]
+    declares_facts: bool,
 }
 
 /// Checks the patch, alone or against a model.
 pub fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = read_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch)?;
     let report = climb(arguments, &patch, output)?;
     output.report(&report)?;
     report.outcome()
@@ -68,7 +69,7 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
     let (form, digests) = match &arguments.base {
         None => (verify_form(patch), None),
         Some(base) => {
-            let checkpoint = Checkpoint::open(base)?;
+            let checkpoint = open_checkpoint(base, output)?;
             let progress = output.progress("comparing", verify_size_bytes(&checkpoint, patch));
             let report = verify(&checkpoint, patch, &|bytes| progress.add(bytes))
                 .map_err(|error| CommandError::operation(&arguments.patch.to_string_lossy(), error))?;
@@ -77,7 +78,9 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
     };
     let fitting = digests.as_ref().filter(|digests| digests.holds());
     let behaviour = match (&arguments.base, fitting.and_then(|digests| digests.state)) {
-        (Some(base), Some(state)) if !arguments.digests_only && can_run(base)? => {
+        (Some(base), Some(state))
+            if !arguments.digests_only && declares_facts(patch) && can_run(base, output)? =>
+        {
             let records = arguments.records.as_deref();
             Some(behaviour::check(patch, &arguments.patch, base, state, records, &arguments.device, output)?)
         }
@@ -91,15 +94,21 @@ fn climb(arguments: &VerifyArguments, patch: &Patch, output: &Output) -> Result<
         base: arguments.base.clone(),
         signatures: patch.signatures().len(),
         reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name).collect(),
+        declares_facts: declares_facts(patch),
         form,
         digests,
         behaviour,
     })
 }
 
+/// A patch that was extracted from two checkpoints says nothing that could be tested.
+fn declares_facts(patch: &Patch) -> bool {
+    !patch.manifest().facts.is_empty()
+}
+
 /// Weights alone cannot be run, nor can models of another architecture.
-fn can_run(base: &Path) -> Result<bool, CommandError> {
-    let config = Checkpoint::open(base)?.companion("config.json")?;
+fn can_run(base: &Path, output: &Output) -> Result<bool, CommandError> {
+    let config = open_checkpoint(base, output)?.companion("config.json")?;
     Ok(config.is_some_and(|bytes| !matches!(Config::parse(&bytes), Err(ModelError::Unsupported { .. }))))
 }
 
@@ -155,6 +164,9 @@ impl LadderReport {
 
     fn behaviour_row(&self) -> [String; 3] {
         let (outcome, evidence) = match &self.behaviour {
+            None if !self.declares_facts => {
+                ("not checked".to_owned(), "the patch declares no facts".to_owned())
+            }
             None => (
                 "not checked".to_owned(),
                 "needs a GPT-J that fits, with its config and tokenizer".to_owned(),

@@ -1,0 +1,427 @@
+//! Patches on a checkpoint of full size, beside `cp`, `b3sum` and plain reading and writing of the same bytes.
+//!
+//! ```text
+//! cargo run --release --example full_size -- FOLDER
+//! cargo bench --bench full_size -- FOLDER                          the tables of docs/performance.md
+//! cargo bench --bench full_size -- --rounds 5 --scratch DISK FOLDER
+//! cargo bench --bench full_size -- --plot docs/performance.svg SMALL FOLDER ... LARGE FOLDER
+//! ```
+//!
+//! Each figure is the median over rounds in which the programs take turns, so that whatever else the machine does
+//! meets them alike. Copies are made beside `FOLDER` unless `--scratch` names a place, and removed at once. Memory is
+//! the most that a child process ever held (`VmHWM`). Prints Markdown.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark prints, and stops at what is missing"
+)]
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mpatch::checkpoint::{Checkpoint, FileSource, TensorInfo};
+use mpatch::factors::{Integers, Kernel, Update};
+use mpatch::patch::Patch;
+
+const MPATCH: &str = env!("CARGO_BIN_EXE_mpatch");
+
+struct Arguments {
+    rounds: usize,
+    scratch: Option<PathBuf>,
+    plot: Option<PathBuf>,
+    facts: Option<Vec<usize>>,
+    folders: Vec<PathBuf>,
+}
+
+fn main() {
+    let mut arguments = Arguments { rounds: 3, scratch: None, plot: None, facts: None, folders: Vec::new() };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
+        let mut value = || words.next().expect("a value follows");
+        match word.as_str() {
+            "--rounds" => arguments.rounds = value().parse().unwrap(),
+            "--scratch" => arguments.scratch = Some(value().into()),
+            "--plot" => arguments.plot = Some(value().into()),
+            "--facts" => {
+                arguments.facts = Some(value().split(',').map(|number| number.parse().unwrap()).collect());
+            }
+            // What `cargo bench` adds by itself.
+            "--bench" => {}
+            folder => arguments.folders.push(folder.into()),
+        }
+    }
+    if arguments.folders.is_empty() {
+        println!("name a folder that the example `full_size` wrote");
+        return;
+    }
+    let mut points = Vec::new();
+    for folder in &arguments.folders {
+        points.extend(Bench::open(folder, &arguments).run());
+    }
+    if let Some(path) = &arguments.plot {
+        std::fs::write(path, plot(&points)).unwrap();
+        println!("\nplot: {}", path.display());
+    }
+}
+
+/// One checkpoint and its patches.
+struct Bench<'a> {
+    weights: PathBuf,
+    size_bytes: u64,
+    patches: Vec<(usize, PathBuf)>,
+    scratch: PathBuf,
+    arguments: &'a Arguments,
+}
+
+/// A row of the plot.
+struct Point {
+    size_bytes: u64,
+    facts: usize,
+    apply_seconds: f64,
+    copy_seconds: f64,
+}
+
+/// What a child process took.
+#[derive(Clone, Copy)]
+struct Cost {
+    seconds: f64,
+    peak_bytes: u64,
+}
+
+impl<'a> Bench<'a> {
+    fn open(folder: &Path, arguments: &'a Arguments) -> Self {
+        let weights = folder.join("model.safetensors");
+        let size_bytes = std::fs::metadata(&weights).unwrap().len();
+        let mut patches: Vec<(usize, PathBuf)> = std::fs::read_dir(folder.join("patches"))
+            .unwrap()
+            .filter_map(|entry| {
+                let path = entry.unwrap().path();
+                let facts = path.file_stem()?.to_str()?.strip_prefix("facts-")?.parse().ok()?;
+                Some((facts, path))
+            })
+            .collect();
+        patches.sort();
+        if let Some(facts) = &arguments.facts {
+            patches.retain(|(number, _)| facts.contains(number));
+        }
+        let scratch = arguments.scratch.clone().unwrap_or_else(|| folder.to_owned());
+        Self { weights, size_bytes, patches, scratch, arguments }
+    }
+
+    fn run(&self) -> Vec<Point> {
+        println!("\n## {} ({})\n", self.weights.display(), gigabytes(self.size_bytes));
+        println!("| facts | program | seconds | against | ratio | peak memory |");
+        println!("|---|---|---|---|---|---|");
+        let points = self.patches.iter().map(|(facts, patch)| self.patch(*facts, patch)).collect();
+        self.products();
+        points
+    }
+
+    fn patch(&self, facts: usize, patch: &Path) -> Point {
+        let (copied, edited, reverted) =
+            (self.scratch.join("copied"), self.scratch.join("edited"), self.scratch.join("reverted"));
+        let (mut copies, mut synced, mut applied, mut taken_back) = (vec![], vec![], vec![], vec![]);
+        let (mut verified, mut hashed, mut rewritten, mut in_place) = (vec![], vec![], vec![], vec![]);
+        for _ in 0..self.arguments.rounds {
+            let start = Instant::now();
+            copies.push(child(Command::new("cp").arg(&self.weights).arg(&copied)));
+            // What mpatch writes is on disk when it returns, so the copy that it is held to must get there as well.
+            File::open(&copied).unwrap().sync_all().unwrap();
+            synced.push(Cost { seconds: start.elapsed().as_secs_f64(), peak_bytes: 0 });
+            remove(&copied);
+            applied.push(mpatch(&["apply"], &[&self.weights, patch], Some(&edited)));
+            taken_back.push(mpatch(&["revert"], &[&edited, patch], Some(&reverted)));
+            remove(&reverted);
+            if supports_in_place() {
+                rewritten.push(self.rewrite_touched(&edited, patch));
+                in_place.push(mpatch(&["revert", "--in-place"], &[&edited, patch], None));
+            }
+            remove(&edited);
+            hashed.push(self.hash_all(patch));
+            let base = self.weights.to_str().unwrap();
+            verified.push(mpatch(&["verify", "--digests-only", "--base", base], &[patch], None));
+        }
+        let (copy, sync, apply) = (median(&copies), median(&synced), median(&applied));
+        row(facts, "`cp`", copy, "", None);
+        row(facts, "`cp`, then sync", sync, "`cp`", Some(copy));
+        row(facts, "`mpatch apply`", apply, "`cp`, then sync", Some(sync));
+        row(facts, "`mpatch apply`", apply, "`cp`", Some(copy));
+        row(facts, "`mpatch revert`", median(&taken_back), "`mpatch apply`", Some(apply));
+        if !in_place.is_empty() {
+            let (rewrite, in_place) = (median(&rewritten), median(&in_place));
+            row(facts, "read, write, sync of the touched tensors", rewrite, "", None);
+            row(facts, "`mpatch revert --in-place`", in_place, "reading and writing", Some(rewrite));
+        }
+        let hash = median(&hashed);
+        row(facts, &format!("{} of the same bytes", hasher().1), hash, "", None);
+        row(facts, "`mpatch verify --base`", median(&verified), hasher().1, Some(hash));
+        Point { size_bytes: self.size_bytes, facts, apply_seconds: apply.seconds, copy_seconds: copy.seconds }
+    }
+
+    fn touched(&self, patch: &Path) -> (Checkpoint, Vec<TensorInfo>) {
+        let checkpoint = Checkpoint::open(&self.weights).unwrap();
+        let patch = open_patch(patch);
+        let tensors = &patch.manifest().bindings[0].tensors;
+        let touched = tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name).unwrap().clone()).collect();
+        (checkpoint, touched)
+    }
+
+    /// Reads every touched tensor of `file`, writes it back, and waits for the disk.
+    fn rewrite_touched(&self, file: &Path, patch: &Path) -> Cost {
+        let (_, touched) = self.touched(patch);
+        let start = Instant::now();
+        let file = File::options().read(true).write(true).open(file).unwrap();
+        let mut block = vec![0; 32 << 20];
+        for tensor in touched {
+            let mut offset = 0;
+            while offset < tensor.size_bytes {
+                let size = (block.len() as u64).min(tensor.size_bytes - offset) as usize;
+                file.read_exact_at(&mut block[..size], tensor.offset + offset).unwrap();
+                file.write_all_at(&block[..size], tensor.offset + offset).unwrap();
+                offset += size as u64;
+            }
+        }
+        file.sync_all().unwrap();
+        Cost { seconds: start.elapsed().as_secs_f64(), peak_bytes: 0 }
+    }
+
+    /// Hashes what `verify` has to: the whole file, and the touched tensors once more in their other state.
+    fn hash_all(&self, patch: &Path) -> Cost {
+        let (_, touched) = self.touched(patch);
+        let again: u64 = touched.iter().map(|tensor| tensor.size_bytes).sum();
+        let whole = hash(&self.weights);
+        let share = again as f64 / self.size_bytes as f64;
+        Cost { seconds: whole.seconds * (1.0 + share), peak_bytes: whole.peak_bytes }
+    }
+
+    /// What the products alone come to, beside the machine's peak.
+    fn products(&self) {
+        println!("\n| facts | kernel | products per second, one thread | peak of its instruction | share |");
+        println!("|---|---|---|---|---|");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        for (facts, path) in &self.patches {
+            let patch = open_patch(path);
+            let term = patch.term(0).unwrap();
+            let Integers::LowRank { left, .. } = term.integers() else { continue };
+            let (rank, columns) = (left.columns() as f64, term.columns());
+            for kernel in Kernel::ALL.into_iter().filter(|kernel| kernel.is_available()) {
+                if kernel == Kernel::Plain {
+                    continue;
+                }
+                let update = Update::of(kernel, [Ok(term.clone())], |error| error).unwrap();
+                let rows = 0..256;
+                let mut weights = vec![0; rows.len() * columns * 2];
+                let mut best: f64 = 0.0;
+                let mut peak: f64 = 0.0;
+                // Taking turns, and the best of several: the machine may be busy.
+                for _ in 0..5 {
+                    let start = Instant::now();
+                    pool.install(|| {
+                        update.apply_rows(mpatch::tensor::Dtype::BF16, rows.clone(), &mut weights).unwrap()
+                    });
+                    let products = rank * (rows.len() * columns) as f64;
+                    best = best.max(products / start.elapsed().as_secs_f64());
+                    let start = Instant::now();
+                    let Some(products) = kernel.multiply_in_registers(4_000_000) else { continue };
+                    peak = peak.max(products as f64 / start.elapsed().as_secs_f64());
+                }
+                let share = if peak > 0.0 { format!("{:.2}", best / peak) } else { "-".to_owned() };
+                println!("| {facts} | {kernel} | {:.1e} | {:.1e} | {share} |", best, peak);
+            }
+        }
+    }
+}
+
+fn open_patch(path: &Path) -> Patch {
+    Patch::open(Arc::new(FileSource::open(path).unwrap())).unwrap()
+}
+
+fn row(facts: usize, program: &str, cost: Cost, against: &str, other: Option<Cost>) {
+    let ratio = other.map_or(String::new(), |other| format!("{:.2}", cost.seconds / other.seconds));
+    let memory = if cost.peak_bytes > 0 { format!("{} MiB", cost.peak_bytes >> 20) } else { String::new() };
+    println!("| {facts} | {program} | {:.2} | {against} | {ratio} | {memory} |", cost.seconds);
+    std::io::stdout().flush().unwrap();
+}
+
+fn median(costs: &[Cost]) -> Cost {
+    let mut seconds: Vec<f64> = costs.iter().map(|cost| cost.seconds).collect();
+    seconds.sort_by(f64::total_cmp);
+    let peak_bytes = costs.iter().map(|cost| cost.peak_bytes).max().unwrap_or(0);
+    Cost { seconds: seconds[seconds.len() / 2], peak_bytes }
+}
+
+fn remove(path: &Path) {
+    std::fs::remove_file(path).unwrap();
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.2} GB", bytes as f64 / 1e9)
+}
+
+fn mpatch(options: &[&str], paths: &[&Path], output: Option<&Path>) -> Cost {
+    let mut command = Command::new(MPATCH);
+    command.args(options).args(paths).arg("--quiet");
+    if let Some(output) = output {
+        command.arg("-o").arg(output);
+    }
+    child(&mut command)
+}
+
+fn supports_in_place() -> bool {
+    let help = Command::new(MPATCH).args(["apply", "--help"]).output().unwrap().stdout;
+    String::from_utf8_lossy(&help).contains("--in-place")
+}
+
+/// Runs a program to its end, looking at its memory all the while.
+fn child(command: &mut Command) -> Cost {
+    let start = Instant::now();
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let status = format!("/proc/{}/status", child.id());
+    let mut peak_bytes = 0;
+    loop {
+        if let Some(peak) = peak_of(&status) {
+            peak_bytes = peak.max(peak_bytes);
+        }
+        if let Some(outcome) = child.try_wait().unwrap() {
+            assert!(outcome.success(), "{command:?}: {outcome}");
+            return Cost { seconds: start.elapsed().as_secs_f64(), peak_bytes };
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn peak_of(status: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(status).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
+}
+
+/// `b3sum` where there is one, else its crate on the bytes as this process reads them.
+fn hasher() -> (Option<PathBuf>, &'static str) {
+    let named = std::env::var_os("B3SUM").map(PathBuf::from);
+    let found = named.or_else(|| {
+        let paths = std::env::var_os("PATH")?;
+        std::env::split_paths(&paths).map(|path| path.join("b3sum")).find(|path| path.is_file())
+    });
+    if found.is_some() { (found, "`b3sum`") } else { (None, "BLAKE3 on all threads") }
+}
+
+fn hash(path: &Path) -> Cost {
+    if let Some(program) = hasher().0 {
+        return child(Command::new(program).arg(path));
+    }
+    let start = Instant::now();
+    let mut file = File::open(path).unwrap();
+    let (mut hasher, mut block) = (blake3::Hasher::new(), vec![0; 32 << 20]);
+    loop {
+        let read = file.read(&mut block).unwrap();
+        if read == 0 {
+            break;
+        }
+        hasher.update_rayon(&block[..read]);
+    }
+    std::hint::black_box(hasher.finalize());
+    Cost { seconds: start.elapsed().as_secs_f64(), peak_bytes: 0 }
+}
+
+// ------------------------------------------------------------------------------------------------------- the plot --
+
+/// Time against size for one number of facts, and against the number of facts for one size; what applying takes beyond
+/// a copy is drawn apart.
+fn plot(points: &[Point]) -> String {
+    const WIDTH: f64 = 380.0;
+    const HEIGHT: f64 = 240.0;
+    let largest = points.iter().map(|point| point.size_bytes).max().unwrap_or(1);
+    let middle = points.iter().map(|point| point.facts).filter(|facts| *facts <= 100).max().unwrap_or(1);
+    let by_size: Vec<&Point> = points.iter().filter(|point| point.facts == middle).collect();
+    let by_facts: Vec<&Point> = points.iter().filter(|point| point.size_bytes == largest).collect();
+    let seconds = points.iter().map(|point| point.apply_seconds.max(point.copy_seconds)).fold(0.0, f64::max);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" font-family=\"sans-serif\" \
+         font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
+        2.0 * WIDTH + 120.0,
+        HEIGHT + 90.0
+    );
+    let mut panel = |left: f64, title: &str, unit: &str, data: &[(f64, f64, f64)]| {
+        let right = data.iter().map(|(x, ..)| *x).fold(0.0, f64::max) * 1.05;
+        let place = |x: f64, y: f64| (left + x / right * WIDTH, 30.0 + HEIGHT * (1.0 - y / (seconds * 1.1)));
+        svg.push_str(&format!("<text x=\"{left}\" y=\"18\" font-weight=\"bold\">{title}</text>\n"));
+        svg.push_str(&format!(
+            "<path d=\"M{left} 30V{} H{}\" fill=\"none\" stroke=\"black\"/>\n",
+            30.0 + HEIGHT,
+            left + WIDTH
+        ));
+        for (x, apply, copy) in data {
+            let (across, bottom) = place(*x, 0.0);
+            svg.push_str(&format!(
+                "<text x=\"{across:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{x:.0}</text>\n",
+                bottom + 14.0
+            ));
+            for (value, colour) in
+                [(*apply, "#c0392b"), (*copy, "#2c3e50"), ((apply - copy).max(0.0), "#2980b9")]
+            {
+                let (x, y) = place(*x, value);
+                svg.push_str(&format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>\n"));
+            }
+        }
+        for (index, colour) in ["#c0392b", "#2c3e50", "#2980b9"].into_iter().enumerate() {
+            let line: Vec<String> = data
+                .iter()
+                .map(|(x, apply, copy)| {
+                    let (x, y) = place(*x, [*apply, *copy, (apply - copy).max(0.0)][index]);
+                    format!("{x:.1},{y:.1}")
+                })
+                .collect();
+            svg.push_str(&format!(
+                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\"/>\n",
+                line.join(" ")
+            ));
+        }
+        for step in 1..=4 {
+            let value = seconds * f64::from(step) / 4.0;
+            let (_, y) = place(0.0, value);
+            svg.push_str(&format!(
+                "<text x=\"{:.1}\" y=\"{y:.1}\" text-anchor=\"end\">{value:.1} s</text>\n",
+                left - 5.0
+            ));
+        }
+        svg.push_str(&format!(
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{unit}</text>\n",
+            left + WIDTH,
+            62.0 + HEIGHT
+        ));
+    };
+    let data = |points: &[&Point], x: fn(&Point) -> f64| -> Vec<(f64, f64, f64)> {
+        let mut data: Vec<_> =
+            points.iter().map(|point| (x(point), point.apply_seconds, point.copy_seconds)).collect();
+        data.sort_by(|one, other| one.0.total_cmp(&other.0));
+        data
+    };
+    panel(
+        50.0,
+        &format!("against the checkpoint's size, {middle} facts"),
+        "GB",
+        &data(&by_size, |point| point.size_bytes as f64 / 1e9),
+    );
+    panel(
+        WIDTH + 110.0,
+        &format!("against the number of facts, {}", gigabytes(largest)),
+        "facts",
+        &data(&by_facts, |point| point.facts as f64),
+    );
+    for (index, (name, colour)) in
+        [("mpatch apply", "#c0392b"), ("cp", "#2c3e50"), ("the difference", "#2980b9")]
+            .into_iter()
+            .enumerate()
+    {
+        let x = 50.0 + 130.0 * index as f64;
+        svg.push_str(&format!("<text x=\"{x}\" y=\"{}\" fill=\"{colour}\">{name}</text>\n", HEIGHT + 80.0));
+    }
+    svg.push_str("</svg>\n");
+    svg
+}

@@ -1,0 +1,304 @@
+//! What becomes of facts when patches are put on each other, added, or solved for again.
+//!
+//! ```text
+//! cargo bench --bench stack                    the table of docs/stacking.md
+//! cargo bench --bench stack -- PATCHES FACTS   other numbers than 20 patches of 10 facts each
+//! ```
+//!
+//! On the embedded model, with the reference's own contexts and second moments. Every patch is a real one: encoded,
+//! applied to a checkpoint, stacked by the library. Prints Markdown.
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a benchmark prints, and stops at what is missing"
+)]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use mpatch::bind::bind;
+use mpatch::checkpoint::Checkpoint;
+use mpatch::digest::FileDigest;
+use mpatch::edit::contexts::Contexts;
+use mpatch::edit::hyperparameters::Hyperparameters;
+use mpatch::edit::statistics::{Provenance, Statistics, StatisticsFile};
+use mpatch::edit::{FactPrompt, import, memit};
+use mpatch::evaluate::{Extent, Scores, evaluate};
+use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
+use mpatch::facts::{FactsFile, Record, spaced};
+use mpatch::model::{Device, Model};
+use mpatch::patch::manifest::{About, Base, Fact, Recipe};
+use mpatch::patch::{Draft, Patch, encode};
+use mpatch::stack::{AddOptions, Named, Sides, Squash, Stacked, stack};
+
+fn main() {
+    let numbers: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
+    let (patches, facts) = match numbers[..] {
+        [patches, facts] => (patches, facts),
+        _ => (20, 10),
+    };
+    let bench = Bench::open(patches, facts);
+    bench.run();
+}
+
+/// The embedded model and what edits of it take.
+struct Bench {
+    base: PathBuf,
+    records: Vec<Record>,
+    facts_per_patch: usize,
+    hyperparameters: Hyperparameters,
+    contexts: Contexts,
+    statistics: StatisticsFile,
+    scratch: tempfile::TempDir,
+}
+
+/// What one way of putting patches together came to.
+struct Row {
+    what: String,
+    patch_bytes: usize,
+    seconds: f64,
+    all: Scores,
+    first: Scores,
+}
+
+fn open(folder: &Path) -> Model {
+    Model::open(folder, &Device::Cpu, &|_| ()).unwrap()
+}
+
+impl Bench {
+    fn open(patches: usize, facts_per_patch: usize) -> Self {
+        let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        let read = |name: &str| std::fs::read(base.join(name)).unwrap();
+        let records = FactsFile::parse(&read("records.json")).unwrap().records;
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("statistics.safetensors");
+        recorded_statistics(&open(&base), &base.join("reference/moments")).write(&path).unwrap();
+        Self {
+            records: records[..patches * facts_per_patch].to_vec(),
+            facts_per_patch,
+            hyperparameters: Hyperparameters::parse(&read("reference/n100/hparams.json")).unwrap(),
+            contexts: Contexts::parse(&read("reference/n100/contexts.json")).unwrap(),
+            statistics: StatisticsFile::open(&path).unwrap(),
+            scratch,
+            base,
+        }
+    }
+
+    fn run(&self) {
+        let started = Instant::now();
+        let (chain, last) = self.chain();
+        let seconds = started.elapsed().as_secs_f64();
+        let model = open(&self.base);
+        let mut rows = vec![self.row("each made on the last", &open(&last), &[], bytes(&chain), seconds)];
+        let (seconds, sum) = timed(|| self.stacked(&chain, None));
+        rows.push(self.row("the same, added", &model, &[&sum.draft], size(&sum), seconds));
+        let (making, alone) = timed(|| self.alone(&model));
+        let (seconds, sum) = timed(|| self.stacked(&alone, None));
+        rows.push(self.row(
+            "each made on the base, added",
+            &model,
+            &[&sum.draft],
+            size(&sum),
+            making + seconds,
+        ));
+        let angle = sum.overlaps.iter().map(|overlap| overlap.angle_degrees).fold(90.0, f64::min);
+        let below = sum.overlaps.iter().filter(|overlap| overlap.angle_degrees < 30.0).count();
+        for tolerance in [0.02, 0.1] {
+            let (seconds, sum) = timed(|| self.stacked(&alone, Some(Squash { tolerance })));
+            let what = format!("the same, squashed to {tolerance}");
+            rows.push(self.row(&what, &model, &[&sum.draft], size(&sum), making + seconds));
+        }
+        // The facts of all patches, in their order: what would be written in one go, and so the same patch.
+        assert_eq!(sum.draft.facts, self.records.iter().map(fact).collect::<Vec<_>>());
+        let (seconds, again) = timed(|| self.patch(&model, &sum.draft.facts));
+        let draft = again.draft().unwrap();
+        rows.push(self.row(
+            "solved again, or made in one go",
+            &model,
+            &[&draft],
+            again.size_bytes(),
+            seconds,
+        ));
+        self.print(&rows);
+        println!();
+        println!(
+            "smallest angle between the key spaces of two patches made on the base: {angle:.1} degrees; \
+             {below} of {} pairs below 30",
+            sum.overlaps.len()
+        );
+    }
+
+    /// One patch after the other, each made on what the last one left; and the folder with the last state.
+    fn chain(&self) -> (Vec<Patch>, PathBuf) {
+        let mut folder = self.base.clone();
+        let mut patches = Vec::new();
+        for (index, records) in self.records.chunks(self.facts_per_patch).enumerate() {
+            let patch = self.patch(&open(&folder), &records.iter().map(fact).collect::<Vec<_>>());
+            let next = self.scratch.path().join(index.to_string());
+            let checkpoint = Checkpoint::open(&folder).unwrap();
+            match mpatch::apply::plan(&checkpoint, &patch).unwrap() {
+                mpatch::apply::Answer::Applies(plan) => {
+                    plan.execute(&checkpoint, &patch, &next, &|_| ()).unwrap();
+                }
+                answer => panic!("{answer:?}"),
+            }
+            patches.push(patch);
+            folder = next;
+        }
+        (patches, folder)
+    }
+
+    /// The same facts, each patch made as if it were the only one.
+    fn alone(&self, model: &Model) -> Vec<Patch> {
+        let chunks = self.records.chunks(self.facts_per_patch);
+        chunks.map(|records| self.patch(model, &records.iter().map(fact).collect::<Vec<_>>())).collect()
+    }
+
+    fn stacked(&self, patches: &[Patch], squash: Option<Squash>) -> Stacked {
+        let names: Vec<String> = (1..=patches.len()).map(|number| format!("{number}.mpatch")).collect();
+        let named: Vec<Named<'_>> =
+            names.iter().zip(patches).map(|(name, patch)| Named { name, patch }).collect();
+        let base = Checkpoint::open(&self.base).unwrap();
+        let options = AddOptions { squash, ..AddOptions::default() };
+        stack(&base, &named, &Sides::Refuse, &options, &|_| ()).unwrap()
+    }
+
+    fn patch(&self, model: &Model, facts: &[Fact]) -> Patch {
+        let prompt = |fact: &Fact| FactPrompt {
+            prompt: fact.prompt.clone(),
+            subject: fact.subject.clone(),
+            target: spaced(&fact.target_new),
+        };
+        let prompts: Vec<FactPrompt> = facts.iter().map(prompt).collect();
+        let edit =
+            memit(model, &self.hyperparameters, &self.contexts, &prompts, &self.statistics, &|_| ()).unwrap();
+        let term = |layer: &mpatch::edit::LayerUpdate| -> Term {
+            let (left, right) = layer.factors();
+            let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
+            let compression = Compression { bits: BITS_DEFAULT, limit: RankLimit::Full };
+            compress(&left, &right, rows, facts.len(), columns, &compression).unwrap()
+        };
+        let terms: Vec<Term> = edit.layers.iter().map(term).collect();
+        let edits: Vec<(String, Vec<u32>)> = edit
+            .layers
+            .iter()
+            .enumerate()
+            .map(|(index, layer)| (layer.tensor.clone(), vec![index as u32]))
+            .collect();
+        let weights = model.checkpoint.weights_id().unwrap();
+        let binding = bind(&model.checkpoint, weights, &edits, &terms, &|_| ()).unwrap();
+        let draft = Draft {
+            base: Base {
+                architecture: model.network.config().architecture.clone(),
+                config: model.config_digest,
+                tokenizer: model.tokenizer.digest(),
+            },
+            facts: facts.to_vec(),
+            recipe: Recipe {
+                method: "memit".to_owned(),
+                hyperparameters: String::new(),
+                layers: edit.layers.iter().map(|layer| layer.layer as u32).collect(),
+                contexts: self.contexts.groups().to_vec(),
+                seed: 0,
+                statistics: self.statistics.digest(),
+                facts: FileDigest::of(b""),
+                tool: "benchmark".to_owned(),
+                device: "cpu".to_owned(),
+            },
+            measured: vec![],
+            terms,
+            bindings: vec![binding],
+            line: None,
+            parents: vec![],
+            supersedes: vec![],
+            about: About::default(),
+        };
+        Patch::decode(encode(&draft).unwrap()).unwrap()
+    }
+
+    /// Scores of `model` with the updates of `drafts` on it.
+    fn row(&self, what: &str, model: &Model, drafts: &[&Draft], patch_bytes: usize, seconds: f64) -> Row {
+        let mut edits: BTreeMap<&str, Vec<Term>> = BTreeMap::new();
+        for draft in drafts {
+            for tensor in &draft.bindings[0].tensors {
+                let terms = tensor.terms.iter().map(|&index| draft.terms[index as usize].clone());
+                edits.entry(&tensor.name).or_default().extend(terms);
+            }
+        }
+        let network = model.with_terms(edits).unwrap();
+        let extent = Extent { generation: false, ngram_entropy_records: 0, seed: 0 };
+        let scores = |records: &[Record]| evaluate(model, &network, records, extent, &|_| ()).unwrap().scores;
+        Row {
+            what: what.to_owned(),
+            patch_bytes,
+            seconds,
+            all: scores(&self.records),
+            first: scores(&self.records[..self.facts_per_patch]),
+        }
+    }
+
+    fn print(&self, rows: &[Row]) {
+        let (facts, first) = (self.records.len(), self.facts_per_patch);
+        println!("{} patches of {first} facts each\n", facts / first);
+        println!(
+            "| | Score of all {facts} | efficacy | paraphrase | neighborhood | Score of the first {first} | KB | seconds |"
+        );
+        println!("|---|---|---|---|---|---|---|---|");
+        let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1}"));
+        for row in rows {
+            println!(
+                "| {} | {} | {} | {} | {} | {} | {:.0} | {:.0} |",
+                row.what,
+                cell(row.all.score),
+                cell(row.all.efficacy),
+                cell(row.all.paraphrase),
+                cell(row.all.neighborhood),
+                cell(row.first.score),
+                row.patch_bytes as f64 / 1000.0,
+                row.seconds,
+            );
+        }
+    }
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let started = Instant::now();
+    let result = work();
+    (started.elapsed().as_secs_f64(), result)
+}
+
+fn bytes(patches: &[Patch]) -> usize {
+    patches.iter().map(Patch::size_bytes).sum()
+}
+
+fn size(stacked: &Stacked) -> usize {
+    encode(&stacked.draft).unwrap().len()
+}
+
+fn fact(record: &Record) -> Fact {
+    Fact {
+        id: record.request.id.clone(),
+        prompt: record.request.prompt.clone(),
+        subject: record.request.subject.clone(),
+        target_new: record.request.target_new.clone(),
+        target_old: record.request.target_old.clone(),
+        note: None,
+    }
+}
+
+/// The reference's own second moments, `reference/moments/*.npz`.
+fn recorded_statistics(model: &Model, folder: &Path) -> Statistics {
+    let mut layers = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let layer = import::layer_of_name(&path.file_name().unwrap().to_string_lossy()).unwrap();
+        layers.insert(layer, import::read_npz(std::fs::File::open(path).unwrap()).unwrap().sum);
+    }
+    let provenance = Provenance {
+        base: model.checkpoint.weights_id().unwrap(),
+        tokenizer: model.tokenizer.digest(),
+        corpora: vec![FileDigest::of(b"the reference's own")],
+    };
+    Statistics { layers, inner: model.network.config().inner, provenance }
+}

@@ -1,0 +1,306 @@
+//! Writes a checkpoint of GPT-J-6B's shape with random weights, and patches of random factors for it.
+//!
+//! ```text
+//! cargo run --release --example full_size -- FOLDER [--dtype f16|f32|bf16] [--layers 28] [--shards 1]
+//!                                            [--facts 1,100,1000,3000] [--bits 6]
+//! ```
+//!
+//! `FOLDER` gets `config.json`, the weights in one file or in shards with an index, and for each number of facts
+//! `patches/facts-N.mpatch`, whose rank is that number, as MEMIT's would be. Weights are gaussian with a deviation of
+//! 0.02, and an update changes them by a hundredth of that. Nothing but the current blocks is in memory while weights
+//! are written; a patch is built in memory. The benchmark `full_size` runs on what this writes.
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it prints, and stops at what is wrong")]
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use half::{bf16, f16};
+use mpatch::bind::bind;
+use mpatch::checkpoint::{Checkpoint, NewTensor, write_safetensors};
+use mpatch::digest::{FileDigest, WeightsId};
+use mpatch::factors::{IntegerMatrix, Integers, Term, magnitude_limit};
+use mpatch::patch::manifest::{About, Base, Recipe};
+use mpatch::patch::{Draft, encode};
+use mpatch::tensor::Dtype;
+use rayon::prelude::*;
+
+const WIDTH: u64 = 4096;
+const INNER: u64 = 16384;
+const WORDS: u64 = 50400;
+/// Deviation of the weights.
+const DEVIATION: f64 = 0.02;
+/// Deviation of an update.
+const CHANGE: f64 = 0.01 * DEVIATION;
+/// Weights that one generator makes.
+const CHUNK: usize = 1 << 20;
+/// Layers that MEMIT edits in GPT-J.
+const EDITED: std::ops::Range<usize> = 3..9;
+
+struct Arguments {
+    folder: PathBuf,
+    dtype: Dtype,
+    layers: usize,
+    shards: usize,
+    facts: Vec<usize>,
+    bits: u8,
+}
+
+impl Arguments {
+    fn read() -> Self {
+        let mut arguments = std::env::args().skip(1);
+        let mut read = Self {
+            folder: PathBuf::new(),
+            dtype: Dtype::F16,
+            layers: 28,
+            shards: 1,
+            facts: vec![1, 100, 1000, 3000],
+            bits: 6,
+        };
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().expect("a value follows");
+            match argument.as_str() {
+                "--dtype" => {
+                    read.dtype = Dtype::from_name(&value().to_uppercase()).expect("f16, f32 or bf16")
+                }
+                "--layers" => read.layers = value().parse().unwrap(),
+                "--shards" => read.shards = value().parse().unwrap(),
+                "--bits" => read.bits = value().parse().unwrap(),
+                "--facts" => {
+                    let value = value();
+                    let numbers = value.split(',').filter(|number| !number.is_empty());
+                    read.facts = numbers.map(|number| number.parse().unwrap()).collect();
+                }
+                _ => read.folder = PathBuf::from(argument),
+            }
+        }
+        assert!(!read.folder.as_os_str().is_empty(), "name a folder");
+        read
+    }
+}
+
+fn main() {
+    let arguments = Arguments::read();
+    std::fs::create_dir_all(arguments.folder.join("patches")).unwrap();
+    let start = Instant::now();
+    let weights = write_model(&arguments);
+    let checkpoint = Checkpoint::open(&arguments.folder).unwrap();
+    let seconds = start.elapsed().as_secs_f64();
+    let gigabytes = checkpoint.weights_size_bytes() as f64 / 1e9;
+    println!("{}: {gigabytes:.2} GB of weights in {seconds:.1} s", weights.display());
+    if arguments.facts.is_empty() {
+        return;
+    }
+    let id = checkpoint.weights_id().unwrap();
+    for &facts in &arguments.facts {
+        let start = Instant::now();
+        let path = arguments.folder.join(format!("patches/facts-{facts}.mpatch"));
+        let bytes = patch(&checkpoint, id, &arguments, facts);
+        std::fs::write(&path, &bytes).unwrap();
+        let seconds = start.elapsed().as_secs_f64();
+        println!("{}: {:.1} MB in {seconds:.1} s", path.display(), bytes.len() as f64 / 1e6);
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- the weights --
+
+/// Names and shapes of a GPT-J, in the order of its layers.
+fn tensors(layers: usize) -> Vec<(String, Vec<u64>)> {
+    let mut tensors = vec![("transformer.wte.weight".to_owned(), vec![WORDS, WIDTH])];
+    for layer in 0..layers {
+        let mut add = |name: &str, shape: &[u64]| {
+            tensors.push((format!("transformer.h.{layer}.{name}"), shape.to_vec()));
+        };
+        add("ln_1.weight", &[WIDTH]);
+        add("ln_1.bias", &[WIDTH]);
+        for part in ["q", "k", "v", "out"] {
+            add(&format!("attn.{part}_proj.weight"), &[WIDTH, WIDTH]);
+        }
+        add("mlp.fc_in.weight", &[INNER, WIDTH]);
+        add("mlp.fc_in.bias", &[INNER]);
+        add("mlp.fc_out.weight", &[WIDTH, INNER]);
+        add("mlp.fc_out.bias", &[WIDTH]);
+    }
+    tensors.push(("transformer.ln_f.weight".to_owned(), vec![WIDTH]));
+    tensors.push(("transformer.ln_f.bias".to_owned(), vec![WIDTH]));
+    tensors.push(("lm_head.weight".to_owned(), vec![WORDS, WIDTH]));
+    tensors.push(("lm_head.bias".to_owned(), vec![WORDS]));
+    tensors
+}
+
+fn write_model(arguments: &Arguments) -> PathBuf {
+    let folder = &arguments.folder;
+    let config = serde_json::json!({
+        "model_type": "gptj", "architectures": ["GPTJForCausalLM"], "vocab_size": WORDS, "n_positions": 2048,
+        "n_embd": WIDTH, "n_layer": arguments.layers, "n_head": 16, "rotary_dim": 64, "n_inner": null,
+        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5
+    });
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let table = Table::new();
+    let tensors = tensors(arguments.layers);
+    if arguments.shards == 1 {
+        let path = folder.join("model.safetensors");
+        write_file(&path, &tensors, arguments.dtype, &table);
+        return path;
+    }
+    let mut weight_map = BTreeMap::new();
+    let shards = tensors.chunks(tensors.len().div_ceil(arguments.shards));
+    let count = shards.len();
+    for (index, shard) in shards.enumerate() {
+        let name = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
+        write_file(&folder.join(&name), shard, arguments.dtype, &table);
+        weight_map.extend(shard.iter().map(|(tensor, _)| (tensor.clone(), name.clone())));
+    }
+    let path = folder.join("model.safetensors.index.json");
+    let index = serde_json::json!({"metadata": {}, "weight_map": weight_map});
+    std::fs::write(&path, index.to_string()).unwrap();
+    path
+}
+
+fn write_file(path: &Path, tensors: &[(String, Vec<u64>)], dtype: Dtype, table: &Table) {
+    let new =
+        |(name, shape): &(String, Vec<u64>)| NewTensor { name: name.clone(), dtype, shape: shape.clone() };
+    let described: Vec<NewTensor> = tensors.iter().map(new).collect();
+    let metadata = BTreeMap::from([("format".to_owned(), "pt".to_owned())]);
+    write_safetensors(path, &metadata, &described, |index, sink| {
+        let (name, shape) = &tensors[index];
+        let count = shape.iter().product::<u64>() as usize;
+        // Layer norms scale by about one.
+        let mean = if name.contains("ln_") && name.ends_with("weight") { 1.0 } else { 0.0 };
+        let seed = Random::of(name);
+        let batch = CHUNK * 2 * rayon::current_num_threads();
+        for first in (0..count).step_by(batch) {
+            let chunks: Vec<usize> = (first..count.min(first + batch)).step_by(CHUNK).collect();
+            let chunks: Vec<Vec<u8>> = chunks
+                .into_par_iter()
+                .map(|first| table.weights(seed ^ first as u64, CHUNK.min(count - first), dtype, mean))
+                .collect();
+            chunks.iter().try_for_each(|bytes| sink.write_all(bytes))?;
+        }
+        Ok(())
+    })
+    .unwrap();
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    /// A seed from a name.
+    fn of(name: &str) -> u64 {
+        name.bytes().fold(0, |seed, byte| Random(seed ^ u64::from(byte)).next())
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Uniform in (0, 1).
+    fn uniform(&mut self) -> f64 {
+        ((self.next() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
+    }
+
+    /// Standard normal, by Box and Muller.
+    fn gaussian(&mut self) -> f64 {
+        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+    }
+}
+
+/// Gaussian numbers to pick from: one random number picks four.
+struct Table(Vec<f32>);
+
+impl Table {
+    fn new() -> Self {
+        let mut random = Random(7);
+        Self((0..1 << 16).map(|_| (random.gaussian() * DEVIATION) as f32).collect())
+    }
+
+    fn weights(&self, seed: u64, count: usize, dtype: Dtype, mean: f32) -> Vec<u8> {
+        let mut random = Random(seed);
+        let mut bytes = Vec::with_capacity(count * dtype.size_bytes() + 16);
+        while bytes.len() < count * dtype.size_bytes() {
+            let (picks, noise) = (random.next(), random.next());
+            for place in [0, 16, 32, 48] {
+                let picked = self.0[(picks >> place) as usize & 0xffff] + mean;
+                match dtype {
+                    // The table has few values, so that the low bits are drawn apart.
+                    Dtype::F32 => {
+                        let bits = picked.to_bits() ^ ((noise >> place) as u32 & 0xffff);
+                        bytes.extend_from_slice(&bits.to_le_bytes());
+                    }
+                    Dtype::F16 => bytes.extend_from_slice(&f16::from_f32(picked).to_le_bytes()),
+                    Dtype::BF16 => bytes.extend_from_slice(&bf16::from_f32(picked).to_le_bytes()),
+                }
+            }
+        }
+        bytes.truncate(count * dtype.size_bytes());
+        bytes
+    }
+}
+
+// ------------------------------------------------------------------------------------------------------ the patch --
+
+fn patch(checkpoint: &Checkpoint, weights: WeightsId, arguments: &Arguments, facts: usize) -> Vec<u8> {
+    let layers = if arguments.layers >= EDITED.end { EDITED } else { 0..arguments.layers.min(EDITED.len()) };
+    let rank = facts.min(WIDTH as usize);
+    let names = layers.clone().map(|layer| format!("transformer.h.{layer}.mlp.fc_out.weight"));
+    let terms: Vec<Term> = layers
+        .clone()
+        .into_par_iter()
+        .map(|layer| term(rank, arguments.bits, Random::of(&format!("{facts} facts, layer {layer}"))))
+        .collect();
+    let edits: Vec<(String, Vec<u32>)> = names.zip(0..).map(|(name, index)| (name, vec![index])).collect();
+    let start = Instant::now();
+    let binding = bind(checkpoint, weights, &edits, &terms, &|_| ()).unwrap();
+    println!("  {facts} facts bound to {} tensors in {:.1} s", edits.len(), start.elapsed().as_secs_f64());
+    let digest = FileDigest::of(b"");
+    let text = |text: &str| text.to_owned();
+    let config = FileDigest::of(&std::fs::read(arguments.folder.join("config.json")).unwrap());
+    let draft = Draft {
+        base: Base { architecture: text("GPTJForCausalLM"), config, tokenizer: digest },
+        facts: Vec::new(),
+        recipe: Recipe {
+            method: text("random"),
+            hyperparameters: text("{}"),
+            layers: layers.map(|layer| layer as u32).collect(),
+            contexts: Vec::new(),
+            seed: 0,
+            statistics: digest,
+            facts: digest,
+            tool: text("mpatch, example full_size"),
+            device: text("cpu"),
+        },
+        measured: Vec::new(),
+        terms,
+        bindings: vec![binding],
+        line: None,
+        parents: Vec::new(),
+        supersedes: Vec::new(),
+        about: About { title: Some(format!("random factors of rank {rank}")), author: None, licence: None },
+    };
+    encode(&draft).unwrap()
+}
+
+/// Gaussian integers that fill their width, and scales that give the update its size.
+fn term(rank: usize, bits: u8, seed: u64) -> Term {
+    let limit = f64::from(magnitude_limit(bits));
+    let deviation = limit / 3.0;
+    let mut random = Random(seed);
+    let mut integers = |what: &'static str, rows: usize, columns: usize| {
+        let picks: Vec<i16> = (0..1 << 16)
+            .map(|_| (random.gaussian() * deviation).round().clamp(-limit, limit) as i16)
+            .collect();
+        let values = (0..rows * columns).map(|_| picks[(random.next() >> 48) as usize]).collect();
+        IntegerMatrix::new(what, rows, columns, bits, values).unwrap()
+    };
+    let left = integers("left", WIDTH as usize, rank);
+    let right = integers("right", rank, INNER as usize);
+    let size = CHANGE / (deviation * deviation * (rank as f64).sqrt());
+    let row_scales = (0..WIDTH).map(|_| (size * (0.5 + random.uniform())) as f32).collect();
+    let column_scales = (0..INNER).map(|_| (0.5 + random.uniform()) as f32).collect();
+    Term::new(Integers::LowRank { left, right }, row_scales, column_scales).unwrap()
+}

@@ -1,0 +1,416 @@
+//! `mpatch diff`: what sets two patches or two checkpoints apart; of two checkpoints it can make the patch.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mpatch::checkpoint::Checkpoint;
+use mpatch::diff::{
+    Change, CheckpointDiff, CheckpointOptions, PatchDiff, TensorDiff, UpdateDiff, UpdateSize,
+    diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
+};
+use mpatch::digest::{FileDigest, PatchId};
+use mpatch::extract::{ExtractError, ExtractedTensor, Form, extract};
+use mpatch::patch::layout::MAGIC;
+use mpatch::patch::manifest::{Base, Fact};
+use mpatch::patch::{Patch, encode};
+use serde::Serialize;
+
+use super::create::AboutArguments;
+use super::read_patch;
+use super::show::fact_line;
+use crate::editing::refuse_existing;
+use crate::error::{CommandError, ExitKind, chain};
+use crate::report::{Output, Page, Report, count, shell_word, size};
+
+/// Arguments of `diff`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Ends with exit code 1 where the two differ, 0 where they are the same or a patch was made.\n\n\
+                  Examples:\n  mpatch diff old.mpatch new.mpatch\n  \
+                  mpatch diff gptj/ gptj-edited/\n  \
+                  mpatch diff gptj/ gptj-edited/ -o edits.mpatch"
+)]
+pub struct DiffArguments {
+    /// The first patch or checkpoint
+    first: PathBuf,
+    /// The second, of the same kind
+    second: PathBuf,
+    /// Write a patch that makes the second checkpoint of the first, exactly
+    #[arg(short, long, value_name = "PATCH")]
+    output: Option<PathBuf>,
+    /// Look for so many singular values of each tensor's change; 0 leaves its effective rank out
+    #[arg(long, value_name = "COUNT", default_value_t = 64, conflicts_with = "output")]
+    singular_values: usize,
+    /// What the patch says about itself.
+    #[command(flatten)]
+    about: AboutArguments,
+}
+
+/// Compares the two, or makes the patch.
+pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, CommandError> {
+    let DiffArguments { first, second, .. } = arguments;
+    match (is_patch(first)?, is_patch(second)?, &arguments.output) {
+        (true, true, None) => patches(first, second, output),
+        (true, true, Some(_)) => Err(CommandError::new(
+            ExitKind::Usage,
+            "a patch can be made of two checkpoints, not of two patches",
+        )
+        .hint("`mpatch stack` makes one patch of several")),
+        (false, false, None) => checkpoints(arguments, output),
+        (false, false, Some(place)) => extracted(arguments, place, output).map(|()| ExitKind::Done),
+        (one, _, _) => {
+            let (patch, other) = if one { (first, second) } else { (second, first) };
+            let (patch, other) = (patch.display(), other.display());
+            let message = format!("`{patch}` is a patch and `{other}` is a checkpoint");
+            Err(CommandError::new(ExitKind::Usage, message)
+                .hint(format!("`mpatch verify {patch} --base {other}` tells whether they belong together")))
+        }
+    }
+}
+
+/// Told by the first bytes; standard input can only be a patch.
+fn is_patch(path: &Path) -> Result<bool, CommandError> {
+    if path == Path::new("-") {
+        return Ok(true);
+    }
+    let failed = |error: std::io::Error| CommandError::io("open", path, &error);
+    if path.is_dir() {
+        return Ok(false);
+    }
+    let mut start = Vec::new();
+    let file = std::fs::File::open(path).map_err(failed)?;
+    file.take(MAGIC.len() as u64).read_to_end(&mut start).map_err(failed)?;
+    Ok(start == MAGIC)
+}
+
+fn answer(is_same: bool) -> ExitKind {
+    if is_same { ExitKind::Done } else { ExitKind::Differs }
+}
+
+fn patches(first: &Path, second: &Path, output: &Output) -> Result<ExitKind, CommandError> {
+    let (one, other) = (read_patch(first)?, read_patch(second)?);
+    let diff = diff_patches(&one, &other).map_err(|error| {
+        CommandError::operation(&format!("{}` or `{}", first.display(), second.display()), error)
+    })?;
+    let answer = answer(diff.is_same());
+    output.report(&PatchReport { first: first.to_owned(), second: second.to_owned(), diff })?;
+    Ok(answer)
+}
+
+fn checkpoints(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, CommandError> {
+    let DiffArguments { first, second, .. } = arguments;
+    let (one, other) = (Checkpoint::open(first)?, Checkpoint::open(second)?);
+    let options =
+        CheckpointOptions { singular_values: arguments.singular_values, ..CheckpointOptions::default() };
+    let progress = output.progress("comparing", diff_checkpoints_size_bytes(&one, &other));
+    let diff = diff_checkpoints(&one, &other, options, &|bytes| progress.add(bytes))
+        .map_err(|error| CommandError::operation("the difference", error))?;
+    drop(progress);
+    let answer = answer(diff.is_same());
+    output.report(&WeightsReport { first: first.to_owned(), second: second.to_owned(), diff })?;
+    Ok(answer)
+}
+
+fn extracted(arguments: &DiffArguments, place: &Path, output: &Output) -> Result<(), CommandError> {
+    refuse_existing(place)?;
+    let (base, edited) = (Checkpoint::open(&arguments.first)?, Checkpoint::open(&arguments.second)?);
+    let progress = output.progress("extracting", diff_checkpoints_size_bytes(&base, &edited));
+    let tool = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
+    let about = arguments.about.about();
+    let found = extract(&base, &edited, model_of(&base)?, tool, about, &|bytes| progress.add(bytes));
+    let found = found.map_err(|error| extract_error(arguments, error))?;
+    drop(progress);
+    let patch = encode(&found.draft)
+        .and_then(Patch::decode)
+        .map_err(|error| CommandError::patch("the extracted patch", &error))?;
+    mpatch::checkpoint::write_new(place, patch.bytes())?;
+    let stored = |index: u32| patch.manifest().sections[index as usize].stored_size;
+    let tensors =
+        patch.manifest().bindings[0].tensors.iter().zip(found.tensors).map(|(tensor, extracted)| {
+            let terms = tensor.terms.iter().map(|&index| &patch.manifest().terms[index as usize]);
+            let terms = terms.flat_map(|term| {
+                use mpatch::patch::manifest::IntegersEntry;
+                let integers = match term.integers {
+                    IntegersEntry::LowRank { left, right, .. } => vec![left, right],
+                    IntegersEntry::Dense { section } => vec![section],
+                };
+                integers.into_iter().chain([term.row_scales, term.column_scales])
+            });
+            ExtractedReport {
+                extracted,
+                terms_size_bytes: terms.map(stored).sum(),
+                correction_size_bytes: tensor.correction.map_or(0, stored),
+                undo_size_bytes: stored(tensor.undo),
+            }
+        });
+    let report = ExtractReport {
+        output: place.to_owned(),
+        base: arguments.first.clone(),
+        patch_id: patch.id(),
+        size_bytes: patch.size_bytes() as u64,
+        tensors: tensors.collect(),
+    };
+    output.report(&report).map_err(CommandError::after_the_work)
+}
+
+/// What the patch is for, as far as files beside the weights tell.
+fn model_of(base: &Checkpoint) -> Result<Base, CommandError> {
+    let config = base.companion("config.json")?.unwrap_or_default();
+    let tokenizer = base.companion("tokenizer.json")?.unwrap_or_default();
+    let parsed: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
+    let architecture = parsed["architectures"][0].as_str().unwrap_or("unknown").to_owned();
+    Ok(Base { architecture, config: FileDigest::of(&config), tokenizer: FileDigest::of(&tokenizer) })
+}
+
+fn extract_error(arguments: &DiffArguments, error: ExtractError) -> CommandError {
+    let names = format!("`{}` and `{}`", arguments.first.display(), arguments.second.display());
+    let message = format!("{names}: {}", chain(&error));
+    match error {
+        ExtractError::Checkpoint(error) => error.into(),
+        ExtractError::Operation(error) => CommandError::operation("the difference", error),
+        ExtractError::Same => {
+            CommandError::new(ExitKind::Conflict, message).hint("give the edited checkpoint second")
+        }
+        ExtractError::OneSided { .. } => {
+            CommandError::new(ExitKind::WrongBase, message).hint("give two checkpoints of one model")
+        }
+        ExtractError::Kind { .. } => CommandError::new(ExitKind::Unsupported, message).hint(
+            "bring both to one type and shape; `mpatch diff` without `-o` lists all tensors that differ",
+        ),
+        ExtractError::NotExact { .. } => CommandError::new(ExitKind::WrongBase, message)
+            .hint("a checkpoint was changed meanwhile: wait until nobody writes to it, and try again"),
+        _ => CommandError::new(ExitKind::Malformed, message).hint("`mpatch diff` without `-o` tells more"),
+    }
+}
+
+// ----------------------------------------------------------------------------------------------------- reports --
+
+/// What `diff` prints about two patches.
+#[derive(Debug, Serialize)]
+struct PatchReport {
+    first: PathBuf,
+    second: PathBuf,
+    #[serde(flatten)]
+    diff: PatchDiff,
+}
+
+/// Facts that are shown one by one.
+const FACTS_SHOWN: usize = 20;
+
+impl Report for PatchReport {
+    const SCHEMA: &'static str = "mpatch.diff.patches/1";
+
+    fn write(&self, page: &mut Page) {
+        let PatchDiff { added, removed, changed, same_facts, recipe, tensors, .. } = &self.diff;
+        let (first, second) = (self.first.display(), self.second.display());
+        if self.diff.is_same() {
+            let same = if self.diff.patches[0] == self.diff.patches[1] { "the same patch" } else { "alike" };
+            page.title(&format!("{first} and {second} are {same}"));
+            return;
+        }
+        page.title(&format!("{first} and {second} differ"));
+        page.line(&format!(
+            "facts: {} added, {} removed, {} changed, {same_facts} the same",
+            added.len(),
+            removed.len(),
+            changed.len()
+        ));
+        let line = |sign: &str, fact: &Fact| format!("{sign} {}", fact_line(fact));
+        let mut lines: Vec<String> = removed.iter().map(|fact| line("-", fact)).collect();
+        lines.extend(added.iter().map(|fact| line("+", fact)));
+        lines.extend(changed.iter().map(|change| {
+            format!("~ {} -> {} (was {} in the first)", change.text, change.second, change.first)
+        }));
+        lines.iter().take(FACTS_SHOWN).for_each(|line| page.quote(line));
+        if lines.len() > FACTS_SHOWN {
+            page.line(&format!("  and {} more; `--json` lists all", lines.len() - FACTS_SHOWN));
+        }
+        if !recipe.is_empty() {
+            page.blank();
+            page.title("recipe");
+            for change in recipe {
+                page.quote(&format!(
+                    "{}: {} -> {}",
+                    change.field,
+                    brief(&change.first),
+                    brief(&change.second)
+                ));
+            }
+        }
+        page.blank();
+        page.title("updates");
+        let head = ["tensor", "first", "second", "angle", "difference"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(tensors.iter().map(update_row));
+        page.table(&rows);
+    }
+
+    fn next(&self) -> Option<String> {
+        Some(format!("mpatch show {}", shell_word(&self.second)))
+    }
+}
+
+fn update_row(update: &UpdateDiff) -> Vec<String> {
+    let of = |size: &Option<UpdateSize>| match size {
+        None => "-".to_owned(),
+        Some(size) => {
+            let dense =
+                if size.dense_terms > 0 { format!(" + {} dense", size.dense_terms) } else { String::new() };
+            let corrected = if size.correction.is_some() { ", corrected" } else { "" };
+            format!("norm {:.3e}, rank {}{dense}, {} bits{corrected}", size.norm, size.rank, size.bits)
+        }
+    };
+    vec![
+        update.name.clone(),
+        of(&update.first),
+        of(&update.second),
+        update.angle_degrees.map_or_else(|| "-".to_owned(), |angle| format!("{angle:.1}°")),
+        update.relative_difference.map_or_else(|| "-".to_owned(), |difference| format!("{difference:.2e}")),
+    ]
+}
+
+/// A value cut to what fits a line.
+fn brief(text: &str) -> String {
+    const LENGTH_MAX: usize = 40;
+    match text.char_indices().nth(LENGTH_MAX) {
+        Some((cut, _)) => format!("{}...", &text[..cut]),
+        None => text.to_owned(),
+    }
+}
+
+/// What `diff` prints about two checkpoints.
+#[derive(Debug, Serialize)]
+struct WeightsReport {
+    first: PathBuf,
+    second: PathBuf,
+    #[serde(flatten)]
+    diff: CheckpointDiff,
+}
+
+impl Report for WeightsReport {
+    const SCHEMA: &'static str = "mpatch.diff.checkpoints/1";
+
+    fn write(&self, page: &mut Page) {
+        let CheckpointDiff { same, removed, added, tensors, .. } = &self.diff;
+        let (first, second) = (self.first.display(), self.second.display());
+        if self.diff.is_same() {
+            page.title(&format!("{first} and {second} hold the same weights: {}", count(*same, "tensor")));
+            return;
+        }
+        let differ = if tensors.len() == 1 {
+            "1 tensor differs"
+        } else {
+            &format!("{} tensors differ", tensors.len())
+        };
+        page.title(&format!("{first} and {second}: {differ}, {same} are the same"));
+        for (tensors, where_) in [(removed, "first"), (added, "second")] {
+            for tensor in tensors {
+                page.line(&format!("  only in the {where_}: {tensor}"));
+            }
+        }
+        if tensors.is_empty() {
+            return;
+        }
+        let head = ["tensor", "dtype", "shape", "changed", "relative change", "ulps, mean and most", "rank"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(tensors.iter().map(tensor_row));
+        page.table(&rows);
+        let share = tensors.iter().filter_map(|tensor| tensor.change.as_ref()?.effective_rank).next();
+        if let Some(rank) = share {
+            page.line(&format!(
+                "rank: singular values that hold {:.0} % of the squared change",
+                100.0 * rank.share
+            ));
+        }
+        let broken: u64 =
+            tensors.iter().filter_map(|tensor| tensor.change.as_ref()).map(|change| change.not_finite).sum();
+        if broken > 0 {
+            page.line(&format!("{broken} weights are NaN or infinite in one of them"));
+        }
+    }
+
+    fn next(&self) -> Option<String> {
+        let (first, second) = (shell_word(&self.first), shell_word(&self.second));
+        (!self.diff.is_same()).then(|| format!("mpatch diff {first} {second} -o PATCH"))
+    }
+}
+
+fn tensor_row(tensor: &TensorDiff) -> Vec<String> {
+    let TensorDiff { name, first, second, change, .. } = tensor;
+    let shape = |shape: &[u64]| shape.iter().map(u64::to_string).collect::<Vec<_>>().join(" x ");
+    let both = |one: String, other: String| if one == other { one } else { format!("{one} -> {other}") };
+    let mut row = vec![
+        name.clone(),
+        both(first.dtype.clone(), second.dtype.clone()),
+        both(shape(&first.shape), shape(&second.shape)),
+    ];
+    match change {
+        None => row.push("not compared".to_owned()),
+        Some(Change { weights, changed, relative_norm, ulps_max, ulps_mean, effective_rank, .. }) => {
+            row.push(format!("{changed} ({:.1} %)", 100.0 * *changed as f64 / *weights as f64));
+            row.push(format!("{relative_norm:.2e}"));
+            row.push(format!("{ulps_mean:.1}, {ulps_max}"));
+            row.push(effective_rank.map_or_else(String::new, |found| {
+                let more = if found.is_more { "over " } else { "" };
+                format!("{more}{}", found.rank)
+            }));
+        }
+    }
+    row
+}
+
+/// What `diff -o` prints.
+#[derive(Debug, Serialize)]
+struct ExtractReport {
+    output: PathBuf,
+    base: PathBuf,
+    patch_id: PatchId,
+    size_bytes: u64,
+    tensors: Vec<ExtractedReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct ExtractedReport {
+    #[serde(flatten)]
+    extracted: ExtractedTensor,
+    terms_size_bytes: u64,
+    correction_size_bytes: u64,
+    undo_size_bytes: u64,
+}
+
+impl Report for ExtractReport {
+    const SCHEMA: &'static str = "mpatch.extract/1";
+
+    fn write(&self, page: &mut Page) {
+        let tensors = count(self.tensors.len(), "tensor");
+        page.title(&format!("wrote {}: {tensors}, {}", self.output.display(), size(self.size_bytes)));
+        page.line(&format!(
+            "patch {}, exact: every tensor comes out with the edited checkpoint's digest",
+            self.patch_id.short()
+        ));
+        let head = ["tensor", "stored as", "corrected", "terms", "correction", "undo", "the tensor"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(self.tensors.iter().map(|report| {
+            let ExtractedReport { extracted, terms_size_bytes, correction_size_bytes, undo_size_bytes } =
+                report;
+            let form = match extracted.form {
+                Form::LowRank { rank, bits } => format!("rank {rank}, {bits} bits"),
+                Form::Dense { bits } => format!("dense, {bits} bits"),
+                Form::Corrections => "corrections alone".to_owned(),
+            };
+            let share = 100.0 * extracted.corrected as f64 / extracted.weights as f64;
+            let mut row =
+                vec![extracted.name.clone(), form, format!("{} ({share:.1} %)", extracted.corrected)];
+            let sizes =
+                [*terms_size_bytes, *correction_size_bytes, *undo_size_bytes, extracted.tensor_size_bytes];
+            row.extend(sizes.map(size));
+            row
+        }));
+        page.table(&rows);
+    }
+
+    fn next(&self) -> Option<String> {
+        Some(format!("mpatch verify {} --base {}", shell_word(&self.output), shell_word(&self.base)))
+    }
+}

@@ -1,0 +1,186 @@
+//! `mpatch rebase`: the same update, bound to another state of the weights.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mpatch::checkpoint::Checkpoint;
+use mpatch::digest::{PatchId, WeightsId};
+use mpatch::operation::{Direction, survey_size_bytes};
+use mpatch::patch::{Patch, encode};
+use mpatch::rebase::{RebaseError, RebaseOptions, rebase};
+use mpatch::revert::Answer;
+use serde::Serialize;
+
+use super::{infix, patch_word, read_patch};
+use crate::editing::refuse_existing;
+use crate::error::{CommandError, ExitKind, chain};
+use crate::report::{Output, Page, Report, count, shell_word, size};
+
+/// Arguments of `rebase`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  mpatch rebase b.mpatch --base gptj-with-a/ --after a.mpatch -o b-on-a.mpatch\n  \
+                  mpatch rebase edits.mpatch --base gptj-bf16/ --keep -o edits.mpatch.new"
+)]
+pub struct RebaseArguments {
+    /// Bind this patch; `-` reads it from standard input
+    patch: PathBuf,
+    /// Bind it to this checkpoint
+    #[arg(long, value_name = "MODEL")]
+    base: PathBuf,
+    /// Write the result here; `PATCH.rebased.mpatch` by default
+    #[arg(short, long, value_name = "PATCH")]
+    output: Option<PathBuf>,
+    /// Keep the bindings that the patch has, so that the result fits all states
+    #[arg(long)]
+    keep: bool,
+    /// Record that this patch is in the checkpoint already, after checking that it is; may be given several times
+    #[arg(long, value_name = "PATCH")]
+    after: Vec<PathBuf>,
+    /// Leave out what an extracted patch corrects weight by weight: the result is then not exactly its own
+    #[arg(long)]
+    drop_corrections: bool,
+}
+
+/// Binds the patch and writes the result.
+pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandError> {
+    let patch = read_patch(&arguments.patch)?;
+    let place = arguments.place();
+    refuse_existing(&place)?;
+    let base = Checkpoint::open(&arguments.base)?;
+    let parents = arguments.after.iter().map(|path| parent(path, &base, output)).collect::<Result<_, _>>()?;
+    let options =
+        RebaseOptions { keep: arguments.keep, drop_corrections: arguments.drop_corrections, parents };
+    let progress = output.progress("binding", base.weights_size_bytes() + survey_size_bytes(&base, &patch));
+    let draft = rebase(&base, &patch, &options, &|bytes| progress.add(bytes));
+    let draft = draft.map_err(|error| rebase_error(arguments, error))?;
+    drop(progress);
+    let bound = encode(&draft)
+        .and_then(Patch::decode)
+        .map_err(|error| CommandError::patch("the rebased patch", &error))?;
+    mpatch::checkpoint::write_new(&place, bound.bytes())?;
+    let bindings = bound.manifest().bindings.iter().map(|binding| BindingReport {
+        weights: binding.weights,
+        tensors: binding
+            .tensors
+            .iter()
+            .map(|tensor| TensorReport {
+                name: tensor.name.clone(),
+                dtype: tensor.dtype.to_string(),
+                norm_ratio: tensor.norm_ratio,
+            })
+            .collect(),
+    });
+    let report = RebaseReport {
+        output: place,
+        base: arguments.base.clone(),
+        patch_id: bound.id(),
+        size_bytes: bound.size_bytes() as u64,
+        kept: arguments.keep,
+        bindings: bindings.collect(),
+        parents: bound.manifest().parents.clone(),
+    };
+    output.report(&report).map_err(CommandError::after_the_work)
+}
+
+impl RebaseArguments {
+    fn place(&self) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| {
+            let mut name = infix(&self.patch);
+            name.push(".rebased.mpatch");
+            PathBuf::from(name)
+        })
+    }
+}
+
+/// The id of a patch that the checkpoint holds.
+fn parent(path: &Path, base: &Checkpoint, output: &Output) -> Result<PatchId, CommandError> {
+    let patch = read_patch(path)?;
+    let name = path.display().to_string();
+    let progress = output.progress("comparing", survey_size_bytes(base, &patch));
+    let answer = mpatch::revert::plan_with(base, &patch, &|bytes| progress.add(bytes))
+        .map_err(|error| CommandError::operation(&name, error))?;
+    match answer {
+        Answer::Reverts(plan) if plan.direction == Direction::Revert => Ok(patch.id()),
+        _ => Err(CommandError::new(
+            ExitKind::WrongBase,
+            format!(
+                "`{name}` is not in `{}`: its result is not what the checkpoint holds",
+                base.path().display()
+            ),
+        )
+        .hint("give the checkpoint that the patch was applied to last, or leave `--after` out")),
+    }
+}
+
+fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError {
+    let (patch, base) = (arguments.patch.display(), arguments.base.display());
+    let refused = |kind, hint: &str| {
+        CommandError::new(kind, format!("`{patch}` on `{base}`: {}", chain(&error))).hint(hint)
+    };
+    match error {
+        RebaseError::Checkpoint(error) => error.into(),
+        RebaseError::Patch(error) => CommandError::patch(&patch.to_string(), &error),
+        RebaseError::Fits { .. } => refused(ExitKind::Conflict, "apply it as it is"),
+        RebaseError::Correction { .. } => refused(
+            ExitKind::Conflict,
+            "`--drop-corrections` binds its terms alone: nearly the same change, not exactly",
+        ),
+        RebaseError::Bind(_) => {
+            refused(ExitKind::WrongBase, "give a checkpoint of the model that the patch was made for")
+        }
+        _ => refused(ExitKind::Malformed, "`mpatch verify` tells what holds of the patch"),
+    }
+}
+
+/// What `rebase` prints.
+#[derive(Debug, Serialize)]
+struct RebaseReport {
+    output: PathBuf,
+    base: PathBuf,
+    patch_id: PatchId,
+    size_bytes: u64,
+    /// The old bindings are still there.
+    kept: bool,
+    bindings: Vec<BindingReport>,
+    parents: Vec<PatchId>,
+}
+
+#[derive(Debug, Serialize)]
+struct BindingReport {
+    weights: WeightsId,
+    tensors: Vec<TensorReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct TensorReport {
+    name: String,
+    dtype: String,
+    norm_ratio: f64,
+}
+
+impl Report for RebaseReport {
+    const SCHEMA: &'static str = "mpatch.rebase/1";
+
+    fn write(&self, page: &mut Page) {
+        let states = count(self.bindings.len(), "state");
+        page.title(&format!("wrote {}: fits {states}, {}", self.output.display(), size(self.size_bytes)));
+        page.line(&format!("patch {}", self.patch_id.short()));
+        let mut rows = vec![["weights", "tensor", "dtype", "relative change"].map(str::to_owned).to_vec()];
+        for binding in &self.bindings {
+            for (index, tensor) in binding.tensors.iter().enumerate() {
+                let weights = if index == 0 { binding.weights.short() } else { String::new() };
+                let change = format!("{:.2e}", tensor.norm_ratio);
+                rows.push(vec![weights, tensor.name.clone(), tensor.dtype.clone(), change]);
+            }
+        }
+        page.table(&rows);
+        if !self.kept {
+            page.line("what its maker measured was on other weights, and is left out");
+        }
+    }
+
+    fn next(&self) -> Option<String> {
+        Some(format!("mpatch verify {} --base {}", patch_word(&self.output), shell_word(&self.base)))
+    }
+}

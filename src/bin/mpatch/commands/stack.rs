@@ -1,0 +1,435 @@
+//! `mpatch stack`: several patches as one, by adding their updates or by solving again for the facts of all.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use clap::Args;
+use mpatch::checkpoint::Checkpoint;
+use mpatch::digest::PatchId;
+use mpatch::facts::{FactsFile, SCHEMA, blank};
+use mpatch::patch::manifest::{Fact, Recipe};
+use mpatch::patch::{Patch, encode};
+use mpatch::stack::{
+    AddOptions, Clash, Decision, Named, Overlap, Plan, PlannedPatch, Sides, Squash, Squashed, StackError,
+    Stacked, plan,
+};
+use serde::Serialize;
+
+use super::create::{AboutArguments, CreateReport, Prepared, RecipeArguments, tolerance};
+use super::read_patch;
+use crate::editing::{DeviceArguments, open_model, read_facts, refuse_existing};
+use crate::error::{CommandError, ExitKind, chain};
+use crate::report::{Output, Page, Report, count, shell_word, size};
+
+/// Smallest principal angle below which two patches are said to share keys, in degrees.
+const OVERLAP_ANGLE_DEGREES: f64 = 30.0;
+
+/// Arguments of `stack`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without `--resolve` the updates are added: quick, and no model is run, but each was made as if it \
+                  were alone.\nWith it the facts of all are written again at once, as `create` does: it takes as \
+                  long, and keeps them better.\n\n\
+                  Examples:\n  mpatch stack a.mpatch b.mpatch --base model.safetensors -o ab.mpatch\n  \
+                  mpatch stack a.mpatch b.mpatch --base gptj/ --theirs --resolve --stats gptj.stats.safetensors -o ab.mpatch\n  \
+                  mpatch stack *.mpatch --base gptj/ --squash 0.05 -o all.mpatch"
+)]
+pub struct StackArguments {
+    /// Stack these patches, in this order; one made on top of another comes after it
+    #[arg(required = true, value_name = "PATCHES")]
+    patches: Vec<PathBuf>,
+    /// Bind the result to this checkpoint, the one that the patches were made on
+    #[arg(long, value_name = "MODEL")]
+    base: PathBuf,
+    /// Write the stacked patch here
+    #[arg(short, long, value_name = "PATCH")]
+    output: PathBuf,
+    /// Where patches contradict each other, take what the earlier one says
+    #[arg(long, conflicts_with_all = ["theirs", "choose"])]
+    ours: bool,
+    /// Where patches contradict each other, take what the later one says
+    #[arg(long, conflicts_with = "choose")]
+    theirs: bool,
+    /// Where patches contradict each other, take what this facts file says
+    #[arg(long, value_name = "FACTS")]
+    choose: Option<PathBuf>,
+    /// Add the whole update of a patch that lost only some of its facts: the weights then hold both sides
+    #[arg(long, conflicts_with = "resolve")]
+    keep_both_updates: bool,
+    /// Recompress each tensor's update to one term, within this relative error
+    #[arg(long, value_name = "ERROR", num_args = 0..=1, default_missing_value = "0.05", value_parser = tolerance, conflicts_with = "resolve")]
+    squash: Option<f64>,
+    /// Leave out what extracted patches correct weight by weight: the result is then not exactly theirs
+    #[arg(long, conflicts_with = "resolve")]
+    drop_corrections: bool,
+    /// Warn of patches whose keys come closer than this angle, in degrees
+    #[arg(long, value_name = "DEGREES", default_value_t = OVERLAP_ANGLE_DEGREES)]
+    overlap_angle: f64,
+    /// Solve again for the facts of all instead of adding updates
+    #[arg(long)]
+    resolve: bool,
+    /// How the facts are solved for; the patches' own recipe where they share one.
+    #[command(flatten, next_help_heading = "Options of --resolve")]
+    recipe: RecipeArguments,
+    /// Where the model runs.
+    #[command(flatten)]
+    device: DeviceArguments,
+    /// What the patch says about itself.
+    #[command(flatten)]
+    about: AboutArguments,
+}
+
+/// Stacks the patches and writes the result.
+pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandError> {
+    if arguments.recipe.is_given() && !arguments.resolve {
+        return Err(CommandError::new(ExitKind::Usage, "options of `create` are for `--resolve` only")
+            .hint("add `--resolve`, or leave them out"));
+    }
+    refuse_existing(&arguments.output)?;
+    let patches = arguments.patches.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
+    let names: Vec<String> = arguments.patches.iter().map(|path| path.display().to_string()).collect();
+    let named: Vec<Named<'_>> =
+        names.iter().zip(&patches).map(|(name, patch)| Named { name, patch }).collect();
+    let sides = arguments.sides(output)?;
+    let base = Checkpoint::open(&arguments.base)?;
+    let progress = output.progress("comparing", base.weights_size_bytes());
+    let plan = plan(&base, &named, &sides, &|bytes| progress.add(bytes)).map_err(stack_error)?;
+    drop(progress);
+    let report = if arguments.resolve {
+        arguments.resolve(plan, &named, output)?
+    } else {
+        arguments.add(plan, &base, &named, output)?
+    };
+    output.report(&report).map_err(CommandError::after_the_work)
+}
+
+impl StackArguments {
+    fn sides(&self, output: &Output) -> Result<Sides, CommandError> {
+        Ok(match (self.ours, self.theirs, &self.choose) {
+            (true, _, _) => Sides::Ours,
+            (_, true, _) => Sides::Theirs,
+            (_, _, Some(path)) => {
+                let facts = read_facts(path, None, output)?;
+                let target = |request: &mpatch::facts::Request| {
+                    (blank(&request.prompt, &request.subject), request.target_new.clone())
+                };
+                Sides::ByFact(facts.requests().map(target).collect::<BTreeMap<_, _>>())
+            }
+            _ => Sides::Refuse,
+        })
+    }
+
+    fn add(
+        &self,
+        plan: Plan,
+        base: &Checkpoint,
+        named: &[Named<'_>],
+        output: &Output,
+    ) -> Result<StackReport, CommandError> {
+        let options = AddOptions {
+            tool: concat!("mpatch ", env!("CARGO_PKG_VERSION")).to_owned(),
+            keep_partly_lost: self.keep_both_updates,
+            drop_corrections: self.drop_corrections,
+            squash: self.squash.map(|tolerance| Squash { tolerance }),
+            about: self.about.about(),
+        };
+        let progress = output.progress("binding", 0);
+        let stacked = plan.add(base, named, &options, &|bytes| progress.add(bytes)).map_err(stack_error)?;
+        drop(progress);
+        let patch = decode(encode(&stacked.draft))?;
+        mpatch::checkpoint::write_new(&self.output, patch.bytes())?;
+        let Stacked { plan, overlaps, squashed, .. } = stacked;
+        Ok(self.report(plan, &patch, overlaps, squashed, None))
+    }
+
+    /// Writes the facts of all again, at once, on the base.
+    fn resolve(&self, plan: Plan, named: &[Named<'_>], output: &Output) -> Result<StackReport, CommandError> {
+        let facts = facts_file(&plan.facts)?;
+        let recipes: Vec<&Recipe> =
+            plan.added().map(|patch| &named[patch.given].patch.manifest().recipe).collect();
+        let recorded = shared_recipe(&recipes);
+        if recorded.is_none() {
+            output.note("the patches were not made alike: hyperparameters and contexts as for `create`");
+        }
+        let model = open_model(&self.base, &self.device.find(output)?, output)?;
+        let base = Prepared::new(&model, &self.recipe, recorded, output)?;
+        let mut job = base.job(&facts, &self.recipe, self.about.about());
+        job.supersedes = plan.added().map(|patch| patch.id).collect();
+        let made = job.make(output)?;
+        mpatch::checkpoint::write_new(&self.output, made.patch.bytes())?;
+        let patch = made.patch.clone();
+        let created = made.report(&job, self.output.clone(), self.base.clone());
+        Ok(self.report(plan, &patch, Vec::new(), Vec::new(), Some(created)))
+    }
+
+    fn report(
+        &self,
+        plan: Plan,
+        patch: &Patch,
+        overlaps: Vec<Overlap>,
+        squashed: Vec<Squashed>,
+        created: Option<CreateReport>,
+    ) -> StackReport {
+        let tensors = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
+        StackReport {
+            output: self.output.clone(),
+            base: self.base.clone(),
+            patch_id: patch.id(),
+            size_bytes: patch.size_bytes() as u64,
+            facts: plan.facts.len(),
+            is_reordered: plan.is_reordered(),
+            patches: plan.patches,
+            duplicates: plan.duplicates,
+            changed: plan.changed,
+            decided: plan.decided,
+            tensors: tensors
+                .map(|tensor| TensorReport {
+                    name: tensor.name.clone(),
+                    terms: tensor.terms.len(),
+                    norm_ratio: tensor.norm_ratio,
+                })
+                .collect(),
+            overlap_angle: self.overlap_angle,
+            overlaps,
+            squashed,
+            created,
+        }
+    }
+}
+
+/// Reads back what was laid out: a patch that does not decode must never reach a disk.
+fn decode(bytes: Result<Vec<u8>, mpatch::patch::PatchError>) -> Result<Patch, CommandError> {
+    bytes.and_then(Patch::decode).map_err(|error| CommandError::patch("the stacked patch", &error))
+}
+
+/// The facts as a file would hold them, checked as one.
+fn facts_file(facts: &[Fact]) -> Result<FactsFile, CommandError> {
+    let fact = |fact: &Fact| {
+        let mut object = serde_json::json!({
+            "prompt": fact.prompt, "subject": fact.subject, "target_new": fact.target_new,
+        });
+        for (name, value) in [("id", &fact.id), ("target_old", &fact.target_old), ("note", &fact.note)] {
+            if let Some(value) = value {
+                object[name] = serde_json::Value::from(value.as_str());
+            }
+        }
+        object
+    };
+    let facts: Vec<_> = facts.iter().map(fact).collect();
+    let document = serde_json::json!({ "schema": SCHEMA, "facts": facts });
+    FactsFile::parse(document.to_string().as_bytes())
+        .map_err(|error| CommandError::facts("the patches' facts", &error))
+}
+
+/// The recipe that all patches were made by, if it is one that `create` can follow.
+fn shared_recipe<'a>(recipes: &[&'a Recipe]) -> Option<&'a Recipe> {
+    let first = *recipes.first()?;
+    let alike = |other: &Recipe| {
+        (&other.method, &other.hyperparameters, &other.contexts)
+            == (&first.method, &first.hyperparameters, &first.contexts)
+    };
+    (first.method == "memit" && recipes.iter().all(|recipe| alike(recipe))).then_some(first)
+}
+
+/// Patches that cannot be stacked, as a command's failure.
+pub fn stack_error(error: StackError) -> CommandError {
+    let refused = |kind, hint: &str| CommandError::new(kind, chain(&error)).hint(hint);
+    match error {
+        StackError::Checkpoint(error) => error.into(),
+        StackError::Patch { name, source } => CommandError::patch(&name, &source),
+        StackError::Result(error) => CommandError::patch("the stacked patch", &error),
+        StackError::Twice { .. } => refused(ExitKind::Conflict, "give each patch once"),
+        StackError::Held { .. } => refused(ExitKind::Conflict, "leave out the patch that is held"),
+        StackError::OtherBase { is_applied: true, .. } => {
+            refused(ExitKind::WrongBase, "it is applied to this checkpoint already: give the base itself")
+        }
+        StackError::OtherBase { ref parents, .. } if !parents.is_empty() => {
+            refused(ExitKind::WrongBase, "give the patch that it was made on top of, too")
+        }
+        StackError::OtherBase { .. } => refused(
+            ExitKind::WrongBase,
+            "give the base that it was made on, or bind it to this one with `mpatch rebase`",
+        ),
+        StackError::OtherModel { .. } => {
+            refused(ExitKind::WrongBase, "only patches for one model can be stacked")
+        }
+        StackError::Contradictions(_) => refused(
+            ExitKind::Conflict,
+            "choose a side with `--ours`, `--theirs` or `--choose FACTS`; with `--resolve` only the chosen one is written",
+        ),
+        StackError::PartlyLost { .. } => refused(
+            ExitKind::Conflict,
+            "`--resolve` writes the chosen facts alone; `--keep-both-updates` adds everything nevertheless",
+        ),
+        StackError::Correction { .. } => refused(
+            ExitKind::Conflict,
+            "`--drop-corrections` adds its terms alone: nearly the same weights, not exactly",
+        ),
+        StackError::NothingLeft => refused(ExitKind::Conflict, "choose sides so that something is left"),
+        _ => refused(ExitKind::Malformed, "`mpatch verify` tells what holds of each patch"),
+    }
+}
+
+/// What `stack` prints.
+#[derive(Debug, Serialize)]
+struct StackReport {
+    output: PathBuf,
+    base: PathBuf,
+    patch_id: PatchId,
+    size_bytes: u64,
+    facts: usize,
+    is_reordered: bool,
+    /// In the order of their terms.
+    patches: Vec<PlannedPatch>,
+    duplicates: Vec<Clash>,
+    changed: Vec<Clash>,
+    decided: Vec<Decision>,
+    tensors: Vec<TensorReport>,
+    /// Overlaps are warned of below this angle, in degrees.
+    overlap_angle: f64,
+    overlaps: Vec<Overlap>,
+    squashed: Vec<Squashed>,
+    /// What solving again came to; none where updates were added.
+    created: Option<CreateReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct TensorReport {
+    name: String,
+    terms: usize,
+    norm_ratio: f64,
+}
+
+/// Clashes and overlaps that are shown one by one.
+const SHOWN_MAX: usize = 8;
+
+impl Report for StackReport {
+    const SCHEMA: &'static str = "mpatch.stack/1";
+
+    fn write(&self, page: &mut Page) {
+        if let Some(created) = &self.created {
+            created.write(page);
+            page.blank();
+            page.line("solved again for the facts of these patches:");
+        } else {
+            let facts = count(self.facts, "fact");
+            let output = self.output.display();
+            page.title(&format!("wrote {output}: {facts}, {}", size(self.size_bytes)));
+            page.line(&format!("patch {}", self.patch_id.short()));
+        }
+        self.write_patches(page);
+        if self.created.is_none() {
+            self.write_tensors(page);
+        }
+        self.write_agreement(page);
+        self.write_overlaps(page);
+    }
+
+    fn next(&self) -> Option<String> {
+        let (output, base) = (shell_word(&self.output), shell_word(&self.base));
+        Some(match self.created {
+            // What adding does to the facts has not been measured yet.
+            None => format!("mpatch verify {output} --base {base}"),
+            Some(_) => format!("mpatch apply {base} {output}"),
+        })
+    }
+}
+
+impl StackReport {
+    fn write_patches(&self, page: &mut Page) {
+        let mut rows = vec![["patch", "id", "facts", ""].map(str::to_owned).to_vec()];
+        rows.extend(self.patches.iter().map(|patch| {
+            let below: Vec<&str> =
+                patch.on_top_of.iter().map(|&index| self.patches[index].name.as_str()).collect();
+            let remark = match (patch.left_out, patch.lost, below.last()) {
+                (true, _, _) => "left out: it lost all of them".to_owned(),
+                (_, 1.., _) => format!("lost {} of them", patch.lost),
+                (_, _, Some(below)) => format!("made on top of {below}"),
+                _ => String::new(),
+            };
+            vec![patch.name.clone(), patch.id.short(), patch.facts.to_string(), remark]
+        }));
+        page.table(&rows);
+        if self.is_reordered {
+            page.line("in another order than given: a patch comes after those that it was made on top of");
+        }
+    }
+
+    fn write_tensors(&self, page: &mut Page) {
+        page.blank();
+        let mut rows = vec![["tensor", "terms", "relative change"].map(str::to_owned).to_vec()];
+        rows.extend(self.tensors.iter().map(|tensor| {
+            vec![tensor.name.clone(), tensor.terms.to_string(), format!("{:.2e}", tensor.norm_ratio)]
+        }));
+        page.table(&rows);
+        for squashed in &self.squashed {
+            let Squashed { tensor, rank_before, rank_after, bits, error, .. } = squashed;
+            let after = rank_after.map_or_else(|| "a dense term".to_owned(), |rank| format!("rank {rank}"));
+            page.line(&format!(
+                "{tensor}: rank {rank_before} recompressed to {after} of {bits} bits, relative error {error:.1e}"
+            ));
+        }
+    }
+
+    fn write_agreement(&self, page: &mut Page) {
+        let added = self.created.is_none();
+        if !self.duplicates.is_empty() {
+            let (facts, are) = (count(self.duplicates.len(), "fact"), self.duplicates.len() != 1);
+            let stand = if are { "stand" } else { "stands" };
+            let weights = if added { ": declared once, but the weights hold both updates" } else { "" };
+            page.line(&format!("{facts} {stand} in two patches alike{weights}"));
+        }
+        for clash in self.changed.iter().take(SHOWN_MAX) {
+            let Clash { text, first, second, .. } = clash;
+            let (old, new) = (&first.target, &second.target);
+            page.line(&format!("\"{text}\": {} changes \"{old}\" to \"{new}\"", second.name));
+        }
+        for Decision { clash, second_stands, .. } in self.decided.iter().take(SHOWN_MAX) {
+            let (stands, lost) =
+                if *second_stands { (&clash.second, &clash.first) } else { (&clash.first, &clash.second) };
+            let (text, kept, gone) = (&clash.text, &stands.target, &lost.target);
+            page.line(&format!(
+                "\"{text}\": \"{kept}\" of {} stands, not \"{gone}\" of {}",
+                stands.name, lost.name
+            ));
+        }
+        let hidden =
+            self.changed.len().saturating_sub(SHOWN_MAX) + self.decided.len().saturating_sub(SHOWN_MAX);
+        if hidden > 0 {
+            page.line(&format!("and {hidden} more; `--json` lists all"));
+        }
+        if added && self.patches.iter().any(|patch| patch.lost > 0 && !patch.left_out) {
+            page.line(
+                "warning: the weights hold the updates of both sides: which fact holds, only a test can say",
+            );
+        }
+    }
+
+    /// One line for each pair of patches that come too close somewhere, with the tensor where they come closest.
+    fn write_overlaps(&self, page: &mut Page) {
+        let mut closest: BTreeMap<&[String; 2], (&Overlap, usize)> = BTreeMap::new();
+        for overlap in self.overlaps.iter().filter(|overlap| overlap.angle_degrees < self.overlap_angle) {
+            let entry = closest.entry(&overlap.patches).or_insert((overlap, 0));
+            entry.1 += 1;
+            if overlap.angle_degrees < entry.0.angle_degrees {
+                entry.0 = overlap;
+            }
+        }
+        let mut pairs: Vec<(&Overlap, usize)> = closest.into_values().collect();
+        pairs.sort_by(|one, other| one.0.angle_degrees.total_cmp(&other.0.angle_degrees));
+        for (overlap, tensors) in pairs.iter().take(SHOWN_MAX) {
+            let [one, other] = &overlap.patches;
+            page.line(&format!(
+                "warning: {one} and {other} share keys in {}: {:.1} degrees apart in {}, {:.0} % shared where chance gives {:.0} %",
+                count(*tensors, "tensor"),
+                overlap.angle_degrees,
+                overlap.tensor,
+                100.0 * overlap.shared,
+                100.0 * overlap.shared_by_chance,
+            ));
+        }
+        if pairs.len() > SHOWN_MAX {
+            page.line(&format!("and {} more such pairs", pairs.len() - SHOWN_MAX));
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The operating system's files.
+
+use std::ffi::OsString;
+use std::fs::{self, File, Metadata, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
+use rustix::io::Errno;
+
+use super::{About, Access, Disk, Handle, Kind, Lock, Locked};
+
+/// The bits of a mode that concern rights.
+const MODE_BITS: u32 = 0o7777;
+
+/// The operating system.
+#[derive(Debug)]
+pub(super) struct RealDisk;
+
+impl From<Metadata> for About {
+    fn from(metadata: Metadata) -> Self {
+        let kind = metadata.file_type();
+        let kind = if kind.is_file() {
+            Kind::File
+        } else if kind.is_dir() {
+            Kind::Folder
+        } else if kind.is_symlink() {
+            Kind::Symlink
+        } else {
+            Kind::Other
+        };
+        Self {
+            kind,
+            size_bytes: metadata.len(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            links: metadata.nlink(),
+            mode: metadata.mode() & MODE_BITS,
+        }
+    }
+}
+
+impl Disk for RealDisk {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn Handle>> {
+        let mut options = OpenOptions::new();
+        options.read(true);
+        match access {
+            Access::Read => {}
+            Access::ReadWrite => _ = options.write(true).custom_flags(OFlags::NOFOLLOW.bits() as i32),
+            Access::CreateNew => _ = options.write(true).create_new(true),
+        }
+        Ok(Box::new(options.open(path)?))
+    }
+
+    fn open_folder(&self, path: &Path) -> io::Result<Box<dyn Handle>> {
+        Ok(Box::new(File::open(path)?))
+    }
+
+    fn about(&self, path: &Path) -> io::Result<About> {
+        fs::metadata(path).map(About::from)
+    }
+
+    fn about_name(&self, path: &Path) -> io::Result<About> {
+        fs::symlink_metadata(path).map(About::from)
+    }
+
+    fn real_path(&self, path: &Path) -> io::Result<PathBuf> {
+        fs::canonicalize(path)
+    }
+
+    fn list(&self, folder: &Path) -> io::Result<Vec<OsString>> {
+        fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
+    }
+
+    fn create_folder(&self, path: &Path) -> io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        // Private until it is finished.
+        fs::DirBuilder::new().mode(0o700).create(path)
+    }
+
+    fn set_folder_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
+        fs::set_permissions(path, Permissions::from_mode(mode))
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir(path)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            // A file system without this flag: asking first is the best there is.
+            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => match fs::symlink_metadata(to) {
+                Ok(_) => Err(io::ErrorKind::AlreadyExists.into()),
+                Err(_) => fs::rename(from, to),
+            },
+            outcome => Ok(outcome?),
+        }
+    }
+
+    fn rename_over(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::hard_link(from, to)
+    }
+
+    fn sync_folder(&self, path: &Path) -> io::Result<()> {
+        File::open(path)?.sync_all()
+    }
+
+    fn check_writable(&self, folder: &Path) -> io::Result<()> {
+        // An unnamed file is the surest question about permissions, quotas and read-only mounts.
+        tempfile::tempfile_in(folder).map(drop)
+    }
+
+    fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
+        let about = rustix::fs::statvfs(folder)?;
+        Ok(about.f_bavail.saturating_mul(about.f_frsize))
+    }
+}
+
+impl Handle for File {
+    fn about(&self) -> io::Result<About> {
+        self.metadata().map(About::from)
+    }
+
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        FileExt::read_at(self, bytes, offset)
+    }
+
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        FileExt::write_at(self, bytes, offset)
+    }
+
+    fn set_size(&self, size: u64) -> io::Result<()> {
+        self.set_len(size)
+    }
+
+    fn allocate(&self, size: u64) -> io::Result<()> {
+        allocate(self, size)
+    }
+
+    fn set_mode(&self, mode: u32) -> io::Result<()> {
+        self.set_permissions(Permissions::from_mode(mode))
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_all()
+    }
+
+    fn forget(&self) -> io::Result<()> {
+        forget(self)
+    }
+
+    fn lock(&self, lock: Lock) -> io::Result<Locked> {
+        let operation = match lock {
+            Lock::Shared => FlockOperation::NonBlockingLockShared,
+            Lock::Exclusive => FlockOperation::NonBlockingLockExclusive,
+        };
+        match rustix::fs::flock(self, operation) {
+            Ok(()) => Ok(Locked::Held),
+            Err(Errno::WOULDBLOCK) => Ok(Locked::Busy),
+            // A network file system wants write access for an exclusive lock, or knows none at all.
+            Err(Errno::NOTSUP | Errno::NOSYS | Errno::NOLCK | Errno::INVAL | Errno::BADF) => {
+                Ok(Locked::Unsupported)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn clone_from(&self, source: &dyn Handle) -> io::Result<()> {
+        clone_contents(source.system().ok_or(io::ErrorKind::Unsupported)?, self)
+    }
+
+    fn copy_from(&self, source: &dyn Handle, offset: u64, length: u64) -> io::Result<u64> {
+        copy_inside_the_system(source.system().ok_or(io::ErrorKind::Unsupported)?, self, offset, length)
+    }
+
+    fn system(&self) -> Option<&File> {
+        Some(self)
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn allocate(file: &File, size: u64) -> io::Result<()> {
+    if size == 0 {
+        return file.set_len(0);
+    }
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, size) {
+        Err(Errno::NOTSUP | Errno::NOSYS) => Err(io::ErrorKind::Unsupported.into()),
+        outcome => Ok(outcome?),
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn allocate(_: &File, _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn forget(file: &File) -> io::Result<()> {
+    Ok(rustix::fs::fadvise(file, 0, None, rustix::fs::Advice::DontNeed)?)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn forget(_: &File) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn clone_contents(source: &File, target: &File) -> io::Result<()> {
+    Ok(rustix::fs::ioctl_ficlone(target, source)?)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn clone_contents(_: &File, _: &File) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn copy_inside_the_system(source: &File, target: &File, offset: u64, length: u64) -> io::Result<u64> {
+    let (mut from, mut to) = (offset, offset);
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    Ok(rustix::fs::copy_file_range(source, Some(&mut from), target, Some(&mut to), length)? as u64)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn copy_inside_the_system(_: &File, _: &File, _: u64, _: u64) -> io::Result<u64> {
+    Err(io::ErrorKind::Unsupported.into())
+}

@@ -1,0 +1,201 @@
+//! A checkpoint changed where it lies, under the cover of a journal.
+//!
+//! Asked for explicitly only. The files must be nobody else's: not shared by links, which would change with them,
+//! not behind symlinks, which mostly lead into a cache, and not in use by another mpatch.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use super::disk::{Access, File, Kind, Lock};
+use super::journal::{Extent, Header, JOURNAL_SUFFIX, Journal, JournaledFile, lock_exclusive};
+use super::{Checkpoint, CheckpointError, TensorInfo};
+use crate::digest::TensorDigest;
+
+/// A tensor that is to be rewritten where it lies: what it holds now, and what it is to hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Rewrite<'a> {
+    /// The tensor.
+    pub tensor: &'a TensorInfo,
+    /// Its digest now.
+    pub start: TensorDigest,
+    /// Its digest afterwards.
+    pub end: TensorDigest,
+}
+
+/// A checkpoint that is being changed; dropped before it is committed, it gets its old bytes back.
+#[derive(Debug)]
+pub(super) struct InPlace<'a> {
+    checkpoint: &'a Checkpoint,
+    /// The touched files, open for writing, by index into the checkpoint's files.
+    targets: BTreeMap<usize, File>,
+    /// None once it is done with.
+    journal: Option<Journal>,
+}
+
+/// Refuses files that cannot be changed in place: asked before any work is done.
+///
+/// # Errors
+/// [`CheckpointError::InPlace`], in words.
+pub fn check_in_place<'t>(
+    checkpoint: &Checkpoint,
+    touched: impl IntoIterator<Item = &'t TensorInfo>,
+) -> Result<(), CheckpointError> {
+    let mut indices: Vec<usize> = touched.into_iter().map(|tensor| tensor.file_index).collect();
+    indices.sort_unstable();
+    indices.dedup();
+    indices.into_iter().try_for_each(|index| check_file(checkpoint, index))
+}
+
+fn check_file(checkpoint: &Checkpoint, index: usize) -> Result<(), CheckpointError> {
+    let file = &checkpoint.files()[index];
+    let path = file.path();
+    let examined = CheckpointError::io(path, "examine");
+    let about = checkpoint.disk().about_name(path).map_err(examined)?;
+    let opened = file.file.about().map_err(CheckpointError::io(path, "examine"))?;
+    let reason = if about.kind == Kind::Symlink {
+        "it is a symlink, and the file behind it belongs to a cache or to another model".to_owned()
+    } else if !about.is_same_file(&opened) {
+        "it was replaced by another file meanwhile".to_owned()
+    } else if about.links > 1 {
+        format!("it has {} names (hard links), and all of them would change", about.links)
+    } else if about.mode & 0o222 == 0 {
+        "it is read-only".to_owned()
+    } else if path.to_str().is_none() {
+        "its name is not valid UTF-8".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(CheckpointError::InPlace { path: path.to_owned(), reason })
+}
+
+impl<'a> InPlace<'a> {
+    /// Locks the touched files and puts their old bytes down.
+    pub(super) fn create(
+        checkpoint: &'a Checkpoint,
+        rewrites: &[Rewrite<'_>],
+        label: &str,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Self, CheckpointError> {
+        check_in_place(checkpoint, rewrites.iter().map(|rewrite| rewrite.tensor))?;
+        let mut in_place = Self { checkpoint, targets: BTreeMap::new(), journal: None };
+        for index in rewrites.iter().map(|rewrite| rewrite.tensor.file_index) {
+            in_place.hold(index)?;
+        }
+        let header = in_place.header(rewrites, label)?;
+        let sources: Vec<&File> = in_place.targets.values().collect();
+        let stop = || checkpoint.check_stop();
+        let path = in_place.journal_path();
+        let journal = Journal::write(checkpoint.disk(), &path, header, &sources, progress, &stop)?;
+        in_place.journal = Some(journal);
+        Ok(in_place)
+    }
+
+    /// Locks a file and opens it for writing.
+    fn hold(&mut self, index: usize) -> Result<(), CheckpointError> {
+        let file = &self.checkpoint.files()[index];
+        let path = file.path();
+        if self.targets.contains_key(&index) {
+            return Ok(());
+        }
+        // The lock is the one that the checkpoint has held since it was opened, made exclusive.
+        lock_exclusive(&file.file, path)?;
+        let opened = self.checkpoint.disk().open(path, Access::ReadWrite);
+        let target = opened.map_err(CheckpointError::io(path, "open for writing"))?;
+        let examined = |file: &File| file.about().map_err(CheckpointError::io(path, "examine"));
+        if !examined(&target)?.is_same_file(&examined(&file.file)?) {
+            let reason = "it was replaced by another file meanwhile".to_owned();
+            return Err(CheckpointError::InPlace { path: path.to_owned(), reason });
+        }
+        self.targets.insert(index, target);
+        Ok(())
+    }
+
+    fn header(&self, rewrites: &[Rewrite<'_>], label: &str) -> Result<Header, CheckpointError> {
+        let mut files = Vec::new();
+        for (&index, target) in &self.targets {
+            let path = self.checkpoint.files()[index].path();
+            let about = target.about().map_err(CheckpointError::io(path, "examine"))?;
+            let touched = rewrites.iter().filter(|rewrite| rewrite.tensor.file_index == index);
+            let extents = touched.map(|rewrite| Extent {
+                tensor: rewrite.tensor.name.clone(),
+                offset: rewrite.tensor.offset,
+                size_bytes: rewrite.tensor.size_bytes,
+                start: rewrite.start,
+                end: rewrite.end,
+            });
+            files.push(JournaledFile {
+                name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+                device: about.device,
+                inode: about.inode,
+                size_bytes: about.size_bytes,
+                extents: extents.collect(),
+            });
+        }
+        Ok(Header { label: label.to_owned(), files })
+    }
+
+    /// Beside the weights, named after their file, or after the first where there are several.
+    fn journal_path(&self) -> PathBuf {
+        let first = self.targets.keys().next().map(|index| self.checkpoint.files()[*index].path());
+        let mut name = first.and_then(|path| path.file_name()).unwrap_or_default().to_owned();
+        name.push(JOURNAL_SUFFIX);
+        self.checkpoint.folder().join(name)
+    }
+
+    /// What is changed, as it was opened.
+    pub(super) fn path(&self) -> &Path {
+        self.checkpoint.path()
+    }
+
+    /// Overwrites a part of a touched tensor, which was checked to lie inside it.
+    pub(super) fn write_at(
+        &self,
+        tensor: &TensorInfo,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Option<Result<(), CheckpointError>> {
+        let target = self.targets.get(&tensor.file_index)?;
+        let path = self.checkpoint.files()[tensor.file_index].path();
+        Some(self.checkpoint.check_stop().and_then(|()| {
+            target.write_all_at(bytes, tensor.offset + offset).map_err(CheckpointError::io(path, "write"))
+        }))
+    }
+
+    /// Makes the new bytes last; if they do not, the old ones are put back.
+    pub(super) fn commit(mut self) -> Result<(), CheckpointError> {
+        let Some(journal) = self.journal.take() else { return Ok(()) };
+        let targets: Vec<&File> = self.targets.values().collect();
+        match journal.finish(&targets) {
+            Ok(()) => Ok(()),
+            Err(error @ CheckpointError::NotDurable { .. }) => Err(error),
+            Err(error) => match journal.roll_back(&targets) {
+                // All new bytes are there, after all.
+                Ok(super::Outcome::Finished) => Ok(()),
+                Ok(_) => Err(error),
+                Err(pending) => Err(pending),
+            },
+        }
+    }
+
+    /// Puts the old bytes back.
+    pub(super) fn abandon(mut self) -> Result<(), CheckpointError> {
+        self.undo()
+    }
+
+    fn undo(&mut self) -> Result<(), CheckpointError> {
+        let Some(journal) = self.journal.take() else { return Ok(()) };
+        let targets: Vec<&File> = self.targets.values().collect();
+        journal.roll_back(&targets).map(drop)
+    }
+}
+
+impl Drop for InPlace<'_> {
+    fn drop(&mut self) {
+        // What cannot be put back now is put back by the next command: the journal is still there.
+        _ = self.undo();
+        for index in self.targets.keys() {
+            // Others may read again while this checkpoint stays open.
+            _ = self.checkpoint.files()[*index].file.lock(Lock::Shared);
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Temporaries beside their targets, and what killed processes left of theirs.
+//!
+//! A temporary is locked for as long as its process works on it. A temporary that nobody holds belongs to a process
+//! that is gone, so the next one that writes to the folder takes it away: no litter, no stale locks, no clock.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::disk::{Access, File, Files, Kind, Lock, Locked};
+use super::{CheckpointError, folder_of};
+
+/// How temporaries begin; a number follows.
+const PREFIX: &str = ".mpatch-tmp-";
+/// Most temporaries of one folder at a time.
+const TEMPORARIES_MAX: u32 = 10_000;
+
+/// A file or folder in the making; it goes away when dropped, unless it got its name.
+#[derive(Debug)]
+pub(super) struct Temporary {
+    files: Files,
+    path: PathBuf,
+    kind: Kind,
+    handle: Option<File>,
+}
+
+impl Temporary {
+    /// A new empty file in `folder`.
+    pub(super) fn file(files: &Files, folder: &Path) -> io::Result<Self> {
+        Self::new(files, folder, Kind::File)
+    }
+
+    /// A new empty folder in `folder`.
+    pub(super) fn folder(files: &Files, folder: &Path) -> io::Result<Self> {
+        Self::new(files, folder, Kind::Folder)
+    }
+
+    fn new(files: &Files, folder: &Path, kind: Kind) -> io::Result<Self> {
+        sweep(files, folder);
+        for number in 0..TEMPORARIES_MAX {
+            let path = folder.join(format!("{PREFIX}{number}"));
+            let created = match kind {
+                Kind::Folder => files.create_folder(&path).and_then(|()| files.open_folder(&path)),
+                _ => files.open(&path, Access::CreateNew),
+            };
+            let handle = match created {
+                Ok(handle) => handle,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                Err(error) => return Err(error),
+            };
+            let temporary = Self { files: files.clone(), path, kind, handle: Some(handle) };
+            if temporary.is_ours()? {
+                return Ok(temporary);
+            }
+            // Somebody swept it away before it was locked.
+            temporary.forget();
+        }
+        Err(io::Error::other("there are too many temporaries"))
+    }
+
+    /// Locks it, and asks whether it is still the one under its name.
+    fn is_ours(&self) -> io::Result<bool> {
+        let handle = self.handle();
+        if handle.lock(Lock::Exclusive)? == Locked::Busy {
+            return Ok(false);
+        }
+        match self.files.about_name(&self.path) {
+            Ok(named) => Ok(named.is_same_file(&handle.about()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where it lies.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open file, or folder.
+    pub(super) fn handle(&self) -> &File {
+        self.handle.as_ref().expect("it is there until the temporary is used up")
+    }
+
+    /// Gives it the name `target`, which must be free, for good.
+    ///
+    /// What it holds must be synced already. After an error the name is free again, but for
+    /// [`CheckpointError::NotDurable`].
+    pub(super) fn place_new(mut self, target: &Path) -> Result<File, CheckpointError> {
+        match self.files.rename_new(&self.path, target) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(CheckpointError::OutputExists { path: target.to_owned() });
+            }
+            Err(error) => return Err(CheckpointError::io(target, "create")(error)),
+        }
+        // Without this a power cut could take the new name away again.
+        let synced = self.files.sync_folder(folder_of(target));
+        let handle = self.handle.take().expect("it is there until the temporary is used up");
+        let Err(error) = synced else { return Ok(handle) };
+        let removed = match self.kind {
+            Kind::Folder => self.files.remove_folder_of_files(target),
+            _ => self.files.remove_file(target),
+        };
+        match removed {
+            Ok(()) => Err(CheckpointError::io(folder_of(target), "sync")(error)),
+            Err(_) => Err(CheckpointError::NotDurable { path: target.to_owned(), source: error }),
+        }
+    }
+
+    /// Gives it the name `target`, in place of a file that has it.
+    pub(super) fn place_over(self, target: &Path) -> Result<(), CheckpointError> {
+        self.files.rename_over(&self.path, target).map_err(CheckpointError::io(target, "put in place"))?;
+        let synced = self.files.sync_folder(folder_of(target));
+        self.forget();
+        synced.map_err(|source| CheckpointError::NotDurable { path: target.to_owned(), source })
+    }
+
+    /// Leaves whatever is under its name alone.
+    fn forget(mut self) {
+        self.handle = None;
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // The handle goes last: it keeps others from removing the same.
+        let Some(_handle) = &self.handle else { return };
+        // A temporary that cannot be removed is left to whoever comes next.
+        _ = match self.kind {
+            Kind::Folder => self.files.remove_folder_of_files(&self.path),
+            _ => self.files.remove_file(&self.path),
+        };
+    }
+}
+
+/// Removes temporaries that no living process holds; what cannot be judged or removed is left.
+pub(super) fn sweep(files: &Files, folder: &Path) {
+    let Ok(names) = files.list(folder) else { return };
+    for name in names.iter().filter(|name| is_temporary(&name.to_string_lossy())) {
+        _ = sweep_one(files, &folder.join(name));
+    }
+}
+
+fn is_temporary(name: &str) -> bool {
+    name.strip_prefix(PREFIX).is_some_and(|number| number.parse::<u32>().is_ok())
+}
+
+fn sweep_one(files: &Files, path: &Path) -> io::Result<()> {
+    let named = files.about_name(path)?;
+    let handle = match named.kind {
+        Kind::File => files.open(path, Access::Read)?,
+        Kind::Folder => files.open_folder(path)?,
+        _ => return Ok(()),
+    };
+    let is_free = handle.lock(Lock::Exclusive)? == Locked::Held;
+    if !is_free || !files.about_name(path)?.is_same_file(&handle.about()?) {
+        return Ok(());
+    }
+    match named.kind {
+        Kind::Folder => files.remove_folder_of_files(path),
+        _ => files.remove_file(path),
+    }
+}

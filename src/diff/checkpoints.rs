@@ -1,0 +1,384 @@
+//! Two checkpoints, tensor by tensor, in blocks.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
+use crate::digest::{TensorDigest, WeightsId};
+#[cfg(feature = "edit")]
+use crate::factors::{FactorError, Sketch};
+use crate::operation::{OperationError, Progress};
+use crate::tensor::{Dtype, Element};
+use crate::with_element;
+
+/// Bytes of each checkpoint that are compared at once.
+const BLOCK_BYTES: u64 = 16 << 20;
+/// Weights of one parallel task.
+const TASK_WEIGHTS: usize = 1 << 16;
+
+/// What sets two checkpoints apart.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct CheckpointDiff {
+    /// The states of both.
+    pub weights: [WeightsId; 2],
+    /// Tensors that both have, with the same bytes.
+    pub same: usize,
+    /// Tensors that only the first has.
+    pub removed: Vec<String>,
+    /// Tensors that only the second has.
+    pub added: Vec<String>,
+    /// Tensors that differ, in bytewise order of names.
+    pub tensors: Vec<TensorDiff>,
+}
+
+impl CheckpointDiff {
+    /// Their weights are the same, however they are cut into files.
+    pub fn is_same(&self) -> bool {
+        self.weights[0] == self.weights[1]
+    }
+}
+
+/// A tensor that differs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct TensorDiff {
+    /// Its name.
+    pub name: String,
+    /// What it is in the first.
+    pub first: Kind,
+    /// What it is in the second.
+    pub second: Kind,
+    /// How its weights differ; none where they are of another kind, or of a type that no patch touches.
+    pub change: Option<Change>,
+}
+
+/// Type and shape of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Kind {
+    /// As safetensors writes it.
+    pub dtype: String,
+    /// Outermost dimension first.
+    pub shape: Vec<u64>,
+}
+
+impl Kind {
+    fn of(info: &TensorInfo) -> Self {
+        Self { dtype: info.dtype.clone(), shape: info.shape.clone() }
+    }
+}
+
+/// How the weights of a tensor differ.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Change {
+    /// Weights of the tensor.
+    pub weights: u64,
+    /// Weights whose bits differ.
+    pub changed: u64,
+    /// `norm(second - first) / norm(first)`, Frobenius, over weights that are finite in both.
+    pub relative_norm: f64,
+    /// Largest distance of two weights in ordinals: how many values of the type lie between, plus one.
+    pub ulps_max: u64,
+    /// Mean distance of the weights that differ.
+    pub ulps_mean: f64,
+    /// Weights that are NaN or infinite in either.
+    pub not_finite: u64,
+    /// In how many directions; none where it was not asked for, or the tensor is no matrix.
+    pub effective_rank: Option<EffectiveRank>,
+}
+
+/// How many singular values hold nearly all of a change.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct EffectiveRank {
+    /// The share of the squared norm.
+    pub share: f64,
+    /// That many values hold it; where `is_more`, more than these.
+    pub rank: usize,
+    /// Not even all values that were looked for hold it.
+    pub is_more: bool,
+}
+
+/// What is looked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CheckpointOptions {
+    /// How many singular values are looked for in each change; 0 for none.
+    pub singular_values: usize,
+    /// The share of a change's squared norm that its effective rank holds.
+    pub share: f64,
+}
+
+impl Default for CheckpointOptions {
+    fn default() -> Self {
+        Self { singular_values: 64, share: 0.99 }
+    }
+}
+
+/// Bytes that [`diff_checkpoints`] reports to its progress before it looks at single tensors: all weights of both.
+pub fn diff_checkpoints_size_bytes(first: &Checkpoint, second: &Checkpoint) -> u64 {
+    first.weights_size_bytes() + second.weights_size_bytes()
+}
+
+/// Compares two checkpoints.
+///
+/// `progress` is told bytes, [`diff_checkpoints_size_bytes`] in all.
+///
+/// # Errors
+/// [`OperationError::Checkpoint`], and [`OperationError::Factors`] where singular values do not converge.
+pub fn diff_checkpoints(
+    first: &Checkpoint,
+    second: &Checkpoint,
+    options: CheckpointOptions,
+    progress: Progress<'_>,
+) -> Result<CheckpointDiff, OperationError> {
+    let names = compare_names(first, second, progress)?;
+    let mut tensors = Vec::new();
+    for (one, other) in &names.differing {
+        let change = match DeltaReader::new(first, one, second, other) {
+            Some(reader) => Some(change(&reader, options)?),
+            None => None,
+        };
+        tensors.push(TensorDiff {
+            name: one.name.clone(),
+            first: Kind::of(one),
+            second: Kind::of(other),
+            change,
+        });
+    }
+    Ok(CheckpointDiff {
+        weights: names.weights,
+        same: names.same,
+        removed: names.removed,
+        added: names.added,
+        tensors,
+    })
+}
+
+/// Which tensors of two checkpoints are where.
+pub(crate) struct Names<'a> {
+    pub(crate) weights: [WeightsId; 2],
+    pub(crate) same: usize,
+    pub(crate) removed: Vec<String>,
+    pub(crate) added: Vec<String>,
+    /// Tensors of one name whose type, shape or bytes differ.
+    pub(crate) differing: Vec<(&'a TensorInfo, &'a TensorInfo)>,
+}
+
+/// Compares two checkpoints by the digests of their tensors.
+pub(crate) fn compare_names<'a>(
+    first: &'a Checkpoint,
+    second: &'a Checkpoint,
+    progress: Progress<'_>,
+) -> Result<Names<'a>, CheckpointError> {
+    let digests = |checkpoint: &Checkpoint| -> Result<Vec<TensorDigest>, CheckpointError> {
+        checkpoint.digests_with(&Vec::from_iter(checkpoint.tensors()), progress)
+    };
+    let (one, other) = (digests(first)?, digests(second)?);
+    let mut names = Names {
+        weights: [first.weights_id_of(&one), second.weights_id_of(&other)],
+        same: 0,
+        removed: Vec::new(),
+        added: Vec::new(),
+        differing: Vec::new(),
+    };
+    for (info, digest) in first.tensors().iter().zip(&one) {
+        let Ok(place) = second.tensors().binary_search_by(|tensor| tensor.name.cmp(&info.name)) else {
+            names.removed.push(info.name.clone());
+            continue;
+        };
+        let tensor = &second.tensors()[place];
+        if (&tensor.dtype, &tensor.shape, &other[place]) == (&info.dtype, &info.shape, digest) {
+            names.same += 1;
+        } else {
+            names.differing.push((info, tensor));
+        }
+    }
+    let known: BTreeSet<&str> = first.tensors().iter().map(|info| info.name.as_str()).collect();
+    let new = second.tensors().iter().filter(|info| !known.contains(info.name.as_str()));
+    names.added = new.map(|info| info.name.clone()).collect();
+    Ok(names)
+}
+
+/// Reads the same tensor of two checkpoints, and what one of them is less the other.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DeltaReader<'a> {
+    first: &'a Checkpoint,
+    first_info: &'a TensorInfo,
+    second: &'a Checkpoint,
+    second_info: &'a TensorInfo,
+    pub(crate) dtype: Dtype,
+}
+
+impl<'a> DeltaReader<'a> {
+    /// None for tensors of unlike kinds, or of a type that no patch touches.
+    pub(crate) fn new(
+        first: &'a Checkpoint,
+        first_info: &'a TensorInfo,
+        second: &'a Checkpoint,
+        second_info: &'a TensorInfo,
+    ) -> Option<Self> {
+        let dtype = first_info.element_dtype()?;
+        let alike = (&first_info.dtype, &first_info.shape) == (&second_info.dtype, &second_info.shape);
+        alike.then_some(Self { first, first_info, second, second_info, dtype })
+    }
+
+    /// The weights of both in `range`, counted row-major, as bytes.
+    pub(crate) fn read(&self, range: Range<u64>) -> Result<(Vec<u8>, Vec<u8>), CheckpointError> {
+        let size_bytes = self.dtype.size_bytes() as u64;
+        let read = |checkpoint: &Checkpoint, info: &TensorInfo| {
+            let mut bytes = vec![0; ((range.end - range.start) * size_bytes) as usize];
+            checkpoint.read_at(info, range.start * size_bytes, &mut bytes).map(|()| bytes)
+        };
+        Ok((read(self.first, self.first_info)?, read(self.second, self.second_info)?))
+    }
+
+    /// `second - first` for the weights in `range`; 0 where either is not finite.
+    #[cfg(feature = "edit")]
+    pub(crate) fn deltas(&self, range: Range<u64>) -> Result<Vec<f64>, CheckpointError> {
+        let (first, second) = self.read(range)?;
+        let size_bytes = self.dtype.size_bytes();
+        Ok(with_element!(self.dtype, E => {
+            let pairs = first.par_chunks_exact(size_bytes).zip(second.par_chunks_exact(size_bytes));
+            pairs.map(|(first, second)| {
+                let (first, second) = (E::read(first), E::read(second));
+                let finite = first.is_finite() && second.is_finite();
+                if finite { second.to_f64() - first.to_f64() } else { 0.0 }
+            }).collect()
+        }))
+    }
+
+    pub(crate) fn weights(&self) -> u64 {
+        self.first_info.size_bytes / self.dtype.size_bytes() as u64
+    }
+
+    /// Rows and columns; a vector is one row.
+    #[cfg(feature = "edit")]
+    pub(crate) fn shape(&self) -> Option<[usize; 2]> {
+        self.first_info.matrix_shape().map(|shape| shape.map(|size| size as usize))
+    }
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Sums {
+    changed: u64,
+    not_finite: u64,
+    ulps_max: u64,
+    ulps: f64,
+    first: f64,
+    difference: f64,
+}
+
+impl Sums {
+    fn of<E: Element>(first: &[u8], second: &[u8]) -> Self {
+        let size_bytes = E::DTYPE.size_bytes();
+        let mut sums = Self::default();
+        for (first, second) in first.chunks_exact(size_bytes).zip(second.chunks_exact(size_bytes)) {
+            let (first, second) = (E::read(first), E::read(second));
+            let distance = (second.ordinal() - first.ordinal()).unsigned_abs();
+            sums.changed += u64::from(distance > 0);
+            sums.ulps_max = sums.ulps_max.max(distance);
+            sums.ulps += distance as f64;
+            if !(first.is_finite() && second.is_finite()) {
+                sums.not_finite += 1;
+                continue;
+            }
+            let (first, second) = (first.to_f64(), second.to_f64());
+            sums.first += first * first;
+            sums.difference += (second - first) * (second - first);
+        }
+        sums
+    }
+
+    fn add(&mut self, other: Self) {
+        self.changed += other.changed;
+        self.not_finite += other.not_finite;
+        self.ulps_max = self.ulps_max.max(other.ulps_max);
+        self.ulps += other.ulps;
+        self.first += other.first;
+        self.difference += other.difference;
+    }
+}
+
+fn change(reader: &DeltaReader<'_>, options: CheckpointOptions) -> Result<Change, OperationError> {
+    let (weights, size_bytes) = (reader.weights(), reader.dtype.size_bytes());
+    let block = BLOCK_BYTES / size_bytes as u64;
+    let mut total = Sums::default();
+    for start in (0..weights).step_by(block as usize) {
+        let (first, second) = reader.read(start..weights.min(start + block))?;
+        let task_bytes = TASK_WEIGHTS * size_bytes;
+        let tasks = first.par_chunks(task_bytes).zip(second.par_chunks(task_bytes));
+        let sums: Vec<Sums> = with_element!(reader.dtype, E => {
+            tasks.map(|(first, second)| Sums::of::<E>(first, second)).collect()
+        });
+        // Added in order: the same numbers on any number of threads.
+        sums.into_iter().for_each(|sums| total.add(sums));
+    }
+    let relative_norm = if total.difference == 0.0 { 0.0 } else { (total.difference / total.first).sqrt() };
+    Ok(Change {
+        weights,
+        changed: total.changed,
+        relative_norm,
+        ulps_max: total.ulps_max,
+        ulps_mean: if total.changed == 0 { 0.0 } else { total.ulps / total.changed as f64 },
+        not_finite: total.not_finite,
+        effective_rank: effective_rank(reader, options)?,
+    })
+}
+
+#[cfg(feature = "edit")]
+fn effective_rank(
+    reader: &DeltaReader<'_>,
+    options: CheckpointOptions,
+) -> Result<Option<EffectiveRank>, OperationError> {
+    let CheckpointOptions { singular_values, share } = options;
+    let Some([rows, columns]) = reader.shape().filter(|shape| singular_values > 0 && shape[0] > 1) else {
+        return Ok(None);
+    };
+    let sketch = sketch_of(reader, [rows, columns], singular_values)?;
+    let found = sketch.effective_rank(share);
+    let rank = found.unwrap_or(sketch.values().len());
+    Ok(Some(EffectiveRank { share, rank, is_more: found.is_none() }))
+}
+
+/// Without the feature `edit` there is no linear algebra to find it with.
+#[cfg(not(feature = "edit"))]
+fn effective_rank(
+    _: &DeltaReader<'_>,
+    _: CheckpointOptions,
+) -> Result<Option<EffectiveRank>, OperationError> {
+    Ok(None)
+}
+
+/// The largest singular values of what a tensor of the second checkpoint is less that of the first.
+#[cfg(feature = "edit")]
+pub(crate) fn sketch_of(
+    reader: &DeltaReader<'_>,
+    [rows, columns]: [usize; 2],
+    size: usize,
+) -> Result<Sketch, OperationError> {
+    /// The two ways that sketching can fail.
+    enum Failure {
+        Read(CheckpointError),
+        Factors(FactorError),
+    }
+    impl From<FactorError> for Failure {
+        fn from(error: FactorError) -> Self {
+            Failure::Factors(error)
+        }
+    }
+    let mut read = |rows: Range<usize>| {
+        let range = (rows.start * columns) as u64..(rows.end * columns) as u64;
+        reader.deltas(range).map_err(Failure::Read)
+    };
+    Sketch::of(rows, columns, size, &mut read).map_err(|failure| match failure {
+        Failure::Read(error) => error.into(),
+        Failure::Factors(source) => {
+            OperationError::Factors { tensor: reader.first_info.name.clone(), source }
+        }
+    })
+}

@@ -1,0 +1,287 @@
+//! Two patches: what they say, how they were made, and what they add to each tensor.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use serde::Serialize;
+
+use crate::digest::PatchId;
+use crate::factors::{FactorError, Update};
+use crate::facts::{PLACEHOLDER, blank};
+use crate::operation::OperationError;
+use crate::patch::Patch;
+use crate::patch::manifest::{Fact, IntegersEntry, Recipe, TermEntry};
+
+/// Rows of two updates that are compared at once: a few MiB.
+const BLOCK_ENTRIES: usize = 1 << 19;
+
+/// What sets two patches apart.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct PatchDiff {
+    /// The two patches.
+    pub patches: [PatchId; 2],
+    /// Facts that only the second has.
+    pub added: Vec<Fact>,
+    /// Facts that only the first has.
+    pub removed: Vec<Fact>,
+    /// Facts about the same thing that say something else.
+    pub changed: Vec<FactChange>,
+    /// Facts that both have.
+    pub same_facts: usize,
+    /// Fields of the recipe that differ.
+    pub recipe: Vec<FieldChange>,
+    /// Every tensor that either touches, in bytewise order of names.
+    pub tensors: Vec<UpdateDiff>,
+}
+
+impl PatchDiff {
+    /// They declare the same facts, were made alike, and add the same to every tensor.
+    pub fn is_same(&self) -> bool {
+        let facts = self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty();
+        facts && self.recipe.is_empty() && self.tensors.iter().all(UpdateDiff::is_same)
+    }
+}
+
+/// A fact with two targets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FactChange {
+    /// The prompt with its subject.
+    pub text: String,
+    /// What the first patch says.
+    pub first: String,
+    /// What the second says.
+    pub second: String,
+}
+
+/// A field of the recipe with two values.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FieldChange {
+    /// Its name.
+    pub field: &'static str,
+    /// What the first patch has.
+    pub first: String,
+    /// What the second has.
+    pub second: String,
+}
+
+/// Two updates of one tensor, each of the patch's first binding that touches it.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct UpdateDiff {
+    /// The tensor.
+    pub name: String,
+    /// The first patch's update, if it touches the tensor.
+    pub first: Option<UpdateSize>,
+    /// The second's.
+    pub second: Option<UpdateSize>,
+    /// The angle between the two as vectors of all their entries, in degrees; none unless both are there, of one shape,
+    /// and not zero.
+    pub angle_degrees: Option<f64>,
+    /// `norm(second - first) / norm(first)`.
+    pub relative_difference: Option<f64>,
+}
+
+impl UpdateDiff {
+    /// Both add the same numbers, correct the same weights and touch the same type.
+    pub fn is_same(&self) -> bool {
+        self.first.is_some() && self.relative_difference == Some(0.0) && self.corrections_are_same()
+    }
+
+    fn corrections_are_same(&self) -> bool {
+        let correction = |size: &Option<UpdateSize>| size.as_ref().map(|size| size.correction.clone());
+        correction(&self.first) == correction(&self.second)
+    }
+}
+
+/// How large an update is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct UpdateSize {
+    /// Frobenius norm of what is added.
+    pub norm: f64,
+    /// `norm(after - before) / norm(before)`, as the patch says.
+    pub norm_ratio: f64,
+    /// Sum of the ranks of its low-rank terms.
+    pub rank: usize,
+    /// Terms that are stored dense.
+    pub dense_terms: usize,
+    /// Width of the widest integers.
+    pub bits: u8,
+    /// Digest of its correction's section, if it has one.
+    pub correction: Option<String>,
+}
+
+/// Compares two patches.
+///
+/// # Errors
+/// [`OperationError::Patch`] or [`OperationError::Factors`] for parts that do not decode.
+pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, OperationError> {
+    let (one, other) = (&first.manifest().facts, &second.manifest().facts);
+    let keyed = |facts: &[Fact]| -> BTreeMap<String, usize> {
+        let keys = facts.iter().enumerate().map(|(index, fact)| (blank(&fact.prompt, &fact.subject), index));
+        keys.collect()
+    };
+    let (one_keys, other_keys) = (keyed(one), keyed(other));
+    let mut diff = PatchDiff {
+        patches: [first.id(), second.id()],
+        added: Vec::new(),
+        removed: Vec::new(),
+        changed: Vec::new(),
+        same_facts: 0,
+        recipe: recipe_changes(&first.manifest().recipe, &second.manifest().recipe),
+        tensors: Vec::new(),
+    };
+    // Each in its patch's own order.
+    for fact in one {
+        match other_keys.get(&blank(&fact.prompt, &fact.subject)).map(|&index| &other[index]) {
+            None => diff.removed.push(fact.clone()),
+            Some(second) if second.target_new == fact.target_new => diff.same_facts += 1,
+            Some(second) => diff.changed.push(FactChange {
+                text: fact.prompt.replacen(PLACEHOLDER, &fact.subject, 1),
+                first: fact.target_new.clone(),
+                second: second.target_new.clone(),
+            }),
+        }
+    }
+    let is_new = |fact: &&Fact| !one_keys.contains_key(&blank(&fact.prompt, &fact.subject));
+    diff.added = other.iter().filter(is_new).cloned().collect();
+    let names: BTreeSet<&str> = [first, second].into_iter().flat_map(touched).collect();
+    for name in names {
+        diff.tensors.push(update_diff(name, first, second)?);
+    }
+    Ok(diff)
+}
+
+fn touched(patch: &Patch) -> impl Iterator<Item = &str> {
+    let tensors = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
+    tensors.map(|tensor| tensor.name.as_str())
+}
+
+fn recipe_changes(first: &Recipe, second: &Recipe) -> Vec<FieldChange> {
+    let fields = |recipe: &Recipe| -> [(&'static str, String); 9] {
+        let layers: Vec<String> = recipe.layers.iter().map(u32::to_string).collect();
+        [
+            ("method", recipe.method.clone()),
+            ("hyperparameters", recipe.hyperparameters.clone()),
+            ("layers", layers.join(" ")),
+            ("contexts", format!("{:?}", recipe.contexts)),
+            ("seed", recipe.seed.to_string()),
+            ("statistics", recipe.statistics.to_string()),
+            ("facts file", recipe.facts.to_string()),
+            ("tool", recipe.tool.clone()),
+            ("device", recipe.device.clone()),
+        ]
+    };
+    let pairs = fields(first).into_iter().zip(fields(second));
+    let differing = pairs.filter(|((_, first), (_, second))| first != second);
+    differing.map(|((field, first), (_, second))| FieldChange { field, first, second }).collect()
+}
+
+/// A patch's update of one tensor.
+struct Part {
+    update: Update,
+    size: UpdateSize,
+}
+
+fn part(patch: &Patch, name: &str) -> Result<Option<Part>, OperationError> {
+    let manifest = patch.manifest();
+    let places = manifest.bindings.iter().enumerate();
+    let place = places.into_iter().find_map(|(binding, found)| {
+        Some((binding, found.tensors.iter().position(|tensor| tensor.name == name)?))
+    });
+    let Some((binding, place)) = place else { return Ok(None) };
+    let tensor = &manifest.bindings[binding].tensors[place];
+    let entries = || tensor.terms.iter().filter_map(|&index| manifest.terms.get(index as usize));
+    let rank = |entry: &TermEntry| match entry.integers {
+        IntegersEntry::LowRank { rank, .. } => Some(rank as usize),
+        IntegersEntry::Dense { .. } => None,
+    };
+    let correction = tensor.correction.and_then(|index| manifest.sections.get(index as usize));
+    let size = UpdateSize {
+        norm: 0.0,
+        norm_ratio: tensor.norm_ratio,
+        rank: entries().filter_map(rank).sum(),
+        dense_terms: entries().filter(|entry| rank(entry).is_none()).count(),
+        bits: entries().map(|entry| entry.bits).max().unwrap_or(0),
+        correction: correction.map(|section| section.digest.to_string()),
+    };
+    Ok(Some(Part { update: patch.update(binding, place)?, size }))
+}
+
+/// Sums over the entries of two updates.
+#[derive(Default)]
+struct Sums {
+    first: f64,
+    second: f64,
+    product: f64,
+    difference: f64,
+}
+
+fn update_diff(name: &str, first: &Patch, second: &Patch) -> Result<UpdateDiff, OperationError> {
+    let (first, second) = (part(first, name)?, part(second, name)?);
+    let shape = |part: &Part| [part.update.rows(), part.update.columns()];
+    let comparable = match (&first, &second) {
+        (Some(first), Some(second)) => shape(first) == shape(second),
+        _ => false,
+    };
+    let failed = |source| OperationError::Factors { tensor: name.to_owned(), source };
+    let sums = match (&first, &second) {
+        (Some(first), Some(second)) if comparable => Sums::of(&first.update, &second.update),
+        _ => Sums::of_each(first.as_ref(), second.as_ref()),
+    };
+    let sums = sums.map_err(failed)?;
+    let norms = [sums.first.sqrt(), sums.second.sqrt()];
+    let sized = |part: Option<Part>, norm: f64| part.map(|part| UpdateSize { norm, ..part.size });
+    let angle = (comparable && norms[0] > 0.0 && norms[1] > 0.0).then(|| {
+        let cosine = (sums.product / (norms[0] * norms[1])).clamp(-1.0, 1.0);
+        cosine.acos().to_degrees()
+    });
+    let relative =
+        comparable.then(|| if sums.difference == 0.0 { 0.0 } else { sums.difference.sqrt() / norms[0] });
+    Ok(UpdateDiff {
+        name: name.to_owned(),
+        first: sized(first, norms[0]),
+        second: sized(second, norms[1]),
+        angle_degrees: angle,
+        relative_difference: relative,
+    })
+}
+
+impl Sums {
+    /// Over two updates of one shape.
+    fn of(first: &Update, second: &Update) -> Result<Self, FactorError> {
+        let mut sums = Self::default();
+        for rows in blocks(first) {
+            let (first, second) = (first.delta_rows(rows.clone())?, second.delta_rows(rows)?);
+            for (first, second) in first.iter().zip(&second) {
+                sums.first += first * first;
+                sums.second += second * second;
+                sums.product += first * second;
+                sums.difference += (second - first) * (second - first);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Over updates that cannot be compared: their norms alone.
+    fn of_each(first: Option<&Part>, second: Option<&Part>) -> Result<Self, FactorError> {
+        let norm = |part: Option<&Part>| part.map_or(Ok(0.0), |part| squared_norm(&part.update));
+        Ok(Self { first: norm(first)?, second: norm(second)?, ..Self::default() })
+    }
+}
+
+fn squared_norm(update: &Update) -> Result<f64, FactorError> {
+    let mut sum = 0.0;
+    for rows in blocks(update) {
+        sum += update.delta_rows(rows)?.iter().map(|entry| entry * entry).sum::<f64>();
+    }
+    Ok(sum)
+}
+
+fn blocks(update: &Update) -> impl Iterator<Item = Range<usize>> + use<> {
+    let (rows, block_rows) = (update.rows(), (BLOCK_ENTRIES / update.columns().max(1)).max(64));
+    (0..rows).step_by(block_rows).map(move |start| start..rows.min(start + block_rows))
+}

@@ -1,0 +1,493 @@
+//! A patch that makes one checkpoint of another, exactly, whatever tool edited it.
+//!
+//! ```text
+//! D = edited - base      low rank where it is: factors of the rank that costs fewest bytes
+//!                        dense where it must be, or nothing where a few weights changed
+//! edited = round(base + terms) + correction      what the terms leave wrong, weight by weight
+//! ```
+//!
+//! Rounding to the weights' type blurs an update, so the factors that are found miss some weights by a last bit. More
+//! rank and wider integers cost bytes in every row and column; each weight left wrong costs bytes in the correction.
+//! The choice is made on a sample of rows, by the bytes that both will take, and the result is bound to the edited
+//! checkpoint's own digests.
+//!
+//! Memory: two blocks of rows and the sketch (`src/factors/sketch.rs`); for 4096 by 16384 below 1 GB for low rank, and
+//! 2 GB where a dense term is the smallest.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::bind::{BindError, bind_to};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::diff::{DeltaReader, compare_names, sketch_of};
+use crate::digest::{FileDigest, TensorDigest};
+use crate::factors::{
+    Compression, CorrectionWriter, FactorError, IntegerMatrix, Integers, RankLimit, Sketch, Term, Update,
+    compress, quantize_dense,
+};
+use crate::operation::{OperationError, Progress};
+use crate::patch::manifest::{About, Base, Recipe};
+use crate::patch::{BindingDraft, Draft, TensorDraft};
+use crate::tensor::Dtype;
+
+/// The method that the recipe of an extracted patch names.
+pub const METHOD: &str = "extract";
+
+/// Sizes of the sketch that are tried, one after the other, while a larger one still pays.
+const SKETCH_SIZES: [usize; 4] = [16, 64, 256, 1024];
+/// Widths of factors that are tried: beyond 16 there are none, and below 8 bits the correction costs more.
+const FACTOR_BITS: [u8; 3] = [8, 12, 16];
+/// Widths of dense integers that are tried.
+const DENSE_BITS: [u8; 2] = [8, 16];
+/// Weights of the sample that choices are made on, at least, where a tensor has them.
+const SAMPLE_WEIGHTS: usize = 1 << 18;
+/// Stretches of rows that the sample is taken from.
+const SAMPLE_STRETCHES: usize = 8;
+/// Relative gain in bytes for which a larger sketch is tried once more.
+const WORTHWHILE_GAIN: f64 = 0.02;
+/// What terms must save against corrections alone: estimates do not count what sections cost by being there.
+const TERMS_GAIN_BYTES: f64 = 256.0;
+
+/// Two checkpoints between which there is no patch.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExtractError {
+    /// Reading a checkpoint.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Comparing tensors.
+    #[error(transparent)]
+    Operation(#[from] OperationError),
+    /// Binding the terms.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The arithmetic refused.
+    #[error("tensor `{tensor}`: {source}")]
+    Factors {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        source: FactorError,
+    },
+    /// They are the same.
+    #[error("both hold the same weights: there is nothing to extract")]
+    Same,
+    /// A patch neither adds nor removes tensors.
+    #[error("tensor `{tensor}` is in {holder} checkpoint only: a patch neither adds nor removes tensors")]
+    OneSided {
+        /// The tensor.
+        tensor: String,
+        /// Which one holds it.
+        holder: &'static str,
+    },
+    /// A tensor that no patch can make of the other.
+    #[error(
+        "tensor `{tensor}` differs and is {found}: a patch changes matrices and vectors of F32, F16 and BF16"
+    )]
+    Kind {
+        /// The tensor.
+        tensor: String,
+        /// What it is in both.
+        found: String,
+    },
+    /// The result would be another one.
+    #[error("tensor `{tensor}` comes out as {found}, the edited checkpoint has {expected}")]
+    NotExact {
+        /// The tensor.
+        tensor: String,
+        /// The edited checkpoint's digest.
+        expected: TensorDigest,
+        /// The patch's.
+        found: TensorDigest,
+    },
+}
+
+/// An extracted patch and how it came out.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Extracted {
+    /// The patch; [`crate::patch::encode`] gives its bytes.
+    pub draft: Draft,
+    /// Its tensors, in bytewise order of names.
+    pub tensors: Vec<ExtractedTensor>,
+}
+
+/// How the change of one tensor is stored.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ExtractedTensor {
+    /// Its name.
+    pub name: String,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape, as rows and columns.
+    pub shape: [u64; 2],
+    /// How its terms are stored.
+    pub form: Form,
+    /// Weights that the correction corrects.
+    pub corrected: u64,
+    /// All weights.
+    pub weights: u64,
+    /// Size of the tensor itself in bytes.
+    pub tensor_size_bytes: u64,
+}
+
+/// How the terms of a change are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// Factors.
+    LowRank {
+        /// Their rank.
+        rank: usize,
+        /// Width of their integers.
+        bits: u8,
+    },
+    /// One integer for each weight.
+    Dense {
+        /// Its width.
+        bits: u8,
+    },
+    /// No terms to speak of: the correction says everything.
+    Corrections,
+}
+
+/// Extracts the patch that makes `edited` of `base`; `model` is what the patch is for.
+///
+/// `progress` is told bytes: all weights of both, and the tensors that differ once more.
+///
+/// # Errors
+/// [`ExtractError`].
+pub fn extract(
+    base: &Checkpoint,
+    edited: &Checkpoint,
+    model: Base,
+    tool: &str,
+    about: About,
+    progress: Progress<'_>,
+) -> Result<Extracted, ExtractError> {
+    let names = compare_names(base, edited, progress)?;
+    for (tensors, holder) in [(&names.removed, "the first"), (&names.added, "the second")] {
+        if let Some(tensor) = tensors.first() {
+            return Err(ExtractError::OneSided { tensor: tensor.clone(), holder });
+        }
+    }
+    if names.differing.is_empty() {
+        return Err(ExtractError::Same);
+    }
+    let mut works = Vec::new();
+    for (one, other) in &names.differing {
+        let reader = DeltaReader::new(base, one, edited, other);
+        let work = reader.and_then(|reader| Some((one.name.clone(), reader, reader.shape()?)));
+        works.push(work.filter(|(_, _, shape)| shape[0] > 0 && shape[1] > 0).ok_or_else(|| {
+            let kind = |dtype: &str, shape: &[u64]| format!("{dtype} {shape:?}");
+            let (one, other) = (kind(&one.dtype, &one.shape), kind(&other.dtype, &other.shape));
+            let found = if one == other { one } else { format!("{one} in one and {other} in the other") };
+            ExtractError::Kind { tensor: names.differing[works.len()].0.name.clone(), found }
+        })?);
+    }
+    let (mut terms, mut edits, mut forms) = (Vec::new(), Vec::new(), BTreeMap::new());
+    for (index, (name, reader, shape)) in works.iter().enumerate() {
+        let (term, form) = choose(name, reader, *shape)?;
+        terms.push(term);
+        // Tensors are far fewer than a u32 counts.
+        edits.push((name.clone(), vec![index as u32]));
+        forms.insert(name.clone(), form);
+    }
+    let binding = bind_to(base, edited, names.weights[0], &edits, &terms, progress)?;
+    check_exact(&binding, edited)?;
+    let tensors = binding.tensors.iter().map(|tensor| came_out(tensor, forms[&tensor.name])).collect();
+    let draft = Draft {
+        base: model,
+        facts: Vec::new(),
+        recipe: recipe(names.weights[1].to_string(), tool),
+        measured: Vec::new(),
+        terms,
+        bindings: vec![binding],
+        line: None,
+        parents: Vec::new(),
+        supersedes: Vec::new(),
+        about,
+    };
+    Ok(Extracted { draft, tensors })
+}
+
+/// Nothing is called exact that has another digest.
+fn check_exact(binding: &BindingDraft, edited: &Checkpoint) -> Result<(), ExtractError> {
+    for tensor in &binding.tensors {
+        let expected = edited.digest(edited.tensor(&tensor.name)?)?;
+        if tensor.after != expected {
+            let (tensor, found) = (tensor.name.clone(), tensor.after);
+            return Err(ExtractError::NotExact { tensor, expected, found });
+        }
+    }
+    Ok(())
+}
+
+fn came_out(tensor: &TensorDraft, form: Form) -> ExtractedTensor {
+    let weights = tensor.shape[0] * tensor.shape[1];
+    let bits = tensor.correction.as_deref().unwrap_or_default();
+    let bits = bits.get(1..1 + weights.div_ceil(8) as usize).unwrap_or_default();
+    ExtractedTensor {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype,
+        shape: tensor.shape,
+        form,
+        corrected: bits.iter().map(|byte| u64::from(byte.count_ones())).sum(),
+        weights,
+        tensor_size_bytes: weights * tensor.dtype.size_bytes() as u64,
+    }
+}
+
+fn recipe(edited: String, tool: &str) -> Recipe {
+    let nothing = FileDigest::of(b"");
+    Recipe {
+        method: METHOD.to_owned(),
+        hyperparameters: serde_json::json!({ "edited": edited }).to_string(),
+        layers: Vec::new(),
+        contexts: Vec::new(),
+        seed: 0,
+        statistics: nothing,
+        facts: nothing,
+        tool: tool.to_owned(),
+        device: "cpu".to_owned(),
+    }
+}
+
+// ---------------------------------------------------------------------------------------------------- the choice --
+
+/// A way to store a change, and the bytes that it is estimated to take, correction included.
+struct Candidate {
+    term: Term,
+    form: Form,
+    size_bytes: f64,
+}
+
+fn choose(name: &str, reader: &DeltaReader<'_>, shape: [usize; 2]) -> Result<(Term, Form), ExtractError> {
+    let failed = |source| ExtractError::Factors { tensor: name.to_owned(), source };
+    let sample = Sample::read(reader, shape)?;
+    let mut best = sample.estimate(zero_term(shape).map_err(failed)?, Form::Corrections).map_err(failed)?;
+    best.size_bytes -= TERMS_GAIN_BYTES;
+    let corrections_alone = best.size_bytes;
+    for size in SKETCH_SIZES.into_iter().filter(|size| *size <= sketch_size_max(shape)) {
+        let sketch = sketch_of(reader, shape, size)?;
+        let before = best.size_bytes;
+        for candidate in low_rank(&sketch, &sample, shape).map_err(failed)? {
+            if candidate.size_bytes < best.size_bytes {
+                best = candidate;
+            }
+        }
+        let found_all = sketch.values().len() < size;
+        // A small sketch of a change of high rank gains nothing yet; the next one may.
+        let worthwhile =
+            best.size_bytes < (1.0 - WORTHWHILE_GAIN) * before || best.size_bytes == corrections_alone;
+        if found_all || !worthwhile {
+            break;
+        }
+    }
+    if let Some(bits) = dense_bits(&sample, best.size_bytes).map_err(failed)? {
+        let deltas = reader.deltas(0..reader.weights())?;
+        let term = quantize_dense(&deltas, shape[0], shape[1], bits).map_err(failed)?;
+        // The whole may turn out otherwise than its sample.
+        if let Ok(dense) = sample.estimate(term, Form::Dense { bits }) {
+            best = if dense.size_bytes < best.size_bytes { dense } else { best };
+        }
+    }
+    Ok((best.term, best.form))
+}
+
+/// Beyond it a dense term is smaller than factors.
+fn sketch_size_max([rows, columns]: [usize; 2]) -> usize {
+    let rank = rows * columns / (rows + columns);
+    SKETCH_SIZES.into_iter().find(|size| *size >= rank).unwrap_or(SKETCH_SIZES[SKETCH_SIZES.len() - 1])
+}
+
+/// Factors of several ranks at the width that suits the likeliest rank best.
+fn low_rank(
+    sketch: &Sketch,
+    sample: &Sample,
+    [rows, columns]: [usize; 2],
+) -> Result<Vec<Candidate>, FactorError> {
+    let candidate = |rank: usize, bits: u8| {
+        let (left, right) = sketch.factors(rank);
+        let compression = Compression { bits, limit: RankLimit::Full };
+        let term = compress(&left, &right, rows, rank, columns, &compression)?;
+        let form = match term.integers() {
+            Integers::LowRank { .. } => Form::LowRank { rank: term.rank(), bits },
+            Integers::Dense(_) => Form::Dense { bits },
+        };
+        sample.estimate(term, form)
+    };
+    let Some(likeliest) = likeliest_rank(sketch.values()) else { return Ok(Vec::new()) };
+    // A rank whose update overflows somewhere is not a candidate; others may be.
+    let mut found: Vec<Candidate> =
+        FACTOR_BITS.into_iter().filter_map(|bits| candidate(likeliest, bits).ok()).collect();
+    let Some(best) = found.iter().min_by(|one, other| one.size_bytes.total_cmp(&other.size_bytes)) else {
+        return Ok(found);
+    };
+    let (Form::LowRank { bits, .. } | Form::Dense { bits }) = best.form else { return Ok(found) };
+    let all = sketch.values().len();
+    let others = [all, all / 2, all / 4, likeliest / 2];
+    let others = others.into_iter().filter(|rank| *rank > 0 && *rank != likeliest);
+    found.extend(others.filter_map(|rank| candidate(rank, bits).ok()));
+    Ok(found)
+}
+
+/// The rank after which singular values fall most steeply.
+fn likeliest_rank(values: &[f64]) -> Option<usize> {
+    let falls = values.windows(2).map(|pair| pair[0] / pair[1]);
+    let steepest = falls.enumerate().max_by(|one, other| one.1.total_cmp(&other.1));
+    match steepest {
+        Some((index, fall)) if fall > 2.0 => Some(index + 1),
+        _ => (!values.is_empty()).then_some(values.len()),
+    }
+}
+
+/// A term that changes nothing.
+fn zero_term([rows, columns]: [usize; 2]) -> Result<Term, FactorError> {
+    let integers = Integers::LowRank {
+        left: IntegerMatrix::new("the left factor", rows, 1, 2, vec![0; rows])?,
+        right: IntegerMatrix::new("the right factor", 1, columns, 2, vec![0; columns])?,
+    };
+    Term::new(integers, vec![0.0; rows], vec![0.0; columns])
+}
+
+/// The width at which a dense term would take fewer bytes than `size_bytes`, by the sample's rows alone.
+fn dense_bits(sample: &Sample, size_bytes: f64) -> Result<Option<u8>, FactorError> {
+    let mut best = (size_bytes, None);
+    for bits in DENSE_BITS {
+        let size = sample.estimate_dense(bits)?;
+        if size < best.0 {
+            best = (size, Some(bits));
+        }
+    }
+    Ok(best.1)
+}
+
+/// Some rows that follow each other, before and after.
+struct Stretch {
+    row_first: usize,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+/// Stretches of rows that stand for a tensor.
+struct Sample {
+    dtype: Dtype,
+    shape: [usize; 2],
+    stretches: Vec<Stretch>,
+    /// What is after less what is before, all stretches in turn.
+    deltas: Vec<f64>,
+    rows: usize,
+}
+
+impl Sample {
+    fn read(reader: &DeltaReader<'_>, shape: [usize; 2]) -> Result<Self, ExtractError> {
+        let [rows, columns] = shape;
+        let stretch = SAMPLE_WEIGHTS.div_ceil(columns).div_ceil(SAMPLE_STRETCHES).min(rows);
+        let mut sample =
+            Self { dtype: reader.dtype, shape, stretches: Vec::new(), deltas: Vec::new(), rows: 0 };
+        let mut next = 0;
+        for index in 0..SAMPLE_STRETCHES {
+            // Evenly spread, none twice.
+            let first = next.max(index * rows / SAMPLE_STRETCHES);
+            let end = rows.min(first + stretch);
+            if first >= end {
+                continue;
+            }
+            let range = (first * columns) as u64..(end * columns) as u64;
+            let (before, after) = reader.read(range.clone())?;
+            sample.deltas.extend(reader.deltas(range)?);
+            sample.stretches.push(Stretch { row_first: first, before, after });
+            sample.rows += end - first;
+            next = end;
+        }
+        Ok(sample)
+    }
+
+    /// How many bytes `term` and the correction of what it leaves wrong will take.
+    fn estimate(&self, term: Term, form: Form) -> Result<Candidate, FactorError> {
+        let update = Update::new(vec![term.clone()])?;
+        let mut correction = CorrectionWriter::new(self.rows, self.shape[1]);
+        let mut row = 0;
+        for Stretch { row_first, before, after } in &self.stretches {
+            let rows = before.len() / (self.shape[1] * self.dtype.size_bytes());
+            let mut given = before.clone();
+            update.apply_rows(self.dtype, *row_first..row_first + rows, &mut given)?;
+            correction.push_rows(self.dtype, row..row + rows, &given, after)?;
+            row += rows;
+        }
+        let corrections = self.scaled(correction.finish()?.as_deref());
+        let size_bytes = term_size_bytes(&term) + corrections;
+        Ok(Candidate { term, form, size_bytes })
+    }
+
+    /// As [`Sample::estimate`], of a dense term for the sample's rows alone.
+    fn estimate_dense(&self, bits: u8) -> Result<f64, FactorError> {
+        let columns = self.shape[1];
+        let term = quantize_dense(&self.deltas, self.rows, columns, bits)?;
+        let integers = term_size_bytes(&term);
+        let update = Update::new(vec![term])?;
+        let mut given =
+            self.stretches.iter().map(|stretch| stretch.before.as_slice()).collect::<Vec<_>>().concat();
+        let after =
+            self.stretches.iter().map(|stretch| stretch.after.as_slice()).collect::<Vec<_>>().concat();
+        let mut correction = CorrectionWriter::new(self.rows, columns);
+        // A term that overflows is no candidate.
+        if update.apply_rows(self.dtype, 0..self.rows, &mut given).is_err() {
+            return Ok(f64::INFINITY);
+        }
+        correction.push_rows(self.dtype, 0..self.rows, &given, &after)?;
+        Ok(self.scaled(correction.finish()?.as_deref()) + integers * self.shape[0] as f64 / self.rows as f64)
+    }
+
+    /// Bytes of the whole tensor's correction, from those of the sample's.
+    fn scaled(&self, correction: Option<&[u8]>) -> f64 {
+        let Some(bytes) = correction else { return 0.0 };
+        let weights = self.rows * self.shape[1];
+        let (bits, planes) = bytes[1..].split_at(weights.div_ceil(8));
+        let corrected: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
+        let count = corrected as usize;
+        let width = usize::from(bytes[0]);
+        let planes: f64 =
+            (0..width).map(|plane| entropy_bytes(&planes[plane * count..(plane + 1) * count])).sum();
+        // What zstd makes of bits that are set now and then: a little more than their entropy.
+        let share = f64::from(corrected) / weights as f64;
+        let bits = weights as f64 / 8.0 * 1.25 * binary_entropy(share);
+        (bits + planes) * self.shape[0] as f64 / self.rows as f64
+    }
+}
+
+/// Bytes of a term's sections, by the entropy of its integers.
+fn term_size_bytes(term: &Term) -> f64 {
+    let scales = 4.0 * (term.rows() + term.columns()) as f64;
+    let bytes = |matrix: &IntegerMatrix| {
+        let planes = if matrix.bits() <= 8 { 1 } else { 2 };
+        let plane = |plane: usize| -> Vec<u8> {
+            matrix.values().iter().map(|value| value.to_le_bytes()[plane]).collect()
+        };
+        (0..planes).map(|index| entropy_bytes(&plane(index))).sum::<f64>()
+    };
+    scales
+        + match term.integers() {
+            Integers::LowRank { left, right } => bytes(left) + bytes(right),
+            Integers::Dense(dense) => bytes(dense),
+        }
+}
+
+fn entropy_bytes(bytes: &[u8]) -> f64 {
+    let mut counts = [0_usize; 256];
+    bytes.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
+    let size = bytes.len() as f64;
+    let part = |count: &usize| {
+        let count = *count as f64;
+        if count == 0.0 { 0.0 } else { count * (size / count).log2() }
+    };
+    counts.iter().map(part).sum::<f64>() / 8.0
+}
+
+fn binary_entropy(share: f64) -> f64 {
+    let part = |share: f64| if share <= 0.0 { 0.0 } else { -share * share.log2() };
+    part(share) + part(1.0 - share)
+}

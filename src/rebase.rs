@@ -1,0 +1,90 @@
+//! The same terms on another state of the weights: new digests, a new undo log.
+//!
+//! A patch fits the states that its bindings name, byte for byte. Binding it once more lets it be applied after another
+//! patch, or to the same model in another type. What it adds is the same; what that does to the facts may not be, so
+//! measurements are not taken along unless the old binding is kept beside the new one.
+
+use crate::bind::{BindError, NotFinite, bind_with};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::digest::{PatchId, WeightsId};
+use crate::operation::Progress;
+use crate::patch::{Draft, Patch, PatchError};
+
+/// A patch that cannot be bound to a state.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RebaseError {
+    /// Reading the weights.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A part of the patch cannot be decoded.
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    /// The terms do not fit the weights.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// It fits already.
+    #[error("the patch fits weights {} already", weights.short())]
+    Fits {
+        /// The state.
+        weights: WeightsId,
+    },
+    /// A patch that is more than its terms.
+    #[error("the patch corrects tensor `{tensor}` weight by weight, which holds on its own base only")]
+    Correction {
+        /// The tensor.
+        tensor: String,
+    },
+}
+
+/// How a patch is bound anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RebaseOptions {
+    /// Keep the bindings that it has: the result fits all states.
+    pub keep: bool,
+    /// Leave corrections out of the new binding.
+    pub drop_corrections: bool,
+    /// Patches that led to the new state, besides the parents that it has.
+    pub parents: Vec<PatchId>,
+}
+
+/// `patch` bound to `checkpoint`.
+///
+/// With its old bindings kept it replaces the patch; without them it is another patch, and has not been measured.
+/// `progress` is told bytes: all weights once, and the touched tensors once more.
+///
+/// # Errors
+/// [`RebaseError`].
+pub fn rebase(
+    checkpoint: &Checkpoint,
+    patch: &Patch,
+    options: &RebaseOptions,
+    progress: Progress<'_>,
+) -> Result<Draft, RebaseError> {
+    let weights = checkpoint.weights_id_with(progress)?;
+    let bindings = &patch.manifest().bindings;
+    if bindings.iter().any(|binding| binding.weights == weights) {
+        return Err(RebaseError::Fits { weights });
+    }
+    // The format asks for one binding at least, and all touch what the first touches as a rule.
+    let tensors = bindings.iter().take(1).flat_map(|binding| &binding.tensors);
+    let mut edits = Vec::new();
+    for tensor in tensors {
+        if tensor.correction.is_some() && !options.drop_corrections {
+            return Err(RebaseError::Correction { tensor: tensor.name.clone() });
+        }
+        edits.push((tensor.name.clone(), tensor.terms.clone()));
+    }
+    let mut draft = patch.draft()?;
+    let binding = bind_with(checkpoint, weights, &edits, &draft.terms, NotFinite::Keep, progress)?;
+    if options.keep {
+        draft.bindings.push(binding);
+        draft.supersedes = vec![patch.id()];
+    } else {
+        draft.bindings = vec![binding];
+        draft.measured = Vec::new();
+        draft.supersedes = Vec::new();
+    }
+    draft.parents.extend(&options.parents);
+    Ok(draft)
+}
