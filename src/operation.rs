@@ -26,8 +26,9 @@ use crate::tensor::Dtype;
 
 pub use self::mismatch::{Difference, Mismatch};
 
-/// Weights worked on at once: enough for every core to have rows, little beside a model.
-const BLOCK_BYTES: usize = 32 << 20;
+/// Weights worked on at once, while as many are read and as many written: enough for every core to have rows, little
+/// beside a model.
+const BLOCK_BYTES: usize = 16 << 20;
 
 /// Told bytes as they are done, from any thread.
 pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);

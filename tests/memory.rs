@@ -21,7 +21,7 @@ use mpatch::{apply, revert};
 const ROWS: usize = 4_096;
 const COLUMNS: usize = 8_192;
 const TENSOR_SIZE_BYTES: usize = ROWS * COLUMNS * 4;
-/// Two blocks of 32 MiB, the kernels' buffers and the process itself stay below; one whole tensor would not.
+/// Three blocks of 16 MiB, the kernels' buffers and the process itself stay below; one whole tensor would not.
 const MEMORY_LIMIT_BYTES: usize = TENSOR_SIZE_BYTES;
 
 fn quiet(_: u64) {}
