@@ -170,11 +170,11 @@ impl Store {
                 (Ok(atlas), Ok(commit)) => {
                     let state =
                         atlas.state_after(&snapshot.series).map(|state| state.weights_id(atlas.base()));
-                    if let (Some(claimed), Some(state)) = (commit.state, state) {
-                        if claimed != state {
-                            let what = format!("it claims the state {claimed}, its series leads to {state}");
-                            checked.problems.push(Problem { place: place(), what });
-                        }
+                    if let (Some(claimed), Some(state)) = (commit.state, state)
+                        && claimed != state
+                    {
+                        let what = format!("it claims the state {claimed}, its series leads to {state}");
+                        checked.problems.push(Problem { place: place(), what });
                     }
                 }
                 (Err(error), _) | (_, Err(error)) => checked.problem(place(), &error),

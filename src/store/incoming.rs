@@ -61,6 +61,13 @@ impl Store {
             return Err(StoreError::malformed(git.display().to_string(), "git cannot name this folder"));
         };
         std::fs::write(&alternates, format!("{line}\n")).map_err(StoreError::io(&alternates, "write"))?;
+        // In this repository's own file: from the command line it would count for the other side's storage, too.
+        let storage = std::path::absolute(self.lfs.folder()).map_err(StoreError::io(git, "find"))?;
+        let Some(storage) = storage.to_str() else {
+            return Err(StoreError::malformed(git.display().to_string(), "git cannot name this folder"));
+        };
+        let configured = repository.config().and_then(|mut config| config.set_str("lfs.storage", storage));
+        configured.map_err(failed())?;
         // Opened anew, so that the alternates are read.
         let repository = Repository::open(folder.path()).map_err(failed())?;
         Ok(Incoming { store: self, repository, _folder: folder })

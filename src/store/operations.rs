@@ -283,7 +283,7 @@ mod tests {
 
     #[test]
     fn undo_walks_back_and_redo_forward_until_something_new_is_done() {
-        let any = CommitId(Oid::zero());
+        let any = CommitId(Oid::ZERO_SHA1);
         let (undo, redo) = (Deed::Undo(any), Deed::Redo(any));
         let titles = |deeds: &[Deed]| {
             let operations: Vec<Operation> =

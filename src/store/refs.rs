@@ -111,10 +111,10 @@ impl View {
         for reference in repository.references().map_err(failed())? {
             let reference = reference.map_err(failed())?;
             // Symbolic refs (`refs/remotes/origin/HEAD`) name what others name already.
-            if let (Ok(name), Some(target)) = (reference.name(), reference.target()) {
-                if Kind::ALL.iter().any(|kind| name.starts_with(kind.prefix())) {
-                    refs.insert(name.to_owned(), target);
-                }
+            if let (Ok(name), Some(target)) = (reference.name(), reference.target())
+                && Kind::ALL.iter().any(|kind| name.starts_with(kind.prefix()))
+            {
+                refs.insert(name.to_owned(), target);
             }
         }
         let head = repository.find_reference(HEAD).map_err(failed())?;

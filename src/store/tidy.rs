@@ -125,10 +125,10 @@ impl Store {
                 let end =
                     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 // Temporary and damaged files have other names.
-                if let Ok(oid) = format!("{start}{end}").parse::<Oid>() {
-                    if end.len() == 38 {
-                        found.push((oid, path));
-                    }
+                if let Ok(oid) = format!("{start}{end}").parse::<Oid>()
+                    && end.len() == 38
+                {
+                    found.push((oid, path));
                 }
             }
         }

@@ -12,8 +12,9 @@ use mpatch::store::{CommitId, Incoming, Store};
 use crate::error::{CommandError, ExitKind};
 
 /// Settings of every run; the later ones say which transports there are.
-const SETTINGS: [&str; 15] = [
+const SETTINGS: [&str; 16] = [
     "core.hooksPath=/dev/null",
+    "safe.bareRepository=all",
     "core.fsmonitor=false",
     "core.fsync=all",
     "transfer.fsckObjects=true",
@@ -60,24 +61,20 @@ pub fn address(given: &str) -> Result<String, CommandError> {
 }
 
 /// Fetches everything that has a name there, with its large patches.
-pub fn fetch(store: &Store, incoming: &Incoming<'_>, address: &str) -> Result<(), CommandError> {
+pub fn fetch(incoming: &Incoming<'_>, address: &str) -> Result<(), CommandError> {
     let everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
     let mut words = vec!["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", address];
     words.extend(everything);
-    git(store, incoming, address, &words)?;
+    git(incoming, address, &words)?;
     if !incoming.missing()?.is_empty() {
-        git(store, incoming, address, &["lfs", "fetch", "--all", REMOTE])?;
+        git(incoming, address, &["lfs", "fetch", "--all", REMOTE])?;
     }
     Ok(())
 }
 
 /// The branch that the other history's head is on.
-pub fn head_branch(
-    store: &Store,
-    incoming: &Incoming<'_>,
-    address: &str,
-) -> Result<Option<String>, CommandError> {
-    let answer = git(store, incoming, address, &["ls-remote", "--symref", "--", address, "HEAD"])?;
+pub fn head_branch(incoming: &Incoming<'_>, address: &str) -> Result<Option<String>, CommandError> {
+    let answer = git(incoming, address, &["ls-remote", "--symref", "--", address, "HEAD"])?;
     let line = answer.lines().find_map(|line| line.strip_prefix("ref: refs/heads/"));
     Ok(line.and_then(|line| line.split('\t').next()).map(str::to_owned))
 }
@@ -94,31 +91,24 @@ pub fn push(
     if !large.is_empty() {
         let mut words = vec!["lfs", "push", "--object-id", REMOTE];
         words.extend(large.iter().map(|pointer| pointer.oid.as_str()));
-        git(store, incoming, address, &words)?;
+        git(incoming, address, &words)?;
     }
     let targets: Vec<String> = names.iter().map(|(commit, name)| format!("{commit}:{name}")).collect();
     let mut words = vec!["push", "--quiet", "--no-verify", "--atomic", "--", address];
     words.extend(targets.iter().map(String::as_str));
-    git(store, incoming, address, &words).map(drop)
+    git(incoming, address, &words).map(drop)
 }
 
-fn git(
-    store: &Store,
-    incoming: &Incoming<'_>,
-    address: &str,
-    words: &[&str],
-) -> Result<String, CommandError> {
+fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String, CommandError> {
     let mut command = Command::new("git");
     VARIABLES.iter().for_each(|name| {
         command.env_remove(name);
     });
-    command.arg("--git-dir").arg(incoming.git_folder());
+    // From within, not by `--git-dir`: that would count for the other side of `git lfs`, too.
+    command.arg("-C").arg(incoming.git_folder());
     SETTINGS.iter().for_each(|setting| {
         command.args(["-c", setting]);
     });
-    let storage = std::path::absolute(store.lfs().folder());
-    let storage = storage.map_err(|error| CommandError::io("find", store.lfs().folder(), &error))?;
-    command.arg("-c").arg(format!("lfs.storage={}", storage.display()));
     command.arg("-c").arg(format!("remote.{REMOTE}.url={address}"));
     let is_lfs = words.first() == Some(&"lfs");
     let answer = command.args(words).output().map_err(|error| match error.kind() {

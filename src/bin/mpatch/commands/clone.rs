@@ -72,8 +72,8 @@ fn copy(
 ) -> Result<(Store, String, Received), CommandError> {
     let made = Store::begin(folder, "main")?;
     let incoming = made.incoming()?;
-    fetch(&made, &incoming, address)?;
-    let head = head_branch(&made, &incoming, address)?;
+    fetch(&incoming, address)?;
+    let head = head_branch(&incoming, address)?;
     let mut change = made.change(Duration::ZERO, author())?;
     let received = incoming.receive(&mut change, REMOTE)?;
     let known = |name: &String| received.branches.contains_key(name);

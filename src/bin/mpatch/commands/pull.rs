@@ -48,7 +48,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
         }
     };
     let incoming = store.incoming()?;
-    fetch(&store, &incoming, &address)?;
+    fetch(&incoming, &address)?;
     let mut change = arguments.store.change(&store)?;
     let received = incoming.receive(&mut change, REMOTE)?;
     if remembered.is_none() {
