@@ -401,7 +401,7 @@ fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     assert!(errors.contains("ext") && !place.path("PWNED").exists() && !place.path("elsewhere").exists());
 
     // A commit whose series does not follow from its patches is fetched, found out, and named by nothing.
-    place.git("clone -q bare.git liar");
+    place.git("clone -q -b main bare.git liar");
     fs::write(place.path("liar/series"), format!("{}\n", "0".repeat(64))).unwrap();
     place.git("-C liar -c user.name=x -c user.email=y commit -qam lie");
     place.git("-C liar push -q origin HEAD:main");
