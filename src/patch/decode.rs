@@ -21,6 +21,9 @@ use super::signature::{self, Signature};
 use crate::digest::{PatchId, SectionDigest};
 use crate::factors::{FactorError, IntegerMatrix, Integers, Term};
 
+/// A fuzzer changes bytes and cannot find their digests: under it, what stands behind the digests is tried as well.
+const DIGESTS_ARE_CHECKED: bool = !cfg!(fuzzing);
+
 /// A patch whose manifest keeps the rules and whose sections have their digests.
 #[derive(Debug, Clone)]
 pub struct Patch {
@@ -44,7 +47,7 @@ impl Patch {
         let manifest_range = PRELUDE_SIZE_BYTES..PRELUDE_SIZE_BYTES + prelude.manifest_size;
         let manifest_bytes = &bytes[manifest_range.clone()];
         let id = PatchId::derive(manifest_bytes);
-        if id != prelude.patch_id {
+        if DIGESTS_ARE_CHECKED && id != prelude.patch_id {
             return Err(PatchError::ManifestDigest { expected: prelude.patch_id, found: id });
         }
         let manifest = encoding::decode(manifest_bytes)?;
@@ -229,6 +232,9 @@ fn section_ranges(
 }
 
 fn check_digests(sections: &[Section], ranges: &[Range<usize>], bytes: &[u8]) -> Result<(), PatchError> {
+    if !DIGESTS_ARE_CHECKED {
+        return Ok(());
+    }
     let indexed = sections.par_iter().zip(ranges).enumerate();
     // The first, not any, so that the same file always gives the same message.
     let damaged = indexed

@@ -103,7 +103,7 @@ fn frame_of(bytes: &[u8], parameters: &[CParameter]) -> std::io::Result<Vec<u8>>
 }
 
 /// The `decoded_size` bytes that `stored` must hold: one frame, nothing behind it, neither more nor less in it.
-pub(super) fn decompress(codec: Codec, stored: &[u8], decoded_size: u64) -> Result<Vec<u8>, String> {
+pub fn decompress(codec: Codec, stored: &[u8], decoded_size: u64) -> Result<Vec<u8>, String> {
     match codec {
         Codec::Stored if stored.len() as u64 == decoded_size => Ok(stored.to_vec()),
         Codec::Stored => Err(format!("{} stored bytes, expected {decoded_size}", stored.len())),
