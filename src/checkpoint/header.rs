@@ -93,7 +93,9 @@ fn check_tiling(entries: &[Entry], data_size: u64) -> Result<(), String> {
     for entry in entries {
         if entry.offset != end {
             let Entry { name, offset, .. } = entry;
-            return Err(format!("tensor {name:?} has the offset {offset} where the one before it ends at {end}"));
+            return Err(format!(
+                "tensor {name:?} has the offset {offset} where the one before it ends at {end}"
+            ));
         }
         // Both come from the two offsets that the header states, so their sum is the second of them.
         end += entry.size_bytes;

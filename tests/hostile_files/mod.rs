@@ -64,7 +64,8 @@ pub struct Vector {
 impl Vector {
     /// The file in `fixtures/vectors`: lines of text, an empty one, and the bytes.
     pub fn to_file(&self) -> Vec<u8> {
-        let mut head = format!("kind: {}\nexpect: {}\nreason: {}\n", self.kind.name(), self.expect, self.reason);
+        let mut head =
+            format!("kind: {}\nexpect: {}\nreason: {}\n", self.kind.name(), self.expect, self.reason);
         if !self.error.is_empty() {
             head += &format!("error: {}\n", self.error);
         }
