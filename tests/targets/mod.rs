@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 
 use mpatch::checkpoint::{shards_of_bytes, tensors_of_bytes};
 use mpatch::digest::PatchId;
-use mpatch::facts::{FactsFile, PLACEHOLDER};
 use mpatch::factors::{IntegerMatrix, Integers, Term, UndoLog, UndoWriter, Update};
+use mpatch::facts::{FactsFile, PLACEHOLDER};
 use mpatch::patch::layout::{FILE_SIZE_OFFSET, MANIFEST_SIZE_OFFSET, PATCH_ID_OFFSET, PRELUDE_SIZE_BYTES};
 use mpatch::patch::manifest::Codec;
 use mpatch::patch::{Patch, decode_section, encode};
@@ -44,7 +44,8 @@ pub fn patch(data: &[u8]) {
     let mut file = data.to_vec();
     fix_prelude(&mut file);
     let Ok(patch) = Patch::decode(file) else { return };
-    let decoded = patch.manifest().sections.iter().fold(0_u64, |sum, section| sum.saturating_add(section.decoded_size));
+    let decoded =
+        patch.manifest().sections.iter().fold(0_u64, |sum, section| sum.saturating_add(section.decoded_size));
     if decoded > DECODED_SIZE_MAX_BYTES || !verify_form(&patch).holds() {
         return;
     }
@@ -60,7 +61,8 @@ fn fix_prelude(file: &mut [u8]) {
     let size = file.len() as u64;
     let Some((prelude, rest)) = file.split_first_chunk_mut::<PRELUDE_SIZE_BYTES>() else { return };
     prelude[FILE_SIZE_OFFSET..FILE_SIZE_OFFSET + 8].copy_from_slice(&size.to_le_bytes());
-    let stated = u64::from_le_bytes(prelude[MANIFEST_SIZE_OFFSET..MANIFEST_SIZE_OFFSET + 8].try_into().unwrap());
+    let stated =
+        u64::from_le_bytes(prelude[MANIFEST_SIZE_OFFSET..MANIFEST_SIZE_OFFSET + 8].try_into().unwrap());
     let Some(manifest) = usize::try_from(stated).ok().and_then(|size| rest.get(..size)) else { return };
     prelude[PATCH_ID_OFFSET..].copy_from_slice(PatchId::derive(manifest).as_bytes());
 }
@@ -140,10 +142,13 @@ fn updates() -> &'static [Update] {
             IntegerMatrix::new("a target's matrix", rows, columns, 4, values.to_vec()).unwrap()
         };
         let low_rank = |size: f32| {
-            let integers = Integers::LowRank { left: matrix(2, 1, &[7, -3]), right: matrix(1, 3, &[5, -2, 1]) };
+            let integers =
+                Integers::LowRank { left: matrix(2, 1, &[7, -3]), right: matrix(1, 3, &[5, -2, 1]) };
             Term::new(integers, vec![size, 2.0 * size], vec![1.0, 0.5, 0.002]).unwrap()
         };
-        let dense = Term::new(Integers::Dense(matrix(2, 3, &[1, 0, -7, 3, 3, 0])), vec![0.5, 0.1], vec![0.1; 3]).unwrap();
+        let dense =
+            Term::new(Integers::Dense(matrix(2, 3, &[1, 0, -7, 3, 3, 0])), vec![0.5, 0.1], vec![0.1; 3])
+                .unwrap();
         let updates = [vec![low_rank(0.03125)], vec![low_rank(1e-4)], vec![low_rank(0.5), dense]];
         updates.into_iter().map(|terms| Update::new(terms).unwrap()).collect()
     })
@@ -172,7 +177,10 @@ pub fn index(data: &[u8]) {
     let Ok(shards) = shards_of_bytes(data) else { return };
     for file in shards.values() {
         let mut parts = std::path::Path::new(file).components();
-        assert!(matches!(parts.next(), Some(std::path::Component::Normal(_))) && parts.next().is_none(), "{file:?}");
+        assert!(
+            matches!(parts.next(), Some(std::path::Component::Normal(_))) && parts.next().is_none(),
+            "{file:?}"
+        );
     }
 }
 

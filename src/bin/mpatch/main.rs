@@ -20,8 +20,12 @@ use error::ExitKind;
 
 fn main() -> ExitCode {
     report::announce_panics();
-    // A panic has been announced by the hook when it arrives here.
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or(ExitKind::Bug).into()
+    guarded(run).into()
+}
+
+/// What `run` ends with; a panic, which the hook has announced when it arrives here, is a bug.
+fn guarded(run: impl FnOnce() -> ExitKind) -> ExitKind {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or(ExitKind::Bug)
 }
 
 fn run() -> ExitKind {
@@ -33,5 +37,16 @@ fn run() -> ExitKind {
     match arguments.command.run(&output) {
         Ok(()) => ExitKind::Done,
         Err(error) => output.failure(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_bug_and_has_its_exit_code() {
+        assert_eq!(guarded(|| panic!("a test's own")).code(), 70);
+        assert_eq!(guarded(|| ExitKind::Done).code(), 0);
     }
 }
