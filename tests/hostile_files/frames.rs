@@ -68,6 +68,8 @@ pub fn frames() -> Collection {
     let halves = [&block(1, 120, &[FILL], false)[..], &block(1, 120, &[FILL], true)].concat();
     let two_blocks = [&MAGIC[..], &[SINGLE_SEGMENT, DECODED], &halves].concat();
     vectors.right("zstd_two_blocks", "a frame of two blocks", patch(&two_blocks));
+    let raw_nothing = [&MAGIC[..], &[SINGLE_SEGMENT, DECODED], &block(0, 0, &[], false), &run(240)].concat();
+    vectors.right("zstd_raw_nothing", "a raw block of no bytes", patch(&raw_nothing));
     malformed_frames(&mut vectors);
     malformed_descriptors(&mut vectors);
     let stored =
@@ -106,6 +108,13 @@ fn malformed_frames(vectors: &mut Collection) {
         "no block is marked as the last",
         "zstd: ",
         &of_block(&block(1, 240, &[FILL], false)),
+    );
+    let nothing = [&block(2, 0, &[], false)[..], &run(240)].concat();
+    add(
+        "compressed_nothing",
+        "a compressed block of no bytes",
+        "compressed block of no bytes",
+        &of_block(&nothing),
     );
     let bomb: Vec<u8> = (0..200).flat_map(|_| block(1, 131_072, &[FILL], false)).collect();
     let bomb =

@@ -8,17 +8,17 @@ use super::file::File;
 use super::{Collection, Kind};
 
 // Where fields of the example lie in its manifest (docs/format.md, section 11, less the prelude).
-const ARCHITECTURE_SIZE: usize = 0x40 - 64;
-const FACTS_COUNT: usize = 0x97 - 64;
-const ID_TAG: usize = 0x9f - 64;
-const PROMPT_SIZE: usize = 0xa0 - 64;
-const PROMPT: usize = 0xa8 - 64;
-const LAYERS_COUNT: usize = 0xfa - 64;
-const INTEGERS_VARIANT: usize = 0x1f8 - 64;
-const DTYPE_VARIANT: usize = 0x24d - 64;
-const CORRECTION_TAG: usize = 0x2b9 - 64;
-const KIND_VARIANT: usize = 0x2c2 - 64;
-const CODEC_VARIANT: usize = 0x2c6 - 64;
+const ARCHITECTURE_SIZE: usize = 0;
+const FACTS_COUNT: usize = 0x57;
+const ID_TAG: usize = 0x5f;
+const PROMPT_SIZE: usize = 0x60;
+const PROMPT: usize = 0x68;
+const LAYERS_COUNT: usize = 0xba;
+const INTEGERS_VARIANT: usize = 0x1b8;
+const DTYPE_VARIANT: usize = 0x20d;
+const CORRECTION_TAG: usize = 0x279;
+const KIND_VARIANT: usize = 0x282;
+const CODEC_VARIANT: usize = 0x286;
 
 /// The example with some bytes of its manifest replaced.
 fn at(offset: usize, bytes: &[u8]) -> Vec<u8> {

@@ -120,7 +120,7 @@ fn sizes(vectors: &mut Collection) {
         claiming(100_000_001),
     );
     add("size_largest", "a header of 2^64 - 1 bytes", "at most 100000000 are read", claiming(u64::MAX));
-    let big_endian = [&(W.len() as u64).to_be_bytes()[..], &with(W)[8..]].concat();
+    let big_endian = claiming((W.len() as u64).swap_bytes());
     add(
         "size_big_endian",
         "the size's bytes are in the wrong order",
