@@ -16,6 +16,7 @@ use material::{
     world,
 };
 use mpatch::digest::FileDigest;
+use mpatch::patch::{Patch, encode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -409,6 +410,38 @@ fn patch_refused(alter: impl FnOnce(&mut Vec<u8>), code: i32, words: &[&str]) {
     }
 }
 
+/// The vectors of a kind, as their exit code, what mpatch says, and the file.
+fn vectors(kind: &str) -> Vec<(i32, String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vectors");
+    let files = fs::read_dir(folder).unwrap().map(|entry| fs::read(entry.unwrap().path()).unwrap());
+    let of_kind = files.filter(|file| file.starts_with(format!("kind: {kind}\n").as_bytes()));
+    let vector = |file: Vec<u8>| {
+        let end = file.windows(2).position(|pair| pair == b"\n\n").unwrap();
+        let head = String::from_utf8(file[..end].to_vec()).unwrap();
+        let field = |name: &str| head.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+        (field("expect: ").parse().unwrap(), field("error: ").to_owned(), file[end + 2..].to_vec())
+    };
+    of_kind.map(vector).collect()
+}
+
+#[test]
+fn vectors_get_their_exit_codes_from_the_command() {
+    let bench = Bench::new();
+    let mut refused = 0;
+    for (name, verb) in [("patch", "show bad"), ("facts", "create bad --base none")] {
+        for (code, words, bytes) in vectors(name) {
+            // What only shows when sections are decoded does not hinder `show`.
+            if code == 0 || (name == "patch" && Patch::decode(bytes.clone()).is_ok()) {
+                continue;
+            }
+            fs::write(bench.path("bad"), bytes).unwrap();
+            bench.refuses(verb, code).says(&["`bad`", &words]);
+            refused += 1;
+        }
+    }
+    assert!(refused > 200, "{refused}");
+}
+
 #[test]
 fn a_truncated_patch_is_refused_with_both_sizes() {
     patch_refused(
@@ -482,6 +515,20 @@ fn a_prompt_that_cannot_be_run_is_refused() {
     assert!(empty.contains("the prompt ``: a text has no tokens") && empty.contains("hint: "), "{empty}");
     let long = prompt(&"Ann ".repeat(300));
     assert!(long.contains("Ann ...`") && long.contains("context of 256"), "{long}");
+}
+
+#[test]
+fn a_patch_that_declares_what_its_weights_do_not_say_fails_when_the_model_is_asked() {
+    let bench = Bench::new();
+    material::lay_out_editing(bench.folder.path());
+    let patch = Patch::decode(fs::read(bench.path("edits.mpatch")).unwrap()).unwrap();
+    let mut draft = patch.draft().unwrap();
+    draft.facts[0].target_new = "qzx".to_owned();
+    fs::write(bench.path("lie.mpatch"), encode(&draft).unwrap()).unwrap();
+    let output = bench.command("verify lie.mpatch --base model").output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(14), "{stderr}");
+    assert!(stderr.contains("`lie.mpatch` fails V4") && stderr.ends_with("state: unchanged\n"), "{stderr}");
 }
 
 // Outputs

@@ -5,8 +5,9 @@
 mod drafts;
 
 use mpatch::digest::{PatchId, WeightsId};
-use mpatch::factors::{UndoWriter, Update};
+use mpatch::factors::{IntegerMatrix, Integers, Term, UndoWriter, Update};
 use mpatch::patch::layout::{self, PRELUDE_SIZE_BYTES, SIGNATURE_SIZE_MAX_BYTES, SIGNATURES_MAX};
+use mpatch::patch::manifest::Codec;
 use mpatch::patch::{Draft, Patch, PatchError, Signature, SignatureKind, encode};
 use mpatch::tensor::Dtype;
 use proptest::prelude::*;
@@ -50,46 +51,137 @@ fn sections_tile_the_file() {
     assert_eq!(offset + 4, patch.size_bytes());
 }
 
+/// Patches of every kind that the format has, small enough to damage each bit of.
+fn samples() -> Vec<(&'static str, Patch)> {
+    let mut numbers = drafts::Numbers(9);
+    let mut of_terms = |terms: Vec<Term>, dtype: Dtype, uses: &[u32]| {
+        let shape = [terms[0].rows(), terms[0].columns()];
+        let weights = [numbers.weights("w", dtype, shape)];
+        decoded(&drafts::draft(terms.clone(), vec![drafts::binding(&weights, &terms, &[uses])]))
+    };
+    let mut numbers = drafts::Numbers(10);
+    let low_rank = of_terms(vec![numbers.low_rank([7, 5], 3, 6, 0.5)], Dtype::BF16, &[0]);
+    let dense = of_terms(vec![numbers.dense([4, 3], 5, 0.5)], Dtype::F32, &[0]);
+    let sixteen_bits = of_terms(vec![numbers.low_rank([5, 6], 2, 16, 0.5)], Dtype::F16, &[0]);
+    let terms = vec![
+        numbers.low_rank([6, 4], 1, 4, 0.3),
+        numbers.dense([6, 4], 9, 0.3),
+        numbers.dense([6, 4], 2, 0.1),
+    ];
+    let several_terms = of_terms(terms, Dtype::F16, &[2, 0, 1]);
+    let zeros = IntegerMatrix::new("zeros", 9, 64, 8, vec![0; 9 * 64]).unwrap();
+    let compressed = Term::new(Integers::Dense(zeros), vec![0.5; 9], vec![1.0; 64]).unwrap();
+    let compressed = of_terms(vec![compressed], Dtype::F16, &[0]);
+    assert!(
+        compressed.manifest().sections.iter().filter(|section| section.codec == Codec::Zstd).count() >= 3
+    );
+    vec![
+        ("the example", decoded(&drafts::tiny().0)),
+        ("every field", decoded(&drafts::full())),
+        ("low rank", low_rank),
+        ("dense", dense),
+        ("16 bits", sixteen_bits),
+        ("several terms", several_terms),
+        ("compressed sections", compressed),
+        ("signed", decoded(&drafts::tiny().0).with_signatures(vec![signature(40), signature(3)]).unwrap()),
+    ]
+}
+
+/// Whether `damaged` is refused. What lies in a signature is for the room `sign` to judge: damage there leaves the
+/// same patch, with other signatures.
+fn is_noticed(damaged: Vec<u8>, whole: &Patch) -> bool {
+    match Patch::decode(damaged) {
+        Ok(read) => read.id() == whole.id() && read.signatures() != whole.signatures(),
+        Err(_) => true,
+    }
+}
+
 #[test]
 fn every_flipped_bit_is_noticed() {
-    let bytes = encode(&drafts::full()).unwrap();
-    for index in 0..bytes.len() * 8 {
-        let mut damaged = bytes.clone();
-        damaged[index / 8] ^= 1 << (index % 8);
-        assert!(Patch::decode(damaged).is_err(), "bit {index} of {}", bytes.len() * 8);
+    for (name, patch) in samples() {
+        for index in 0..patch.size_bytes() * 8 {
+            let mut damaged = patch.bytes().to_vec();
+            damaged[index / 8] ^= 1 << (index % 8);
+            assert!(is_noticed(damaged, &patch), "{name}: bit {index} of {}", patch.size_bytes() * 8);
+        }
+    }
+}
+
+#[test]
+fn every_other_byte_is_noticed() {
+    let patch = decoded(&drafts::tiny().0);
+    for index in 0..patch.size_bytes() {
+        for difference in 1..=u8::MAX {
+            let mut damaged = patch.bytes().to_vec();
+            damaged[index] ^= difference;
+            assert!(Patch::decode(damaged).is_err(), "byte {index}: {difference:#x} flipped");
+        }
+    }
+}
+
+#[test]
+fn every_two_flipped_bits_of_the_prelude_are_noticed() {
+    let bytes = encode(&drafts::tiny().0).unwrap();
+    let mut damaged = bytes.clone();
+    let flip = |damaged: &mut Vec<u8>, index: usize| damaged[index / 8] ^= 1 << (index % 8);
+    for first in 0..PRELUDE_SIZE_BYTES * 8 {
+        flip(&mut damaged, first);
+        for second in 0..first {
+            flip(&mut damaged, second);
+            assert!(Patch::decode(damaged.clone()).is_err(), "bits {first} and {second}");
+            flip(&mut damaged, second);
+        }
+        flip(&mut damaged, first);
     }
 }
 
 #[test]
 fn every_truncation_is_noticed() {
-    let bytes = encode(&drafts::full()).unwrap();
-    for size in 0..bytes.len() {
-        let error = Patch::decode(bytes[..size].to_vec()).unwrap_err();
-        assert!(matches!(error, PatchError::Truncated { found, .. } if found == size as u64), "{error}");
+    for (name, patch) in samples() {
+        for size in 0..patch.size_bytes() {
+            let error = Patch::decode(patch.bytes()[..size].to_vec()).unwrap_err();
+            let is_told = matches!(error, PatchError::Truncated { found, .. } if found == size as u64);
+            assert!(is_told, "{name}: {error}");
+        }
     }
 }
 
 #[test]
 fn every_additional_byte_is_noticed() {
-    let bytes = encode(&drafts::full()).unwrap();
-    for byte in 0..=u8::MAX {
-        let error = Patch::decode([&bytes[..], &[byte]].concat()).unwrap_err();
-        assert!(matches!(error, PatchError::Malformed { .. }), "{error}");
+    for (name, patch) in samples() {
+        for byte in 0..=u8::MAX {
+            let error = Patch::decode([patch.bytes(), &[byte]].concat()).unwrap_err();
+            assert!(matches!(error, PatchError::Malformed { .. }), "{name}: {error}");
+        }
     }
 }
 
+/// All orders of `0..count`.
+fn permutations(count: usize) -> Vec<Vec<usize>> {
+    let Some(last) = count.checked_sub(1) else { return vec![vec![]] };
+    let shorter = permutations(last);
+    let insert = |order: &Vec<usize>, place: usize| [&order[..place], &[last], &order[place..]].concat();
+    shorter.iter().flat_map(|order| (0..count).map(move |place| insert(order, place))).collect()
+}
+
 #[test]
-fn swapped_sections_are_noticed() {
-    let patch = decoded(&drafts::full());
-    let sections = &patch.manifest().sections;
-    for (first, pair) in sections.windows(2).enumerate() {
-        let start = patch.section_offset(first as u32).unwrap();
-        let middle = start + pair[0].stored_size as usize;
-        let mut swapped = patch.bytes().to_vec();
-        swapped[start..middle + pair[1].stored_size as usize].rotate_left(pair[0].stored_size as usize);
-        if swapped != patch.bytes() {
-            let error = Patch::decode(swapped).unwrap_err();
-            assert!(matches!(error, PatchError::Digest { section, .. } if section == first), "{error}");
+fn sections_in_another_order_are_noticed() {
+    for (name, patch) in samples() {
+        let manifest = patch.manifest();
+        let start = |index: usize| patch.section_offset(index as u32).unwrap();
+        let parts: Vec<&[u8]> = (0..manifest.sections.len())
+            .map(|index| &patch.bytes()[start(index)..][..manifest.sections[index].stored_size as usize])
+            .collect();
+        let (head, tail) = (&patch.bytes()[..start(0)], parts.concat().len() + start(0));
+        // All orders of the first six; of more there would be too many.
+        for order in permutations(parts.len().min(6)) {
+            let moved: Vec<u8> = order.iter().flat_map(|index| parts[*index]).copied().collect();
+            let rest = parts[order.len()..].concat();
+            let file = [head, &moved, &rest, &patch.bytes()[tail..]].concat();
+            if file != patch.bytes() {
+                let error = Patch::decode(file).unwrap_err();
+                assert!(matches!(error, PatchError::Digest { .. }), "{name}, {order:?}: {error}");
+            }
         }
     }
 }

@@ -291,3 +291,22 @@ fn whatever_is_accepted_has_one_encoding() {
         }
     }
 }
+
+#[test]
+fn the_threat_model_states_the_limits_of_checkpoints() {
+    use mpatch::checkpoint;
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/threat-model.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    let table = document.split("## Limits of checkpoints").nth(1).unwrap().split("\n## ").next().unwrap();
+    macro_rules! rows {
+        ($($name:ident)*) => { vec![$(format!("| `{}` | {} |", stringify!($name), checkpoint::$name)),*] };
+    }
+    let rows = rows![
+        HEADER_SIZE_BYTES_MAX TENSOR_NAME_BYTES_MAX DIMENSIONS_MAX METADATA_ENTRIES_MAX INDEX_SIZE_BYTES_MAX
+        SHARDS_MAX TENSORS_MAX COMPANION_SIZE_BYTES_MAX
+    ];
+    assert_eq!(table.lines().filter(|line| line.starts_with("| `")).count(), rows.len());
+    for row in rows {
+        assert!(table.contains(&row), "{row}");
+    }
+}

@@ -5,15 +5,17 @@
 //! ```
 //!
 //! The safetensors crate takes the last of two entries of one name and leaves names as they come; a patch must
-//! not depend on which of two tensors a reader picks, so this one refuses both. Tiling, sizes and element types
-//! are still checked by the crate.
+//! not depend on which of two tensors a reader picks, so this one refuses both. Whatever is read here is read alike
+//! by the crate, which a fuzzer compares. Reading takes at most four times the header's size in memory (the crate:
+//! sixteen times), because entries are parsed into their last form and sorted where they lie.
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
-use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use safetensors::tensor::Dtype;
 use serde::Deserialize;
-use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 /// Size of the number in front of the header, in bytes.
 pub(super) const HEADER_SIZE_FIELD_BYTES: u64 = 8;
@@ -21,12 +23,18 @@ pub(super) const HEADER_SIZE_FIELD_BYTES: u64 = 8;
 pub const HEADER_SIZE_BYTES_MAX: u64 = 100_000_000;
 /// Longest name of a tensor, in bytes.
 pub const TENSOR_NAME_BYTES_MAX: usize = 512;
+/// Most dimensions of a tensor, as many as NumPy long had.
+pub const DIMENSIONS_MAX: usize = 32;
+/// Most entries of the free text map.
+pub const METADATA_ENTRIES_MAX: usize = 4_096;
+/// The shortest description of a tensor: `"":{"dtype":"U8","shape":[],"data_offsets":[0,0]},`.
+const ENTRY_SIZE_BYTES_MIN: usize = 50;
 
 /// One tensor as the header describes it; offsets count from the end of the header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) name: String,
-    pub(super) dtype: String,
+    pub(super) dtype: Dtype,
     pub(super) shape: Vec<u64>,
     pub(super) offset: u64,
     pub(super) size_bytes: u64,
@@ -59,49 +67,61 @@ pub(super) fn parse(text: &[u8], data_size: u64) -> Result<Header, String> {
     if text.first() != Some(&b'{') {
         return Err("the header does not begin with `{`".to_owned());
     }
-    let raw: RawHeader = serde_json::from_slice(text).map_err(|error| format!("header: {error}"))?;
-    check_names(&raw.tensors)?;
-    let metadata = raw.metadata;
-    let mut tensors = raw.tensors;
-    tensors.sort_by_key(|(_, tensor)| tensor.data_offsets);
-    let tensors = tensors.into_iter().map(|(name, tensor)| (name, TensorInfo::from(tensor))).collect();
-    // Tiling without holes or overlaps, and every size equal to what shape and type give.
-    let layout = Metadata::new(None, tensors).map_err(|error| error.to_string())?;
-    let tensors_size = layout.data_len() as u64;
-    if tensors_size != data_size {
-        return Err(format!("the tensors take {tensors_size} bytes, the file has {data_size} for them"));
-    }
-    let mut entries: Vec<Entry> =
-        layout.tensors().into_iter().map(|(name, info)| entry(name, info)).collect();
-    entries.sort_by(|left, right| left.name.cmp(&right.name));
-    Ok(Header { entries, metadata })
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let entries = Entries { capacity: capacity(text) };
+    let mut header = deserializer
+        .deserialize_map(entries)
+        .and_then(|header| deserializer.end().map(|()| header))
+        .map_err(|error| format!("header: {error}"))?;
+    let entries = &mut header.entries;
+    entries.sort_unstable_by_key(|entry| (entry.offset, entry.size_bytes));
+    check_tiling(entries, data_size)?;
+    entries.sort_unstable_by(|left, right| left.name.cmp(&right.name));
+    check_names(entries)?;
+    Ok(header)
 }
 
-fn entry(name: String, info: &TensorInfo) -> Entry {
-    let (start, end) = info.data_offsets;
-    Entry {
-        name,
-        dtype: info.dtype.to_string(),
-        shape: info.shape.iter().map(|&dimension| dimension as u64).collect(),
-        offset: start as u64,
-        size_bytes: (end - start) as u64,
-    }
+/// How many tensors `text` can describe: each takes a brace and some bytes, and the braces may stand in names.
+fn capacity(text: &[u8]) -> usize {
+    let braces = text.iter().filter(|byte| **byte == b'{').count();
+    braces.min(text.len() / ENTRY_SIZE_BYTES_MIN)
 }
 
-/// Refuses names twice, too long, or with characters that a terminal would obey.
-fn check_names(tensors: &[(String, RawTensor)]) -> Result<(), String> {
-    let mut names: Vec<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
-    names.sort_unstable();
-    if let Some(pair) = names.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("tensor {:?} is described twice", pair[0]));
+/// Every tensor begins where the one before it ends, and the last ends with the file.
+fn check_tiling(entries: &[Entry], data_size: u64) -> Result<(), String> {
+    let mut end = 0;
+    for entry in entries {
+        if entry.offset != end {
+            let Entry { name, offset, .. } = entry;
+            return Err(format!(
+                "tensor {name:?} has the offset {offset} where the one before it ends at {end}"
+            ));
+        }
+        // Both come from the two offsets that the header states, so their sum is the second of them.
+        end += entry.size_bytes;
     }
-    for name in names {
+    if end != data_size {
+        return Err(format!("the tensors take {end} bytes, the file has {data_size} for them"));
+    }
+    Ok(())
+}
+
+/// Refuses names twice, too long, with characters that a terminal would obey, or that lead out of a folder.
+fn check_names(entries: &[Entry]) -> Result<(), String> {
+    if let Some(pair) = entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
+        return Err(format!("tensor {:?} is described twice", pair[0].name));
+    }
+    for Entry { name, .. } in entries {
         if name.is_empty() || name.len() > TENSOR_NAME_BYTES_MAX {
             let size = name.len();
             return Err(format!("a tensor's name has {size} bytes, 1 to {TENSOR_NAME_BYTES_MAX} are read"));
         }
         if name.chars().any(char::is_control) {
             return Err(format!("the name {name:?} holds control characters"));
+        }
+        // Names are never paths here, but other programs make files of them.
+        if name.split(['/', '\\']).any(|part| part == "..") {
+            return Err(format!("the name {name:?} leads out of its folder"));
         }
     }
     Ok(())
@@ -111,71 +131,113 @@ fn check_names(tensors: &[(String, RawTensor)]) -> Result<(), String> {
 #[serde(deny_unknown_fields)]
 struct RawTensor {
     dtype: Dtype,
-    shape: Vec<usize>,
-    data_offsets: (usize, usize),
+    shape: Shape,
+    data_offsets: (u64, u64),
 }
 
-impl From<RawTensor> for TensorInfo {
-    fn from(raw: RawTensor) -> Self {
-        TensorInfo { dtype: raw.dtype, shape: raw.shape, data_offsets: raw.data_offsets }
+impl RawTensor {
+    /// The entry, if its size is what shape and type give.
+    fn entry(self, name: String) -> Result<Entry, String> {
+        let (start, end) = self.data_offsets;
+        let shape = self.shape.0;
+        let elements = shape.iter().try_fold(1_u64, |product, dimension| product.checked_mul(*dimension));
+        let bits = elements.and_then(|count| count.checked_mul(self.dtype.bitsize() as u64));
+        let Some(bits) = bits else {
+            return Err(format!("tensor {name:?} of {} {shape:?} is larger than any file", self.dtype));
+        };
+        if !bits.is_multiple_of(8) || end.checked_sub(start) != Some(bits / 8) {
+            return Err(format!(
+                "tensor {name:?} of {} {shape:?} takes {bits} bits, its offsets are {start} and {end}",
+                self.dtype
+            ));
+        }
+        Ok(Entry { name, dtype: self.dtype, shape, offset: start, size_bytes: bits / 8 })
     }
 }
 
-struct RawHeader {
-    metadata: BTreeMap<String, String>,
-    tensors: Vec<(String, RawTensor)>,
+/// A few dimensions; no list grows with what the header claims.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Dimensions(PhantomData))
+    }
 }
 
-impl<'de> Deserialize<'de> for RawHeader {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
+struct Dimensions<T>(PhantomData<T>);
 
-        impl<'de> Visitor<'de> for Entries {
-            type Value = RawHeader;
+impl<'de> Visitor<'de> for Dimensions<Shape> {
+    type Value = Shape;
 
-            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-                formatter.write_str("an object of tensors")
-            }
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a list of dimensions")
+    }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut metadata: Option<BTreeMap<String, String>> = None;
-                let mut tensors = Vec::new();
-                while let Some(name) = map.next_key::<String>()? {
-                    if name != "__metadata__" {
-                        tensors.push((name, map.next_value()?));
-                    } else if metadata.is_some() {
-                        return Err(A::Error::custom("`__metadata__` stands twice"));
-                    } else {
-                        metadata = Some(map.next_value::<UniqueMap>()?.0);
-                    }
-                }
-                Ok(RawHeader { metadata: metadata.unwrap_or_default(), tensors })
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Shape, A::Error> {
+        let mut dimensions = [0; DIMENSIONS_MAX];
+        let mut count = 0;
+        while let Some(dimension) = list.next_element()? {
+            let Some(place) = dimensions.get_mut(count) else {
+                return Err(A::Error::custom(format_args!("more than {DIMENSIONS_MAX} dimensions")));
+            };
+            *place = dimension;
+            count += 1;
+        }
+        Ok(Shape(dimensions[..count].to_vec()))
+    }
+}
+
+/// Reads the header's object into entries, with room for so many from the start.
+struct Entries {
+    capacity: usize,
+}
+
+impl<'de> Visitor<'de> for Entries {
+    type Value = Header;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of tensors")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Header, A::Error> {
+        let mut metadata: Option<BTreeMap<String, String>> = None;
+        let mut entries = Vec::with_capacity(self.capacity);
+        while let Some(name) = map.next_key::<String>()? {
+            if name != "__metadata__" {
+                let tensor: RawTensor = map.next_value()?;
+                entries.push(tensor.entry(name).map_err(A::Error::custom)?);
+            } else if metadata.is_some() {
+                return Err(A::Error::custom("`__metadata__` stands twice"));
+            } else {
+                metadata = Some(map.next_value::<UniqueMap<METADATA_ENTRIES_MAX>>()?.0);
             }
         }
-
-        deserializer.deserialize_map(Entries)
+        Ok(Header { entries, metadata: metadata.unwrap_or_default() })
     }
 }
 
-/// A JSON object of strings in which no key stands twice.
-pub(super) struct UniqueMap(pub(super) BTreeMap<String, String>);
+/// A JSON object of at most so many strings in which no key stands twice.
+pub(super) struct UniqueMap<const COUNT_MAX: usize>(pub(super) BTreeMap<String, String>);
 
-impl<'de> Deserialize<'de> for UniqueMap {
+impl<'de, const COUNT_MAX: usize> Deserialize<'de> for UniqueMap<COUNT_MAX> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
+        struct Strings<const COUNT_MAX: usize>;
 
-        impl<'de> Visitor<'de> for Entries {
-            type Value = UniqueMap;
+        impl<'de, const COUNT_MAX: usize> Visitor<'de> for Strings<COUNT_MAX> {
+            type Value = UniqueMap<COUNT_MAX>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
                 formatter.write_str("an object of strings")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<UniqueMap, A::Error> {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut entries = BTreeMap::new();
                 while let Some((key, value)) = map.next_entry::<String, String>()? {
                     if entries.contains_key(&key) {
                         return Err(A::Error::custom(format_args!("{key:?} stands twice")));
+                    }
+                    if entries.len() == COUNT_MAX {
+                        return Err(A::Error::custom(format_args!("more than {COUNT_MAX} entries")));
                     }
                     entries.insert(key, value);
                 }
@@ -183,7 +245,7 @@ impl<'de> Deserialize<'de> for UniqueMap {
             }
         }
 
-        deserializer.deserialize_map(Entries)
+        deserializer.deserialize_map(Strings)
     }
 }
 
@@ -203,7 +265,7 @@ mod tests {
         let header = parse(text.as_bytes(), 8).unwrap();
         assert_eq!(header.metadata["format"], "pt");
         let expected =
-            Entry { name: "a".to_owned(), dtype: "F32".to_owned(), shape: vec![2], offset: 0, size_bytes: 8 };
+            Entry { name: "a".to_owned(), dtype: Dtype::F32, shape: vec![2], offset: 0, size_bytes: 8 };
         assert_eq!(header.entries, [expected]);
     }
 

@@ -14,6 +14,9 @@ pub const INDEX_SIZE_BYTES_MAX: u64 = 64 << 20;
 /// Most shards of one checkpoint.
 pub const SHARDS_MAX: usize = 10_000;
 
+/// Most tensors of one checkpoint with an index.
+pub const TENSORS_MAX: usize = 1_000_000;
+
 /// A checked index: tensor name to file name, the file names plain and beside the index.
 #[derive(Debug)]
 pub(super) struct Index {
@@ -22,7 +25,7 @@ pub(super) struct Index {
 
 #[derive(Deserialize)]
 struct RawIndex {
-    weight_map: UniqueMap,
+    weight_map: UniqueMap<TENSORS_MAX>,
 }
 
 impl Index {
@@ -49,7 +52,8 @@ impl Index {
     }
 }
 
-fn parse(text: &[u8]) -> Result<Index, String> {
+/// Reads and checks an index's text.
+pub(super) fn parse(text: &[u8]) -> Result<Index, String> {
     let raw: RawIndex = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     let index = Index { weight_map: raw.weight_map.0 };
     check_shards(&index.shards())?;

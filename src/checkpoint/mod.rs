@@ -34,9 +34,9 @@ pub use self::create::{NewTensor, write_new, write_safetensors};
 #[cfg(test)]
 pub(crate) use self::create::{write_new_on, write_safetensors_on};
 pub use self::error::CheckpointError;
-pub use self::header::{HEADER_SIZE_BYTES_MAX, TENSOR_NAME_BYTES_MAX};
+pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX};
 pub use self::in_place::{Rewrite, check_in_place};
-pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};
+pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
 pub use self::journal::{Outcome, Recovered, recover};
 pub use self::source::FileSource;
 pub use self::space::free_space_bytes;
@@ -475,16 +475,39 @@ fn open_file(
     file.read_exact_at(&mut text, HEADER_SIZE_FIELD_BYTES).map_err(CheckpointError::io(path, "read"))?;
     let data_start = HEADER_SIZE_FIELD_BYTES + header_size;
     let header = header::parse(&text, size_bytes - data_start).map_err(refuse)?;
-    let tensors = header.entries.into_iter().map(|entry| TensorInfo {
+    // The text may be large, and so may be what follows.
+    drop(text);
+    let tensors = tensors_of(header.entries, file_index, data_start);
+    Ok((CheckpointFile { path: path.to_owned(), file, size_bytes, metadata: header.metadata }, tensors))
+}
+
+fn tensors_of(entries: Vec<header::Entry>, file_index: usize, data_start: u64) -> Vec<TensorInfo> {
+    let tensor = |entry: header::Entry| TensorInfo {
         name: entry.name,
-        dtype: entry.dtype,
+        dtype: entry.dtype.to_string(),
         shape: entry.shape,
         size_bytes: entry.size_bytes,
         file_index,
         offset: data_start + entry.offset,
-    });
-    let opened = CheckpointFile { path: path.to_owned(), file, size_bytes, metadata: header.metadata };
-    Ok((opened, tensors.collect()))
+    };
+    entries.into_iter().map(tensor).collect()
+}
+
+/// The tensors of a safetensors file whose bytes are at hand: for fuzzers and vectors.
+#[doc(hidden)]
+pub fn tensors_of_bytes(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
+    let (size, rest) = file.split_first_chunk().ok_or("too few bytes for a header")?;
+    let header_size = u64::from_le_bytes(*size);
+    header::check_size(header_size, file.len() as u64)?;
+    let (text, data) = rest.split_at(header_size as usize);
+    let header = header::parse(text, data.len() as u64)?;
+    Ok(tensors_of(header.entries, 0, HEADER_SIZE_FIELD_BYTES + header_size))
+}
+
+/// The tensors of an index of shards, and the file of each: for fuzzers and vectors.
+#[doc(hidden)]
+pub fn shards_of_bytes(index: &[u8]) -> Result<BTreeMap<String, String>, String> {
+    index::parse(index).map(|index| index.weight_map)
 }
 
 /// The name that shares most of its beginning and end with `name`, if that is at least half of it.

@@ -64,7 +64,22 @@ fn member(
         .map_err(|error| refuse(format!("has no `{name}`: {error}")))?;
     let mut bytes = Vec::new();
     entry.read_to_end(&mut bytes).map_err(|error| refuse(format!("cannot be read at `{name}`: {error}")))?;
+    if npy_header_size_bytes(&bytes) > bytes.len() {
+        return Err(refuse(format!("has a `{name}` that ends within its header")));
+    }
     NpyFile::new(Cursor::new(bytes)).map_err(|error| refuse(format!("has an invalid `{name}`: {error}")))
+}
+
+/// What an array says that its header takes; the reader would make room for it before it looks.
+fn npy_header_size_bytes(array: &[u8]) -> usize {
+    match array {
+        [_, _, _, _, _, _, 1, _, low, high, ..] => usize::from(u16::from_le_bytes([*low, *high])),
+        [_, _, _, _, _, _, _, _, size @ ..] => match size.first_chunk() {
+            Some(size) => u32::from_le_bytes(*size) as usize,
+            None => 0,
+        },
+        _ => 0,
+    }
 }
 
 /// Sums may be f32 or f64, by the precision they were collected with.

@@ -167,7 +167,8 @@ impl<'a> Fields<'a> {
     pub fn lift_subject(&self, text: &str, subject: &str) -> Result<String, FactsError> {
         let found = text.matches(subject).count();
         if found == 1 {
-            return Ok(text.replacen(subject, PLACEHOLDER, 1));
+            // The text may have held a placeholder of its own.
+            return self.one_placeholder(text.replacen(subject, PLACEHOLDER, 1));
         }
         let (place, subject, prompt) = (self.place.clone(), excerpt(subject), excerpt(text));
         Err(FactsError::SubjectInPrompt { place, subject, prompt, found })

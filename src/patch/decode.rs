@@ -31,6 +31,9 @@ use crate::source::Source;
 /// How much of a section is read at once.
 const READ_BLOCK_BYTES: u64 = 1 << 20;
 
+/// A fuzzer changes bytes and cannot find their digests: under it, what stands behind the digests is tried as well.
+const DIGESTS_ARE_CHECKED: bool = !cfg!(fuzzing);
+
 /// A patch whose manifest keeps the rules and whose sections have their digests.
 #[derive(Debug, Clone)]
 pub struct Patch {
@@ -66,7 +69,7 @@ impl Patch {
         let manifest_end = PRELUDE_SIZE_BYTES as u64 + prelude.manifest_size as u64;
         let manifest_bytes = read(source.as_ref(), PRELUDE_SIZE_BYTES as u64, prelude.manifest_size as u64)?;
         let id = PatchId::derive(&manifest_bytes);
-        if id != prelude.patch_id {
+        if DIGESTS_ARE_CHECKED && id != prelude.patch_id {
             return Err(PatchError::ManifestDigest { expected: prelude.patch_id, found: id });
         }
         let manifest = encoding::decode(&manifest_bytes)?;
@@ -344,7 +347,11 @@ impl<'a> SectionReader<'a> {
         }
         let (section, expected) = (self.index, self.section.digest);
         let found = SectionDigest::finish(&self.hasher);
-        if expected == found { Ok(()) } else { Err(PatchError::Digest { section, expected, found }) }
+        if expected == found || !DIGESTS_ARE_CHECKED {
+            Ok(())
+        } else {
+            Err(PatchError::Digest { section, expected, found })
+        }
     }
 }
 
@@ -389,6 +396,9 @@ fn section_offsets(sections: &[Section], start: u64, file_size: u64) -> Result<(
 }
 
 fn check_digests(source: &dyn Source, sections: &[Section], offsets: &[u64]) -> Result<(), PatchError> {
+    if !DIGESTS_ARE_CHECKED {
+        return Ok(());
+    }
     let damaged = |index: usize| SectionReader::new(source, sections, offsets, index).finish().err();
     // The first, not any, so that the same file always gives the same message.
     match (0..sections.len()).into_par_iter().find_map_first(damaged) {

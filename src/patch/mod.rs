@@ -28,3 +28,7 @@ pub use encode::encode;
 pub use error::PatchError;
 pub use manifest::Manifest;
 pub use signature::{Signature, SignatureKind};
+
+// For fuzzers and vectors, which have one section's bytes and no file around them.
+#[doc(hidden)]
+pub use section::decode_section;

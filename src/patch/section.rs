@@ -30,9 +30,13 @@ const ZSTD_SEARCH_LEVEL: i32 = 19;
 /// A section is searched for repetitions as well where its Huffman code is below one such part of its size.
 const SEARCH_BELOW_FRACTION: usize = 4;
 
+/// A frame's magic, descriptor, window, dictionary id and content size, at their largest.
+const FRAME_HEADER_SIZE_MAX_BYTES: u64 = 18;
 const ZSTD_MAGIC: [u8; 4] = 0xfd2f_b528_u32.to_le_bytes();
 /// In a frame's descriptor: dictionary id (2 bits), checksum, reserved.
 const ZSTD_DESCRIPTOR_FORBIDDEN: u8 = 0b0000_1111;
+/// In a frame's descriptor: the window is the content.
+const ZSTD_DESCRIPTOR_SINGLE_SEGMENT: u8 = 0b0010_0000;
 /// In a frame's descriptor: one segment, or two bits of content size; without any the content size is absent.
 const ZSTD_DESCRIPTOR_CONTENT_SIZE: u8 = 0b1110_0000;
 
@@ -114,6 +118,14 @@ fn frame_of(bytes: &[u8], parameters: &[CParameter]) -> std::io::Result<Vec<u8>>
     compressor.compress(bytes)
 }
 
+/// The `decoded_size` bytes that `stored` must hold.
+///
+/// # Errors
+/// What is wrong with them, in words.
+pub fn decode_section(codec: Codec, stored: &[u8], decoded_size: u64) -> Result<Vec<u8>, String> {
+    decompress(codec, &mut &*stored, stored.len() as u64, decoded_size)
+}
+
 /// The `decoded_size` bytes that the `stored_size` bytes of `stored` must hold: one frame, nothing behind it, neither
 /// more nor less in it.
 pub(super) fn decompress(
@@ -131,8 +143,11 @@ pub(super) fn decompress(
 
 fn decompress_frame(stored: &mut dyn Read, decoded_size: u64) -> Result<Vec<u8>, String> {
     let unreadable = |error: std::io::Error| format!("zstd: {error}");
-    let mut stored = BufReader::with_capacity(READ_BLOCK_BYTES, stored);
-    check_frame_header(stored.fill_buf().map_err(unreadable)?, decoded_size)?;
+    let mut start = Vec::new();
+    (&mut *stored).take(FRAME_HEADER_SIZE_MAX_BYTES).read_to_end(&mut start).map_err(unreadable)?;
+    check_frame_header(&start, decoded_size)?;
+    let walked = WalkedFrame { reader: Read::chain(start.as_slice(), stored), walk: BlockWalk::default() };
+    let stored = BufReader::with_capacity(READ_BLOCK_BYTES, walked);
     let mut decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(unreadable)?.single_frame();
     decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(unreadable)?;
     let mut bytes = grown(&mut decoder, decoded_size).map_err(|error| format!("zstd: {error}"))?;
@@ -188,6 +203,85 @@ fn check_frame_header(stored: &[u8], decoded_size: u64) -> Result<(), String> {
         Ok(found) => Err(format!("a zstd frame of {found:?} bytes, expected {decoded_size}")),
         Err(error) => Err(format!("a zstd frame whose size cannot be read: {error:?}")),
     }
+}
+
+/// A frame on its way to the decoder.
+struct WalkedFrame<R> {
+    reader: R,
+    walk: BlockWalk,
+}
+
+impl<R: Read> Read for WalkedFrame<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> std::io::Result<usize> {
+        let size = self.reader.read(bytes)?;
+        self.walk.feed(&bytes[..size]).map_err(std::io::Error::other)?;
+        Ok(size)
+    }
+}
+
+/// Follows the blocks of a frame as its bytes come by, in pieces of any size.
+///
+/// zstd's streaming decoder passes over a compressed block of no bytes, which RFC 8878 does not allow and zstd's
+/// one-pass decoder refuses; whether a patch can be read must not depend on that.
+#[derive(Debug, Default)]
+struct BlockWalk {
+    /// Bytes of the frame's header, and then of the current block's, seen so far.
+    header: Vec<u8>,
+    /// Whether the frame's own header is behind us.
+    in_blocks: bool,
+    /// Bytes of the current block still to come.
+    content: usize,
+    /// The current block is the last.
+    is_last: bool,
+}
+
+impl BlockWalk {
+    const BLOCK_HEADER_SIZE_BYTES: usize = 3;
+    const RUN: u32 = 1;
+    const COMPRESSED: u32 = 2;
+
+    /// The next bytes of a frame whose magic and descriptor have been checked. What follows its last block is for the
+    /// decoder to notice.
+    fn feed(&mut self, mut bytes: &[u8]) -> Result<(), String> {
+        while !bytes.is_empty() {
+            let skipped = self.content.min(bytes.len());
+            self.content -= skipped;
+            bytes = &bytes[skipped..];
+            let Some((&next, rest)) = bytes.split_first().filter(|_| !self.is_last) else { break };
+            self.header.push(next);
+            bytes = rest;
+            if !self.in_blocks && self.header.len() == frame_header_size_bytes(&self.header) {
+                self.in_blocks = true;
+                self.header.clear();
+            } else if self.in_blocks && self.header.len() == Self::BLOCK_HEADER_SIZE_BYTES {
+                self.enter_block()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn enter_block(&mut self) -> Result<(), String> {
+        let word = self.header.iter().rev().fold(0, |word, byte| word << 8 | u32::from(*byte));
+        let (kind, size) = (word >> 1 & 0b11, (word >> 3) as usize);
+        if kind == Self::COMPRESSED && size == 0 {
+            return Err("a compressed block of no bytes".to_owned());
+        }
+        self.content = if kind == Self::RUN { 1 } else { size };
+        self.is_last = word & 1 == 1;
+        self.header.clear();
+        Ok(())
+    }
+}
+
+/// Size of the header that begins with `start`, as far as that tells: magic, descriptor, window, size of the content.
+fn frame_header_size_bytes(start: &[u8]) -> usize {
+    let Some(descriptor) = start.get(ZSTD_MAGIC.len()) else { return usize::MAX };
+    let is_single_segment = descriptor & ZSTD_DESCRIPTOR_SINGLE_SEGMENT != 0;
+    let content_size = match descriptor >> 6 {
+        0 => usize::from(is_single_segment),
+        flag => 1 << flag,
+    };
+    ZSTD_MAGIC.len() + 1 + usize::from(!is_single_segment) + content_size
 }
 
 #[cfg(test)]
@@ -265,6 +359,19 @@ mod tests {
         refused(&skippable, 0);
         for end in 0..frame.len() {
             refused(&frame[..end], 65_536);
+        }
+    }
+
+    #[test]
+    fn a_compressed_block_of_no_bytes_is_refused_wherever_it_stands() {
+        let frame = frame_of(&letters(), &[]).unwrap();
+        let size = frame_header_size_bytes(&frame);
+        let empty = |kind: u8| [&frame[..size], &[kind << 1, 0, 0], &frame[size..]].concat();
+        assert_eq!(decompress(Codec::Zstd, &empty(0), 65_536), Ok(letters()), "nothing, raw, is nothing");
+        assert!(refused(&empty(2), 65_536).contains("compressed block of no bytes"));
+        for piece in 1..9 {
+            let mut walk = BlockWalk::default();
+            assert!(empty(2).chunks(piece).any(|bytes| walk.feed(bytes).is_err()), "in pieces of {piece}");
         }
     }
 

@@ -27,8 +27,12 @@ use error::ExitKind;
 fn main() -> ExitCode {
     report::announce_panics();
     interrupt::listen();
-    // A panic has been announced by the hook when it arrives here.
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or(ExitKind::Bug).into()
+    guarded(run).into()
+}
+
+/// What `run` ends with; a panic, which the hook has announced when it arrives here, is a bug.
+fn guarded(run: impl FnOnce() -> ExitKind) -> ExitKind {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or(ExitKind::Bug)
 }
 
 fn run() -> ExitKind {
@@ -40,5 +44,16 @@ fn run() -> ExitKind {
     match arguments.command.run(&output) {
         Ok(kind) => kind,
         Err(error) => output.failure(&error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_bug_and_has_its_exit_code() {
+        assert_eq!(guarded(|| panic!("a test's own")).code(), 70);
+        assert_eq!(guarded(|| ExitKind::Done).code(), 0);
     }
 }

@@ -414,6 +414,77 @@ mod tests {
         assert!(shown.chars().all(|c| !c.is_control() && !('\u{202a}'..='\u{202e}').contains(&c)));
     }
 
+    /// Format characters and separators of lines (Unicode 14's Cf, Zl and Zp), as somebody else lists them.
+    const UNSEEN: [(u32, u32); 21] = [
+        (0xad, 0xad),
+        (0x600, 0x605),
+        (0x61c, 0x61c),
+        (0x6dd, 0x6dd),
+        (0x70f, 0x70f),
+        (0x890, 0x891),
+        (0x8e2, 0x8e2),
+        (0x180e, 0x180e),
+        (0x200b, 0x200f),
+        (0x2028, 0x202e),
+        (0x2060, 0x2064),
+        (0x2066, 0x206f),
+        (0xfeff, 0xfeff),
+        (0xfff9, 0xfffb),
+        (0x110bd, 0x110bd),
+        (0x110cd, 0x110cd),
+        (0x13430, 0x13438),
+        (0x1bca0, 0x1bca3),
+        (0x1d173, 0x1d17a),
+        (0xe0001, 0xe0001),
+        (0xe0020, 0xe007f),
+    ];
+
+    /// A text of up to eight characters, half of them of the kinds that deceive.
+    fn hostile_text(random: &mut u64) -> String {
+        let mut next = |count: u32| {
+            *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (*random >> 33) as u32 % count
+        };
+        let length = next(9);
+        let mut text = String::new();
+        for _ in 0..length {
+            let (low, high) = match next(8) {
+                0 => (0, 0x1f),
+                1 => (0x7f, 0x9f),
+                2..=3 => UNSEEN[next(UNSEEN.len() as u32) as usize],
+                4 => (0x20, 0x7e),
+                _ => (0, 0x10ffff),
+            };
+            text.extend(char::from_u32(low + next(high - low + 1)));
+        }
+        text
+    }
+
+    #[test]
+    fn a_million_hostile_texts_reach_the_terminal_as_plain_ones() {
+        let is_unseen = |c: char| UNSEEN.iter().any(|(low, high)| (*low..=*high).contains(&u32::from(c)));
+        let is_shown = |c: char| c >= ' ' && !('\u{7f}'..='\u{9f}').contains(&c) && !is_unseen(c);
+        let mut random = 1;
+        let mut page = Page::new(false);
+        for round in 0..1_000_000 {
+            let text = hostile_text(&mut random);
+            match round % 4 {
+                0 => page.line(&text),
+                1 => page.quote(&text),
+                2 => page.table(&[vec![text.clone(), text.clone()]]),
+                _ => page.title(&text),
+            }
+            // The page's own line feed, and nothing else below a space.
+            let shown = page.text.strip_suffix('\n').expect("a line ends");
+            assert!(shown.chars().all(is_shown), "{text:?} is shown as {shown:?}");
+            page.text.clear();
+            if round % 16 == 0 {
+                let json = escaped_json(&serde_json::to_string(&text).expect("a text is JSON"));
+                assert!(json.chars().all(is_shown), "{text:?} is written as {json:?}");
+            }
+        }
+    }
+
     #[test]
     fn sizes_have_three_digits() {
         let sizes = [0, 999, 1000, 9_994, 152_000, 999_400, 999_600, 24_600_000, 12_100_000_000];

@@ -1,0 +1,179 @@
+//! zstd frames, written out by hand so that no version of zstd changes them (RFC 8878).
+
+use mpatch::patch::manifest::Codec;
+
+use super::file::File;
+use super::{Collection, Kind};
+
+const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+/// In the descriptor: the content's size in one byte, and no window.
+const SINGLE_SEGMENT: u8 = 0x20;
+/// In the descriptor: the content's size in eight bytes, behind a window.
+const SIZE_IN_EIGHT: u8 = 0xc0;
+/// A window of 8 MiB, the largest that is read.
+const WINDOW_8_MIB: u8 = 13 << 3;
+/// The byte that the sections below are full of; four of it are the scale 0.01149.
+const FILL: u8 = 0x3c;
+/// Decoded bytes of the section that is a frame: the scales of 60 columns.
+const DECODED: u8 = 240;
+
+/// A block: its type (0 raw, 1 one byte repeated, 2 compressed), its size, what it holds, and whether it is the last.
+fn block(kind: u32, size: u32, content: &[u8], last: bool) -> Vec<u8> {
+    let header = (u32::from(last) | kind << 1 | size << 3).to_le_bytes();
+    [&header[..3], content].concat()
+}
+
+/// `size` bytes [`FILL`].
+fn run(size: u32) -> Vec<u8> {
+    block(1, size, &[FILL], true)
+}
+
+/// The frame that every vector here differs from in one thing.
+fn plain() -> Vec<u8> {
+    [&MAGIC[..], &[SINGLE_SEGMENT, DECODED], &run(u32::from(DECODED))].concat()
+}
+
+fn with_window(window: u8, size: u64) -> Vec<u8> {
+    [&MAGIC[..], &[SIZE_IN_EIGHT, window], &size.to_le_bytes(), &run(u32::from(DECODED))].concat()
+}
+
+/// A patch of a 2 by 60 matrix whose column scales are `frame`.
+fn patch(frame: &[u8]) -> Vec<u8> {
+    file(frame).bytes()
+}
+
+fn file(frame: &[u8]) -> File {
+    File::tiny().with(|file| {
+        let columns = u64::from(DECODED) / 4;
+        file.manifest.terms[0].columns = columns;
+        file.manifest.bindings[0].tensors[0].shape[1] = columns;
+        file.sections[1] = vec![1; columns as usize];
+        file.sections[3] = frame.to_vec();
+        file.sections[4] =
+            [&(65_536 / columns as u32).to_le_bytes()[..], &1_u32.to_le_bytes(), &[0; 4]].concat();
+        let scales = &mut file.manifest.sections[3];
+        (scales.codec, scales.decoded_size) = (Codec::Zstd, u64::from(DECODED));
+    })
+}
+
+pub fn frames() -> Collection {
+    let mut vectors = Collection::new(Kind::Patch);
+    vectors.right("zstd_single_segment", "a frame without a window, its size in one byte", patch(&plain()));
+    let largest = with_window(WINDOW_8_MIB, u64::from(DECODED));
+    vectors.right(
+        "zstd_window_8_mib",
+        "a frame with the largest window, its size in eight bytes",
+        patch(&largest),
+    );
+    let halves = [&block(1, 120, &[FILL], false)[..], &block(1, 120, &[FILL], true)].concat();
+    let two_blocks = [&MAGIC[..], &[SINGLE_SEGMENT, DECODED], &halves].concat();
+    vectors.right("zstd_two_blocks", "a frame of two blocks", patch(&two_blocks));
+    let raw_nothing = [&MAGIC[..], &[SINGLE_SEGMENT, DECODED], &block(0, 0, &[], false), &run(240)].concat();
+    vectors.right("zstd_raw_nothing", "a raw block of no bytes", patch(&raw_nothing));
+    malformed_frames(&mut vectors);
+    malformed_descriptors(&mut vectors);
+    let stored =
+        file(&[FILL; DECODED as usize]).bytes_after(|manifest| manifest.sections[3].stored_size = 240);
+    let reason = "a frame that is not smaller than what it holds";
+    vectors.malformed("zstd_not_smaller", reason, "240 bytes stored (Zstd) for 240 decoded", stored);
+    vectors
+}
+
+fn malformed_frames(vectors: &mut Collection) {
+    let skippable = [0x50, 0x2a, 0x4d, 0x18, 1, 0, 0, 0, 0xaa];
+    let mut add = |name: &str, reason: &str, error: &str, frame: &[u8]| {
+        vectors.malformed(&format!("zstd_{name}"), reason, error, patch(frame));
+    };
+    let behind = |rest: &[u8]| [&plain()[..], rest].concat();
+    add("empty", "no bytes where a frame is expected", "not a zstd frame", &[]);
+    add("magic", "another magic", "not a zstd frame", &[&[0x27][..], &plain()[1..]].concat());
+    add(
+        "skippable_before",
+        "a skippable frame first",
+        "not a zstd frame",
+        &[&skippable, &plain()[..]].concat(),
+    );
+    add("skippable_behind", "a skippable frame behind", "9 bytes follow the zstd frame", &behind(&skippable));
+    let empty = [&MAGIC[..], &[SINGLE_SEGMENT, 0], &block(0, 0, &[], true)].concat();
+    add("second_frame", "an empty second frame", "9 bytes follow the zstd frame", &behind(&empty));
+    add("byte_behind", "a byte behind the frame", "1 bytes follow the zstd frame", &behind(&[0]));
+    add("truncated", "the last byte is missing", "zstd: ", &plain()[..plain().len() - 1]);
+    add("only_header", "a header without blocks", "zstd: ", &plain()[..6]);
+    let of_block = |block: &[u8]| [&MAGIC[..], &[SINGLE_SEGMENT, DECODED], block].concat();
+    add("too_little", "a block of one byte less than stated", "zstd: ", &of_block(&run(239)));
+    add("too_much", "a block of one byte more than stated", "zstd: ", &of_block(&run(241)));
+    add("reserved_block", "a block of the reserved type", "zstd: ", &of_block(&block(3, 240, &[FILL], true)));
+    add(
+        "no_last_block",
+        "no block is marked as the last",
+        "zstd: ",
+        &of_block(&block(1, 240, &[FILL], false)),
+    );
+    let nothing = [&block(2, 0, &[], false)[..], &run(240)].concat();
+    add(
+        "compressed_nothing",
+        "a compressed block of no bytes",
+        "compressed block of no bytes",
+        &of_block(&nothing),
+    );
+    let bomb: Vec<u8> = (0..200).flat_map(|_| block(1, 131_072, &[FILL], false)).collect();
+    let bomb =
+        [&MAGIC[..], &[SIZE_IN_EIGHT, WINDOW_8_MIB], &u64::from(DECODED).to_le_bytes(), &bomb].concat();
+    let long = file(&bomb[..214]).bytes();
+    vectors.malformed(
+        "zstd_bomb",
+        "blocks of 128 KiB each in a frame that admits to 240 bytes",
+        "zstd: ",
+        long,
+    );
+}
+
+fn malformed_descriptors(vectors: &mut Collection) {
+    let mut add = |name: &str, reason: &str, error: &str, frame: &[u8]| {
+        vectors.malformed(&format!("zstd_{name}"), reason, error, patch(frame));
+    };
+    let described = |descriptor: u8, rest: &[u8]| [&MAGIC[..], &[descriptor], rest].concat();
+    let after = |fields: &[u8]| [fields, &run(u32::from(DECODED))].concat();
+    // XXH64 of the 240 bytes, its low half: right, so that nothing but its presence is wrong.
+    let checksum = CHECKSUM.to_le_bytes();
+    let with_checksum = [&described(SINGLE_SEGMENT | 4, &after(&[DECODED]))[..], &checksum].concat();
+    add("checksum", "a frame with a checksum", "descriptor 0x24", &with_checksum);
+    add(
+        "dictionary",
+        "a frame that names a dictionary",
+        "descriptor 0x21",
+        &described(0x21, &after(&[7, DECODED])),
+    );
+    add("reserved_bit", "the reserved bit is set", "descriptor 0x28", &described(0x28, &after(&[DECODED])));
+    add(
+        "no_size",
+        "the content's size is not stated",
+        "descriptor 0x00",
+        &described(0, &after(&[WINDOW_8_MIB])),
+    );
+    add(
+        "size_less",
+        "the stated size is one less",
+        "a zstd frame of Some(239)",
+        &described(0x20, &after(&[239])),
+    );
+    add(
+        "size_more",
+        "the stated size is one more",
+        "a zstd frame of Some(241)",
+        &described(0x20, &after(&[241])),
+    );
+    add("size_huge", "the stated size is 2^62", "a zstd frame of Some(", &with_window(WINDOW_8_MIB, 1 << 62));
+    let window = |log: u8| with_window((log - 10) << 3, u64::from(DECODED));
+    add("window_16_mib", "a window of 16 MiB", "zstd: ", &window(24));
+    add("window_2_gib", "a window of 2 GiB", "zstd: ", &window(31));
+    add(
+        "window_largest",
+        "the largest window that can be stated",
+        "zstd",
+        &with_window(0xff, u64::from(DECODED)),
+    );
+}
+
+/// Low half of the XXH64 (seed 0) of 240 bytes 0x3c.
+const CHECKSUM: u32 = 0x78fc_9166;

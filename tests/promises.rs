@@ -1,0 +1,139 @@
+//! Documents that promise something name what holds them to it, and it is there.
+
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn text(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap()
+}
+
+/// All files below `folder` with this ending.
+fn files(folder: &str, ending: &str) -> Vec<PathBuf> {
+    let (mut folders, mut found) = (vec![root().join(folder)], Vec::new());
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            match path.is_dir() {
+                true => folders.push(path),
+                false if path.to_string_lossy().ends_with(ending) => found.push(path),
+                false => {}
+            }
+        }
+    }
+    found
+}
+
+/// The names of all test functions, in `src/` and `tests/`; proptest's stand among them.
+fn test_names() -> BTreeSet<String> {
+    let sources = ["src", "tests"].into_iter().flat_map(|folder| files(folder, ".rs"));
+    let mut names = BTreeSet::new();
+    for source in sources.map(|path| fs::read_to_string(path).unwrap()) {
+        for (_, rest) in source.match_indices("#[test]").map(|(at, mark)| (at, &source[at + mark.len()..])) {
+            let (_, name) = rest.split_once("fn ").unwrap();
+            names.insert(name.split('(').next().unwrap().to_owned());
+        }
+    }
+    names
+}
+
+/// What stands between backticks.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn every_threat_names_tests_that_there_are() {
+    let document = text("docs/threat-model.md");
+    let (_, rest) = document.split_once("<!-- table:threats -->").unwrap();
+    let table = rest.split("<!-- end -->").next().unwrap();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|row| row.trim_matches('|').split('|').map(str::trim).collect())
+        .collect();
+    let tests = test_names();
+    let architecture = text("docs/ARCHITECTURE.md");
+    let mut problems = Vec::new();
+    for row in &rows {
+        let [number, threat, control, named] = row[..] else { panic!("four cells: {row:?}") };
+        let names = quoted(named);
+        assert!(!names.is_empty() && !threat.is_empty() && !control.is_empty(), "{number} names nothing");
+        if let [room] = names[..]
+            && named.starts_with("room ")
+        {
+            // A room that exists has tests of its own, and the row should name them.
+            if architecture.contains(&format!("| `{room}` |")) {
+                problems.push(format!("{number}: the room `{room}` is there, name its tests"));
+            }
+            continue;
+        }
+        let missing = names.iter().filter(|name| !tests.contains(**name));
+        problems.extend(missing.map(|name| format!("{number}: there is no test `{name}`")));
+    }
+    let numbers: BTreeSet<&str> = rows.iter().map(|row| row[0]).collect();
+    assert_eq!(numbers.len(), 23, "threats are numbered from T1 to T23");
+    assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
+}
+
+/// How tests ask for an exit code: `refuses("...", 11)`, `facts_refused(..., 3, ...)`, `status.code(), Some(2)`,
+/// `.code(6)`, and of the table itself `kind.code(), 70`.
+const QUESTIONS: [&str; 4] = ["refuses(", "_refused(", ".code(), ", ".code("];
+
+/// Codes that tests of the command line ask for.
+fn codes_in_tests() -> BTreeSet<u8> {
+    let mut codes = BTreeSet::new();
+    let read = |path: PathBuf| fs::read_to_string(path).unwrap();
+    let tests = files("tests", ".rs").into_iter().filter(|path| !path.ends_with("promises.rs")).map(read);
+    let of_modules = files("src/bin", ".rs").into_iter().map(read);
+    let of_modules = of_modules.filter_map(|code| Some(code.split_once("#[cfg(test)]")?.1.to_owned()));
+    for code in tests.chain(of_modules) {
+        for question in QUESTIONS {
+            // To the end of the statement; a code stands alone between commas or parentheses.
+            let statements = code.split(question).skip(1).filter_map(|rest| rest.split(';').next());
+            let words = statements.flat_map(|statement| statement.split([',', '(', ')']));
+            codes.extend(words.filter_map(|word| word.trim().parse::<u8>().ok()));
+        }
+    }
+    codes
+}
+
+/// Exit codes of transcripts: `? 3` after a command, none for success.
+fn codes_in_transcripts() -> BTreeSet<u8> {
+    let mut codes = BTreeSet::from([0]);
+    for transcript in files("tests/commands", ".md").into_iter().map(|path| fs::read_to_string(path).unwrap())
+    {
+        codes
+            .extend(transcript.lines().filter_map(|line| line.strip_prefix("? ")?.trim().parse::<u8>().ok()));
+    }
+    codes
+}
+
+/// Exit codes that vectors expect.
+fn codes_in_vectors() -> BTreeSet<u8> {
+    let head = |path: PathBuf| String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned();
+    let code = |text: String| text.lines().nth(1)?.strip_prefix("expect: ")?.parse().ok();
+    files("fixtures/vectors", "").into_iter().map(head).filter_map(code).collect()
+}
+
+#[test]
+fn every_exit_code_comes_from_some_test() {
+    let readme = text("README.md");
+    let (_, section) = readme.split_once("## Exit codes\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let listed: BTreeSet<u8> =
+        section.lines().filter_map(|line| line.strip_prefix("| ")?.split(' ').next()?.parse().ok()).collect();
+    assert!(listed.len() > 10);
+    let tested: BTreeSet<u8> =
+        [codes_in_tests(), codes_in_transcripts(), codes_in_vectors()].into_iter().flatten().collect();
+    let untested: Vec<&u8> = listed.difference(&tested).collect();
+    assert!(untested.is_empty(), "no test ends with {untested:?}");
+    // What the vectors expect is documented.
+    assert!(codes_in_vectors().is_subset(&listed));
+}
