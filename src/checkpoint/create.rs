@@ -70,7 +70,7 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
 }
 
 /// A temporary file in the folder of `path`, on disk to its last byte; it goes away unless it is put in place.
-fn written_beside(
+pub(super) fn written_beside(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<NamedTempFile, CheckpointError> {
@@ -89,7 +89,7 @@ fn written_beside(
     Ok(file)
 }
 
-fn folder_of(path: &Path) -> &Path {
+pub(super) fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -97,7 +97,7 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 /// A rename lasts only once its folder is on disk.
-fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
+pub(super) fn sync_folder(folder: &Path) -> Result<(), CheckpointError> {
     let opened = std::fs::File::open(folder).map_err(CheckpointError::io(folder, "open"))?;
     opened.sync_all().map_err(CheckpointError::io(folder, "sync"))
 }

@@ -14,6 +14,7 @@ mod create;
 mod error;
 mod header;
 mod index;
+mod records;
 mod write;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ pub use self::create::{NewTensor, write_new, write_safetensors};
 pub use self::error::CheckpointError;
 pub use self::header::{HEADER_SIZE_BYTES_MAX, TENSOR_NAME_BYTES_MAX};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX};
+pub use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
 pub use self::write::{Committed, Output, check_output};
 
 use self::header::HEADER_SIZE_FIELD_BYTES;

@@ -23,7 +23,10 @@ const COLUMNS: usize = 6;
 
 /// The command under test.
 pub fn mpatch() -> assert_cmd::Command {
-    assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"))
+    let mut command = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+    // Never the cache of whoever runs the tests.
+    command.env("MPATCH_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
+    command
 }
 
 /// Copies the embedded model into the new folder `folder`.
