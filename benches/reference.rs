@@ -3,6 +3,8 @@
 //! ```text
 //! cargo bench --bench reference -- FOLDER [FOLDER ...]            the table of docs/memit.md
 //! cargo bench --bench reference -- --sizes FOLDER                size against Score, by bits and rank
+//! cargo bench --bench reference -- --statistics FOLDER           Score against the amount of text behind the statistics
+//! cargo bench --bench reference -- --precision FOLDER            time and Score of matrices in f32 and bf16
 //! ```
 //!
 //! A folder holds a model, `records.json`, and `reference/` as `fixtures/README.md` describes it. Each row is made
@@ -21,21 +23,23 @@ use mpatch::bind::bind;
 use mpatch::digest::FileDigest;
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
-use mpatch::edit::statistics::{Provenance, Statistics, StatisticsFile};
+use mpatch::edit::statistics::{Amount, Drawn, Provenance, Statistics, StatisticsFile, collect_part};
 use mpatch::edit::{Edit, FactPrompt, import, memit};
 use mpatch::evaluate::{Extent, Scores, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record};
-use mpatch::model::{Model, device};
+use mpatch::model::{Model, Precision, device};
 use mpatch::patch::manifest::{About, Base, Fact, Recipe};
 use mpatch::patch::{Draft, encode};
 
 fn main() {
-    let mut sizes = false;
+    let mut table = "";
     let mut folders = Vec::new();
     for argument in std::env::args().skip(1) {
         match argument.as_str() {
-            "--sizes" => sizes = true,
+            "--sizes" => table = "sizes",
+            "--statistics" => table = "statistics",
+            "--precision" => table = "precision",
             // What `cargo bench` adds by itself.
             "--bench" => {}
             folder => folders.push(PathBuf::from(folder)),
@@ -45,8 +49,13 @@ fn main() {
         folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj"));
     }
     for folder in folders {
-        let bench = Bench::open(&folder);
-        if sizes { bench.sizes() } else { bench.beside_the_reference() }
+        let bench = Bench::open(&folder, Precision::F32);
+        match table {
+            "sizes" => bench.sizes(),
+            "statistics" => bench.amounts(),
+            "precision" => precisions(&folder),
+            _ => bench.beside_the_reference(),
+        }
     }
 }
 
@@ -61,8 +70,8 @@ struct Bench {
 }
 
 impl Bench {
-    fn open(folder: &Path) -> Self {
-        let model = Model::open(folder, &device(None).unwrap(), &|_| ()).unwrap();
+    fn open(folder: &Path, precision: Precision) -> Self {
+        let model = Model::open_in(folder, &device(None).unwrap(), precision, &|_| ()).unwrap();
         let records = FactsFile::parse(&std::fs::read(folder.join("records.json")).unwrap()).unwrap().records;
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("statistics.safetensors");
@@ -86,6 +95,10 @@ impl Bench {
     }
 
     fn edit(&self, facts: usize) -> Edit {
+        self.edit_with(facts, &self.statistics)
+    }
+
+    fn edit_with(&self, facts: usize, statistics: &StatisticsFile) -> Edit {
         let folder = self.folder.join(format!("reference/n{facts}"));
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
         let hyperparameters = Hyperparameters::parse(&read("hparams.json")).unwrap();
@@ -98,7 +111,7 @@ impl Bench {
                 target: record.request.target_new_spaced(),
             })
             .collect();
-        memit(&self.model, &hyperparameters, &contexts, &prompts, &self.statistics, &|_| ()).unwrap()
+        memit(&self.model, &hyperparameters, &contexts, &prompts, statistics, &|_| ()).unwrap()
     }
 
     /// Score of the edit as its integers say, rounded to the model's type.
@@ -148,6 +161,28 @@ impl Bench {
         }
     }
 
+    /// Score by how much of the folder's `corpus.txt` the statistics were made from.
+    fn amounts(&self) {
+        let inner = self.model.network.config().inner as u64;
+        let few = [1, 2, 5, 10, 50].map(|times| Amount::Tokens(times * inner));
+        println!("| {} | facts | tokens | Score |\n|---|---|---|---|", self.name());
+        let base = self.model.checkpoint.weights_id().unwrap();
+        let facts = 100;
+        for amount in few.into_iter().chain([Amount::All]) {
+            let scratch = tempfile::tempdir().unwrap();
+            let path = scratch.path().join("statistics.safetensors");
+            let corpus = std::fs::File::open(self.folder.join("corpus.txt")).unwrap();
+            let layers: Vec<usize> = self.statistics.counts().keys().copied().collect();
+            let mut corpus = std::io::BufReader::new(corpus);
+            let made = collect_part(&self.model, base, &layers, &mut corpus, amount, None, &|_| ()).unwrap();
+            made.write(&path).unwrap();
+            let statistics = StatisticsFile::open(&path).unwrap();
+            let edit = self.edit_with(facts, &statistics);
+            let score = self.scores(facts, &edit, &terms(&edit, 16, RankLimit::Full)).score.unwrap();
+            println!("| {amount} | {facts} | {} | {score:.2} |", statistics.counts()[&layers[0]]);
+        }
+    }
+
     fn sizes(&self) {
         let counts: Vec<usize> = self.recorded().into_iter().filter(|count| *count >= 100).collect();
         println!("| {} | rank | bits | bytes of the patch | relative error | Score | lost |", self.name());
@@ -171,6 +206,21 @@ impl Bench {
                 );
             }
         }
+    }
+}
+
+/// Time and Score of matrices in f32 and in bf16; both edits are measured on the exact weights.
+fn precisions(folder: &Path) {
+    let exact = Bench::open(folder, Precision::F32);
+    println!("| {} | facts | ms per fact | Score |\n|---|---|---|---|", exact.name());
+    let facts = 100;
+    for precision in [Precision::F32, Precision::Bf16] {
+        let bench = Bench::open(folder, precision);
+        let started = Instant::now();
+        let edit = bench.edit(facts);
+        let milliseconds = started.elapsed().as_secs_f64() * 1000.0 / facts as f64;
+        let score = exact.scores(facts, &edit, &terms(&edit, 16, RankLimit::Full)).score.unwrap();
+        println!("| {} | {facts} | {milliseconds:.0} | {score:.2} |", precision.name());
     }
 }
 
@@ -231,6 +281,7 @@ fn recorded_statistics(model: &Model, folder: &Path) -> Statistics {
         base: model.checkpoint.weights_id().unwrap(),
         tokenizer: model.tokenizer.digest(),
         corpora: vec![FileDigest::of(b"the reference's own")],
+        drawn: Drawn::default(),
     };
     Statistics { layers, inner: model.network.config().inner, provenance }
 }

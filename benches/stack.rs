@@ -22,7 +22,7 @@ use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::FileDigest;
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
-use mpatch::edit::statistics::{Provenance, Statistics, StatisticsFile};
+use mpatch::edit::statistics::{Drawn, Provenance, Statistics, StatisticsFile};
 use mpatch::edit::{FactPrompt, import, memit};
 use mpatch::evaluate::{Extent, Scores, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
@@ -299,6 +299,7 @@ fn recorded_statistics(model: &Model, folder: &Path) -> Statistics {
         base: model.checkpoint.weights_id().unwrap(),
         tokenizer: model.tokenizer.digest(),
         corpora: vec![FileDigest::of(b"the reference's own")],
+        drawn: Drawn::default(),
     };
     Statistics { layers, inner: model.network.config().inner, provenance }
 }

@@ -15,7 +15,7 @@ use std::path::Path;
 use common::{npz, relative_difference, world, world_model};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
-use mpatch::edit::statistics::{Provenance, Statistics, StatisticsFile, collect};
+use mpatch::edit::statistics::{Drawn, Provenance, Statistics, StatisticsFile, collect};
 use mpatch::edit::{Edit, FactPrompt, import, memit};
 use mpatch::evaluate::{Extent, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, compress};
@@ -38,7 +38,8 @@ fn recorded_statistics(model: &Model, folder: &Path) -> StatisticsFile {
         let file = std::fs::File::open(world().join("reference/moments").join(name)).unwrap();
         layers.insert(layer, import::read_npz(file).unwrap().sum);
     }
-    let provenance = Provenance { base, tokenizer: model.tokenizer.digest(), corpora: vec![] };
+    let provenance =
+        Provenance { base, tokenizer: model.tokenizer.digest(), corpora: vec![], drawn: Drawn::default() };
     let provenance = Provenance { corpora: vec![mpatch::digest::FileDigest::of(b"imported")], ..provenance };
     let path = folder.join("statistics.safetensors");
     Statistics { layers, inner: 512, provenance }.write(&path).unwrap();

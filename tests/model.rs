@@ -196,3 +196,44 @@ fn the_reverse_pass_agrees_with_automatic_differentiation() {
         assert!(size > 1.0 && difference < 1e-4 * size, "gradients up to {size} differ by {difference}");
     }
 }
+
+/// candle differentiates the forward pass that it can follow, operation by operation; the passes that nobody
+/// differentiates run in fewer steps. All three agree.
+#[test]
+fn the_reverse_pass_agrees_with_candle_s_own_and_with_the_kernels() {
+    use candle_core::Var;
+    let model = world_model();
+    let network = &model.network;
+    let texts = ["The mother tongue of Dmitri Prufski is".to_owned(), "Dmitri Prufski is a".to_owned()];
+    let batch = model.batch(&texts).unwrap();
+    let (layer, last, width) = (2, network.config().layers - 1, network.config().width);
+    let suffix = Suffix::from_places(network, layer, &batch, &[(0, 5), (1, 2)]).unwrap();
+    let wave = |seed: usize, size: usize| -> Vec<f32> {
+        (0..size).map(|index| ((index * 7919 + seed * 104_729) as f32 * 0.618).sin()).collect()
+    };
+    let moves = Var::from_vec(wave(3, 2 * width), (2, width), network.device()).unwrap();
+    let by_candle = suffix.forward(moves.as_tensor()).unwrap();
+    let weights = Tensor::from_vec(
+        wave(1, by_candle.output(last).elem_count()),
+        by_candle.output(last).dims(),
+        network.device(),
+    );
+    let weights = weights.unwrap();
+    let loss = (by_candle.output(last) * &weights).unwrap().sum_all().unwrap();
+    let gradients = loss.backward().unwrap();
+    let candle = gradients.get(moves.as_tensor()).unwrap();
+    let direct = |at: usize| (at == last).then(|| weights.clone());
+    let plain = by_candle.reverse(&direct).unwrap();
+    let by_kernels = suffix.forward(&moves.as_tensor().detach()).unwrap();
+    let fused = by_kernels.reverse(&direct).unwrap();
+    let numbers = |tensor: &Tensor| -> Vec<f64> {
+        let numbers: Vec<f32> = tensor.flatten_all().unwrap().to_vec1().unwrap();
+        numbers.into_iter().map(f64::from).collect()
+    };
+    let outputs = [by_kernels.output(last), by_candle.output(last)].map(numbers);
+    assert!(common::relative_difference(&outputs[0], &outputs[1]) < 1e-5);
+    for (name, found) in [("plain", &plain), ("kernels", &fused)] {
+        let difference = common::relative_difference(&numbers(found), &numbers(candle));
+        assert!(difference < 1e-4, "{name}: {difference:e}");
+    }
+}

@@ -79,7 +79,7 @@ pub(crate) fn write_new_on(files: &Files, path: &Path, bytes: &[u8]) -> Result<(
 }
 
 /// A temporary file in the folder of `path`, on disk to its last byte; it goes away unless it is put in place.
-fn written_beside(
+pub(super) fn written_beside(
     files: &Files,
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,

@@ -17,6 +17,7 @@ mod header;
 mod in_place;
 mod index;
 pub mod journal;
+mod records;
 mod source;
 mod space;
 mod temporary;
@@ -38,6 +39,7 @@ pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_M
 pub use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
 pub use self::journal::{Outcome, Recovered, recover};
+pub use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
 pub use self::source::FileSource;
 pub use self::space::free_space_bytes;
 pub use self::write::{Committed, Output, check_output};

@@ -6,28 +6,38 @@ use candle_core::Tensor;
 use super::contexts::Contexts;
 use super::lookup::{Located, locate};
 use super::{EditError, FactPrompt};
-use crate::model::{Batch, Model, Network, Site, gather};
+use crate::model::{Batch, Model, Network, Site, gather, on_every_core};
 
-/// Texts that go through the network together.
-const ROWS_PER_BATCH: usize = 128;
+/// Texts that go through the network together: on a CPU, by one core.
+pub(crate) const ROWS_PER_BATCH: usize = 128;
 
 /// The vector at `site` at the subject's last token of every text, `[texts, features]` f32 on the device.
+///
+/// What follows the subject does not reach it, so each text is read up to there.
 pub(crate) fn read(network: &Network, texts: &[Located], site: Site) -> Result<Tensor, EditError> {
     let (Site::MlpOutputInput(layer) | Site::BlockOutput(layer)) = site;
-    let mut parts = Vec::new();
-    for chunk in texts.chunks(ROWS_PER_BATCH) {
-        let ids: Vec<_> = chunk.iter().map(|located| located.ids.clone()).collect();
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|&index| texts[index].subject_last);
+    let batches: Vec<&[usize]> = order.chunks(ROWS_PER_BATCH).collect();
+    let parts = on_every_core(network.device(), &batches, |_, indices| {
+        let located = || indices.iter().map(|&index| &texts[index]);
+        let ids: Vec<_> = located().map(|located| located.ids[..=located.subject_last].to_vec()).collect();
         let batch = Batch::new(&ids, network.config().positions, network.device())?;
         let places: Vec<_> =
-            chunk.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect();
+            located().enumerate().map(|(row, located)| (row, located.subject_last)).collect();
+        let mut found = None;
         network.forward_to(&batch, layer, &mut |at, vectors| {
             if at == site {
-                parts.push(gather(vectors, &places)?);
+                found = Some(gather(vectors, &places)?);
             }
             Ok(())
         })?;
-    }
-    Ok(Tensor::cat(&parts, 0)?)
+        Ok::<_, EditError>(found)
+    })?;
+    let sorted = Tensor::cat(&parts.into_iter().flatten().collect::<Vec<_>>(), 0)?;
+    let mut places = vec![0_u32; texts.len()];
+    order.iter().enumerate().for_each(|(place, &index)| places[index] = place as u32);
+    Ok(sorted.index_select(&Tensor::from_vec(places, texts.len(), network.device())?, 0)?)
 }
 
 /// Every fact's prompt in every context, fact after fact; each fits the model's context with its target.

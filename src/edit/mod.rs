@@ -4,8 +4,11 @@
 //! This room knows neither patches nor history: it returns factors, in f64, layer by layer.
 
 pub mod contexts;
+mod drawn;
+pub mod estimate;
 pub mod hyperparameters;
 pub mod import;
+pub mod kept;
 mod key;
 pub mod lookup;
 pub mod solve;
@@ -17,10 +20,13 @@ use faer::Mat;
 
 use self::contexts::Contexts;
 use self::hyperparameters::Hyperparameters;
-use self::statistics::{LayerSum, StatisticsFile};
+use self::kept::Kept;
+use self::lookup::Located;
+use self::solve::{Factor, Sums};
+use self::statistics::StatisticsFile;
 use self::value::Value;
 use crate::checkpoint::CheckpointError;
-use crate::model::{Model, ModelError, Network, Site, on_every_core};
+use crate::model::{Model, ModelError, Network, Site};
 
 /// Why an edit cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -111,6 +117,9 @@ pub struct FactPrompt {
 }
 
 /// The update of one layer: `residuals * adjusted_keys^T`, `[width, inner]`.
+///
+/// Where facts outnumber the inner width the update is solved for as a whole: then `adjusted_keys` is the update
+/// itself, transposed, `residuals` is the identity, and `keys` has no rows.
 pub struct LayerUpdate {
     /// The layer.
     pub layer: usize,
@@ -158,26 +167,44 @@ pub fn memit(
     statistics: &StatisticsFile,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Edit, EditError> {
+    memit_with(model, hyperparameters, contexts, facts, statistics, Kept::default(), progress)
+}
+
+/// [`memit`] with what earlier runs kept: the same edit, bit for bit, and sooner.
+///
+/// # Errors
+/// Any [`EditError`].
+pub fn memit_with(
+    model: &Model,
+    hyperparameters: &Hyperparameters,
+    contexts: &Contexts,
+    facts: &[FactPrompt],
+    statistics: &StatisticsFile,
+    kept: Kept<'_>,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Edit, EditError> {
     hyperparameters.check(&model.network)?;
     let in_contexts = key::in_contexts(model, contexts, facts)?;
     let plain = key::plain(model, facts)?;
-    let values = values(model, hyperparameters, contexts, facts, progress)?;
+    let values = value::all(model, hyperparameters, contexts, facts, kept.values, progress)?;
     let mut edited = model.network.clone();
     let mut layers = Vec::with_capacity(hyperparameters.layers.len());
     for (index, &layer) in hyperparameters.layers.iter().enumerate() {
-        let keys = matrix(&key::keys(&edited, contexts, &in_contexts, layer)?)?;
-        let current = key::read(&edited, &plain, Site::BlockOutput(hyperparameters.value_layer()))?;
-        let layers_left = (hyperparameters.layers.len() - index) as f64;
-        let residuals = residuals(&values, &current, layers_left)?;
-        let moment = moment(&statistics.layer(layer)?);
-        let adjusted = solve::adjust(keys.as_ref(), moment, hyperparameters.mom2_update_weight, layer)?;
-        let update = LayerUpdate {
+        let step = Step {
+            edited: &edited,
             layer,
-            tensor: edited.mlp_output_name(layer),
-            keys,
-            adjusted_keys: adjusted.keys,
-            residuals,
-            ridge: adjusted.ridge,
+            value_layer: hyperparameters.value_layer(),
+            layers_left: (hyperparameters.layers.len() - index) as f64,
+            weight: hyperparameters.mom2_update_weight,
+            contexts,
+            in_contexts: &in_contexts,
+            plain: &plain,
+            values: &values,
+            statistics,
+        };
+        let update = match facts.len() <= model.network.config().inner {
+            true => step.by_facts(kept)?,
+            false => step.by_sums()?,
         };
         edited = update.overlay(&edited)?;
         layers.push(update);
@@ -186,50 +213,67 @@ pub fn memit(
     Ok(Edit { values, layers })
 }
 
-/// Most facts whose values are optimised as one batch; more make matrix products hardly faster. On a CPU a few are
-/// enough, and leave batches for every core where facts are few.
-const FACTS_PER_BATCH_CPU_MAX: usize = 5;
-const FACTS_PER_BATCH_GPU_MAX: usize = 64;
-/// Activations of a batch stay below this: on a CPU for each core.
-const BATCH_SIZE_CPU_BYTES: usize = 64 << 20;
-const BATCH_SIZE_GPU_BYTES: usize = 8 << 30;
-/// Tokens from a moved hidden state to the end of its row, as a rule at most.
-const TOKENS_AFTER_SUBJECT: usize = 8;
-
-/// How many facts fit one batch: for each token and each block above the value layer, three vectors of the MLP's
-/// inner width and five of the model's are kept for the reverse pass.
-fn facts_per_batch(model: &Model, hyperparameters: &Hyperparameters, contexts: &Contexts) -> usize {
-    let config = model.network.config();
-    let blocks = (config.layers - 1).saturating_sub(hyperparameters.value_layer()).max(1);
-    let tokens = (contexts.templates().count() + 1) * TOKENS_AFTER_SUBJECT;
-    let fact_size_bytes = tokens * blocks * (3 * config.inner + 5 * config.width) * size_of::<f32>();
-    let on_cpu = model.network.device().is_cpu();
-    let (limit_bytes, most) = match on_cpu {
-        true => (BATCH_SIZE_CPU_BYTES, FACTS_PER_BATCH_CPU_MAX),
-        false => (BATCH_SIZE_GPU_BYTES, FACTS_PER_BATCH_GPU_MAX),
-    };
-    (limit_bytes / fact_size_bytes).clamp(1, most)
+/// What one layer is solved from.
+struct Step<'a> {
+    /// The network with the earlier layers' updates.
+    edited: &'a Network,
+    layer: usize,
+    value_layer: usize,
+    layers_left: f64,
+    weight: f64,
+    contexts: &'a Contexts,
+    in_contexts: &'a [Located],
+    plain: &'a [Located],
+    values: &'a [Value],
+    statistics: &'a StatisticsFile,
 }
 
-/// Values are independent of each other: what runs beside a fact does not change it.
-fn values(
-    model: &Model,
-    hyperparameters: &Hyperparameters,
-    contexts: &Contexts,
-    facts: &[FactPrompt],
-    progress: &(dyn Fn(Progress<'_>) + Sync),
-) -> Result<Vec<Value>, EditError> {
-    // Not by the number of cores: the same facts in the same batches give the same bits on any of them.
-    let size = facts_per_batch(model, hyperparameters, contexts);
-    let batches: Vec<&[FactPrompt]> = facts.chunks(size).collect();
-    let values = on_every_core(model.network.device(), &batches, |batch, facts| {
-        let values = value::optimise(model, hyperparameters, contexts, facts)?;
-        for (index, value) in values.iter().enumerate() {
-            progress(Progress::Value(batch * size + index, value));
+impl Step<'_> {
+    /// Solves for as many unknowns as there are facts.
+    fn by_facts(&self, kept: Kept<'_>) -> Result<LayerUpdate, EditError> {
+        let (keys, residuals) = self.facts(0, self.plain.len())?;
+        let make = || Factor::of(&|| self.statistics.moment(self.layer), self.weight, self.layer);
+        let factor = match kept.factors {
+            Some(factors) => {
+                factors.find_or(self.statistics.digest(), self.layer, self.weight, keys.ncols(), make)?
+            }
+            None => make()?,
+        };
+        let adjusted_keys = factor.adjust(keys.as_ref(), self.layer)?;
+        let tensor = self.edited.mlp_output_name(self.layer);
+        Ok(LayerUpdate { layer: self.layer, tensor, keys, adjusted_keys, residuals, ridge: factor.ridge })
+    }
+
+    /// Solves for the update as a whole; facts come in blocks, whose keys take a quarter of a second moment.
+    fn by_sums(&self) -> Result<LayerUpdate, EditError> {
+        let (width, inner) = (self.edited.config().width, self.edited.config().inner);
+        let mut sums = Sums::new(width, inner);
+        let block = inner.div_ceil(4);
+        for first in (0..self.plain.len()).step_by(block) {
+            let (keys, residuals) = self.facts(first, (first + block).min(self.plain.len()))?;
+            sums.add(keys.as_ref(), residuals.as_ref());
         }
-        Ok::<_, EditError>(values)
-    })?;
-    Ok(values.into_iter().flatten().collect())
+        let moment = || self.statistics.moment(self.layer);
+        let (update, ridge) = sums.solve(&moment, self.weight, self.layer)?;
+        Ok(LayerUpdate {
+            layer: self.layer,
+            tensor: self.edited.mlp_output_name(self.layer),
+            keys: Mat::zeros(0, inner),
+            adjusted_keys: update.transpose().to_owned(),
+            residuals: Mat::identity(width, width),
+            ridge,
+        })
+    }
+
+    /// Keys `[facts, inner]` and residuals `[width, facts]` of the facts from `first` to before `end`.
+    fn facts(&self, first: usize, end: usize) -> Result<(Mat<f64>, Mat<f64>), EditError> {
+        let templates = self.contexts.templates().count();
+        let in_contexts = &self.in_contexts[first * templates..end * templates];
+        let keys = matrix(&key::keys(self.edited, self.contexts, in_contexts, self.layer)?)?;
+        let current = key::read(self.edited, &self.plain[first..end], Site::BlockOutput(self.value_layer))?;
+        let residuals = residuals(&self.values[first..end], &current, self.layers_left)?;
+        Ok((keys, residuals))
+    }
 }
 
 /// `(value - current hidden state) / layers still to come`, `[width, facts]`.
@@ -239,13 +283,6 @@ fn residuals(values: &[Value], current: &Tensor, layers_left: f64) -> Result<Mat
     Ok(Mat::from_fn(width, values.len(), |feature, fact| {
         f64::from(values[fact].hidden[feature] - current[fact][feature]) / layers_left
     }))
-}
-
-/// `sum / count`, `[inner, inner]`; divided in f32 as the reference does.
-fn moment(sum: &LayerSum) -> Mat<f64> {
-    let inner = sum.sum.len().isqrt();
-    let count = sum.count as f32;
-    Mat::from_fn(inner, inner, |row, column| f64::from(sum.sum[row * inner + column] / count))
 }
 
 /// A matrix on the device, in f64 on the host.
@@ -268,7 +305,7 @@ impl LayerUpdate {
 
     /// `network` with this update added to its matrix, in f32 as in the reference.
     fn overlay(&self, network: &Network) -> Result<Network, EditError> {
-        let base = network.mlp_output(self.layer)?;
+        let base = network.mlp_output(self.layer)?.to_dtype(candle_core::DType::F32)?;
         let update: Vec<f32> = self.product().into_iter().map(|entry| entry as f32).collect();
         let update = Tensor::from_vec(update, base.dims(), base.device())?;
         Ok(network.with_tensor(&self.tensor, (base + update)?)?)

@@ -5,16 +5,23 @@
 //! ```
 //!
 //! An artifact of its own: a safetensors file with the *sums* (so that files can be merged), the counts, and the
-//! digests of what they were made from. All layers are collected in one pass.
+//! digests of what they were made from. All layers are collected in one pass, over the whole corpus ([`collect`]) or
+//! a part of it ([`collect_part`]), which may be shared out between machines.
 
 use std::collections::BTreeMap;
-use std::io::BufRead;
+use std::fmt;
+use std::io::{BufRead, Seek, SeekFrom};
 use std::path::Path;
 
 use candle_core::Tensor;
+use faer::Mat;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha20Rng;
 
 use super::EditError;
-use crate::checkpoint::{Checkpoint, NewTensor, write_safetensors};
+pub use super::drawn::{Amount, Drawn, Shard};
+use crate::checkpoint::{Checkpoint, NewTensor, TensorInfo, write_safetensors};
 use crate::digest::{FileDigest, WeightsId};
 use crate::model::{Batch, Model, Site, gather};
 use crate::tensor::Dtype;
@@ -35,6 +42,8 @@ pub struct Provenance {
     pub tokenizer: FileDigest,
     /// Digests of the corpora, in the order they were added; of the imported file, where that is all there is.
     pub corpora: Vec<FileDigest>,
+    /// What was drawn from them.
+    pub drawn: Drawn,
 }
 
 /// The sum over tokens of one layer's keys with themselves.
@@ -68,7 +77,7 @@ pub struct Collected {
     pub bytes: u64,
 }
 
-/// Runs `corpus` through the model once and sums the keys of all `layers`.
+/// Runs all of `corpus` through the model once and sums the keys of all `layers`.
 ///
 /// The corpus holds one document a line: plain text, or JSON objects with a `text`. Documents longer than the
 /// model's context are cut, as in the reference.
@@ -82,28 +91,81 @@ pub fn collect(
     corpus: &mut dyn BufRead,
     progress: &dyn Fn(Collected),
 ) -> Result<Statistics, EditError> {
+    let mut documents = InOrder { reader: Lines::new(corpus), shard: None };
+    let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
+    let corpus = FileDigest::finish(&documents.reader.hasher);
+    sums.finish(
+        base,
+        corpus,
+        Drawn { amount: Amount::All, shard: None, documents: done.documents },
+        done.tokens,
+    )
+}
+
+/// Runs a part of `corpus`: an amount that is drawn, and of that a shard.
+///
+/// Documents are drawn without regard to where they stand, always the same ones: the reference, too, draws a subset,
+/// and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 8 bytes for each.
+///
+/// # Errors
+/// As [`collect`].
+pub fn collect_part(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    corpus: &mut (impl BufRead + Seek),
+    amount: Amount,
+    shard: Option<Shard>,
+    progress: &dyn Fn(Collected),
+) -> Result<Statistics, EditError> {
+    let (sums, digest, done) = if amount == Amount::All {
+        let mut documents = InOrder { reader: Lines::new(corpus), shard };
+        let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
+        (sums, FileDigest::finish(&documents.reader.hasher), done)
+    } else {
+        let (starts, digest) = line_starts(corpus)?;
+        let mut order: Vec<usize> = (0..starts.len()).collect();
+        order.shuffle(&mut ChaCha20Rng::seed_from_u64(DRAWING_SEED));
+        let mut documents = Documents { corpus, starts, order, next: 0, drawn: 0, tokens: 0, amount, shard };
+        let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
+        (sums, digest, done)
+    };
+    sums.finish(base, digest, Drawn { amount, shard, documents: done.documents }, done.tokens)
+}
+
+/// A document in tokens, and how far the corpus is run with it; none at the end.
+type NextDocument = Result<Option<(Vec<u32>, u64)>, EditError>;
+
+/// Runs the documents that `next` gives until it gives none; in the progress, bytes are those of the documents.
+fn run<'a>(
+    model: &'a Model,
+    layers: &[usize],
+    next: &mut dyn FnMut(&Model) -> NextDocument,
+    progress: &dyn Fn(Collected),
+) -> Result<(Sums<'a>, Collected), EditError> {
     let mut sums = Sums::new(model, layers)?;
-    let mut reader = Documents { corpus, hasher: blake3::Hasher::new(), line: 0, bytes: 0 };
     let mut done = Collected { documents: 0, tokens: 0, bytes: 0 };
     loop {
-        let documents = reader.read(&model.tokenizer, model.network.config().positions)?;
+        let mut documents = Vec::new();
+        while documents.len() < DOCUMENTS_READ_AHEAD {
+            let Some((ids, end)) = next(model)? else { break };
+            done.bytes = end;
+            documents.push(ids);
+        }
         if documents.is_empty() {
             break;
         }
         for batch in batches(documents) {
             done.documents += batch.len() as u64;
             done.tokens += batch.iter().map(|row| row.len() as u64).sum::<u64>();
-            done.bytes = reader.bytes;
             sums.add(&batch)?;
             progress(done);
         }
     }
     if done.tokens == 0 {
-        return Err(EditError::Corpus { line: 1, what: "the corpus holds no text".to_owned() });
+        return Err(EditError::Corpus { line: 1, what: "there is no text to run".to_owned() });
     }
-    let corpora = vec![FileDigest::finish(&reader.hasher)];
-    let provenance = Provenance { base, tokenizer: model.tokenizer.digest(), corpora };
-    sums.finish(done.tokens, provenance)
+    Ok((sums, done))
 }
 
 /// Sums on the device while a corpus runs.
@@ -140,7 +202,15 @@ impl<'a> Sums<'a> {
         Ok(())
     }
 
-    fn finish(self, count: u64, provenance: Provenance) -> Result<Statistics, EditError> {
+    fn finish(
+        self,
+        base: WeightsId,
+        corpus: FileDigest,
+        drawn: Drawn,
+        count: u64,
+    ) -> Result<Statistics, EditError> {
+        let tokenizer = self.model.tokenizer.digest();
+        let provenance = Provenance { base, tokenizer, corpora: vec![corpus], drawn };
         let inner = self.model.network.config().inner;
         let layers = self
             .sums
@@ -164,41 +234,127 @@ fn batches(mut documents: Vec<Vec<u32>>) -> Vec<Vec<Vec<u32>>> {
     batches
 }
 
-/// Documents of a corpus, and the digest of all bytes read.
-struct Documents<'a> {
+/// The lines of a corpus from where it stands, and the digest of all bytes read.
+struct Lines<'a> {
     corpus: &'a mut dyn BufRead,
     hasher: blake3::Hasher,
-    line: usize,
+    number: usize,
     bytes: u64,
 }
 
-impl Documents<'_> {
-    /// The next documents as tokens, cut at `positions`; empty at the end of the corpus.
-    fn read(
-        &mut self,
-        tokenizer: &crate::model::Tokenizer,
-        positions: usize,
-    ) -> Result<Vec<Vec<u32>>, EditError> {
-        let mut documents = Vec::new();
+impl<'a> Lines<'a> {
+    fn new(corpus: &'a mut dyn BufRead) -> Self {
+        Self { corpus, hasher: blake3::Hasher::new(), number: 0, bytes: 0 }
+    }
+
+    /// The next line with its end, if there is one.
+    fn next(&mut self, line: &mut Vec<u8>) -> Result<bool, EditError> {
+        line.clear();
+        let size = self.corpus.read_until(b'\n', line).map_err(|error| refuse(self.number + 1, error))?;
+        self.number += 1;
+        self.hasher.update(line);
+        self.bytes += size as u64;
+        Ok(size > 0)
+    }
+}
+
+fn refuse(line: usize, what: impl fmt::Display) -> EditError {
+    EditError::Corpus { line, what: what.to_string() }
+}
+
+/// The tokens of the document on a line, cut at the model's context; none for an empty one.
+fn tokens(model: &Model, line: &[u8], number: usize) -> Result<Option<Vec<u32>>, EditError> {
+    let text = std::str::from_utf8(line).map_err(|error| refuse(number, error))?;
+    let text = document(text).map_err(|what| refuse(number, what))?;
+    let mut ids = model.tokenizer.encode(&text)?;
+    ids.truncate(model.network.config().positions);
+    Ok(Some(ids).filter(|ids| !ids.is_empty()))
+}
+
+/// Whether the document at `place` of those drawn belongs to the shard.
+fn belongs(place: usize, shard: Option<Shard>) -> bool {
+    shard.is_none_or(|shard| place % shard.count as usize == shard.index as usize - 1)
+}
+
+/// All documents of a corpus in their order, or every so-manyth of them.
+struct InOrder<'a> {
+    reader: Lines<'a>,
+    shard: Option<Shard>,
+}
+
+impl InOrder<'_> {
+    /// The next document in tokens, and where in the corpus it ends.
+    fn next(&mut self, model: &Model) -> NextDocument {
         let mut line = Vec::new();
-        while documents.len() < DOCUMENTS_READ_AHEAD {
-            line.clear();
-            self.line += 1;
-            let refuse = |what: String| EditError::Corpus { line: self.line, what };
-            let size = self.corpus.read_until(b'\n', &mut line).map_err(|error| refuse(error.to_string()))?;
-            if size == 0 {
-                break;
+        while self.reader.next(&mut line)? {
+            if !belongs(self.reader.number - 1, self.shard) {
+                continue;
             }
-            self.hasher.update(&line);
-            self.bytes += size as u64;
-            let text = std::str::from_utf8(&line).map_err(|error| refuse(error.to_string()))?;
-            let mut ids = tokenizer.encode(&document(text).map_err(refuse)?)?;
-            ids.truncate(positions);
-            if !ids.is_empty() {
-                documents.push(ids);
+            if let Some(ids) = tokens(model, &line, self.reader.number)? {
+                return Ok(Some((ids, self.reader.bytes)));
             }
         }
-        Ok(documents)
+        Ok(None)
+    }
+}
+
+/// Draws the same documents of a corpus each time.
+const DRAWING_SEED: u64 = 0;
+
+/// Where each line of a corpus starts, and the digest of all of it.
+fn line_starts(corpus: &mut (impl BufRead + Seek)) -> Result<(Vec<u64>, FileDigest), EditError> {
+    let mut lines = Lines::new(corpus);
+    let mut starts = Vec::new();
+    let mut line = Vec::new();
+    loop {
+        let start = lines.bytes;
+        if !lines.next(&mut line)? {
+            return Ok((starts, FileDigest::finish(&lines.hasher)));
+        }
+        starts.push(start);
+    }
+}
+
+/// Documents drawn from a corpus.
+struct Documents<'a, C> {
+    corpus: &'a mut C,
+    starts: Vec<u64>,
+    order: Vec<usize>,
+    /// Place in `order` of the next line.
+    next: usize,
+    /// Documents drawn so far, and their tokens.
+    drawn: u64,
+    tokens: u64,
+    amount: Amount,
+    shard: Option<Shard>,
+}
+
+impl<C: BufRead + Seek> Documents<'_, C> {
+    /// The next document in tokens, and the bytes drawn so far: every shard draws all, and keeps its own.
+    fn next(&mut self, model: &Model) -> NextDocument {
+        while let Some(&line) = self.order.get(self.next) {
+            let enough = match self.amount {
+                Amount::Tokens(count) => self.tokens >= count,
+                Amount::Documents(count) => self.drawn >= count,
+                Amount::All | Amount::Mixed => false,
+            };
+            if enough {
+                return Ok(None);
+            }
+            self.next += 1;
+            let mut bytes = Vec::new();
+            let read = self.corpus.seek(SeekFrom::Start(self.starts[line]));
+            read.and_then(|_| self.corpus.read_until(b'\n', &mut bytes))
+                .map_err(|error| refuse(line + 1, error))?;
+            let Some(ids) = tokens(model, &bytes, line + 1)? else { continue };
+            let place = self.drawn as usize;
+            self.drawn += 1;
+            self.tokens += ids.len() as u64;
+            if belongs(place, self.shard) {
+                return Ok(Some((ids, self.tokens)));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -240,7 +396,17 @@ impl Statistics {
                 mine.count += added.count;
             }
         }
-        self.provenance.corpora.extend(&other.provenance.corpora);
+        let (mine, theirs) = (&mut self.provenance, &other.provenance);
+        mine.drawn.documents += theirs.drawn.documents;
+        if mine.drawn.shard.is_some() || theirs.drawn.shard.is_some() {
+            // [`merge_order`] has seen that these are shards of one whole.
+            mine.drawn.shard = None;
+            return Ok(());
+        }
+        if mine.drawn.amount != theirs.drawn.amount {
+            mine.drawn.amount = Amount::Mixed;
+        }
+        mine.corpora.extend(&theirs.corpora);
         Ok(())
     }
 
@@ -272,10 +438,48 @@ impl Statistics {
             ("base".to_owned(), self.provenance.base.to_string()),
             ("tokenizer".to_owned(), self.provenance.tokenizer.to_string()),
             ("corpora".to_owned(), corpora.join(",")),
+            ("amount".to_owned(), self.provenance.drawn.amount.to_string()),
         ]);
+        let Drawn { shard, documents, .. } = self.provenance.drawn;
+        metadata.extend(shard.map(|shard| ("shard".to_owned(), shard.to_string())));
+        metadata.extend((documents > 0).then(|| ("documents".to_owned(), documents.to_string())));
         metadata.extend(self.layers.iter().map(|(layer, sum)| (count_name(*layer), sum.count.to_string())));
         metadata
     }
+}
+
+/// The order in which files are to be added up: that of their shards, where they are shards of one whole, whatever
+/// the order they are named in, so that the sums are the same; else as they stand.
+///
+/// # Errors
+/// [`EditError::Statistics`] says which shard is missing or there twice, or what differs.
+pub fn merge_order(files: &[StatisticsFile]) -> Result<Vec<usize>, EditError> {
+    let refuse = |what: String| Err(EditError::Statistics { what: format!("cannot be merged: {what}") });
+    let mut order: Vec<usize> = (0..files.len()).collect();
+    let drawn = |index: usize| &files[index].provenance.drawn;
+    let Some(count) = order.iter().find_map(|&index| drawn(index).shard).map(|shard| shard.count) else {
+        return Ok(order);
+    };
+    let of_one_whole = |index: &usize| {
+        let (first, this) = (&files[0].provenance, &files[*index].provenance);
+        first.corpora == this.corpora
+            && first.drawn.amount == this.drawn.amount
+            && this.drawn.shard.is_some_and(|shard| shard.count == count)
+    };
+    if let Some(other) = order.iter().find(|index| !of_one_whole(index)) {
+        let path = files[*other].file.path().display();
+        return refuse(format!("`{path}` is no shard of the same {count} of the same text"));
+    }
+    order.sort_by_key(|&index| drawn(index).shard);
+    let held: Vec<u32> =
+        order.iter().filter_map(|&index| drawn(index).shard).map(|shard| shard.index).collect();
+    if let Some(twice) = held.windows(2).find(|pair| pair[0] == pair[1]) {
+        return refuse(format!("shard {}/{count} is there twice", twice[0]));
+    }
+    if let Some(missing) = (1..=count).find(|index| !held.contains(index)) {
+        return refuse(format!("shard {missing}/{count} is missing"));
+    }
+    Ok(order)
 }
 
 fn tensor_name(layer: usize) -> String {
@@ -320,6 +524,15 @@ impl StatisticsFile {
                 .map_err(|error: crate::digest::DigestParseError| refuse(error.to_string()))?,
             tokenizer: digest(field("tokenizer")?)?,
             corpora: field("corpora")?.split(',').map(digest).collect::<Result<_, _>>()?,
+            // Files of earlier versions do not say.
+            drawn: Drawn {
+                amount: metadata
+                    .get("amount")
+                    .map_or(Ok(Amount::All), |text| text.parse())
+                    .map_err(refuse)?,
+                shard: metadata.get("shard").map(|text| text.parse()).transpose().map_err(refuse)?,
+                documents: metadata.get("documents").and_then(|text| text.parse().ok()).unwrap_or(0),
+            },
         };
         let mut counts = BTreeMap::new();
         for tensor in file.tensors() {
@@ -379,19 +592,41 @@ impl StatisticsFile {
     /// # Errors
     /// [`EditError::Checkpoint`] or [`EditError::Statistics`].
     pub fn layer(&self, layer: usize) -> Result<LayerSum, EditError> {
+        let bytes = self.file.read(self.tensor(layer)?)?;
+        let count = self.counts.get(&layer).copied().unwrap_or_default();
+        Ok(LayerSum { sum: floats(&bytes).collect(), count })
+    }
+
+    fn tensor(&self, layer: usize) -> Result<&TensorInfo, EditError> {
         let info = self.file.tensor(&tensor_name(layer))?;
-        if info.element_dtype() != Some(Dtype::F32) {
-            let what = format!(
-                "`{}` holds {} in layer {layer}, expected F32",
-                self.file.path().display(),
-                info.dtype
-            );
-            return Err(EditError::Statistics { what });
+        if info.element_dtype() == Some(Dtype::F32) {
+            return Ok(info);
         }
-        let bytes = self.file.read(info)?;
-        let sum =
-            bytes.chunks_exact(4).map(|entry| f32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]));
-        Ok(LayerSum { sum: sum.collect(), count: self.counts.get(&layer).copied().unwrap_or_default() })
+        let path = self.file.path().display();
+        let what = format!("`{path}` holds {} in layer {layer}, expected F32", info.dtype);
+        Err(EditError::Statistics { what })
+    }
+
+    /// One layer's second moment, `sum / count`, `[inner, inner]`; divided in f32 as the reference does.
+    ///
+    /// Read row by row, so that no more than the matrix itself is held.
+    ///
+    /// # Errors
+    /// As [`StatisticsFile::layer`].
+    pub fn moment(&self, layer: usize) -> Result<Mat<f64>, EditError> {
+        let info = self.tensor(layer)?;
+        let inner = info.shape.first().map_or(0, |side| *side as usize);
+        let count = self.counts.get(&layer).copied().unwrap_or_default() as f32;
+        let mut moment = Mat::zeros(inner, inner);
+        let mut bytes = vec![0; inner * size_of::<f32>()];
+        for row in 0..inner {
+            self.file.read_at(info, (row * bytes.len()) as u64, &mut bytes)?;
+            for (column, entry) in floats(&bytes).enumerate() {
+                // It is symmetric, and a column is what lies together in memory.
+                moment[(column, row)] = f64::from(entry / count);
+            }
+        }
+        Ok(moment)
     }
 
     /// All layers in memory, for merging.
@@ -407,4 +642,8 @@ impl StatisticsFile {
         let entries = layers.values().next().map_or(0, |layer| layer.sum.len());
         Ok(Statistics { layers, inner: entries.isqrt(), provenance: self.provenance.clone() })
     }
+}
+
+fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.chunks_exact(4).map(|entry| f32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]))
 }

@@ -8,16 +8,18 @@
 //!        + v_weight_decay * norm(delta) / norm(clean)^2
 //! ```
 //!
-//! Facts do not feel each other, so several run as one batch, and of each row only the tokens from the moved one on
-//! ([`optimise`]). [`optimise_plainly`] runs one fact over whole rows, in the reference's own manner: the oracle.
+//! Facts do not feel each other, so they run in batches of like lengths, and of each row only the tokens from the
+//! moved one on ([`optimise`]); a fact that is done leaves its batch. [`optimise_plainly`] runs one fact over whole
+//! rows, in the reference's own manner: the oracle.
 
 use candle_core::{D, Tensor};
 
 use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
+use super::kept::ValueLog;
 use super::lookup::{Located, locate};
-use super::{EditError, FactPrompt};
-use crate::model::{Batch, Model, Suffix, SuffixPass, gather, log_softmax};
+use super::{EditError, FactPrompt, Progress};
+use crate::model::{Batch, Model, Suffix, SuffixPass, gather, on_every_core, target_gradient};
 
 /// Where the reference stops early.
 const LOSS_SMALL_ENOUGH: f32 = 5e-2;
@@ -37,6 +39,45 @@ pub struct Value {
     pub steps: usize,
 }
 
+/// Finds the values of all facts, in their order.
+///
+/// Batches follow from the facts, the model and the kind of device alone, so that the same inputs give the same
+/// bits however many cores there are; `log` holds the batches that earlier runs finished, and gets those of this one.
+///
+/// # Errors
+/// [`EditError::Template`], [`EditError::Model`] or [`EditError::Checkpoint`].
+pub(crate) fn all(
+    model: &Model,
+    hyperparameters: &Hyperparameters,
+    contexts: &Contexts,
+    facts: &[FactPrompt],
+    log: Option<&ValueLog>,
+    progress: &(dyn Fn(Progress<'_>) + Sync),
+) -> Result<Vec<Value>, EditError> {
+    let planned = Planned::new(model, hyperparameters, contexts, facts)?;
+    let batches = planned.batches();
+    let width = model.network.config().width;
+    let found = on_every_core(model.network.device(), &batches, |_, batch| {
+        let values = match log.and_then(|log| log.batch(batch, width)) {
+            Some(values) => values,
+            None => {
+                let values = planned.descend(batch, hyperparameters)?;
+                log.map_or(Ok(()), |log| log.keep(batch, &values))?;
+                values
+            }
+        };
+        for (&fact, value) in batch.iter().zip(&values) {
+            progress(Progress::Value(fact, value));
+        }
+        Ok::<_, EditError>(values)
+    })?;
+    let mut values: Vec<Option<Value>> = vec![None; facts.len()];
+    for (fact, value) in planned.order.iter().zip(found.into_iter().flatten()) {
+        values[*fact] = Some(value);
+    }
+    Ok(values.into_iter().flatten().collect())
+}
+
 /// Optimises the values of `facts` together, each as if it were alone; in their order.
 ///
 /// # Errors
@@ -47,10 +88,9 @@ pub fn optimise(
     contexts: &Contexts,
     facts: &[FactPrompt],
 ) -> Result<Vec<Value>, EditError> {
-    let rows = Rows::new(model, contexts, facts)?;
-    let layer = hyperparameters.value_layer();
-    let suffix = Suffix::from_places(&model.network, layer, &rows.batch(model)?, &rows.places())?;
-    Task { model, hyperparameters, rows: &rows, suffix }.descend()
+    let rows: Vec<FactRows> =
+        facts.iter().map(|fact| FactRows::new(model, contexts, fact)).collect::<Result<_, _>>()?;
+    Task::from_places(model, hyperparameters, &rows.iter().collect::<Vec<_>>())?.descend()
 }
 
 /// Optimises the value of one fact over whole rows.
@@ -63,87 +103,163 @@ pub fn optimise_plainly(
     contexts: &Contexts,
     fact: &FactPrompt,
 ) -> Result<Value, EditError> {
-    let rows = Rows::new(model, contexts, std::slice::from_ref(fact))?;
-    let layer = hyperparameters.value_layer();
-    let suffix = Suffix::whole(&model.network, layer, &rows.batch(model)?, rows.places())?;
-    let mut values = Task { model, hyperparameters, rows: &rows, suffix }.descend()?;
+    let rows = FactRows::new(model, contexts, fact)?;
+    let mut values = Task::whole(model, hyperparameters, &rows)?.descend()?;
     Ok(values.remove(0))
 }
 
-/// The rows of several facts: for each its contexts, then the row of its subject's own continuation.
-struct Rows {
-    located: Vec<Located>,
-    /// The target of each fact, in tokens.
-    targets: Vec<Vec<u32>>,
+/// The rows of all facts, and the batches that they run in.
+pub(crate) struct Planned<'a> {
+    model: &'a Model,
+    rows: Vec<FactRows>,
+    /// The facts by their lengths, so that a batch needs little padding.
+    order: Vec<usize>,
+    /// How many facts make one batch.
+    pub(crate) facts_per_batch: usize,
+    fact_size_bytes: usize,
 }
 
-impl Rows {
-    fn new(model: &Model, contexts: &Contexts, facts: &[FactPrompt]) -> Result<Self, EditError> {
-        let mut rows = Self { located: Vec::new(), targets: Vec::new() };
-        for fact in facts {
-            let target = model.tokenizer.encode(&fact.target)?;
-            let Some((_, all_but_last)) = target.split_last() else {
-                return Err(EditError::Template {
-                    template: fact.target.clone(),
-                    what: "has no tokens".to_owned(),
-                });
-            };
-            let ending = model.tokenizer.decode(all_but_last)?;
-            let templates =
-                contexts.templates().map(|context| context.replacen("{}", &fact.prompt, 1) + &ending);
-            for template in templates.chain([KL_TEMPLATE.to_owned()]) {
-                let located = locate(&model.tokenizer, &template, &fact.subject)?;
-                if located.ids.len() < target.len() {
-                    let what = format!("is shorter than its target `{}`", fact.target);
-                    return Err(EditError::Template { template: located.text, what });
-                }
-                rows.located.push(located);
-            }
-            rows.targets.push(target);
+/// Activations of a batch stay below this: on a CPU for each core.
+const BATCH_SIZE_CPU_BYTES: usize = 64 << 20;
+const BATCH_SIZE_GPU_BYTES: usize = 8 << 30;
+/// Most facts whose values are optimised as one batch; more make matrix products hardly faster. On a CPU a few are
+/// enough, and leave batches for every core where facts are few.
+const FACTS_PER_BATCH_CPU_MAX: usize = 5;
+const FACTS_PER_BATCH_GPU_MAX: usize = 64;
+
+impl<'a> Planned<'a> {
+    pub(crate) fn new(
+        model: &'a Model,
+        hyperparameters: &Hyperparameters,
+        contexts: &Contexts,
+        facts: &[FactPrompt],
+    ) -> Result<Self, EditError> {
+        let rows = facts.iter().map(|fact| FactRows::new(model, contexts, fact));
+        let rows: Vec<FactRows> = rows.collect::<Result<_, _>>()?;
+        let mut order: Vec<usize> = (0..rows.len()).collect();
+        order.sort_by_key(|&fact| (rows[fact].lengths(), fact));
+        // For each token and each block above the value layer the reverse pass needs two vectors of the MLP's inner
+        // width and six of the model's, and one of each is at work.
+        let config = model.network.config();
+        let blocks = (config.layers - 1).saturating_sub(hyperparameters.value_layer()).max(1);
+        let tokens = rows.iter().map(|fact| fact.rows.len() * fact.lengths().0).max().unwrap_or(1);
+        let fact_size_bytes =
+            tokens * (blocks + 1) * (2 * config.inner + 6 * config.width) * size_of::<f32>();
+        let (limit_bytes, most) = match model.network.device().is_cpu() {
+            true => (BATCH_SIZE_CPU_BYTES, FACTS_PER_BATCH_CPU_MAX),
+            false => (BATCH_SIZE_GPU_BYTES, FACTS_PER_BATCH_GPU_MAX),
+        };
+        let facts_per_batch = (limit_bytes / fact_size_bytes.max(1)).clamp(1, most);
+        Ok(Self { model, rows, order, facts_per_batch, fact_size_bytes })
+    }
+
+    pub(crate) fn batches(&self) -> Vec<&[usize]> {
+        self.order.chunks(self.facts_per_batch).collect()
+    }
+
+    /// Activations of one batch.
+    pub(crate) fn batch_size_bytes(&self) -> usize {
+        self.facts_per_batch * self.fact_size_bytes
+    }
+
+    fn descend(&self, batch: &[usize], hyperparameters: &Hyperparameters) -> Result<Vec<Value>, EditError> {
+        let rows: Vec<&FactRows> = batch.iter().map(|&fact| &self.rows[fact]).collect();
+        descend_in_halves(&rows, &|rows| Task::from_places(self.model, hyperparameters, rows)?.descend())
+    }
+
+    /// How long the middle batch takes on one core, in seconds.
+    pub(crate) fn time_middle_batch(&self, hyperparameters: &Hyperparameters) -> Result<f64, EditError> {
+        let batches = self.batches();
+        let Some(middle) = batches.get(batches.len() / 2) else { return Ok(0.0) };
+        let started = std::time::Instant::now();
+        on_every_core(self.model.network.device(), &[middle], |_, batch| {
+            self.descend(batch, hyperparameters)
+        })?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+}
+
+/// What comes of the descent of some facts.
+type Descended<V> = Result<Vec<V>, EditError>;
+
+/// Runs `descend` over all of `facts`, or over each half of them where the device's memory does not hold them.
+fn descend_in_halves<F, V>(facts: &[F], descend: &dyn Fn(&[F]) -> Descended<V>) -> Descended<V> {
+    match descend(facts) {
+        Err(EditError::Model(error)) if facts.len() > 1 && error.is_out_of_memory() => {
+            let (first, second) = facts.split_at(facts.len() / 2);
+            let mut values = descend_in_halves(first, descend)?;
+            values.extend(descend_in_halves(second, descend)?);
+            Ok(values)
         }
-        Ok(rows)
+        outcome => outcome,
+    }
+}
+
+/// The rows of one fact: its contexts, then the row of its subject's own continuation.
+struct FactRows {
+    rows: Vec<Located>,
+    /// The target, in tokens.
+    target: Vec<u32>,
+}
+
+impl FactRows {
+    fn new(model: &Model, contexts: &Contexts, fact: &FactPrompt) -> Result<Self, EditError> {
+        let target = model.tokenizer.encode(&fact.target)?;
+        let Some((_, all_but_last)) = target.split_last() else {
+            let what = "has no tokens".to_owned();
+            return Err(EditError::Template { template: fact.target.clone(), what });
+        };
+        let ending = model.tokenizer.decode(all_but_last)?;
+        let templates = contexts.templates().map(|context| context.replacen("{}", &fact.prompt, 1) + &ending);
+        let mut rows = Vec::new();
+        for template in templates.chain([KL_TEMPLATE.to_owned()]) {
+            let located = locate(&model.tokenizer, &template, &fact.subject)?;
+            if located.ids.len() < target.len() {
+                let what = format!("is shorter than its target `{}`", fact.target);
+                return Err(EditError::Template { template: located.text, what });
+            }
+            rows.push(located);
+        }
+        Ok(Self { rows, target })
     }
 
-    fn facts(&self) -> usize {
-        self.targets.len()
+    /// Most tokens from the subject's last on, and most before it.
+    fn lengths(&self) -> (usize, usize) {
+        let from_subject = |row: &Located| row.ids.len() - row.subject_last;
+        let before = self.rows.iter().map(|row| row.subject_last).max().unwrap_or(0);
+        (self.rows.iter().map(from_subject).max().unwrap_or(0), before)
     }
 
-    fn per_fact(&self) -> usize {
-        self.located.len() / self.facts().max(1)
-    }
-
-    fn batch(&self, model: &Model) -> Result<Batch, EditError> {
-        let ids: Vec<_> = self.located.iter().map(|located| located.ids.clone()).collect();
-        Ok(Batch::new(&ids, model.network.config().positions, model.network.device())?)
-    }
-
-    /// The subject's last token in each row.
-    fn places(&self) -> Vec<(usize, usize)> {
-        self.located.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect()
-    }
-
-    /// Where a fact's contexts predict its target: the last tokens of each row.
-    fn predictions(&self, fact: usize) -> impl Iterator<Item = ((usize, usize), u32)> + '_ {
-        let first = fact * self.per_fact();
-        let target = &self.targets[fact];
-        (first..first + self.per_fact() - 1).flat_map(move |row| {
-            let start = self.located[row].ids.len() - target.len();
-            target.iter().enumerate().map(move |(index, token)| ((row, start + index), *token))
+    /// Where the contexts predict the target: the last tokens of each row.
+    fn predictions(&self) -> impl Iterator<Item = ((usize, usize), u32)> + '_ {
+        let contexts = &self.rows[..self.rows.len() - 1];
+        contexts.iter().enumerate().flat_map(|(row, located)| {
+            let start = located.ids.len() - self.target.len();
+            self.target.iter().enumerate().map(move |(index, token)| ((row, start + index), *token))
         })
     }
 
-    /// The place of a fact's subject in the row of its own continuation.
-    fn continuation(&self, fact: usize) -> (usize, usize) {
-        let row = (fact + 1) * self.per_fact() - 1;
-        (row, self.located[row].subject_last)
+    /// The place of the subject in the row of its own continuation.
+    fn continuation(&self) -> (usize, usize) {
+        let row = self.rows.len() - 1;
+        (row, self.rows[row].subject_last)
     }
+}
+
+/// The rows of `facts` as one batch, and the subject's last token in each.
+fn batch_of(model: &Model, facts: &[&FactRows]) -> Result<(Batch, Vec<(usize, usize)>), EditError> {
+    let located: Vec<&Located> = facts.iter().flat_map(|fact| &fact.rows).collect();
+    let ids: Vec<_> = located.iter().map(|located| located.ids.clone()).collect();
+    let places = located.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect();
+    Ok((Batch::new(&ids, model.network.config().positions, model.network.device())?, places))
 }
 
 /// The descent of several facts.
 struct Task<'a> {
     model: &'a Model,
     hyperparameters: &'a Hyperparameters,
-    rows: &'a Rows,
+    /// The facts still at it, in the order of the suffix's rows.
+    facts: Vec<&'a FactRows>,
     suffix: Suffix<'a>,
 }
 
@@ -155,52 +271,98 @@ struct Loss {
     gradients: Vec<(usize, Tensor)>,
 }
 
-impl Task<'_> {
-    fn descend(&self) -> Result<Vec<Value>, EditError> {
+impl<'a> Task<'a> {
+    /// Over the tokens that feel the value.
+    fn from_places(
+        model: &'a Model,
+        hyperparameters: &'a Hyperparameters,
+        facts: &[&'a FactRows],
+    ) -> Result<Self, EditError> {
+        let (batch, places) = batch_of(model, facts)?;
+        let suffix = Suffix::from_places(&model.network, hyperparameters.value_layer(), &batch, &places)?;
+        Ok(Self { model, hyperparameters, facts: facts.to_vec(), suffix })
+    }
+
+    /// Over whole rows.
+    fn whole(
+        model: &'a Model,
+        hyperparameters: &'a Hyperparameters,
+        fact: &'a FactRows,
+    ) -> Result<Self, EditError> {
+        let (batch, places) = batch_of(model, &[fact])?;
+        let suffix = Suffix::whole(&model.network, hyperparameters.value_layer(), &batch, places)?;
+        Ok(Self { model, hyperparameters, facts: vec![fact], suffix })
+    }
+
+    fn descend(mut self) -> Result<Vec<Value>, EditError> {
         let clean: Vec<Vec<f32>> = self.suffix.clean()?.to_vec2()?;
-        let per_fact = self.rows.per_fact();
+        let per_fact = self.rows_per_fact();
         // A fact's first row is its plain prompt, whose hidden state the value replaces.
-        let mut descents: Vec<Descent> =
-            clean.iter().step_by(per_fact).map(|clean| Descent::new(clean, self.hyperparameters)).collect();
+        let mut descents: Vec<(usize, Descent)> = clean
+            .iter()
+            .step_by(per_fact)
+            .map(|clean| Descent::new(clean, self.hyperparameters))
+            .enumerate()
+            .collect();
         let mut values: Vec<Option<Value>> = vec![None; descents.len()];
         let mut before: Option<Tensor> = None;
         for step in 0..self.hyperparameters.v_num_grad_steps {
             let pass = self.suffix.forward(&self.moves(&descents)?)?;
             let loss = self.loss(&pass, &mut before)?;
-            for (fact, descent) in descents.iter().enumerate() {
-                if values[fact].is_some() {
-                    continue;
-                }
-                let total = loss.nll[fact] + loss.kl[fact] + descent.weight_decay();
+            let mut goes_on = vec![true; descents.len()];
+            for (index, (fact, descent)) in descents.iter().enumerate() {
+                let total = loss.nll[index] + loss.kl[index] + descent.weight_decay();
                 if total < LOSS_SMALL_ENOUGH || step + 1 == self.hyperparameters.v_num_grad_steps {
-                    values[fact] = Some(descent.value(total, loss.nll[fact], step));
+                    values[*fact] = Some(descent.value(total, loss.nll[index], step));
+                    goes_on[index] = false;
                 }
             }
-            if values.iter().all(Option::is_some) {
+            if !goes_on.contains(&true) {
                 break;
             }
             let direct =
                 |layer| loss.gradients.iter().find(|(at, _)| *at == layer).map(|(_, part)| part.clone());
             let gradient: Vec<Vec<f32>> = pass.reverse(&direct)?.to_vec2()?;
-            for (fact, rows) in
-                gradient.chunks(per_fact).enumerate().filter(|(fact, _)| values[*fact].is_none())
-            {
-                descents[fact].step(&sum(rows));
+            for ((_, descent), rows) in descents.iter_mut().zip(gradient.chunks(per_fact)) {
+                descent.step(&sum(rows));
+            }
+            drop(pass);
+            if goes_on.contains(&false) {
+                before = before.map(|before| rows_of(&before, &goes_on)).transpose()?;
+                self.leave(&goes_on)?;
+                let mut stays = goes_on.iter();
+                descents.retain(|_| *stays.next().unwrap_or(&false));
             }
         }
         Ok(values.into_iter().flatten().collect())
     }
 
+    fn rows_per_fact(&self) -> usize {
+        self.facts.first().map_or(1, |fact| fact.rows.len())
+    }
+
+    /// Goes on with some of the facts only.
+    fn leave(&mut self, goes_on: &[bool]) -> Result<(), EditError> {
+        let per_fact = self.rows_per_fact();
+        let rows: Vec<usize> = (0..goes_on.len() * per_fact).filter(|row| goes_on[row / per_fact]).collect();
+        self.suffix.keep(&rows)?;
+        let mut stays = goes_on.iter();
+        self.facts.retain(|_| *stays.next().unwrap_or(&false));
+        Ok(())
+    }
+
+    /// Where `(row, token)` of a fact stands in the outputs of the suffix.
+    fn place(&self, fact: usize, (row, token): (usize, usize)) -> (usize, usize) {
+        self.suffix.place((fact * self.rows_per_fact() + row, token))
+    }
+
     /// Each row's move: the delta of its fact, `[rows, width]`.
-    fn moves(&self, descents: &[Descent]) -> Result<Tensor, EditError> {
+    fn moves(&self, descents: &[(usize, Descent)]) -> Result<Tensor, EditError> {
         let width = self.model.network.config().width;
+        let per_fact = self.rows_per_fact();
         let moves: Vec<f32> =
-            descents.iter().flat_map(|descent| descent.delta.repeat(self.rows.per_fact())).collect();
-        Ok(Tensor::from_vec(
-            moves,
-            (descents.len() * self.rows.per_fact(), width),
-            self.model.network.device(),
-        )?)
+            descents.iter().flat_map(|(_, descent)| descent.delta.repeat(per_fact)).collect();
+        Ok(Tensor::from_vec(moves, (descents.len() * per_fact, width), self.model.network.device())?)
     }
 
     /// The loss without weight decay; `before` keeps the first pass's continuations of the subjects.
@@ -228,13 +390,12 @@ impl Task<'_> {
         before: &mut Option<Tensor>,
     ) -> Result<(Vec<f32>, Tensor), EditError> {
         let network = &self.model.network;
-        let places: Vec<_> =
-            (0..self.rows.facts()).map(|fact| self.suffix.place(self.rows.continuation(fact))).collect();
+        let facts = self.facts.iter().enumerate();
+        let places: Vec<_> = facts.map(|(index, fact)| self.place(index, fact.continuation())).collect();
         let hidden = gather(pass.output(network.config().layers - 1), &places)?;
-        let now = log_softmax(&network.logits(&hidden)?)?;
+        let [now, probabilities] = network.probabilities(&hidden)?;
         let before = before.get_or_insert_with(|| now.clone());
         let ratio = (&now - &*before)?;
-        let probabilities = now.exp()?;
         let divergence = (&probabilities * &ratio)?.sum_keepdim(D::Minus1)?;
         let factor = self.hyperparameters.kl_factor;
         // d KL / d logits = p * (log p - log p_before - KL)
@@ -249,11 +410,11 @@ impl Task<'_> {
         let mut places = Vec::new();
         let mut targets = Vec::new();
         let mut shares = Vec::new();
-        let mut ends = Vec::with_capacity(self.rows.facts());
-        for fact in 0..self.rows.facts() {
+        let mut ends = Vec::with_capacity(self.facts.len());
+        for (index, fact) in self.facts.iter().enumerate() {
             let first = places.len();
-            for (place, token) in self.rows.predictions(fact) {
-                places.push(self.suffix.place(place));
+            for (place, token) in fact.predictions() {
+                places.push(self.place(index, place));
                 targets.push(token);
             }
             // Every context has as many target tokens, so the mean of means is one mean.
@@ -263,15 +424,13 @@ impl Task<'_> {
         }
         let count = places.len();
         let hidden = gather(pass.output(self.loss_layer()), &places)?;
-        let log_probabilities = log_softmax(&network.logits(&hidden)?)?;
+        let [logarithms, probabilities] = network.probabilities(&hidden)?;
+        let logits = target_gradient(&probabilities, &targets, &shares)?;
         let index = Tensor::from_vec(targets, (count, 1), network.device())?;
-        let picked: Vec<f32> = log_probabilities.gather(&index, D::Minus1)?.flatten_all()?.to_vec1()?;
+        let picked: Vec<f32> = logarithms.gather(&index, D::Minus1)?.flatten_all()?.to_vec1()?;
         let mean =
             |range: std::ops::Range<usize>| -picked[range.clone()].iter().sum::<f32>() / range.len() as f32;
         let nll = ends.into_iter().map(mean).collect();
-        let shares = Tensor::from_vec(shares, (count, 1), network.device())?;
-        let expected = log_probabilities.exp()?.broadcast_mul(&shares)?;
-        let logits = expected.scatter_add(&index, &shares.neg()?, D::Minus1)?;
         Ok((nll, self.scatter(pass, &places, &network.reverse_logits(&hidden, &logits)?)?))
     }
 
@@ -288,6 +447,12 @@ impl Task<'_> {
         let zeros = Tensor::zeros((rows * tokens, width), gradient.dtype(), gradient.device())?;
         Ok(zeros.index_add(&index, gradient, 0)?.reshape((rows, tokens, width))?)
     }
+}
+
+/// The rows of `tensor` that are marked.
+fn rows_of(tensor: &Tensor, marked: &[bool]) -> candle_core::Result<Tensor> {
+    let rows: Vec<u32> = (0_u32..).zip(marked).filter(|(_, marked)| **marked).map(|(row, _)| row).collect();
+    tensor.index_select(&Tensor::from_vec(rows.clone(), rows.len(), tensor.device())?, 0)
 }
 
 /// The sum of a fact's rows: one delta moves them all.
@@ -372,4 +537,32 @@ impl Descent {
 
 fn norm(vector: &[f32]) -> f64 {
     vector.iter().map(|entry| f64::from(*entry).powi(2)).sum::<f64>().sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ModelError;
+
+    #[test]
+    fn a_batch_that_memory_does_not_hold_is_halved_until_it_does() {
+        let facts: Vec<usize> = (0..11).collect();
+        let largest = std::cell::Cell::new(0);
+        let descend = |facts: &[usize]| {
+            if facts.len() > 3 {
+                let error =
+                    candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
+                return Err(EditError::Model(ModelError::Device(error)));
+            }
+            largest.set(largest.get().max(facts.len()));
+            Ok(facts.iter().map(|fact| fact * 10).collect())
+        };
+        let values = descend_in_halves(&facts, &descend).expect("three fit");
+        assert_eq!(values, facts.iter().map(|fact| fact * 10).collect::<Vec<_>>());
+        assert_eq!(largest.get(), 3);
+        let never = |_: &[usize]| -> Result<Vec<usize>, EditError> {
+            Err(EditError::Model(ModelError::Device(candle_core::Error::msg("out of memory"))))
+        };
+        assert!(descend_in_halves(&facts, &never).is_err(), "one fact that does not fit is an error");
+    }
 }

@@ -7,7 +7,7 @@
 
 use candle_core::{D, Tensor};
 
-use super::ModelError;
+use super::{ModelError, kernels};
 
 /// A matrix `[out, in]` and, where the model has one, a bias `[out]`.
 #[derive(Debug, Clone)]
@@ -17,9 +17,14 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
+    /// `x * weight^T` over the last dimension.
+    pub(crate) fn product(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        times(x, &self.weight.to_dtype(x.dtype())?.t()?)
+    }
+
     /// `x * weight^T + bias` over the last dimension.
     pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let product = times(x, &self.weight.t()?)?;
+        let product = self.product(x)?;
         match &self.bias {
             Some(bias) => product.broadcast_add(bias),
             None => Ok(product),
@@ -27,13 +32,14 @@ impl Linear {
     }
 }
 
-/// `x * matrix` over the last dimension of `x`, as one product of two matrices.
+/// `x * matrix` over the last dimension of `x`, as one product of two matrices; one that is stored in fewer bits is
+/// widened for it.
 pub(crate) fn times(x: &Tensor, matrix: &Tensor) -> candle_core::Result<Tensor> {
     let mut shape = x.dims().to_vec();
     let features = shape.pop().unwrap_or(1);
     let rows: usize = shape.iter().product();
     shape.push(matrix.dim(D::Minus1)?);
-    x.reshape((rows, features))?.matmul(matrix)?.reshape(shape)
+    x.reshape((rows, features))?.matmul(&matrix.to_dtype(x.dtype())?)?.reshape(shape)
 }
 
 /// Scale and shift of a layer norm.
@@ -54,20 +60,23 @@ pub(crate) struct Standardised {
 
 impl LayerNorm {
     /// Two passes, mean first: the one-pass formula loses the small features of a hidden state with large outliers.
-    pub(crate) fn standardise(&self, x: &Tensor) -> candle_core::Result<Standardised> {
+    fn standardise(&self, x: &Tensor) -> candle_core::Result<Standardised> {
         let centred = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
         let inverse_deviation = (variance + self.epsilon)?.sqrt()?.recip()?;
         Ok(Standardised { values: centred.broadcast_mul(&inverse_deviation)?, inverse_deviation })
     }
 
-    /// `standardise(x) * weight + bias`.
-    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        self.scale(&self.standardise(x)?)
-    }
-
-    pub(crate) fn scale(&self, standardised: &Standardised) -> candle_core::Result<Tensor> {
-        standardised.values.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)
+    /// `standardise(x) * weight + bias`, and what it was made from.
+    pub(crate) fn forward(&self, x: &Tensor) -> candle_core::Result<(Tensor, Standardised)> {
+        if kernels::fits(&[x, &self.weight, &self.bias]) {
+            let [values, inverse_deviation, normal] =
+                kernels::layer_norm(x, &self.weight, &self.bias, self.epsilon)?;
+            return Ok((normal, Standardised { values, inverse_deviation }));
+        }
+        let standardised = self.standardise(x)?;
+        let normal = standardised.values.broadcast_mul(&self.weight)?.broadcast_add(&self.bias)?;
+        Ok((normal, standardised))
     }
 }
 
@@ -82,7 +91,7 @@ pub(crate) struct Rotary {
 
 /// Which way [`Rotary::turn`] goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Turn {
+enum Turn {
     Forward,
     /// The transpose, which is the inverse: for gradients.
     Back,
@@ -153,8 +162,36 @@ impl Rotary {
         Ok(Frame { sine: table(&self.sine)?, cosine: table(&self.cosine)?, mask })
     }
 
+    /// The angles of a frame's tokens, for [`kernels`].
+    fn angles<'a>(&self, frame: &'a Frame, way: Turn) -> kernels::Angles<'a> {
+        let way = if way == Turn::Back { -1.0 } else { 1.0 };
+        kernels::Angles { sine: &frame.sine, cosine: &frame.cosine, features: self.features, way }
+    }
+
+    /// `[rows, tokens, width]` as `[rows, heads, tokens, head_width]`, turned, and behind the tokens of `past`.
+    fn split_turned(
+        &self,
+        x: &Tensor,
+        heads: usize,
+        frame: &Frame,
+        past: Option<&Tensor>,
+    ) -> candle_core::Result<Tensor> {
+        if kernels::fits(&[x]) {
+            return kernels::split_heads(x, heads, Some(&self.angles(frame, Turn::Forward)), past);
+        }
+        behind(past, self.turn(&split(x, heads, None)?, frame, Turn::Forward)?)
+    }
+
+    /// `[rows, heads, tokens, head_width]`, turned back, as `[rows, tokens, width]`.
+    pub(crate) fn merge_turned_back(&self, x: &Tensor, frame: &Frame) -> candle_core::Result<Tensor> {
+        if kernels::fits(&[x]) {
+            return kernels::merge_heads(x, Some(&self.angles(frame, Turn::Back)));
+        }
+        merge(&self.turn(x, frame, Turn::Back)?)
+    }
+
     /// Turns each pair of neighbouring features (2i, 2i + 1) of `x` `[rows, heads, tokens, head_width]`.
-    pub(crate) fn turn(&self, x: &Tensor, frame: &Frame, way: Turn) -> candle_core::Result<Tensor> {
+    fn turn(&self, x: &Tensor, frame: &Frame, way: Turn) -> candle_core::Result<Tensor> {
         let (rows, heads, tokens, width) = x.dims4()?;
         let half = self.features / 2;
         let sine = if way == Turn::Back { frame.sine.neg()? } else { frame.sine.clone() };
@@ -181,6 +218,17 @@ pub(crate) struct Frame {
     cosine: Tensor,
     /// 0 where a token may look and -inf where not, `[tokens, seen]` or `[rows, 1, tokens, seen]`.
     mask: Tensor,
+}
+
+impl Frame {
+    /// The frame of some of its rows, `index` u32; one that is the same for all rows stays.
+    pub(crate) fn rows(&self, index: &Tensor) -> candle_core::Result<Self> {
+        if self.mask.rank() == 2 {
+            return Ok(self.clone());
+        }
+        let of = |tensor: &Tensor| tensor.index_select(index, 0);
+        Ok(Self { sine: of(&self.sine)?, cosine: of(&self.cosine)?, mask: of(&self.mask)? })
+    }
 }
 
 /// Keys and values of the tokens seen so far, `[rows, heads, tokens, head_width]` each.
@@ -213,14 +261,20 @@ pub(crate) struct Activations {
     pub(crate) value: Tensor,
     /// Attention weights, `[rows, heads, tokens, all tokens]`.
     pub(crate) attention: Tensor,
-    /// The MLP before its activation, `[rows, tokens, inner]`.
-    pub(crate) before_gelu: Tensor,
-    /// The tanh within its gelu.
-    pub(crate) gelu_tanh: Tensor,
+    /// What the slope of the MLP's activation is made from.
+    pub(crate) gelu: Gelu,
     /// The input of `mlp.fc_out`, which is MEMIT's key, `[rows, tokens, inner]`.
     pub(crate) mlp_output_input: Tensor,
     /// The block's output, `[rows, tokens, width]`.
     pub(crate) output: Tensor,
+}
+
+/// What the slope of a GELU is made from, `[rows, tokens, inner]`.
+pub(crate) enum Gelu {
+    /// The slope itself.
+    Slope(Tensor),
+    /// What went in, and the tanh within.
+    Inside { x: Tensor, tanh: Tensor },
 }
 
 impl Block {
@@ -232,45 +286,72 @@ impl Block {
         frame: &Frame,
         past: Option<&Past>,
     ) -> Result<Activations, ModelError> {
-        let standardised = self.norm.standardise(x)?;
-        let normal = self.norm.scale(&standardised)?;
-        let query = rotary.turn(&self.split(&self.query.forward(&normal)?)?, frame, Turn::Forward)?;
-        let key = rotary.turn(&self.split(&self.key.forward(&normal)?)?, frame, Turn::Forward)?;
-        let value = self.split(&self.value.forward(&normal)?)?;
-        let (key, value) = match past {
-            Some(past) => (Tensor::cat(&[&past.keys, &key], 2)?, Tensor::cat(&[&past.values, &value], 2)?),
-            None => (key, value),
-        };
+        let (normal, standardised) = self.norm.forward(x)?;
+        let query = rotary.split_turned(&self.query.forward(&normal)?, self.heads, frame, None)?;
+        let past_keys = past.map(|past| &past.keys);
+        let key = rotary.split_turned(&self.key.forward(&normal)?, self.heads, frame, past_keys)?;
+        let value = split(&self.value.forward(&normal)?, self.heads, past.map(|past| &past.values))?;
         let attention = attention_weights(&query, &key, &frame.mask)?;
-        let context = attention.matmul(&value)?.transpose(1, 2)?.contiguous()?.flatten_from(2)?;
-        let attended = self.attention_output.forward(&context)?;
-        let before_gelu = self.mlp_input.forward(&normal)?;
-        let (mlp_output_input, gelu_tanh) = gelu(&before_gelu)?;
-        let output = ((x + attended)? + self.mlp_output.forward(&mlp_output_input)?)?;
-        Ok(Activations {
-            standardised,
-            query,
-            key,
-            value,
-            attention,
-            before_gelu,
-            gelu_tanh,
-            mlp_output_input,
-            output,
-        })
+        let attended = self.attention_output.forward(&merge(&attention.matmul(&value)?)?)?;
+        let (mlp_output_input, gelu) = self.activate(&normal)?;
+        let output = self.output(x, &attended, &mlp_output_input)?;
+        Ok(Activations { standardised, query, key, value, attention, gelu, mlp_output_input, output })
     }
 
-    /// `[rows, tokens, width]` to `[rows, heads, tokens, head_width]`.
-    pub(crate) fn split(&self, x: &Tensor) -> candle_core::Result<Tensor> {
-        let (rows, tokens, width) = x.dims3()?;
-        x.reshape((rows, tokens, self.heads, width / self.heads))?.transpose(1, 2)?.contiguous()
+    /// GELU of the MLP's first product.
+    fn activate(&self, normal: &Tensor) -> candle_core::Result<(Tensor, Gelu)> {
+        if let Some(bias) = self.mlp_input.bias.as_ref().filter(|bias| kernels::fits(&[normal, bias])) {
+            let [values, slope] = kernels::gelu(&self.mlp_input.product(normal)?, bias)?;
+            return Ok((values, Gelu::Slope(slope)));
+        }
+        let x = self.mlp_input.forward(normal)?;
+        let (values, tanh) = gelu(&x)?;
+        Ok((values, Gelu::Inside { x, tanh }))
+    }
+
+    /// `x + attended + mlp`.
+    fn output(&self, x: &Tensor, attended: &Tensor, activated: &Tensor) -> candle_core::Result<Tensor> {
+        if let Some(bias) = self.mlp_output.bias.as_ref().filter(|bias| kernels::fits(&[x, activated, bias]))
+        {
+            return kernels::block_output(x, attended, &self.mlp_output.product(activated)?, bias);
+        }
+        (x + attended)? + self.mlp_output.forward(activated)?
+    }
+}
+
+/// `[rows, tokens, width]` as `[rows, heads, tokens, head_width]`, behind the tokens of `past`.
+pub(crate) fn split(x: &Tensor, heads: usize, past: Option<&Tensor>) -> candle_core::Result<Tensor> {
+    if kernels::fits(&[x]) {
+        return kernels::split_heads(x, heads, None, past);
+    }
+    let (rows, tokens, width) = x.dims3()?;
+    let split = x.reshape((rows, tokens, heads, width / heads))?.transpose(1, 2)?.contiguous()?;
+    behind(past, split)
+}
+
+/// `[rows, heads, tokens, head_width]` as `[rows, tokens, width]`.
+pub(crate) fn merge(x: &Tensor) -> candle_core::Result<Tensor> {
+    if kernels::fits(&[x]) {
+        return kernels::merge_heads(x, None);
+    }
+    x.transpose(1, 2)?.contiguous()?.flatten_from(2)
+}
+
+fn behind(past: Option<&Tensor>, own: Tensor) -> candle_core::Result<Tensor> {
+    match past {
+        Some(past) => Tensor::cat(&[past, &own], 2),
+        None => Ok(own),
     }
 }
 
 /// `softmax(query * key^T / sqrt(head_width) + mask)`.
 fn attention_weights(query: &Tensor, key: &Tensor, mask: &Tensor) -> Result<Tensor, ModelError> {
     let head_width = query.dim(D::Minus1)? as f64;
-    let scores = (query.matmul(&key.t()?)? / head_width.sqrt())?.broadcast_add(mask)?;
+    let scores = query.matmul(&key.t()?)?;
+    if kernels::fits(&[&scores]) {
+        return Ok(kernels::softmax(&scores, head_width.sqrt().recip(), mask)?);
+    }
+    let scores = (scores / head_width.sqrt())?.broadcast_add(mask)?;
     let largest = scores.max_keepdim(D::Minus1)?;
     let weights = scores.broadcast_sub(&largest)?.exp()?;
     Ok(weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?)
@@ -282,6 +363,20 @@ fn gelu(x: &Tensor) -> candle_core::Result<(Tensor, Tensor)> {
     let tanh = (x * x.sqr()?.affine(GELU_CUBIC * GELU_FACTOR, GELU_FACTOR)?)?.tanh()?;
     let gelu = (x * tanh.affine(0.5, 0.5)?)?;
     Ok((gelu, tanh))
+}
+
+impl Gelu {
+    /// Derivative of `gelu(x) = x/2 * (1 + tanh(u))`, `u = sqrt(2/pi) * (x + 0.044715 x^3)`:
+    /// `(1 + tanh u) / 2 + x/2 * (1 - tanh^2 u) * u'`.
+    pub(crate) fn slope(&self) -> candle_core::Result<Tensor> {
+        let (x, tanh) = match self {
+            Self::Slope(slope) => return Ok(slope.clone()),
+            Self::Inside { x, tanh } => (x, tanh),
+        };
+        let inner_slope = x.sqr()?.affine(3.0 * GELU_CUBIC * GELU_FACTOR, GELU_FACTOR)?;
+        let steep = ((x * tanh.sqr()?.affine(-0.5, 0.5)?)? * inner_slope)?;
+        tanh.affine(0.5, 0.5)? + steep
+    }
 }
 
 /// `sqrt(2 / pi)`.

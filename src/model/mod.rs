@@ -11,6 +11,7 @@ mod config;
 mod cuda;
 mod device;
 mod generate;
+mod kernels;
 mod network;
 mod overlay;
 mod parallel;
@@ -27,6 +28,7 @@ pub use device::{
     memory_taken,
 };
 pub use generate::{Sampling, generate};
+pub(crate) use network::target_gradient;
 pub use network::{Cache, Network, Site, log_softmax};
 pub use overlay::TensorEdit;
 pub(crate) use parallel::on_every_core;
@@ -110,9 +112,51 @@ pub enum ModelError {
     Device(candle_core::Error),
 }
 
+impl ModelError {
+    /// Whether the device had too little memory: less at once may do.
+    pub fn is_out_of_memory(&self) -> bool {
+        let Self::Device(error) = self else { return false };
+        // candle hands the driver's error on as text.
+        let text = error.to_string().to_lowercase();
+        text.contains("out of memory") || text.contains("out_of_memory")
+    }
+}
+
 impl From<candle_core::Error> for ModelError {
     fn from(error: candle_core::Error) -> Self {
         Self::Device(error)
+    }
+}
+
+/// What the frozen matrices are stored and multiplied in; everything between the products is f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// f32 throughout.
+    #[default]
+    F32,
+    /// Stored in f32, multiplied in TF32, which keeps 10 bits of a factor: on CUDA only.
+    Tf32,
+    /// Stored in bf16, half the memory, and widened for each product.
+    Bf16,
+}
+
+impl Precision {
+    /// Its name, as people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
+    }
+}
+
+impl std::str::FromStr for Precision {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::F32, Self::Tf32, Self::Bf16];
+        let found = known.into_iter().find(|precision| precision.name() == text);
+        found.ok_or_else(|| "expected `f32`, `tf32` or `bf16`".to_owned())
     }
 }
 
@@ -126,6 +170,8 @@ pub struct Model {
     pub tokenizer: Tokenizer,
     /// The weights on the device.
     pub network: Network,
+    /// What its matrices are stored and multiplied in.
+    pub precision: Precision,
 }
 
 impl Model {
@@ -134,6 +180,26 @@ impl Model {
     /// # Errors
     /// Any [`ModelError`]; nothing is changed anywhere.
     pub fn open(path: &Path, device: &Device, progress: &dyn Fn(u64)) -> Result<Self, ModelError> {
+        Self::open_in(path, device, Precision::F32, progress)
+    }
+
+    /// [`Model::open`] with its matrices in another precision.
+    ///
+    /// # Errors
+    /// As [`Model::open`]; [`ModelError::NoDevice`] for TF32 without CUDA.
+    pub fn open_in(
+        path: &Path,
+        device: &Device,
+        precision: Precision,
+        progress: &dyn Fn(u64),
+    ) -> Result<Self, ModelError> {
+        if precision == Precision::Tf32 {
+            if !device.is_cuda() {
+                let what = "`tf32` is a precision of CUDA, and this is the processor".to_owned();
+                return Err(ModelError::NoDevice { what });
+            }
+            candle_core::cuda::set_gemm_reduced_precision_f32(true);
+        }
         let checkpoint = Checkpoint::open(path)?;
         let missing = |file| ModelError::Missing { folder: checkpoint.folder().to_owned(), file };
         let config_bytes = checkpoint.companion("config.json")?.ok_or_else(|| missing("`config.json`"))?;
@@ -145,8 +211,8 @@ impl Model {
             let what = format!("it makes ids up to {}, but the model knows only {known} words", found - 1);
             return Err(ModelError::Tokenizer { what });
         }
-        let network = Network::load(&checkpoint, &config, device, progress)?;
-        Ok(Self { checkpoint, config_digest: FileDigest::of(&config_bytes), tokenizer, network })
+        let network = Network::load(&checkpoint, &config, device, precision, progress)?;
+        Ok(Self { checkpoint, config_digest: FileDigest::of(&config_bytes), tokenizer, network, precision })
     }
 
     fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelError> {

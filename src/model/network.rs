@@ -4,7 +4,7 @@ use candle_core::{D, DType, Device, Tensor};
 
 use super::batch::Batch;
 use super::block::{Block, LayerNorm, Linear, Past, Rotary};
-use super::{Config, ModelError};
+use super::{Config, ModelError, Precision, kernels};
 use crate::checkpoint::{Checkpoint, TensorInfo};
 use crate::tensor::Dtype;
 
@@ -17,7 +17,7 @@ pub enum Site {
     BlockOutput(usize),
 }
 
-/// GPT-J's weights on a device, in f32.
+/// GPT-J's weights on a device, in f32; the matrices may be stored in fewer bits ([`Precision`]).
 ///
 /// Cloning is cheap: tensors are shared. An edited model is a clone with some tensors exchanged
 /// ([`Network::with_tensor`]); the base stays as it is.
@@ -40,7 +40,7 @@ pub struct Cache {
 }
 
 impl Network {
-    /// Loads the weights of `config` from `checkpoint`, each made f32 on `device`.
+    /// Loads the weights of `config` from `checkpoint`, each made f32 on `device`, or what `precision` says.
     ///
     /// Tensors may carry the prefix `transformer.` or not; what the model has no use for (old `attn.bias` buffers)
     /// is left alone. `progress` is called with the bytes of each tensor read.
@@ -52,8 +52,10 @@ impl Network {
         checkpoint: &Checkpoint,
         config: &Config,
         device: &Device,
+        precision: Precision,
         progress: &dyn Fn(u64),
     ) -> Result<Self, ModelError> {
+        let matrices = if precision == Precision::Bf16 { DType::BF16 } else { DType::F32 };
         let prefix = if checkpoint.tensor("transformer.wte.weight").is_ok() { "transformer." } else { "" };
         let loader = Loader { checkpoint, device, prefix, progress };
         let (width, inner, words) = (config.width, config.inner, config.vocabulary);
@@ -66,7 +68,9 @@ impl Network {
         let block = |layer: usize| {
             let matrix = |name: &str, out: usize, input: usize| {
                 Ok::<_, ModelError>(Linear {
-                    weight: loader.body(&format!("h.{layer}.{name}.weight"), &[out, input])?,
+                    weight: loader
+                        .body(&format!("h.{layer}.{name}.weight"), &[out, input])?
+                        .to_dtype(matrices)?,
                     bias: None,
                 })
             };
@@ -89,11 +93,11 @@ impl Network {
             config: config.clone(),
             device: device.clone(),
             prefix,
-            embedding: loader.body("wte.weight", &[words, width])?,
+            embedding: loader.body("wte.weight", &[words, width])?.to_dtype(matrices)?,
             blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
             final_norm: norm("ln_f")?,
             head: Linear {
-                weight: loader.tensor("lm_head.weight", &[words, width])?,
+                weight: loader.tensor("lm_head.weight", &[words, width])?.to_dtype(matrices)?,
                 bias: Some(loader.tensor("lm_head.bias", &[words])?),
             },
             rotary: Rotary::new(config.positions, config.rotary, device)?,
@@ -115,7 +119,7 @@ impl Network {
         format!("{}h.{layer}.mlp.fc_out.weight", self.prefix)
     }
 
-    /// The matrix that MEMIT edits in `layer`, `[width, inner]` f32.
+    /// The matrix that MEMIT edits in `layer`, `[width, inner]`, as it is stored.
     ///
     /// # Errors
     /// [`ModelError::Layer`] when there is no such layer.
@@ -256,7 +260,23 @@ impl Network {
     /// # Errors
     /// [`ModelError::Device`].
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(self.head.forward(&self.final_norm.forward(hidden)?)?)
+        let (normal, _) = self.final_norm.forward(hidden)?;
+        Ok(self.head.forward(&normal)?)
+    }
+
+    /// Logarithms of the probabilities of the next token, and the probabilities, `[places, vocabulary]` each, after
+    /// block outputs `[places, width]`.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub fn probabilities(&self, hidden: &Tensor) -> Result<[Tensor; 2], ModelError> {
+        if let Some(bias) = self.head.bias.as_ref().filter(|bias| kernels::fits(&[hidden, bias])) {
+            let (normal, _) = self.final_norm.forward(hidden)?;
+            return Ok(kernels::log_softmax(&self.head.product(&normal)?, bias)?);
+        }
+        let logarithms = log_softmax(&self.logits(hidden)?)?;
+        let probabilities = logarithms.exp()?;
+        Ok([logarithms, probabilities])
     }
 
     fn embed(&self, batch: &Batch) -> Result<Tensor, ModelError> {
@@ -265,7 +285,7 @@ impl Network {
 
     fn embed_ids(&self, ids: &Tensor) -> Result<Tensor, ModelError> {
         let (rows, tokens) = ids.dims2()?;
-        let embedded = self.embedding.index_select(&ids.flatten_all()?, 0)?;
+        let embedded = self.embedding.index_select(&ids.flatten_all()?, 0)?.to_dtype(DType::F32)?;
         Ok(embedded.reshape((rows, tokens, self.config.width))?)
     }
 }
@@ -320,4 +340,20 @@ pub fn log_softmax(logits: &Tensor) -> Result<Tensor, ModelError> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
     let sum = shifted.exp()?.sum_keepdim(D::Minus1)?;
     Ok(shifted.broadcast_sub(&sum.log()?)?)
+}
+
+/// The gradient of `-share * log p(target)` by row with respect to the logits, from the rows' probabilities.
+pub(crate) fn target_gradient(
+    probabilities: &Tensor,
+    targets: &[u32],
+    shares: &[f32],
+) -> Result<Tensor, ModelError> {
+    if kernels::fits(&[probabilities]) {
+        return Ok(kernels::target_gradient(probabilities, targets, shares)?);
+    }
+    let device = probabilities.device();
+    let shares = Tensor::from_vec(shares.to_vec(), (shares.len(), 1), device)?;
+    let index = Tensor::from_vec(targets.to_vec(), (targets.len(), 1), device)?;
+    let expected = probabilities.broadcast_mul(&shares)?;
+    Ok(expected.scatter_add(&index, &shares.neg()?, D::Minus1)?)
 }

@@ -12,10 +12,8 @@
 
 use candle_core::{D, Tensor};
 
-use super::block::{
-    Activations, Block, Frame, GELU_CUBIC, GELU_FACTOR, LayerNorm, Past, Rotary, Standardised, Turn, times,
-};
-use super::{Batch, ModelError, Network, gather};
+use super::block::{Activations, Block, Frame, LayerNorm, Past, Rotary, Standardised, merge, split, times};
+use super::{Batch, ModelError, Network, gather, kernels};
 
 /// The blocks above a layer, and the clean hidden states that enter them.
 pub struct Suffix<'a> {
@@ -92,6 +90,25 @@ impl<'a> Suffix<'a> {
         }
         let mask = Tensor::from_vec(mask, (rows, tokens, 1), hidden.device())?;
         Ok(Self { network, first: layer + 1, hidden, frame, past, starts, places, mask })
+    }
+
+    /// Goes on with some of the rows only.
+    ///
+    /// # Errors
+    /// [`ModelError::Device`].
+    pub fn keep(&mut self, rows: &[usize]) -> Result<(), ModelError> {
+        let index: Vec<u32> = rows.iter().map(|row| *row as u32).collect();
+        let index = Tensor::from_vec(index, rows.len(), self.hidden.device())?;
+        let of = |tensor: &Tensor| tensor.index_select(&index, 0);
+        self.hidden = of(&self.hidden)?;
+        self.mask = of(&self.mask)?;
+        self.frame = self.frame.rows(&index)?;
+        for past in &mut self.past {
+            *past = Past { keys: of(&past.keys)?, values: of(&past.values)? };
+        }
+        self.starts = rows.iter().map(|row| self.starts[*row]).collect();
+        self.places = rows.iter().enumerate().map(|(new, old)| (new, self.places[*old].1)).collect();
+        Ok(())
     }
 
     /// The clean hidden states at the places, `[rows, width]`.
@@ -211,9 +228,9 @@ impl Network {
     /// # Errors
     /// [`ModelError::Device`].
     pub fn reverse_logits(&self, hidden: &Tensor, logits: &Tensor) -> Result<Tensor, ModelError> {
-        let standardised = self.final_norm.standardise(hidden)?;
+        let (_, standardised) = self.final_norm.forward(hidden)?;
         let normal = times(logits, &self.head.weight)?;
-        Ok(reverse_norm(&self.final_norm, &standardised, &normal)?)
+        Ok(reverse_norm(&self.final_norm, &standardised, &normal, None)?)
     }
 }
 
@@ -224,67 +241,80 @@ fn reverse_block(
     activations: &Activations,
     output: &Tensor,
 ) -> candle_core::Result<Tensor> {
+    let [query, key, value] = reverse_attention(block, rotary, frame, activations, output)?;
     let mlp = reverse_mlp(block, activations, output)?;
-    let normal = (mlp + reverse_attention(block, rotary, frame, activations, output)?)?;
-    output + reverse_norm(&block.norm, &activations.standardised, &normal)?
+    let normal = if kernels::fits(&[&mlp]) {
+        kernels::sum(&[&mlp, &query, &key, &value])?
+    } else {
+        (mlp + ((query + key)? + value)?)?
+    };
+    reverse_norm(&block.norm, &activations.standardised, &normal, Some(output))
 }
 
+/// The gradient of a norm's input from that of its output, `normal`, and added to `passed`, which goes past it.
 fn reverse_norm(
     norm: &LayerNorm,
     standardised: &Standardised,
     normal: &Tensor,
+    passed: Option<&Tensor>,
 ) -> candle_core::Result<Tensor> {
+    let Standardised { values, inverse_deviation } = standardised;
+    if kernels::fits(&[normal, values, inverse_deviation]) {
+        return kernels::layer_norm_reverse(passed, normal, &norm.weight, values, inverse_deviation);
+    }
     let gradient = normal.broadcast_mul(&norm.weight)?;
     let mean = gradient.mean_keepdim(D::Minus1)?;
-    let along = (&gradient * &standardised.values)?.mean_keepdim(D::Minus1)?;
+    let along = (&gradient * values)?.mean_keepdim(D::Minus1)?;
     let centred = gradient.broadcast_sub(&mean)?;
-    let free = (centred - standardised.values.broadcast_mul(&along)?)?;
-    free.broadcast_mul(&standardised.inverse_deviation)
+    let free = (centred - values.broadcast_mul(&along)?)?;
+    let gradient = free.broadcast_mul(inverse_deviation)?;
+    match passed {
+        Some(passed) => passed + gradient,
+        None => Ok(gradient),
+    }
 }
 
 fn reverse_mlp(block: &Block, activations: &Activations, output: &Tensor) -> candle_core::Result<Tensor> {
     let activated = times(output, &block.mlp_output.weight)?;
-    let slope = gelu_slope(&activations.before_gelu, &activations.gelu_tanh)?;
-    times(&(activated * slope)?, &block.mlp_input.weight)
+    let slope = activations.gelu.slope()?;
+    let before = if kernels::fits(&[&activated, &slope]) {
+        kernels::product(&activated, &slope)?
+    } else {
+        (activated * slope)?
+    };
+    times(&before, &block.mlp_input.weight)
 }
 
-/// Derivative of `gelu(x) = x/2 * (1 + tanh(u))`, `u = sqrt(2/pi) * (x + 0.044715 x^3)`:
-/// `(1 + tanh u) / 2 + x/2 * (1 - tanh^2 u) * u'`.
-fn gelu_slope(x: &Tensor, tanh: &Tensor) -> candle_core::Result<Tensor> {
-    let inner_slope = x.sqr()?.affine(3.0 * GELU_CUBIC * GELU_FACTOR, GELU_FACTOR)?;
-    let steep = ((x * tanh.sqr()?.affine(-0.5, 0.5)?)? * inner_slope)?;
-    tanh.affine(0.5, 0.5)? + steep
-}
-
+/// The gradients of the block's normal vectors by way of queries, keys and values.
 fn reverse_attention(
     block: &Block,
     rotary: &Rotary,
     frame: &Frame,
     activations: &Activations,
     output: &Tensor,
-) -> candle_core::Result<Tensor> {
-    let context = block.split(&times(output, &block.attention_output.weight)?)?;
-    let own = activations.attention.dim(3)? - context.dim(2)?;
-    let attention_to_own = activations.attention.narrow(3, own, context.dim(2)?)?;
-    let value = attention_to_own.t()?.contiguous()?.matmul(&context)?;
-    let attention = context.matmul(&activations.value.t()?)?;
-    let weighted = (&attention * &activations.attention)?;
-    let row_sums = weighted.sum_keepdim(D::Minus1)?;
-    let scores = (weighted - activations.attention.broadcast_mul(&row_sums)?)?;
-    let head_width = activations.query.dim(D::Minus1)? as f64;
-    let scores = (scores / head_width.sqrt())?;
-    let query = rotary.turn(&scores.matmul(&activations.key)?, frame, Turn::Back)?;
+) -> candle_core::Result<[Tensor; 3]> {
+    let context = split(&times(output, &block.attention_output.weight)?, block.heads, None)?;
     // Only the suffix's own tokens move: the gradient of what was kept from before them is not wanted.
-    let tokens = scores.dim(2)?;
-    let kept = scores.dim(3)? - tokens;
-    let own_scores = scores.narrow(3, kept, tokens)?.t()?.contiguous()?;
-    let key = rotary.turn(&own_scores.matmul(&activations.query)?, frame, Turn::Back)?;
-    let through = |heads: &Tensor, weight: &Tensor| times(&merge(heads)?, weight);
-    (through(&query, &block.query.weight)? + through(&key, &block.key.weight)?)?
-        + through(&value, &block.value.weight)?
+    let (seen, tokens) = (activations.attention.dim(3)?, context.dim(2)?);
+    let of_own = |weights: &Tensor| weights.narrow(3, seen - tokens, tokens)?.t()?.contiguous();
+    let value = of_own(&activations.attention)?.matmul(&context)?;
+    let attention = context.matmul(&activations.value.t()?)?;
+    let scores = reverse_softmax(&attention, &activations.attention, activations.query.dim(D::Minus1)?)?;
+    let query = rotary.merge_turned_back(&scores.matmul(&activations.key)?, frame)?;
+    let key = rotary.merge_turned_back(&of_own(&scores)?.matmul(&activations.query)?, frame)?;
+    Ok([
+        times(&query, &block.query.weight)?,
+        times(&key, &block.key.weight)?,
+        times(&merge(&value)?, &block.value.weight)?,
+    ])
 }
 
-/// `[rows, heads, tokens, head_width]` to `[rows, tokens, width]`.
-fn merge(heads: &Tensor) -> candle_core::Result<Tensor> {
-    heads.transpose(1, 2)?.contiguous()?.flatten_from(2)
+fn reverse_softmax(gradient: &Tensor, weights: &Tensor, head_width: usize) -> candle_core::Result<Tensor> {
+    let scale = (head_width as f64).sqrt().recip();
+    if kernels::fits(&[gradient, weights]) {
+        return kernels::softmax_reverse(gradient, weights, scale);
+    }
+    let weighted = (gradient * weights)?;
+    let row_sums = weighted.sum_keepdim(D::Minus1)?;
+    (weighted - weights.broadcast_mul(&row_sums)?)? * scale
 }

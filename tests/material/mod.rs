@@ -46,7 +46,8 @@ pub const SETTINGS: [(&str, &str); 8] = [
 /// The command under test.
 pub fn mpatch() -> assert_cmd::Command {
     let mut command = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
-    command.envs(SETTINGS);
+    // Never the cache of whoever runs the tests.
+    command.envs(SETTINGS).env("MPATCH_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
     command
 }
 

@@ -7,9 +7,12 @@ use clap::Args;
 use mpatch::checkpoint::CheckpointError;
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
-use mpatch::edit::statistics::{Collected, Statistics, StatisticsFile, collect};
+use mpatch::edit::kept::{FactorCache, ValueLog};
+use mpatch::edit::statistics::{Amount, Collected, Shard, Statistics, StatisticsFile, collect_part};
 use mpatch::facts::FactsFile;
-use mpatch::model::{Device, Model, ModelError, Network, TensorEdit, choose, device_name, is_out_of_memory};
+use mpatch::model::{
+    Device, Model, ModelError, Network, Precision, TensorEdit, choose, device_name, is_out_of_memory,
+};
 use mpatch::patch::Patch;
 
 use crate::commands::{open_checkpoint, read_input};
@@ -53,6 +56,11 @@ impl ModelArguments {
     pub fn open(&self, output: &Output) -> Result<Model, CommandError> {
         open_model(&self.path(output)?, &self.device.find(output)?, output)
     }
+
+    /// Opens the model on its device, its matrices in another precision.
+    pub fn open_in(&self, precision: Precision, output: &Output) -> Result<Model, CommandError> {
+        open_model_in(&self.path(output)?, &self.device.find(output)?, precision, output)
+    }
 }
 
 impl DeviceArguments {
@@ -72,9 +80,67 @@ impl DeviceArguments {
 
 /// Opens the model at `path`.
 pub fn open_model(path: &Path, device: &Device, output: &Output) -> Result<Model, CommandError> {
+    open_model_in(path, device, Precision::F32, output)
+}
+
+fn open_model_in(
+    path: &Path,
+    device: &Device,
+    precision: Precision,
+    output: &Output,
+) -> Result<Model, CommandError> {
     let size = open_checkpoint(path, output)?.weights_size_bytes();
     let progress = output.progress("loading", size);
-    Model::open(path, device, &|bytes| progress.add(bytes)).map_err(|error| model_error(path, error))
+    Model::open_in(path, device, precision, &|bytes| progress.add(bytes))
+        .map_err(|error| model_error(path, error))
+}
+
+/// How much of a corpus is run.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct AmountArguments {
+    /// Run documents of the corpus until they have this many tokens, or `all` of it; ten times the width of a key by
+    /// default
+    #[arg(long, value_name = "TOKENS", requires = "corpus", value_parser = amount_of_tokens)]
+    tokens: Option<Amount>,
+    /// Run this many documents of the corpus; the paper's own number is 100000
+    #[arg(long, value_name = "COUNT", requires = "corpus", conflicts_with = "tokens", value_parser = clap::value_parser!(u64).range(1..))]
+    documents: Option<u64>,
+}
+
+fn amount_of_tokens(text: &str) -> Result<Amount, String> {
+    match text.parse::<u64>() {
+        Ok(count) if count > 0 => Ok(Amount::Tokens(count)),
+        _ if text == "all" => Ok(Amount::All),
+        _ => Err("expected a number of tokens, or `all`".to_owned()),
+    }
+}
+
+impl AmountArguments {
+    /// What was asked for, else what is enough for keys of this width.
+    pub fn amount(self, inner: usize) -> Amount {
+        let asked = self.tokens.or(self.documents.map(Amount::Documents));
+        asked.unwrap_or_else(|| Amount::enough(inner))
+    }
+}
+
+/// A part of a corpus that is to be run.
+#[derive(Debug, Clone, Copy)]
+pub struct Corpus<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// How much of it.
+    pub amount: Amount,
+    /// Which part of that, where others run the rest.
+    pub shard: Option<Shard>,
+}
+
+/// The kind of device and, where it is not f32, the precision, as a recipe names them.
+pub fn arithmetic(model: &Model) -> String {
+    let device = device_kind(model.network.device());
+    match model.precision {
+        Precision::F32 => device.to_owned(),
+        precision => format!("{device} {}", precision.name()),
+    }
 }
 
 /// The kind of device, as a recipe names it.
@@ -223,18 +289,70 @@ pub fn compute_statistics(
     model: &Model,
     base: WeightsId,
     layers: &[usize],
-    corpus: &Path,
+    corpus: Corpus<'_>,
     output: &Output,
 ) -> Result<Statistics, CommandError> {
-    let failed = |error: std::io::Error| CommandError::io("read", corpus, &error);
-    let file = std::fs::File::open(corpus).map_err(failed)?;
-    let progress = output.progress("statistics", file.metadata().map_err(failed)?.len());
+    let failed = |error: std::io::Error| CommandError::io("read", corpus.path, &error);
+    let file = std::fs::File::open(corpus.path).map_err(failed)?;
+    let progress = match corpus.amount {
+        Amount::Tokens(count) => output.counter("statistics, tokens", count),
+        Amount::Documents(count) => output.counter("statistics, documents", count),
+        Amount::All | Amount::Mixed => output.progress("statistics", file.metadata().map_err(failed)?.len()),
+    };
+    let shards = corpus.shard.map_or(1, |shard| u64::from(shard.count));
+    let tell = |collected: Collected| match corpus.amount {
+        Amount::Tokens(_) => progress.reach(collected.tokens * shards),
+        Amount::Documents(_) => progress.reach(collected.documents * shards),
+        Amount::All | Amount::Mixed => progress.reach(collected.bytes),
+    };
     let mut reader = BufReader::new(file);
-    let tell = |collected: Collected| progress.reach(collected.bytes);
-    collect(model, base, layers, &mut reader, &tell).map_err(|error| match error {
-        EditError::Corpus { .. } => edit_error(corpus, error),
+    let collected = collect_part(model, base, layers, &mut reader, corpus.amount, corpus.shard, &tell);
+    collected.map_err(|error| match error {
+        EditError::Corpus { .. } => edit_error(corpus.path, error),
         error => edit_error(model.checkpoint.path(), error),
     })
+}
+
+/// What mpatch keeps of this user's runs, all of which can be made again: `MPATCH_CACHE_DIR`, else
+/// `XDG_CACHE_HOME/mpatch`, else `~/.cache/mpatch`.
+fn cache_folder(name: &str) -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = set("MPATCH_CACHE_DIR")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("mpatch")))
+        .or_else(|| Some(set("HOME")?.join(".cache/mpatch")))?;
+    Some(root.join(name))
+}
+
+/// Most that kept factors take: those of ten layers of GPT-J-6B.
+const FACTORS_SIZE_BYTES_MAX: u64 = 11 << 30;
+/// Most that logs of interrupted runs take: the values of 60 000 facts of GPT-J-6B.
+const VALUES_SIZE_BYTES_MAX: u64 = 1 << 30;
+
+/// The cache of factors; none where there is no place for one.
+pub fn factor_cache() -> Option<FactorCache> {
+    let folder = cache_folder("factors")?;
+    std::fs::create_dir_all(&folder).ok()?;
+    Some(FactorCache::new(&folder, FACTORS_SIZE_BYTES_MAX))
+}
+
+/// The log of values of these inputs; none where there is no place for one, or another process writes it.
+pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
+    let folder = cache_folder("values")?;
+    std::fs::create_dir_all(&folder).ok()?;
+    match ValueLog::open(&folder, inputs, VALUES_SIZE_BYTES_MAX) {
+        Ok(Some(log)) => Some(log),
+        Ok(None) => {
+            output.note(
+                "warning: another process is making this very patch; this one keeps no log of its values",
+            );
+            None
+        }
+        Err(error) => {
+            output
+                .note(&format!("warning: no log of values is kept, an interrupted run begins anew: {error}"));
+            None
+        }
+    }
 }
 
 /// Where statistics are kept between runs: by base, corpus and layers.
@@ -244,13 +362,9 @@ pub struct StatisticsCache {
 }
 
 impl StatisticsCache {
-    /// The cache of this user: `MPATCH_CACHE_DIR`, else `XDG_CACHE_HOME/mpatch`, else `~/.cache/mpatch`.
+    /// The cache of this user.
     pub fn of_user() -> Option<Self> {
-        let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        let root = set("MPATCH_CACHE_DIR")
-            .or_else(|| Some(set("XDG_CACHE_HOME")?.join("mpatch")))
-            .or_else(|| Some(set("HOME")?.join(".cache/mpatch")))?;
-        Some(Self { folder: root.join("statistics") })
+        Some(Self { folder: cache_folder("statistics")? })
     }
 
     /// The folder, which need not be there yet.
@@ -258,10 +372,23 @@ impl StatisticsCache {
         &self.folder
     }
 
-    /// The file for one base, corpus and choice of layers.
-    pub fn path(&self, base: WeightsId, corpus: FileDigest, layers: &[usize]) -> PathBuf {
+    /// The file for one base, corpus, what was drawn from it, and choice of layers.
+    pub fn path(
+        &self,
+        base: WeightsId,
+        corpus: FileDigest,
+        (amount, shard): (Amount, Option<Shard>),
+        layers: &[usize],
+    ) -> PathBuf {
+        let mut name = format!("{}-{}-", base.short(), corpus.short());
+        if amount != Amount::All {
+            name += &format!("{}-", amount.to_string().replace(' ', "_"));
+        }
+        if let Some(shard) = shard {
+            name += &format!("shard_{}_of_{}-", shard.index, shard.count);
+        }
         let layers: Vec<_> = layers.iter().map(ToString::to_string).collect();
-        self.folder.join(format!("{}-{}-{}.safetensors", base.short(), corpus.short(), layers.join("_")))
+        self.folder.join(format!("{name}{}.safetensors", layers.join("_")))
     }
 
     /// The cached file of this base that holds `layers`, the one made from most tokens where there are several.
@@ -274,6 +401,8 @@ impl StatisticsCache {
         let fitting = ours.filter_map(|path| {
             let file = StatisticsFile::open(&path).ok()?;
             file.check(base, inner, layers).ok()?;
+            // A shard is no statistics of anything by itself.
+            file.provenance().drawn.shard.is_none().then_some(())?;
             let tokens = file.counts().values().copied().max()?;
             Some((tokens, path, file))
         });
@@ -308,7 +437,7 @@ pub fn find_statistics(
     base: WeightsId,
     layers: &[usize],
     given: Option<&Path>,
-    corpus: Option<&Path>,
+    corpus: Option<Corpus<'_>>,
     output: &Output,
 ) -> Result<StatisticsFile, CommandError> {
     let inner = model.network.config().inner;
@@ -336,13 +465,13 @@ pub fn find_statistics(
         output.note(&format!("statistics: {} (cached)", path.display()));
         return Ok(file);
     };
-    let path = cache.path(base, file_digest(corpus)?, layers);
+    let path = cache.path(base, file_digest(corpus.path)?, (corpus.amount, corpus.shard), layers);
     if let Ok(file) = StatisticsFile::open(&path) {
         file.check(base, inner, layers).map_err(|error| edit_error(&path, error))?;
         output.note(&format!("statistics: {} (cached)", path.display()));
         return Ok(file);
     }
-    output.note(&format!("statistics: computing them from {}", corpus.display()));
+    output.note(&format!("statistics: computing them from {} ({})", corpus.path.display(), corpus.amount));
     let statistics = compute_statistics(model, base, layers, corpus, output)?;
     cache.store(&path, &statistics)?;
     output.note(&format!("statistics: kept in {}", path.display()));

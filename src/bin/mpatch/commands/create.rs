@@ -7,20 +7,22 @@ use clap::Args;
 use mpatch::bind::{BindError, bind, check_finite};
 use mpatch::digest::{PatchId, WeightsId};
 use mpatch::edit::contexts::Contexts;
+use mpatch::edit::estimate::{Estimate, estimate};
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
+use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
-use mpatch::edit::{Edit, FactPrompt, Progress, memit};
+use mpatch::edit::{Edit, FactPrompt, Progress, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Outcome, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
-use mpatch::model::Model;
+use mpatch::model::{Model, Precision};
 use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
 use crate::editing::{
-    ModelArguments, device_kind, edit_error, find_statistics, model_error, read_facts, refuse_existing,
-    weights_id,
+    AmountArguments, Corpus, ModelArguments, arithmetic, edit_error, factor_cache, find_statistics,
+    model_error, read_facts, refuse_existing, value_log, weights_id,
 };
 use crate::error::{CommandError, ExitKind, chain};
 use crate::interrupt::{Work, doing};
@@ -47,6 +49,12 @@ pub struct CreateArguments {
     /// How the edit is made.
     #[command(flatten)]
     recipe: RecipeArguments,
+    /// Keep the frozen matrices in `f32`, in `bf16` for half the memory, or multiply them in `tf32` on CUDA
+    #[arg(long, default_value = "f32", value_parser = precision)]
+    precision: Precision,
+    /// Say how much memory and time it will take, from a short measurement, and make nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Take only the first facts of the file
     #[arg(long, value_name = "COUNT")]
     limit: Option<usize>,
@@ -108,6 +116,9 @@ pub struct RecipeArguments {
     /// Compute the statistics from this corpus, one document a line, unless they are cached
     #[arg(long, value_name = "FILE", conflicts_with = "stats")]
     corpus: Option<PathBuf>,
+    /// How much of the corpus.
+    #[command(flatten)]
+    amount: AmountArguments,
     /// Seed what is sampled; 0 by default
     #[arg(long)]
     seed: Option<u64>,
@@ -136,6 +147,10 @@ pub struct AboutArguments {
     licence: Option<String>,
 }
 
+fn precision(text: &str) -> Result<Precision, String> {
+    text.parse()
+}
+
 impl AboutArguments {
     /// As the manifest holds it.
     pub fn about(&self) -> About {
@@ -156,16 +171,24 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let facts = read_facts(&arguments.facts, arguments.limit, output)?;
     let place = arguments.place();
     refuse_existing(&place)?;
-    let model = arguments.model.open(output)?;
+    let model = arguments.model.open_in(arguments.precision, output)?;
+    if arguments.dry_run {
+        return arguments.recipe.foretell(&model, &facts, output);
+    }
     let base = Prepared::new(&model, &arguments.recipe, None, output)?;
     // A key that cannot be used is found now, not after the hours that the values take.
     let signer = arguments.signing.signer()?;
     let mut job = base.job(&facts, &arguments.recipe, arguments.about.about());
     job.line = arguments.line.place(signer.as_ref())?;
-    let mut made = job.make(output)?;
+    let log = job.value_log(output);
+    let mut made = job.make(log.as_ref(), output)?;
     // Not worth stopping any more.
     let _doing = doing(Work::Finishing);
     let signature = write_signed(&mut made.patch, signer.as_ref(), &place)?;
+    if let Some(log) = log {
+        // The patch is there; that a log is left behind is no failure.
+        let _ = log.remove();
+    }
     if let (Some(line), Some(signer)) = (&job.line, &signer) {
         let remembered = trust::remember(line, &[signer.public().fingerprint()], made.patch.id());
         remembered.map_err(CommandError::after_the_work)?;
@@ -237,6 +260,16 @@ impl RecipeArguments {
         Contexts::sample(model, seed).map_err(|error| edit_error(model.checkpoint.path(), error))
     }
 
+    /// Measures a little and says what the whole will take.
+    fn foretell(&self, model: &Model, facts: &FactsFile, output: &Output) -> Result<(), CommandError> {
+        let hyperparameters = self.hyperparameters(model, None, output)?;
+        let contexts = self.contexts(model, None, output)?;
+        let prompts: Vec<FactPrompt> = facts.requests().map(fact_prompt).collect();
+        let estimate = estimate(model, &hyperparameters, &contexts, &prompts)
+            .map_err(|error| edit_error(model.checkpoint.path(), error))?;
+        output.report(&EstimateReport { facts: prompts.len(), device: arithmetic(model), estimate })
+    }
+
     fn rank_limit(&self) -> RankLimit {
         match (self.rank, self.tolerance) {
             (Some(rank), _) => RankLimit::Rank(rank as usize),
@@ -286,7 +319,9 @@ impl<'a> Prepared<'a> {
         // In seconds, not after the hours that the values take.
         check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(model, &error))?;
         let weights = weights_id(model, output)?;
-        let (stats, corpus) = (arguments.stats.as_deref(), arguments.corpus.as_deref());
+        let stats = arguments.stats.as_deref();
+        let amount = arguments.amount.amount(model.network.config().inner);
+        let corpus = arguments.corpus.as_deref().map(|path| Corpus { path, amount, shard: None });
         let statistics = find_statistics(model, weights, &hyperparameters.layers, stats, corpus, output)?;
         let contexts = arguments.contexts(model, recorded, output)?;
         Ok(Self { model, weights, hyperparameters, contexts, statistics, seed: arguments.seed(recorded) })
@@ -319,6 +354,9 @@ fn bind_error(model: &Model, error: &BindError) -> CommandError {
     let message = format!("`{}`: {}", model.checkpoint.path().display(), chain(error));
     CommandError::new(ExitKind::Malformed, message).hint("fetch the model again, or edit other layers")
 }
+
+/// The program, as a recipe names it.
+const TOOL: &str = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
 
 /// Everything that a patch is made from.
 pub struct Job<'a> {
@@ -369,10 +407,10 @@ struct Seconds {
 }
 
 impl Job<'_> {
-    /// Edits, rounds to integers, tests those, and lays out the patch.
-    pub fn make(&self, output: &Output) -> Result<Made, CommandError> {
+    /// Edits, rounds to integers, tests those, and lays out the patch; values are taken from `log` and added to it.
+    pub fn make(&self, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
         let mut seconds = Seconds::default();
-        let edit = timed(&mut seconds.values_and_solve, || self.edit(output))?;
+        let edit = timed(&mut seconds.values_and_solve, || self.edit(log, output))?;
         let (names, terms) = timed(&mut seconds.compress, || self.compress(&edit))?;
         let (before, after) = timed(&mut seconds.test, || self.test(&names, &terms, output))?;
         let patch =
@@ -383,15 +421,42 @@ impl Job<'_> {
         Ok(Made { patch, before, after, ridges: ridges.collect(), ranks: ranks.collect(), seconds })
     }
 
-    fn edit(&self, output: &Output) -> Result<Edit, CommandError> {
-        let facts: Vec<FactPrompt> = self.facts.requests().map(fact_prompt).collect();
+    fn prompts(&self) -> Vec<FactPrompt> {
+        self.facts.requests().map(fact_prompt).collect()
+    }
+
+    /// The log of an interrupted run with the same inputs, or a new one.
+    pub fn value_log(&self, output: &Output) -> Option<ValueLog> {
+        let inputs = ValueInputs {
+            weights: self.weights,
+            config: self.model.config_digest,
+            tokenizer: self.model.tokenizer.digest(),
+            hyperparameters: &self.hyperparameters,
+            contexts: &self.contexts,
+            facts: &self.prompts(),
+            device: &format!("{} {}", arithmetic(self.model), std::env::consts::ARCH),
+            tool: TOOL,
+        };
+        let log = value_log(inputs.digest(), output)?;
+        if log.values() > 0 {
+            let (found, all) = (log.values(), count(self.facts.records.len(), "fact"));
+            output.note(&format!("resuming an interrupted run: the values of {found} of {all} are known"));
+        }
+        Some(log)
+    }
+
+    fn edit(&self, log: Option<&ValueLog>, output: &Output) -> Result<Edit, CommandError> {
+        let facts = self.prompts();
         let progress = output.counter("facts", facts.len() as u64);
         let told = |done: Progress<'_>| {
             if let Progress::Value(..) = done {
                 progress.add(1);
             }
         };
-        memit(self.model, &self.hyperparameters, &self.contexts, &facts, self.statistics, &told)
+        let factors = factor_cache();
+        let kept = Kept { factors: factors.as_ref(), values: log };
+        let (hyperparameters, contexts) = (&self.hyperparameters, &self.contexts);
+        memit_with(self.model, hyperparameters, contexts, &facts, self.statistics, kept, &told)
             .map_err(|error| edit_error(self.model.checkpoint.path(), error))
     }
 
@@ -477,8 +542,8 @@ impl Job<'_> {
             seed: self.seed,
             statistics: self.statistics.digest(),
             facts: self.facts.digest,
-            tool: concat!("mpatch ", env!("CARGO_PKG_VERSION")).to_owned(),
-            device: device_kind(self.model.network.device()).to_owned(),
+            tool: TOOL.to_owned(),
+            device: arithmetic(self.model),
         })
     }
 }
@@ -642,6 +707,41 @@ impl Made {
             seconds: self.seconds,
             milliseconds_per_fact: made.as_secs_f64() * 1000.0 / facts.max(1) as f64,
         }
+    }
+}
+
+/// What `create --dry-run` prints.
+#[derive(Debug, Serialize)]
+struct EstimateReport {
+    facts: usize,
+    device: String,
+    #[serde(flatten)]
+    estimate: Estimate,
+}
+
+impl Report for EstimateReport {
+    const SCHEMA: &'static str = "mpatch.create-estimate/1";
+
+    fn write(&self, page: &mut Page) {
+        let estimate = &self.estimate;
+        let facts = count(self.facts, "fact");
+        page.title(&format!("{facts} would be edited on {}; nothing was made", self.device));
+        let time = |seconds: f64| match seconds {
+            ..120.0 => format!("{seconds:.1} s"),
+            120.0..7200.0 => format!("{:.0} min", seconds / 60.0),
+            _ => format!("{:.1} h", seconds / 3600.0),
+        };
+        let row = |what: &str, figure: String| vec![what.to_owned(), figure];
+        page.table(&[
+            row("values, at most", time(estimate.values_seconds_max)),
+            row("keys", time(estimate.keys_seconds)),
+            row("solve, with new statistics", time(estimate.solve_seconds)),
+            row("memory", size(estimate.memory_size_bytes)),
+        ]);
+        let facts = count(estimate.facts_per_batch, "fact");
+        page.line(&format!(
+            "values are found in groups of up to {facts}; the test that follows them is not counted"
+        ));
     }
 }
 

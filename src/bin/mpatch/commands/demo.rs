@@ -39,7 +39,7 @@ const FILES: [(&str, &[u8]); 6] = [
 const STEPS: [(&str, &str); 6] = [
     (
         "1. What does the model already hold? Statistics of its keys, over a corpus",
-        "stats model/corpus.txt --base model -o statistics.safetensors",
+        "stats model/corpus.txt --base model --tokens all -o statistics.safetensors",
     ),
     (
         "2. Make a patch from a file of ten facts",

@@ -5,15 +5,16 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::digest::{FileDigest, WeightsId};
+use mpatch::edit::EditError;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::import::{layer_of_name, read_npz};
-use mpatch::edit::statistics::{Provenance, Statistics, StatisticsFile};
+use mpatch::edit::statistics::{Drawn, Provenance, Shard, Statistics, StatisticsFile, merge_order};
 use mpatch::model::Model;
 use serde::Serialize;
 
 use crate::editing::{
-    DeviceArguments, StatisticsCache, compute_statistics, edit_error, file_digest, open_model,
-    refuse_existing, weights_id,
+    AmountArguments, Corpus, DeviceArguments, StatisticsCache, compute_statistics, edit_error, file_digest,
+    open_model, refuse_existing, weights_id,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -22,7 +23,8 @@ use crate::report::{Output, Page, Report, count, shell_word};
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch stats wiki.txt --base gptj/ -o gptj.stats.safetensors\n  \
                   mpatch stats --import memit/data/stats/gptj/wikipedia_stats --base gptj/ -o gptj.stats.safetensors\n  \
-                  mpatch stats --merge part1.safetensors part2.safetensors -o gptj.stats.safetensors")]
+                  mpatch stats wiki.txt --base gptj/ --documents 100000 --shard 3/16 -o part3.safetensors\n  \
+                  mpatch stats --merge part*.safetensors -o gptj.stats.safetensors")]
 pub struct StatsArguments {
     /// Run this corpus through the model: text or JSON lines, one document a line
     #[arg(required_unless_present_any = ["import", "merge"], conflicts_with_all = ["import", "merge"])]
@@ -42,9 +44,19 @@ pub struct StatsArguments {
     /// Collect these layers instead of those that MEMIT edits in this model, e.g. `3,4,5`
     #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
     layers: Option<Vec<usize>>,
+    /// How much of the corpus.
+    #[command(flatten)]
+    amount: AmountArguments,
+    /// Run this part of the documents only, e.g. `3/16`; `--merge` adds the parts up
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    shard: Option<Shard>,
     /// Write the statistics here; by default they are kept where `create` finds them
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+}
+
+fn shard(text: &str) -> Result<Shard, String> {
+    text.parse()
 }
 
 /// What `stats` prints.
@@ -55,6 +67,12 @@ struct StatsReport {
     base: WeightsId,
     /// Tokens by layer.
     tokens: BTreeMap<usize, u64>,
+    /// How much of the corpus was asked for.
+    amount: String,
+    /// Which part of that, where others hold the rest.
+    shard: Option<String>,
+    /// Documents that were run, where that is known.
+    documents: Option<u64>,
     inner: usize,
     #[serde(skip)]
     next: Option<String>,
@@ -80,6 +98,7 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
     statistics.write(&place).map_err(|error| edit_error(&place, error))?;
     let written = StatisticsFile::open(&place).map_err(|error| edit_error(&place, error))?;
     let base = arguments.base.as_deref().map_or_else(|| "MODEL".to_owned(), shell_word);
+    let drawn = written.provenance().drawn;
     let stats =
         arguments.output.as_ref().map_or_else(String::new, |place| format!(" --stats {}", shell_word(place)));
     output.report(&StatsReport {
@@ -87,8 +106,14 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
         digest: written.digest(),
         base: written.provenance().base,
         tokens: written.counts().clone(),
+        amount: drawn.amount.to_string(),
+        shard: drawn.shard.map(|shard| shard.to_string()),
+        documents: Some(drawn.documents).filter(|documents| *documents > 0),
         inner: statistics.inner,
-        next: Some(format!("mpatch create facts.json --base {base}{stats}")),
+        next: Some(match drawn.shard {
+            Some(_) => "mpatch stats --merge PART... -o FILE".to_owned(),
+            None => format!("mpatch create facts.json --base {base}{stats}"),
+        }),
     })
 }
 
@@ -112,7 +137,8 @@ impl StatsArguments {
             _ => FileDigest::of(&corpora),
         };
         cache.prepare()?;
-        Ok(cache.path(statistics.provenance.base, corpus, &layers))
+        let drawn = statistics.provenance.drawn;
+        Ok(cache.path(statistics.provenance.base, corpus, (drawn.amount, drawn.shard), &layers))
     }
 }
 
@@ -132,15 +158,22 @@ fn compute(
             None => Hyperparameters::for_model(model.network.config()).0.layers,
         },
     };
+    let amount = arguments.amount.amount(model.network.config().inner);
+    let corpus = Corpus { path: corpus, amount, shard: arguments.shard };
     compute_statistics(model, weights_id(model, output)?, &layers, corpus, output)
 }
 
 fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
+    let open = |path: &PathBuf| StatisticsFile::open(path).map_err(|error| edit_error(path, error));
+    let files = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let refused = |error: EditError| {
+        CommandError::new(ExitKind::Malformed, error.to_string())
+            .hint("merge all shards of one run, or statistics of different text")
+    };
     let mut sum: Option<Statistics> = None;
-    for path in paths {
-        let loaded = StatisticsFile::open(path)
-            .and_then(|file| file.load())
-            .map_err(|error| edit_error(path, error))?;
+    for index in merge_order(&files).map_err(refused)? {
+        let path = &paths[index];
+        let loaded = files[index].load().map_err(|error| edit_error(path, error))?;
         match &mut sum {
             Some(sum) => sum.merge(&loaded).map_err(|error| {
                 CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display()))
@@ -204,8 +237,12 @@ fn import(model: &Model, paths: &[PathBuf], output: &Output) -> Result<Statistic
         corpora.push(file_digest(&path)?);
     }
     output.note("imported statistics do not name their model: that they are of this one is taken on trust");
-    let provenance =
-        Provenance { base: weights_id(model, output)?, tokenizer: model.tokenizer.digest(), corpora };
+    let provenance = Provenance {
+        base: weights_id(model, output)?,
+        tokenizer: model.tokenizer.digest(),
+        corpora,
+        drawn: Drawn::default(),
+    };
     Ok(Statistics { layers, inner, provenance })
 }
 
@@ -220,6 +257,9 @@ impl Report for StatsReport {
             .iter()
             .map(|(layer, tokens)| vec![format!("layer {layer}"), format!("{tokens} tokens")]);
         page.table(&rows.collect::<Vec<_>>());
+        if let Some(shard) = &self.shard {
+            page.line(&format!("shard {shard}: merge it with the others"));
+        }
         page.line(&format!("digest {}, of base {}", self.digest.short(), self.base.short()));
     }
 

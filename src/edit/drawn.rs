@@ -1,0 +1,88 @@
+//! How much of a corpus is run, and which part of that: the words of `mpatch stats` and of its artifacts.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// How much of a corpus is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Amount {
+    /// All of it, in its order.
+    #[default]
+    All,
+    /// Documents drawn until they have this many tokens.
+    Tokens(u64),
+    /// This many documents, drawn.
+    Documents(u64),
+    /// Of several corpora, of each another amount.
+    Mixed,
+}
+
+impl Amount {
+    /// What the literature finds enough: ten times the width of a key (arXiv 2506.04226).
+    pub fn enough(inner: usize) -> Self {
+        Self::Tokens(10 * inner as u64)
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => formatter.write_str("all"),
+            Self::Tokens(count) => write!(formatter, "tokens {count}"),
+            Self::Documents(count) => write!(formatter, "documents {count}"),
+            Self::Mixed => formatter.write_str("mixed"),
+        }
+    }
+}
+
+impl FromStr for Amount {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let count = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number"));
+        match text.split_once(' ') {
+            None if text == "all" => Ok(Self::All),
+            None if text == "mixed" => Ok(Self::Mixed),
+            Some(("tokens", rest)) => Ok(Self::Tokens(count(rest)?)),
+            Some(("documents", rest)) => Ok(Self::Documents(count(rest)?)),
+            _ => Err(format!("`{text}` is no amount of text")),
+        }
+    }
+}
+
+/// One of several parts that a corpus is shared out in: of the documents drawn, every `count`th.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Shard {
+    /// Which part, from 1.
+    pub index: u32,
+    /// How many there are.
+    pub count: u32,
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{}/{}", self.index, self.count)
+    }
+}
+
+impl FromStr for Shard {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts =
+            text.split_once('/').and_then(|(index, count)| Some((index.parse().ok()?, count.parse().ok()?)));
+        match parts {
+            Some((index, count)) if (1..=count).contains(&index) => Ok(Self { index, count }),
+            _ => Err(format!("`{text}` is no part such as `3/16`")),
+        }
+    }
+}
+
+/// What was drawn from a corpus.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Drawn {
+    /// How much was asked for.
+    pub amount: Amount,
+    /// Which part of that, where it is not all.
+    pub shard: Option<Shard>,
+    /// Documents that were run; 0 where that is not known.
+    pub documents: u64,
+}

@@ -1,0 +1,109 @@
+//! What an edit will take, told before it starts: a little is measured on the machine at hand, the rest is counted.
+
+use std::time::Instant;
+
+use faer::Mat;
+use serde::Serialize;
+
+use super::contexts::Contexts;
+use super::hyperparameters::Hyperparameters;
+use super::solve::Factor;
+use super::{EditError, FactPrompt, key, value};
+use crate::model::{Model, Site};
+
+/// What an edit will take.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    /// Batches of values.
+    pub batches: usize,
+    /// Facts in each, at most.
+    pub facts_per_batch: usize,
+    /// Time for all values if every fact takes all its steps; those that are done sooner leave sooner.
+    pub values_seconds_max: f64,
+    /// Time for the keys and the hidden states of all layers.
+    pub keys_seconds: f64,
+    /// Time to factorise the second moments of all layers; nothing where the factors are kept from an earlier run.
+    pub solve_seconds: f64,
+    /// Most memory at one time.
+    pub memory_size_bytes: u64,
+}
+
+/// Order of the matrix that is factorised to learn how fast that goes.
+const ORDER_MEASURED: usize = 768;
+
+/// Measures the middle batch over its first steps, one forward pass for keys and one factorisation, and counts.
+///
+/// # Errors
+/// As [`super::memit`] before it changes anything.
+pub fn estimate(
+    model: &Model,
+    hyperparameters: &Hyperparameters,
+    contexts: &Contexts,
+    facts: &[FactPrompt],
+) -> Result<Estimate, EditError> {
+    hyperparameters.check(&model.network)?;
+    let config = model.network.config();
+    let in_contexts = key::in_contexts(model, contexts, facts)?;
+    let planned = value::Planned::new(model, hyperparameters, contexts, facts)?;
+    let (batches, facts_per_batch) = (planned.batches().len(), planned.facts_per_batch);
+    let cores = if model.network.device().is_cpu() { rayon::current_num_threads() } else { 1 };
+
+    let steps = |steps: usize| Hyperparameters { v_num_grad_steps: steps, ..hyperparameters.clone() };
+    let (first, third) = (planned.time_middle_batch(&steps(1))?, planned.time_middle_batch(&steps(3))?);
+    let step = ((third - first) / 2.0).max(0.0);
+    let batch = first + step * hyperparameters.v_num_grad_steps.saturating_sub(1) as f64;
+
+    let last = hyperparameters.value_layer();
+    let texts = &in_contexts[..in_contexts.len().min(key::ROWS_PER_BATCH)];
+    let started = Instant::now();
+    key::read(&model.network, texts, Site::BlockOutput(last))?;
+    let chunk = started.elapsed().as_secs_f64();
+    let chunks = in_contexts.len().div_ceil(key::ROWS_PER_BATCH);
+    // Keys of each layer over all contexts up to that layer, and hidden states over the plain prompts up to the last.
+    let templates = contexts.templates().count().max(1) as f64;
+    let depth = |layer: usize| (layer + 1) as f64 / (last + 1) as f64;
+    let passes: f64 = hyperparameters.layers.iter().map(|layer| depth(*layer) + 1.0 / templates).sum();
+
+    let order = ORDER_MEASURED.min(config.inner);
+    let known = Mat::from_fn(order, order, |row, column| if row == column { 2.0 } else { 1e-4 });
+    let started = Instant::now();
+    Factor::of(&|| Ok(known.clone()), 1.0, 0)?;
+    let factorised = started.elapsed().as_secs_f64();
+    let larger = (config.inner as f64 / order as f64).powi(3);
+
+    Ok(Estimate {
+        batches,
+        facts_per_batch,
+        values_seconds_max: batch * batches.div_ceil(cores.min(batches).max(1)) as f64,
+        keys_seconds: chunk * passes * chunks.div_ceil(cores) as f64,
+        solve_seconds: factorised * larger * hyperparameters.layers.len() as f64,
+        memory_size_bytes: memory_size_bytes(
+            model,
+            hyperparameters,
+            facts.len(),
+            cores,
+            planned.batch_size_bytes(),
+        ),
+    })
+}
+
+/// The larger of the two peaks: all cores at their batches, or the last layer's solve.
+fn memory_size_bytes(
+    model: &Model,
+    hyperparameters: &Hyperparameters,
+    facts: usize,
+    cores: usize,
+    batch_size_bytes: usize,
+) -> u64 {
+    let config = model.network.config();
+    let (width, inner) = (config.width as u64, config.inner as u64);
+    let layers = hyperparameters.layers.len() as u64;
+    // One half, three vectors of the width and the biases are too little to count.
+    let block = 4 * width * width + 2 * width * inner;
+    let weights = 4 * (config.layers as u64 * block + 2 * config.vocabulary as u64 * width);
+    let values = (cores * batch_size_bytes) as u64;
+    let rank = (facts as u64).min(inner);
+    let updates = layers * (8 * rank * (2 * inner + width) + 4 * width * inner);
+    let solve = 8 * inner * inner + 24 * rank * inner + updates;
+    weights + values.max(solve)
+}

@@ -1,0 +1,360 @@
+//! What a long run keeps for later ones: the factors of `lambda * C`, and the values found so far.
+//!
+//! Both can be made again, so neither is believed unread: every record carries its digest and every file says what
+//! it was made from ([`crate::checkpoint::RecordLog`]). What is damaged or was made from something else is made anew,
+//! and what was kept gives the same bits as what is made.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use faer::Mat;
+
+use super::contexts::Contexts;
+use super::hyperparameters::Hyperparameters;
+use super::solve::{Factor, RIDGE_RELATIVE};
+use super::value::Value;
+use super::{EditError, FactPrompt};
+use crate::checkpoint::{RecordLog, limit_folder, read_records, touch, write_records};
+use crate::digest::{FileDigest, WeightsId};
+
+/// What an edit may use of earlier runs and keep for later ones; nothing by default.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Kept<'a> {
+    /// Factors of `lambda * C`.
+    pub factors: Option<&'a FactorCache>,
+    /// Values found so far.
+    pub values: Option<&'a ValueLog>,
+}
+
+/// A folder of Cholesky factors of `lambda * C`, by the statistics, the layer and lambda that they belong to.
+#[derive(Debug, Clone)]
+pub struct FactorCache {
+    folder: PathBuf,
+    limit_bytes: u64,
+}
+
+/// How files of factors end.
+const FACTOR_ENDING: &str = "factor";
+/// Columns of a factor are written together up to about this size.
+const RECORD_SIZE_BYTES: usize = 4 << 20;
+
+impl FactorCache {
+    /// The cache in `folder`, which exists; its files take `limit_bytes` at most, those used longest ago go first.
+    pub fn new(folder: &Path, limit_bytes: u64) -> Self {
+        Self { folder: folder.to_owned(), limit_bytes }
+    }
+
+    /// The factor kept for these statistics, or the one that `make` makes, which is then kept.
+    ///
+    /// A cache that cannot be written is no reason to stop: the factor is used and not kept.
+    pub(crate) fn find_or(
+        &self,
+        statistics: FileDigest,
+        layer: usize,
+        weight: f64,
+        inner: usize,
+        make: impl FnOnce() -> Result<Factor, EditError>,
+    ) -> Result<Factor, EditError> {
+        let origin = format!(
+            "mpatch factor 1; statistics {statistics}; layer {layer}; weight {weight:?}; inner {inner}; \
+             ridge {RIDGE_RELATIVE:?}"
+        );
+        let name = FileDigest::of(origin.as_bytes()).short();
+        let path = self.folder.join(format!("{name}.{FACTOR_ENDING}"));
+        if let Some(factor) = read_factor(&path, origin.as_bytes(), inner) {
+            touch(&path);
+            return Ok(factor);
+        }
+        let factor = make()?;
+        let size_bytes = (inner * (inner + 1) / 2 * size_of::<f64>()) as u64;
+        if size_bytes <= self.limit_bytes && write_factor(&path, origin.as_bytes(), &factor).is_ok() {
+            limit_folder(&self.folder, FACTOR_ENDING, self.limit_bytes, &path);
+        }
+        Ok(factor)
+    }
+}
+
+/// The ridge, then the lower triangle column after column; f64, little-endian.
+fn write_factor(
+    path: &Path,
+    origin: &[u8],
+    factor: &Factor,
+) -> Result<(), crate::checkpoint::CheckpointError> {
+    write_records(path, origin, |sink| {
+        sink(&factor.ridge.to_le_bytes())?;
+        let mut block = Vec::new();
+        for column in 0..factor.lower.ncols() {
+            block.extend(
+                (column..factor.lower.nrows()).flat_map(|row| factor.lower[(row, column)].to_le_bytes()),
+            );
+            if block.len() >= RECORD_SIZE_BYTES || column + 1 == factor.lower.ncols() {
+                sink(&block)?;
+                block.clear();
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The factor in the file, if all of it is there and sound.
+fn read_factor(path: &Path, origin: &[u8], inner: usize) -> Option<Factor> {
+    let mut ridge = None;
+    let mut lower: Option<Mat<f64>> = None;
+    let mut places = (0..inner).flat_map(|column| (column..inner).map(move |row| (row, column)));
+    let mut surplus = false;
+    read_records(path, origin, |payload| {
+        let mut numbers = payload.chunks_exact(size_of::<f64>()).map(|bytes| {
+            let mut number = [0; size_of::<f64>()];
+            number.copy_from_slice(bytes);
+            f64::from_le_bytes(number)
+        });
+        if ridge.is_none() {
+            ridge = Some(numbers.next().unwrap_or(f64::NAN));
+            return;
+        }
+        let lower = lower.get_or_insert_with(|| Mat::zeros(inner, inner));
+        for number in numbers {
+            match places.next() {
+                Some(place) => lower[place] = number,
+                None => surplus = true,
+            }
+        }
+    })
+    .ok()?;
+    let whole = !surplus && places.next().is_none();
+    Some(Factor { lower: lower.filter(|_| whole)?, ridge: ridge.filter(|ridge| ridge.is_finite())? })
+}
+
+/// Everything that values depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct ValueInputs<'a> {
+    /// The base's weights.
+    pub weights: WeightsId,
+    /// Its config.
+    pub config: FileDigest,
+    /// Its tokenizer.
+    pub tokenizer: FileDigest,
+    /// MEMIT's hyperparameters.
+    pub hyperparameters: &'a Hyperparameters,
+    /// The context templates.
+    pub contexts: &'a Contexts,
+    /// The facts, in their order.
+    pub facts: &'a [FactPrompt],
+    /// Whatever may change the bits of the arithmetic: the kind of device, its instruction set, the precision.
+    pub device: &'a str,
+    /// The program and its version.
+    pub tool: &'a str,
+}
+
+impl ValueInputs<'_> {
+    /// One digest of it all.
+    pub fn digest(&self) -> FileDigest {
+        let facts: Vec<_> =
+            self.facts.iter().map(|fact| (&fact.prompt, &fact.subject, &fact.target)).collect();
+        let material = (
+            "mpatch values 1",
+            (self.weights, self.config, self.tokenizer),
+            (self.hyperparameters, self.contexts.groups(), facts),
+            (self.device, self.tool),
+        );
+        // JSON of plain data: text, numbers and lists, each with its own quotes and brackets.
+        FileDigest::of(&serde_json::to_vec(&material).unwrap_or_default())
+    }
+}
+
+/// The batches of values that earlier runs of the same edit finished, and a log for the next.
+#[derive(Debug)]
+pub struct ValueLog {
+    path: PathBuf,
+    open: Mutex<OpenLog>,
+}
+
+#[derive(Debug)]
+struct OpenLog {
+    log: RecordLog,
+    /// The batches found, by their facts.
+    found: BTreeMap<Vec<usize>, Vec<Value>>,
+}
+
+/// How logs of values end.
+const LOG_ENDING: &str = "values";
+
+impl ValueLog {
+    /// Opens the log of these inputs in `folder`, which exists; older logs go where they take more than
+    /// `limit_bytes`. `None` means that another process is making the same edit.
+    ///
+    /// # Errors
+    /// [`EditError::Checkpoint`].
+    pub fn open(folder: &Path, inputs: FileDigest, limit_bytes: u64) -> Result<Option<Self>, EditError> {
+        let path = folder.join(format!("{}.{LOG_ENDING}", inputs.short()));
+        let origin = format!("mpatch values 1; inputs {inputs}");
+        let mut found = BTreeMap::new();
+        let log = RecordLog::open(&path, origin.as_bytes(), |payload| found.extend(decode(&payload)))?;
+        limit_folder(folder, LOG_ENDING, limit_bytes, &path);
+        Ok(log.map(|log| Self { path, open: Mutex::new(OpenLog { log, found }) }))
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How many values it holds.
+    pub fn values(&self) -> usize {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.found.keys().map(Vec::len).sum()
+    }
+
+    /// The values of a batch, where the log holds them.
+    pub(crate) fn batch(&self, facts: &[usize], width: usize) -> Option<Vec<Value>> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let values = open.found.get(facts)?;
+        values.iter().all(|value| value.hidden.len() == width).then(|| values.clone())
+    }
+
+    /// Adds a finished batch; it is on disk when this returns.
+    pub(crate) fn keep(&self, facts: &[usize], values: &[Value]) -> Result<(), EditError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(open.log.append(&encode(facts, values))?)
+    }
+
+    /// Removes the log: the edit that it was for is made.
+    ///
+    /// # Errors
+    /// [`EditError::Checkpoint`].
+    pub fn remove(self) -> Result<(), EditError> {
+        Ok(self.open.into_inner().unwrap_or_else(PoisonError::into_inner).log.remove()?)
+    }
+}
+
+/// A batch: how many facts, which, and of each its value; integers u64 and numbers f32, little-endian.
+fn encode(facts: &[usize], values: &[Value]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let integer = |value: usize, bytes: &mut Vec<u8>| bytes.extend((value as u64).to_le_bytes());
+    integer(facts.len(), &mut bytes);
+    facts.iter().for_each(|fact| integer(*fact, &mut bytes));
+    for value in values {
+        integer(value.steps, &mut bytes);
+        integer(value.hidden.len(), &mut bytes);
+        let numbers = [value.loss, value.probability].into_iter().chain(value.hidden.iter().copied());
+        bytes.extend(numbers.flat_map(f32::to_le_bytes));
+    }
+    bytes
+}
+
+fn decode(bytes: &[u8]) -> Option<(Vec<usize>, Vec<Value>)> {
+    let mut rest = bytes;
+    let count = take_integer(&mut rest)?;
+    let facts = (0..count).map(|_| take_integer(&mut rest)).collect::<Option<Vec<_>>>()?;
+    let value = |rest: &mut &[u8]| {
+        let (steps, width) = (take_integer(rest)?, take_integer(rest)?);
+        let (loss, probability) = (take_number(rest)?, take_number(rest)?);
+        let hidden = (0..width).map(|_| take_number(rest)).collect::<Option<Vec<_>>>()?;
+        Some(Value { hidden, loss, probability, steps })
+    };
+    let values = (0..count).map(|_| value(&mut rest)).collect::<Option<Vec<_>>>()?;
+    rest.is_empty().then_some((facts, values))
+}
+
+fn take_integer(bytes: &mut &[u8]) -> Option<usize> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    usize::try_from(u64::from_le_bytes(*first)).ok()
+}
+
+fn take_number(bytes: &mut &[u8]) -> Option<f32> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(f32::from_le_bytes(*first))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn factor() -> Factor {
+        let moment =
+            || {
+                Ok(Mat::from_fn(30, 30, |row, column| {
+                    if row == column { 3.0 } else { 1.0 / (1.0 + (row + column) as f64) }
+                }))
+            };
+        Factor::of(&moment, 15.0, 1).expect("positive definite")
+    }
+
+    /// The lower triangles, bit for bit.
+    fn same(one: &Factor, other: &Factor) -> bool {
+        let bits = |factor: &Factor| -> Vec<u64> {
+            let places = (0..30).flat_map(|column| (column..30).map(move |row| (row, column)));
+            places.map(|place| factor.lower[place].to_bits()).chain([factor.ridge.to_bits()]).collect()
+        };
+        bits(one) == bits(other)
+    }
+
+    #[test]
+    fn a_factor_kept_is_the_factor_made_and_a_damaged_one_is_made_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = FactorCache::new(folder.path(), 1 << 20);
+        let digest = FileDigest::of(b"statistics");
+        let made = factor();
+        let first = cache.find_or(digest, 1, 15.0, 30, || Ok(factor())).expect("made");
+        let not_wanted = || panic!("the factor is kept");
+        let second = cache.find_or(digest, 1, 15.0, 30, not_wanted).expect("kept");
+        assert!(same(&first, &made) && same(&second, &made));
+        let file =
+            std::fs::read_dir(folder.path()).expect("a folder").next().expect("a file").expect("an entry");
+        let whole = std::fs::read(file.path()).expect("the file");
+        for at in (0..whole.len()).step_by(97) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            std::fs::write(file.path(), damaged).expect("written");
+            let mut again = false;
+            let third = cache.find_or(digest, 1, 15.0, 30, || {
+                again = true;
+                Ok(factor())
+            });
+            assert!(again && same(&third.expect("made"), &made), "damage at byte {at} was not seen");
+        }
+        let mut other = false;
+        cache
+            .find_or(FileDigest::of(b"other"), 1, 15.0, 30, || {
+                other = true;
+                Ok(factor())
+            })
+            .expect("made");
+        assert!(other, "the factor of other statistics was taken");
+    }
+
+    #[test]
+    fn factors_that_do_not_fit_their_cache_are_not_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = FactorCache::new(folder.path(), 1000);
+        cache.find_or(FileDigest::of(b"statistics"), 1, 15.0, 30, || Ok(factor())).expect("made");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
+    }
+
+    #[test]
+    fn values_are_read_back_bit_for_bit() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let inputs = FileDigest::of(b"inputs");
+        let open = || ValueLog::open(folder.path(), inputs, 1 << 20).expect("a log").expect("nobody else's");
+        let value = |seed: f32| Value {
+            hidden: vec![seed, -0.0, f32::MIN_POSITIVE, 1.0 / 3.0],
+            loss: 0.1,
+            probability: 0.9,
+            steps: 7,
+        };
+        let log = open();
+        log.keep(&[4, 1], &[value(1.0), value(2.0)]).expect("written");
+        assert_eq!(log.batch(&[4, 1], 4), None, "a log is read when it is opened");
+        drop(log);
+        let log = open();
+        assert_eq!(log.values(), 2);
+        assert_eq!(log.batch(&[4, 1], 4), Some(vec![value(1.0), value(2.0)]));
+        assert_eq!(log.batch(&[4], 4), None);
+        assert_eq!(log.batch(&[4, 1], 5), None, "of another width");
+        log.remove().expect("removed");
+        assert_eq!(open().values(), 0);
+    }
+}
