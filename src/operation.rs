@@ -10,8 +10,9 @@
 //! one code. What counts is the bytes: no log or name is asked in which state a checkpoint is.
 
 mod mismatch;
+mod survey;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,9 @@ use crate::patch::{Patch, PatchError};
 use crate::tensor::Dtype;
 
 pub use self::mismatch::{Difference, Mismatch};
+use self::survey::locate;
+pub use self::survey::survey_size_bytes;
+pub(crate) use self::survey::{Digests, Standing, standing, survey};
 
 /// Weights worked on at once, while as many are read and as many written: enough for every core to have rows, little
 /// beside a model.
@@ -118,129 +122,6 @@ impl Direction {
     pub fn end(self, tensor: &TensorBinding) -> TensorDigest {
         self.reversed().start(tensor)
     }
-}
-
-// ------------------------------------------------------------------------------------ where the weights stand --
-
-/// The three answers, the same for both directions.
-#[derive(Debug)]
-pub(crate) enum Standing {
-    /// All touched tensors of this binding are at the start.
-    Start(usize),
-    /// All touched tensors of this binding are at the end.
-    End(usize),
-    /// Neither.
-    Elsewhere(Mismatch),
-}
-
-/// Finds which binding's start, or else which binding's end, the checkpoint stands at.
-pub(crate) fn survey(
-    checkpoint: &Checkpoint,
-    patch: &Patch,
-    direction: Direction,
-    progress: Progress<'_>,
-) -> Result<Standing, OperationError> {
-    let touched = touched_tensors(checkpoint, patch);
-    let digests = checkpoint.digests_with(&touched, progress)?;
-    let names = touched.iter().map(|tensor| tensor.name.as_str());
-    let digests: Digests<'_> = names.zip(digests).collect();
-    Ok(standing(checkpoint, &patch.manifest().bindings, &digests, direction))
-}
-
-/// Digests of tensors by name.
-pub(crate) type Digests<'a> = BTreeMap<&'a str, TensorDigest>;
-
-/// As [`survey`], from digests that are known; a tensor without one counts as missing.
-pub(crate) fn standing(
-    checkpoint: &Checkpoint,
-    bindings: &[Binding],
-    digests: &Digests<'_>,
-    direction: Direction,
-) -> Standing {
-    let compared: Vec<_> =
-        bindings.iter().map(|binding| Comparison::new(checkpoint, binding, digests, direction)).collect();
-    if let Some(index) = compared.iter().position(|found| found.at_start == found.tensors) {
-        return Standing::Start(index);
-    }
-    if let Some(index) = compared.iter().position(|found| found.at_end == found.tensors) {
-        return Standing::End(index);
-    }
-    Standing::Elsewhere(closest(compared))
-}
-
-/// The comparison with most tensors in either state; the earliest among equals.
-fn closest(compared: Vec<Comparison>) -> Mismatch {
-    let mut best: Option<(usize, Comparison)> = None;
-    for (binding, found) in compared.into_iter().enumerate() {
-        if best.as_ref().is_none_or(|(_, best)| best.at_start + best.at_end < found.at_start + found.at_end) {
-            best = Some((binding, found));
-        }
-    }
-    let (binding, found) = best.unwrap_or_default();
-    let (tensor, difference) =
-        found.first.unwrap_or_else(|| (String::new(), Difference::Missing { nearest: None }));
-    let Comparison { at_start, at_end, tensors, .. } = found;
-    Mismatch { tensor, difference, binding, at_start, at_end, tensors }
-}
-
-#[derive(Debug, Default)]
-struct Comparison {
-    at_start: usize,
-    at_end: usize,
-    tensors: usize,
-    /// The first tensor that is not at the start.
-    first: Option<(String, Difference)>,
-}
-
-impl Comparison {
-    fn new(checkpoint: &Checkpoint, binding: &Binding, digests: &Digests<'_>, direction: Direction) -> Self {
-        let mut comparison = Comparison { tensors: binding.tensors.len(), ..Comparison::default() };
-        for tensor in &binding.tensors {
-            let found = locate(checkpoint, tensor).and_then(|info| {
-                let found = digests.get(info.name.as_str()).copied();
-                found.ok_or(Difference::Missing { nearest: None })
-            });
-            let expected = direction.start(tensor);
-            comparison.at_start += usize::from(found == Ok(expected));
-            comparison.at_end += usize::from(found == Ok(direction.end(tensor)));
-            let difference = match found {
-                Ok(found) if found == expected => continue,
-                Ok(found) => Difference::Digest { expected, found },
-                Err(difference) => difference,
-            };
-            comparison.first.get_or_insert_with(|| (tensor.name.clone(), difference));
-        }
-        comparison
-    }
-}
-
-/// The checkpoint's tensor that a binding speaks of, if type and shape fit.
-fn locate<'c>(checkpoint: &'c Checkpoint, tensor: &TensorBinding) -> Result<&'c TensorInfo, Difference> {
-    let info = match checkpoint.tensor(&tensor.name) {
-        Ok(info) => info,
-        Err(CheckpointError::MissingTensor { nearest, .. }) => return Err(Difference::Missing { nearest }),
-        Err(_) => return Err(Difference::Missing { nearest: None }),
-    };
-    if info.element_dtype() != Some(tensor.dtype) {
-        return Err(Difference::Dtype { expected: tensor.dtype, found: info.dtype.clone() });
-    }
-    if info.matrix_shape() != Some(tensor.shape) {
-        return Err(Difference::Shape { expected: tensor.shape, found: info.shape.clone() });
-    }
-    Ok(info)
-}
-
-/// The checkpoint's tensors that any binding could be about.
-fn touched_tensors<'c>(checkpoint: &'c Checkpoint, patch: &Patch) -> Vec<&'c TensorInfo> {
-    let bindings = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
-    let located = bindings.filter_map(|tensor| locate(checkpoint, tensor).ok());
-    let by_name: BTreeMap<&str, &TensorInfo> = located.map(|info| (info.name.as_str(), info)).collect();
-    by_name.into_values().collect()
-}
-
-/// Bytes that planning an operation reads: the touched tensors.
-pub fn survey_size_bytes(checkpoint: &Checkpoint, patch: &Patch) -> u64 {
-    touched_tensors(checkpoint, patch).iter().map(|tensor| tensor.size_bytes).sum()
 }
 
 // ------------------------------------------------------------------------------------------------- one tensor --

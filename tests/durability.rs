@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use material::{lay_out, lay_out_shards};
+use material::{SETTINGS, lay_out, lay_out_shards};
 use mpatch::apply;
 use mpatch::checkpoint::{Checkpoint, CheckpointError, Outcome, recover};
 use mpatch::patch::Patch;
@@ -96,7 +96,7 @@ impl Bench {
         let words: Vec<&str> = words.collect();
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).current_dir(self.folder.path());
-        command.env("NO_COLOR", "1").env("RAYON_NUM_THREADS", "2");
+        command.envs(SETTINGS).env("RAYON_NUM_THREADS", "2");
         command
     }
 
@@ -429,6 +429,7 @@ fn a_power_cut_of_a_real_file_system_leaves_one_of_two_states() {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash/power_cut.py");
         let mpatch = assert_cmd::cargo::cargo_bin!("mpatch");
         let mut command = Command::new("python3");
+        command.envs(SETTINGS).env("MPATCH_CONFIG_DIR", material.join("config"));
         command.arg(script).arg(mpatch).arg(&material).args(["ext4", flag, &cuts.to_string()]);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));

@@ -150,9 +150,12 @@ fn a_patch_of_a_large_rank_is_never_in_memory_as_a_whole() {
     let (edited, reverted) = (folder.path().join("edited"), folder.path().join("reverted"));
     let base_text = base.to_str().unwrap().to_owned();
     for (arguments, paths) in [
-        (vec!["apply"], vec![base.as_path(), &patch, Path::new("-o"), &edited]),
+        (vec!["apply", "--allow-unsigned"], vec![base.as_path(), &patch, Path::new("-o"), &edited]),
         (vec!["revert"], vec![edited.as_path(), &patch, Path::new("-o"), &reverted]),
-        (vec!["verify", "--digests-only", "--base", base_text.as_str()], vec![patch.as_path()]),
+        (
+            vec!["verify", "--allow-unsigned", "--digests-only", "--base", base_text.as_str()],
+            vec![patch.as_path()],
+        ),
         (vec!["show"], vec![patch.as_path()]),
     ] {
         let peak = peak_memory_bytes(&arguments, &paths);

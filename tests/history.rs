@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use drafts::{Numbers, draft};
+use material::{SETTINGS, key, lay_out_settings, signed_with};
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::factors::Term;
@@ -32,6 +33,7 @@ impl Place {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("model.safetensors"), weights(SHAPE)).unwrap();
+        lay_out_settings(folder.path());
         Self { folder }
     }
 
@@ -48,7 +50,8 @@ impl Place {
 
     fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        command.current_dir(self.folder.path()).env("NO_COLOR", "1").env("GIT_CONFIG_NOSYSTEM", "1");
+        command.current_dir(self.folder.path()).envs(SETTINGS).env("GIT_CONFIG_NOSYSTEM", "1");
+        command.env("MPATCH_CONFIG_DIR", self.path("config")).env("MPATCH_STATE_DIR", self.path("state"));
         command.env("HOME", self.folder.path()).env("GIT_COMMITTER_DATE", "1764028800 +0000");
         command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
         command
@@ -106,7 +109,7 @@ impl Place {
             target_old: Some("Paris".to_owned()),
             note: None,
         }];
-        encode(&draft).unwrap()
+        signed_with(encode(&draft).unwrap(), &key())
     }
 }
 

@@ -83,8 +83,9 @@ fn every_threat_names_tests_that_there_are() {
 }
 
 /// How tests ask for an exit code: `refuses("...", 11)`, `facts_refused(..., 3, ...)`, `status.code(), Some(2)`,
-/// `.code(6)`, and of the table itself `kind.code(), 70`.
-const QUESTIONS: [&str; 4] = ["refuses(", "_refused(", ".code(), ", ".code("];
+/// `.code(6)`, `run("...", 8)`, a table of signals and their codes, and of the table itself `kind.code(), 70`.
+const QUESTIONS: [&str; 6] =
+    ["refuses(", "_refused(", ".code(), ", ".code(", ".run(", "for (signal, code) in "];
 
 /// Codes that tests of the command line ask for.
 fn codes_in_tests() -> BTreeSet<u8> {
@@ -97,7 +98,7 @@ fn codes_in_tests() -> BTreeSet<u8> {
         for question in QUESTIONS {
             // To the end of the statement; a code stands alone between commas or parentheses.
             let statements = code.split(question).skip(1).filter_map(|rest| rest.split(';').next());
-            let words = statements.flat_map(|statement| statement.split([',', '(', ')']));
+            let words = statements.flat_map(|statement| statement.split([',', '(', ')', ']']));
             codes.extend(words.filter_map(|word| word.trim().parse::<u8>().ok()));
         }
     }

@@ -74,10 +74,12 @@ pub(super) fn parse(text: &[u8], data_size: u64) -> Result<Header, String> {
         .and_then(|header| deserializer.end().map(|()| header))
         .map_err(|error| format!("header: {error}"))?;
     let entries = &mut header.entries;
+    // A name that stands twice is told as that, and not by what it does to the offsets.
+    entries.sort_unstable_by(|left, right| left.name.cmp(&right.name));
+    check_names(entries)?;
     entries.sort_unstable_by_key(|entry| (entry.offset, entry.size_bytes));
     check_tiling(entries, data_size)?;
     entries.sort_unstable_by(|left, right| left.name.cmp(&right.name));
-    check_names(entries)?;
     Ok(header)
 }
 

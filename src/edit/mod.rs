@@ -183,7 +183,7 @@ pub fn memit_with(
     kept: Kept<'_>,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Edit, EditError> {
-    hyperparameters.check(&model.network)?;
+    check(model, hyperparameters, contexts, facts)?;
     let in_contexts = key::in_contexts(model, contexts, facts)?;
     let plain = key::plain(model, facts)?;
     let values = value::all(model, hyperparameters, contexts, facts, kept.values, progress)?;
@@ -211,6 +211,22 @@ pub fn memit_with(
         progress(Progress::Layer(layer));
     }
     Ok(Edit { values, layers })
+}
+
+/// Whether [`memit`] would take these facts, told by their tokens: nothing is run.
+///
+/// # Errors
+/// As for [`memit`].
+pub fn check(
+    model: &Model,
+    hyperparameters: &Hyperparameters,
+    contexts: &Contexts,
+    facts: &[FactPrompt],
+) -> Result<(), EditError> {
+    hyperparameters.check(&model.network)?;
+    key::in_contexts(model, contexts, facts)?;
+    key::plain(model, facts)?;
+    value::Planned::new(model, hyperparameters, contexts, facts).map(drop)
 }
 
 /// What one layer is solved from.

@@ -198,10 +198,30 @@ fn check_frame_header(stored: &[u8], decoded_size: u64) -> Result<(), String> {
             "a zstd frame with descriptor {descriptor:#04x}: it must state its content's size and have neither dictionary nor checksum"
         ));
     }
+    check_window(stored, decoded_size)?;
     match zstd::zstd_safe::get_frame_content_size(stored) {
         Ok(Some(found)) if found == decoded_size => Ok(()),
         Ok(found) => Err(format!("a zstd frame of {found:?} bytes, expected {decoded_size}")),
         Err(error) => Err(format!("a zstd frame whose size cannot be read: {error:?}")),
+    }
+}
+
+/// Asked here because the decoder asks only for frames that it cannot decode in one piece. A frame of one segment has a
+/// window of its content's size (RFC 8878, 3.1.1.1.2).
+fn check_window(stored: &[u8], decoded_size: u64) -> Result<(), String> {
+    let [descriptor, window, ..] = stored[ZSTD_MAGIC.len()..] else {
+        return Err("not a zstd frame".to_owned());
+    };
+    let size = if descriptor & ZSTD_DESCRIPTOR_SINGLE_SEGMENT != 0 {
+        decoded_size
+    } else {
+        let base = 1_u64 << (10 + (window >> 3));
+        base + base / 8 * u64::from(window & 0b111)
+    };
+    let limit = 1_u64 << ZSTD_WINDOW_LOG_MAX;
+    match size <= limit {
+        true => Ok(()),
+        false => Err(format!("zstd: a window of {size} bytes, at most {limit} are read")),
     }
 }
 

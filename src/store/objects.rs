@@ -10,6 +10,7 @@
 //!
 //! The tree is the state: files that somebody else adds beside these are carried along and never read.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use git2::{ObjectType, Oid, Repository};
@@ -74,16 +75,11 @@ impl ObjectStore<'_> {
 
     /// Writes a patch: into git, or beside it with a pointer in git.
     pub(super) fn write_patch(&self, patch: &Patch) -> Result<Stored, StoreError> {
-        if patch.bytes().len() != patch.size_bytes() {
-            return Err(StoreError::malformed(
-                patch_path(patch.id()),
-                "only a patch in memory can be recorded",
-            ));
+        let bytes = bytes_of(patch)?;
+        if bytes.len() <= INLINE_SIZE_MAX_BYTES {
+            return Ok(Stored { blob: self.write_blob(&bytes)?, manifest: None });
         }
-        if patch.size_bytes() <= INLINE_SIZE_MAX_BYTES {
-            return Ok(Stored { blob: self.write_blob(patch.bytes())?, manifest: None });
-        }
-        let pointer = self.lfs.write(patch.bytes())?;
+        let pointer = self.lfs.write(&bytes)?;
         let manifest = Some(self.write_blob(patch.manifest_bytes())?);
         Ok(Stored { blob: self.write_blob(pointer.text().as_bytes())?, manifest })
     }
@@ -211,6 +207,17 @@ impl ObjectStore<'_> {
 }
 
 /// Where a patch lies in the tree.
+/// The whole file of a patch, wherever its sections lie.
+pub(super) fn bytes_of(patch: &Patch) -> Result<Cow<'_, [u8]>, StoreError> {
+    if patch.bytes().len() == patch.size_bytes() {
+        return Ok(Cow::Borrowed(patch.bytes()));
+    }
+    let mut bytes = Vec::with_capacity(patch.size_bytes());
+    let place = || patch_path(patch.id());
+    patch.write_to(&mut bytes).map_err(|error| StoreError::malformed(place(), error.to_string()))?;
+    Ok(Cow::Owned(bytes))
+}
+
 pub(super) fn patch_path(id: PatchId) -> String {
     format!("{PATCHES}/{id}.mpatch")
 }

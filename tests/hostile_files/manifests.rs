@@ -283,12 +283,7 @@ pub fn rules() -> Collection {
         vectors.right(name, reason, File::tiny().bytes_after(change));
     }
     let correction = File::tiny().bytes_after(|m| tensor(m).correction = Some(5));
-    vectors.unsupported(
-        "correction",
-        "a correction, which version 1.0 reserves",
-        "only reserves",
-        correction,
-    );
+    vectors.malformed("correction", "a correction without a section", "names section 5 of 5", correction);
     vectors
 }
 
@@ -390,9 +385,12 @@ const TILED: &[(&str, &str, &str, Change)] = &[
     ("section_kind", "scales in a section of integers", "needs Scales, section 2 holds Integers", |m| {
         m.sections[2].kind = SectionKind::Integers
     }),
-    ("section_correction", "a section of the reserved kind", "needs Undo, section 4 holds Correction", |m| {
-        m.sections[4].kind = SectionKind::Correction
-    }),
+    (
+        "section_correction",
+        "a correction where the undo log belongs",
+        "needs Undo, section 4 holds Correction",
+        |m| m.sections[4].kind = SectionKind::Correction,
+    ),
     ("section_overlap", "a section that begins a byte early", "1 bytes stored (Stored) for 2 decoded", |m| {
         m.sections[0].stored_size -= 1
     }),

@@ -200,6 +200,7 @@ pub fn lay_out(folder: &Path) {
 /// A model in shards, two of which a patch touches: `shards` and `shards.mpatch`.
 pub fn lay_out_shards(folder: &Path) {
     const NAMES: [&str; 3] = ["first", "second", "untouched"];
+    lay_out_settings(folder);
     let shards = folder.join("shards");
     fs::create_dir_all(&shards).unwrap();
     let mut map = Map::new();

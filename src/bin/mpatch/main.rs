@@ -13,6 +13,7 @@ mod editing;
 mod error;
 mod history;
 mod interrupt;
+mod job;
 mod keys;
 mod network;
 mod places;

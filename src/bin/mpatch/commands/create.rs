@@ -1,31 +1,21 @@
 //! `mpatch create`: facts in, a patch out, tested as it will be applied before it is written.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
-use mpatch::bind::{BindError, bind, check_finite};
-use mpatch::digest::{PatchId, WeightsId};
-use mpatch::edit::contexts::Contexts;
-use mpatch::edit::estimate::{Estimate, estimate};
-use mpatch::edit::hyperparameters::{Hyperparameters, Source};
-use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
-use mpatch::edit::statistics::StatisticsFile;
-use mpatch::edit::{Edit, FactPrompt, Progress, memit_with};
-use mpatch::evaluate::{Evaluation, Extent, Outcome, Scores, evaluate, texts};
-use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, compress};
-use mpatch::facts::{FactsFile, Record, Request};
-use mpatch::model::{Model, Precision};
-use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
-use mpatch::patch::{Draft, Patch, encode};
+use mpatch::digest::PatchId;
+use mpatch::edit::estimate::Estimate;
+use mpatch::evaluate::{Evaluation, Outcome, Scores};
+use mpatch::facts::Record;
+use mpatch::model::Precision;
+use mpatch::patch::manifest::{About, Line};
 use serde::Serialize;
 
-use crate::editing::{
-    AmountArguments, Corpus, ModelArguments, arithmetic, edit_error, factor_cache, find_statistics,
-    model_error, read_facts, refuse_existing, value_log, weights_id,
-};
-use crate::error::{CommandError, ExitKind, chain};
+use crate::editing::{ModelArguments, arithmetic, read_facts, refuse_existing};
+use crate::error::{CommandError, ExitKind};
 use crate::interrupt::{Work, doing};
+use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds, precision};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust;
@@ -98,41 +88,6 @@ impl LineArguments {
     }
 }
 
-/// How an edit is made and stored.
-#[derive(Debug, Args)]
-pub struct RecipeArguments {
-    /// Take the hyperparameters from this file, in the reference's JSON layout, instead of the model's `memit.json`
-    #[arg(long, value_name = "FILE")]
-    hparams: Option<PathBuf>,
-    /// Edit these layers instead of those of the hyperparameters, e.g. `3,4,5`
-    #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
-    layers: Option<Vec<usize>>,
-    /// Take the context templates from this file, a list of lists, instead of sampling them
-    #[arg(long, value_name = "FILE")]
-    contexts: Option<PathBuf>,
-    /// Use these second-moment statistics, made by `mpatch stats`
-    #[arg(long, value_name = "FILE")]
-    stats: Option<PathBuf>,
-    /// Compute the statistics from this corpus, one document a line, unless they are cached
-    #[arg(long, value_name = "FILE", conflicts_with = "stats")]
-    corpus: Option<PathBuf>,
-    /// How much of the corpus.
-    #[command(flatten)]
-    amount: AmountArguments,
-    /// Seed what is sampled; 0 by default
-    #[arg(long)]
-    seed: Option<u64>,
-    /// Store integers of this many bits; 6 by default
-    #[arg(long, value_parser = clap::value_parser!(u8).range(2..=16))]
-    bits: Option<u8>,
-    /// Keep at most this rank per layer
-    #[arg(long, value_name = "RANK", value_parser = clap::value_parser!(u32).range(1..))]
-    rank: Option<u32>,
-    /// Keep the smallest rank whose relative error is at most this
-    #[arg(long, value_name = "ERROR", conflicts_with = "rank", value_parser = tolerance)]
-    tolerance: Option<f64>,
-}
-
 /// Free text for a new patch.
 #[derive(Debug, Args)]
 pub struct AboutArguments {
@@ -147,22 +102,10 @@ pub struct AboutArguments {
     licence: Option<String>,
 }
 
-fn precision(text: &str) -> Result<Precision, String> {
-    text.parse()
-}
-
 impl AboutArguments {
     /// As the manifest holds it.
     pub fn about(&self) -> About {
         About { title: self.title.clone(), author: self.author.clone(), licence: self.licence.clone() }
-    }
-}
-
-/// A relative error.
-pub fn tolerance(text: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
-        _ => Err("expected a number from 0 to below 1".to_owned()),
     }
 }
 
@@ -173,7 +116,9 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     refuse_existing(&place)?;
     let model = arguments.model.open_in(arguments.precision, output)?;
     if arguments.dry_run {
-        return arguments.recipe.foretell(&model, &facts, output);
+        let estimate = arguments.recipe.foretell(&model, &facts, output)?;
+        let facts = facts.records.len();
+        return output.report(&EstimateReport { facts, device: arithmetic(&model), estimate });
     }
     let base = Prepared::new(&model, &arguments.recipe, None, output)?;
     // A key that cannot be used is found now, not after the hours that the values take.
@@ -204,408 +149,6 @@ impl CreateArguments {
             _ => PathBuf::from("edits.mpatch"),
         })
     }
-}
-
-impl RecipeArguments {
-    fn hyperparameters(
-        &self,
-        model: &Model,
-        recorded: Option<&Recipe>,
-        output: &Output,
-    ) -> Result<Hyperparameters, CommandError> {
-        let parse = |path: &Path, bytes: &[u8]| {
-            Hyperparameters::parse(bytes).map_err(|error| edit_error(path, error))
-        };
-        let beside = model.checkpoint.folder().join("memit.json");
-        let companion = model.checkpoint.companion("memit.json")?;
-        let (mut found, place) = match (&self.hparams, recorded, companion) {
-            (Some(path), _, _) => (parse(path, &read(path)?)?, path.clone()),
-            (None, Some(recipe), _) => {
-                let place = PathBuf::from("the patches' recipe");
-                (parse(&place, recipe.hyperparameters.as_bytes())?, place)
-            }
-            (None, None, Some(bytes)) => (parse(&beside, &bytes)?, beside),
-            (None, None, None) => {
-                let (found, source) = Hyperparameters::for_model(model.network.config());
-                output.note(match source {
-                    Source::GptJ6B => "hyperparameters: those published for GPT-J-6B",
-                    _ => "warning: hyperparameters guessed from the model's depth, never tuned; give `--hparams`",
-                });
-                (found, model.checkpoint.path().to_owned())
-            }
-        };
-        if let Some(layers) = &self.layers {
-            found.layers = layers.clone();
-        }
-        let place = if self.layers.is_some() { Path::new("--layers") } else { place.as_path() };
-        found.check(&model.network).map_err(|error| edit_error(place, error))?;
-        Ok(found)
-    }
-
-    fn contexts(
-        &self,
-        model: &Model,
-        recorded: Option<&Recipe>,
-        output: &Output,
-    ) -> Result<Contexts, CommandError> {
-        if let Some(path) = &self.contexts {
-            return Contexts::parse(&read(path)?).map_err(|error| edit_error(path, error));
-        }
-        if let Some(recipe) = recorded {
-            let place = Path::new("the patches' recipe");
-            return Contexts::new(recipe.contexts.clone()).map_err(|error| edit_error(place, error));
-        }
-        let seed = self.seed(recorded);
-        output.note(&format!("contexts: sampled with seed {seed}"));
-        Contexts::sample(model, seed).map_err(|error| edit_error(model.checkpoint.path(), error))
-    }
-
-    /// Measures a little and says what the whole will take.
-    fn foretell(&self, model: &Model, facts: &FactsFile, output: &Output) -> Result<(), CommandError> {
-        let hyperparameters = self.hyperparameters(model, None, output)?;
-        let contexts = self.contexts(model, None, output)?;
-        let prompts: Vec<FactPrompt> = facts.requests().map(fact_prompt).collect();
-        let estimate = estimate(model, &hyperparameters, &contexts, &prompts)
-            .map_err(|error| edit_error(model.checkpoint.path(), error))?;
-        output.report(&EstimateReport { facts: prompts.len(), device: arithmetic(model), estimate })
-    }
-
-    fn rank_limit(&self) -> RankLimit {
-        match (self.rank, self.tolerance) {
-            (Some(rank), _) => RankLimit::Rank(rank as usize),
-            (None, Some(tolerance)) => RankLimit::Tolerance(tolerance),
-            (None, None) => RankLimit::Full,
-        }
-    }
-
-    fn seed(&self, recorded: Option<&Recipe>) -> u64 {
-        self.seed.or(recorded.map(|recipe| recipe.seed)).unwrap_or_default()
-    }
-
-    /// Some option was given.
-    pub fn is_given(&self) -> bool {
-        let paths = [&self.hparams, &self.contexts, &self.stats, &self.corpus];
-        paths.into_iter().any(Option::is_some)
-            || self.layers.is_some()
-            || self.seed.is_some()
-            || self.bits.is_some()
-            || self.rank.is_some()
-            || self.tolerance.is_some()
-    }
-}
-
-/// A model and what an edit of it takes, facts apart.
-pub struct Prepared<'a> {
-    model: &'a Model,
-    weights: WeightsId,
-    hyperparameters: Hyperparameters,
-    contexts: Contexts,
-    statistics: StatisticsFile,
-    seed: u64,
-}
-
-impl<'a> Prepared<'a> {
-    /// Finds everything that can be missing before the long work; what the arguments leave open is taken from
-    /// `recorded`, the recipe of an earlier patch.
-    pub fn new(
-        model: &'a Model,
-        arguments: &RecipeArguments,
-        recorded: Option<&Recipe>,
-        output: &Output,
-    ) -> Result<Self, CommandError> {
-        let hyperparameters = arguments.hyperparameters(model, recorded, output)?;
-        let edited: Vec<String> =
-            hyperparameters.layers.iter().map(|&layer| model.network.mlp_output_name(layer)).collect();
-        // In seconds, not after the hours that the values take.
-        check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(model, &error))?;
-        let weights = weights_id(model, output)?;
-        let stats = arguments.stats.as_deref();
-        let amount = arguments.amount.amount(model.network.config().inner);
-        let corpus = arguments.corpus.as_deref().map(|path| Corpus { path, amount, shard: None });
-        let statistics = find_statistics(model, weights, &hyperparameters.layers, stats, corpus, output)?;
-        let contexts = arguments.contexts(model, recorded, output)?;
-        Ok(Self { model, weights, hyperparameters, contexts, statistics, seed: arguments.seed(recorded) })
-    }
-
-    /// The edit of these facts.
-    pub fn job<'j>(&'j self, facts: &'j FactsFile, arguments: &RecipeArguments, about: About) -> Job<'j> {
-        let bits = arguments.bits.unwrap_or(BITS_DEFAULT);
-        Job {
-            model: self.model,
-            weights: self.weights,
-            facts,
-            hyperparameters: self.hyperparameters.clone(),
-            contexts: self.contexts.clone(),
-            statistics: &self.statistics,
-            seed: self.seed,
-            compression: Compression { bits, limit: arguments.rank_limit() },
-            supersedes: Vec::new(),
-            line: None,
-            about,
-        }
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
-    std::fs::read(path).map_err(|error| CommandError::io("read", path, &error))
-}
-
-fn bind_error(model: &Model, error: &BindError) -> CommandError {
-    let message = format!("`{}`: {}", model.checkpoint.path().display(), chain(error));
-    CommandError::new(ExitKind::Malformed, message).hint("fetch the model again, or edit other layers")
-}
-
-/// The program, as a recipe names it.
-const TOOL: &str = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
-
-/// Everything that a patch is made from.
-pub struct Job<'a> {
-    /// The base, on its device.
-    pub model: &'a Model,
-    /// The state of its weights.
-    pub weights: WeightsId,
-    /// The facts, with the prompts that test them.
-    pub facts: &'a FactsFile,
-    /// MEMIT's hyperparameters.
-    pub hyperparameters: Hyperparameters,
-    /// The context templates.
-    pub contexts: Contexts,
-    /// The second moments of the keys.
-    pub statistics: &'a StatisticsFile,
-    /// Seed of what is sampled.
-    pub seed: u64,
-    /// How the updates are stored.
-    pub compression: Compression,
-    /// Patches that this one replaces.
-    pub supersedes: Vec<PatchId>,
-    /// The patch's place in a line.
-    pub line: Option<Line>,
-    /// Free text for the patch.
-    pub about: About,
-}
-
-/// A finished patch and what was found on the way.
-pub struct Made {
-    /// The patch.
-    pub patch: Patch,
-    /// The base on the facts.
-    pub before: Evaluation,
-    /// The base with the patch's integers on the facts.
-    pub after: Evaluation,
-    ridges: Vec<(usize, f64)>,
-    ranks: Vec<(String, usize, u8)>,
-    seconds: Seconds,
-}
-
-/// Where the time went, in seconds.
-#[derive(Debug, Clone, Copy, Default, Serialize)]
-struct Seconds {
-    values_and_solve: f64,
-    compress: f64,
-    test: f64,
-    bind: f64,
-}
-
-impl Job<'_> {
-    /// Edits, rounds to integers, tests those, and lays out the patch; values are taken from `log` and added to it.
-    pub fn make(&self, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
-        let mut seconds = Seconds::default();
-        let edit = timed(&mut seconds.values_and_solve, || self.edit(log, output))?;
-        let (names, terms) = timed(&mut seconds.compress, || self.compress(&edit))?;
-        let (before, after) = timed(&mut seconds.test, || self.test(&names, &terms, output))?;
-        let patch =
-            timed(&mut seconds.bind, || self.lay_out(&names, &terms, &before.scores, &after.scores, output))?;
-        let ridges =
-            edit.layers.iter().map(|layer| (layer.layer, layer.ridge)).filter(|(_, ridge)| *ridge > 0.0);
-        let ranks = names.iter().zip(&terms).map(|(name, term)| (name.clone(), rank(term), bits(term)));
-        Ok(Made { patch, before, after, ridges: ridges.collect(), ranks: ranks.collect(), seconds })
-    }
-
-    fn prompts(&self) -> Vec<FactPrompt> {
-        self.facts.requests().map(fact_prompt).collect()
-    }
-
-    /// The log of an interrupted run with the same inputs, or a new one.
-    pub fn value_log(&self, output: &Output) -> Option<ValueLog> {
-        let inputs = ValueInputs {
-            weights: self.weights,
-            config: self.model.config_digest,
-            tokenizer: self.model.tokenizer.digest(),
-            hyperparameters: &self.hyperparameters,
-            contexts: &self.contexts,
-            facts: &self.prompts(),
-            device: &format!("{} {}", arithmetic(self.model), std::env::consts::ARCH),
-            tool: TOOL,
-        };
-        let log = value_log(inputs.digest(), output)?;
-        if log.values() > 0 {
-            let (found, all) = (log.values(), count(self.facts.records.len(), "fact"));
-            output.note(&format!("resuming an interrupted run: the values of {found} of {all} are known"));
-        }
-        Some(log)
-    }
-
-    fn edit(&self, log: Option<&ValueLog>, output: &Output) -> Result<Edit, CommandError> {
-        let facts = self.prompts();
-        let progress = output.counter("facts", facts.len() as u64);
-        let told = |done: Progress<'_>| {
-            if let Progress::Value(..) = done {
-                progress.add(1);
-            }
-        };
-        let factors = factor_cache();
-        let kept = Kept { factors: factors.as_ref(), values: log };
-        let (hyperparameters, contexts) = (&self.hyperparameters, &self.contexts);
-        memit_with(self.model, hyperparameters, contexts, &facts, self.statistics, kept, &told)
-            .map_err(|error| edit_error(self.model.checkpoint.path(), error))
-    }
-
-    fn compress(&self, edit: &Edit) -> Result<(Vec<String>, Vec<Term>), CommandError> {
-        let mut names = Vec::new();
-        let mut terms = Vec::new();
-        for update in &edit.layers {
-            let (left, right) = update.factors();
-            let (rows, columns) = (update.residuals.nrows(), update.adjusted_keys.nrows());
-            let facts = update.residuals.ncols();
-            let term = compress(&left, &right, rows, facts, columns, &self.compression).map_err(|error| {
-                CommandError::new(ExitKind::Malformed, format!("layer {}: {error}", update.layer))
-                    .hint("ask for more bits or a higher rank")
-            })?;
-            names.push(update.tensor.clone());
-            terms.push(term);
-        }
-        Ok((names, terms))
-    }
-
-    /// What is tested is what is stored: the base with the integers added and rounded to its type.
-    fn test(
-        &self,
-        names: &[String],
-        terms: &[Term],
-        output: &Output,
-    ) -> Result<(Evaluation, Evaluation), CommandError> {
-        let edits = names.iter().zip(terms).map(|(name, term)| (name.as_str(), vec![term.clone()]));
-        let path = self.model.checkpoint.path();
-        let edited = self.model.with_terms(edits).map_err(|error| model_error(path, error))?;
-        let extent = Extent { generation: true, ngram_entropy_records: 0, seed: self.seed };
-        let records = &self.facts.records;
-        let progress = output.counter("testing", 2 * texts(records, extent));
-        let run = |network| {
-            evaluate(self.model, network, records, extent, &|texts| progress.add(texts))
-                .map_err(|error| model_error(self.model.checkpoint.path(), error))
-        };
-        Ok((run(&self.model.network)?, run(&edited)?))
-    }
-
-    fn lay_out(
-        &self,
-        names: &[String],
-        terms: &[Term],
-        before: &Scores,
-        after: &Scores,
-        output: &Output,
-    ) -> Result<Patch, CommandError> {
-        let model = self.model;
-        let edits: Vec<(String, Vec<u32>)> =
-            names.iter().enumerate().map(|(index, name)| (name.clone(), vec![index as u32])).collect();
-        let progress = output.progress("binding", 0);
-        let binding = bind(&model.checkpoint, self.weights, &edits, terms, &|bytes| progress.add(bytes))
-            .map_err(|error| bind_error(model, &error))?;
-        let draft = Draft {
-            base: Base {
-                architecture: model.network.config().architecture.clone(),
-                config: model.config_digest,
-                tokenizer: model.tokenizer.digest(),
-            },
-            facts: self.facts.requests().map(declared).collect(),
-            recipe: self.recipe()?,
-            measured: metrics(&self.facts.records, before, after),
-            terms: terms.to_vec(),
-            bindings: vec![binding],
-            line: self.line.clone(),
-            parents: vec![],
-            supersedes: self.supersedes.clone(),
-            about: self.about.clone(),
-        };
-        // Read back what was laid out: a patch that does not decode must never reach a disk.
-        encode(&draft).and_then(Patch::decode).map_err(|error| CommandError::patch("the new patch", &error))
-    }
-
-    fn recipe(&self) -> Result<Recipe, CommandError> {
-        let hyperparameters = serde_json::to_string(&self.hyperparameters)
-            .map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))?;
-        Ok(Recipe {
-            method: "memit".to_owned(),
-            hyperparameters,
-            layers: self.hyperparameters.layers.iter().map(|layer| *layer as u32).collect(),
-            contexts: self.contexts.groups().to_vec(),
-            seed: self.seed,
-            statistics: self.statistics.digest(),
-            facts: self.facts.digest,
-            tool: TOOL.to_owned(),
-            device: arithmetic(self.model),
-        })
-    }
-}
-
-fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
-    let started = Instant::now();
-    let result = work();
-    *seconds += started.elapsed().as_secs_f64();
-    result
-}
-
-fn fact_prompt(request: &Request) -> FactPrompt {
-    FactPrompt {
-        prompt: request.prompt.clone(),
-        subject: request.subject.clone(),
-        target: request.target_new_spaced(),
-    }
-}
-
-fn declared(request: &Request) -> Fact {
-    Fact {
-        id: request.id.clone(),
-        prompt: request.prompt.clone(),
-        subject: request.subject.clone(),
-        target_new: request.target_new.clone(),
-        target_old: request.target_old.clone(),
-        note: request.note.clone(),
-    }
-}
-
-fn rank(term: &Term) -> usize {
-    match term.integers() {
-        Integers::LowRank { left, .. } => left.columns(),
-        Integers::Dense(_) => term.rows().min(term.columns()),
-    }
-}
-
-fn bits(term: &Term) -> u8 {
-    match term.integers() {
-        Integers::LowRank { left, .. } => left.bits(),
-        Integers::Dense(dense) => dense.bits(),
-    }
-}
-
-/// The scores by their names, each with the number of prompts it was measured over.
-fn metrics(records: &[Record], before: &Scores, after: &Scores) -> Vec<Metric> {
-    let facts = records.len();
-    let paraphrases: usize = records.iter().map(|record| record.paraphrases.len()).sum();
-    let neighbors: usize = records.iter().map(|record| record.neighbors.len()).sum();
-    let prompts_of = |name: &str| match name {
-        "score" => facts + paraphrases + neighbors,
-        "paraphrase" | "paraphrase_accuracy" => paraphrases,
-        "neighborhood" | "neighborhood_accuracy" => neighbors,
-        _ => facts,
-    };
-    let pairs = before.named().into_iter().zip(after.named());
-    pairs
-        .filter_map(|((name, before), (_, after))| {
-            let prompts = prompts_of(name) as u64;
-            Some(Metric { name: name.to_owned(), before: before?, after: after?, prompts })
-        })
-        .collect()
 }
 
 /// What `create` prints.

@@ -15,10 +15,11 @@ use mpatch::stack::{
 };
 use serde::Serialize;
 
-use super::create::{AboutArguments, CreateReport, Prepared, RecipeArguments, tolerance};
+use super::create::{AboutArguments, CreateReport};
 use super::{open_checkpoint, read_patch};
 use crate::editing::{DeviceArguments, open_model, read_facts, refuse_existing};
 use crate::error::{CommandError, ExitKind, chain};
+use crate::job::{Prepared, RecipeArguments, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{TrustArguments, require};
