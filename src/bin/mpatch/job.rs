@@ -333,6 +333,9 @@ impl Job<'_> {
                 progress.add(1);
             }
         };
+        // What is refused leaves no folder behind either.
+        let failed = |error| edit_error(self.model.checkpoint.path(), error);
+        check(self.model, &self.hyperparameters, &self.contexts, &facts).map_err(failed)?;
         let factors = factor_cache();
         let kept = Kept { factors: factors.as_ref(), values: log };
         let (hyperparameters, contexts) = (&self.hyperparameters, &self.contexts);
