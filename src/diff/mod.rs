@@ -17,5 +17,6 @@ pub use checkpoints::{
     Change, CheckpointDiff, CheckpointOptions, EffectiveRank, Kind, TensorDiff, diff_checkpoints,
     diff_checkpoints_size_bytes,
 };
+#[cfg(feature = "edit")]
 pub(crate) use checkpoints::{DeltaReader, compare_names};
 pub use patches::{FactChange, FieldChange, PatchDiff, UpdateDiff, UpdateSize, diff_patches};

@@ -128,10 +128,10 @@ pub fn author() -> Author {
         let name = variable("USER").unwrap_or_else(|| "mpatch".to_owned());
         Author { email: format!("{name}@localhost"), name, seconds: now, offset_minutes: 0 }
     });
-    if let (None, Some(epoch)) = (variable("GIT_COMMITTER_DATE"), variable("SOURCE_DATE_EPOCH")) {
-        if let Ok(seconds) = epoch.parse() {
-            (author.seconds, author.offset_minutes) = (seconds, 0);
-        }
+    if let (None, Some(epoch)) = (variable("GIT_COMMITTER_DATE"), variable("SOURCE_DATE_EPOCH"))
+        && let Ok(seconds) = epoch.parse()
+    {
+        (author.seconds, author.offset_minutes) = (seconds, 0);
     }
     author
 }

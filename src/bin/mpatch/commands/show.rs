@@ -91,10 +91,11 @@ struct SizeReport {
 /// Prints what a patch holds, or a state of a history.
 pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandError> {
     // A file wins over a revision of the same name.
-    if !is_stdin(&arguments.patch) && !arguments.patch.exists() {
-        if let Some(report) = revision(arguments, output)? {
-            return output.report(&report);
-        }
+    if !is_stdin(&arguments.patch)
+        && !arguments.patch.exists()
+        && let Some(report) = revision(arguments, output)?
+    {
+        return output.report(&report);
     }
     let patch = open_patch(&arguments.patch)?;
     if arguments.manifest {
