@@ -133,9 +133,9 @@ fn add<E: Element>(weight: E, terms: &[&Term], row: usize, column: usize) -> E {
 
 fn entry(term: &Term, row: usize, column: usize) -> i64 {
     match term.integers() {
-        Integers::Dense(dense) => i64::from(dense.row(row)[column]),
+        Integers::Dense(dense) => i64::from(dense.get(row, column)),
         Integers::LowRank { left, right } => (0..left.columns())
-            .map(|rank| i64::from(left.row(row)[rank]) * i64::from(right.row(rank)[column]))
+            .map(|rank| i64::from(left.get(row, rank)) * i64::from(right.get(rank, column)))
             .sum(),
     }
 }
