@@ -13,7 +13,7 @@
 //! ```
 //!
 //! Where facts outnumber the inner width that saves nothing, and the sums `K K^T` and `R K^T` are formed over blocks
-//! of facts instead ([`Sums`]): nothing then grows with the number of facts.
+//! of facts instead (`Sums`): nothing then grows with the number of facts.
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::cholesky::llt::factor::{cholesky_in_place, cholesky_in_place_scratch};
