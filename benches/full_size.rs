@@ -143,7 +143,7 @@ impl<'a> Bench<'a> {
             File::open(&copied).unwrap().sync_all().unwrap();
             synced.push(Cost::since(start));
             remove(&copied);
-            applied.push(mpatch(&["apply"], &[&self.weights, patch], Some(&edited)));
+            applied.push(mpatch(&["apply", "--allow-unsigned"], &[&self.weights, patch], Some(&edited)));
             taken_back.push(mpatch(&["revert"], &[&edited, patch], Some(&reverted)));
             remove(&reverted);
             if supports_in_place() {
@@ -153,7 +153,7 @@ impl<'a> Bench<'a> {
             remove(&edited);
             hashed.push(self.hash_all(patch));
             let base = self.weights.to_str().unwrap();
-            verified.push(mpatch(&["verify", "--digests-only", "--base", base], &[patch], None));
+            verified.push(mpatch(&["verify", "--allow-unsigned", "--digests-only", "--base", base], &[patch], None));
         }
         let (copy, sync, apply) = (median(&copies), median(&synced), median(&applied));
         row(facts, "`cp`", copy, "", None);
