@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Output, Rewrite, TensorInfo, check_in_place};
+use crate::checkpoint::{Checkpoint, CheckpointError, Output, Rewrite, TensorInfo, check_in_place, pipeline};
 use crate::digest::{PatchId, TensorDigest};
 use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
 use crate::patch::manifest::{Binding, TensorBinding};
@@ -30,9 +30,11 @@ use self::survey::locate;
 pub use self::survey::survey_size_bytes;
 pub(crate) use self::survey::{Digests, Standing, standing, survey};
 
-/// Weights worked on at once, while as many are read and as many written: enough for every core to have rows, little
-/// beside a model.
-const BLOCK_BYTES: usize = 16 << 20;
+/// Weights worked on at once, while as many are read and as many written, for each thread: enough for all of them to
+/// have rows, and little enough to be in the cache still when they are hashed and written.
+const BLOCK_BYTES_PER_THREAD: usize = 2 << 20;
+/// As many threads get their share; beside a model it is little.
+const BLOCK_THREADS_MAX: usize = 8;
 
 /// Told bytes as they are done, from any thread.
 pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
@@ -250,7 +252,7 @@ fn factors_error(tensor: &str, source: FactorError) -> OperationError {
     OperationError::Factors { tensor: tensor.to_owned(), source }
 }
 
-/// Ranges of about [`BLOCK_BYTES`], in whole blocks of the undo log.
+/// Ranges of about [`BLOCK_BYTES_PER_THREAD`] for each thread, in whole blocks of the undo log.
 pub(crate) fn row_blocks(
     rows: usize,
     columns: usize,
@@ -258,7 +260,8 @@ pub(crate) fn row_blocks(
 ) -> impl Iterator<Item = Range<usize>> + use<> {
     let undo_rows = undo_rows_per_block(columns);
     let undo_block_bytes = undo_rows.saturating_mul(columns.max(1)).saturating_mul(dtype.size_bytes());
-    let block_rows = (BLOCK_BYTES / undo_block_bytes).max(1) * undo_rows;
+    let threads = rayon::current_num_threads().clamp(2, BLOCK_THREADS_MAX);
+    let block_rows = (threads * BLOCK_BYTES_PER_THREAD / undo_block_bytes).max(1) * undo_rows;
     (0..rows).step_by(block_rows).map(move |start| start..rows.min(start + block_rows))
 }
 
@@ -500,38 +503,21 @@ impl Plan {
     ) -> Result<RowsApplied, OperationError> {
         let mut hasher = blake3::Hasher::new();
         let mut total = RowsApplied::default();
-        let blocks: Vec<Range<usize>> = work.blocks().collect();
-        // While one block is computed, the one before it is written and the one after it is read.
-        let (mut done, mut current, mut next) = (Vec::new(), Vec::new(), Vec::new());
-        if let Some(rows) = blocks.first() {
-            work.read_rows(checkpoint, rows, &mut current)?;
-        }
-        let write = |rows: &Range<usize>, bytes: &[u8]| -> Result<(), OperationError> {
-            output.write_at(work.info, work.offset(rows), bytes)?;
-            progress(bytes.len() as u64);
-            Ok(())
-        };
-        for (index, rows) in blocks.iter().enumerate() {
-            let move_others = || {
-                if let Some(before) = index.checked_sub(1) {
-                    write(&blocks[before], &done)?;
-                }
-                blocks.get(index + 1).map_or(Ok(()), |rows| work.read_rows(checkpoint, rows, &mut next))
-            };
-            let compute = || {
-                let changed = work.change_rows(self.direction, rows.clone(), &mut current)?;
-                hasher.update_rayon(&current);
-                Ok(changed)
-            };
-            let (moved, changed) = rayon::join(move_others, compute);
-            total += changed.map_err(|error| self.explain(checkpoint, work, output, error))?;
-            moved?;
-            std::mem::swap(&mut done, &mut current);
-            std::mem::swap(&mut current, &mut next);
-        }
-        if let Some(rows) = blocks.last() {
-            write(rows, &done)?;
-        }
+        let rewritten = pipeline(
+            &Vec::from_iter(work.blocks()),
+            |rows, bytes| work.read_rows(checkpoint, rows, bytes),
+            |rows, bytes| {
+                total += work.change_rows(self.direction, rows.clone(), bytes)?;
+                hasher.update_rayon(bytes);
+                Ok(())
+            },
+            |rows, bytes| {
+                output.write_at(work.info, work.offset(rows), bytes)?;
+                progress(bytes.len() as u64);
+                Ok(())
+            },
+        );
+        rewritten.map_err(|error| self.explain(checkpoint, work, output, error))?;
         let (expected, found) = (self.direction.end(work.binding), TensorDigest::finish(&hasher));
         if expected == found {
             return Ok(total);
@@ -589,7 +575,8 @@ mod tests {
             for block in row_blocks(rows, columns, Dtype::F32) {
                 assert_eq!(block.start, next);
                 assert!(block.end == rows || block.len().is_multiple_of(undo_rows), "{block:?}");
-                assert!(block.len() * columns * 4 <= BLOCK_BYTES || block.len() == undo_rows);
+                let largest = BLOCK_THREADS_MAX * BLOCK_BYTES_PER_THREAD;
+                assert!(block.len() * columns * 4 <= largest || block.len() == undo_rows);
                 next = block.end;
             }
             assert_eq!(next, rows);

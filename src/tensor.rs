@@ -74,15 +74,17 @@ pub trait Element: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
 ///
 /// Rounding to odd keeps the sticky bit: truncate, then set the last bit if anything was cut off.
 /// (`half`'s own conversions from f64 drop the low half of the significand first and round some ties wrongly.)
-fn round_to_odd(value: f64) -> f32 {
+///
+/// Without branches, for loops over many values.
+#[inline(always)]
+pub(crate) fn round_to_odd(value: f64) -> f32 {
     let nearest = value as f32;
-    if f64::from(nearest) == value || value.is_nan() || value.is_infinite() {
-        return nearest;
-    }
+    let back = f64::from(nearest);
     // Magnitudes order as their bits do, so one less is one step towards zero; an overflow steps back to f32::MAX.
-    let truncated =
-        if f64::from(nearest).abs() > value.abs() { nearest.to_bits() - 1 } else { nearest.to_bits() };
-    f32::from_bits(truncated | 1)
+    let truncated = nearest.to_bits().wrapping_sub(u32::from(back.abs() > value.abs()));
+    // Neither NaN nor an infinity differs from itself by an order.
+    let cut_off = (back < value) | (back > value);
+    f32::from_bits(truncated | u32::from(cut_off))
 }
 
 macro_rules! element {

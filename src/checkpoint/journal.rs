@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! lock  ->  old bytes into a temporary, room reserved first  ->  fsync  ->  rename to NAME.mpatch-journal
-//!       ->  fsync of the folder  ->  new bytes into the checkpoint  ->  fsync  ->  read again, compared
+//!       ->  fsync of the folder  ->  new bytes into the checkpoint  ->  read again, compared  ->  fsync
 //!       ->  journal removed  ->  fsync of the folder
 //! ```
 //!
@@ -20,6 +20,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::disk::{About, Access, File, Files, Kind, Lock, Locked};
+use super::pipeline::pipeline;
 use super::temporary::{Temporary, sweep};
 use super::{Checkpoint, CheckpointError, HASH_BLOCK_BYTES, folder_of};
 use crate::digest::TensorDigest;
@@ -167,7 +168,7 @@ impl Journal {
         header: Header,
         sources: &[&File],
         progress: &(dyn Fn(u64) + Sync),
-        stop: &dyn Fn() -> Result<(), CheckpointError>,
+        stop: &(dyn Fn() -> Result<(), CheckpointError> + Sync),
     ) -> Result<Self, CheckpointError> {
         let folder = folder_of(path);
         let failed = |action| CheckpointError::io(path, action);
@@ -177,39 +178,41 @@ impl Journal {
         let old_bytes: u64 = header.blocks().map(|block| block.size_bytes + HASH_BYTES).sum();
         let size = 2 * (FRAME_BYTES + text.len() as u64 + HASH_BYTES) + old_bytes;
         reserve(files, file, path, size)?;
-        let mut at = 0;
-        let mut write = |bytes: &[u8]| {
-            let written = file.write_all_at(bytes, at).map_err(CheckpointError::io(path, "write"));
-            at += bytes.len() as u64;
-            written
-        };
+        let mut writer = Writer { file, path, at: 0 };
         let (length, hash) = ((text.len() as u64).to_le_bytes(), blake3::derive_key(HEADER_CONTEXT, &text));
         for part in [MAGIC, &length[..], &text, &hash] {
-            write(part)?;
+            writer.write(part)?;
         }
         let mut number = 0;
         for (index, extent) in header.extents() {
+            let source_path = folder.join(&header.files[index].name);
             let mut hasher = blake3::Hasher::new();
-            for block in extent.blocks(index) {
-                stop()?;
-                let path = folder.join(&header.files[index].name);
-                let bytes = read_block(sources[index], block).map_err(CheckpointError::io(&path, "read"))?;
-                hasher.update(&bytes);
-                write(&bytes)?;
-                write(&block_hash(number, &bytes))?;
-                number += 1;
-                progress(bytes.len() as u64);
-            }
+            pipeline(
+                &Vec::from_iter(extent.blocks(index)),
+                |block, bytes| {
+                    stop()?;
+                    bytes.resize(block.size_bytes as usize, 0);
+                    let read = sources[index].read_exact_at(bytes, block.offset);
+                    read.map_err(CheckpointError::io(&source_path, "read"))
+                },
+                |_, bytes| {
+                    hasher.update(bytes);
+                    progress(bytes.len() as u64);
+                    bytes.extend(block_hash(number, bytes));
+                    number += 1;
+                    Ok(())
+                },
+                |_, bytes| writer.write(bytes),
+            )?;
             let found = TensorDigest::finish(&hasher);
             if found != extent.start {
-                let path = folder.join(&header.files[index].name);
-                return Err(CheckpointError::changed(path, &extent.tensor, extent.start, found));
+                return Err(CheckpointError::changed(source_path, &extent.tensor, extent.start, found));
             }
         }
         for part in [&text[..], &hash, &length, MAGIC] {
-            write(part)?;
+            writer.write(part)?;
         }
-        debug_assert_eq!(at, size, "the room that was reserved is the room that is used");
+        debug_assert_eq!(writer.at, size, "the room that was reserved is the room that is used");
         file.sync().map_err(failed("sync"))?;
         let (files, path, header_size_bytes) = (files.clone(), path.to_owned(), text.len() as u64);
         match temporary.place_new(&path) {
@@ -225,10 +228,19 @@ impl Journal {
     }
 }
 
-fn read_block(file: &File, block: Block) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; block.size_bytes as usize];
-    file.read_exact_at(&mut bytes, block.offset)?;
-    Ok(bytes)
+/// Writes one thing behind the other.
+struct Writer<'a> {
+    file: &'a File,
+    path: &'a Path,
+    at: u64,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.file.write_all_at(bytes, self.at).map_err(CheckpointError::io(self.path, "write"))?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
 }
 
 fn block_hash(number: u64, bytes: &[u8]) -> [u8; 32] {
@@ -326,13 +338,11 @@ enum Standing {
     Between,
 }
 
-/// Whether all extents have the digests of one side, asked of the disk rather than of the system's memory.
+/// Whether all extents have the digests of one side.
 fn standing(header: &Header, targets: &[&File]) -> io::Result<Standing> {
-    let extents: Vec<_> = header.extents().collect();
-    let digests = extents.par_iter().map(|(file, extent)| digest(targets[*file], extent));
-    let digests: Vec<TensorDigest> = digests.collect::<io::Result<_>>()?;
+    let digests = digests(header, targets)?;
     let all = |side: fn(&Extent) -> TensorDigest| {
-        extents.iter().zip(&digests).all(|((_, extent), found)| side(extent) == *found)
+        header.extents().zip(&digests).all(|((_, extent), found)| side(extent) == *found)
     };
     Ok(if all(|extent| extent.end) {
         Standing::End
@@ -341,6 +351,12 @@ fn standing(header: &Header, targets: &[&File]) -> io::Result<Standing> {
     } else {
         Standing::Between
     })
+}
+
+/// What the extents hold now.
+fn digests(header: &Header, targets: &[&File]) -> io::Result<Vec<TensorDigest>> {
+    let extents: Vec<_> = header.extents().collect();
+    extents.par_iter().map(|(file, extent)| digest(targets[*file], extent)).collect()
 }
 
 fn digest(file: &File, extent: &Extent) -> io::Result<TensorDigest> {
@@ -363,20 +379,21 @@ fn settle(targets: &[&File]) -> io::Result<()> {
 }
 
 impl Journal {
-    /// Ends a change whose bytes are all written: syncs, reads again, compares, and removes the journal.
+    /// Ends a change whose bytes are all written: reads them again, compares, syncs, and removes the journal.
     ///
     /// # Errors
     /// With the journal still there, except for [`CheckpointError::NotDurable`].
     pub(super) fn finish(&self, targets: &[&File]) -> Result<(), CheckpointError> {
         let target = self.first_target();
-        settle(targets).map_err(CheckpointError::io(&target, "sync"))?;
-        for (file, extent) in self.header.extents() {
-            let found = digest(targets[file], extent).map_err(CheckpointError::io(&target, "read"))?;
+        let digests = digests(&self.header, targets).map_err(CheckpointError::io(&target, "read"))?;
+        for ((file, extent), found) in self.header.extents().zip(digests) {
             if found != extent.end {
                 let path = folder_of(&self.path).join(&self.header.files[file].name);
                 return Err(CheckpointError::changed(path, &extent.tensor, extent.end, found));
             }
         }
+        let synced = targets.iter().try_for_each(|file| file.sync());
+        synced.map_err(CheckpointError::io(&target, "sync"))?;
         self.remove()
     }
 

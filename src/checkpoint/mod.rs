@@ -17,6 +17,7 @@ mod header;
 mod in_place;
 mod index;
 pub mod journal;
+mod pipeline;
 mod records;
 mod source;
 mod space;
@@ -39,6 +40,7 @@ pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_M
 pub use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
 pub use self::journal::{Outcome, Recovered, recover};
+pub(crate) use self::pipeline::pipeline;
 pub use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
 pub use self::source::FileSource;
 pub use self::space::free_space_bytes;
@@ -51,7 +53,7 @@ use crate::digest::{TensorDigest, WeightsId};
 use crate::tensor::Dtype;
 
 /// How much of a tensor is read at once while hashing.
-const HASH_BLOCK_BYTES: u64 = 4 << 20;
+const HASH_BLOCK_BYTES: u64 = 256 << 10;
 
 /// One tensor and where it lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -293,7 +295,7 @@ impl Checkpoint {
             let size = HASH_BLOCK_BYTES.min(tensor.size_bytes - offset);
             let bytes = &mut block[..size as usize];
             self.read_at(tensor, offset, bytes)?;
-            hasher.update_rayon(bytes);
+            hasher.update(bytes);
             offset += size;
             progress(size);
         }

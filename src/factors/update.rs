@@ -12,7 +12,7 @@ use std::ops::{AddAssign, Range};
 
 use rayon::prelude::*;
 
-use super::kernels::{Block, Kernel, Lane, PANEL, Product, STRETCH_MAX, Scratch, Sums, Terms, apply, scale};
+use super::kernels::{Block, Kernel, Lane, PANEL, Product, Scratch, Sums, Terms, apply, scale};
 use super::{FactorError, Term};
 use crate::tensor::Dtype;
 use crate::with_element;
@@ -25,9 +25,6 @@ const TASK_ROWS_MAX: usize = 256;
 const TASKS_PER_THREAD: usize = 4;
 /// Rows of one tile.
 const TILE_ROWS: usize = 64;
-/// Columns of one tile where a kernel needs many for its speed.
-const TILE_COLUMNS: usize = STRETCH_MAX;
-const _: () = assert!(TILE_COLUMNS.is_multiple_of(PANEL));
 /// Rows of all terms of one tile together; an update of very many terms gets tiles of fewer rows.
 const TILE_TERM_ROWS: usize = 16 * TILE_ROWS;
 
@@ -98,8 +95,8 @@ impl Update {
         if laid_out.is_empty() {
             return Err(refuse(FactorError::NoTerms));
         }
-        let narrow = laid_out.iter().all(|term| term.product.likes_narrow_blocks());
-        let tile_columns = if narrow { PANEL } else { TILE_COLUMNS };
+        let columns = laid_out.iter().map(|term| term.product.columns_at_once());
+        let tile_columns = columns.max().unwrap_or(PANEL);
         Ok(Self { terms: laid_out, kernel, tile_columns })
     }
 
@@ -178,8 +175,8 @@ impl Update {
         self.for_each_span(rows, workspace, |span| {
             let weights = &mut weights[span.bytes(row_first, self.columns(), size_bytes)];
             let applied = apply::<E>(self.kernel, weights, span.terms);
-            if applied.overflowed {
-                let found = overflow_of_span::<E>(span, weights);
+            if let Some(from) = applied.overflow_from {
+                let found = overflow_of_span::<E>(span, from, weights);
                 // Strips come before rows here; the first in the order of the weights is told.
                 let earlier =
                     |found: &Overflow| first.as_ref().is_none_or(|first| found.place() < first.place());
@@ -341,10 +338,10 @@ impl Overflow {
     }
 }
 
-/// The first weight of a stretch that overflows, given the weights `before`.
-fn overflow_of_span<E: Lane>(span: &Span<'_>, before: &[u8]) -> Option<Overflow> {
+/// The first weight of a stretch that overflows, given the weights as they were `from` one on.
+fn overflow_of_span<E: Lane>(span: &Span<'_>, from: usize, before: &[u8]) -> Option<Overflow> {
     let mut terms = Vec::new();
-    for (index, bytes) in before.chunks_exact(E::DTYPE.size_bytes()).enumerate() {
+    for (index, bytes) in before.chunks_exact(E::DTYPE.size_bytes()).enumerate().skip(from) {
         let before = E::read(bytes);
         span.terms.of(index, &mut terms);
         let value = add_in_order(before.to_f64(), &terms);
@@ -366,6 +363,7 @@ mod tests {
     use half::{bf16, f16};
     use proptest::prelude::*;
 
+    use super::super::kernels::STRETCH_MAX;
     use super::super::samples::{Generator, terms_and_weights, weights};
     use super::super::{IntegerMatrix, Integers};
     use super::*;
@@ -444,7 +442,7 @@ mod tests {
     /// Shapes past the edges of tasks and tiles, with terms of both kinds.
     fn large_update() -> (Vec<Term>, Vec<u8>) {
         let mut generator = Generator(5);
-        let (rows, columns) = (TASK_ROWS_MIN * 2 + 3, TILE_COLUMNS + 7);
+        let (rows, columns) = (TASK_ROWS_MIN * 2 + 3, STRETCH_MAX + 7);
         let terms = vec![
             generator.term(rows, columns, Some(40), 8, -24),
             generator.term(rows, columns, None, 16, -20),

@@ -97,6 +97,11 @@ impl Bytes {
         self.columns
     }
 
+    /// Ranks, padded; at least one group.
+    pub fn depth(&self) -> usize {
+        self.groups * GROUP
+    }
+
     /// Replaces `sums` by the block's rows, each as long as the whole panels that its columns lie in, and returns that
     /// length; the block's columns begin with a panel.
     pub fn product(&self, kernel: Kernel, block: &Block, sums: &mut Vec<i32>) -> usize {
@@ -105,7 +110,7 @@ impl Bytes {
         let rows = block.rows.len();
         sums.clear();
         sums.resize(rows * stride, 0);
-        let depth = self.groups * GROUP;
+        let depth = self.depth();
         let panel_size = self.groups * GROUP_BYTES;
         let range = block.rows.start * depth..block.rows.end * depth;
         for (index, column) in block.columns.clone().step_by(PANEL).enumerate() {

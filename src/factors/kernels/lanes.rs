@@ -14,7 +14,7 @@
 use half::{bf16, f16};
 
 use super::Kernel;
-use crate::tensor::Element;
+use crate::tensor::{Element, round_to_odd};
 
 /// Longest stretch.
 pub(in super::super) const STRETCH_MAX: usize = 512;
@@ -45,6 +45,16 @@ impl<'a> Terms<'a> {
         &self.deltas[index * self.stride..][..self.length]
     }
 
+    /// One [`GROUP`] after the other.
+    #[inline(always)]
+    fn groups(self) -> impl Iterator<Item = Terms<'a>> {
+        (0..self.length).step_by(GROUP).map(move |first| Self {
+            deltas: &self.deltas[first..],
+            length: GROUP.min(self.length - first),
+            ..self
+        })
+    }
+
     /// The terms of one weight, in the place of what `terms` held.
     pub fn of(&self, weight: usize, terms: &mut Vec<f64>) {
         terms.clear();
@@ -57,8 +67,8 @@ impl<'a> Terms<'a> {
 pub(in super::super) struct Applied {
     pub not_finite: u64,
     pub changed: u64,
-    /// Some finite weight would become infinite; the bytes are what they were.
-    pub overflowed: bool,
+    /// From where on to look for the finite weight that would become infinite; from there the bytes are as they were.
+    pub overflow_from: Option<usize>,
 }
 
 /// An element type as bits and values, without branches.
@@ -74,13 +84,15 @@ pub(in super::super) trait Lane: Element {
     /// The other way.
     fn pack(bits: &[u32], bytes: &mut [u8]);
     /// The value of finite bits; anything at least as large, of the same sign, for others.
-    fn value(bits: u32) -> f64;
-    /// [`Element::round`], for finite values.
-    fn rounded(value: f64) -> u32;
+    fn wide(bits: u32) -> f32;
+    /// What stands between a finite value and its rounding: [`Lane::narrow`] of it is [`Element::round`].
+    fn halfway(value: f64) -> f32;
+    /// Bits of the nearest element, ties to even.
+    fn narrow(halfway: f32) -> u32;
 }
 
 macro_rules! lane {
-    ($type:ty, $bits:ty, $infinity:expr, $value:expr, $rounded:expr) => {
+    ($type:ty, $bits:ty, $infinity:expr, $wide:expr, $halfway:expr, $narrow:expr) => {
         impl Lane for $type {
             const MAGNITUDE: u32 = (<$bits>::MAX >> 1) as u32;
             const SIGN: u32 = 1 << (<$bits>::BITS - 1);
@@ -103,54 +115,61 @@ macro_rules! lane {
             }
 
             #[inline(always)]
-            fn value(bits: u32) -> f64 {
-                $value(bits)
+            fn wide(bits: u32) -> f32 {
+                $wide(bits)
             }
 
             #[inline(always)]
-            fn rounded(value: f64) -> u32 {
-                $rounded(value)
+            fn halfway(value: f64) -> f32 {
+                $halfway(value)
+            }
+
+            #[inline(always)]
+            fn narrow(halfway: f32) -> u32 {
+                $narrow(halfway)
             }
         }
     };
 }
 
-lane!(f32, u32, 0x7f80_0000, |bits: u32| f64::from(f32::from_bits(bits)), |value: f64| (value as f32)
-    .to_bits());
-lane!(f16, u16, 0x7c00, f16_value, round_narrow::<10, 15>);
-lane!(bf16, u16, 0x7f80, |bits: u32| f64::from(f32::from_bits(bits << 16)), round_narrow::<7, 127>);
+lane!(f32, u32, 0x7f80_0000, f32::from_bits, |value: f64| value as f32, f32::to_bits);
+lane!(f16, u16, 0x7c00, f16_wide, round_to_odd, f16_narrow);
+lane!(bf16, u16, 0x7f80, |bits: u32| f32::from_bits(bits << 16), round_to_odd, bf16_narrow);
 
-const DOUBLE_MANTISSA: u32 = 52;
-const DOUBLE_BIAS: u64 = 1023;
-const DOUBLE_SIGN: u64 = 1 << 63;
+/// The difference between the significands of f32 and f16, in bits.
+const F16_SHIFT: u32 = 13;
+/// The difference between their exponents' biases.
+const F16_REBIAS: u32 = 127 - 15;
 
 /// The exponent is too small by the difference of the biases, for subnormal numbers as well as for others.
 #[inline(always)]
-fn f16_value(bits: u32) -> f64 {
-    const REBIAS: f64 = f64::from_bits((DOUBLE_BIAS + DOUBLE_BIAS - 15) << DOUBLE_MANTISSA);
-    let magnitude = f64::from_bits(u64::from(bits & 0x7fff) << (DOUBLE_MANTISSA - 10)) * REBIAS;
-    f64::from_bits(magnitude.to_bits() | u64::from(bits & 0x8000) << 48)
+fn f16_wide(bits: u32) -> f32 {
+    const REBIAS: f32 = f32::from_bits((127 + F16_REBIAS) << 23);
+    let magnitude = f32::from_bits((bits & 0x7fff) << F16_SHIFT) * REBIAS;
+    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
-/// Rounds to a type with `MANTISSA` stored bits of significand and the exponent's `BIAS`.
-///
 /// Among normal numbers the cut-off bits carry into those that stay when they are more than half, or half and odd. A
 /// subnormal number is added to one whose last bit is the type's smallest value, so that the addition rounds it.
 #[inline(always)]
-fn round_narrow<const MANTISSA: u32, const BIAS: u64>(value: f64) -> u32 {
-    let shift = DOUBLE_MANTISSA - MANTISSA;
-    let infinity = (2 * BIAS + 1) << MANTISSA;
-    let coarse = (DOUBLE_BIAS + 53 - BIAS - u64::from(MANTISSA)) << DOUBLE_MANTISSA;
-    let bits = value.to_bits();
-    let magnitude = bits & !DOUBLE_SIGN;
-    let carried = magnitude + ((1 << (shift - 1)) - 1) + ((magnitude >> shift) & 1);
-    let normal = (carried >> shift).wrapping_sub((DOUBLE_BIAS - BIAS) << MANTISSA).min(infinity);
-    let sum = f64::from_bits(magnitude) + f64::from_bits(coarse);
-    let subnormal = sum.to_bits().wrapping_sub(coarse);
-    let is_subnormal = magnitude < (DOUBLE_BIAS + 1 - BIAS) << DOUBLE_MANTISSA;
-    let rounded = if is_subnormal { subnormal } else { normal };
-    // Both narrow types have 16 bits.
-    (rounded | bits >> 63 << 15) as u32
+fn f16_narrow(halfway: f32) -> u32 {
+    const COARSE: f32 = 0.5;
+    const SMALLEST_NORMAL: u32 = (F16_REBIAS + 1) << 23;
+    let bits = halfway.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let carried = magnitude + ((1 << (F16_SHIFT - 1)) - 1) + ((magnitude >> F16_SHIFT) & 1);
+    let normal = (carried >> F16_SHIFT).wrapping_sub(F16_REBIAS << 10).min(f16::INFINITY.to_bits().into());
+    let subnormal = (f32::from_bits(magnitude) + COARSE).to_bits().wrapping_sub(COARSE.to_bits());
+    let rounded = if magnitude < SMALLEST_NORMAL { subnormal } else { normal };
+    rounded | bits >> 31 << 15
+}
+
+#[inline(always)]
+fn bf16_narrow(halfway: f32) -> u32 {
+    let bits = halfway.to_bits();
+    let magnitude = bits & 0x7fff_ffff;
+    let carried = magnitude + 0x7fff + ((magnitude >> 16) & 1);
+    carried >> 16 | bits >> 31 << 15
 }
 
 /// [`Element::ordinal`].
@@ -174,11 +193,79 @@ fn is_finite<E: Lane>(bits: u32) -> bool {
 /// The ordinal of what the weight at a finite `number` becomes.
 #[inline]
 pub(in super::super) fn result<E: Lane>(number: i32, terms: &[f64]) -> i32 {
-    let value = terms.iter().fold(E::value(from_ordinal::<E>(number)), |sum, term| sum + term);
-    ordinal::<E>(E::rounded(value))
+    let value = f64::from(E::wide(from_ordinal::<E>(number)));
+    ordinal::<E>(E::narrow(E::halfway(terms.iter().fold(value, |sum, term| sum + term))))
 }
 
 // ----------------------------------------------------------------------------------------------------- the steps --
+
+/// Weights whose buffers fit the nearest cache; vectors of every width divide it.
+const GROUP: usize = 64;
+
+type Bits = [u32; GROUP];
+type Ordinals = [i32; GROUP];
+type Singles = [f32; GROUP];
+type Doubles = [f64; GROUP];
+
+/// What `$step` makes of each; a loop in the caller's body, because a closure would not be compiled for its processor.
+macro_rules! each {
+    ($items:expr, $step:expr, $zero:expr) => {{
+        let mut results = [$zero; GROUP];
+        for (result, item) in results.iter_mut().zip($items) {
+            *result = $step(*item);
+        }
+        results
+    }};
+}
+
+/// The values of `bits`.
+#[inline(always)]
+fn values<E: Lane>(bits: &Bits) -> Doubles {
+    let singles: Singles = each!(bits, E::wide, 0.0);
+    each!(&singles, f64::from, 0.0)
+}
+
+/// The values of the weights `step` places from `ordinals`.
+#[inline(always)]
+fn values_moved<E: Lane>(ordinals: &Ordinals, step: i32) -> Doubles {
+    let mut bits: Bits = [0; GROUP];
+    for (bits, ordinal) in bits.iter_mut().zip(ordinals) {
+        *bits = from_ordinal::<E>(ordinal + step);
+    }
+    values::<E>(&bits)
+}
+
+/// The bits of `values`, rounded; in two loops, so that each width fills its registers.
+#[inline(always)]
+fn rounded<E: Lane>(values: &Doubles) -> Bits {
+    let halfway: Singles = each!(values, E::halfway, 0.0);
+    each!(&halfway, E::narrow, 0)
+}
+
+#[inline(always)]
+fn ordinals<E: Lane>(bits: &Bits) -> Ordinals {
+    each!(bits, ordinal::<E>, 0)
+}
+
+#[inline(always)]
+fn add_terms(mut values: Doubles, terms: Terms<'_>) -> Doubles {
+    for index in 0..terms.count {
+        for (value, delta) in values.iter_mut().zip(terms.term(index)) {
+            *value += delta;
+        }
+    }
+    values
+}
+
+#[inline(always)]
+fn subtract_terms(mut values: Doubles, terms: Terms<'_>) -> Doubles {
+    for index in (0..terms.count).rev() {
+        for (value, delta) in values.iter_mut().zip(terms.term(index)) {
+            *value -= delta;
+        }
+    }
+    values
+}
 
 /// Replaces `targets` by `(row_scale * column_scale) * sum`.
 #[inline(always)]
@@ -196,135 +283,141 @@ fn scale_stretch<S: Copy + Into<f64>>(
 
 #[inline(always)]
 fn apply_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>) -> Applied {
-    let length = terms.length;
-    let (mut bits, mut values) = ([0_u32; STRETCH_MAX], [0_f64; STRETCH_MAX]);
-    let (bits, values) = (&mut bits[..length], &mut values[..length]);
-    E::unpack(bytes, bits);
-    for (value, bits) in values.iter_mut().zip(bits.iter()) {
-        *value = E::value(*bits);
-    }
-    for index in 0..terms.count {
-        for (value, delta) in values.iter_mut().zip(terms.term(index)) {
-            *value += delta;
+    let mut total = Applied::default();
+    let groups = bytes.chunks_mut(GROUP * E::DTYPE.size_bytes()).zip(terms.groups());
+    for (index, (bytes, terms)) in groups.enumerate() {
+        if !apply_group::<E>(bytes, terms, &mut total) {
+            total.overflow_from = Some(index * GROUP);
+            break;
         }
     }
-    let (mut not_finite, mut changed, mut overflowed) = (0_u32, 0_u32, 0_u32);
-    for (bits, value) in bits.iter_mut().zip(values.iter()) {
-        let (before, after) = (*bits, E::rounded(*value));
-        let finite = is_finite::<E>(before);
-        overflowed |= u32::from(finite & !is_finite::<E>(after));
-        not_finite += u32::from(!finite);
-        changed += u32::from(finite & (before != after));
-        *bits = if finite { after } else { before };
-    }
-    if overflowed == 0 {
-        E::pack(bits, bytes);
-    }
-    Applied { not_finite: not_finite.into(), changed: changed.into(), overflowed: overflowed != 0 }
+    total
 }
 
-/// Adds the terms to `ordinals` moved by `step`, and returns whether each result is below, at or above `after`.
+/// Changes nothing and says no where a finite weight would become infinite.
 #[inline(always)]
-fn compare_moved<E: Lane>(
-    ordinals: &[i32],
-    after: &[i32],
-    step: i32,
-    terms: Terms<'_>,
-    values: &mut [f64],
-    holds: impl Fn(i32, i32) -> bool,
-    status: &mut [u32],
-) {
-    for (value, ordinal) in values.iter_mut().zip(ordinals) {
-        *value = E::value(from_ordinal::<E>(ordinal + step));
+fn apply_group<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, total: &mut Applied) -> bool {
+    let mut before: Bits = [0; GROUP];
+    E::unpack(bytes, &mut before);
+    let mut after = rounded::<E>(&add_terms(values::<E>(&before), terms));
+    let (mut not_finite, mut changed, mut overflowed) = (0_u32, 0_u32, 0_u32);
+    for (before, after) in before.iter().zip(after.iter_mut()) {
+        let finite = is_finite::<E>(*before);
+        overflowed |= u32::from(finite & !is_finite::<E>(*after));
+        not_finite += u32::from(!finite);
+        *after = if finite { *after } else { *before };
+        changed += u32::from(before != after);
     }
-    for index in 0..terms.count {
-        for (value, delta) in values.iter_mut().zip(terms.term(index)) {
-            *value += delta;
-        }
+    if overflowed != 0 {
+        return false;
     }
-    for ((status, value), after) in status.iter_mut().zip(values.iter()).zip(after) {
-        *status &= u32::from(holds(ordinal::<E>(E::rounded(*value)), *after));
-    }
+    E::pack(&after, bytes);
+    total.not_finite += u64::from(not_finite);
+    total.changed += u64::from(changed);
+    true
 }
 
 /// Says of each weight whether `candidates` become `after` and neither of their neighbours does.
+///
+/// What rounds to `after` lies between the middles on both of its sides. On a middle itself, and next to infinity, the
+/// answer is no, which only means a closer look.
 #[inline(always)]
-fn only_candidates<E: Lane>(
-    candidates: &[i32],
-    after: &[i32],
-    terms: Terms<'_>,
-    values: &mut [f64],
-    status: &mut [u32],
-) {
-    status.fill(1);
-    compare_moved::<E>(candidates, after, 0, terms, values, |found, after| found == after, status);
-    compare_moved::<E>(candidates, after, -1, terms, values, |found, after| found < after, status);
-    compare_moved::<E>(candidates, after, 1, terms, values, |found, after| found > after, status);
+fn only_candidates<E: Lane>(candidates: &Ordinals, after: &Ordinals, terms: Terms<'_>) -> Bits {
+    let value = values_moved::<E>(after, 0);
+    let low = middles(&value, &values_moved::<E>(after, -1));
+    let high = middles(&value, &values_moved::<E>(after, 1));
+    let sum = add_terms(values_moved::<E>(candidates, 0), terms);
+    let below = add_terms(values_moved::<E>(candidates, -1), terms);
+    let above = add_terms(values_moved::<E>(candidates, 1), terms);
+    let mut only: Bits = each!(after, is_inside::<E>, 0);
+    require_order(&mut only, &below, &low);
+    require_order(&mut only, &low, &sum);
+    require_order(&mut only, &sum, &high);
+    require_order(&mut only, &high, &above);
+    only
+}
+
+#[inline(always)]
+fn middles(values: &Doubles, others: &Doubles) -> Doubles {
+    let mut middles = *values;
+    for (middle, other) in middles.iter_mut().zip(others) {
+        *middle = (*middle + other) * 0.5;
+    }
+    middles
+}
+
+#[inline(always)]
+fn require_order(only: &mut Bits, left: &Doubles, right: &Doubles) {
+    for (only, (left, right)) in only.iter_mut().zip(left.iter().zip(right)) {
+        *only &= u32::from(left < right);
+    }
+}
+
+/// Whether both neighbours are numbers.
+#[inline(always)]
+fn is_inside<E: Lane>(ordinal: i32) -> u32 {
+    u32::from(ordinal == inside::<E>(ordinal))
+}
+
+/// One step from infinity, so that both neighbours are numbers.
+#[inline(always)]
+fn inside<E: Lane>(ordinal: i32) -> i32 {
+    let highest = E::INFINITY as i32 - 2;
+    ordinal.clamp(!highest, highest)
 }
 
 #[inline(always)]
 fn restore_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, outcomes: &mut [u8]) {
-    let length = terms.length;
-    let (mut bits, mut values) = ([0_u32; STRETCH_MAX], [0_f64; STRETCH_MAX]);
-    let (mut after, mut candidates) = ([0_i32; STRETCH_MAX], [0_i32; STRETCH_MAX]);
-    let mut status = [0_u32; STRETCH_MAX];
-    let (bits, values, status) = (&mut bits[..length], &mut values[..length], &mut status[..length]);
-    let (after, candidates) = (&mut after[..length], &mut candidates[..length]);
-    E::unpack(bytes, bits);
-    for ((after, value), bits) in after.iter_mut().zip(values.iter_mut()).zip(bits.iter()) {
-        *after = ordinal::<E>(*bits);
-        *value = E::value(*bits);
+    let groups = bytes.chunks_mut(GROUP * E::DTYPE.size_bytes()).zip(outcomes.chunks_mut(GROUP));
+    for ((bytes, outcomes), terms) in groups.zip(terms.groups()) {
+        restore_group::<E>(bytes, terms, outcomes);
     }
-    for index in (0..terms.count).rev() {
-        for (value, delta) in values.iter_mut().zip(terms.term(index)) {
-            *value -= delta;
-        }
-    }
-    // One step from infinity, so that both neighbours are numbers.
-    let highest = E::INFINITY as i32 - 2;
-    for (candidate, value) in candidates.iter_mut().zip(values.iter()) {
-        *candidate = ordinal::<E>(E::rounded(*value)).clamp(!highest, highest);
-    }
-    only_candidates::<E>(candidates, after, terms, values, status);
-    for (((bits, outcome), status), candidate) in
-        bits.iter_mut().zip(outcomes.iter_mut()).zip(status.iter()).zip(candidates.iter())
-    {
+}
+
+#[inline(always)]
+fn restore_group<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, outcomes: &mut [u8]) {
+    let mut bits: Bits = [0; GROUP];
+    E::unpack(bytes, &mut bits);
+    let guesses = rounded::<E>(&subtract_terms(values::<E>(&bits), terms));
+    let candidates: Ordinals = each!(&ordinals::<E>(&guesses), inside::<E>, 0);
+    let only = only_candidates::<E>(&candidates, &ordinals::<E>(&bits), terms);
+    let found = only.iter().zip(&candidates);
+    for ((bits, outcome), (only, candidate)) in bits.iter_mut().zip(outcomes.iter_mut()).zip(found) {
         let finite = is_finite::<E>(*bits);
-        let only = finite & (*status == 1);
+        let only = finite & (*only == 1);
         let found = if only { ONE } else { LOOK };
         *outcome = if finite { found } else { NOT_FINITE };
         *bits = if only { from_ordinal::<E>(*candidate) } else { *bits };
     }
-    E::pack(bits, bytes);
+    E::pack(&bits, bytes);
 }
 
 #[inline(always)]
 fn check_stretch<E: Lane>(before: &[u8], after: &[u8], terms: Terms<'_>, outcomes: &mut [u8]) {
-    let length = terms.length;
-    let (mut bits, mut values) = ([0_u32; STRETCH_MAX], [0_f64; STRETCH_MAX]);
-    let (mut ends, mut starts) = ([0_i32; STRETCH_MAX], [0_i32; STRETCH_MAX]);
-    let mut status = [0_u32; STRETCH_MAX];
-    let (bits, values, status) = (&mut bits[..length], &mut values[..length], &mut status[..length]);
-    let (ends, starts) = (&mut ends[..length], &mut starts[..length]);
-    E::unpack(after, bits);
-    for (end, bits) in ends.iter_mut().zip(bits.iter()) {
-        *end = ordinal::<E>(*bits);
+    let size_bytes = GROUP * E::DTYPE.size_bytes();
+    let groups = before.chunks(size_bytes).zip(after.chunks(size_bytes));
+    for (((before, after), outcomes), terms) in groups.zip(outcomes.chunks_mut(GROUP)).zip(terms.groups()) {
+        check_group::<E>(before, after, terms, outcomes);
     }
-    E::unpack(before, bits);
-    let highest = E::INFINITY as i32 - 2;
-    for (start, bits) in starts.iter_mut().zip(bits.iter()) {
-        // A weight next to infinity is not its own candidate then, and gets a closer look.
-        *start = ordinal::<E>(*bits).clamp(!highest, highest);
-    }
-    only_candidates::<E>(starts, ends, terms, values, status);
-    for (((bits, outcome), status), (start, end)) in
-        bits.iter().zip(outcomes.iter_mut()).zip(status.iter()).zip(starts.iter().zip(ends.iter()))
+}
+
+#[inline(always)]
+fn check_group<E: Lane>(before: &[u8], after: &[u8], terms: Terms<'_>, outcomes: &mut [u8]) {
+    let (mut starts, mut ends): (Bits, Bits) = ([0; GROUP], [0; GROUP]);
+    E::unpack(before, &mut starts);
+    E::unpack(after, &mut ends);
+    // A weight next to infinity is not its own candidate then, and gets a closer look.
+    let candidates: Ordinals = each!(&ordinals::<E>(&starts), inside::<E>, 0);
+    let only = only_candidates::<E>(&candidates, &ordinals::<E>(&ends), terms);
+    let found = only.iter().zip(&candidates);
+    for ((outcome, (only, candidate)), (start, end)) in
+        outcomes.iter_mut().zip(found).zip(starts.iter().zip(&ends))
     {
-        let finite = is_finite::<E>(*bits);
-        let only = finite & (*status == 1) & (*start == ordinal::<E>(*bits));
-        let untouched = !finite & (*end == ordinal::<E>(*bits));
-        let outcome_found = if only { ONE } else { LOOK };
-        *outcome = if untouched { NOT_FINITE } else { outcome_found };
+        let finite = is_finite::<E>(*start);
+        let only = finite & (*only == 1) & (*candidate == ordinal::<E>(*start));
+        let untouched = !finite & (start == end);
+        let found = if only { ONE } else { LOOK };
+        *outcome = if untouched { NOT_FINITE } else { found };
     }
 }
 
@@ -402,7 +495,8 @@ mod tests {
 
     fn lanes_are_the_element<E: Lane>() {
         for value in values::<E>() {
-            let (expected, found) = (E::round(value).ordinal(), i64::from(ordinal::<E>(E::rounded(value))));
+            let (expected, found) =
+                (E::round(value).ordinal(), i64::from(ordinal::<E>(E::narrow(E::halfway(value)))));
             assert_eq!(expected, found, "{value:e} as {:?}", E::DTYPE);
         }
         let highest = E::round(f64::INFINITY).ordinal() - 1;
@@ -411,7 +505,7 @@ mod tests {
             let bits = from_ordinal::<E>(number as i32);
             assert_eq!(i64::from(ordinal::<E>(bits)), number);
             assert!(is_finite::<E>(bits));
-            assert_eq!(E::value(bits).to_bits(), E::from_ordinal(number).to_f64().to_bits());
+            assert_eq!(f64::from(E::wide(bits)).to_bits(), E::from_ordinal(number).to_f64().to_bits());
         }
         assert!(!is_finite::<E>(from_ordinal::<E>(highest as i32 + 1)));
     }

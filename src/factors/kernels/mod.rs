@@ -175,9 +175,16 @@ impl Product {
         }
     }
 
-    /// Whether narrow blocks are as fast as wide ones.
-    pub fn likes_narrow_blocks(&self) -> bool {
-        matches!(self.layout, Layout::Bytes(_))
+    /// How many columns a block should have: the more, the longer the pieces in which weights are read from memory,
+    /// and all of them are needed for the speed of a floating product; a byte kernel reads its right factor once for
+    /// every few rows, and wants that to stay in the cache.
+    pub fn columns_at_once(&self) -> usize {
+        const CACHE_BYTES: usize = 256 << 10;
+        const _: () = assert!(STRETCH_MAX.is_multiple_of(PANEL));
+        match &self.layout {
+            Layout::Bytes(bytes) => (CACHE_BYTES / bytes.depth() / PANEL * PANEL).clamp(PANEL, STRETCH_MAX),
+            Layout::Factors { .. } | Layout::Dense(_) => STRETCH_MAX,
+        }
     }
 
     /// Computes one block, whose columns begin with a [`PANEL`].

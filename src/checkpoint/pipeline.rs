@@ -1,0 +1,88 @@
+//! Blocks on their way from one file to another: while one is computed, the one before it is written and the one
+//! after it is read.
+
+/// Takes `blocks` through the three steps, in their order; three of them are in memory at a time.
+///
+/// `read` fills a buffer that may hold anything, `compute` changes it, and `write` gets what `compute` left there. All
+/// reading and writing is done by one thread at a time, in the same order on every run.
+pub(crate) fn pipeline<B: Sync, E: Send>(
+    blocks: &[B],
+    mut read: impl FnMut(&B, &mut Vec<u8>) -> Result<(), E> + Send,
+    mut compute: impl FnMut(&B, &mut Vec<u8>) -> Result<(), E> + Send,
+    mut write: impl FnMut(&B, &[u8]) -> Result<(), E> + Send,
+) -> Result<(), E> {
+    let (mut done, mut current, mut next) = (Vec::new(), Vec::new(), Vec::new());
+    if let Some(first) = blocks.first() {
+        read(first, &mut current)?;
+    }
+    for (index, block) in blocks.iter().enumerate() {
+        let move_others = || {
+            if let Some(before) = index.checked_sub(1) {
+                write(&blocks[before], &done)?;
+            }
+            blocks.get(index + 1).map_or(Ok(()), |block| read(block, &mut next))
+        };
+        let (moved, computed) = rayon::join(move_others, || compute(block, &mut current));
+        computed?;
+        moved?;
+        std::mem::swap(&mut done, &mut current);
+        std::mem::swap(&mut current, &mut next);
+    }
+    blocks.last().map_or(Ok(()), |block| write(block, &done))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// What was done to `count` blocks, of which each step fails at the block named for it.
+    fn run(count: u8, fail: [Option<u8>; 3]) -> (Result<(), &'static str>, Vec<u8>) {
+        let written = Mutex::new(Vec::new());
+        let blocks: Vec<u8> = (0..count).collect();
+        let check = |step: usize, block: u8| match fail[step] {
+            Some(at) if at == block => Err(["read", "compute", "write"][step]),
+            _ => Ok(()),
+        };
+        let outcome = pipeline(
+            &blocks,
+            |block, bytes| {
+                bytes.clear();
+                bytes.push(*block);
+                check(0, *block)
+            },
+            |block, bytes| {
+                bytes.push(bytes[0] + 100);
+                check(1, *block)
+            },
+            |block, bytes| {
+                written.lock().unwrap().extend_from_slice(bytes);
+                check(2, *block)
+            },
+        );
+        (outcome, written.into_inner().unwrap())
+    }
+
+    #[test]
+    fn every_block_passes_every_step_once_and_in_order() {
+        for count in 0..6 {
+            let expected: Vec<u8> = (0..count).flat_map(|block| [block, block + 100]).collect();
+            assert_eq!(run(count, [None; 3]), (Ok(()), expected));
+        }
+    }
+
+    #[test]
+    fn the_first_error_ends_it_and_nothing_behind_it_is_written() {
+        for at in 0..5 {
+            for (step, name) in ["read", "compute", "write"].into_iter().enumerate() {
+                let mut fail = [None; 3];
+                fail[step] = Some(at);
+                let (outcome, written) = run(5, fail);
+                assert_eq!(outcome, Err(name));
+                let behind = if step == 2 { at + 1 } else { at };
+                assert!(written.len() <= 2 * usize::from(behind), "{name} {at}: {written:?}");
+            }
+        }
+    }
+}
