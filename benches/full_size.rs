@@ -153,7 +153,11 @@ impl<'a> Bench<'a> {
             remove(&edited);
             hashed.push(self.hash_all(patch));
             let base = self.weights.to_str().unwrap();
-            verified.push(mpatch(&["verify", "--allow-unsigned", "--digests-only", "--base", base], &[patch], None));
+            verified.push(mpatch(
+                &["verify", "--allow-unsigned", "--digests-only", "--base", base],
+                &[patch],
+                None,
+            ));
         }
         let (copy, sync, apply) = (median(&copies), median(&synced), median(&applied));
         row(facts, "`cp`", copy, "", None);
