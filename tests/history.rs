@@ -328,6 +328,71 @@ fn a_checkpoint_is_where_its_digests_say_whatever_the_log_says() {
 }
 
 #[test]
+fn a_checkpoint_is_compared_with_every_known_state_and_with_one() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 7, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    place.good("tag v1");
+    place.patch("one.safetensors", "two.mpatch", 9, "The Space Needle");
+    place.good("apply one.safetensors two.mpatch -o two.safetensors");
+    let json = |words: &str, code: i32| -> serde_json::Value {
+        let output = place.mpatch(&format!("{words} --json"));
+        assert_eq!(output.status.code(), Some(code), "{words}: {output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    // In a known state: which one, by what names, and how much it says.
+    let found = json("diff one.safetensors", 0);
+    assert_eq!(found["schema"], "mpatch.diff.states/1");
+    assert_eq!(found["state"]["facts"], 1);
+    assert_eq!(found["state"]["commits"][0]["names"][0], "v1");
+    assert!(found["nearest"].is_null() && found["different"].as_array().unwrap().is_empty());
+    let base = json("diff model.safetensors", 0);
+    assert_eq!(base["state"]["series"].as_array().unwrap().len(), 0);
+    // Against another state: what lies between.
+    let found = json("diff one.safetensors main", 1);
+    assert_eq!(found["way"]["steps"][0]["do"], "apply");
+    assert_eq!(found["way"]["facts"]["added"][0]["subject"], "The Space Needle");
+    assert_eq!(found["different"].as_array().unwrap().len(), 1);
+    let found = json("diff two.safetensors main~2", 1);
+    assert_eq!(found["way"]["steps"].as_array().unwrap().len(), 2);
+    assert_eq!(found["way"]["facts"]["removed"].as_array().unwrap().len(), 2);
+    assert!(json("diff two.safetensors main", 0)["way"]["steps"].as_array().unwrap().is_empty());
+    // In none: the nearest, and whose each tensor is. `a` is as in the second state, `b` as in the base, `c` strange.
+    let tensor = 4 * SHAPE[0] * SHAPE[1];
+    let [base, two] =
+        ["model", "two"].map(|name| fs::read(place.path(&format!("{name}.safetensors"))).unwrap());
+    let (first, last) = (base.len() - 3 * tensor, base.len() - tensor);
+    let mut mixed = [&base[..first], &two[first..first + tensor], &base[first + tensor..]].concat();
+    fs::write(place.path("mixed.safetensors"), &mixed).unwrap();
+    mixed[last] ^= 1;
+    fs::write(place.path("strange.safetensors"), &mixed).unwrap();
+    let found = json("diff strange.safetensors", 1);
+    assert!(found["state"].is_null());
+    let different = found["different"].as_array().unwrap();
+    let named = |name: &str| different.iter().find(|tensor| tensor["name"] == name).unwrap();
+    assert!(named("c")["known_in"].as_array().unwrap().is_empty());
+    assert_ne!(named("c")["found"], named("c")["expected"]);
+    let against = json("diff strange.safetensors v1", 1);
+    let different = against["different"].as_array().unwrap();
+    assert_eq!(different.len(), 3);
+    let whose = different.iter().find(|tensor| tensor["name"] == "b").unwrap();
+    assert_eq!(whose["known_in"], serde_json::json!(["the base"]));
+    assert!(json("diff mixed.safetensors", 1)["nearest"]["series"].is_array());
+    // Another model has nothing of any state; without a history there is nothing to compare with.
+    fs::write(place.path("other.safetensors"), weights([4, 4])).unwrap();
+    let found = json("diff other.safetensors", 1);
+    assert!(found["nearest"].is_null() && found["tensors_compared"] == 3);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let elsewhere = elsewhere.path().display();
+    assert!(place.bad(&format!("diff one.safetensors --store {elsewhere}"), 2).contains("no mpatch store"));
+    place.bad(&format!("diff one.safetensors main --store {elsewhere}"), 11);
+    // A file wins over a state of its name, which can be named in full.
+    fs::copy(place.path("one.safetensors"), place.path("main")).unwrap();
+    assert!(place.good("diff one.safetensors main").contains("hold the same weights"));
+    json("diff two.safetensors refs/heads/main", 0);
+}
+
+#[test]
 fn processes_that_change_one_history_at_once_do_not_harm_it() {
     let place = Place::begun();
     std::thread::scope(|scope| {

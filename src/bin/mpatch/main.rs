@@ -18,6 +18,7 @@ mod keys;
 mod network;
 mod places;
 mod report;
+mod standing;
 mod trust;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -8,9 +8,10 @@ use mpatch::store::{Received, Store};
 use serde::Serialize;
 
 use crate::error::{CommandError, ExitKind};
-use crate::history::{CommitReport, author, remembered, shown};
+use crate::history::{CommitReport, author};
 use crate::network::{REMOTE, address, fetch, head_branch};
 use crate::report::{Output, Page, Report, count, shell_word};
+use crate::standing::{remembered, shown};
 
 /// Arguments of `clone`.
 #[derive(Debug, Args)]

@@ -15,9 +15,10 @@ use serde::Serialize;
 
 use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind, chain};
-use crate::history::{CommitReport, StoreArguments, branch_of, locate, message, model_path, series_at, walk};
+use crate::history::{CommitReport, StoreArguments, branch_of, message, walk};
 use crate::keys::SigningArguments;
 use crate::report::{Output, Page, Report};
+use crate::standing::{locate, model_path, series_at};
 use crate::trust::{TrustArguments, require};
 
 /// Arguments of `merge`.
