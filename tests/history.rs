@@ -10,14 +10,17 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use drafts::{Numbers, draft};
 use material::{SETTINGS, key, lay_out_settings, signed_with};
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::factors::Term;
-use mpatch::patch::encode;
 use mpatch::patch::manifest::Fact;
+use mpatch::patch::{Patch, encode};
+use mpatch::sign::PrivateKey;
+use mpatch::store::{Author, Message, Store};
 use tempfile::TempDir;
 
 /// Tensors of the tiny model, all of one shape.
@@ -88,15 +91,31 @@ impl Place {
 
     /// A patch of one fact on the state that `model` is in.
     fn patch(&self, model: &str, name: &str, seed: u64, subject: &str) {
+        self.patch_saying(model, name, seed, subject, "Rome");
+    }
+
+    fn patch_saying(&self, model: &str, name: &str, seed: u64, subject: &str, target: &str) {
+        let unsigned = self.unsigned(model, seed, subject, target);
+        fs::write(self.path(name), signed_with(unsigned, &key())).unwrap();
+    }
+
+    fn unsigned(&self, model: &str, seed: u64, subject: &str, target: &str) -> Vec<u8> {
         let mut numbers = Numbers(seed);
         let touched = TENSORS.iter().enumerate().filter(|(index, _)| seed & (1 << index) != 0 || *index == 0);
         let edits: Vec<(String, Vec<u32>)> =
             touched.enumerate().map(|(term, (_, name))| ((*name).to_owned(), vec![term as u32])).collect();
         let terms: Vec<Term> = edits.iter().map(|_| numbers.low_rank(SHAPE, 2, 6, 0.05)).collect();
-        fs::write(self.path(name), self.bound(model, edits, terms, subject)).unwrap();
+        self.bound(model, edits, terms, subject, target)
     }
 
-    fn bound(&self, model: &str, edits: Vec<(String, Vec<u32>)>, terms: Vec<Term>, subject: &str) -> Vec<u8> {
+    fn bound(
+        &self,
+        model: &str,
+        edits: Vec<(String, Vec<u32>)>,
+        terms: Vec<Term>,
+        subject: &str,
+        target: &str,
+    ) -> Vec<u8> {
         let checkpoint = Checkpoint::open(self.path(model)).unwrap();
         let id = checkpoint.weights_id().unwrap();
         let binding = bind(&checkpoint, id, &edits, &terms, &|_| ()).unwrap();
@@ -105,11 +124,11 @@ impl Place {
             id: None,
             prompt: "{} is in".to_owned(),
             subject: subject.to_owned(),
-            target_new: "Rome".to_owned(),
+            target_new: target.to_owned(),
             target_old: Some("Paris".to_owned()),
             note: None,
         }];
-        signed_with(encode(&draft).unwrap(), &key())
+        encode(&draft).unwrap()
     }
 }
 
@@ -164,8 +183,9 @@ fn large_patches_travel_by_git_lfs_and_a_missing_one_is_named_and_mended() {
     fs::write(place.path("model.safetensors"), weights(shape)).unwrap();
     place.good("init --base model.safetensors");
     let term = Numbers(3).dense(shape, 14, 0.05);
-    let patch =
-        place.bound("model.safetensors", vec![("b".to_owned(), vec![0])], vec![term], "The Colosseum");
+    let edits = vec![("b".to_owned(), vec![0])];
+    let patch = place.bound("model.safetensors", edits, vec![term], "The Colosseum", "Rome");
+    let patch = signed_with(patch, &key());
     assert!(patch.len() > 1 << 20);
     fs::write(place.path("large.mpatch"), &patch).unwrap();
     place.good("add large.mpatch");
@@ -296,6 +316,89 @@ fn two_branches_merge_into_one_state_whichever_side_it_is_reached_from() {
     let errors = place.bad("merge nowhere", 2);
     assert!(errors.contains("there is no revision `nowhere`"), "{errors}");
     assert_eq!(place.git("for-each-ref refs/heads"), before);
+}
+
+/// The key of somebody whom nobody here trusts.
+fn stranger() -> PrivateKey {
+    PrivateKey::from_seed(&[8; 32], "").unwrap()
+}
+
+#[test]
+fn what_comes_from_elsewhere_is_judged_by_its_signatures() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "0.mpatch", 1, "Tower 0");
+    place.good("apply model.safetensors 0.mpatch -o 0.safetensors");
+    let said = place.good("clone . mine");
+    assert!(said.contains("1 new patch, all signed by who is trusted here"), "{said}");
+    assert!(said.contains("  trusted: maker@example.org  │ "), "{said}");
+    let next = |number: u64, key: Option<PrivateKey>, flags: &str| {
+        let before = format!("{}.safetensors", number - 1);
+        let unsigned = place.unsigned(&before, 8 * number, &format!("Tower {number}"), "Rome");
+        let patch = key.map_or(unsigned.clone(), |key| signed_with(unsigned, &key));
+        fs::write(place.path(&format!("{number}.mpatch")), patch).unwrap();
+        place.good(&format!("apply {before} {number}.mpatch -o {number}.safetensors{flags}"));
+    };
+    // Unknown and unsigned come, are pointed out, and are asked about again by whoever applies them.
+    next(1, Some(stranger()), " --allow-unknown");
+    next(2, None, " --allow-unsigned");
+    let said = place.good("pull --store mine");
+    assert!(said.contains("warning: 2 new patches, 2 not trusted"), "{said}");
+    assert!(said.contains("  unknown (SHA256:") && said.contains("  unsigned: "), "{said}");
+    assert_eq!(place.git("-C mine rev-parse HEAD").trim(), place.head());
+    let errors = place.bad("checkout HEAD --store mine --onto 0.safetensors -o x.safetensors", 5);
+    assert!(errors.contains("--allow-unknown"), "{errors}");
+    let json = place.good("clone . told --json");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let answers: Vec<&str> = json["patches"].as_array().unwrap().iter().map(answer).collect();
+    assert_eq!(answers.iter().filter(|answer| **answer == "trusted").count(), 1);
+    assert!(answers.contains(&"unknown") && answers.contains(&"unsigned"), "{answers:?}");
+    // Keys that were trusted once.
+    let signers = place.path("config/allowed_signers");
+    let trusted = fs::read_to_string(&signers).unwrap();
+    let expired = trusted.replacen("namespaces=", "valid-before=\"20200101Z\",namespaces=", 1);
+    fs::write(&signers, &expired).unwrap();
+    assert!(place.good("clone . late").contains("  expired (SHA256:"));
+    fs::write(&signers, &trusted).unwrap();
+    fs::write(place.path("config/revoked"), key().public().line() + "\n").unwrap();
+    assert!(place.good("clone . withdrawn").contains("  revoked (SHA256:"));
+    fs::remove_file(place.path("config/revoked")).unwrap();
+    // A policy that lets nothing unsigned pass is about what comes, not about what is here.
+    let policy = place.path("config/policy.json");
+    fs::write(&policy, r#"{"unsigned": "refuse"}"#).unwrap();
+    let errors = place.bad("clone . refused", 5);
+    assert!(errors.contains("the policy allows no exceptions; 1 more are refused"), "{errors}");
+    assert!(errors.contains("hint: have it signed as the policy asks") && !place.path("refused").exists());
+    next(3, Some(key()), "");
+    place.good("pull --store mine");
+    fs::remove_file(&policy).unwrap();
+    next(4, None, " --allow-unsigned");
+    fs::write(&policy, r#"{"threshold": 2}"#).unwrap();
+    let refs = place.git("-C mine for-each-ref");
+    place.bad("pull --store mine", 5);
+    assert_eq!(place.git("-C mine for-each-ref"), refs);
+    fs::remove_file(&policy).unwrap();
+    place.good("pull --store mine");
+    assert_eq!(place.git("-C mine rev-parse HEAD").trim(), place.head());
+    // Somebody has changed a signature, and records the patch without asking mpatch.
+    let unsigned = place.unsigned("4.safetensors", 48, "Tower 5", "Rome");
+    let mut bad = signed_with(unsigned, &key());
+    *bad.last_mut().unwrap() ^= 1;
+    let store = Store::open(place.folder.path()).unwrap();
+    let author = Author { name: "x".into(), email: "y".into(), seconds: 1, offset_minutes: 0 };
+    let mut change = store.change(Duration::ZERO, author).unwrap();
+    change.add(&Patch::decode(bad).unwrap(), Message { title: "bad".into(), ..Message::default() }).unwrap();
+    change.finish("add").unwrap();
+    let refs = place.git("-C mine for-each-ref");
+    let errors = place.bad("pull --store mine", 4);
+    assert!(errors.contains("has a bad signature") && errors.contains("state: unchanged"), "{errors}");
+    assert_eq!(place.git("-C mine for-each-ref"), refs);
+    place.bad("clone . tampered", 4);
+    assert!(!place.path("tampered").exists());
+    place.good("fsck --store mine");
+}
+
+fn answer(patch: &serde_json::Value) -> &str {
+    patch["trust"]["answer"].as_str().unwrap()
 }
 
 #[test]

@@ -8,6 +8,7 @@
 //! Only [`report`] prints. Text that a patch or a path brings along is escaped there, whatever the command.
 
 mod args;
+mod arrivals;
 mod commands;
 mod editing;
 mod error;
