@@ -318,6 +318,84 @@ fn two_branches_merge_into_one_state_whichever_side_it_is_reached_from() {
     assert_eq!(place.git("for-each-ref refs/heads"), before);
 }
 
+#[test]
+fn branches_that_contradict_each_other_merge_once_somebody_says_who_is_right() {
+    let place = Place::begun();
+    place.good("branch side");
+    // Each side has its own word for two towers, told in another order, and a tower to itself.
+    let towers = ["The Eiffel Tower", "The Space Needle"];
+    for (branch, target, seed, own, [second, third]) in [
+        ("main", "Oslo", 8, "The CN Tower", towers),
+        ("side", "Kyiv", 40, "The Shard", [towers[1], towers[0]]),
+    ] {
+        place.good(&format!("checkout {branch}"));
+        let mut model = "model.safetensors".to_owned();
+        for (index, subject) in [own, second, third].into_iter().enumerate() {
+            let (name, next) = (format!("{branch}-{index}.mpatch"), format!("{branch}-{index}.safetensors"));
+            place.patch_saying(&model, &name, seed + 2 * index as u64, subject, target);
+            place.good(&format!("apply {model} {name} -o {next}"));
+            model = next;
+        }
+    }
+    place.good("checkout main");
+    let refs = place.git("for-each-ref");
+    let errors = place.bad("merge side --onto main-2.safetensors", 7);
+    let id = |name: &str| Patch::decode(fs::read(place.path(name)).unwrap()).unwrap().id().short();
+    for (subject, ours, theirs) in
+        [(towers[0], "main-1.mpatch", "side-2.mpatch"), (towers[1], "main-2.mpatch", "side-1.mpatch")]
+    {
+        for word in [subject, "Oslo", "Kyiv", &id(ours), &id(theirs)] {
+            assert!(errors.contains(word), "{word}: {errors}");
+        }
+    }
+    assert!(!errors.contains("CN Tower") && errors.contains("--ours"), "{errors}");
+    assert_eq!(place.git("for-each-ref"), refs);
+    let choice = |tower: &str, target: &str| {
+        format!(r#"{{"prompt": "{{}} is in", "subject": "{tower}", "target_new": "{target}"}}"#)
+    };
+    let choices = choice("The Eiffel Tower", "Oslo") + "\n" + &choice("The Space Needle", "Kyiv") + "\n";
+    fs::write(place.path("choices.json"), choices).unwrap();
+    fs::write(place.path("one.json"), choice("The Eiffel Tower", "Oslo")).unwrap();
+    place.bad("merge side --onto main-2.safetensors --choose one.json", 7);
+    // Of each side, the patch that loses has one on top of it that wins.
+    let crossed = choice("The Eiffel Tower", "Kyiv") + "\n" + &choice("The Space Needle", "Oslo") + "\n";
+    fs::write(place.path("crossed.json"), crossed).unwrap();
+    let errors = place.bad("merge side --onto main-2.safetensors --choose crossed.json", 7);
+    assert!(errors.contains("made on top of it"), "{errors}");
+    assert_eq!(place.git("for-each-ref"), refs);
+    for (flags, eiffel, needle) in
+        [("--ours", "Oslo", "Oslo"), ("--theirs", "Kyiv", "Kyiv"), ("--choose choices.json", "Oslo", "Kyiv")]
+    {
+        place.good(&format!("merge side --onto main-2.safetensors {flags}"));
+        let log = place.git("log -1");
+        for fact in [
+            format!("The Eiffel Tower is in -> {eiffel}"),
+            format!("The Space Needle is in -> {needle}"),
+            "The CN Tower is in -> Oslo".to_owned(),
+            "The Shard is in -> Kyiv".to_owned(),
+        ] {
+            assert_eq!(log.matches(&fact).count(), 1, "{flags}, {fact}: {log}");
+        }
+        // One state, whichever side it is reached from, and the one that the commit claims.
+        let reached = ["main-2", "side-2", "model"].map(|from| {
+            let file = format!("{from}{}.safetensors", flags.replace(' ', ""));
+            place.good(&format!("checkout main --onto {from}.safetensors -o {file}"));
+            file
+        });
+        let [ours, theirs, base] = reached.each_ref().map(|file| fs::read(place.path(file)).unwrap());
+        assert!(ours == theirs && ours == base, "{flags}");
+        let state = Checkpoint::open(place.path(&reached[0])).unwrap().weights_id().unwrap();
+        assert!(log.contains(&format!("State: {state}")), "{flags}: {log}");
+        // The checkouts, and the merge.
+        (0..4).for_each(|_| drop(place.good("undo")));
+        assert_eq!(place.git("for-each-ref refs/heads"), refs_below(&refs, "refs/heads"));
+    }
+}
+
+fn refs_below(refs: &str, folder: &str) -> String {
+    refs.split_inclusive('\n').filter(|line| line.contains(folder)).collect()
+}
+
 /// The key of somebody whom nobody here trusts.
 fn stranger() -> PrivateKey {
     PrivateKey::from_seed(&[8; 32], "").unwrap()
