@@ -479,6 +479,106 @@ fn answer(patch: &serde_json::Value) -> &str {
     patch["trust"]["answer"].as_str().unwrap()
 }
 
+/// The one pack of the history in `place`, and where the object begins and how many bytes it has in it.
+fn packed(place: &Place, oid: &str) -> (PathBuf, usize, usize) {
+    let folder = place.path(".git/objects/pack");
+    let packs = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let packs: Vec<PathBuf> = packs.filter(|path| path.extension().unwrap() == "pack").collect();
+    let [pack] = packs.as_slice() else { panic!("{packs:?}") };
+    let listed = place.git(&format!("verify-pack -v {}", pack.with_extension("idx").display()));
+    let line = listed.lines().find(|line| line.starts_with(oid)).unwrap();
+    let numbers: Vec<usize> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    (pack.clone(), numbers[2], numbers[1])
+}
+
+fn damage(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damage_to_git_objects_is_named_and_mended_by_adding() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    place.patch("one.safetensors", "two.mpatch", 3, "The Space Needle");
+    place.good("apply one.safetensors two.mpatch -o two.safetensors");
+    place.good("clone . copy");
+    let one = Patch::decode(fs::read(place.path("one.mpatch")).unwrap()).unwrap().id();
+    let blob = place.git(&format!("rev-parse HEAD:patches/{one}.mpatch")).trim().to_owned();
+    let is_whole = |place: &Place| {
+        assert!(place.good("fsck").starts_with("whole: "));
+        assert_eq!(place.git("fsck --strict --full --no-dangling"), "");
+        place.good("checkout HEAD --onto model.safetensors -o again.safetensors");
+        assert!(
+            fs::read(place.path("again.safetensors")).unwrap()
+                == fs::read(place.path("two.safetensors")).unwrap()
+        );
+        fs::remove_file(place.path("again.safetensors")).unwrap();
+        place.good("undo");
+    };
+
+    // A patch in a pack; its file brings it back.
+    place.good("gc");
+    let (pack, begin, size) = packed(&place, &blob);
+    damage(&pack, |bytes| bytes[begin + size / 2] ^= 1);
+    let errors = place.bad("fsck", 3);
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    assert!(
+        errors.contains(&format!("git object {blob} in {name}")) && errors.contains("--repair"),
+        "{errors}"
+    );
+    place.bad("checkout HEAD --onto model.safetensors -o x.safetensors", 3);
+    place.bad("fsck --repair two.mpatch", 3);
+    assert!(pack.exists(), "what helps nobody changes nothing");
+    let said = place.good("fsck --repair one.mpatch");
+    assert!(said.contains(&format!("mended: patch {one}")), "{said}");
+    assert!(!pack.exists() && place.path(&format!(".git/damaged/{name}.1")).exists());
+    is_whole(&place);
+
+    // A pack that is cut off takes the operations along, which only a whole copy has.
+    place.good("gc");
+    assert!(place.command("cp").args(["-a", ".git", "backup"]).status().unwrap().success());
+    let (pack, begin, _) = packed(&place, &blob);
+    damage(&pack, |bytes| bytes.truncate(begin));
+    place.bad("fsck", 3);
+    assert!(place.good("fsck --repair backup").contains("mended: git object"));
+    is_whole(&place);
+    assert!(place.good("undo --list").lines().count() > 2);
+
+    // An index that cannot be read hides a whole pack.
+    place.good("gc");
+    let (pack, ..) = packed(&place, &blob);
+    damage(&pack.with_extension("idx"), |bytes| bytes.truncate(100));
+    assert!(place.bad("fsck", 3).contains("its index cannot be read"));
+    let said = place.good("fsck --repair copy");
+    assert!(said.contains("mended: the list of operations, which begins anew"), "{said}");
+    is_whole(&place);
+
+    // A loose object, in a clone: the hint names where it came from.
+    let head = place.head();
+    let loose = place.path(&format!(".git/objects/{}/{}", &head[..2], &head[2..]));
+    damage(&loose, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    assert!(place.bad("fsck", 3).contains(&format!("git object {head}")));
+    assert!(place.good("fsck --repair copy").contains(&format!("mended: git object {head}")));
+    is_whole(&place);
+    fs::remove_file(&loose).unwrap();
+    assert!(place.good("fsck --repair copy").contains("mended: git object"));
+    let copied = place.path(&format!("copy/.git/objects/{}/{}", &blob[..2], &blob[2..]));
+    if !copied.exists() {
+        let folder = place.path("copy/.git/objects/pack");
+        let packs = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        for pack in packs.filter(|path| path.extension().is_some_and(|ending| ending == "pack")) {
+            damage(&pack, |bytes| bytes.truncate(40));
+        }
+    }
+    let errors = place.bad("fsck --store copy", 3);
+    assert!(errors.contains("`mpatch clone /"), "{errors}");
+    place.good("fsck --store copy --repair .");
+}
+
 #[test]
 fn a_checkpoint_is_where_its_digests_say_whatever_the_log_says() {
     let place = Place::begun();
