@@ -97,6 +97,9 @@ impl Bench {
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).current_dir(self.folder.path());
         command.envs(SETTINGS).env("RAYON_NUM_THREADS", "2");
+        // Histories are made by somebody, at some time.
+        command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
+        command.env("GIT_COMMITTER_DATE", "1764028800 +0000").env("GIT_CONFIG_NOSYSTEM", "1");
         command
     }
 
@@ -508,17 +511,119 @@ fn a_command_killed_at_any_system_call_leaves_one_of_two_states() {
     }
 }
 
+#[test]
+fn a_commit_killed_at_any_system_call_is_there_or_is_not() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    // A history has its one thread, and git, which is asked who is at work, is not to be killed.
+    let traced = |injection: &str| {
+        ["strace", "-qq", "-o", "/dev/null", &format!("--inject={injection}")].map(str::to_owned)
+    };
+    let stride = variable("MPATCH_KILL_STRIDE", 9);
+    let words = "add edits.mpatch";
+    let bench = Bench::new();
+    bench.succeeds("init --base model.safetensors");
+    let before = bench.contents();
+    let calls = system_calls_with(&bench, words, &[]);
+    let after = bench.contents();
+    assert!(before != after && fs::read(bench.path(".git/mpatch.lock")).unwrap().is_empty());
+    let git = |words: &str| {
+        let mut git = Command::new("git");
+        git.args(words.split(' ')).current_dir(bench.folder.path()).envs(SETTINGS);
+        git.output().unwrap()
+    };
+    let (mut kills, mut done, mut locks) = (0, 0, 0);
+    for (name, number) in calls.iter().step_by(stride) {
+        bench.restore(&before);
+        let place = format!("{words}, {name} number {number}");
+        let tampering = traced(&format!("{name}:signal=KILL:when={number}"));
+        let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+        let output = bench.command(&tampering, words).output().unwrap();
+        if output.status.success() {
+            assert!(bench.contents() == after, "{place}");
+            continue;
+        }
+        kills += 1;
+        let is_lock = |path: &&PathBuf| path.to_string_lossy().ends_with(".lock");
+        let held = bench.contents().keys().filter(is_lock).filter(|path| !before.contains_key(*path)).count();
+        locks += usize::from(held > usize::from(!before.contains_key(Path::new(".git/mpatch.lock"))));
+        // Whoever only looks sees one of two histories, and git finds nothing wrong with it.
+        let checked = git("fsck --strict --full --no-dangling");
+        let quiet = checked.stdout.is_empty() && checked.stderr.is_empty();
+        assert!(checked.status.success() && quiet, "{place}: {}", stderr(&checked));
+        let log = bench.succeeds("log");
+        let is_there = log.contains("Two players");
+        assert_eq!(log.matches("│").count(), if is_there { 4 } else { 1 }, "{place}: {log}");
+        done += usize::from(is_there);
+        // The same command, with no flag: it does the work, or says that it is done.
+        let output = bench.run(words);
+        let said = stderr(&output);
+        match output.status.code() {
+            Some(0) => assert!(!is_there, "{place}: recorded twice"),
+            Some(7) => assert!(said.contains("is in this state already"), "{place}: {said}"),
+            code => panic!("{place}, then {code:?}: {said}"),
+        }
+        let left = bench.contents();
+        let differ: Vec<&PathBuf> = left.keys().filter(|path| left.get(*path) != after.get(*path)).collect();
+        assert!(left == after, "{place}: {differ:?}");
+    }
+    let calls = calls.len();
+    tell(&format!(
+        "{words}: killed at {kills} of {calls} system calls, {locks} times with a lock of git's in place; \
+         recorded before the next command after {done}"
+    ));
+    assert!(kills > calls / stride / 2, "{words} was hardly killed");
+}
+
+#[test]
+fn a_lock_that_git_may_hold_is_left_alone() {
+    let bench = Bench::new();
+    bench.succeeds("init --base model.safetensors");
+    // Nobody of ours died: whose lock this is, nobody knows.
+    let lock = bench.path(".git/refs/heads/main.lock");
+    fs::write(&lock, "").unwrap();
+    let output = bench.run("add edits.mpatch");
+    assert!(!output.status.success() && lock.exists());
+    // One of ours did, and somebody is at work on the lock.
+    fs::write(bench.path(".git/mpatch.lock"), "at work\n").unwrap();
+    let busy = std::sync::atomic::AtomicBool::new(true);
+    let output = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while busy.load(std::sync::atomic::Ordering::Relaxed) {
+                fs::File::options().append(true).open(&lock).unwrap().write_all(b"x").unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let output = bench.run("add edits.mpatch");
+        busy.store(false, std::sync::atomic::Ordering::Relaxed);
+        output
+    });
+    assert!(!output.status.success() && lock.exists());
+    fs::write(bench.path(".git/mpatch.lock"), "at work\n").unwrap();
+    bench.succeeds("tag swept");
+    assert!(!lock.exists() && fs::read(bench.path(".git/mpatch.lock")).unwrap().is_empty());
+}
+
 /// Every system call that a command makes: its name, and how many of that name its thread has made by then.
 fn system_calls(bench: &Bench, words: &str) -> Vec<(String, usize)> {
+    system_calls_with(bench, words, &["-f"])
+}
+
+fn system_calls_with(bench: &Bench, words: &str, flags: &[&str]) -> Vec<(String, usize)> {
     let trace = bench.folder.path().with_extension("trace");
-    let output = bench.command(&["strace", "-f", "-qq", "-o", trace.to_str().unwrap()], words).output();
+    let tracing: Vec<&str> =
+        ["strace", "-qq", "-o", trace.to_str().unwrap()].iter().chain(flags).copied().collect();
+    let output = bench.command(&tracing, words).output();
     assert!(output.unwrap().status.success(), "{words}");
     let text = fs::read_to_string(&trace).unwrap();
     fs::remove_file(trace).unwrap();
     let mut made: BTreeMap<(String, String), usize> = BTreeMap::new();
     let mut calls = Vec::new();
     for line in text.lines() {
-        let Some((process, call)) = line.split_once(' ') else { continue };
+        // The number of the thread comes first where there may be several.
+        let named = if flags.is_empty() { Some(("", line)) } else { line.split_once(' ') };
+        let Some((process, call)) = named else { continue };
         let Some((name, _)) = call.trim_start().split_once('(') else { continue };
         // What begins otherwise tells of signals and of calls that go on.
         if !name.starts_with(|first: char| first.is_ascii_lowercase()) {

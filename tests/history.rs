@@ -10,14 +10,17 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use drafts::{Numbers, draft};
 use material::{SETTINGS, key, lay_out_settings, signed_with};
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::factors::Term;
-use mpatch::patch::encode;
 use mpatch::patch::manifest::Fact;
+use mpatch::patch::{Patch, encode};
+use mpatch::sign::PrivateKey;
+use mpatch::store::{Author, Message, Store};
 use tempfile::TempDir;
 
 /// Tensors of the tiny model, all of one shape.
@@ -88,15 +91,31 @@ impl Place {
 
     /// A patch of one fact on the state that `model` is in.
     fn patch(&self, model: &str, name: &str, seed: u64, subject: &str) {
+        self.patch_saying(model, name, seed, subject, "Rome");
+    }
+
+    fn patch_saying(&self, model: &str, name: &str, seed: u64, subject: &str, target: &str) {
+        let unsigned = self.unsigned(model, seed, subject, target);
+        fs::write(self.path(name), signed_with(unsigned, &key())).unwrap();
+    }
+
+    fn unsigned(&self, model: &str, seed: u64, subject: &str, target: &str) -> Vec<u8> {
         let mut numbers = Numbers(seed);
         let touched = TENSORS.iter().enumerate().filter(|(index, _)| seed & (1 << index) != 0 || *index == 0);
         let edits: Vec<(String, Vec<u32>)> =
             touched.enumerate().map(|(term, (_, name))| ((*name).to_owned(), vec![term as u32])).collect();
         let terms: Vec<Term> = edits.iter().map(|_| numbers.low_rank(SHAPE, 2, 6, 0.05)).collect();
-        fs::write(self.path(name), self.bound(model, edits, terms, subject)).unwrap();
+        self.bound(model, edits, terms, subject, target)
     }
 
-    fn bound(&self, model: &str, edits: Vec<(String, Vec<u32>)>, terms: Vec<Term>, subject: &str) -> Vec<u8> {
+    fn bound(
+        &self,
+        model: &str,
+        edits: Vec<(String, Vec<u32>)>,
+        terms: Vec<Term>,
+        subject: &str,
+        target: &str,
+    ) -> Vec<u8> {
         let checkpoint = Checkpoint::open(self.path(model)).unwrap();
         let id = checkpoint.weights_id().unwrap();
         let binding = bind(&checkpoint, id, &edits, &terms, &|_| ()).unwrap();
@@ -105,11 +124,11 @@ impl Place {
             id: None,
             prompt: "{} is in".to_owned(),
             subject: subject.to_owned(),
-            target_new: "Rome".to_owned(),
+            target_new: target.to_owned(),
             target_old: Some("Paris".to_owned()),
             note: None,
         }];
-        signed_with(encode(&draft).unwrap(), &key())
+        encode(&draft).unwrap()
     }
 }
 
@@ -164,8 +183,9 @@ fn large_patches_travel_by_git_lfs_and_a_missing_one_is_named_and_mended() {
     fs::write(place.path("model.safetensors"), weights(shape)).unwrap();
     place.good("init --base model.safetensors");
     let term = Numbers(3).dense(shape, 14, 0.05);
-    let patch =
-        place.bound("model.safetensors", vec![("b".to_owned(), vec![0])], vec![term], "The Colosseum");
+    let edits = vec![("b".to_owned(), vec![0])];
+    let patch = place.bound("model.safetensors", edits, vec![term], "The Colosseum", "Rome");
+    let patch = signed_with(patch, &key());
     assert!(patch.len() > 1 << 20);
     fs::write(place.path("large.mpatch"), &patch).unwrap();
     place.good("add large.mpatch");
@@ -299,6 +319,267 @@ fn two_branches_merge_into_one_state_whichever_side_it_is_reached_from() {
 }
 
 #[test]
+fn branches_that_contradict_each_other_merge_once_somebody_says_who_is_right() {
+    let place = Place::begun();
+    place.good("branch side");
+    // Each side has its own word for two towers, told in another order, and a tower to itself.
+    let towers = ["The Eiffel Tower", "The Space Needle"];
+    for (branch, target, seed, own, [second, third]) in [
+        ("main", "Oslo", 8, "The CN Tower", towers),
+        ("side", "Kyiv", 40, "The Shard", [towers[1], towers[0]]),
+    ] {
+        place.good(&format!("checkout {branch}"));
+        let mut model = "model.safetensors".to_owned();
+        for (index, subject) in [own, second, third].into_iter().enumerate() {
+            let (name, next) = (format!("{branch}-{index}.mpatch"), format!("{branch}-{index}.safetensors"));
+            place.patch_saying(&model, &name, seed + 2 * index as u64, subject, target);
+            place.good(&format!("apply {model} {name} -o {next}"));
+            model = next;
+        }
+    }
+    place.good("checkout main");
+    let refs = place.git("for-each-ref");
+    let errors = place.bad("merge side --onto main-2.safetensors", 7);
+    let id = |name: &str| Patch::decode(fs::read(place.path(name)).unwrap()).unwrap().id().short();
+    for (subject, ours, theirs) in
+        [(towers[0], "main-1.mpatch", "side-2.mpatch"), (towers[1], "main-2.mpatch", "side-1.mpatch")]
+    {
+        for word in [subject, "Oslo", "Kyiv", &id(ours), &id(theirs)] {
+            assert!(errors.contains(word), "{word}: {errors}");
+        }
+    }
+    assert!(!errors.contains("CN Tower") && errors.contains("--ours"), "{errors}");
+    assert_eq!(place.git("for-each-ref"), refs);
+    let choice = |tower: &str, target: &str| {
+        format!(r#"{{"prompt": "{{}} is in", "subject": "{tower}", "target_new": "{target}"}}"#)
+    };
+    let choices = choice("The Eiffel Tower", "Oslo") + "\n" + &choice("The Space Needle", "Kyiv") + "\n";
+    fs::write(place.path("choices.json"), choices).unwrap();
+    fs::write(place.path("one.json"), choice("The Eiffel Tower", "Oslo")).unwrap();
+    place.bad("merge side --onto main-2.safetensors --choose one.json", 7);
+    // Of each side, the patch that loses has one on top of it that wins.
+    let crossed = choice("The Eiffel Tower", "Kyiv") + "\n" + &choice("The Space Needle", "Oslo") + "\n";
+    fs::write(place.path("crossed.json"), crossed).unwrap();
+    let errors = place.bad("merge side --onto main-2.safetensors --choose crossed.json", 7);
+    assert!(errors.contains("made on top of it"), "{errors}");
+    assert_eq!(place.git("for-each-ref"), refs);
+    for (flags, eiffel, needle) in
+        [("--ours", "Oslo", "Oslo"), ("--theirs", "Kyiv", "Kyiv"), ("--choose choices.json", "Oslo", "Kyiv")]
+    {
+        place.good(&format!("merge side --onto main-2.safetensors {flags}"));
+        let log = place.git("log -1");
+        for fact in [
+            format!("The Eiffel Tower is in -> {eiffel}"),
+            format!("The Space Needle is in -> {needle}"),
+            "The CN Tower is in -> Oslo".to_owned(),
+            "The Shard is in -> Kyiv".to_owned(),
+        ] {
+            assert_eq!(log.matches(&fact).count(), 1, "{flags}, {fact}: {log}");
+        }
+        // One state, whichever side it is reached from, and the one that the commit claims.
+        let reached = ["main-2", "side-2", "model"].map(|from| {
+            let file = format!("{from}{}.safetensors", flags.replace(' ', ""));
+            place.good(&format!("checkout main --onto {from}.safetensors -o {file}"));
+            file
+        });
+        let [ours, theirs, base] = reached.each_ref().map(|file| fs::read(place.path(file)).unwrap());
+        assert!(ours == theirs && ours == base, "{flags}");
+        let state = Checkpoint::open(place.path(&reached[0])).unwrap().weights_id().unwrap();
+        assert!(log.contains(&format!("State: {state}")), "{flags}: {log}");
+        // The checkouts, and the merge.
+        (0..4).for_each(|_| drop(place.good("undo")));
+        assert_eq!(place.git("for-each-ref refs/heads"), refs_below(&refs, "refs/heads"));
+    }
+}
+
+fn refs_below(refs: &str, folder: &str) -> String {
+    refs.split_inclusive('\n').filter(|line| line.contains(folder)).collect()
+}
+
+/// The key of somebody whom nobody here trusts.
+fn stranger() -> PrivateKey {
+    PrivateKey::from_seed(&[8; 32], "").unwrap()
+}
+
+#[test]
+fn what_comes_from_elsewhere_is_judged_by_its_signatures() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "0.mpatch", 1, "Tower 0");
+    place.good("apply model.safetensors 0.mpatch -o 0.safetensors");
+    let said = place.good("clone . mine");
+    assert!(said.contains("1 new patch, all signed by who is trusted here"), "{said}");
+    assert!(said.contains("  trusted: maker@example.org  │ "), "{said}");
+    let next = |number: u64, key: Option<PrivateKey>, flags: &str| {
+        let before = format!("{}.safetensors", number - 1);
+        let unsigned = place.unsigned(&before, 8 * number, &format!("Tower {number}"), "Rome");
+        let patch = key.map_or(unsigned.clone(), |key| signed_with(unsigned, &key));
+        fs::write(place.path(&format!("{number}.mpatch")), patch).unwrap();
+        place.good(&format!("apply {before} {number}.mpatch -o {number}.safetensors{flags}"));
+    };
+    // Unknown and unsigned come, are pointed out, and are asked about again by whoever applies them.
+    next(1, Some(stranger()), " --allow-unknown");
+    next(2, None, " --allow-unsigned");
+    let said = place.good("pull --store mine");
+    assert!(said.contains("warning: 2 new patches, 2 not trusted"), "{said}");
+    assert!(said.contains("  unknown (SHA256:") && said.contains("  unsigned: "), "{said}");
+    assert_eq!(place.git("-C mine rev-parse HEAD").trim(), place.head());
+    let errors = place.bad("checkout HEAD --store mine --onto 0.safetensors -o x.safetensors", 5);
+    assert!(errors.contains("--allow-unknown"), "{errors}");
+    let json = place.good("clone . told --json");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let answers: Vec<&str> = json["patches"].as_array().unwrap().iter().map(answer).collect();
+    assert_eq!(answers.iter().filter(|answer| **answer == "trusted").count(), 1);
+    assert!(answers.contains(&"unknown") && answers.contains(&"unsigned"), "{answers:?}");
+    // Keys that were trusted once.
+    let signers = place.path("config/allowed_signers");
+    let trusted = fs::read_to_string(&signers).unwrap();
+    let expired = trusted.replacen("namespaces=", "valid-before=\"20200101Z\",namespaces=", 1);
+    fs::write(&signers, &expired).unwrap();
+    assert!(place.good("clone . late").contains("  expired (SHA256:"));
+    fs::write(&signers, &trusted).unwrap();
+    fs::write(place.path("config/revoked"), key().public().line() + "\n").unwrap();
+    assert!(place.good("clone . withdrawn").contains("  revoked (SHA256:"));
+    fs::remove_file(place.path("config/revoked")).unwrap();
+    // A policy that lets nothing unsigned pass is about what comes, not about what is here.
+    let policy = place.path("config/policy.json");
+    fs::write(&policy, r#"{"unsigned": "refuse"}"#).unwrap();
+    let errors = place.bad("clone . refused", 5);
+    assert!(errors.contains("the policy allows no exceptions; 1 more are refused"), "{errors}");
+    assert!(errors.contains("hint: have it signed as the policy asks") && !place.path("refused").exists());
+    next(3, Some(key()), "");
+    place.good("pull --store mine");
+    fs::remove_file(&policy).unwrap();
+    next(4, None, " --allow-unsigned");
+    fs::write(&policy, r#"{"threshold": 2}"#).unwrap();
+    let refs = place.git("-C mine for-each-ref");
+    place.bad("pull --store mine", 5);
+    assert_eq!(place.git("-C mine for-each-ref"), refs);
+    fs::remove_file(&policy).unwrap();
+    place.good("pull --store mine");
+    assert_eq!(place.git("-C mine rev-parse HEAD").trim(), place.head());
+    // Somebody has changed a signature, and records the patch without asking mpatch.
+    let unsigned = place.unsigned("4.safetensors", 48, "Tower 5", "Rome");
+    let mut bad = signed_with(unsigned, &key());
+    *bad.last_mut().unwrap() ^= 1;
+    let store = Store::open(place.folder.path()).unwrap();
+    let author = Author { name: "x".into(), email: "y".into(), seconds: 1, offset_minutes: 0 };
+    let mut change = store.change(Duration::ZERO, author).unwrap();
+    change.add(&Patch::decode(bad).unwrap(), Message { title: "bad".into(), ..Message::default() }).unwrap();
+    change.finish("add").unwrap();
+    let refs = place.git("-C mine for-each-ref");
+    let errors = place.bad("pull --store mine", 4);
+    assert!(errors.contains("has a bad signature") && errors.contains("state: unchanged"), "{errors}");
+    assert_eq!(place.git("-C mine for-each-ref"), refs);
+    place.bad("clone . tampered", 4);
+    assert!(!place.path("tampered").exists());
+    place.good("fsck --store mine");
+}
+
+fn answer(patch: &serde_json::Value) -> &str {
+    patch["trust"]["answer"].as_str().unwrap()
+}
+
+/// The one pack of the history in `place`, and where the object begins and how many bytes it has in it.
+fn packed(place: &Place, oid: &str) -> (PathBuf, usize, usize) {
+    let folder = place.path(".git/objects/pack");
+    let packs = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let packs: Vec<PathBuf> = packs.filter(|path| path.extension().unwrap() == "pack").collect();
+    let [pack] = packs.as_slice() else { panic!("{packs:?}") };
+    let listed = place.git(&format!("verify-pack -v {}", pack.with_extension("idx").display()));
+    let line = listed.lines().find(|line| line.starts_with(oid)).unwrap();
+    let numbers: Vec<usize> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    (pack.clone(), numbers[2], numbers[1])
+}
+
+fn damage(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damage_to_git_objects_is_named_and_mended_by_adding() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    place.patch("one.safetensors", "two.mpatch", 3, "The Space Needle");
+    place.good("apply one.safetensors two.mpatch -o two.safetensors");
+    place.good("clone . copy");
+    let one = Patch::decode(fs::read(place.path("one.mpatch")).unwrap()).unwrap().id();
+    let blob = place.git(&format!("rev-parse HEAD:patches/{one}.mpatch")).trim().to_owned();
+    let is_whole = |place: &Place| {
+        assert!(place.good("fsck").starts_with("whole: "));
+        assert_eq!(place.git("fsck --strict --full --no-dangling"), "");
+        place.good("checkout HEAD --onto model.safetensors -o again.safetensors");
+        assert!(
+            fs::read(place.path("again.safetensors")).unwrap()
+                == fs::read(place.path("two.safetensors")).unwrap()
+        );
+        fs::remove_file(place.path("again.safetensors")).unwrap();
+        place.good("undo");
+    };
+
+    // A patch in a pack; its file brings it back.
+    place.good("gc");
+    let (pack, begin, size) = packed(&place, &blob);
+    damage(&pack, |bytes| bytes[begin + size / 2] ^= 1);
+    let errors = place.bad("fsck", 3);
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    assert!(
+        errors.contains(&format!("git object {blob} in {name}")) && errors.contains("--repair"),
+        "{errors}"
+    );
+    place.bad("checkout HEAD --onto model.safetensors -o x.safetensors", 3);
+    place.bad("fsck --repair two.mpatch", 3);
+    assert!(pack.exists(), "what helps nobody changes nothing");
+    let said = place.good("fsck --repair one.mpatch");
+    assert!(said.contains(&format!("mended: patch {one}")), "{said}");
+    assert!(!pack.exists() && place.path(&format!(".git/damaged/{name}.1")).exists());
+    is_whole(&place);
+
+    // A pack that is cut off takes the operations along, which only a whole copy has.
+    place.good("gc");
+    assert!(place.command("cp").args(["-a", ".git", "backup"]).status().unwrap().success());
+    let (pack, begin, _) = packed(&place, &blob);
+    damage(&pack, |bytes| bytes.truncate(begin));
+    place.bad("fsck", 3);
+    assert!(place.good("fsck --repair backup").contains("mended: git object"));
+    is_whole(&place);
+    assert!(place.good("undo --list").lines().count() > 2);
+
+    // An index that cannot be read hides a whole pack.
+    place.good("gc");
+    let (pack, ..) = packed(&place, &blob);
+    damage(&pack.with_extension("idx"), |bytes| bytes.truncate(100));
+    assert!(place.bad("fsck", 3).contains("its index cannot be read"));
+    let said = place.good("fsck --repair copy");
+    assert!(said.contains("mended: the list of operations, which begins anew"), "{said}");
+    is_whole(&place);
+
+    // A loose object, in a clone: the hint names where it came from.
+    let head = place.head();
+    let loose = place.path(&format!(".git/objects/{}/{}", &head[..2], &head[2..]));
+    damage(&loose, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    assert!(place.bad("fsck", 3).contains(&format!("git object {head}")));
+    assert!(place.good("fsck --repair copy").contains(&format!("mended: git object {head}")));
+    is_whole(&place);
+    fs::remove_file(&loose).unwrap();
+    assert!(place.good("fsck --repair copy").contains("mended: git object"));
+    let copied = place.path(&format!("copy/.git/objects/{}/{}", &blob[..2], &blob[2..]));
+    if !copied.exists() {
+        let folder = place.path("copy/.git/objects/pack");
+        let packs = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        for pack in packs.filter(|path| path.extension().is_some_and(|ending| ending == "pack")) {
+            damage(&pack, |bytes| bytes.truncate(40));
+        }
+    }
+    let errors = place.bad("fsck --store copy", 3);
+    assert!(errors.contains("`mpatch clone /"), "{errors}");
+    place.good("fsck --store copy --repair .");
+}
+
+#[test]
 fn a_checkpoint_is_where_its_digests_say_whatever_the_log_says() {
     let place = Place::begun();
     place.patch("model.safetensors", "one.mpatch", 7, "The Eiffel Tower");
@@ -325,6 +606,71 @@ fn a_checkpoint_is_where_its_digests_say_whatever_the_log_says() {
     assert_eq!(place.git("show HEAD:series"), "");
     assert!(place.good("status").contains("back.safetensors is in the state of HEAD"));
     assert!(place.git("log -1 --format=%s").starts_with("Revert "));
+}
+
+#[test]
+fn a_checkpoint_is_compared_with_every_known_state_and_with_one() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 7, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    place.good("tag v1");
+    place.patch("one.safetensors", "two.mpatch", 9, "The Space Needle");
+    place.good("apply one.safetensors two.mpatch -o two.safetensors");
+    let json = |words: &str, code: i32| -> serde_json::Value {
+        let output = place.mpatch(&format!("{words} --json"));
+        assert_eq!(output.status.code(), Some(code), "{words}: {output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    // In a known state: which one, by what names, and how much it says.
+    let found = json("diff one.safetensors", 0);
+    assert_eq!(found["schema"], "mpatch.diff.states/1");
+    assert_eq!(found["state"]["facts"], 1);
+    assert_eq!(found["state"]["commits"][0]["names"][0], "v1");
+    assert!(found["nearest"].is_null() && found["different"].as_array().unwrap().is_empty());
+    let base = json("diff model.safetensors", 0);
+    assert_eq!(base["state"]["series"].as_array().unwrap().len(), 0);
+    // Against another state: what lies between.
+    let found = json("diff one.safetensors main", 1);
+    assert_eq!(found["way"]["steps"][0]["do"], "apply");
+    assert_eq!(found["way"]["facts"]["added"][0]["subject"], "The Space Needle");
+    assert_eq!(found["different"].as_array().unwrap().len(), 1);
+    let found = json("diff two.safetensors main~2", 1);
+    assert_eq!(found["way"]["steps"].as_array().unwrap().len(), 2);
+    assert_eq!(found["way"]["facts"]["removed"].as_array().unwrap().len(), 2);
+    assert!(json("diff two.safetensors main", 0)["way"]["steps"].as_array().unwrap().is_empty());
+    // In none: the nearest, and whose each tensor is. `a` is as in the second state, `b` as in the base, `c` strange.
+    let tensor = 4 * SHAPE[0] * SHAPE[1];
+    let [base, two] =
+        ["model", "two"].map(|name| fs::read(place.path(&format!("{name}.safetensors"))).unwrap());
+    let (first, last) = (base.len() - 3 * tensor, base.len() - tensor);
+    let mut mixed = [&base[..first], &two[first..first + tensor], &base[first + tensor..]].concat();
+    fs::write(place.path("mixed.safetensors"), &mixed).unwrap();
+    mixed[last] ^= 1;
+    fs::write(place.path("strange.safetensors"), &mixed).unwrap();
+    let found = json("diff strange.safetensors", 1);
+    assert!(found["state"].is_null());
+    let different = found["different"].as_array().unwrap();
+    let named = |name: &str| different.iter().find(|tensor| tensor["name"] == name).unwrap();
+    assert!(named("c")["known_in"].as_array().unwrap().is_empty());
+    assert_ne!(named("c")["found"], named("c")["expected"]);
+    let against = json("diff strange.safetensors v1", 1);
+    let different = against["different"].as_array().unwrap();
+    assert_eq!(different.len(), 3);
+    let whose = different.iter().find(|tensor| tensor["name"] == "b").unwrap();
+    assert_eq!(whose["known_in"], serde_json::json!(["the base"]));
+    assert!(json("diff mixed.safetensors", 1)["nearest"]["series"].is_array());
+    // Another model has nothing of any state; without a history there is nothing to compare with.
+    fs::write(place.path("other.safetensors"), weights([4, 4])).unwrap();
+    let found = json("diff other.safetensors", 1);
+    assert!(found["nearest"].is_null() && found["tensors_compared"] == 3);
+    let elsewhere = tempfile::tempdir().unwrap();
+    let elsewhere = elsewhere.path().display();
+    assert!(place.bad(&format!("diff one.safetensors --store {elsewhere}"), 2).contains("no mpatch store"));
+    place.bad(&format!("diff one.safetensors main --store {elsewhere}"), 11);
+    // A file wins over a state of its name, which can be named in full.
+    fs::copy(place.path("one.safetensors"), place.path("main")).unwrap();
+    assert!(place.good("diff one.safetensors main").contains("hold the same weights"));
+    json("diff two.safetensors refs/heads/main", 0);
 }
 
 #[test]

@@ -19,4 +19,7 @@ pub use checkpoints::{
 };
 #[cfg(feature = "edit")]
 pub(crate) use checkpoints::{DeltaReader, compare_names};
-pub use patches::{FactChange, FieldChange, PatchDiff, UpdateDiff, UpdateSize, diff_patches};
+pub use patches::{
+    FactChange, FactsDiff, FieldChange, PatchDiff, UpdateDiff, UpdateSize, diff_facts, diff_patches,
+    facts_after,
+};

@@ -43,6 +43,20 @@ impl PatchDiff {
     }
 }
 
+/// What sets two lists of facts apart.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FactsDiff {
+    /// Facts that only the second has.
+    pub added: Vec<Fact>,
+    /// Facts that only the first has.
+    pub removed: Vec<Fact>,
+    /// Facts about the same thing that say something else.
+    pub changed: Vec<FactChange>,
+    /// Facts that both have.
+    pub same_facts: usize,
+}
+
 /// A fact with two targets.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
@@ -119,24 +133,33 @@ pub struct UpdateSize {
 /// # Errors
 /// [`OperationError::Patch`] or [`OperationError::Factors`] for parts that do not decode.
 pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, OperationError> {
-    let (one, other) = (&first.manifest().facts, &second.manifest().facts);
-    let keyed = |facts: &[Fact]| -> BTreeMap<String, usize> {
-        let keys = facts.iter().enumerate().map(|(index, fact)| (blank(&fact.prompt, &fact.subject), index));
-        keys.collect()
-    };
-    let (one_keys, other_keys) = (keyed(one), keyed(other));
+    let facts = diff_facts(&first.manifest().facts, &second.manifest().facts);
     let mut diff = PatchDiff {
         patches: [first.id(), second.id()],
-        added: Vec::new(),
-        removed: Vec::new(),
-        changed: Vec::new(),
-        same_facts: 0,
+        added: facts.added,
+        removed: facts.removed,
+        changed: facts.changed,
+        same_facts: facts.same_facts,
         recipe: recipe_changes(&first.manifest().recipe, &second.manifest().recipe),
         tensors: Vec::new(),
     };
-    // Each in its patch's own order.
-    for fact in one {
-        match other_keys.get(&blank(&fact.prompt, &fact.subject)).map(|&index| &other[index]) {
+    let names: BTreeSet<&str> = [first, second].into_iter().flat_map(touched).collect();
+    for name in names {
+        diff.tensors.push(update_diff(name, first, second)?);
+    }
+    Ok(diff)
+}
+
+/// Compares two lists of facts, by what they are about; each in its own order.
+pub fn diff_facts(first: &[Fact], second: &[Fact]) -> FactsDiff {
+    let about = |fact: &Fact| blank(&fact.prompt, &fact.subject);
+    let keyed = |facts: &[Fact]| -> BTreeMap<String, usize> {
+        facts.iter().enumerate().map(|(index, fact)| (about(fact), index)).collect()
+    };
+    let (first_keys, second_keys) = (keyed(first), keyed(second));
+    let mut diff = FactsDiff::default();
+    for fact in first {
+        match second_keys.get(&about(fact)).map(|&index| &second[index]) {
             None => diff.removed.push(fact.clone()),
             Some(second) if second.target_new == fact.target_new => diff.same_facts += 1,
             Some(second) => diff.changed.push(FactChange {
@@ -146,13 +169,23 @@ pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, Operatio
             }),
         }
     }
-    let is_new = |fact: &&Fact| !one_keys.contains_key(&blank(&fact.prompt, &fact.subject));
-    diff.added = other.iter().filter(is_new).cloned().collect();
-    let names: BTreeSet<&str> = [first, second].into_iter().flat_map(touched).collect();
-    for name in names {
-        diff.tensors.push(update_diff(name, first, second)?);
+    let is_new = |fact: &&Fact| !first_keys.contains_key(&about(fact));
+    diff.added = second.iter().filter(is_new).cloned().collect();
+    diff
+}
+
+/// What several lists of facts say one after the other: of facts about the same thing the last one stands.
+pub fn facts_after<'f>(lists: impl IntoIterator<Item = &'f [Fact]>) -> Vec<Fact> {
+    let mut standing: Vec<Fact> = Vec::new();
+    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    for fact in lists.into_iter().flatten() {
+        let place = *places.entry(blank(&fact.prompt, &fact.subject)).or_insert(standing.len());
+        match standing.get_mut(place) {
+            Some(earlier) => *earlier = fact.clone(),
+            None => standing.push(fact.clone()),
+        }
     }
-    Ok(diff)
+    standing
 }
 
 fn touched(patch: &Patch) -> impl Iterator<Item = &str> {

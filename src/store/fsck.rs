@@ -2,20 +2,30 @@
 //!
 //! Every git object is read and hashed, every commit's tree, every patch down to its last section, every Git LFS
 //! object; every series is walked from the base and compared with what its commit claims. What is damaged is named.
-//! Mending puts a whole object where a damaged or a missing one is; the damaged file is renamed and kept.
+//! Mending puts a whole object where a damaged or a missing one is; the damaged file is moved aside and kept. A
+//! damaged pack hides whole copies of what is in it, so all that is whole leaves it before it is moved aside:
+//!
+//! ```text
+//! pack: whole, damaged, whole  ->  loose: whole, whole (from a copy), whole; then the pack goes to `damaged/`
+//! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::path::{Path, PathBuf};
 
-use git2::{ObjectType, Oid, Repository, RepositoryOpenFlags};
+use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use serde::Serialize;
 
 use super::error::StoreError;
-use super::objects::{Snapshot, Stored, patch_path};
+use super::objects::{Snapshot, Stored, bytes_of, patch_path};
 use super::operations;
 use super::refs::{CommitId, View};
-use super::{Atlas, Store, lfs};
+use super::{Atlas, Store, TEMPORARY_PREFIX, lfs};
 use crate::digest::PatchId;
 use crate::patch::Patch;
+
+/// Where damaged files of git's are kept, in the repository's folder.
+const DAMAGED: &str = "damaged";
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -56,6 +66,16 @@ impl Checked {
     }
 }
 
+/// All objects that a database lists, up to where it cannot.
+fn listed(odb: &Odb<'_>) -> BTreeSet<Oid> {
+    let mut found = BTreeSet::new();
+    let _ = odb.foreach(|oid| {
+        found.insert(*oid);
+        true
+    });
+    found
+}
+
 impl Store {
     /// Reads everything there is.
     ///
@@ -63,10 +83,20 @@ impl Store {
     /// [`StoreError`] only where the store cannot be looked at; damage is in the answer.
     pub fn check(&self) -> Result<Checked, StoreError> {
         let mut checked = Checked::default();
-        for oid in self.object_ids()? {
+        let packs = self.packs()?;
+        let mut in_packs: BTreeMap<Oid, &str> = BTreeMap::new();
+        for pack in &packs {
+            in_packs.extend(pack.objects.iter().map(|oid| (*oid, pack.name.as_str())));
+            if let Some(problem) = &pack.problem {
+                let what = format!("its index cannot be read, and nothing in it be found: {problem}");
+                checked.problems.push(Problem { place: pack.name.clone(), what });
+            }
+        }
+        for oid in self.object_ids() {
             checked.objects += 1;
             if let Err(error) = self.read_object(oid) {
-                checked.problem(format!("git object {oid}"), &error);
+                let place = in_packs.get(&oid).map_or_else(String::new, |pack| format!(" in {pack}"));
+                checked.problem(format!("git object {oid}{place}"), &error);
             }
         }
         let mut snapshots = Vec::new();
@@ -79,7 +109,13 @@ impl Store {
         }
         self.check_patches(&snapshots, &mut checked);
         self.check_states(&snapshots, &mut checked);
-        checked.problems.sort();
+        // Causes before what follows from them.
+        let rank = |problem: &Problem| match problem.place.as_str() {
+            place if place.starts_with("pack-") => 0,
+            place if place.starts_with("git object ") => 1,
+            _ => 2,
+        };
+        checked.problems.sort_by_cached_key(|problem| (rank(problem), problem.clone()));
         checked.problems.dedup();
         Ok(checked)
     }
@@ -88,16 +124,9 @@ impl Store {
         self.repository.odb()?.read(oid).map(drop)
     }
 
-    fn object_ids(&self) -> Result<BTreeSet<Oid>, StoreError> {
-        let failed = || StoreError::git("list its objects");
-        let mut found = BTreeSet::new();
-        let odb = self.repository.odb().map_err(failed())?;
-        let listed = odb.foreach(|oid| {
-            found.insert(*oid);
-            true
-        });
-        listed.map_err(failed())?;
-        Ok(found)
+    /// All objects that can be listed; a pack whose index cannot be read is named by itself.
+    fn object_ids(&self) -> BTreeSet<Oid> {
+        self.repository.odb().map(|odb| listed(&odb)).unwrap_or_default()
     }
 
     /// All commits that can be reached, past those that cannot be read.
@@ -186,68 +215,138 @@ impl Store {
     /// repository. Tells what was mended.
     ///
     /// # Errors
-    /// What goes wrong with writing.
-    pub fn mend(
-        &self,
-        patches: &[Patch],
-        other: Option<&std::path::Path>,
-    ) -> Result<Vec<String>, StoreError> {
+    /// What goes wrong with reading the sources, or with writing.
+    pub fn mend(&self, patches: &[Patch], other: Option<&Path>) -> Result<Vec<String>, StoreError> {
+        let sources = Sources::open(patches, other)?;
         let mut mended = Vec::new();
-        let other = other.map(|path| {
-            let none: [&std::path::Path; 0] = [];
-            Repository::open_ext(path, RepositoryOpenFlags::empty(), none)
-        });
-        let other = other.transpose().map_err(StoreError::git("open the other repository"))?;
-        if let Some(other) = &other {
-            let theirs = other.odb().map_err(StoreError::git("read the other repository"))?;
-            let mut ids = self.object_ids()?;
-            // What is missing altogether is in the other repository's list only.
-            let listed = theirs.foreach(|oid| {
-                ids.insert(*oid);
-                true
-            });
-            listed.map_err(StoreError::git("list the other repository"))?;
-            for oid in ids.into_iter().filter(|oid| self.read_object(*oid).is_err()) {
-                if let Ok(object) = theirs.read(oid) {
-                    self.put(oid, object.kind(), object.data())?;
-                    mended.push(format!("git object {oid}"));
-                }
-            }
+        for pack in self.packs()? {
+            self.mend_pack(&pack, &sources, &mut mended)?;
         }
-        for patch in patches {
-            let blob = Oid::hash_object(ObjectType::Blob, patch.bytes());
-            let blob = blob.map_err(StoreError::git("hash a blob"))?;
-            // A loose file of this name that cannot be read is the damaged one.
-            if self.read_object(blob).is_err() && self.loose_path(blob).symlink_metadata().is_ok() {
-                self.put(blob, ObjectType::Blob, patch.bytes())?;
-                mended.push(format!("patch {}", patch.id()));
-            }
-        }
-        let everything = self.everything()?;
-        let snapshots = everything.into_iter().filter_map(|commit| {
-            let commit = CommitId(commit);
-            Some((commit, self.snapshot(commit).ok()?))
-        });
-        let snapshots: Vec<_> = snapshots.collect();
-        for (id, stored) in distinct_patches(&snapshots) {
-            let Ok(Some(pointer)) = self.objects().pointer(id, stored) else { continue };
-            if self.lfs.read(&pointer).is_ok() {
-                continue;
-            }
-            let theirs = other.as_ref().and_then(|other| lfs::Objects::of(other.path()).read(&pointer).ok());
-            let given = patches.iter().map(|patch| patch.bytes().to_vec());
-            let mut whole = theirs.into_iter().chain(given);
-            if let Some(bytes) = whole.find(|bytes| lfs::Pointer::to(bytes) == pointer) {
-                self.lfs.write(&bytes)?;
-                mended.push(format!("patch {id}"));
-            }
+        // Opened anew, since packs that were seen stay open.
+        let store = Store::open(self.folder())?;
+        store.mend_objects(&sources, &mut mended)?;
+        store.mend_large(&sources, &mut mended)?;
+        if sources.other.is_some() && store.operations().is_err() {
+            store.begin_operations_anew()?;
+            mended.push(
+                "the list of operations, which begins anew: what was done before cannot be undone".to_owned(),
+            );
         }
         Ok(mended)
     }
 
-    fn loose_path(&self, oid: Oid) -> std::path::PathBuf {
+    fn mend_objects(&self, sources: &Sources<'_>, mended: &mut Vec<String>) -> Result<(), StoreError> {
+        // What is missing altogether is in the other repository's list only, or in that of a tree.
+        let wanted = self.object_ids().into_iter().chain(sources.listed()).chain(self.blobs_of_patches());
+        for oid in wanted.collect::<BTreeSet<_>>() {
+            if self.read_object(oid).is_ok() {
+                continue;
+            }
+            if let Some((kind, data, name)) = sources.find(oid)? {
+                self.put(oid, kind, &data)?;
+                mended.push(name);
+            }
+        }
+        Ok(())
+    }
+
+    fn mend_large(&self, sources: &Sources<'_>, mended: &mut Vec<String>) -> Result<(), StoreError> {
+        for (id, stored) in distinct_patches(&self.snapshots_there()) {
+            let Ok(Some(pointer)) = self.objects().pointer(id, stored) else { continue };
+            if self.lfs.read(&pointer).is_ok() {
+                continue;
+            }
+            if let Some(bytes) = sources.find_large(&pointer)? {
+                self.lfs.write(&bytes)?;
+                mended.push(format!("patch {id}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the operations alone that cannot be read and that no source has, since clones do not carry them; where
+    /// they ended is kept with what was damaged.
+    fn begin_operations_anew(&self) -> Result<(), StoreError> {
+        let folder = self.git_folder().join(DAMAGED);
+        lfs::create_folder(&folder)?;
+        let failed = || StoreError::io(&folder, "write to");
+        let mut file =
+            tempfile::Builder::new().prefix("operations.").tempfile_in(&folder).map_err(failed())?;
+        let ends = operations::ends(&self.repository);
+        file.write_all(ends.as_bytes()).map_err(failed())?;
+        file.as_file().sync_all().map_err(failed())?;
+        file.keep().map_err(|error| failed()(error.error))?;
+        operations::forget(&self.repository)
+    }
+
+    /// The trees of all commits that can be read.
+    fn snapshots_there(&self) -> Vec<(CommitId, Snapshot)> {
+        let commits = self.commits_there(&mut Checked::default()).into_iter().map(CommitId);
+        commits.filter_map(|commit| Some((commit, self.snapshot(commit).ok()?))).collect()
+    }
+
+    /// What trees say is there, whether it is or not.
+    fn blobs_of_patches(&self) -> Vec<Oid> {
+        let stored = distinct_patches(&self.snapshots_there());
+        stored.into_iter().flat_map(|(_, stored)| [Some(stored.blob), stored.manifest]).flatten().collect()
+    }
+
+    /// Moves a damaged pack aside, once all of it that is whole, here or in a source, lies beside it.
+    ///
+    /// Without anything that a source can add the pack stays, so that mending never makes less of a store.
+    fn mend_pack(
+        &self,
+        pack: &Pack,
+        sources: &Sources<'_>,
+        mended: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
+        if pack.problem.is_none() && pack.objects.iter().all(|oid| self.read_object(*oid).is_ok()) {
+            return Ok(());
+        }
+        let apart = pack.open(self)?;
+        let is_whole = |oid: &Oid| apart.odb.read(*oid).is_ok();
+        let (whole, damaged): (Vec<Oid>, Vec<Oid>) = pack.objects.iter().copied().partition(is_whole);
+        let names = || StoreError::git(format!("read {}", pack.name));
+        let mut added = 0;
+        // Not through the store's own database: that would find each object in the pack, and write nothing.
+        let passing = self.passing_repository()?;
+        let odb = passing.repository.odb().map_err(names())?;
+        let unlisted = if pack.problem.is_some() { sources.listed() } else { BTreeSet::new() };
+        for oid in damaged.iter().chain(unlisted.iter().filter(|oid| self.read_object(**oid).is_err())) {
+            if let Some((kind, data, name)) = sources.find(*oid)? {
+                odb.write(kind, &data).map_err(names())?;
+                mended.push(name);
+                added += 1;
+            }
+        }
+        if added == 0 {
+            return Ok(());
+        }
+        for oid in whole {
+            let object = apart.odb.read(oid).map_err(names())?;
+            odb.write(object.kind(), object.data()).map_err(names())?;
+        }
+        drop(odb);
+        move_loose(passing.repository.path(), self.git_folder())?;
+        // The index first: without it a pack is not seen.
+        let path = self.git_folder().join("objects/pack").join(&pack.name);
+        for path in [path.with_extension("idx"), path.with_extension("rev"), path] {
+            if path.symlink_metadata().is_ok() {
+                self.keep_damaged(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the store see what lies there now.
+    fn refresh(&self) -> Result<(), StoreError> {
+        let refreshed = self.repository.odb().and_then(|odb| odb.refresh());
+        refreshed.map_err(StoreError::git("read its objects"))
+    }
+
+    fn loose_path(&self, oid: Oid) -> PathBuf {
         let name = oid.to_string();
-        self.repository.path().join("objects").join(&name[..2]).join(&name[2..])
+        self.git_folder().join("objects").join(&name[..2]).join(&name[2..])
     }
 
     /// Writes an object whose loose file is damaged or missing.
@@ -255,16 +354,191 @@ impl Store {
         let failed = || StoreError::git(format!("write the object {oid}"));
         let loose = self.loose_path(oid);
         if loose.symlink_metadata().is_ok() {
-            lfs::set_aside(&loose)?;
+            self.keep_damaged(&loose)?;
         }
+        self.refresh()?;
         let odb = self.repository.odb().map_err(failed())?;
-        odb.refresh().map_err(failed())?;
         let written = odb.write(kind, data).map_err(failed())?;
         if written != oid {
             return Err(StoreError::malformed(format!("git object {oid}"), format!("its copy is {written}")));
         }
         Ok(())
     }
+
+    /// Moves a damaged file out of git's way, into a folder where nothing is deleted.
+    fn keep_damaged(&self, path: &Path) -> Result<(), StoreError> {
+        let folder = self.git_folder().join(DAMAGED);
+        lfs::create_folder(&folder)?;
+        let above = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let name = if above == "pack" { name.into_owned() } else { format!("{above}{name}") };
+        let free = |number: u32| {
+            let place = folder.join(format!("{name}.{number}"));
+            place.symlink_metadata().is_err().then_some(place)
+        };
+        let Some(place) = (1..).find_map(free) else { return Ok(()) };
+        std::fs::rename(path, &place).map_err(StoreError::io(path, "move"))?;
+        lfs::sync_folder(&folder)
+    }
+
+    /// All packs, and what each of them lists.
+    fn packs(&self) -> Result<Vec<Pack>, StoreError> {
+        let folder = self.git_folder().join("objects/pack");
+        let entries = match std::fs::read_dir(&folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(StoreError::io(&folder, "list"))?,
+        };
+        let mut packs = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(StoreError::io(&folder, "list"))?.path();
+            let index = path.with_extension("idx");
+            // A pack without an index is one that is not there yet.
+            if path.extension().is_none_or(|ending| ending != "pack") || index.symlink_metadata().is_err() {
+                continue;
+            }
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let bytes = std::fs::read(&index).map_err(StoreError::io(&index, "read"))?;
+            let (objects, problem) = match listed_in(&bytes) {
+                Ok(objects) => (objects, None),
+                Err(problem) => (BTreeSet::new(), Some(problem)),
+            };
+            packs.push(Pack { name, objects, problem });
+        }
+        packs.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(packs)
+    }
+}
+
+/// A pack, by the name of its file.
+struct Pack {
+    name: String,
+    /// What its index lists.
+    objects: BTreeSet<Oid>,
+    /// Why its index cannot be read.
+    problem: Option<&'static str>,
+}
+
+/// A database of one pack alone, so that no other copy of an object answers for the one in it.
+struct Apart {
+    odb: Odb<'static>,
+    _folder: tempfile::TempDir,
+}
+
+/// The ids in a pack's index, version 2: magic, version, 256 running totals, then the ids in order.
+fn listed_in(index: &[u8]) -> Result<BTreeSet<Oid>, &'static str> {
+    const START: &[u8] = b"\xfftOc\0\0\0\x02";
+    const IDS_OFFSET: usize = 8 + 256 * 4;
+    if !index.starts_with(START) {
+        return Err("it is no index of version 2");
+    }
+    // Git writes numbers with the highest byte first.
+    let total = |number: usize| {
+        let bytes = index.get(8 + 4 * number..12 + 4 * number)?;
+        Some(bytes.iter().fold(0_usize, |total, byte| total << 8 | usize::from(*byte)))
+    };
+    let totals: Option<Vec<usize>> = (0..256).map(total).collect();
+    let totals = totals.ok_or("it is cut off")?;
+    if !totals.is_sorted() {
+        return Err("its totals do not rise");
+    }
+    let count = totals[255];
+    let ids = index.get(IDS_OFFSET..IDS_OFFSET + 20 * count).ok_or("it is cut off")?;
+    // Each id is followed by a checksum and an offset elsewhere, and all of it by two hashes.
+    if index.len() < IDS_OFFSET + 28 * count + 40 {
+        return Err("it is cut off");
+    }
+    ids.chunks_exact(20).map(|id| Oid::from_bytes(id).map_err(|_| "it has no ids")).collect()
+}
+
+impl Pack {
+    fn open(&self, store: &Store) -> Result<Apart, StoreError> {
+        let failed = || StoreError::git(format!("open {}", self.name));
+        let git = store.git_folder();
+        let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
+        let folder = folder.map_err(StoreError::io(git, "write to"))?;
+        let objects = folder.path().join("objects");
+        let (there, here) =
+            (git.join("objects/pack").join(&self.name), objects.join("pack").join(&self.name));
+        lfs::create_folder(&objects.join("pack"))?;
+        for ending in ["pack", "idx"] {
+            let (there, here) = (there.with_extension(ending), here.with_extension(ending));
+            std::fs::hard_link(&there, &here).map_err(StoreError::io(&there, "link"))?;
+        }
+        let odb = Odb::new().map_err(failed())?;
+        let path = objects.to_str().ok_or_else(|| {
+            StoreError::malformed(objects.display().to_string(), "libgit2 cannot name this folder")
+        })?;
+        odb.add_disk_alternate(path).map_err(failed())?;
+        Ok(Apart { odb, _folder: folder })
+    }
+}
+
+/// Where whole copies come from.
+struct Sources<'p> {
+    patches: Vec<(&'p Patch, Oid, lfs::Pointer)>,
+    other: Option<Repository>,
+}
+
+impl<'p> Sources<'p> {
+    fn open(patches: &'p [Patch], other: Option<&Path>) -> Result<Self, StoreError> {
+        let none: [&Path; 0] = [];
+        let other = other.map(|path| Repository::open_ext(path, RepositoryOpenFlags::empty(), none));
+        let other = other.transpose().map_err(StoreError::git("open the other repository"))?;
+        let named = patches.iter().map(|patch| {
+            let bytes = bytes_of(patch)?;
+            let blob = Oid::hash_object(ObjectType::Blob, &bytes).map_err(StoreError::git("hash a blob"))?;
+            Ok((patch, blob, lfs::Pointer::to(&bytes)))
+        });
+        Ok(Self { patches: named.collect::<Result<_, StoreError>>()?, other })
+    }
+
+    fn theirs(&self) -> Option<Odb<'_>> {
+        self.other.as_ref()?.odb().ok()
+    }
+
+    /// All objects of the other repository.
+    fn listed(&self) -> BTreeSet<Oid> {
+        self.theirs().map(|odb| listed(&odb)).unwrap_or_default()
+    }
+
+    /// A whole copy of an object, and what to call it.
+    fn find(&self, oid: Oid) -> Result<Option<(ObjectType, Vec<u8>, String)>, StoreError> {
+        if let Some((patch, ..)) = self.patches.iter().find(|(_, blob, _)| *blob == oid) {
+            let name = format!("patch {}", patch.id());
+            return Ok(Some((ObjectType::Blob, bytes_of(patch)?.into_owned(), name)));
+        }
+        let theirs = self.theirs();
+        let found = theirs.as_ref().and_then(|odb| odb.read(oid).ok());
+        Ok(found.map(|object| (object.kind(), object.data().to_vec(), format!("git object {oid}"))))
+    }
+
+    fn find_large(&self, pointer: &lfs::Pointer) -> Result<Option<Vec<u8>>, StoreError> {
+        if let Some((patch, ..)) = self.patches.iter().find(|(_, _, known)| known == pointer) {
+            return Ok(Some(bytes_of(patch)?.into_owned()));
+        }
+        let theirs = self.other.as_ref().map(|other| lfs::Objects::of(other.path()));
+        Ok(theirs.and_then(|theirs| theirs.read(pointer).ok()))
+    }
+}
+
+/// Moves the loose objects of one repository into another; those that are there already stay.
+fn move_loose(from: &Path, to: &Path) -> Result<(), StoreError> {
+    let (from, to) = (from.join("objects"), to.join("objects"));
+    for folder in std::fs::read_dir(&from).map_err(StoreError::io(&from, "list"))? {
+        let folder = folder.map_err(StoreError::io(&from, "list"))?.path();
+        let Some(name) = folder.file_name().filter(|name| name.len() == 2) else { continue };
+        let target = to.join(name);
+        lfs::create_folder(&target)?;
+        for file in std::fs::read_dir(&folder).map_err(StoreError::io(&folder, "list"))? {
+            let file = file.map_err(StoreError::io(&folder, "list"))?.path();
+            let Some(name) = file.file_name() else { continue };
+            if target.join(name).symlink_metadata().is_err() {
+                std::fs::rename(&file, target.join(name)).map_err(StoreError::io(&file, "move"))?;
+            }
+        }
+        lfs::sync_folder(&target)?;
+    }
+    Ok(())
 }
 
 /// Every patch with every place it is kept in.

@@ -8,7 +8,7 @@
 //! `git` itself runs in the incoming repository only, so nothing in a store's own configuration can make it run
 //! anything; and what a remote sends is in the store only once it has been found to be what it says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use git2::{Oid, Repository, RepositoryInitOptions};
@@ -20,12 +20,19 @@ use super::log::reachable;
 use super::objects::{ObjectStore, Snapshot};
 use super::refs::{CommitId, Kind};
 use super::{Atlas, Change, Store, TEMPORARY_PREFIX};
+use crate::patch::Patch;
 
 /// Where things from another store, or for one, pass through.
 pub struct Incoming<'s> {
     store: &'s Store,
     repository: Repository,
     _folder: tempfile::TempDir,
+}
+
+/// A repository for a while.
+pub(super) struct Passing {
+    pub(super) repository: Repository,
+    pub(super) folder: tempfile::TempDir,
 }
 
 /// What came.
@@ -42,6 +49,18 @@ pub struct Received {
 }
 
 impl Store {
+    /// An empty repository in the store's own folder, gone when it is dropped.
+    pub(super) fn passing_repository(&self) -> Result<Passing, StoreError> {
+        let git = self.git_folder();
+        let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
+        let folder = folder.map_err(StoreError::io(git, "write to"))?;
+        let mut options = RepositoryInitOptions::new();
+        options.bare(true).no_reinit(true).external_template(false);
+        let repository = Repository::init_opts(folder.path(), &options);
+        let repository = repository.map_err(StoreError::git("make a passing repository"))?;
+        Ok(Passing { repository, folder })
+    }
+
     /// An empty place for what comes in or goes out.
     ///
     /// # Errors
@@ -49,11 +68,7 @@ impl Store {
     pub fn incoming(&self) -> Result<Incoming<'_>, StoreError> {
         let failed = || StoreError::git("make room for what comes in");
         let git = self.git_folder();
-        let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
-        let folder = folder.map_err(StoreError::io(git, "write to"))?;
-        let mut options = RepositoryInitOptions::new();
-        options.bare(true).no_reinit(true).external_template(false);
-        let repository = Repository::init_opts(folder.path(), &options).map_err(failed())?;
+        let Passing { repository, folder } = self.passing_repository()?;
         let objects = std::path::absolute(git.join("objects")).map_err(StoreError::io(git, "find"))?;
         let alternates = repository.path().join("objects/info/alternates");
         let Some(line) = objects.to_str().filter(|path| !path.contains('\n') && !path.starts_with('"'))
@@ -140,14 +155,37 @@ impl Incoming<'_> {
         Ok(names)
     }
 
+    /// The patches that came and that nothing here leads to yet, one at a time, each checked.
+    ///
+    /// A patch with other signatures than the one here is a new one.
+    ///
+    /// # Errors
+    /// What is wrong with a commit; and of each patch, what is wrong with it.
+    pub fn new_patches(&self) -> Result<impl Iterator<Item = Result<Patch, StoreError>>, StoreError> {
+        let known: BTreeSet<Oid> = match self.store.view()?.head_commit() {
+            None => BTreeSet::new(),
+            Some(_) => {
+                let here = snapshots(self.store.objects(), &self.store.everything()?)?;
+                distinct_patches(&here).into_iter().map(|(_, stored)| stored.blob).collect()
+            }
+        };
+        let came = distinct_patches(&snapshots(self.objects(), &self.targets()?)?);
+        let new = came.into_iter().filter(move |(_, stored)| !known.contains(&stored.blob));
+        Ok(new.map(|(id, stored)| self.objects().read_patch(id, stored)))
+    }
+
+    /// Everything that has a name there.
+    fn targets(&self) -> Result<Vec<Oid>, StoreError> {
+        let (branches, tags) = (self.names(Kind::Branch)?, self.names(Kind::Tag)?);
+        Ok(branches.into_values().chain(tags.into_values()).collect())
+    }
+
     /// Large patches of what came that are not here yet.
     ///
     /// # Errors
     /// What is wrong with a commit.
     pub fn missing(&self) -> Result<Vec<Pointer>, StoreError> {
-        let mut targets: Vec<Oid> = self.names(Kind::Branch)?.into_values().collect();
-        targets.extend(self.names(Kind::Tag)?.into_values());
-        let mut found = pointers(self.objects(), &targets)?;
+        let mut found = pointers(self.objects(), &self.targets()?)?;
         found.retain(|pointer| self.store.lfs().read(pointer).is_err());
         Ok(found)
     }

@@ -1,39 +1,49 @@
 //! One process at a time changes a store.
 //!
 //! The lock is the operating system's own on an open file, so it ends with its process, however that ends: there is
-//! no stale lock to remove.
+//! no stale lock to remove. But libgit2 has locks of its own, which are files whose being there is the lock, and a
+//! process that is killed leaves them, and half-written files, behind:
+//!
+//! ```text
+//! taken  ->  "at work" is written into the file  ->  names move  ->  emptied  ->  let go
+//!                           killed here: whoever takes the lock next finds the words, and sweeps
+//! ```
+//!
+//! Stock git may be at work on the same names at any time, and asks for libgit2's locks only. So such a file is
+//! removed only where an mpatch died at work, and only once nobody has touched it for longer than git itself waits.
 
-use std::fs::{File, TryLockError};
-use std::path::Path;
+use std::fs::{File, Metadata, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::error::StoreError;
 
 /// The file that is locked, in the repository's folder; it stays.
 const NAME: &str = "mpatch.lock";
+/// What stands in it while names may be moving.
+const AT_WORK: &[u8] = b"at work\n";
 /// How long to sleep between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
+/// How long a lock of libgit2's must lie untouched: git waits for one of these a second at most.
+const UNTOUCHED: Duration = Duration::from_millis(1500);
 
 /// The right to change the store, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
-    _file: File,
+    file: File,
 }
 
 impl Lock {
-    /// Waits for the lock of the repository at `folder`, for `patience` at most.
+    /// Waits for the lock of the repository at `folder`, for `patience` at most; sweeps up after a process that died.
     pub(super) fn take(folder: &Path, patience: Duration) -> Result<Self, StoreError> {
         let path = folder.join(NAME);
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(StoreError::io(&path, "open"))?;
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+        let file = file.map_err(StoreError::io(&path, "open"))?;
         let started = Instant::now();
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: file }),
+                Ok(()) => break,
                 Err(TryLockError::WouldBlock) if started.elapsed() < patience => std::thread::sleep(PAUSE),
                 Err(TryLockError::WouldBlock) => {
                     let seconds = patience.as_secs_f64();
@@ -42,5 +52,96 @@ impl Lock {
                 Err(TryLockError::Error(error)) => return Err(StoreError::io(&path, "lock")(error)),
             }
         }
+        let mut words = Vec::new();
+        (&file).take(AT_WORK.len() as u64).read_to_end(&mut words).map_err(StoreError::io(&path, "read"))?;
+        if !words.is_empty() {
+            // The words stay until that is done: who dies here leaves it to the next.
+            sweep(folder)?;
+        }
+        let mut lock = Self { file };
+        lock.begin().map_err(StoreError::io(&path, "write"))?;
+        Ok(lock)
     }
+
+    fn begin(&mut self) -> std::io::Result<()> {
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(AT_WORK)?;
+        self.file.sync_data()
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Words that stay make the next process look for what there is not.
+        let _ = self.file.set_len(0);
+    }
+}
+
+/// Removes what a process left that died while it had the lock.
+fn sweep(git: &Path) -> Result<(), StoreError> {
+    let ends_with_lock = |name: &str| name.ends_with(".lock");
+    let of_names = below(&git.join("refs"), &ends_with_lock)?;
+    let others = ["HEAD.lock", "packed-refs.lock", "config.lock"].map(|name| git.join(name));
+    let locks: Vec<(PathBuf, Metadata)> = of_names
+        .into_iter()
+        .chain(others)
+        .filter_map(|path| Some((path.clone(), path.symlink_metadata().ok()?)))
+        .collect();
+    if !locks.is_empty() {
+        std::thread::sleep(UNTOUCHED);
+    }
+    for (path, before) in locks {
+        if path.symlink_metadata().is_ok_and(|now| is_same(&before, &now)) {
+            remove(&path)?;
+        }
+    }
+    // Objects are written under the lock only, and under names that neither git nor `git lfs` gives.
+    let objects = files_in(&git.join("objects"), &|name| name.starts_with("tmp_object_git2_"))?;
+    let large = below(&git.join("lfs/objects"), &|name| name.starts_with(".tmp"))?;
+    objects.iter().chain(&large).try_for_each(|path| remove(path))
+}
+
+fn is_same(one: &Metadata, other: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let about =
+        |file: &Metadata| (file.ino(), file.size(), file.mtime(), file.mtime_nsec(), file.ctime_nsec());
+    about(one) == about(other)
+}
+
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(StoreError::io(path, "remove")(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Files with such a name in `folder` and below it.
+fn below(folder: &Path, is_meant: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>, StoreError> {
+    let mut found = files_in(folder, is_meant)?;
+    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(found) };
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io(folder, "list"))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            found.extend(below(&entry.path(), is_meant)?);
+        }
+    }
+    Ok(found)
+}
+
+fn files_in(folder: &Path, is_meant: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>, StoreError> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(StoreError::io(folder, "list"))?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(StoreError::io(folder, "list"))?;
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        if is_file && is_meant(&entry.file_name().to_string_lossy()) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
 }

@@ -90,6 +90,25 @@ pub(super) fn list(repository: &Repository) -> Result<Vec<Operation>, StoreError
     Ok(operations)
 }
 
+/// Where the operations end, a name and an id a line, whether they can be read or not.
+pub(super) fn ends(repository: &Repository) -> String {
+    let ends = [OPERATIONS, PENDING].into_iter().filter_map(|name| {
+        let target = repository.find_reference(name).ok()?.target()?;
+        Some(format!("{name} {target}\n"))
+    });
+    ends.collect()
+}
+
+/// Takes the names of all operations away.
+pub(super) fn forget(repository: &Repository) -> Result<(), StoreError> {
+    for name in [OPERATIONS, PENDING] {
+        if let Ok(mut reference) = repository.find_reference(name) {
+            reference.delete().map_err(StoreError::git(format!("take `{name}` away")))?;
+        }
+    }
+    Ok(())
+}
+
 /// The last operation.
 pub(super) fn last(repository: &Repository) -> Result<Option<Operation>, StoreError> {
     last_commit(repository, OPERATIONS)?.map(|commit| read(repository, &commit)).transpose()

@@ -17,8 +17,9 @@ use mpatch::patch::Patch;
 
 use crate::commands::{open_checkpoint, read_input};
 use crate::error::{CommandError, ExitKind, chain};
-use crate::history::{here, model_path};
+use crate::history::here;
 use crate::report::{Output, count};
+use crate::standing::model_path;
 
 /// The model that a command runs, and where.
 #[derive(Debug, Args)]

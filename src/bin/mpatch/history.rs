@@ -1,19 +1,17 @@
-//! What the verbs of the history share: the store, who is at work, where a checkpoint stands, and taking it elsewhere.
+//! What the verbs of the history share: the store, who is at work, words for commits, and taking a checkpoint from one
+//! state to another.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use mpatch::checkpoint::{Checkpoint, Layout, Output as Copy};
-use mpatch::digest::{PatchId, TensorDigest};
+use mpatch::digest::PatchId;
 use mpatch::operation::{Plan, survey_size_bytes};
 use mpatch::patch::{Manifest, Patch};
-use mpatch::store::state::{HalfWay, Stranger};
 use mpatch::store::{
-    Atlas, Author, BaseTensor, Change, Commit, CommitId, Head, Message, Standing, Step, Store, StoreError,
-    View,
+    Author, Change, Commit, CommitId, Head, Message, Standing, Step, Store, StoreError, View,
 };
 use mpatch::{apply, revert};
 use serde::Serialize;
@@ -22,7 +20,8 @@ use crate::commands::open_checkpoint;
 use crate::commands::show::fact_line;
 use crate::error::{CommandError, ExitKind, chain, io_hint};
 use crate::interrupt::{Work, doing};
-use crate::report::{Output, Page, count, escaped};
+use crate::report::{Output, Page, escaped};
+use crate::standing::{locate, remembered};
 use crate::trust::{Judged, TrustArguments, require};
 
 /// Which history, and how long to wait for it.
@@ -283,131 +282,7 @@ pub fn in_words(commit: &Commit) -> String {
     format!("{} \"{}\"", commit.id.short(), commit.message.title)
 }
 
-// ------------------------------------------------------------------------------------------------- checkpoints --
-
-/// The checkpoint that was given, or the one that the history remembers.
-pub fn model_path(store: &Store, given: Option<&Path>) -> Result<PathBuf, CommandError> {
-    if let Some(path) = given {
-        return Ok(path.to_owned());
-    }
-    let Some(model) = store.view()?.model else {
-        return Err(CommandError::new(ExitKind::Usage, "this history does not know where its model is")
-            .hint("name a checkpoint, e.g. `mpatch status MODEL`"));
-    };
-    Ok(shown(&store.folder().join(model)))
-}
-
-/// How a history remembers `path`: from its own folder on, where it lies in it.
-pub fn remembered(store_folder: &Path, path: &Path) -> Result<String, CommandError> {
-    let absolute =
-        |path: &Path| std::path::absolute(path).map_err(|error| CommandError::io("find", path, &error));
-    let (path, folder) = (absolute(path)?, absolute(store_folder)?);
-    let path = path.strip_prefix(&folder).unwrap_or(&path);
-    path.to_str().map(str::to_owned).ok_or_else(|| {
-        CommandError::new(ExitKind::Usage, format!("`{}` is not UTF-8", path.display()))
-            .hint("give the model another name")
-    })
-}
-
-/// `path` from the working folder on, where it lies in it.
-pub fn shown(path: &Path) -> PathBuf {
-    let here = std::env::current_dir().ok();
-    let inside = here.and_then(|here| path.strip_prefix(here).map(Path::to_owned).ok());
-    match inside {
-        Some(inside) if inside.as_os_str().is_empty() => PathBuf::from("."),
-        Some(inside) => inside,
-        None => path.to_owned(),
-    }
-}
-
-/// Where a checkpoint stands, by its digests.
-pub struct Located {
-    pub standing: Standing,
-    /// How many tensors were hashed.
-    pub compared: usize,
-}
-
-/// Hashes the tensors that tell the known states apart, or all.
-pub fn locate(
-    atlas: &Atlas,
-    checkpoint: &Checkpoint,
-    all: bool,
-    output: &Output,
-) -> Result<Located, CommandError> {
-    let base = atlas.base();
-    let fits = |known: &&BaseTensor| {
-        checkpoint
-            .tensor(&known.name)
-            .is_ok_and(|info| info.dtype == known.dtype && info.shape == known.shape)
-    };
-    if let Some(strange) = base.tensors.iter().find(|known| !fits(known)) {
-        let strangers = base.tensors.iter().filter(|known| !fits(known)).count();
-        let (tensor, tensors) = (strange.name.clone(), base.tensors.len());
-        let stranger = Stranger { tensor, found: None, strangers, tensors };
-        return Ok(Located { standing: Standing::Unknown(stranger), compared: tensors });
-    }
-    let needed = atlas.needed();
-    // While there is no patch, only all tensors together tell the base from another model.
-    let chosen: Vec<&BaseTensor> =
-        if all || needed.is_empty() { base.tensors.iter().collect() } else { needed };
-    let infos = chosen.iter().map(|known| checkpoint.tensor(&known.name)).collect::<Result<Vec<_>, _>>()?;
-    let progress = output.progress("comparing", infos.iter().map(|info| info.size_bytes).sum());
-    let digests = checkpoint.digests_with(&infos, &|bytes| progress.add(bytes))?;
-    let names = chosen.iter().map(|known| known.name.clone());
-    let digests: BTreeMap<String, TensorDigest> = names.zip(digests).collect();
-    Ok(Located { standing: atlas.locate(&digests), compared: digests.len() })
-}
-
-/// The series that leads to where the checkpoint stands and from which the way to `target` is shortest.
-pub fn series_at(
-    atlas: &Atlas,
-    standing: &Standing,
-    checkpoint: &Path,
-    target: &[PatchId],
-) -> Result<Vec<PatchId>, CommandError> {
-    let name = checkpoint.display();
-    match standing {
-        Standing::At(found) => {
-            let series = found.iter().map(|&index| &atlas.known()[index].series);
-            let nearest = series.min_by_key(|series| mpatch::store::way(series, target).len());
-            Ok(nearest.cloned().unwrap_or_default())
-        }
-        Standing::HalfWay(half) => {
-            let message = format!("`{name}` is half-way between two states: {}", half_way_words(half));
-            Err(CommandError::new(ExitKind::WrongBase, message)
-                .hint("begin again with a fresh copy of the base, or of any state"))
-        }
-        Standing::Unknown(stranger) => {
-            let message =
-                format!("`{name}` is in no state that this history knows: {}", stranger_words(stranger));
-            Err(CommandError::new(ExitKind::WrongBase, message)
-                .hint("give the base, or a checkpoint that was made from it with patches of this history"))
-        }
-    }
-}
-
-pub fn half_way_words(half: &HalfWay) -> String {
-    match half.patch {
-        Some(patch) => {
-            format!(
-                "{} of {} are as after patch {}, the others as before it",
-                half.changed,
-                count(half.tensors, "tensor"),
-                patch.short()
-            )
-        }
-        None => "each tensor is in a known state, but no two patches explain the mixture".to_owned(),
-    }
-}
-
-pub fn stranger_words(stranger: &Stranger) -> String {
-    let Stranger { tensor, found, strangers, tensors } = stranger;
-    let problem = match found {
-        Some(found) => format!("tensor `{tensor}` hashes to {found}, as in none of them"),
-        None => format!("tensor `{tensor}` is missing, or has another type or shape than in the base"),
-    };
-    if *strangers > 1 { format!("{problem}; so do {strangers} of {tensors}") } else { problem }
-}
+// ------------------------------------------------------------------------------------------ from state to state --
 
 /// Takes a copy of `checkpoint` along the way, into the new `target`.
 ///

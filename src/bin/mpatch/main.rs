@@ -8,6 +8,7 @@
 //! Only [`report`] prints. Text that a patch or a path brings along is escaped there, whatever the command.
 
 mod args;
+mod arrivals;
 mod commands;
 mod editing;
 mod error;
@@ -18,6 +19,7 @@ mod keys;
 mod network;
 mod places;
 mod report;
+mod standing;
 mod trust;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

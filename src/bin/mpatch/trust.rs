@@ -126,11 +126,48 @@ pub fn judge(
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Judged, CommandError> {
-    let files = TrustFiles::load()?;
-    files.warnings.iter().for_each(|warning| output.note(&format!("warning: {warning}")));
+    let files = TrustFiles::load_with_a_word(output)?;
     let signatures = signatures(patch, path, &arguments.signature)?;
+    let case = Case {
+        name: path.display().to_string(),
+        word: super::commands::patch_word(path),
+        arguments,
+        policy: &files.policy,
+    };
+    judge_with(patch, &signatures, &case, &files)
+}
+
+/// Judges a patch that comes from another history: [`Judged::permit`] refuses what has been tampered with, and what a
+/// policy never lets pass. All else is asked for again before it touches weights.
+pub fn judge_arrival(patch: &Patch, files: &TrustFiles) -> Result<Judged, CommandError> {
+    let arguments = TrustArguments {
+        allow_unsigned: true,
+        allow_unknown: true,
+        allow_expired: true,
+        // A history holds old patches, too.
+        allow_rollback: true,
+        signature: Vec::new(),
+    };
+    let name = patch.id().short();
+    let case = Case { word: name.clone(), name, arguments: &arguments, policy: &files.policy };
+    let mut judged = judge_with(patch, &own_signatures(patch), &case, files)?;
+    // A key may be revoked long after it signed; that is no reason to be without the history.
+    if judged.report.judgement.answer == Answer::Revoked && !files.policy.forbids_exceptions() {
+        judged.refusal = None;
+    }
+    judged.report.allowed.clear();
+    Ok(judged)
+}
+
+fn judge_with(
+    patch: &Patch,
+    signatures: &[(String, Vec<u8>)],
+    case: &Case<'_>,
+    files: &TrustFiles,
+) -> Result<Judged, CommandError> {
+    let arguments = case.arguments;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let judgement = judge_signatures(patch.manifest_bytes(), &signatures, &files.keyring, &files.policy, now);
+    let judgement = judge_signatures(patch.manifest_bytes(), signatures, &files.keyring, &files.policy, now);
     let keys = match judgement.answer {
         Answer::Unknown if arguments.allow_unknown => judgement.keys(Answer::Unknown),
         Answer::Expired if arguments.allow_expired => judgement.keys(Answer::Expired),
@@ -139,12 +176,6 @@ pub fn judge(
     let line = patch.manifest().line.clone();
     let known = if line.is_some() { known_lines()? } else { KnownLines::default() };
     let standing = line.as_ref().and_then(|line| standing(line, &keys, patch.id(), &known));
-    let case = Case {
-        name: path.display().to_string(),
-        word: super::commands::patch_word(path),
-        arguments,
-        policy: &files.policy,
-    };
     let (mut allowed, mut refusal) = case.of_signatures(&judgement);
     if refusal.is_none() {
         let line_outcome = match (&line, standing) {
@@ -253,10 +284,7 @@ fn standing(line: &Line, keys: &[Fingerprint], patch: PatchId, known: &KnownLine
 
 /// The patch's own signatures, those of `PATCH.sig`, and those of `files`, each with the name of its place.
 fn signatures(patch: &Patch, path: &Path, files: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, CommandError> {
-    let inside = patch.signatures().iter().enumerate();
-    let mut all: Vec<_> = inside
-        .map(|(index, signature)| (format!("signature {}", index + 1), signature.bytes.clone()))
-        .collect();
+    let mut all = own_signatures(patch);
     let beside = detached_path(path);
     if let Some(bytes) = places::read_optional(&beside)? {
         all.push((beside.display().to_string(), binary(bytes)));
@@ -267,6 +295,12 @@ fn signatures(patch: &Patch, path: &Path, files: &[PathBuf]) -> Result<Vec<(Stri
         all.push((file.display().to_string(), binary(bytes)));
     }
     Ok(all)
+}
+
+/// The signatures that are in the patch.
+fn own_signatures(patch: &Patch) -> Vec<(String, Vec<u8>)> {
+    let inside = patch.signatures().iter().enumerate();
+    inside.map(|(index, signature)| (format!("signature {}", index + 1), signature.bytes.clone())).collect()
 }
 
 /// Where the signature of a patch stands that is not in it.
@@ -451,6 +485,13 @@ impl TrustFiles {
             files.read_folder(&folder, is_ours)?;
         }
         files.read_git(&GitSettings::read())?;
+        Ok(files)
+    }
+
+    /// As [`TrustFiles::load`], and says what could not be heeded.
+    pub fn load_with_a_word(output: &Output) -> Result<Self, CommandError> {
+        let files = Self::load()?;
+        files.warnings.iter().for_each(|warning| output.note(&format!("warning: {warning}")));
         Ok(files)
     }
 

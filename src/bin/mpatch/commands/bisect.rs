@@ -16,8 +16,9 @@ use serde::Serialize;
 use super::open_checkpoint;
 use crate::editing::{DeviceArguments, edits_of, excerpt, model_error, open_model};
 use crate::error::{CommandError, ExitKind};
-use crate::history::{StoreArguments, locate, message, model_path};
+use crate::history::{StoreArguments, message};
 use crate::report::{Output, Page, Report, count};
+use crate::standing::{locate, model_path};
 
 /// Arguments of `bisect`.
 #[derive(Debug, Args)]
@@ -138,7 +139,7 @@ fn start(
         }
     }
     // What is wrong with it, or only that it is elsewhere.
-    crate::history::series_at(atlas, &located.standing, path, series)?;
+    crate::standing::series_at(atlas, &located.standing, path, series)?;
     let message = format!("`{}` is in a state that does not lead to this one", path.display());
     Err(CommandError::new(ExitKind::WrongBase, message).hint("give the base itself with `--base MODEL`"))
 }

@@ -7,10 +7,12 @@ use clap::Args;
 use mpatch::store::{Received, Store};
 use serde::Serialize;
 
+use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::{CommandError, ExitKind};
-use crate::history::{CommitReport, author, remembered, shown};
+use crate::history::{CommitReport, author};
 use crate::network::{REMOTE, address, fetch, head_branch};
 use crate::report::{Output, Page, Report, count, shell_word};
+use crate::standing::{remembered, shown};
 
 /// Arguments of `clone`.
 #[derive(Debug, Args)]
@@ -34,6 +36,8 @@ struct CloneReport {
     branches: usize,
     tags: usize,
     commits: usize,
+    /// What their signatures say.
+    patches: Vec<ArrivalReport>,
     head: CommitReport,
 }
 
@@ -48,11 +52,11 @@ pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandErr
     if made_folder {
         std::fs::create_dir(&folder).map_err(|error| CommandError::io("create", &folder, &error))?;
     }
-    let copied = copy(&address, &folder, arguments.base.as_deref());
+    let copied = copy(&address, &folder, arguments.base.as_deref(), output);
     if copied.is_err() && made_folder {
         let _ = std::fs::remove_dir(&folder);
     }
-    let (store, branch, received) = copied?;
+    let Copied { store, branch, received, patches } = copied?;
     let view = store.view()?;
     let report = CloneReport {
         folder: shown(&folder),
@@ -60,20 +64,26 @@ pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandErr
         branches: received.branches.len(),
         tags: received.tags.len(),
         commits: received.commits,
+        patches,
         head: CommitReport::new(store.commit(store.head()?)?, &view),
     };
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
-fn copy(
-    address: &str,
-    folder: &Path,
-    base: Option<&Path>,
-) -> Result<(Store, String, Received), CommandError> {
+/// A history that has come whole.
+struct Copied {
+    store: Store,
+    branch: String,
+    received: Received,
+    patches: Vec<ArrivalReport>,
+}
+
+fn copy(address: &str, folder: &Path, base: Option<&Path>, output: &Output) -> Result<Copied, CommandError> {
     let made = Store::begin(folder, "main")?;
     let incoming = made.incoming()?;
     fetch(&incoming, address)?;
     let head = head_branch(&incoming, address)?;
+    let patches = judge_arrivals(&incoming, output)?;
     let mut change = made.change(Duration::ZERO, author())?;
     let received = incoming.receive(&mut change, REMOTE)?;
     let known = |name: &String| received.branches.contains_key(name);
@@ -89,7 +99,7 @@ fn copy(
     }
     change.finish("clone")?;
     drop(incoming);
-    Ok((made.settle(folder)?, branch, received))
+    Ok(Copied { store: made.settle(folder)?, branch, received, patches })
 }
 
 /// `knowledge` of `https://example.org/knowledge.git`.
@@ -112,6 +122,7 @@ impl Report for CloneReport {
         let branches =
             if self.branches == 1 { "1 branch".to_owned() } else { format!("{} branches", self.branches) };
         page.title(&format!("cloned into {folder}: {commits}, {branches}, {tags}, every patch checked"));
+        write_arrivals(&self.patches, page);
         self.head.write(page, Some(&self.branch), 5);
     }
 

@@ -1,4 +1,5 @@
-//! `mpatch diff`: what sets two patches or two checkpoints apart; of two checkpoints it can make the patch.
+//! `mpatch diff`: what sets two patches or two checkpoints apart, or a checkpoint and a state of the history; of two
+//! checkpoints it can make the patch.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::diff::{
-    Change, CheckpointDiff, CheckpointOptions, PatchDiff, TensorDiff, UpdateDiff, UpdateSize,
+    Change, CheckpointDiff, CheckpointOptions, FactChange, PatchDiff, TensorDiff, UpdateDiff, UpdateSize,
     diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
 };
 use mpatch::digest::{FileDigest, PatchId};
@@ -18,9 +19,10 @@ use serde::Serialize;
 
 use super::create::AboutArguments;
 use super::show::fact_line;
-use super::{open_checkpoint, read_patch};
+use super::{is_stdin, open_checkpoint, read_patch, states};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
+use crate::history::StoreArguments;
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
@@ -30,13 +32,16 @@ use crate::report::{Output, Page, Report, count, shell_word, size};
     after_help = "Ends with exit code 1 where the two differ, 0 where they are the same or a patch was made.\n\n\
                   Examples:\n  mpatch diff old.mpatch new.mpatch\n  \
                   mpatch diff gptj/ gptj-edited/\n  \
-                  mpatch diff gptj/ gptj-edited/ -o edits.mpatch"
+                  mpatch diff gptj/ gptj-edited/ -o edits.mpatch\n  \
+                  mpatch diff gptj-edited/\n  \
+                  mpatch diff gptj-edited/ main~2\n\n\
+                  Of a file and a state that have one name, the file is meant; `refs/heads/NAME` is the branch."
 )]
 pub struct DiffArguments {
     /// The first patch or checkpoint
     first: PathBuf,
-    /// The second, of the same kind
-    second: PathBuf,
+    /// The second, of the same kind; or a state of the history, for a checkpoint; without it, all states
+    second: Option<PathBuf>,
     /// Write a patch that makes the second checkpoint of the first, exactly
     #[arg(short, long, value_name = "PATCH")]
     output: Option<PathBuf>,
@@ -49,11 +54,18 @@ pub struct DiffArguments {
     /// How the patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
+    /// The history.
+    #[command(flatten)]
+    store: StoreArguments,
 }
 
 /// Compares the two, or makes the patch.
 pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, CommandError> {
-    let DiffArguments { first, second, .. } = arguments;
+    let first = &arguments.first;
+    let second = match &arguments.second {
+        Some(second) if is_stdin(second) || second.symlink_metadata().is_ok() => second,
+        revision => return with_history(arguments, revision.as_deref(), output),
+    };
     match (is_patch(first)?, is_patch(second)?, &arguments.output) {
         (true, true, None) => patches(first, second, output),
         (true, true, Some(_)) => Err(CommandError::new(
@@ -61,8 +73,8 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
             "a patch can be made of two checkpoints, not of two patches",
         )
         .hint("`mpatch stack` makes one patch of several")),
-        (false, false, None) => checkpoints(arguments, output),
-        (false, false, Some(place)) => extracted(arguments, place, output).map(|()| ExitKind::Done),
+        (false, false, None) => checkpoints(arguments, second, output),
+        (false, false, Some(place)) => extracted(arguments, second, place, output).map(|()| ExitKind::Done),
         (one, _, _) => {
             let (patch, other) = if one { (first, second) } else { (second, first) };
             let (patch, other) = (patch.display(), other.display());
@@ -71,6 +83,45 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
                 .hint(format!("`mpatch verify {patch} --base {other}` tells whether they belong together")))
         }
     }
+}
+
+/// A checkpoint against what the history knows of.
+fn with_history(
+    arguments: &DiffArguments,
+    revision: Option<&Path>,
+    output: &Output,
+) -> Result<ExitKind, CommandError> {
+    let first = &arguments.first;
+    if is_patch(first)? {
+        let message =
+            format!("`{}` is a patch, and there is no second one to compare it with", first.display());
+        return Err(CommandError::new(ExitKind::Usage, message)
+            .hint("name another patch; states of the history are compared with checkpoints"));
+    }
+    if arguments.output.is_some() {
+        let message =
+            "a patch can be made of two checkpoints, not of a checkpoint and a state of the history";
+        return Err(CommandError::new(ExitKind::Usage, message)
+            .hint("`mpatch checkout REVISION -o MODEL` writes the state's checkpoint"));
+    }
+    let missing = |path: &Path| {
+        let error = std::fs::File::open(path).err().unwrap_or(std::io::ErrorKind::NotFound.into());
+        CommandError::io("open", path, &error)
+            .hint("name a file; or a state of the history: `mpatch log` lists what there is")
+    };
+    let store = match (arguments.store.open(), revision) {
+        // Whoever names two things and is in no history means two files.
+        (Err(error), Some(path)) if error.kind == ExitKind::Usage => return Err(missing(path)),
+        (store, _) => store?,
+    };
+    let revision = match revision {
+        None => None,
+        Some(path) => {
+            let found = path.to_str().and_then(|name| Some((name, store.resolve(name).ok()?)));
+            Some(found.ok_or_else(|| missing(path))?)
+        }
+    };
+    states::run(&store, first, revision, output)
 }
 
 /// Told by the first bytes; standard input can only be a patch.
@@ -102,8 +153,8 @@ fn patches(first: &Path, second: &Path, output: &Output) -> Result<ExitKind, Com
     Ok(answer)
 }
 
-fn checkpoints(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, CommandError> {
-    let DiffArguments { first, second, .. } = arguments;
+fn checkpoints(arguments: &DiffArguments, second: &Path, output: &Output) -> Result<ExitKind, CommandError> {
+    let first = &arguments.first;
     let (one, other) = (open_checkpoint(first, output)?, open_checkpoint(second, output)?);
     let options =
         CheckpointOptions { singular_values: arguments.singular_values, ..CheckpointOptions::default() };
@@ -116,16 +167,20 @@ fn checkpoints(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, C
     Ok(answer)
 }
 
-fn extracted(arguments: &DiffArguments, place: &Path, output: &Output) -> Result<(), CommandError> {
+fn extracted(
+    arguments: &DiffArguments,
+    second: &Path,
+    place: &Path,
+    output: &Output,
+) -> Result<(), CommandError> {
     refuse_existing(place)?;
     let signer = arguments.signing.signer()?;
-    let (base, edited) =
-        (open_checkpoint(&arguments.first, output)?, open_checkpoint(&arguments.second, output)?);
+    let (base, edited) = (open_checkpoint(&arguments.first, output)?, open_checkpoint(second, output)?);
     let progress = output.progress("extracting", diff_checkpoints_size_bytes(&base, &edited));
     let tool = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
     let about = arguments.about.about();
     let found = extract(&base, &edited, model_of(&base)?, tool, about, &|bytes| progress.add(bytes));
-    let found = found.map_err(|error| extract_error(arguments, error))?;
+    let found = found.map_err(|error| extract_error(&arguments.first, second, error))?;
     drop(progress);
     let mut patch = encode(&found.draft)
         .and_then(Patch::decode)
@@ -170,8 +225,8 @@ fn model_of(base: &Checkpoint) -> Result<Base, CommandError> {
     Ok(Base { architecture, config: FileDigest::of(&config), tokenizer: FileDigest::of(&tokenizer) })
 }
 
-fn extract_error(arguments: &DiffArguments, error: ExtractError) -> CommandError {
-    let names = format!("`{}` and `{}`", arguments.first.display(), arguments.second.display());
+fn extract_error(first: &Path, second: &Path, error: ExtractError) -> CommandError {
+    let names = format!("`{}` and `{}`", first.display(), second.display());
     let message = format!("{names}: {}", chain(&error));
     match error {
         ExtractError::Checkpoint(error) => error.into(),
@@ -223,16 +278,7 @@ impl Report for PatchReport {
             removed.len(),
             changed.len()
         ));
-        let line = |sign: &str, fact: &Fact| format!("{sign} {}", fact_line(fact));
-        let mut lines: Vec<String> = removed.iter().map(|fact| line("-", fact)).collect();
-        lines.extend(added.iter().map(|fact| line("+", fact)));
-        lines.extend(changed.iter().map(|change| {
-            format!("~ {} -> {} (was {} in the first)", change.text, change.second, change.first)
-        }));
-        lines.iter().take(FACTS_SHOWN).for_each(|line| page.quote(line));
-        if lines.len() > FACTS_SHOWN {
-            page.line(&format!("  and {} more; `--json` lists all", lines.len() - FACTS_SHOWN));
-        }
+        write_facts(page, removed, added, changed);
         if !recipe.is_empty() {
             page.blank();
             page.title("recipe");
@@ -255,6 +301,22 @@ impl Report for PatchReport {
 
     fn next(&self) -> Option<String> {
         Some(format!("mpatch show {}", shell_word(&self.second)))
+    }
+}
+
+/// Facts that went, that came and that say something else, each with its sign.
+pub fn write_facts(page: &mut Page, removed: &[Fact], added: &[Fact], changed: &[FactChange]) {
+    let line = |sign: &str, fact: &Fact| format!("{sign} {}", fact_line(fact));
+    let mut lines: Vec<String> = removed.iter().map(|fact| line("-", fact)).collect();
+    lines.extend(added.iter().map(|fact| line("+", fact)));
+    lines.extend(
+        changed.iter().map(|change| {
+            format!("~ {} -> {} (was {} in the first)", change.text, change.second, change.first)
+        }),
+    );
+    lines.iter().take(FACTS_SHOWN).for_each(|line| page.quote(line));
+    if lines.len() > FACTS_SHOWN {
+        page.line(&format!("  and {} more; `--json` lists all", lines.len() - FACTS_SHOWN));
     }
 }
 

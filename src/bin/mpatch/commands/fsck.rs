@@ -7,10 +7,11 @@ use mpatch::patch::Patch;
 use mpatch::store::fsck::Checked;
 use serde::Serialize;
 
-use super::read_patch;
+use super::open_patch;
 use crate::error::{CommandError, ExitKind};
 use crate::history::StoreArguments;
-use crate::report::{Output, Page, Report, count, size};
+use crate::network::REMOTE;
+use crate::report::{Output, Page, Report, count, shell_word, size};
 
 /// Arguments of `fsck`.
 #[derive(Debug, Args)]
@@ -39,13 +40,18 @@ pub fn run(arguments: &FsckArguments, output: &Output) -> Result<(), CommandErro
     let store = arguments.store.open()?;
     let mut mended = Vec::new();
     for source in &arguments.repair {
-        // One process at a time, though no name moves.
-        let change = arguments.store.change(&store);
+        // One process at a time, though no name moves; a store too damaged to be changed is mended without.
+        let change = match arguments.store.change(&store) {
+            Err(busy) if busy.kind == ExitKind::Busy => return Err(busy),
+            change => change.ok(),
+        };
         let is_history = source.is_dir() && (source.join(".git").exists() || source.join("HEAD").exists());
         let patches = if is_history { Vec::new() } else { patches(source)? };
         mended.extend(store.mend(&patches, is_history.then_some(source.as_path()))?);
         drop(change);
     }
+    // Opened anew, since what was mended may lie elsewhere now.
+    let store = arguments.store.open()?;
     let checked = store.check()?;
     let problems = checked.problems.len();
     let first = checked.problems.first().map(|problem| format!("{}: {}", problem.place, problem.what));
@@ -54,9 +60,12 @@ pub fn run(arguments: &FsckArguments, output: &Output) -> Result<(), CommandErro
         None => Ok(()),
         Some(first) => {
             let message = format!("the history is damaged, {}: {first}", count(problems, "problem"));
-            Err(CommandError::new(ExitKind::Malformed, message).hint(
-                "`mpatch fsck --repair SOURCE` takes whole copies from patch files, or from another clone",
-            ))
+            let elsewhere = store.remote(REMOTE).ok().flatten().map_or_else(String::new, |address| {
+                format!("; `mpatch clone {} COPY` makes one", shell_word(&address))
+            });
+            let hint =
+                "`mpatch fsck --repair SOURCE` takes whole copies from patch files, or from another clone";
+            Err(CommandError::new(ExitKind::Malformed, message).hint(format!("{hint}{elsewhere}")))
         }
     }
 }
@@ -64,7 +73,7 @@ pub fn run(arguments: &FsckArguments, output: &Output) -> Result<(), CommandErro
 /// A patch file, or all of a folder.
 fn patches(source: &Path) -> Result<Vec<Patch>, CommandError> {
     if !source.is_dir() {
-        return Ok(vec![read_patch(source)?]);
+        return Ok(vec![open_patch(source)?]);
     }
     let failed = |error| CommandError::io("list", source, &error);
     let mut paths = Vec::new();
@@ -76,7 +85,7 @@ fn patches(source: &Path) -> Result<Vec<Patch>, CommandError> {
     }
     paths.sort();
     // Of a folder of copies some may be damaged, too.
-    Ok(paths.iter().filter_map(|path| read_patch(path).ok()).collect())
+    Ok(paths.iter().filter_map(|path| open_patch(path).ok()).collect())
 }
 
 impl Report for FsckReport {

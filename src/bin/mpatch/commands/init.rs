@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::open_checkpoint;
 use crate::error::CommandError;
-use crate::history::{author, remembered, shown};
+use crate::history::author;
 use crate::report::{Output, Page, Report, count};
+use crate::standing::{remembered, shown};
 
 /// Arguments of `init`.
 #[derive(Debug, Args)]

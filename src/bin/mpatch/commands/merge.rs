@@ -6,29 +6,37 @@
 //! update once and in one order, rounded once. It can be reached from either side bit for bit, by taking back that
 //! side's own patches, and it does not depend on how many steps either side took.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::patch::{Patch, encode};
-use mpatch::stack::{AddOptions, Named, Sides, StackError, stack};
+use mpatch::stack::{AddOptions, Named, StackError, stack};
 use mpatch::store::{Commit, Store, way};
 use serde::Serialize;
 
 use super::open_checkpoint;
+use super::stack::sides;
 use crate::error::{CommandError, ExitKind, chain};
-use crate::history::{CommitReport, StoreArguments, branch_of, locate, message, model_path, series_at, walk};
+use crate::history::{CommitReport, StoreArguments, branch_of, message, walk};
 use crate::keys::SigningArguments;
 use crate::report::{Output, Page, Report};
+use crate::standing::{locate, model_path, series_at};
 use crate::trust::{TrustArguments, require};
 
 /// Arguments of `merge`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mpatch merge geography\n  mpatch merge origin/main --prefer theirs")]
+#[command(after_help = "Examples:\n  mpatch merge geography\n  mpatch merge origin/main --theirs")]
 pub struct MergeArguments {
     /// Join this branch, or the start of a commit's id
     revision: String,
-    /// Let this side's facts stand where the two contradict each other, instead of refusing
-    #[arg(long, value_name = "SIDE")]
-    prefer: Option<Prefer>,
+    /// Where the two contradict each other, take what the current branch says
+    #[arg(long, conflicts_with_all = ["theirs", "choose"])]
+    ours: bool,
+    /// Where the two contradict each other, take what the other branch says
+    #[arg(long, conflicts_with = "choose")]
+    theirs: bool,
+    /// Where the two contradict each other, take what this facts file says
+    #[arg(long, value_name = "FACTS")]
+    choose: Option<std::path::PathBuf>,
     /// Work on this checkpoint, in any known state, instead of the one that the history remembers
     #[arg(long, value_name = "CHECKPOINT")]
     onto: Option<std::path::PathBuf>,
@@ -41,15 +49,6 @@ pub struct MergeArguments {
     /// The history.
     #[command(flatten)]
     store: StoreArguments,
-}
-
-/// A side.
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Prefer {
-    /// The current branch's.
-    Ours,
-    /// The other one's.
-    Theirs,
 }
 
 /// What `merge` prints.
@@ -171,11 +170,7 @@ impl Plan {
         }
         let signer = arguments.signing.signer()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
-        let sides = match arguments.prefer {
-            None => Sides::Refuse,
-            Some(Prefer::Ours) => Sides::Ours,
-            Some(Prefer::Theirs) => Sides::Theirs,
-        };
+        let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
         let options = AddOptions {
             tool: concat!("mpatch ", env!("CARGO_PKG_VERSION")).to_owned(),
             ..AddOptions::default()
@@ -202,8 +197,9 @@ fn refused(error: StackError) -> CommandError {
         _ => ExitKind::Malformed,
     };
     let hint = match &error {
-        StackError::Contradictions(_) => {
-            "`--prefer ours` or `--prefer theirs` decides; or make a patch of fewer facts first"
+        StackError::Contradictions(_) => "choose a side with `--ours`, `--theirs` or `--choose FACTS`",
+        StackError::PartlyLost { lost, facts, .. } if lost == facts => {
+            "patches that stand were made on top of it: let its side be right, or make those again without it"
         }
         StackError::PartlyLost { .. } => {
             "make that patch again without the facts that lose, and add it instead"

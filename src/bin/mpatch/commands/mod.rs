@@ -28,6 +28,7 @@ pub mod revert;
 pub mod show;
 pub mod sign;
 pub mod stack;
+pub mod states;
 pub mod stats;
 pub mod status;
 pub mod tag;

@@ -4,6 +4,7 @@ use clap::Args;
 use mpatch::store::StoreError;
 use serde::Serialize;
 
+use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::network::{REMOTE, address, fetch};
@@ -11,7 +12,9 @@ use crate::report::{Output, Page, Report, count};
 
 /// Arguments of `pull`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mpatch pull\n  mpatch pull --from ../knowledge")]
+#[command(after_help = "Examples:\n  mpatch pull\n  mpatch pull --from ../knowledge\n\n\
+                  What came is refused whole where a signature is bad, or a policy does not let a patch pass; what \
+                  is unsigned, or signed by somebody unknown, is pointed out.")]
 pub struct PullArguments {
     /// Fetch from this address instead of the remembered one; the first one given is remembered
     #[arg(long, value_name = "ADDRESS")]
@@ -32,6 +35,8 @@ struct PullReport {
     /// Tags that name something else here, and were left as they are.
     tags_kept: Vec<String>,
     went_forward: bool,
+    /// Patches that are new here, and what their signatures say.
+    patches: Vec<ArrivalReport>,
     head: CommitReport,
 }
 
@@ -49,6 +54,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
     };
     let incoming = store.incoming()?;
     fetch(&incoming, &address)?;
+    let patches = judge_arrivals(&incoming, output)?;
     let mut change = arguments.store.change(&store)?;
     let received = incoming.receive(&mut change, REMOTE)?;
     if remembered.is_none() {
@@ -80,6 +86,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
         tags: received.tags.len(),
         tags_kept: received.tags_kept,
         went_forward,
+        patches,
         head: CommitReport::new(store.commit(store.head()?)?, &view),
     };
     output.report(&report).map_err(CommandError::after_the_work)?;
@@ -97,6 +104,7 @@ impl Report for PullReport {
     fn write(&self, page: &mut Page) {
         let commits = count(self.commits, "new commit");
         page.title(&format!("fetched {commits} from {}, every patch checked", self.address));
+        write_arrivals(&self.patches, page);
         for tag in &self.tags_kept {
             page.line(&format!("warning: the tag {tag} names something else there, and was left as it is"));
         }

@@ -1,7 +1,7 @@
 //! `mpatch stack`: several patches as one, by adding their updates or by solving again for the facts of all.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
@@ -104,7 +104,7 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     let names: Vec<String> = arguments.patches.iter().map(|path| path.display().to_string()).collect();
     let named: Vec<Named<'_>> =
         names.iter().zip(&patches).map(|(name, patch)| Named { name, patch }).collect();
-    let sides = arguments.sides(output)?;
+    let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
     let base = open_checkpoint(&arguments.base, output)?;
     let progress = output.progress("comparing", base.weights_size_bytes());
     let plan = plan(&base, &named, &sides, &|bytes| progress.add(bytes)).map_err(stack_error)?;
@@ -117,22 +117,28 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
-impl StackArguments {
-    fn sides(&self, output: &Output) -> Result<Sides, CommandError> {
-        Ok(match (self.ours, self.theirs, &self.choose) {
-            (true, _, _) => Sides::Ours,
-            (_, true, _) => Sides::Theirs,
-            (_, _, Some(path)) => {
-                let facts = read_facts(path, None, output)?;
-                let target = |request: &mpatch::facts::Request| {
-                    (blank(&request.prompt, &request.subject), request.target_new.clone())
-                };
-                Sides::ByFact(facts.requests().map(target).collect::<BTreeMap<_, _>>())
-            }
-            _ => Sides::Refuse,
-        })
-    }
+/// Who is right where patches contradict each other, as flags say it that exclude each other.
+pub fn sides(
+    ours: bool,
+    theirs: bool,
+    choose: Option<&Path>,
+    output: &Output,
+) -> Result<Sides, CommandError> {
+    Ok(match (ours, theirs, choose) {
+        (true, _, _) => Sides::Ours,
+        (_, true, _) => Sides::Theirs,
+        (_, _, Some(path)) => {
+            let facts = read_facts(path, None, output)?;
+            let target = |request: &mpatch::facts::Request| {
+                (blank(&request.prompt, &request.subject), request.target_new.clone())
+            };
+            Sides::ByFact(facts.requests().map(target).collect::<BTreeMap<_, _>>())
+        }
+        _ => Sides::Refuse,
+    })
+}
 
+impl StackArguments {
     fn add(
         &self,
         plan: Plan,

@@ -10,10 +10,9 @@ use serde::Serialize;
 
 use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
-use crate::history::{
-    CommitReport, StoreArguments, branch_of, half_way_words, locate, model_path, stranger_words,
-};
+use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report, count, shell_word};
+use crate::standing::{commits_of, half_way_words, locate, model_path, stranger_words};
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -113,11 +112,7 @@ fn state(
     // Of several histories of one state, the one that the head's has most of.
     let nearest = series.into_iter().min_by_key(|series| way(series, &head.series).len());
     let series = nearest.cloned().unwrap_or_default();
-    let commits = store.commits()?;
-    let with_state = || commits.iter().filter(|commit| commit.series == series);
-    let named = with_state().find(|commit| !view.names_of(commit.id).is_empty());
-    let commit = named.or_else(|| with_state().next()).cloned();
-    let commit = commit.map(|commit| Box::new(CommitReport::new(commit, view)));
+    let commit = commits_of(&store.commits()?, view, &series).into_iter().next().map(Box::new);
     Ok(StateReport::Known { way: way(&series, &head.series), series, commit })
 }
 

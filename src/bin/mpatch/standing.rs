@@ -1,0 +1,161 @@
+//! Where a checkpoint stands: which one is meant, and which of the states that a history knows its digests show.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use mpatch::checkpoint::Checkpoint;
+use mpatch::digest::{PatchId, TensorDigest};
+use mpatch::store::state::{HalfWay, Stranger};
+use mpatch::store::{Atlas, BaseTensor, Commit, Standing, Store, View};
+
+use crate::error::{CommandError, ExitKind};
+use crate::history::CommitReport;
+use crate::report::{Output, count};
+
+/// The checkpoint that was given, or the one that the history remembers.
+pub fn model_path(store: &Store, given: Option<&Path>) -> Result<PathBuf, CommandError> {
+    if let Some(path) = given {
+        return Ok(path.to_owned());
+    }
+    let Some(model) = store.view()?.model else {
+        return Err(CommandError::new(ExitKind::Usage, "this history does not know where its model is")
+            .hint("name a checkpoint, e.g. `mpatch status MODEL`"));
+    };
+    Ok(shown(&store.folder().join(model)))
+}
+
+/// How a history remembers `path`: from its own folder on, where it lies in it.
+pub fn remembered(store_folder: &Path, path: &Path) -> Result<String, CommandError> {
+    let absolute =
+        |path: &Path| std::path::absolute(path).map_err(|error| CommandError::io("find", path, &error));
+    let (path, folder) = (absolute(path)?, absolute(store_folder)?);
+    let path = path.strip_prefix(&folder).unwrap_or(&path);
+    path.to_str().map(str::to_owned).ok_or_else(|| {
+        CommandError::new(ExitKind::Usage, format!("`{}` is not UTF-8", path.display()))
+            .hint("give the model another name")
+    })
+}
+
+/// `path` from the working folder on, where it lies in it.
+pub fn shown(path: &Path) -> PathBuf {
+    let here = std::env::current_dir().ok();
+    let inside = here.and_then(|here| path.strip_prefix(here).map(Path::to_owned).ok());
+    match inside {
+        Some(inside) if inside.as_os_str().is_empty() => PathBuf::from("."),
+        Some(inside) => inside,
+        None => path.to_owned(),
+    }
+}
+
+/// Where a checkpoint stands, by its digests.
+pub struct Located {
+    pub standing: Standing,
+    /// How many tensors were hashed.
+    pub compared: usize,
+}
+
+/// Hashes the tensors that tell the known states apart, or all.
+pub fn locate(
+    atlas: &Atlas,
+    checkpoint: &Checkpoint,
+    all: bool,
+    output: &Output,
+) -> Result<Located, CommandError> {
+    let misfits = misfits(atlas, checkpoint);
+    if let Some(first) = misfits.first() {
+        let (tensor, strangers) = (first.name.clone(), misfits.len());
+        let tensors = atlas.base().tensors.len();
+        let stranger = Stranger { tensor, found: None, strangers, tensors };
+        return Ok(Located { standing: Standing::Unknown(stranger), compared: tensors });
+    }
+    let digests = digests(atlas, checkpoint, all, output)?;
+    Ok(Located { standing: atlas.locate(&digests), compared: digests.len() })
+}
+
+/// The base's tensors that a checkpoint lacks, or has with another type or shape.
+pub fn misfits<'a>(atlas: &'a Atlas, checkpoint: &Checkpoint) -> Vec<&'a BaseTensor> {
+    let tensors = atlas.base().tensors.iter();
+    tensors.filter(|known| !fits(checkpoint, known)).collect()
+}
+
+fn fits(checkpoint: &Checkpoint, known: &BaseTensor) -> bool {
+    let found = checkpoint.tensor(&known.name);
+    found.is_ok_and(|info| info.dtype == known.dtype && info.shape == known.shape)
+}
+
+/// The digests of the tensors that tell the known states apart, or of all; of those that are as the base has them.
+pub fn digests(
+    atlas: &Atlas,
+    checkpoint: &Checkpoint,
+    all: bool,
+    output: &Output,
+) -> Result<BTreeMap<String, TensorDigest>, CommandError> {
+    let needed = atlas.needed();
+    // While there is no patch, only all tensors together tell the base from another model.
+    let chosen = if all || needed.is_empty() { atlas.base().tensors.iter().collect() } else { needed };
+    let chosen: Vec<&BaseTensor> = chosen.into_iter().filter(|known| fits(checkpoint, known)).collect();
+    let infos = chosen.iter().map(|known| checkpoint.tensor(&known.name)).collect::<Result<Vec<_>, _>>()?;
+    let progress = output.progress("comparing", infos.iter().map(|info| info.size_bytes).sum());
+    let digests = checkpoint.digests_with(&infos, &|bytes| progress.add(bytes))?;
+    Ok(chosen.iter().map(|known| known.name.clone()).zip(digests).collect())
+}
+
+/// Those of `commits` whose state comes of `series`, first those with names.
+pub fn commits_of(commits: &[Commit], view: &View, series: &[PatchId]) -> Vec<CommitReport> {
+    let with_state = commits.iter().filter(|commit| commit.series == series).cloned();
+    let mut with_state: Vec<CommitReport> =
+        with_state.map(|commit| CommitReport::new(commit, view)).collect();
+    with_state.sort_by_key(|commit| commit.names.is_empty());
+    with_state
+}
+
+/// The series that leads to where the checkpoint stands and from which the way to `target` is shortest.
+pub fn series_at(
+    atlas: &Atlas,
+    standing: &Standing,
+    checkpoint: &Path,
+    target: &[PatchId],
+) -> Result<Vec<PatchId>, CommandError> {
+    let name = checkpoint.display();
+    match standing {
+        Standing::At(found) => {
+            let series = found.iter().map(|&index| &atlas.known()[index].series);
+            let nearest = series.min_by_key(|series| mpatch::store::way(series, target).len());
+            Ok(nearest.cloned().unwrap_or_default())
+        }
+        Standing::HalfWay(half) => {
+            let message = format!("`{name}` is half-way between two states: {}", half_way_words(half));
+            Err(CommandError::new(ExitKind::WrongBase, message)
+                .hint("begin again with a fresh copy of the base, or of any state"))
+        }
+        Standing::Unknown(stranger) => {
+            let message =
+                format!("`{name}` is in no state that this history knows: {}", stranger_words(stranger));
+            Err(CommandError::new(ExitKind::WrongBase, message)
+                .hint("give the base, or a checkpoint that was made from it with patches of this history"))
+        }
+    }
+}
+
+pub fn half_way_words(half: &HalfWay) -> String {
+    match half.patch {
+        Some(patch) => {
+            format!(
+                "{} of {} are as after patch {}, the others as before it",
+                half.changed,
+                count(half.tensors, "tensor"),
+                patch.short()
+            )
+        }
+        None => "each tensor is in a known state, but no two patches explain the mixture".to_owned(),
+    }
+}
+
+pub fn stranger_words(stranger: &Stranger) -> String {
+    let Stranger { tensor, found, strangers, tensors } = stranger;
+    let problem = match found {
+        Some(found) => format!("tensor `{tensor}` hashes to {found}, as in none of them"),
+        None => format!("tensor `{tensor}` is missing, or has another type or shape than in the base"),
+    };
+    if *strangers > 1 { format!("{problem}; so do {strangers} of {tensors}") } else { problem }
+}
