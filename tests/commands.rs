@@ -11,7 +11,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use material::{SETTINGS, lay_out, lay_out_editing, lay_out_signers, mpatch};
+use material::{SETTINGS, key, lay_out, lay_out_editing, lay_out_signers, mpatch};
 
 /// The demo is the longest command, and machines that run tests may be busy.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -56,6 +56,30 @@ fn transcripts() {
     if let Err(failure) = ran {
         std::panic::resume_unwind(failure);
     }
+}
+
+#[test]
+fn the_doctor_names_the_signing_key_and_makes_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let examined = |key: &str| {
+        let mut command = mpatch();
+        command.current_dir(folder.path()).env("MPATCH_KEY", key);
+        let examined = command.args(["doctor", "--checks-only", "--device", "cpu"]).assert().success();
+        String::from_utf8(examined.get_output().stdout.clone()).unwrap()
+    };
+    let text = examined("");
+    assert!(text.contains("none yet, the first patch that is signed makes config/key: neither"), "{text}");
+    assert!(!folder.path().join("config").exists(), "asking made something");
+    lay_out_signers(folder.path());
+    let text = examined("");
+    let key = format!("{} (ssh-ed25519), config/key: neither MPATCH_KEY", key().public().fingerprint());
+    assert!(text.contains(&key), "{text}");
+    assert!(text.contains("1 key in config/allowed_signers"), "{text}");
+    let text = examined("second");
+    assert!(text.contains("second: MPATCH_KEY names it"), "{text}");
+    let text = examined("open");
+    assert!(text.contains("`open` is a private key that others can read"), "{text}");
+    assert!(text.contains("`chmod 600 open`"), "{text}");
 }
 
 #[test]

@@ -12,10 +12,11 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use hostile_files::{Kind, vectors};
+use hostile_files::{Kind, grown, vectors};
 use mpatch::checkpoint::{Checkpoint, shards_of_bytes, tensors_of_bytes};
 use mpatch::digest::PatchId;
 use mpatch::facts::FactsFile;
+use mpatch::patch::layout;
 use mpatch::patch::manifest::Codec;
 use mpatch::patch::{Patch, decode_section, encode};
 
@@ -101,6 +102,7 @@ fn what_is_small_costs_little() {
     lengths_in_a_manifest();
     every_vector();
     bombs();
+    patches_that_grow();
     headers();
     #[cfg(feature = "edit")]
     archives();
@@ -163,6 +165,28 @@ fn bombs() {
             let peak = peak_bytes(|| decode_section(Codec::Zstd, &frame, expected).unwrap_err());
             assert!(peak < MEMORY_MAX_BYTES, "{claimed} and {expected}: {peak} bytes");
         }
+    }
+}
+
+/// The largest patches that a kibibyte holds: right ones as far as the ratio allows, and those that zstd would.
+fn patches_that_grow() {
+    const SIZE_MAX_BYTES: usize = 1 << 10;
+    // The block of 128 KiB is zstd's largest, that of 8 KiB the format's.
+    for (block_size, is_right) in [(8 << 10, true), (128 << 10, false)] {
+        let fits = |side: &u64| grown(*side, block_size).len() <= SIZE_MAX_BYTES;
+        let side = (1..5_000).rev().step_by(7).find(fits).unwrap();
+        let file = grown(side, block_size);
+        let size = file.len();
+        let peak = peak_bytes(|| {
+            let outcome = Patch::decode(file).map(|patch| {
+                assert!(mpatch::verify::verify_form(&patch).holds());
+                patch.update(0, 0).unwrap()
+            });
+            assert_eq!(outcome.is_ok(), is_right, "{side} by {side}");
+        });
+        // Three copies of all that the file can decode to; for a kibibyte that is less than any file may cost.
+        let limit = MEMORY_MAX_BYTES.min(3 * layout::ZSTD_RATIO_MAX as usize * size);
+        assert!(peak < limit, "{side} by {side}: {peak} bytes");
     }
 }
 

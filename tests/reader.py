@@ -112,6 +112,7 @@ def read_patch(data):
 def decode_section(entry, stored):
     check(blake3(stored).digest() == entry["digest"], "a section does not have its digest")
     if entry["codec"] == "Zstd":
+        check(entry["decoded_size"] <= 2048 * max(len(stored), 1), "a section holds too much for its size")
         decoder = zstandard.ZstdDecompressor(max_window_size=1 << 23).decompressobj()
         stored = decoder.decompress(stored)
         check(decoder.eof and not decoder.unused_data, "a section is not exactly one zstd frame")

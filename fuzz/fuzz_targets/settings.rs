@@ -1,15 +1,6 @@
 #![no_main]
 
-use mpatch::edit::contexts::Contexts;
-use mpatch::edit::hyperparameters::Hyperparameters;
-use mpatch::model::Config;
+#[path = "../../tests/targets/mod.rs"]
+mod targets;
 
-// A byte for the kind of file, then its text.
-libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    let Some((kind, text)) = data.split_first() else { return };
-    match kind % 3 {
-        0 => drop(Hyperparameters::parse(text)),
-        1 => drop(Contexts::parse(text)),
-        _ => drop(Config::parse(text)),
-    }
-});
+libfuzzer_sys::fuzz_target!(init: modelpatch_fuzz::one_thread(), |data: &[u8]| targets::editing::settings(data));

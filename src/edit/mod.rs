@@ -3,6 +3,7 @@
 //! `docs/memit.md` maps the paper's symbols to the names here and says where and why we differ from the reference.
 //! This room knows neither patches nor history: it returns factors, in f64, layer by layer.
 
+mod collect;
 pub mod contexts;
 mod drawn;
 pub mod estimate;

@@ -9,29 +9,19 @@
 //! a part of it ([`collect_part`]), which may be shared out between machines.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::io::{BufRead, Seek, SeekFrom};
 use std::path::Path;
 
-use candle_core::Tensor;
 use faer::Mat;
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use rand_chacha::ChaCha20Rng;
 
 use super::EditError;
+pub use super::collect::{Collected, collect, collect_part};
 pub use super::drawn::{Amount, Drawn, Shard};
 use crate::checkpoint::{Checkpoint, NewTensor, TensorInfo, write_safetensors};
 use crate::digest::{FileDigest, WeightsId};
-use crate::model::{Batch, Model, Site, gather};
 use crate::tensor::Dtype;
 
 /// Says in a file's header what the file is.
 const FORMAT: &str = "mpatch statistics 1";
-/// Tokens that go through the network together: the reference's three contexts, for GPT-J's context.
-const TOKENS_PER_BATCH: usize = 6144;
-/// Documents read ahead and sorted by length, so that batches need little padding.
-const DOCUMENTS_READ_AHEAD: usize = 512;
 
 /// What statistics were made from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,313 +56,6 @@ pub struct Statistics {
     pub provenance: Provenance,
 }
 
-/// How far [`collect`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Collected {
-    /// Documents run.
-    pub documents: u64,
-    /// Tokens run.
-    pub tokens: u64,
-    /// Bytes of the corpus read.
-    pub bytes: u64,
-}
-
-/// Runs all of `corpus` through the model once and sums the keys of all `layers`.
-///
-/// The corpus holds one document a line: plain text, or JSON objects with a `text`. Documents longer than the
-/// model's context are cut, as in the reference.
-///
-/// # Errors
-/// [`EditError::Corpus`] names the line; [`EditError::Model`].
-pub fn collect(
-    model: &Model,
-    base: WeightsId,
-    layers: &[usize],
-    corpus: &mut dyn BufRead,
-    progress: &dyn Fn(Collected),
-) -> Result<Statistics, EditError> {
-    let mut documents = InOrder { reader: Lines::new(corpus), shard: None };
-    let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
-    let corpus = FileDigest::finish(&documents.reader.hasher);
-    sums.finish(
-        base,
-        corpus,
-        Drawn { amount: Amount::All, shard: None, documents: done.documents },
-        done.tokens,
-    )
-}
-
-/// Runs a part of `corpus`: an amount that is drawn, and of that a shard.
-///
-/// Documents are drawn without regard to where they stand, always the same ones: the reference, too, draws a subset,
-/// and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 8 bytes for each.
-///
-/// # Errors
-/// As [`collect`].
-pub fn collect_part(
-    model: &Model,
-    base: WeightsId,
-    layers: &[usize],
-    corpus: &mut (impl BufRead + Seek),
-    amount: Amount,
-    shard: Option<Shard>,
-    progress: &dyn Fn(Collected),
-) -> Result<Statistics, EditError> {
-    let (sums, digest, done) = if amount == Amount::All {
-        let mut documents = InOrder { reader: Lines::new(corpus), shard };
-        let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
-        (sums, FileDigest::finish(&documents.reader.hasher), done)
-    } else {
-        let (starts, digest) = line_starts(corpus)?;
-        let mut order: Vec<usize> = (0..starts.len()).collect();
-        order.shuffle(&mut ChaCha20Rng::seed_from_u64(DRAWING_SEED));
-        let mut documents = Documents { corpus, starts, order, next: 0, drawn: 0, tokens: 0, amount, shard };
-        let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
-        (sums, digest, done)
-    };
-    sums.finish(base, digest, Drawn { amount, shard, documents: done.documents }, done.tokens)
-}
-
-/// A document in tokens, and how far the corpus is run with it; none at the end.
-type NextDocument = Result<Option<(Vec<u32>, u64)>, EditError>;
-
-/// Runs the documents that `next` gives until it gives none; in the progress, bytes are those of the documents.
-fn run<'a>(
-    model: &'a Model,
-    layers: &[usize],
-    next: &mut dyn FnMut(&Model) -> NextDocument,
-    progress: &dyn Fn(Collected),
-) -> Result<(Sums<'a>, Collected), EditError> {
-    let mut sums = Sums::new(model, layers)?;
-    let mut done = Collected { documents: 0, tokens: 0, bytes: 0 };
-    loop {
-        let mut documents = Vec::new();
-        while documents.len() < DOCUMENTS_READ_AHEAD {
-            let Some((ids, end)) = next(model)? else { break };
-            done.bytes = end;
-            documents.push(ids);
-        }
-        if documents.is_empty() {
-            break;
-        }
-        for batch in batches(documents) {
-            done.documents += batch.len() as u64;
-            done.tokens += batch.iter().map(|row| row.len() as u64).sum::<u64>();
-            sums.add(&batch)?;
-            progress(done);
-        }
-    }
-    if done.tokens == 0 {
-        return Err(EditError::Corpus { line: 1, what: "there is no text to run".to_owned() });
-    }
-    Ok((sums, done))
-}
-
-/// Sums on the device while a corpus runs.
-struct Sums<'a> {
-    model: &'a Model,
-    /// `[inner, inner]` f32 by layer.
-    sums: BTreeMap<usize, Tensor>,
-    last: usize,
-}
-
-impl<'a> Sums<'a> {
-    fn new(model: &'a Model, layers: &[usize]) -> Result<Self, EditError> {
-        let Some(&last) = layers.iter().max() else {
-            return Err(EditError::Statistics { what: "no layer was asked for".to_owned() });
-        };
-        let inner = model.network.config().inner;
-        let zeros = Tensor::zeros((inner, inner), candle_core::DType::F32, model.network.device())?;
-        Ok(Self { model, sums: layers.iter().map(|layer| (*layer, zeros.clone())).collect(), last })
-    }
-
-    fn add(&mut self, rows: &[Vec<u32>]) -> Result<(), EditError> {
-        let network = &self.model.network;
-        let batch = Batch::new(rows, network.config().positions, network.device())?;
-        let real = batch.real_tokens();
-        let sums = &mut self.sums;
-        network.forward_to(&batch, self.last, &mut |site, vectors| {
-            let Site::MlpOutputInput(layer) = site else { return Ok(()) };
-            if let Some(sum) = sums.get_mut(&layer) {
-                let keys = gather(vectors, &real)?;
-                *sum = (&*sum + keys.t()?.matmul(&keys)?)?;
-            }
-            Ok(())
-        })?;
-        Ok(())
-    }
-
-    fn finish(
-        self,
-        base: WeightsId,
-        corpus: FileDigest,
-        drawn: Drawn,
-        count: u64,
-    ) -> Result<Statistics, EditError> {
-        let tokenizer = self.model.tokenizer.digest();
-        let provenance = Provenance { base, tokenizer, corpora: vec![corpus], drawn };
-        let inner = self.model.network.config().inner;
-        let layers = self
-            .sums
-            .into_iter()
-            .map(|(layer, sum)| Ok((layer, LayerSum { sum: sum.flatten_all()?.to_vec1()?, count })))
-            .collect::<Result<_, EditError>>()?;
-        Ok(Statistics { layers, inner, provenance })
-    }
-}
-
-/// Splits documents, sorted by length, so that rows times the longest stays within [`TOKENS_PER_BATCH`].
-fn batches(mut documents: Vec<Vec<u32>>) -> Vec<Vec<Vec<u32>>> {
-    documents.sort_by_key(|document| std::cmp::Reverse(document.len()));
-    let mut batches: Vec<Vec<Vec<u32>>> = Vec::new();
-    for document in documents {
-        match batches.last_mut() {
-            Some(batch) if (batch.len() + 1) * batch[0].len() <= TOKENS_PER_BATCH => batch.push(document),
-            _ => batches.push(vec![document]),
-        }
-    }
-    batches
-}
-
-/// The lines of a corpus from where it stands, and the digest of all bytes read.
-struct Lines<'a> {
-    corpus: &'a mut dyn BufRead,
-    hasher: blake3::Hasher,
-    number: usize,
-    bytes: u64,
-}
-
-impl<'a> Lines<'a> {
-    fn new(corpus: &'a mut dyn BufRead) -> Self {
-        Self { corpus, hasher: blake3::Hasher::new(), number: 0, bytes: 0 }
-    }
-
-    /// The next line with its end, if there is one.
-    fn next(&mut self, line: &mut Vec<u8>) -> Result<bool, EditError> {
-        line.clear();
-        let size = self.corpus.read_until(b'\n', line).map_err(|error| refuse(self.number + 1, error))?;
-        self.number += 1;
-        self.hasher.update(line);
-        self.bytes += size as u64;
-        Ok(size > 0)
-    }
-}
-
-fn refuse(line: usize, what: impl fmt::Display) -> EditError {
-    EditError::Corpus { line, what: what.to_string() }
-}
-
-/// The tokens of the document on a line, cut at the model's context; none for an empty one.
-fn tokens(model: &Model, line: &[u8], number: usize) -> Result<Option<Vec<u32>>, EditError> {
-    let text = std::str::from_utf8(line).map_err(|error| refuse(number, error))?;
-    let text = document(text).map_err(|what| refuse(number, what))?;
-    let mut ids = model.tokenizer.encode(&text)?;
-    ids.truncate(model.network.config().positions);
-    Ok(Some(ids).filter(|ids| !ids.is_empty()))
-}
-
-/// Whether the document at `place` of those drawn belongs to the shard.
-fn belongs(place: usize, shard: Option<Shard>) -> bool {
-    shard.is_none_or(|shard| place % shard.count as usize == shard.index as usize - 1)
-}
-
-/// All documents of a corpus in their order, or every so-manyth of them.
-struct InOrder<'a> {
-    reader: Lines<'a>,
-    shard: Option<Shard>,
-}
-
-impl InOrder<'_> {
-    /// The next document in tokens, and where in the corpus it ends.
-    fn next(&mut self, model: &Model) -> NextDocument {
-        let mut line = Vec::new();
-        while self.reader.next(&mut line)? {
-            if !belongs(self.reader.number - 1, self.shard) {
-                continue;
-            }
-            if let Some(ids) = tokens(model, &line, self.reader.number)? {
-                return Ok(Some((ids, self.reader.bytes)));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Draws the same documents of a corpus each time.
-const DRAWING_SEED: u64 = 0;
-
-/// Where each line of a corpus starts, and the digest of all of it.
-fn line_starts(corpus: &mut (impl BufRead + Seek)) -> Result<(Vec<u64>, FileDigest), EditError> {
-    let mut lines = Lines::new(corpus);
-    let mut starts = Vec::new();
-    let mut line = Vec::new();
-    loop {
-        let start = lines.bytes;
-        if !lines.next(&mut line)? {
-            return Ok((starts, FileDigest::finish(&lines.hasher)));
-        }
-        starts.push(start);
-    }
-}
-
-/// Documents drawn from a corpus.
-struct Documents<'a, C> {
-    corpus: &'a mut C,
-    starts: Vec<u64>,
-    order: Vec<usize>,
-    /// Place in `order` of the next line.
-    next: usize,
-    /// Documents drawn so far, and their tokens.
-    drawn: u64,
-    tokens: u64,
-    amount: Amount,
-    shard: Option<Shard>,
-}
-
-impl<C: BufRead + Seek> Documents<'_, C> {
-    /// The next document in tokens, and the bytes drawn so far: every shard draws all, and keeps its own.
-    fn next(&mut self, model: &Model) -> NextDocument {
-        while let Some(&line) = self.order.get(self.next) {
-            let enough = match self.amount {
-                Amount::Tokens(count) => self.tokens >= count,
-                Amount::Documents(count) => self.drawn >= count,
-                Amount::All | Amount::Mixed => false,
-            };
-            if enough {
-                return Ok(None);
-            }
-            self.next += 1;
-            let mut bytes = Vec::new();
-            let read = self.corpus.seek(SeekFrom::Start(self.starts[line]));
-            read.and_then(|_| self.corpus.read_until(b'\n', &mut bytes))
-                .map_err(|error| refuse(line + 1, error))?;
-            let Some(ids) = tokens(model, &bytes, line + 1)? else { continue };
-            let place = self.drawn as usize;
-            self.drawn += 1;
-            self.tokens += ids.len() as u64;
-            if belongs(place, self.shard) {
-                return Ok(Some((ids, self.tokens)));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// The text of a line: a JSON object's `text`, else the line itself.
-fn document(line: &str) -> Result<String, String> {
-    #[derive(serde::Deserialize)]
-    struct Object {
-        text: String,
-    }
-    let line = line.trim_end_matches(['\n', '\r']);
-    if !line.starts_with('{') {
-        return Ok(line.to_owned());
-    }
-    let object: Object = serde_json::from_str(line)
-        .map_err(|error| format!("expected a JSON object with a `text`, or plain text: {error}"))?;
-    Ok(object.text)
-}
-
 impl Statistics {
     /// Adds the sums and counts of `other`, which must be of the same model, layers and width, and another corpus.
     ///
@@ -390,6 +73,15 @@ impl Statistics {
         if self.inner != other.inner || !self.layers.keys().eq(other.layers.keys()) {
             return refuse("their layers");
         }
+        // Before anything is added, so that what cannot be added stays as it was.
+        let fits = |(layer, added): (&usize, &LayerSum)| {
+            self.layers.get(layer).is_some_and(|mine| mine.count.checked_add(added.count).is_some())
+        };
+        let documents = self.provenance.drawn.documents.checked_add(other.provenance.drawn.documents);
+        let Some(documents) = documents.filter(|_| other.layers.iter().all(fits)) else {
+            let what = "cannot be merged: their counts add up to more than any corpus holds".to_owned();
+            return Err(EditError::Statistics { what });
+        };
         for (layer, added) in &other.layers {
             if let Some(mine) = self.layers.get_mut(layer) {
                 mine.sum.iter_mut().zip(&added.sum).for_each(|(sum, term)| *sum += term);
@@ -397,7 +89,7 @@ impl Statistics {
             }
         }
         let (mine, theirs) = (&mut self.provenance, &other.provenance);
-        mine.drawn.documents += theirs.drawn.documents;
+        mine.drawn.documents = documents;
         if mine.drawn.shard.is_some() || theirs.drawn.shard.is_some() {
             // [`merge_order`] has seen that these are shards of one whole.
             mine.drawn.shard = None;
@@ -486,6 +178,30 @@ fn tensor_name(layer: usize) -> String {
     format!("layer.{layer}.second_moment_sum")
 }
 
+/// The layers that a file holds, whose sums are all squares of F32 of one size; or what they are instead, in words.
+fn layers_of(tensors: &[TensorInfo]) -> Result<Vec<usize>, String> {
+    let mut layers = Vec::new();
+    let mut expected = None;
+    for tensor in tensors {
+        let Some(layer) = layer_of(&tensor.name) else { continue };
+        let side = *expected.get_or_insert(tensor.shape.first().copied().unwrap_or_default());
+        if side == 0 || tensor.shape != [side, side] || tensor.element_dtype() != Some(Dtype::F32) {
+            let (dtype, shape) = (&tensor.dtype, &tensor.shape);
+            return Err(format!(
+                "holds {dtype} of shape {shape:?} in layer {layer}, expected squares of F32 of one size"
+            ));
+        }
+        layers.push(layer);
+    }
+    Ok(layers)
+}
+
+/// The layer of a tensor with exactly the name that [`tensor_name`] gives.
+fn layer_of(name: &str) -> Option<usize> {
+    let layer = name.strip_prefix("layer.")?.strip_suffix(".second_moment_sum")?.parse().ok()?;
+    (tensor_name(layer) == name).then_some(layer)
+}
+
 fn count_name(layer: usize) -> String {
     format!("layer.{layer}.count")
 }
@@ -535,10 +251,7 @@ impl StatisticsFile {
             },
         };
         let mut counts = BTreeMap::new();
-        for tensor in file.tensors() {
-            let layer =
-                tensor.name.strip_prefix("layer.").and_then(|rest| rest.strip_suffix(".second_moment_sum"));
-            let Some(layer) = layer.and_then(|layer| layer.parse().ok()) else { continue };
+        for layer in layers_of(file.tensors()).map_err(refuse)? {
             let count = field(&count_name(layer))?.parse().ok().filter(|count| *count > 0);
             counts.insert(layer, count.ok_or_else(|| refuse(format!("has no tokens in layer {layer}")))?);
         }
@@ -598,13 +311,7 @@ impl StatisticsFile {
     }
 
     fn tensor(&self, layer: usize) -> Result<&TensorInfo, EditError> {
-        let info = self.file.tensor(&tensor_name(layer))?;
-        if info.element_dtype() == Some(Dtype::F32) {
-            return Ok(info);
-        }
-        let path = self.file.path().display();
-        let what = format!("`{path}` holds {} in layer {layer}, expected F32", info.dtype);
-        Err(EditError::Statistics { what })
+        Ok(self.file.tensor(&tensor_name(layer))?)
     }
 
     /// One layer's second moment, `sum / count`, `[inner, inner]`; divided in f32 as the reference does.
@@ -646,4 +353,70 @@ impl StatisticsFile {
 
 fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
     bytes.chunks_exact(4).map(|entry| f32::from_le_bytes([entry[0], entry[1], entry[2], entry[3]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statistics(layers: &[(usize, usize, u64)]) -> Statistics {
+        let sum = |side: usize, count| LayerSum { sum: vec![1.0; side * side], count };
+        let digest = FileDigest::of(b"");
+        Statistics {
+            layers: layers.iter().map(|&(layer, side, count)| (layer, sum(side, count))).collect(),
+            inner: layers[0].1,
+            provenance: Provenance {
+                base: WeightsId::from_bytes([0; 32]),
+                tokenizer: digest,
+                corpora: vec![digest],
+                drawn: Drawn::default(),
+            },
+        }
+    }
+
+    /// What opening a file of these tensors, each with its type and shape, is refused with.
+    fn refused(tensors: &[(&str, Dtype, &[u64])]) -> String {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("statistics.safetensors");
+        let metadata = statistics(&[(0, 1, 7), (1, 1, 7)]).metadata();
+        let new = |&(name, dtype, shape): &(&str, Dtype, &[u64])| NewTensor {
+            name: name.to_owned(),
+            dtype,
+            shape: shape.to_vec(),
+        };
+        let tensors: Vec<NewTensor> = tensors.iter().map(new).collect();
+        write_safetensors(&path, &metadata, &tensors, |index, sink| {
+            let size =
+                tensors[index].shape.iter().product::<u64>() as usize * tensors[index].dtype.size_bytes();
+            sink.write_all(&vec![0; size])
+        })
+        .expect("written");
+        StatisticsFile::open(&path).expect_err("no statistics").to_string()
+    }
+
+    #[test]
+    fn sums_that_are_not_squares_of_one_size_are_refused_when_they_are_opened() {
+        const FIRST: &str = "layer.0.second_moment_sum";
+        const SECOND: &str = "layer.1.second_moment_sum";
+        let square = (FIRST, Dtype::F32, &[2, 2][..]);
+        for (tensors, expected) in [
+            (vec![(FIRST, Dtype::F32, &[1, 4][..])], "holds F32 of shape [1, 4] in layer 0"),
+            (vec![(FIRST, Dtype::F32, &[4][..])], "holds F32 of shape [4] in layer 0"),
+            (vec![(FIRST, Dtype::F32, &[0, 9][..])], "holds F32 of shape [0, 9] in layer 0"),
+            (vec![(FIRST, Dtype::F16, &[2, 2][..])], "holds F16 of shape [2, 2] in layer 0"),
+            (vec![square, (SECOND, Dtype::F32, &[1, 1][..])], "holds F32 of shape [1, 1] in layer 1"),
+        ] {
+            let found = refused(&tensors);
+            assert!(found.contains(expected) && found.contains("expected squares of F32"), "{found}");
+        }
+    }
+
+    #[test]
+    fn counts_beyond_every_corpus_are_not_added() {
+        let mut statistics = statistics(&[(0, 1, 7), (1, 1, u64::MAX)]);
+        let before = statistics.clone();
+        let found = statistics.merge(&before).expect_err("more than any count").to_string();
+        assert!(found.contains("more than any corpus holds"), "{found}");
+        assert_eq!(statistics, before, "a merge that is refused adds nothing");
+    }
 }

@@ -19,7 +19,10 @@ use super::hyperparameters::Hyperparameters;
 use super::kept::ValueLog;
 use super::lookup::{Located, locate};
 use super::{EditError, FactPrompt, Progress};
-use crate::model::{Batch, Model, Suffix, SuffixPass, gather, on_every_core, target_gradient};
+use crate::model::{
+    Batch, Model, Suffix, SuffixPass, gather, in_halves, memory_free, on_every_core, power_that_fits,
+    target_gradient,
+};
 
 /// Where the reference stops early.
 const LOSS_SMALL_ENOUGH: f32 = 5e-2;
@@ -41,8 +44,7 @@ pub struct Value {
 
 /// Finds the values of all facts, in their order.
 ///
-/// Batches follow from the facts, the model and the kind of device alone, so that the same inputs give the same
-/// bits however many cores there are; `log` holds the batches that earlier runs finished, and gets those of this one.
+/// Batches follow from the facts, the model and the device's memory, not from how many cores there are; `log` holds the batches that earlier runs finished, and gets those of this one.
 ///
 /// # Errors
 /// [`EditError::Template`], [`EditError::Model`] or [`EditError::Checkpoint`].
@@ -119,9 +121,13 @@ pub(crate) struct Planned<'a> {
     fact_size_bytes: usize,
 }
 
-/// Activations of a batch stay below this: on a CPU for each core.
+/// Activations of a batch stay below this on a CPU, for each core.
 const BATCH_SIZE_CPU_BYTES: usize = 64 << 20;
-const BATCH_SIZE_GPU_BYTES: usize = 8 << 30;
+/// On a GPU they take one such part of what is free: what is counted are the activations that the reverse pass needs,
+/// and as much again may be at work or between two uses.
+const BATCH_GPU_FREE_PARTS: u64 = 2;
+/// On a GPU that does not tell.
+const BATCH_SIZE_GPU_BYTES: u64 = 8 << 30;
 /// Most facts whose values are optimised as one batch; more make matrix products hardly faster. On a CPU a few are
 /// enough, and leave batches for every core where facts are few.
 const FACTS_PER_BATCH_CPU_MAX: usize = 5;
@@ -145,11 +151,11 @@ impl<'a> Planned<'a> {
         let tokens = rows.iter().map(|fact| fact.rows.len() * fact.lengths().0).max().unwrap_or(1);
         let fact_size_bytes =
             tokens * (blocks + 1) * (2 * config.inner + 6 * config.width) * size_of::<f32>();
-        let (limit_bytes, most) = match model.network.device().is_cpu() {
-            true => (BATCH_SIZE_CPU_BYTES, FACTS_PER_BATCH_CPU_MAX),
-            false => (BATCH_SIZE_GPU_BYTES, FACTS_PER_BATCH_GPU_MAX),
+        let device = model.network.device();
+        let facts_per_batch = match device.is_cpu() {
+            true => (BATCH_SIZE_CPU_BYTES / fact_size_bytes.max(1)).clamp(1, FACTS_PER_BATCH_CPU_MAX),
+            false => facts_per_gpu_batch(memory_free(device), fact_size_bytes as u64),
         };
-        let facts_per_batch = (limit_bytes / fact_size_bytes.max(1)).clamp(1, most);
         Ok(Self { model, rows, order, facts_per_batch, fact_size_bytes })
     }
 
@@ -164,7 +170,11 @@ impl<'a> Planned<'a> {
 
     fn descend(&self, batch: &[usize], hyperparameters: &Hyperparameters) -> Result<Vec<Value>, EditError> {
         let rows: Vec<&FactRows> = batch.iter().map(|&fact| &self.rows[fact]).collect();
-        descend_in_halves(&rows, &|rows| Task::from_places(self.model, hyperparameters, rows)?.descend())
+        let lacks_memory =
+            |error: &EditError| matches!(error, EditError::Model(error) if error.is_out_of_memory());
+        in_halves(&rows, lacks_memory, &|rows| {
+            Task::from_places(self.model, hyperparameters, rows)?.descend()
+        })
     }
 
     /// How long the middle batch takes on one core, in seconds.
@@ -179,20 +189,10 @@ impl<'a> Planned<'a> {
     }
 }
 
-/// What comes of the descent of some facts.
-type Descended<V> = Result<Vec<V>, EditError>;
-
-/// Runs `descend` over all of `facts`, or over each half of them where the device's memory does not hold them.
-fn descend_in_halves<F, V>(facts: &[F], descend: &dyn Fn(&[F]) -> Descended<V>) -> Descended<V> {
-    match descend(facts) {
-        Err(EditError::Model(error)) if facts.len() > 1 && error.is_out_of_memory() => {
-            let (first, second) = facts.split_at(facts.len() / 2);
-            let mut values = descend_in_halves(first, descend)?;
-            values.extend(descend_in_halves(second, descend)?);
-            Ok(values)
-        }
-        outcome => outcome,
-    }
+/// How many facts of `fact_size_bytes` run together on a GPU, of whose memory `free_bytes` are free.
+fn facts_per_gpu_batch(free_bytes: Option<u64>, fact_size_bytes: u64) -> usize {
+    let room_bytes = free_bytes.map_or(BATCH_SIZE_GPU_BYTES, |free| free / BATCH_GPU_FREE_PARTS);
+    power_that_fits(room_bytes, fact_size_bytes, FACTS_PER_BATCH_GPU_MAX)
 }
 
 /// The rows of one fact: its contexts, then the row of its subject's own continuation.
@@ -542,27 +542,17 @@ fn norm(vector: &[f32]) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::ModelError;
 
     #[test]
-    fn a_batch_that_memory_does_not_hold_is_halved_until_it_does() {
-        let facts: Vec<usize> = (0..11).collect();
-        let largest = std::cell::Cell::new(0);
-        let descend = |facts: &[usize]| {
-            if facts.len() > 3 {
-                let error =
-                    candle_core::Error::msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")");
-                return Err(EditError::Model(ModelError::Device(error)));
-            }
-            largest.set(largest.get().max(facts.len()));
-            Ok(facts.iter().map(|fact| fact * 10).collect())
-        };
-        let values = descend_in_halves(&facts, &descend).expect("three fit");
-        assert_eq!(values, facts.iter().map(|fact| fact * 10).collect::<Vec<_>>());
-        assert_eq!(largest.get(), 3);
-        let never = |_: &[usize]| -> Result<Vec<usize>, EditError> {
-            Err(EditError::Model(ModelError::Device(candle_core::Error::msg("out of memory"))))
-        };
-        assert!(descend_in_halves(&facts, &never).is_err(), "one fact that does not fit is an error");
+    fn a_gpu_runs_as_many_facts_together_as_half_of_its_free_memory_holds() {
+        // GPT-J's facts take some 340 MB each.
+        const FACT_SIZE_BYTES: u64 = 340 << 20;
+        for (free_gib, expected) in
+            [(0, 1), (1, 1), (4, 4), (16, 16), (24, 32), (44, 64), (55, 64), (140, 64)]
+        {
+            let found = facts_per_gpu_batch(Some(free_gib << 30), FACT_SIZE_BYTES);
+            assert_eq!(found, expected, "{free_gib} GiB are free");
+        }
+        assert_eq!(facts_per_gpu_batch(None, FACT_SIZE_BYTES), 16);
     }
 }

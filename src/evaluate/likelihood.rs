@@ -3,10 +3,16 @@
 use candle_core::{D, IndexOp, Tensor};
 
 use crate::facts::Record;
-use crate::model::{Batch, Model, ModelError, Network, gather, on_every_core};
+use crate::model::{
+    Batch, Config, Model, ModelError, Network, gather, in_halves, memory_free, on_every_core, power_that_fits,
+};
 
-/// Tokens that go through the network together.
+/// Tokens that go through the network together on a CPU, and on a GPU that does not tell what is free of its memory.
 const TOKENS_PER_BATCH: usize = 2048;
+/// Most of them on a GPU; more make products hardly faster.
+const TOKENS_PER_BATCH_GPU_MAX: usize = 32_768;
+/// On a GPU they take one such part of the memory that is free.
+const BATCH_GPU_FREE_PARTS: u64 = 4;
 
 /// A prompt and the targets that compete after it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -130,15 +136,20 @@ fn answers(
     order.sort_by_key(|&index| std::cmp::Reverse(sequences[index].ids.len()));
     let mut batches: Vec<&[usize]> = Vec::new();
     let mut rest = order.as_slice();
+    let longest = order.first().map_or(1, |&index| sequences[index].ids.len());
+    let tokens = match memory_free(network.device()) {
+        Some(free_bytes) => tokens_per_gpu_batch(free_bytes, network.config(), longest),
+        None => TOKENS_PER_BATCH,
+    };
     while let Some(&longest) = rest.first() {
-        let rows = (TOKENS_PER_BATCH / sequences[longest].ids.len()).clamp(1, rest.len());
+        let rows = (tokens / sequences[longest].ids.len()).clamp(1, rest.len());
         let (batch, others) = rest.split_at(rows);
         batches.push(batch);
         rest = others;
     }
     let parts: Vec<Vec<Answer>> = on_every_core(network.device(), &batches, |_, batch| {
         let rows: Vec<&Sequence> = batch.iter().map(|&index| &sequences[index]).collect();
-        let answers = run_batch(network, &rows)?;
+        let answers = in_halves(&rows, ModelError::is_out_of_memory, &|rows| run_batch(network, rows))?;
         progress(rows.len() as u64);
         Ok::<_, ModelError>(answers)
     })?;
@@ -147,6 +158,17 @@ fn answers(
         answers[index] = answer;
     }
     Ok(answers)
+}
+
+/// How many tokens, in rows of `longest` at most, go through the network together on a GPU, of whose memory
+/// `free_bytes` are free.
+fn tokens_per_gpu_batch(free_bytes: u64, config: &Config, longest: usize) -> usize {
+    // A block's vectors and what its heads see of the row; and, were every token asked for, its logits, of which the
+    // softmax makes two more.
+    let block = 2 * config.inner + 8 * config.width + 2 * config.heads * longest;
+    let token_size_bytes = ((block + 3 * config.vocabulary) * size_of::<f32>()) as u64;
+    let room_bytes = free_bytes / BATCH_GPU_FREE_PARTS;
+    power_that_fits(room_bytes, token_size_bytes, TOKENS_PER_BATCH_GPU_MAX)
 }
 
 fn run_batch(network: &Network, rows: &[&Sequence]) -> Result<Vec<Answer>, ModelError> {
@@ -202,4 +224,23 @@ pub fn top_tokens(
         Ok(TokenProbability { token, probability: f64::from(log_probabilities[id]).exp() })
     });
     likeliest.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_runs_more_tokens_together_the_more_of_its_memory_is_free() {
+        let config =
+            br#"{"model_type": "gptj", "vocab_size": 50400, "n_embd": 4096, "n_layer": 28, "n_head": 16}"#;
+        let config = Config::parse(config).expect("GPT-J's own");
+        for (free_gib, expected) in [(0, 1), (1, 256), (8, 2_048), (55, 16_384), (140, 32_768)] {
+            assert_eq!(
+                tokens_per_gpu_batch(free_gib << 30, &config, 40),
+                expected,
+                "{free_gib} GiB are free"
+            );
+        }
+    }
 }

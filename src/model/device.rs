@@ -155,6 +155,11 @@ pub fn memory_taken(device: &Device) -> Option<(u64, u64)> {
     }
 }
 
+/// Bytes of a GPU's memory that nobody has taken; nothing for a processor.
+pub fn memory_free(device: &Device) -> Option<u64> {
+    memory_taken(device).map(|(taken, all)| all.saturating_sub(taken))
+}
+
 /// The name that `--device` takes for `device`.
 pub fn device_name(device: &Device) -> String {
     match device.location() {

@@ -25,13 +25,13 @@ pub use candle_core::{Device, Error as DeviceError};
 pub use config::Config;
 pub use device::{
     Choice, CudaVersions, Gpu, choose, cuda_versions, device, device_name, gpu_of, gpus, is_out_of_memory,
-    memory_taken,
+    memory_free, memory_taken,
 };
 pub use generate::{Sampling, generate};
 pub(crate) use network::target_gradient;
 pub use network::{Cache, Network, Site, log_softmax};
 pub use overlay::TensorEdit;
-pub(crate) use parallel::on_every_core;
+pub(crate) use parallel::{in_halves, on_every_core, power_that_fits};
 pub use reverse::{Suffix, SuffixPass};
 pub use tokenizer::{END_OF_TEXT, Tokenizer};
 
@@ -115,10 +115,7 @@ pub enum ModelError {
 impl ModelError {
     /// Whether the device had too little memory: less at once may do.
     pub fn is_out_of_memory(&self) -> bool {
-        let Self::Device(error) = self else { return false };
-        // candle hands the driver's error on as text.
-        let text = error.to_string().to_lowercase();
-        text.contains("out of memory") || text.contains("out_of_memory")
+        matches!(self, Self::Device(error) if is_out_of_memory(error))
     }
 }
 

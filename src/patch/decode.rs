@@ -400,8 +400,13 @@ fn check_digests(source: &dyn Source, sections: &[Section], offsets: &[u64]) -> 
         return Ok(());
     }
     let damaged = |index: usize| SectionReader::new(source, sections, offsets, index).finish().err();
-    // The first, not any, so that the same file always gives the same message.
-    match (0..sections.len()).into_par_iter().find_map_first(damaged) {
+    let stored_size: u64 = sections.iter().map(|section| section.stored_size).sum();
+    // The first, not any, so that the same file always gives the same message. A small file is not worth a thread.
+    let found = match stored_size <= READ_BLOCK_BYTES {
+        true => (0..sections.len()).find_map(damaged),
+        false => (0..sections.len()).into_par_iter().find_map_first(damaged),
+    };
+    match found {
         Some(error) => Err(error),
         None => Ok(()),
     }

@@ -77,6 +77,9 @@ pub const DIMENSION_MAX: u64 = 1 << 31;
 pub const SECTION_DECODED_SIZE_MAX_BYTES: u64 = 1 << 34;
 /// Largest window of a zstd frame, as a power of two: 8 MiB, what every zstd decoder must support.
 pub const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// Most bytes that a zstd frame may decode to for each of its own, so that reading a file costs what its size lets
+/// expect; zstd itself goes up to 32768.
+pub const ZSTD_RATIO_MAX: u64 = 2_048;
 /// Most signatures.
 pub const SIGNATURES_MAX: usize = 16;
 /// Largest signature in bytes.

@@ -7,7 +7,7 @@ use super::error::PatchError;
 use super::layout::{
     BINDINGS_MAX, CONTEXTS_MAX, DIMENSION_MAX, FACTS_MAX, HYPERPARAMETERS_SIZE_MAX_BYTES, LAYERS_MAX,
     METRICS_MAX, NAME_SIZE_MAX_BYTES, PARENTS_MAX, SECTION_DECODED_SIZE_MAX_BYTES, SECTIONS_MAX, TENSORS_MAX,
-    TERMS_MAX, TEXT_SIZE_MAX_BYTES, correction_size_max_bytes, undo_size_max_bytes,
+    TERMS_MAX, TEXT_SIZE_MAX_BYTES, ZSTD_RATIO_MAX, correction_size_max_bytes, undo_size_max_bytes,
 };
 use super::manifest::{
     About, Base, Binding, Codec, Fact, IntegersEntry, Line, Manifest, Metric, Recipe, Section, SectionKind,
@@ -176,10 +176,20 @@ fn check_section(section: &Section, index: u32) -> Checked {
         Codec::Zstd => stored < decoded,
     };
     if fits {
-        return Ok(());
+        return check_ratio(section, index);
     }
     let what = format!("{stored} bytes stored ({:?}) for {decoded} decoded", section.codec);
     Err(PatchError::malformed(format!("sections[{index}]"), what))
+}
+
+/// Whoever reads a section makes room for what it decodes to; that must not be far more than what the file takes.
+fn check_ratio(section: &Section, index: u32) -> Checked {
+    let found = section.decoded_size.div_ceil(section.stored_size.max(1));
+    if section.codec == Codec::Stored || found <= ZSTD_RATIO_MAX {
+        return Ok(());
+    }
+    let what = format!("decoded bytes for each stored one in section {index}");
+    Err(PatchError::Limit { what, limit: ZSTD_RATIO_MAX, found })
 }
 
 fn check_term(term: &TermEntry, walk: &mut Walk<'_>, place: &str) -> Checked {

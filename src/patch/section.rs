@@ -12,11 +12,11 @@
 //! | 4 | 204,800 | 176,806 | 177,065 | 175,302 |
 //! | 3 | 153,600 | 137,145 | 120,179 | 115,075 |
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 
 use zstd::zstd_safe::{CParameter, Strategy};
 
-use super::layout::ZSTD_WINDOW_LOG_MAX;
+use super::layout::{ZSTD_RATIO_MAX, ZSTD_WINDOW_LOG_MAX};
 use super::manifest::Codec;
 use crate::factors::IntegerMatrix;
 
@@ -29,6 +29,8 @@ const SINGLE_PLANE_BITS_MAX: u8 = 8;
 const ZSTD_SEARCH_LEVEL: i32 = 19;
 /// A section is searched for repetitions as well where its Huffman code is below one such part of its size.
 const SEARCH_BELOW_FRACTION: usize = 4;
+/// The least block of a frame: a header, and a byte that is repeated.
+const ZSTD_BLOCK_SIZE_MIN_BYTES: usize = 4;
 
 /// A frame's magic, descriptor, window, dictionary id and content size, at their largest.
 const FRAME_HEADER_SIZE_MAX_BYTES: u64 = 18;
@@ -91,6 +93,9 @@ pub(super) fn compress(bytes: Vec<u8>) -> std::io::Result<(Codec, Vec<u8>)> {
         let searched = frame_of(&bytes, &[CParameter::CompressionLevel(ZSTD_SEARCH_LEVEL)])?;
         frame = if searched.len() < frame.len() { searched } else { frame };
     }
+    if bytes.len().div_ceil(frame.len()) > ZSTD_RATIO_MAX as usize {
+        frame = frame_of_short_blocks(&bytes)?;
+    }
     Ok(if frame.len() < bytes.len() { (Codec::Zstd, frame) } else { (Codec::Stored, bytes) })
 }
 
@@ -118,6 +123,26 @@ fn frame_of(bytes: &[u8], parameters: &[CParameter]) -> std::io::Result<Vec<u8>>
     compressor.compress(bytes)
 }
 
+/// A frame of blocks that are so short that none of them holds more for its size than a reader takes.
+fn frame_of_short_blocks(bytes: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = zstd::stream::write::Encoder::new(Vec::new(), 1)?;
+    for parameter in huffman_parameters() {
+        encoder.set_parameter(parameter)?;
+    }
+    encoder.set_pledged_src_size(Some(bytes.len() as u64))?;
+    encoder.include_contentsize(true)?;
+    encoder.include_checksum(false)?;
+    encoder.include_dictid(false)?;
+    let blocks = bytes.chunks(ZSTD_BLOCK_SIZE_MIN_BYTES * ZSTD_RATIO_MAX as usize);
+    for (number, block) in blocks.enumerate() {
+        if number > 0 {
+            encoder.flush()?;
+        }
+        encoder.write_all(block)?;
+    }
+    encoder.finish()
+}
+
 /// The `decoded_size` bytes that `stored` must hold.
 ///
 /// # Errors
@@ -137,17 +162,17 @@ pub(super) fn decompress(
     match codec {
         Codec::Stored if stored_size == decoded_size => grown(stored, decoded_size),
         Codec::Stored => Err(format!("{stored_size} stored bytes, expected {decoded_size}")),
-        Codec::Zstd => decompress_frame(stored, decoded_size),
+        Codec::Zstd => decompress_frame(stored, stored_size, decoded_size),
     }
 }
 
-fn decompress_frame(stored: &mut dyn Read, decoded_size: u64) -> Result<Vec<u8>, String> {
+fn decompress_frame(stored: &mut dyn Read, stored_size: u64, decoded_size: u64) -> Result<Vec<u8>, String> {
     let unreadable = |error: std::io::Error| format!("zstd: {error}");
     let mut start = Vec::new();
     (&mut *stored).take(FRAME_HEADER_SIZE_MAX_BYTES).read_to_end(&mut start).map_err(unreadable)?;
     check_frame_header(&start, decoded_size)?;
     let walked = WalkedFrame { reader: Read::chain(start.as_slice(), stored), walk: BlockWalk::default() };
-    let stored = BufReader::with_capacity(READ_BLOCK_BYTES, walked);
+    let stored = BufReader::with_capacity(stored_size.clamp(1, READ_BLOCK_BYTES as u64) as usize, walked);
     let mut decoder = zstd::stream::read::Decoder::with_buffer(stored).map_err(unreadable)?.single_frame();
     decoder.window_log_max(ZSTD_WINDOW_LOG_MAX).map_err(unreadable)?;
     let mut bytes = grown(&mut decoder, decoded_size).map_err(|error| format!("zstd: {error}"))?;
@@ -345,6 +370,21 @@ mod tests {
         for incompressible in [vec![], vec![1, 2, 3]] {
             let (codec, stored) = compress(incompressible.clone()).unwrap();
             assert_eq!((codec, stored), (Codec::Stored, incompressible));
+        }
+    }
+
+    #[test]
+    fn what_hardly_takes_room_is_stored_in_blocks_that_are_read() {
+        for size_bytes in [1_usize, 50_000, 131_072, (8 << 20) + 5] {
+            for byte in [0, 7] {
+                let bytes = vec![byte; size_bytes];
+                let (codec, stored) = compress(bytes.clone()).unwrap();
+                let ratio = size_bytes.div_ceil(stored.len());
+                assert!(ratio <= ZSTD_RATIO_MAX as usize, "{size_bytes} bytes in {}", stored.len());
+                // The blocks are as large as they may be, but for what stands before them and between them.
+                assert!(stored.len() <= size_bytes / 1_000 + 32, "{size_bytes} bytes in {}", stored.len());
+                assert!(decompress(codec, &stored, size_bytes as u64) == Ok(bytes));
+            }
         }
     }
 

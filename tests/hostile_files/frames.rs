@@ -1,6 +1,7 @@
 //! zstd frames, written out by hand so that no version of zstd changes them (RFC 8878).
 
-use mpatch::patch::manifest::Codec;
+use mpatch::patch::layout::ZSTD_RATIO_MAX;
+use mpatch::patch::manifest::{Codec, IntegersEntry, Recipe, Section};
 
 use super::file::File;
 use super::{Collection, Kind};
@@ -8,6 +9,8 @@ use super::{Collection, Kind};
 const MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 /// In the descriptor: the content's size in one byte, and no window.
 const SINGLE_SEGMENT: u8 = 0x20;
+/// In the descriptor: the content's size, less 256, in two bytes.
+const SIZE_IN_TWO: u8 = 0x40;
 /// In the descriptor: the content's size in eight bytes, behind a window.
 const SIZE_IN_EIGHT: u8 = 0xc0;
 /// A window of 8 MiB, the largest that is read.
@@ -33,6 +36,11 @@ fn plain() -> Vec<u8> {
     [&MAGIC[..], &[SINGLE_SEGMENT, DECODED], &run(u32::from(DECODED))].concat()
 }
 
+/// A frame of `size` bytes [`FILL`], 256 at least, its size in two bytes.
+fn run_of_two_size_bytes(size: u32) -> Vec<u8> {
+    [&MAGIC[..], &[SINGLE_SEGMENT | SIZE_IN_TWO], &(size as u16 - 256).to_le_bytes(), &run(size)].concat()
+}
+
 fn with_window(window: u8, size: u64) -> Vec<u8> {
     [&MAGIC[..], &[SIZE_IN_EIGHT, window], &size.to_le_bytes(), &run(u32::from(DECODED))].concat()
 }
@@ -43,8 +51,12 @@ fn patch(frame: &[u8]) -> Vec<u8> {
 }
 
 fn file(frame: &[u8]) -> File {
+    file_of(u64::from(DECODED) / 4, frame)
+}
+
+/// A patch of a 2 by `columns` matrix whose column scales are `frame`.
+fn file_of(columns: u64, frame: &[u8]) -> File {
     File::tiny().with(|file| {
-        let columns = u64::from(DECODED) / 4;
         file.manifest.terms[0].columns = columns;
         file.manifest.bindings[0].tensors[0].shape[1] = columns;
         file.sections[1] = vec![1; columns as usize];
@@ -52,7 +64,7 @@ fn file(frame: &[u8]) -> File {
         file.sections[4] =
             [&(65_536 / columns as u32).to_le_bytes()[..], &1_u32.to_le_bytes(), &[0; 4]].concat();
         let scales = &mut file.manifest.sections[3];
-        (scales.codec, scales.decoded_size) = (Codec::Zstd, u64::from(DECODED));
+        (scales.codec, scales.decoded_size) = (Codec::Zstd, 4 * columns);
     })
 }
 
@@ -70,6 +82,15 @@ pub fn frames() -> Collection {
     vectors.right("zstd_two_blocks", "a frame of two blocks", patch(&two_blocks));
     let raw_nothing = [&MAGIC[..], &[SINGLE_SEGMENT, DECODED], &block(0, 0, &[], false), &run(240)].concat();
     vectors.right("zstd_raw_nothing", "a raw block of no bytes", patch(&raw_nothing));
+    let ratio = |columns: u32| file_of(columns.into(), &run_of_two_size_bytes(4 * columns)).bytes();
+    let most = 11 * ZSTD_RATIO_MAX as u32 / 4;
+    vectors.right("zstd_ratio_2048", "a frame of 11 bytes that decodes to 2048 times as many", ratio(most));
+    vectors.beyond_limit(
+        "zstd_ratio_2049",
+        "a frame of 11 bytes that decodes to four more than 2048 times as many",
+        "decoded bytes for each stored one in section 3: 2049",
+        ratio(most + 1),
+    );
     malformed_frames(&mut vectors);
     malformed_descriptors(&mut vectors);
     let stored =
@@ -177,3 +198,53 @@ fn malformed_descriptors(vectors: &mut Collection) {
 
 /// Low half of the XXH64 (seed 0) of 240 bytes 0x3c.
 const CHECKSUM: u32 = 0x78fc_9166;
+
+/// A frame of `size` bytes [`FILL`] in blocks of at most `block_size`.
+fn runs(size: u64, block_size: u64) -> Vec<u8> {
+    let mut frame = [&MAGIC[..], &[SIZE_IN_EIGHT, 7 << 3], &size.to_le_bytes()].concat();
+    // A window of 128 KiB, the largest block.
+    let mut left = size;
+    while left > 0 {
+        let length = left.min(block_size);
+        left -= length;
+        frame.extend(block(1, length as u32, &[FILL], left == 0));
+    }
+    frame
+}
+
+/// A right patch of `side` by `side` integers of 16 bits, all of its sections in blocks of `block_size`, that says
+/// nothing else. Its size is what its sections take, and a little more than half a kibibyte.
+pub fn grown(side: u64, block_size: u64) -> Vec<u8> {
+    let zeros = |count: u64| vec![0; count as usize];
+    let file = File::tiny().with(|file| {
+        let manifest = &mut file.manifest;
+        manifest.facts.clear();
+        manifest.measured.clear();
+        let Recipe { method, hyperparameters, layers, contexts, tool, device, .. } = &mut manifest.recipe;
+        [method, hyperparameters, tool, device].into_iter().for_each(String::clear);
+        layers.clear();
+        contexts.clear();
+        manifest.base.architecture.clear();
+        let term = &mut manifest.terms[0];
+        (term.rows, term.columns, term.bits) = (side, side, 16);
+        (term.row_scales, term.column_scales) = (1, 2);
+        term.integers = IntegersEntry::Dense { section: 0 };
+        let tensor = &mut manifest.bindings[0].tensors[0];
+        (tensor.shape, tensor.undo) = ([side, side], 3);
+        manifest.sections.remove(1);
+        let rows = (65_536 / side).max(1);
+        let blocks = side.div_ceil(rows);
+        let undo = [&(rows as u32).to_le_bytes()[..], &(blocks as u32).to_le_bytes(), &zeros(4 * blocks)];
+        file.sections = vec![
+            runs(2 * side * side, block_size),
+            runs(4 * side, block_size),
+            runs(4 * side, block_size),
+            undo.concat(),
+        ];
+        let decoded = [2 * side * side, 4 * side, 4 * side];
+        for (section, size) in file.manifest.sections.iter_mut().zip(decoded) {
+            *section = Section { codec: Codec::Zstd, decoded_size: size, ..*section };
+        }
+    });
+    file.bytes()
+}

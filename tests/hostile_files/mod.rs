@@ -12,6 +12,9 @@ mod manifests;
 mod patches;
 mod weights;
 
+#[allow(unused_imports, reason = "as above")]
+pub use frames::grown;
+
 /// What a vector is, and with what it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {

@@ -6,6 +6,11 @@
 #![allow(dead_code, reason = "the fuzzer has one target to a program")]
 #![allow(clippy::unwrap_used, reason = "a broken promise is to be found")]
 
+#[cfg(feature = "edit")]
+pub mod editing;
+mod journal;
+
+use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use mpatch::checkpoint::{shards_of_bytes, tensors_of_bytes};
@@ -15,14 +20,18 @@ use mpatch::facts::{FactsFile, PLACEHOLDER};
 use mpatch::patch::layout::{FILE_SIZE_OFFSET, MANIFEST_SIZE_OFFSET, PATCH_ID_OFFSET, PRELUDE_SIZE_BYTES};
 use mpatch::patch::manifest::Codec;
 use mpatch::patch::{Patch, decode_section, encode};
+use mpatch::sign::allowed_signers::{line_of, parse_keys, principal_of};
+use mpatch::sign::{AllowedSigners, KnownLines, NAMESPACE, Policy, PublicKey, SshSig};
 use mpatch::tensor::Dtype;
 use mpatch::verify::verify_form;
+
+pub use journal::journal;
 
 /// A target: its name, which is that of its corpus, and what it does.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every target that needs no editing.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     ("patch", patch),
     ("manifest", manifest),
     ("section", section),
@@ -31,6 +40,8 @@ pub const TARGETS: [Target; 8] = [
     ("header", header),
     ("index", index),
     ("facts", facts),
+    ("trust", trust),
+    ("journal", journal),
 ];
 
 /// Decoded bytes of a patch beyond which its sections are left alone: a bomb is slow by right.
@@ -38,6 +49,13 @@ const DECODED_SIZE_MAX_BYTES: u64 = 1 << 16;
 
 /// The example of `docs/format.md`.
 const TINY: &[u8] = include_bytes!("../../fixtures/patches/tiny.mpatch");
+
+/// A folder for what is read from files only; in memory where the system has such a place, as writing waits for disks.
+fn folder() -> tempfile::TempDir {
+    let memory = PathBuf::from("/dev/shm");
+    let place = if memory.is_dir() { memory } else { std::env::temp_dir() };
+    tempfile::tempdir_in(place).expect("a folder")
+}
 
 /// A whole patch file, its size and id made right.
 pub fn patch(data: &[u8]) {
@@ -195,5 +213,72 @@ pub fn facts(data: &[u8]) {
             assert!(!file.records.is_empty() && file.warnings().len() <= 1);
         }
         Err(error) => assert!(!error.to_string().is_empty() && !error.hint().is_empty()),
+    }
+}
+
+/// A file that decides about trust: a byte for its kind, then its bytes.
+pub fn trust(data: &[u8]) {
+    let Some((kind, bytes)) = data.split_first() else { return };
+    match kind % 6 {
+        0 => drop(SshSig::parse(bytes).map(|read| signature(&read, bytes))),
+        1 => known_lines(bytes),
+        2 => policy(bytes),
+        kind => {
+            let Ok(text) = std::str::from_utf8(bytes) else { return };
+            match kind {
+                3 => allowed_signers(text),
+                4 => drop(parse_keys(text).map(|keys| keys.iter().for_each(key))),
+                _ => drop(SshSig::from_armour(text).map(|read| signature(&read, read.bytes()))),
+            }
+        }
+    }
+}
+
+/// A signature is what its bytes say, armour changes nothing, and it signs no message but its own.
+fn signature(read: &SshSig, bytes: &[u8]) {
+    assert_eq!(read.bytes(), bytes);
+    assert_eq!(SshSig::from_armour(&read.to_armour()).expect("its own armour").bytes(), bytes);
+    let _ = read.verify(b"a message that nobody signed").expect_err("no such signature can be found");
+    key(read.key());
+}
+
+/// A key is the key that its own line says.
+fn key(key: &PublicKey) {
+    assert_eq!(PublicKey::parse(&key.line()).expect("its own line"), *key);
+}
+
+/// What is known of lines is the same after it was written.
+fn known_lines(json: &[u8]) {
+    let Ok(known) = KnownLines::parse(json) else { return };
+    let written = known.to_json().expect("plain data");
+    assert_eq!(KnownLines::parse(&written).expect("its own text"), known);
+}
+
+/// A policy says the same after it was written, and together with another only ever asks for more.
+fn policy(json: &[u8]) {
+    let Ok(policy) = Policy::parse(json) else { return };
+    let written = serde_json::to_vec(&policy).expect("plain data");
+    assert_eq!(Policy::parse(&written).expect("its own text"), policy);
+    let both = Policy::default().and(policy.clone());
+    assert!(both.threshold >= policy.threshold && both.minimal_rung >= policy.minimal_rung);
+    assert!(policy.required.iter().all(|principal| both.required.contains(principal)));
+    assert!(both.forbids_exceptions() || !policy.forbids_exceptions());
+}
+
+/// Every line that says something is an entry or a problem; a key that is found, written down for one principal, is
+/// believed for that one and for patches only.
+fn allowed_signers(text: &str) {
+    let signers = AllowedSigners::parse(text);
+    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).count();
+    assert_eq!(signers.entries.len() + signers.problems.len(), lines);
+    for entry in signers.entries {
+        key(&entry.key);
+        let Some(principal) = principal_of(entry.principals.as_str()) else { continue };
+        let again = AllowedSigners::parse(&line_of(&principal, &entry.key));
+        let [found] = &again.entries[..] else { panic!("{principal:?} is written as {again:?}") };
+        assert!(again.problems.is_empty() && found.key == entry.key && !found.is_authority);
+        assert!(found.principals.matches(&principal) && !found.principals.matches("somebody else"));
+        let namespaces = found.namespaces.as_ref().expect("it is written with one");
+        assert!(namespaces.matches(NAMESPACE) && !namespaces.matches("git"));
     }
 }

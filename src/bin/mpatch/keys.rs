@@ -28,6 +28,8 @@ use crate::trust::TrustFiles;
 const OWN_KEY: &str = "key";
 /// Names the key where `--key` does not.
 const VARIABLE: &str = "MPATCH_KEY";
+/// Names it where neither does.
+const GIT_SETTING: &str = "git's `user.signingkey`";
 
 /// Which key signs.
 #[derive(Debug, Args)]
@@ -118,20 +120,74 @@ pub struct SignatureReport {
     principal: Option<String>,
 }
 
+/// The key that is to sign, by what says so.
+enum Chosen {
+    /// A key file, and what names it.
+    File(PathBuf, &'static str),
+    /// A public key in words, among git's settings.
+    Line(String),
+    /// Nothing names one.
+    Own(GitSettings),
+}
+
 impl KeyArguments {
     /// The key that is named, or the user's own, which is made if there is none.
     pub fn find(&self) -> Result<Signer, CommandError> {
-        let named = self.key.clone().or_else(|| places::variable(VARIABLE).map(PathBuf::from));
-        if let Some(path) = named {
-            return Signer::open(&path);
+        match self.choose() {
+            Chosen::File(path, _) => Signer::open(&path),
+            Chosen::Line(line) => Signer::of_line(&line),
+            Chosen::Own(git) => Signer::own(&git),
+        }
+    }
+
+    fn choose(&self) -> Chosen {
+        if let Some(path) = &self.key {
+            return Chosen::File(path.clone(), "`--key`");
+        }
+        if let Some(path) = places::variable(VARIABLE) {
+            return Chosen::File(path.into(), VARIABLE);
         }
         let git = GitSettings::read();
         match &git.signing_key {
-            Some(key) if literal(key).is_some() => Signer::of_line(literal(key).unwrap_or_default()),
-            Some(path) => Signer::open(Path::new(path)),
-            None => Signer::own(&git),
+            Some(key) => match literal(key) {
+                Some(line) => Chosen::Line(line.to_owned()),
+                None => Chosen::File(key.into(), GIT_SETTING),
+            },
+            None => Chosen::Own(git),
         }
     }
+}
+
+/// The key that would sign a new patch, and why this one.
+#[derive(Debug)]
+pub struct Prospect {
+    /// The key; none where one would be made.
+    pub key: Option<PublicKey>,
+    /// Where it lies, or would.
+    pub place: String,
+    /// Why it is this one.
+    pub reason: String,
+}
+
+/// The key that would sign if nothing named one on the command line; none is made.
+pub fn prospect() -> Result<Prospect, CommandError> {
+    let (signer, place, reason) = match (KeyArguments { key: None }).choose() {
+        Chosen::File(path, named_by) => {
+            (Some(Signer::open(&path)?), path.display().to_string(), format!("{named_by} names it"))
+        }
+        Chosen::Line(line) => {
+            (Some(Signer::of_line(&line)?), "the agent".to_owned(), format!("{GIT_SETTING} is this key"))
+        }
+        Chosen::Own(_) => {
+            let path = places::config_folder()?.join(OWN_KEY);
+            let is_there = path.symlink_metadata().is_ok();
+            let signer = if is_there { Some(Signer::open(&path)?) } else { None };
+            let reason = format!("neither {VARIABLE} nor {GIT_SETTING} names one");
+            (signer, path.display().to_string(), reason)
+        }
+    };
+    signer.as_ref().map_or(Ok(()), Signer::check_not_revoked)?;
+    Ok(Prospect { key: signer.map(|signer| signer.public), place, reason })
 }
 
 /// The public key that git's `user.signingkey` is, where it is not a path.

@@ -9,12 +9,15 @@ use std::process::Command;
 use clap::Args;
 use mpatch::doctor::{Ceilings, Comparison, Processor, ceilings, compare, processor};
 use mpatch::model::{CudaVersions, Device, Gpu, Model, choose, cuda_versions, device_name, gpu_of, gpus};
+use mpatch::sign::AllowedSigners;
 use serde::Serialize;
 
 use super::demo;
 use crate::editing::{DeviceArguments, StatisticsCache, open_model};
 use crate::error::{CommandError, ExitKind};
+use crate::keys;
 use crate::report::{Output, Page, Report, count, size};
+use crate::trust::TrustFiles;
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
@@ -289,6 +292,8 @@ impl Examination {
     /// What lies around mpatch on this machine: folders, keys and programs, each a line of its own.
     fn surroundings(&mut self) {
         self.checks.push(cache());
+        self.checks.push(signing_key());
+        self.checks.push(trust());
         self.checks.push(program("git", &["--version"], "a history needs it to fetch and push: install git"));
         let lfs = "a history keeps patches above a megabyte with it: install git-lfs";
         self.checks.push(program("git", &["lfs", "version"], lfs));
@@ -313,6 +318,52 @@ fn cache() -> Check {
         Err(error) => Check::beware("cache", error.to_string(), "name another folder in MPATCH_CACHE_DIR"),
     }
 }
+
+/// Which key would sign a new patch, and why; asking makes none.
+fn signing_key() -> Check {
+    const WHAT: &str = "signing key";
+    let prospect = match keys::prospect() {
+        Ok(prospect) => prospect,
+        Err(error) => {
+            return Check::beware(WHAT, error.message, error.hint.as_deref().unwrap_or(NAME_A_KEY));
+        }
+    };
+    let keys::Prospect { key, place, reason } = prospect;
+    Check::holds(
+        WHAT,
+        match key {
+            Some(key) => format!("{} ({}), {place}: {reason}", key.fingerprint(), key.algorithm()),
+            None => format!("none yet, the first patch that is signed makes {place}: {reason}"),
+        },
+    )
+}
+
+const NAME_A_KEY: &str = "name a key in MPATCH_KEY, or let mpatch make one";
+
+/// Where lists of believed keys were found, and what they come to.
+fn trust() -> Check {
+    const WHAT: &str = "trust";
+    let files = match TrustFiles::load() {
+        Ok(files) => files,
+        Err(error) => return Check::beware(WHAT, error.message, error.hint.as_deref().unwrap_or(MEND_LISTS)),
+    };
+    if let Some(warning) = files.warnings().first() {
+        return Check::beware(WHAT, warning, MEND_LISTS);
+    }
+    let list = |(name, signers): &(String, AllowedSigners)| {
+        format!("{} in {name}", count(signers.entries.len(), "key"))
+    };
+    let mut lists: Vec<String> = files.sources().iter().map(list).collect();
+    if lists.is_empty() {
+        lists.push("no list of believed keys: `mpatch trust add` begins one".to_owned());
+    }
+    if !files.revoked().is_empty() {
+        lists.push(count(files.revoked().len(), "revoked key"));
+    }
+    Check::holds(WHAT, lists.join(", "))
+}
+
+const MEND_LISTS: &str = "`mpatch trust list` shows all lists and what is wrong with them";
 
 /// The first line that a program says of itself.
 fn program(name: &str, arguments: &[&str], way_out: &str) -> Check {

@@ -1,0 +1,332 @@
+//! Collecting second moments: the documents of a corpus run through the model, and the sums of their keys.
+//!
+//! ```text
+//! corpus -> documents (all in order, or drawn; of these a shard) -> batches of like lengths -> k k^T, on the device
+//! ```
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{BufRead, Seek, SeekFrom};
+
+use candle_core::Tensor;
+use rand::SeedableRng;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha20Rng;
+
+use super::EditError;
+use super::drawn::{Amount, Drawn, Shard};
+use super::statistics::{LayerSum, Provenance, Statistics};
+use crate::digest::{FileDigest, WeightsId};
+use crate::model::{Batch, Model, Site, gather};
+
+/// Tokens that go through the network together: the reference's three contexts, for GPT-J's context.
+const TOKENS_PER_BATCH: usize = 6144;
+/// Documents read ahead and sorted by length, so that batches need little padding.
+const DOCUMENTS_READ_AHEAD: usize = 512;
+
+/// How far [`collect`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Collected {
+    /// Documents run.
+    pub documents: u64,
+    /// Tokens run.
+    pub tokens: u64,
+    /// Bytes of the corpus read.
+    pub bytes: u64,
+}
+
+/// Runs all of `corpus` through the model once and sums the keys of all `layers`.
+///
+/// The corpus holds one document a line: plain text, or JSON objects with a `text`. Documents longer than the
+/// model's context are cut, as in the reference.
+///
+/// # Errors
+/// [`EditError::Corpus`] names the line; [`EditError::Model`].
+pub fn collect(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    corpus: &mut dyn BufRead,
+    progress: &dyn Fn(Collected),
+) -> Result<Statistics, EditError> {
+    let mut documents = InOrder { reader: Lines::new(corpus), shard: None };
+    let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
+    let corpus = FileDigest::finish(&documents.reader.hasher);
+    sums.finish(
+        base,
+        corpus,
+        Drawn { amount: Amount::All, shard: None, documents: done.documents },
+        done.tokens,
+    )
+}
+
+/// Runs a part of `corpus`: an amount that is drawn, and of that a shard.
+///
+/// Documents are drawn without regard to where they stand, always the same ones: the reference, too, draws a subset,
+/// and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 8 bytes for each.
+///
+/// # Errors
+/// As [`collect`].
+pub fn collect_part(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    corpus: &mut (impl BufRead + Seek),
+    amount: Amount,
+    shard: Option<Shard>,
+    progress: &dyn Fn(Collected),
+) -> Result<Statistics, EditError> {
+    let (sums, digest, done) = if amount == Amount::All {
+        let mut documents = InOrder { reader: Lines::new(corpus), shard };
+        let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
+        (sums, FileDigest::finish(&documents.reader.hasher), done)
+    } else {
+        let (starts, digest) = line_starts(corpus)?;
+        let mut order: Vec<usize> = (0..starts.len()).collect();
+        order.shuffle(&mut ChaCha20Rng::seed_from_u64(DRAWING_SEED));
+        let mut documents = Documents { corpus, starts, order, next: 0, drawn: 0, tokens: 0, amount, shard };
+        let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
+        (sums, digest, done)
+    };
+    sums.finish(base, digest, Drawn { amount, shard, documents: done.documents }, done.tokens)
+}
+
+/// A document in tokens, and how far the corpus is run with it; none at the end.
+type NextDocument = Result<Option<(Vec<u32>, u64)>, EditError>;
+
+/// Runs the documents that `next` gives until it gives none; in the progress, bytes are those of the documents.
+fn run<'a>(
+    model: &'a Model,
+    layers: &[usize],
+    next: &mut dyn FnMut(&Model) -> NextDocument,
+    progress: &dyn Fn(Collected),
+) -> Result<(Sums<'a>, Collected), EditError> {
+    let mut sums = Sums::new(model, layers)?;
+    let mut done = Collected { documents: 0, tokens: 0, bytes: 0 };
+    loop {
+        let mut documents = Vec::new();
+        while documents.len() < DOCUMENTS_READ_AHEAD {
+            let Some((ids, end)) = next(model)? else { break };
+            done.bytes = end;
+            documents.push(ids);
+        }
+        if documents.is_empty() {
+            break;
+        }
+        for batch in batches(documents) {
+            done.documents += batch.len() as u64;
+            done.tokens += batch.iter().map(|row| row.len() as u64).sum::<u64>();
+            sums.add(&batch)?;
+            progress(done);
+        }
+    }
+    if done.tokens == 0 {
+        return Err(EditError::Corpus { line: 1, what: "there is no text to run".to_owned() });
+    }
+    Ok((sums, done))
+}
+
+/// Sums on the device while a corpus runs.
+struct Sums<'a> {
+    model: &'a Model,
+    /// `[inner, inner]` f32 by layer.
+    sums: BTreeMap<usize, Tensor>,
+    last: usize,
+}
+
+impl<'a> Sums<'a> {
+    fn new(model: &'a Model, layers: &[usize]) -> Result<Self, EditError> {
+        let Some(&last) = layers.iter().max() else {
+            return Err(EditError::Statistics { what: "no layer was asked for".to_owned() });
+        };
+        let inner = model.network.config().inner;
+        let zeros = Tensor::zeros((inner, inner), candle_core::DType::F32, model.network.device())?;
+        Ok(Self { model, sums: layers.iter().map(|layer| (*layer, zeros.clone())).collect(), last })
+    }
+
+    fn add(&mut self, rows: &[Vec<u32>]) -> Result<(), EditError> {
+        let network = &self.model.network;
+        let batch = Batch::new(rows, network.config().positions, network.device())?;
+        let real = batch.real_tokens();
+        let sums = &mut self.sums;
+        network.forward_to(&batch, self.last, &mut |site, vectors| {
+            let Site::MlpOutputInput(layer) = site else { return Ok(()) };
+            if let Some(sum) = sums.get_mut(&layer) {
+                let keys = gather(vectors, &real)?;
+                *sum = (&*sum + keys.t()?.matmul(&keys)?)?;
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    fn finish(
+        self,
+        base: WeightsId,
+        corpus: FileDigest,
+        drawn: Drawn,
+        count: u64,
+    ) -> Result<Statistics, EditError> {
+        let tokenizer = self.model.tokenizer.digest();
+        let provenance = Provenance { base, tokenizer, corpora: vec![corpus], drawn };
+        let inner = self.model.network.config().inner;
+        let layers = self
+            .sums
+            .into_iter()
+            .map(|(layer, sum)| Ok((layer, LayerSum { sum: sum.flatten_all()?.to_vec1()?, count })))
+            .collect::<Result<_, EditError>>()?;
+        Ok(Statistics { layers, inner, provenance })
+    }
+}
+
+/// Splits documents, sorted by length, so that rows times the longest stays within [`TOKENS_PER_BATCH`].
+fn batches(mut documents: Vec<Vec<u32>>) -> Vec<Vec<Vec<u32>>> {
+    documents.sort_by_key(|document| std::cmp::Reverse(document.len()));
+    let mut batches: Vec<Vec<Vec<u32>>> = Vec::new();
+    for document in documents {
+        match batches.last_mut() {
+            Some(batch) if (batch.len() + 1) * batch[0].len() <= TOKENS_PER_BATCH => batch.push(document),
+            _ => batches.push(vec![document]),
+        }
+    }
+    batches
+}
+
+/// The lines of a corpus from where it stands, and the digest of all bytes read.
+struct Lines<'a> {
+    corpus: &'a mut dyn BufRead,
+    hasher: blake3::Hasher,
+    number: usize,
+    bytes: u64,
+}
+
+impl<'a> Lines<'a> {
+    fn new(corpus: &'a mut dyn BufRead) -> Self {
+        Self { corpus, hasher: blake3::Hasher::new(), number: 0, bytes: 0 }
+    }
+
+    /// The next line with its end, if there is one.
+    fn next(&mut self, line: &mut Vec<u8>) -> Result<bool, EditError> {
+        line.clear();
+        let size = self.corpus.read_until(b'\n', line).map_err(|error| refuse(self.number + 1, error))?;
+        self.number += 1;
+        self.hasher.update(line);
+        self.bytes += size as u64;
+        Ok(size > 0)
+    }
+}
+
+fn refuse(line: usize, what: impl fmt::Display) -> EditError {
+    EditError::Corpus { line, what: what.to_string() }
+}
+
+/// The tokens of the document on a line, cut at the model's context; none for an empty one.
+fn tokens(model: &Model, line: &[u8], number: usize) -> Result<Option<Vec<u32>>, EditError> {
+    let text = std::str::from_utf8(line).map_err(|error| refuse(number, error))?;
+    let text = document(text).map_err(|what| refuse(number, what))?;
+    let mut ids = model.tokenizer.encode(&text)?;
+    ids.truncate(model.network.config().positions);
+    Ok(Some(ids).filter(|ids| !ids.is_empty()))
+}
+
+/// Whether the document at `place` of those drawn belongs to the shard.
+fn belongs(place: usize, shard: Option<Shard>) -> bool {
+    shard.is_none_or(|shard| place % shard.count as usize == shard.index as usize - 1)
+}
+
+/// All documents of a corpus in their order, or every so-manyth of them.
+struct InOrder<'a> {
+    reader: Lines<'a>,
+    shard: Option<Shard>,
+}
+
+impl InOrder<'_> {
+    /// The next document in tokens, and where in the corpus it ends.
+    fn next(&mut self, model: &Model) -> NextDocument {
+        let mut line = Vec::new();
+        while self.reader.next(&mut line)? {
+            if !belongs(self.reader.number - 1, self.shard) {
+                continue;
+            }
+            if let Some(ids) = tokens(model, &line, self.reader.number)? {
+                return Ok(Some((ids, self.reader.bytes)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Draws the same documents of a corpus each time.
+const DRAWING_SEED: u64 = 0;
+
+/// Where each line of a corpus starts, and the digest of all of it.
+fn line_starts(corpus: &mut (impl BufRead + Seek)) -> Result<(Vec<u64>, FileDigest), EditError> {
+    let mut lines = Lines::new(corpus);
+    let mut starts = Vec::new();
+    let mut line = Vec::new();
+    loop {
+        let start = lines.bytes;
+        if !lines.next(&mut line)? {
+            return Ok((starts, FileDigest::finish(&lines.hasher)));
+        }
+        starts.push(start);
+    }
+}
+
+/// Documents drawn from a corpus.
+struct Documents<'a, C> {
+    corpus: &'a mut C,
+    starts: Vec<u64>,
+    order: Vec<usize>,
+    /// Place in `order` of the next line.
+    next: usize,
+    /// Documents drawn so far, and their tokens.
+    drawn: u64,
+    tokens: u64,
+    amount: Amount,
+    shard: Option<Shard>,
+}
+
+impl<C: BufRead + Seek> Documents<'_, C> {
+    /// The next document in tokens, and the bytes drawn so far: every shard draws all, and keeps its own.
+    fn next(&mut self, model: &Model) -> NextDocument {
+        while let Some(&line) = self.order.get(self.next) {
+            let enough = match self.amount {
+                Amount::Tokens(count) => self.tokens >= count,
+                Amount::Documents(count) => self.drawn >= count,
+                Amount::All | Amount::Mixed => false,
+            };
+            if enough {
+                return Ok(None);
+            }
+            self.next += 1;
+            let mut bytes = Vec::new();
+            let read = self.corpus.seek(SeekFrom::Start(self.starts[line]));
+            read.and_then(|_| self.corpus.read_until(b'\n', &mut bytes))
+                .map_err(|error| refuse(line + 1, error))?;
+            let Some(ids) = tokens(model, &bytes, line + 1)? else { continue };
+            let place = self.drawn as usize;
+            self.drawn += 1;
+            self.tokens += ids.len() as u64;
+            if belongs(place, self.shard) {
+                return Ok(Some((ids, self.tokens)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The text of a line: a JSON object's `text`, else the line itself.
+fn document(line: &str) -> Result<String, String> {
+    #[derive(serde::Deserialize)]
+    struct Object {
+        text: String,
+    }
+    let line = line.trim_end_matches(['\n', '\r']);
+    if !line.starts_with('{') {
+        return Ok(line.to_owned());
+    }
+    let object: Object = serde_json::from_str(line)
+        .map_err(|error| format!("expected a JSON object with a `text`, or plain text: {error}"))?;
+    Ok(object.text)
+}
