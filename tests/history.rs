@@ -722,6 +722,41 @@ fn changes_are_undone_and_so_are_undoings_and_names_moved_by_git() {
 }
 
 #[test]
+fn an_undone_checkout_in_place_tells_how_to_take_the_weights_back() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("tag v1");
+    let base = fs::read(place.path("model.safetensors")).unwrap();
+    place.good("checkout main~1");
+    place.good("checkout v1 --in-place");
+    let edited = fs::read(place.path("model.safetensors")).unwrap();
+    assert!(edited != base);
+    for (verb, bytes) in [("undo", &base), ("redo", &edited)] {
+        let said = place.good(verb);
+        assert!(said.contains("only names have moved"), "{said}");
+        let command = said.lines().find_map(|line| line.strip_prefix("next: mpatch ")).unwrap();
+        assert_eq!(command, "checkout HEAD --onto model.safetensors --in-place");
+        if verb == "undo" {
+            // Taking the weights along is a change of its own, after which there is nothing to redo.
+            let head = place.head();
+            place.good(command);
+            assert_eq!((place.head(), place.mpatch("redo").status.code()), (head, Some(0)), "no name moved");
+            place.good("undo");
+            assert!(fs::read(place.path("model.safetensors")).unwrap() == *bytes);
+        } else {
+            place.good(command);
+            assert!(fs::read(place.path("model.safetensors")).unwrap() == *bytes);
+        }
+    }
+    // A copy leaves the old model where it was, and what only names things moves no weights.
+    place.good("checkout main~1 -o copy.safetensors");
+    assert!(!place.good("undo").contains("only names"));
+    place.good("tag v2");
+    assert!(!place.good("undo").contains("only names"));
+}
+
+#[test]
 fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     let place = Place::begun();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
