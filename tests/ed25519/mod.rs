@@ -1,6 +1,11 @@
 //! The edges of Ed25519: keys, commitments and scalars that lax rules let pass. Each case is made so that the lax rules
 //! do, where they can, and must be refused.
 
+mod arithmetic;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use arithmetic::{Curve, Number, ORDER, PRIME, ZERO};
 use curve25519_dalek::constants::{ED25519_BASEPOINT_POINT, EIGHT_TORSION};
 use curve25519_dalek::edwards::{CompressedEdwardsY, EdwardsPoint};
 use curve25519_dalek::scalar::Scalar;
@@ -179,4 +184,209 @@ fn a_point_has_one_form() {
         }
     }
     assert!(decoded > 3, "{decoded}");
+}
+
+// --------------------------------------------------------------------------------------- in every combination --
+
+/// A key or a commitment as it is written, and the part of it that the base point has.
+#[derive(Clone, Copy)]
+struct Written {
+    kind: &'static str,
+    bytes: [u8; 32],
+    scalar: Number,
+}
+
+/// One signature of one message.
+struct Edge {
+    kinds: String,
+    message: &'static [u8],
+    key: [u8; 32],
+    r: [u8; 32],
+    s: [u8; 32],
+}
+
+/// What the rules say of it, by [`arithmetic`] alone.
+#[derive(Debug, PartialEq, Eq)]
+struct Verdict {
+    /// `8 s B = 8 R + 8 k A`, whatever the encodings: RFC 8032's looser rule.
+    cofactored: bool,
+    /// `s B - k A` encodes to the bytes of `R`: what most libraries ask.
+    cofactorless: bool,
+    /// And everything is written in its one form, with points that the base point leads to.
+    strict: bool,
+}
+
+/// Eight times [`ORDER`].
+const EIGHT_ORDERS: Number = [
+    ORDER[0] << 3,
+    ORDER[1] << 3 | ORDER[0] >> 61,
+    ORDER[2] << 3 | ORDER[1] >> 61,
+    ORDER[3] << 3 | ORDER[2] >> 61,
+];
+
+const MESSAGES: [&[u8]; 3] = [b"", b"a manifest", &[0xa5; 300]];
+
+fn hashed(parts: &[&[u8]]) -> Number {
+    arithmetic::modulo_order(&HashAlg::Sha512.digest(&parts.concat()))
+}
+
+fn signed_of(message: &[u8]) -> Vec<u8> {
+    ssh_key::SshSig::signed_data("mpatch", HashAlg::Sha512, message).unwrap()
+}
+
+/// Every way to write a point of small order that a lax decoder takes.
+fn small_orders(curve: &Curve) -> BTreeSet<[u8; 32]> {
+    let mut written = BTreeSet::new();
+    for point in &curve.torsion {
+        let mut y = point.encode();
+        y[31] &= 0x7f;
+        let (more, _) = arithmetic::sum(arithmetic::from_bytes(y), PRIME);
+        for mut bytes in [y, arithmetic::to_bytes(more)] {
+            if bytes[31] & 0x80 != 0 {
+                continue;
+            }
+            for sign in [0, 0x80] {
+                bytes[31] = bytes[31] & 0x7f | sign;
+                written.insert(bytes);
+            }
+        }
+    }
+    written
+}
+
+/// An honest point, the same with each component of small order, and every point of small order alone.
+fn written(curve: &Curve, scalar: Number) -> Vec<Written> {
+    let point = curve.times(curve.base, scalar);
+    let mixed = curve.torsion.iter().enumerate().map(|(index, torsion)| Written {
+        kind: if index == 0 { "honest" } else { "mixed" },
+        bytes: curve.add(point, *torsion).encode(),
+        scalar,
+    });
+    let small = small_orders(curve).into_iter().map(|bytes| {
+        let is_canonical = curve.decode(bytes).unwrap().encode() == bytes;
+        let kind = if is_canonical { "small" } else { "small, not canonical" };
+        Written { kind, bytes, scalar: ZERO }
+    });
+    mixed.chain(small).collect()
+}
+
+/// All combinations of keys, commitments and messages, each with the scalar that the looser rule accepts; and with
+/// scalars that no rule accepts.
+fn edges(curve: &Curve) -> Vec<Edge> {
+    let mut edges = Vec::new();
+    let canonical = |bytes: [u8; 32]| curve.decode(bytes).unwrap().encode();
+    for (number, message) in MESSAGES.into_iter().enumerate() {
+        let number = [number as u8];
+        let keys = written(curve, hashed(&[b"secret", &number]));
+        let commitments = written(curve, hashed(&[b"nonce", &number]));
+        for (key, r) in keys.iter().flat_map(|key| commitments.iter().map(move |r| (key, r))) {
+            let kinds = format!("key: {}; commitment: {}", key.kind, r.kind);
+            let mut sign = |kinds: String, key_hashed: [u8; 32], r_hashed: [u8; 32]| {
+                let k = hashed(&[&r_hashed, &key_hashed, &signed_of(message)]);
+                let s = arithmetic::to_bytes(arithmetic::multiply_add(k, key.scalar, r.scalar));
+                edges.push(Edge { kinds, message, key: key.bytes, r: r.bytes, s });
+            };
+            sign(kinds.clone(), key.bytes, r.bytes);
+            // For those who hash points as they would write them.
+            let rewritten = (canonical(key.bytes), canonical(r.bytes));
+            if rewritten != (key.bytes, r.bytes) {
+                sign(format!("{kinds}; hashed anew"), rewritten.0, rewritten.1);
+            }
+        }
+    }
+    let honest: Vec<usize> =
+        (0..edges.len()).filter(|&index| edges[index].kinds == "key: honest; commitment: honest").collect();
+    for index in honest {
+        let Edge { message, key, r, s, .. } = edges[index];
+        let mut add =
+            |kinds: &str, message, s| edges.push(Edge { kinds: kinds.to_owned(), message, key, r, s });
+        let mut more = arithmetic::from_bytes(s);
+        while let (next, false) = arithmetic::sum(more, ORDER) {
+            more = next;
+            add("scalar: not reduced", message, arithmetic::to_bytes(more));
+        }
+        for bit in 0..256 {
+            let mut other = s;
+            other[bit / 8] ^= 1 << (bit % 8);
+            add(if bit < 252 { "scalar: another" } else { "scalar: high bits" }, message, other);
+        }
+        add("another message", b"something else", s);
+    }
+    // Points of full order that are not written in their one form, with nothing that fits them.
+    for low in 0xf0..=0xff {
+        for sign in [0x7f, 0xff] {
+            let mut bytes = [0xff; 32];
+            (bytes[0], bytes[31]) = (low, sign);
+            let [honest, s] = [edges[0].key, edges[0].s];
+            let mut add = |kinds: &str, key, r| {
+                edges.push(Edge { kinds: kinds.to_owned(), message: MESSAGES[1], key, r, s });
+            };
+            add("key: not canonical", bytes, honest);
+            add("commitment: not canonical", honest, bytes);
+        }
+    }
+    edges
+}
+
+fn verdict(curve: &Curve, edge: &Edge) -> Verdict {
+    let none = Verdict { cofactored: false, cofactorless: false, strict: false };
+    let (Some(key), s) = (curve.decode(edge.key), arithmetic::from_bytes(edge.s)) else { return none };
+    if !arithmetic::is_below(s, ORDER) {
+        return none;
+    }
+    let k = hashed(&[&edge.r, &edge.key, &signed_of(edge.message)]);
+    // `8 L` times any point of the curve is neutral, so this is `-k A` whatever the order of `A`.
+    let minus_k = arithmetic::difference(EIGHT_ORDERS, k);
+    let expected = curve.add(curve.times(curve.base, s), curve.times(key, minus_k));
+    let cofactorless = expected.encode() == edge.r;
+    let is_plain = |bytes: [u8; 32]| {
+        curve.decode(bytes).is_some_and(|point| {
+            let leads_there = curve.times(point, ORDER).is_neutral() && !point.is_neutral();
+            leads_there && point.encode() == bytes
+        })
+    };
+    let cofactored = curve.decode(edge.r).is_some_and(|r| {
+        let eight = [8, 0, 0, 0];
+        curve.times(expected, eight) == curve.times(r, eight)
+    });
+    Verdict { cofactored, cofactorless, strict: cofactorless && is_plain(edge.key) && is_plain(edge.r) }
+}
+
+#[test]
+fn the_edges_in_every_combination_get_the_strict_verdict() {
+    let curve = Curve::new();
+    assert_eq!(curve.base.encode(), ED25519_BASEPOINT_POINT.compress().0);
+    assert_eq!(small_orders(&curve).len(), 14);
+    let edges = edges(&curve);
+    assert!(edges.len() >= 914, "{} edges", edges.len());
+    // By kind: how many there are, and how many each rule accepts.
+    let mut counts: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
+    for edge in &edges {
+        let Edge { kinds, message, key, r, s } = edge;
+        let verdict = verdict(&curve, edge);
+        let parsed = SshSig::parse(&framed(key, r, s)).unwrap().verify(message);
+        assert_eq!(parsed.is_ok(), verdict.strict, "{kinds}: {key:02x?} {r:02x?} {s:02x?}");
+        assert!(verdict.strict || parsed == Err(SshSigError::Mismatch), "{kinds}: {parsed:?}");
+        // The arithmetic here agrees with a library that is not strict.
+        let signature = ed25519_dalek::Signature::from_components(*r, *s);
+        let lax = ed25519_dalek::VerifyingKey::from_bytes(key)
+            .is_ok_and(|key| key.verify(&signed_of(message), &signature).is_ok());
+        assert_eq!(lax, verdict.cofactorless, "{kinds}: {key:02x?} {r:02x?} {s:02x?}");
+        let count = counts.entry(kinds).or_default();
+        count[0] += 1;
+        let accepted = [verdict.cofactored, verdict.cofactorless, verdict.strict];
+        accepted.iter().zip(&mut count[1..]).for_each(|(accepted, count)| *count += usize::from(*accepted));
+    }
+    assert_eq!(counts["key: honest; commitment: honest"], [3; 4]);
+    let total = |place: usize| counts.values().map(|count| count[place]).sum::<usize>();
+    assert_eq!(total(3), 3, "the strict rule accepts what is honest, and nothing else: {counts:?}");
+    // The set tells the rules apart: all three disagree somewhere, in both ways that they can.
+    assert!(total(1) > 2 * total(2) && total(2) > 10 * total(3), "{counts:?}");
+    for kind in ["key: mixed; commitment: mixed", "key: small; commitment: honest"] {
+        let [all, cofactored, cofactorless, strict] = counts[kind];
+        assert!(
+            cofactored == all && 0 < cofactorless && cofactorless < all && strict == 0,
+            "{kind}: {counts:?}"
+        );
+    }
 }

@@ -1,27 +1,18 @@
-//! What the verbs of the history share: the store, who is at work, words for commits, and taking a checkpoint from one
-//! state to another.
+//! What the verbs of the history share: the store, who is at work, and words for commits.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
-use mpatch::checkpoint::{Checkpoint, Layout, Output as Copy};
 use mpatch::digest::PatchId;
-use mpatch::operation::{Plan, survey_size_bytes};
 use mpatch::patch::{Manifest, Patch};
-use mpatch::store::{
-    Author, Change, Commit, CommitId, Head, Message, Standing, Step, Store, StoreError, View,
-};
-use mpatch::{apply, revert};
+use mpatch::store::{Author, Change, Commit, CommitId, Head, Message, Store, StoreError, View};
 use serde::Serialize;
 
-use crate::commands::open_checkpoint;
 use crate::commands::show::fact_line;
 use crate::error::{CommandError, ExitKind, chain, io_hint};
-use crate::interrupt::{Work, doing};
 use crate::report::{Output, Page, escaped};
-use crate::standing::{locate, remembered};
 use crate::trust::{Judged, TrustArguments, require};
 
 /// Which history, and how long to wait for it.
@@ -280,200 +271,6 @@ pub fn branch_of(view: &View) -> Option<&str> {
 /// The short id and title of a commit, for a sentence.
 pub fn in_words(commit: &Commit) -> String {
     format!("{} \"{}\"", commit.id.short(), commit.message.title)
-}
-
-// ------------------------------------------------------------------------------------------ from state to state --
-
-/// Takes a copy of `checkpoint` along the way, into the new `target`.
-///
-/// Each step is an operation with its own digests, compared before its result has a name; steps before the last are
-/// temporary copies in the target's folder.
-pub fn walk(
-    store: &Store,
-    checkpoint: Checkpoint,
-    steps: &[Step],
-    target: &Path,
-    trust: &TrustArguments,
-    output: &Output,
-) -> Result<(), CommandError> {
-    mpatch::checkpoint::check_output(&checkpoint, target)?;
-    let Some((last, before)) = steps.split_last() else {
-        let progress = output.progress("copying", checkpoint.weights_size_bytes());
-        Copy::create(&checkpoint, target, [], &|bytes| progress.add(bytes))?.commit()?;
-        return Ok(());
-    };
-    let folder = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let passing = tempfile::Builder::new().prefix(".mpatch-").tempdir_in(folder);
-    let passing = passing.map_err(|error| CommandError::io("write to", folder, &error))?;
-    let ending = if checkpoint.layout() == Layout::File { ".safetensors" } else { "" };
-    let mut current = checkpoint;
-    let mut left: Option<PathBuf> = None;
-    for (index, step) in before.iter().enumerate() {
-        let place = passing.path().join(format!("step-{}{ending}", index + 1));
-        take(store, &current, *step, Some(&place), trust, output)?;
-        current = open_checkpoint(&place, output)?;
-        // One copy at a time: the one before has been read for the last time.
-        if let Some(old) = left.replace(place) {
-            let removed =
-                if old.is_dir() { std::fs::remove_dir_all(&old) } else { std::fs::remove_file(&old) };
-            removed.map_err(|error| CommandError::io("remove", &old, &error))?;
-        }
-    }
-    take(store, &current, *last, Some(target), trust, output)
-}
-
-/// Takes the checkpoint at `path` along the way where it lies; whatever stops it leaves one of the states on the way.
-pub fn walk_in_place(
-    store: &Store,
-    path: &Path,
-    steps: &[Step],
-    trust: &TrustArguments,
-    output: &Output,
-) -> Result<(), CommandError> {
-    steps.iter().try_for_each(|step| take(store, &open_checkpoint(path, output)?, *step, None, trust, output))
-}
-
-/// One step, into a new place, or where the checkpoint lies.
-fn take(
-    store: &Store,
-    checkpoint: &Checkpoint,
-    step: Step,
-    place: Option<&Path>,
-    trust: &TrustArguments,
-    output: &Output,
-) -> Result<(), CommandError> {
-    let (Step::Apply(id) | Step::Revert(id)) = step;
-    let patch = store.patch(id)?;
-    let failed = |error| CommandError::operation(&id.short(), error);
-    if let Step::Apply(_) = step {
-        // An old state is what was asked for, so an older patch of a line is no surprise here.
-        let trust = TrustArguments { allow_rollback: true, ..trust.clone() };
-        require(&patch, Path::new(&id.short()), &trust, output)?;
-    }
-    let progress = output.progress("comparing", survey_size_bytes(checkpoint, &patch));
-    let told = |bytes| progress.add(bytes);
-    let plan: Result<Plan, _> = match step {
-        Step::Apply(_) => match apply::plan_with(checkpoint, &patch, &told).map_err(failed)? {
-            apply::Answer::Applies(plan) => Ok(plan),
-            apply::Answer::WrongBase(mismatch) => Err(mismatch.to_string()),
-            apply::Answer::AlreadyApplied { .. } => Err("it is applied already".to_owned()),
-        },
-        Step::Revert(_) => match revert::plan_with(checkpoint, &patch, &told).map_err(failed)? {
-            revert::Answer::Reverts(plan) => Ok(plan),
-            revert::Answer::UnknownState(mismatch) => Err(mismatch.to_string()),
-            revert::Answer::AlreadyBase { .. } => Err("it is not applied".to_owned()),
-        },
-    };
-    drop(progress);
-    let plan = plan.map_err(|why| {
-        let message =
-            format!("patch {} does not fit `{}` any more: {why}", id.short(), checkpoint.path().display());
-        CommandError::new(ExitKind::WrongBase, message).hint("wait until nobody writes to it, and try again")
-    })?;
-    let written = match place {
-        Some(place) => {
-            let progress = output.progress("writing", plan.work_size_bytes());
-            plan.execute(checkpoint, &patch, place, &|bytes| progress.add(bytes))
-        }
-        None => {
-            plan.check_in_place(checkpoint)?;
-            let _doing = doing(Work::InPlace);
-            let progress = output.progress("writing", plan.in_place_work_size_bytes());
-            plan.execute_in_place(checkpoint, &patch, &|bytes| progress.add(bytes))
-        }
-    };
-    written.map(|_| ()).map_err(failed)
-}
-
-/// A step in words.
-pub fn step_words(store: &Store, step: Step) -> Result<String, CommandError> {
-    let (verb, id) = match step {
-        Step::Apply(id) => ("apply ", id),
-        Step::Revert(id) => ("revert", id),
-    };
-    let manifest = store.manifest(id)?;
-    Ok(format!("{verb} {}  {}", id.short(), message(&manifest, id, None, vec![]).title))
-}
-
-/// The record that a history keeps of `apply` and `revert`; it is begun before the weights change, for in place they
-/// are not afterwards what they were.
-///
-/// A patch that came on top of the head's state, or the last one that was taken out of it, becomes a commit; and the
-/// result is the model from now on. What does not begin in the head's state is not recorded, and the user is told.
-pub struct Record {
-    store: Store,
-    head: Commit,
-    start: Start,
-}
-
-/// Where the weights stood.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Start {
-    AtHead,
-    Known,
-    Unknown,
-}
-
-impl Record {
-    /// Looks where `checkpoint` stands in the history of the working folder, if there is one.
-    pub fn begin(checkpoint: &Checkpoint, output: &Output) -> Result<Option<Self>, CommandError> {
-        let Some(store) = here(output)? else { return Ok(None) };
-        let atlas = store.atlas()?;
-        let head = store.commit(store.head()?)?;
-        let start = match &locate(&atlas, checkpoint, false, output)?.standing {
-            Standing::At(found) => {
-                let state = found.first().map(|&index| &atlas.known()[index].state);
-                if state == atlas.state_after(&head.series) { Start::AtHead } else { Start::Known }
-            }
-            _ => Start::Unknown,
-        };
-        Ok(Some(Self { store, head, start }))
-    }
-
-    /// Records that `plan` was carried out, and that its result lies at `target`.
-    pub fn finish(
-        self,
-        plan: &Plan,
-        patch: &Patch,
-        target: &Path,
-        notes: Vec<String>,
-        output: &Output,
-    ) -> Result<(), CommandError> {
-        use mpatch::operation::Direction;
-        let Self { store, head, start } = self;
-        if start == Start::Unknown {
-            output.note("not recorded: these weights are in no state that the history here knows");
-            return Ok(());
-        }
-        let arguments = StoreArguments { store: store.folder().to_owned(), lock_timeout: 10.0 };
-        let mut change = arguments.change(&store)?;
-        let (at_head, manifest) = (start == Start::AtHead, patch.manifest());
-        let verb = match plan.direction {
-            Direction::Apply if at_head && !head.series.contains(&patch.id()) => {
-                change.add(patch, message(manifest, patch.id(), None, notes))?;
-                "apply"
-            }
-            Direction::Revert if at_head && head.series.last() == Some(&patch.id()) => {
-                let title = format!("Revert \"{}\"", message(manifest, patch.id(), None, vec![]).title);
-                change.take_back_last(Message { title, ..Message::default() })?;
-                "revert"
-            }
-            _ => {
-                output.note("not recorded as a commit: these weights were not in the state of HEAD");
-                "model"
-            }
-        };
-        change.set_model(Some(remembered(store.folder(), target)?));
-        let commit = change.view().head_commit();
-        change.finish(&format!("{verb} {}", patch.id().short()))?;
-        if let Some(commit) = commit.filter(|commit| *commit != head.id) {
-            output.note(&format!("recorded as {}", in_words(&store.commit(commit)?)));
-        }
-        Ok(())
-    }
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod places;
 mod report;
 mod standing;
 mod trust;
+mod walk;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

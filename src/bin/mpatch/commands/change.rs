@@ -10,10 +10,10 @@ use serde::Serialize;
 
 use super::{open_checkpoint, open_patch, patch_word};
 use crate::error::CommandError;
-use crate::history::Record;
 use crate::interrupt::{Work, doing};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{Judged, TrustReport};
+use crate::walk::Record;
 
 /// Where a result goes, and whether it is to be written at all.
 #[derive(Debug, Args)]

@@ -8,10 +8,11 @@ use serde::Serialize;
 
 use super::{beside, open_checkpoint};
 use crate::error::CommandError;
-use crate::history::{CommitReport, StoreArguments, branch_of, step_words, walk, walk_in_place};
+use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::standing::{locate, model_path, remembered, series_at};
 use crate::trust::TrustArguments;
+use crate::walk::{step_words, walk, walk_in_place};
 
 /// Arguments of `checkout`.
 #[derive(Debug, Args)]

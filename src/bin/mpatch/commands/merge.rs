@@ -16,11 +16,12 @@ use serde::Serialize;
 use super::open_checkpoint;
 use super::stack::sides;
 use crate::error::{CommandError, ExitKind, chain};
-use crate::history::{CommitReport, StoreArguments, branch_of, message, walk};
+use crate::history::{CommitReport, StoreArguments, branch_of, message};
 use crate::keys::SigningArguments;
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path, series_at};
 use crate::trust::{TrustArguments, require};
+use crate::walk::walk;
 
 /// Arguments of `merge`.
 #[derive(Debug, Args)]

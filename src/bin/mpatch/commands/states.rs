@@ -16,9 +16,10 @@ use serde::Serialize;
 use super::diff::write_facts;
 use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
-use crate::history::{CommitReport, step_words};
+use crate::history::CommitReport;
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{commits_of, digests, half_way_words, misfits};
+use crate::walk::step_words;
 
 /// Tensors that are shown one by one.
 const TENSORS_SHOWN: usize = 40;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::error::CommandError;
 use crate::history::{StoreArguments, branch_of, date};
-use crate::report::{Output, Page, Report};
+use crate::report::{Output, Page, Report, shell_word};
 
 /// Arguments of `undo`.
 #[derive(Debug, Args)]
@@ -29,6 +29,8 @@ pub struct UndoReport {
     branch: Option<String>,
     head: Option<String>,
     model: Option<String>,
+    /// What takes the model along, where it may have been changed in place.
+    take_along: Option<String>,
 }
 
 /// What `undo --list` prints.
@@ -68,8 +70,19 @@ impl UndoReport {
             branch: branch_of(view).map(str::to_owned),
             head: view.head_commit().map(|commit| commit.to_string()),
             model: view.model.clone(),
+            take_along: take_along(operation),
         }
     }
+}
+
+/// The command for a model that kept its place while the head moved away from it: only names are undone.
+fn take_along(operation: &Operation) -> Option<String> {
+    let (before, after) = (&operation.before, &operation.after);
+    let moves_weights =
+        ["checkout ", "apply ", "revert "].iter().any(|verb| operation.title.starts_with(verb));
+    let stayed = before.model == after.model && before.head_commit() != after.head_commit();
+    let model = after.model.as_ref().filter(|_| moves_weights && stayed)?;
+    Some(format!("mpatch checkout HEAD --onto {} --in-place", shell_word(model)))
 }
 
 impl OperationReport {
@@ -101,10 +114,14 @@ impl Report for UndoReport {
         if let Some(model) = &self.model {
             page.line(&format!("the model is {model}"));
         }
+        if self.take_along.is_some() {
+            page.line("only names have moved: weights that were changed in place still are");
+        }
     }
 
     fn next(&self) -> Option<String> {
-        Some(if self.verb == "undid" { "mpatch redo" } else { "mpatch undo" }.to_owned())
+        let other_way = if self.verb == "undid" { "mpatch redo" } else { "mpatch undo" };
+        Some(self.take_along.clone().unwrap_or_else(|| other_way.to_owned()))
     }
 }
 

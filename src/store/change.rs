@@ -1,0 +1,274 @@
+//! A change of a store: new states as commits, names that move, and the one recorded step that makes both so.
+
+use std::collections::BTreeMap;
+
+use git2::Oid;
+
+use super::Store;
+use super::base::Base;
+use super::error::StoreError;
+use super::message::Message;
+use super::objects::Snapshot;
+use super::operations::{self, Deed, Journal, Operation};
+use super::refs::{CommitId, Head, Kind, View};
+use super::state::State;
+use crate::digest::PatchId;
+use crate::patch::Patch;
+
+/// A change of a store in the making; dropped before [`Change::finish`], it changes nothing.
+#[derive(Debug)]
+pub struct Change<'s> {
+    pub(super) store: &'s Store,
+    pub(super) journal: Journal,
+}
+
+impl Change<'_> {
+    /// The names as this change will leave them.
+    pub fn view(&self) -> &View {
+        &self.journal.after
+    }
+
+    /// The first commit: the base, and no patch.
+    pub(super) fn start(&mut self, base: &Base) -> Result<CommitId, StoreError> {
+        let objects = self.store.objects();
+        let snapshot = Snapshot { base: objects.write_base(base)?, series: vec![], patches: BTreeMap::new() };
+        let tree = objects.write_tree(&snapshot, None)?;
+        let architecture = base.architecture.as_deref().unwrap_or("weights without a config");
+        let title = format!("Start from {architecture}, weights {}", base.weights.short());
+        let text = Message { title, ..Message::default() }.text(base.weights);
+        self.commit(tree, &text, &[])
+    }
+
+    /// Adds `patch` after the patches of the head's state.
+    ///
+    /// # Errors
+    /// [`StoreError::Recorded`], [`StoreError::Misfit`], or what goes wrong with writing.
+    pub fn add(&mut self, patch: &Patch, mut message: Message) -> Result<CommitId, StoreError> {
+        let id = patch.id();
+        let (head, mut snapshot) = self.head()?;
+        if snapshot.series.contains(&id) {
+            return Err(StoreError::Recorded { patch: id });
+        }
+        let (base, state) = self.reached(&snapshot)?;
+        let after = self.put_on_top(&mut snapshot, &base, &state, patch)?;
+        message.patches = vec![id];
+        let text = message.text(after.weights_id(&base));
+        self.commit_snapshot(&snapshot, head, &text, &[head.0])
+    }
+
+    /// Takes the last patch of the head's state back: a commit whose state is the one before it.
+    ///
+    /// # Errors
+    /// [`StoreError::NothingTo`] where there is no patch, or what goes wrong with writing.
+    pub fn take_back_last(&mut self, mut message: Message) -> Result<CommitId, StoreError> {
+        let (head, mut snapshot) = self.head()?;
+        let Some(last) = snapshot.series.pop() else {
+            return Err(StoreError::NothingTo { verb: "take back" });
+        };
+        message.reverted = vec![last];
+        let (base, state) = self.reached(&snapshot)?;
+        snapshot.patches.remove(&last);
+        let text = message.text(state.weights_id(&base));
+        self.commit_snapshot(&snapshot, head, &text, &[head.0])
+    }
+
+    /// Joins another history to the head's: `series` is one whose states are known, and `stacked` one patch on top of
+    /// it of everything else that is to be in the result.
+    ///
+    /// # Errors
+    /// [`StoreError::Misfit`], or what goes wrong with writing.
+    pub fn merge(
+        &mut self,
+        theirs: CommitId,
+        series: &[PatchId],
+        stacked: Option<&Patch>,
+        mut message: Message,
+    ) -> Result<CommitId, StoreError> {
+        let (head, mut snapshot) = self.head()?;
+        snapshot.patches.extend(self.store.snapshot(theirs)?.patches);
+        snapshot.series = series.to_vec();
+        let (base, mut state) = self.reached(&snapshot)?;
+        if let Some(stacked) = stacked {
+            state = self.put_on_top(&mut snapshot, &base, &state, stacked)?;
+            message.patches = vec![stacked.id()];
+        }
+        let text = message.text(state.weights_id(&base));
+        self.commit_snapshot(&snapshot, head, &text, &[head.0, theirs.0])
+    }
+
+    /// Moves the head, and the branch it is on, to a commit that already contains it.
+    pub fn fast_forward(&mut self, to: CommitId) {
+        self.move_head(to);
+    }
+
+    /// The base, and the state that a series leads to.
+    fn reached(&self, snapshot: &Snapshot) -> Result<(Base, State), StoreError> {
+        let atlas = self.store.atlas_of([snapshot.series.as_slice()], &snapshot.patches)?;
+        let state = atlas.state_after(&snapshot.series).cloned().unwrap_or_default();
+        Ok((atlas.base().clone(), state))
+    }
+
+    /// Writes a patch, puts it at the end of a series, and tells which state it leads to.
+    fn put_on_top(
+        &self,
+        snapshot: &mut Snapshot,
+        base: &Base,
+        state: &State,
+        patch: &Patch,
+    ) -> Result<State, StoreError> {
+        let id = patch.id();
+        let after = state.after(base, &patch.manifest().bindings);
+        let after = after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?;
+        snapshot.patches.insert(id, self.store.objects().write_patch(patch)?);
+        snapshot.series.push(id);
+        Ok(after)
+    }
+
+    fn head(&self) -> Result<(CommitId, Snapshot), StoreError> {
+        let no_commit = || StoreError::NoRevision { revision: "HEAD".to_owned(), nearest: None };
+        let head = self.journal.after.head_commit().ok_or_else(no_commit)?;
+        Ok((head, self.store.snapshot(head)?))
+    }
+
+    fn commit_snapshot(
+        &mut self,
+        snapshot: &Snapshot,
+        before: CommitId,
+        text: &str,
+        parents: &[Oid],
+    ) -> Result<CommitId, StoreError> {
+        let before = self.store.repository.find_commit(before.0).map_err(StoreError::git("read a commit"))?;
+        let tree = self.store.objects().write_tree(snapshot, Some(before.tree_id()))?;
+        self.commit(tree, text, parents)
+    }
+
+    fn commit(&mut self, tree: Oid, text: &str, parents: &[Oid]) -> Result<CommitId, StoreError> {
+        let repository = &self.store.repository;
+        let failed = || StoreError::git("write a commit");
+        let tree = repository.find_tree(tree).map_err(failed())?;
+        let parents: Vec<git2::Commit<'_>> = parents
+            .iter()
+            .map(|parent| repository.find_commit(*parent))
+            .collect::<Result<_, _>>()
+            .map_err(failed())?;
+        let parents: Vec<&git2::Commit<'_>> = parents.iter().collect();
+        let author = self.journal.author.signature()?;
+        let commit = repository.commit(None, &author, &author, text, &tree, &parents).map_err(failed())?;
+        self.move_head(CommitId(commit));
+        Ok(CommitId(commit))
+    }
+
+    fn move_head(&mut self, to: CommitId) {
+        match self.journal.after.head.clone() {
+            Head::Branch(name) => {
+                self.journal.after.refs.insert(format!("{}{name}", Kind::Branch.prefix()), to.0);
+            }
+            Head::Detached(_) => self.journal.after.head = Head::Detached(to),
+        }
+    }
+
+    /// Puts the head on a branch, or on a commit.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRevision`] for a branch that is not there.
+    pub fn switch(&mut self, head: Head) -> Result<(), StoreError> {
+        if let Head::Branch(name) = &head {
+            let full = Kind::Branch.full_name(name)?;
+            if !self.journal.after.refs.contains_key(&full) {
+                return Err(StoreError::NoRevision { revision: name.clone(), nearest: None });
+            }
+        }
+        self.journal.after.head = head;
+        Ok(())
+    }
+
+    /// Names a commit; a name is never moved by this.
+    ///
+    /// # Errors
+    /// [`StoreError::Name`] or [`StoreError::Taken`].
+    pub fn name(&mut self, kind: Kind, name: &str, commit: CommitId) -> Result<(), StoreError> {
+        let full = kind.full_name(name)?;
+        let refs = &mut self.journal.after.refs;
+        if let Some(at) = refs.get(&full) {
+            return Err(kind.taken(name, *at));
+        }
+        // In a folder of refs a name is a file or a folder, never both.
+        let clash = |other: &&String| {
+            other.starts_with(&format!("{full}/")) || full.starts_with(&format!("{other}/"))
+        };
+        if let Some(other) = refs.keys().find(clash).cloned() {
+            return Err(kind.taken(other.strip_prefix(kind.prefix()).unwrap_or(&other), refs[&other]));
+        }
+        refs.insert(full, commit.0);
+        Ok(())
+    }
+
+    /// Takes a name away; what it named stays, for as long as the operation is known.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRevision`] or [`StoreError::Current`].
+    pub fn forget(&mut self, kind: Kind, name: &str) -> Result<CommitId, StoreError> {
+        let full = kind.full_name(name)?;
+        if kind == Kind::Branch && self.journal.after.head == Head::Branch(name.to_owned()) {
+            return Err(StoreError::Current { name: name.to_owned() });
+        }
+        let removed = self.journal.after.refs.remove(&full);
+        removed
+            .map(CommitId)
+            .ok_or_else(|| StoreError::NoRevision { revision: name.to_owned(), nearest: None })
+    }
+
+    /// Says which checkpoint commands take when none is given.
+    pub fn set_model(&mut self, model: Option<String>) {
+        self.journal.after.model = model;
+    }
+
+    /// Moves all names back to where they were before the last operation that is not undone; tells which one it was.
+    ///
+    /// # Errors
+    /// [`StoreError::NothingTo`].
+    pub fn undo(self) -> Result<Operation, StoreError> {
+        self.replay("undo", |done, _| done.last().copied().cloned())
+    }
+
+    /// Does the operation again that was undone last.
+    ///
+    /// # Errors
+    /// [`StoreError::NothingTo`].
+    pub fn redo(self) -> Result<Operation, StoreError> {
+        self.replay("redo", |_, undone| undone.last().copied().cloned())
+    }
+
+    fn replay(
+        mut self,
+        verb: &'static str,
+        choose: impl FnOnce(&[&Operation], &[&Operation]) -> Option<Operation>,
+    ) -> Result<Operation, StoreError> {
+        let operations = self.store.operations()?;
+        let (done, undone) = operations::stacks(&operations);
+        let nothing = || StoreError::NothingTo { verb };
+        let chosen = choose(&done, &undone).ok_or_else(nothing)?;
+        let (view, deed) = match verb {
+            "undo" => (&chosen.before, Deed::Undo(chosen.id)),
+            _ => (&chosen.after, Deed::Redo(chosen.id)),
+        };
+        // Before its first operation a store is nothing.
+        if view.head_commit().is_none() {
+            return Err(nothing());
+        }
+        self.journal.after = view.clone();
+        self.journal.finish(&self.store.repository, &format!("{verb} {}", chosen.title), deed)?;
+        Ok(chosen)
+    }
+
+    /// Moves the names and records it under `title`; from here on it is durable.
+    ///
+    /// # Errors
+    /// [`StoreError::Git`]; the next change finishes what an error here left.
+    pub fn finish(self, title: &str) -> Result<(), StoreError> {
+        if self.journal.after == self.journal.before {
+            return Ok(());
+        }
+        self.journal.finish(&self.store.repository, title, Deed::Do)
+    }
+}

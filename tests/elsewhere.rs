@@ -1,0 +1,307 @@
+//! Histories that are shared, damaged, or come from strangers: what is named, what is mended, and what is refused.
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod drafts;
+mod material;
+mod place;
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use drafts::Numbers;
+use material::{key, signed_with};
+use mpatch::patch::Patch;
+use mpatch::sign::PrivateKey;
+use mpatch::store::{Author, Message, Store};
+use place::{Place, weights};
+
+fn lfs_is_here() -> bool {
+    let here =
+        Command::new("git").args(["lfs", "version"]).output().is_ok_and(|output| output.status.success());
+    if !here {
+        let _ = writeln!(std::io::stderr(), "skipped: git-lfs is not installed");
+    }
+    here
+}
+
+#[test]
+fn large_patches_travel_by_git_lfs_and_a_missing_one_is_named_and_mended() {
+    if !lfs_is_here() {
+        return;
+    }
+    let place = Place::new();
+    let shape = [700, 1_200];
+    fs::write(place.path("model.safetensors"), weights(shape)).unwrap();
+    place.good("init --base model.safetensors");
+    let term = Numbers(3).dense(shape, 14, 0.05);
+    let edits = vec![("b".to_owned(), vec![0])];
+    let patch = place.bound("model.safetensors", edits, vec![term], "The Colosseum", "Rome");
+    let patch = signed_with(patch, &key());
+    assert!(patch.len() > 1 << 20);
+    fs::write(place.path("large.mpatch"), &patch).unwrap();
+    place.good("add large.mpatch");
+    let oid = place.git("cat-file -p HEAD:patches/");
+    assert!(oid.contains(".manifest"));
+    let listed = place.git("lfs ls-files --long HEAD");
+    let oid = listed.split(' ').next().unwrap();
+    let object = place.path(&format!(".git/lfs/objects/{}/{}/{oid}", &oid[..2], &oid[2..4]));
+    assert_eq!(fs::read(&object).unwrap(), patch);
+
+    place.git("clone -q . stock");
+    place.git("-C stock lfs install --local");
+    place.git("-C stock lfs pull");
+    let copied = fs::read_dir(place.path("stock/patches")).unwrap().map(|entry| entry.unwrap().path());
+    let copied: Vec<PathBuf> = copied.filter(|path| path.extension().unwrap() == "mpatch").collect();
+    assert_eq!(fs::read(&copied[0]).unwrap(), patch);
+    assert_eq!(place.git("-C stock status --porcelain"), "");
+
+    place.good("clone . mine");
+    place.good("checkout HEAD --store mine --onto model.safetensors -o edited.safetensors");
+    fs::remove_file(&object).unwrap();
+    let errors = place.bad("checkout HEAD --onto model.safetensors -o other.safetensors", 3);
+    assert!(errors.contains(oid) && errors.contains("state: unchanged"), "{errors}");
+    assert!(!place.path("other.safetensors").exists());
+    // States are told without it.
+    assert_eq!(place.mpatch("status edited.safetensors").status.code(), Some(0));
+    assert!(place.bad("fsck", 3).contains(oid));
+    fs::write(&object, b"damaged").unwrap();
+    assert!(place.good("fsck --repair large.mpatch").contains("mended: patch"));
+    assert_eq!(fs::read(&object).unwrap(), patch);
+    fs::remove_file(&object).unwrap();
+    assert!(place.good("fsck --repair mine").contains("mended: patch"));
+
+    place.git("init -q --bare bare.git");
+    place.good("push --to bare.git");
+    place.good("clone bare.git again");
+    assert!(place.good("fsck --store again").starts_with("whole: "));
+}
+
+/// The key of somebody whom nobody here trusts.
+fn stranger() -> PrivateKey {
+    PrivateKey::from_seed(&[8; 32], "").unwrap()
+}
+
+#[test]
+fn what_comes_from_elsewhere_is_judged_by_its_signatures() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "0.mpatch", 1, "Tower 0");
+    place.good("apply model.safetensors 0.mpatch -o 0.safetensors");
+    let said = place.good("clone . mine");
+    assert!(said.contains("1 new patch, all signed by who is trusted here"), "{said}");
+    assert!(said.contains("  trusted: maker@example.org  │ "), "{said}");
+    let next = |number: u64, key: Option<PrivateKey>, flags: &str| {
+        let before = format!("{}.safetensors", number - 1);
+        let unsigned = place.unsigned(&before, 8 * number, &format!("Tower {number}"), "Rome");
+        let patch = key.map_or(unsigned.clone(), |key| signed_with(unsigned, &key));
+        fs::write(place.path(&format!("{number}.mpatch")), patch).unwrap();
+        place.good(&format!("apply {before} {number}.mpatch -o {number}.safetensors{flags}"));
+    };
+    // Unknown and unsigned come, are pointed out, and are asked about again by whoever applies them.
+    next(1, Some(stranger()), " --allow-unknown");
+    next(2, None, " --allow-unsigned");
+    let said = place.good("pull --store mine");
+    assert!(said.contains("warning: 2 new patches, 2 not trusted"), "{said}");
+    assert!(said.contains("  unknown (SHA256:") && said.contains("  unsigned: "), "{said}");
+    assert_eq!(place.git("-C mine rev-parse HEAD").trim(), place.head());
+    let errors = place.bad("checkout HEAD --store mine --onto 0.safetensors -o x.safetensors", 5);
+    assert!(errors.contains("--allow-unknown"), "{errors}");
+    let json = place.good("clone . told --json");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let answers: Vec<&str> = json["patches"].as_array().unwrap().iter().map(answer).collect();
+    assert_eq!(answers.iter().filter(|answer| **answer == "trusted").count(), 1);
+    assert!(answers.contains(&"unknown") && answers.contains(&"unsigned"), "{answers:?}");
+    // Keys that were trusted once.
+    let signers = place.path("config/allowed_signers");
+    let trusted = fs::read_to_string(&signers).unwrap();
+    let expired = trusted.replacen("namespaces=", "valid-before=\"20200101Z\",namespaces=", 1);
+    fs::write(&signers, &expired).unwrap();
+    assert!(place.good("clone . late").contains("  expired (SHA256:"));
+    fs::write(&signers, &trusted).unwrap();
+    fs::write(place.path("config/revoked"), key().public().line() + "\n").unwrap();
+    assert!(place.good("clone . withdrawn").contains("  revoked (SHA256:"));
+    fs::remove_file(place.path("config/revoked")).unwrap();
+    // A policy that lets nothing unsigned pass is about what comes, not about what is here.
+    let policy = place.path("config/policy.json");
+    fs::write(&policy, r#"{"unsigned": "refuse"}"#).unwrap();
+    let errors = place.bad("clone . refused", 5);
+    assert!(errors.contains("the policy allows no exceptions; 1 more are refused"), "{errors}");
+    assert!(errors.contains("hint: have it signed as the policy asks") && !place.path("refused").exists());
+    next(3, Some(key()), "");
+    place.good("pull --store mine");
+    fs::remove_file(&policy).unwrap();
+    next(4, None, " --allow-unsigned");
+    fs::write(&policy, r#"{"threshold": 2}"#).unwrap();
+    let refs = place.git("-C mine for-each-ref");
+    place.bad("pull --store mine", 5);
+    assert_eq!(place.git("-C mine for-each-ref"), refs);
+    fs::remove_file(&policy).unwrap();
+    place.good("pull --store mine");
+    assert_eq!(place.git("-C mine rev-parse HEAD").trim(), place.head());
+    // Somebody has changed a signature, and records the patch without asking mpatch.
+    let unsigned = place.unsigned("4.safetensors", 48, "Tower 5", "Rome");
+    let mut bad = signed_with(unsigned, &key());
+    *bad.last_mut().unwrap() ^= 1;
+    let store = Store::open(place.folder.path()).unwrap();
+    let author = Author { name: "x".into(), email: "y".into(), seconds: 1, offset_minutes: 0 };
+    let mut change = store.change(Duration::ZERO, author).unwrap();
+    change.add(&Patch::decode(bad).unwrap(), Message { title: "bad".into(), ..Message::default() }).unwrap();
+    change.finish("add").unwrap();
+    let refs = place.git("-C mine for-each-ref");
+    let errors = place.bad("pull --store mine", 4);
+    assert!(errors.contains("has a bad signature") && errors.contains("state: unchanged"), "{errors}");
+    assert_eq!(place.git("-C mine for-each-ref"), refs);
+    place.bad("clone . tampered", 4);
+    assert!(!place.path("tampered").exists());
+    place.good("fsck --store mine");
+}
+
+fn answer(patch: &serde_json::Value) -> &str {
+    patch["trust"]["answer"].as_str().unwrap()
+}
+
+/// The one pack of the history in `place`, and where the object begins and how many bytes it has in it.
+fn packed(place: &Place, oid: &str) -> (PathBuf, usize, usize) {
+    let folder = place.path(".git/objects/pack");
+    let packs = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let packs: Vec<PathBuf> = packs.filter(|path| path.extension().unwrap() == "pack").collect();
+    let [pack] = packs.as_slice() else { panic!("{packs:?}") };
+    let listed = place.git(&format!("verify-pack -v {}", pack.with_extension("idx").display()));
+    let line = listed.lines().find(|line| line.starts_with(oid)).unwrap();
+    let numbers: Vec<usize> = line.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    (pack.clone(), numbers[2], numbers[1])
+}
+
+fn damage(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = fs::read(path).unwrap();
+    change(&mut bytes);
+    fs::remove_file(path).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn damage_to_git_objects_is_named_and_mended_by_adding() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    place.patch("one.safetensors", "two.mpatch", 3, "The Space Needle");
+    place.good("apply one.safetensors two.mpatch -o two.safetensors");
+    place.good("clone . copy");
+    let one = Patch::decode(fs::read(place.path("one.mpatch")).unwrap()).unwrap().id();
+    let blob = place.git(&format!("rev-parse HEAD:patches/{one}.mpatch")).trim().to_owned();
+    let is_whole = |place: &Place| {
+        assert!(place.good("fsck").starts_with("whole: "));
+        assert_eq!(place.git("fsck --strict --full --no-dangling"), "");
+        place.good("checkout HEAD --onto model.safetensors -o again.safetensors");
+        assert!(
+            fs::read(place.path("again.safetensors")).unwrap()
+                == fs::read(place.path("two.safetensors")).unwrap()
+        );
+        fs::remove_file(place.path("again.safetensors")).unwrap();
+        place.good("undo");
+    };
+
+    // A patch in a pack; its file brings it back.
+    place.good("gc");
+    let (pack, begin, size) = packed(&place, &blob);
+    damage(&pack, |bytes| bytes[begin + size / 2] ^= 1);
+    let errors = place.bad("fsck", 3);
+    let name = pack.file_name().unwrap().to_str().unwrap();
+    assert!(
+        errors.contains(&format!("git object {blob} in {name}")) && errors.contains("--repair"),
+        "{errors}"
+    );
+    place.bad("checkout HEAD --onto model.safetensors -o x.safetensors", 3);
+    place.bad("fsck --repair two.mpatch", 3);
+    assert!(pack.exists(), "what helps nobody changes nothing");
+    let said = place.good("fsck --repair one.mpatch");
+    assert!(said.contains(&format!("mended: patch {one}")), "{said}");
+    assert!(!pack.exists() && place.path(&format!(".git/damaged/{name}.1")).exists());
+    is_whole(&place);
+
+    // A pack that is cut off takes the operations along, which only a whole copy has.
+    place.good("gc");
+    assert!(place.command("cp").args(["-a", ".git", "backup"]).status().unwrap().success());
+    let (pack, begin, _) = packed(&place, &blob);
+    damage(&pack, |bytes| bytes.truncate(begin));
+    place.bad("fsck", 3);
+    assert!(place.good("fsck --repair backup").contains("mended: git object"));
+    is_whole(&place);
+    assert!(place.good("undo --list").lines().count() > 2);
+
+    // An index that cannot be read hides a whole pack.
+    place.good("gc");
+    let (pack, ..) = packed(&place, &blob);
+    damage(&pack.with_extension("idx"), |bytes| bytes.truncate(100));
+    assert!(place.bad("fsck", 3).contains("its index cannot be read"));
+    let said = place.good("fsck --repair copy");
+    assert!(said.contains("mended: the list of operations, which begins anew"), "{said}");
+    is_whole(&place);
+
+    // A loose object, in a clone: the hint names where it came from.
+    let head = place.head();
+    let loose = place.path(&format!(".git/objects/{}/{}", &head[..2], &head[2..]));
+    damage(&loose, |bytes| *bytes.last_mut().unwrap() ^= 1);
+    assert!(place.bad("fsck", 3).contains(&format!("git object {head}")));
+    assert!(place.good("fsck --repair copy").contains(&format!("mended: git object {head}")));
+    is_whole(&place);
+    fs::remove_file(&loose).unwrap();
+    assert!(place.good("fsck --repair copy").contains("mended: git object"));
+    let copied = place.path(&format!("copy/.git/objects/{}/{}", &blob[..2], &blob[2..]));
+    if !copied.exists() {
+        let folder = place.path("copy/.git/objects/pack");
+        let packs = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+        for pack in packs.filter(|path| path.extension().is_some_and(|ending| ending == "pack")) {
+            damage(&pack, |bytes| bytes.truncate(40));
+        }
+    }
+    let errors = place.bad("fsck --store copy", 3);
+    assert!(errors.contains("`mpatch clone /"), "{errors}");
+    place.good("fsck --store copy --repair .");
+}
+
+#[test]
+fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    let trap = "touch PWNED\nfalse\n";
+    fs::create_dir_all(place.path(".git/hooks")).unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    for hook in ["post-checkout", "pre-push", "reference-transaction", "post-update", "pre-receive"] {
+        let path = place.path(&format!(".git/hooks/{hook}"));
+        fs::write(&path, format!("#!/bin/sh\n{trap}")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let config = place.path(".git/config");
+    let hostile = "[core]\n\tfsmonitor = touch PWNED\n\tsshCommand = touch PWNED\n\thooksPath = .git/hooks\n\
+                   [credential]\n\thelper = !touch PWNED\n[uploadpack]\n\tpackObjectsHook = touch PWNED\n";
+    fs::write(&config, fs::read_to_string(&config).unwrap() + hostile).unwrap();
+    place.git("init -q --bare bare.git");
+    place.good("clone . mine");
+    place.good("push --to bare.git");
+    place.good("pull --store mine");
+    place.good("branch other");
+    place.good("gc");
+    let touched = ["PWNED", "mine/PWNED", ".git/PWNED", "bare.git/PWNED"];
+    assert!(touched.iter().all(|name| !place.path(name).exists()));
+    let errors = place.bad("clone ext::sh%20-c%20touch%20PWNED elsewhere", 11);
+    assert!(errors.contains("ext") && !place.path("PWNED").exists() && !place.path("elsewhere").exists());
+
+    // A commit whose series does not follow from its patches is fetched, found out, and named by nothing.
+    place.git("clone -q -b main bare.git liar");
+    fs::write(place.path("liar/series"), format!("{}\n", "0".repeat(64))).unwrap();
+    place.git("-C liar -c user.name=x -c user.email=y commit -qam lie");
+    place.git("-C liar push -q origin HEAD:main");
+    let before = place.git("-C mine for-each-ref");
+    place.bad("pull --store mine --from bare.git", 3);
+    assert_eq!(place.git("-C mine for-each-ref"), before);
+
+    place.git("init -q other");
+    assert!(place.bad("log --store /", 2).contains("no mpatch store"));
+    place.bad("init other --base model.safetensors", 7);
+    place.git("config mpatch.version 2");
+    assert!(place.bad("log", 15).contains("version 2"));
+}
