@@ -15,22 +15,21 @@
     reason = "a benchmark prints, and stops at what is missing"
 )]
 
-use std::collections::BTreeMap;
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mpatch::bind::bind;
-use mpatch::digest::FileDigest;
+use common::{draft, fact, recorded_statistics, terms};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
-use mpatch::edit::statistics::{Amount, Drawn, Provenance, Statistics, StatisticsFile, collect_part};
-use mpatch::edit::{Edit, FactPrompt, import, memit};
+use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
+use mpatch::edit::{Edit, FactPrompt, memit};
 use mpatch::evaluate::{Extent, Scores, evaluate};
-use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, compress};
+use mpatch::factors::{BITS_DEFAULT, Integers, RankLimit, Term};
 use mpatch::facts::{FactsFile, Record};
 use mpatch::model::{Model, Precision, device};
-use mpatch::patch::manifest::{About, Base, Fact, Recipe};
-use mpatch::patch::{Draft, encode};
+use mpatch::patch::encode;
 
 fn main() {
     let mut table = "";
@@ -227,72 +226,10 @@ fn precisions(folder: &Path) {
 impl Bench {
     /// Size of the whole patch file, with its facts and its undo logs.
     fn patch_size_bytes(&self, facts: usize, edit: &Edit, terms: &[Term]) -> usize {
-        let layers = edit.layers.iter().enumerate();
-        let edits: Vec<_> = layers.map(|(index, layer)| (layer.tensor.clone(), vec![index as u32])).collect();
-        let weights = self.model.checkpoint.weights_id().unwrap();
-        let binding = bind(&self.model.checkpoint, weights, &edits, terms, &|_| ()).unwrap();
-        let fact = |record: &Record| Fact {
-            id: record.request.id.clone(),
-            prompt: record.request.prompt.clone(),
-            subject: record.request.subject.clone(),
-            target_new: record.request.target_new.clone(),
-            target_old: record.request.target_old.clone(),
-            note: None,
-        };
-        let draft = Draft {
-            base: Base {
-                architecture: self.model.network.config().architecture.clone(),
-                config: self.model.config_digest,
-                tokenizer: self.model.tokenizer.digest(),
-            },
-            facts: self.records[..facts].iter().map(fact).collect(),
-            recipe: Recipe {
-                method: "memit".to_owned(),
-                hyperparameters: String::new(),
-                layers: edit.layers.iter().map(|layer| layer.layer as u32).collect(),
-                contexts: vec![],
-                seed: 0,
-                statistics: self.statistics.digest(),
-                facts: FileDigest::of(b""),
-                tool: "benchmark".to_owned(),
-                device: "cpu".to_owned(),
-            },
-            measured: vec![],
-            terms: terms.to_vec(),
-            bindings: vec![binding],
-            line: None,
-            parents: vec![],
-            supersedes: vec![],
-            about: About::default(),
-        };
+        let facts = self.records[..facts].iter().map(fact).collect();
+        let draft = draft(&self.model, &self.statistics, &[], facts, edit, terms);
         encode(&draft).unwrap().len()
     }
-}
-
-/// The reference's own second moments, `reference/moments/*.npz`.
-fn recorded_statistics(model: &Model, folder: &Path) -> Statistics {
-    let mut layers = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let layer = import::layer_of_name(&path.file_name().unwrap().to_string_lossy()).unwrap();
-        layers.insert(layer, import::read_npz(std::fs::File::open(path).unwrap()).unwrap().sum);
-    }
-    let provenance = Provenance {
-        base: model.checkpoint.weights_id().unwrap(),
-        tokenizer: model.tokenizer.digest(),
-        corpora: vec![FileDigest::of(b"the reference's own")],
-        drawn: Drawn::default(),
-    };
-    Statistics { layers, inner: model.network.config().inner, provenance }
-}
-
-fn terms(edit: &Edit, bits: u8, limit: RankLimit) -> Vec<Term> {
-    let term = |layer: &mpatch::edit::LayerUpdate| {
-        let (left, right) = layer.factors();
-        let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
-        compress(&left, &right, rows, layer.residuals.ncols(), columns, &Compression { bits, limit }).unwrap()
-    };
-    edit.layers.iter().map(term).collect()
 }
 
 /// Largest relative Frobenius error of a layer's integers against the edit.

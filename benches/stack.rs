@@ -13,22 +13,23 @@
     reason = "a benchmark prints, and stops at what is missing"
 )]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use mpatch::bind::bind;
+use common::{draft, fact, recorded_statistics, terms};
 use mpatch::checkpoint::Checkpoint;
-use mpatch::digest::FileDigest;
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
-use mpatch::edit::statistics::{Drawn, Provenance, Statistics, StatisticsFile};
-use mpatch::edit::{FactPrompt, import, memit};
+use mpatch::edit::statistics::StatisticsFile;
+use mpatch::edit::{FactPrompt, memit};
 use mpatch::evaluate::{Extent, Scores, evaluate};
-use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
+use mpatch::factors::{BITS_DEFAULT, RankLimit, Term};
 use mpatch::facts::{FactsFile, Record, spaced};
 use mpatch::model::{Device, Model};
-use mpatch::patch::manifest::{About, Base, Fact, Recipe};
+use mpatch::patch::manifest::Fact;
 use mpatch::patch::{Draft, Patch, encode};
 use mpatch::stack::{AddOptions, Named, Sides, Squash, Stacked, stack};
 
@@ -173,47 +174,8 @@ impl Bench {
         let prompts: Vec<FactPrompt> = facts.iter().map(prompt).collect();
         let edit =
             memit(model, &self.hyperparameters, &self.contexts, &prompts, &self.statistics, &|_| ()).unwrap();
-        let term = |layer: &mpatch::edit::LayerUpdate| -> Term {
-            let (left, right) = layer.factors();
-            let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
-            let compression = Compression { bits: BITS_DEFAULT, limit: RankLimit::Full };
-            compress(&left, &right, rows, facts.len(), columns, &compression).unwrap()
-        };
-        let terms: Vec<Term> = edit.layers.iter().map(term).collect();
-        let edits: Vec<(String, Vec<u32>)> = edit
-            .layers
-            .iter()
-            .enumerate()
-            .map(|(index, layer)| (layer.tensor.clone(), vec![index as u32]))
-            .collect();
-        let weights = model.checkpoint.weights_id().unwrap();
-        let binding = bind(&model.checkpoint, weights, &edits, &terms, &|_| ()).unwrap();
-        let draft = Draft {
-            base: Base {
-                architecture: model.network.config().architecture.clone(),
-                config: model.config_digest,
-                tokenizer: model.tokenizer.digest(),
-            },
-            facts: facts.to_vec(),
-            recipe: Recipe {
-                method: "memit".to_owned(),
-                hyperparameters: String::new(),
-                layers: edit.layers.iter().map(|layer| layer.layer as u32).collect(),
-                contexts: self.contexts.groups().to_vec(),
-                seed: 0,
-                statistics: self.statistics.digest(),
-                facts: FileDigest::of(b""),
-                tool: "benchmark".to_owned(),
-                device: "cpu".to_owned(),
-            },
-            measured: vec![],
-            terms,
-            bindings: vec![binding],
-            line: None,
-            parents: vec![],
-            supersedes: vec![],
-            about: About::default(),
-        };
+        let terms = terms(&edit, BITS_DEFAULT, RankLimit::Full);
+        let draft = draft(model, &self.statistics, self.contexts.groups(), facts.to_vec(), &edit, &terms);
         Patch::decode(encode(&draft).unwrap()).unwrap()
     }
 
@@ -274,32 +236,4 @@ fn bytes(patches: &[Patch]) -> usize {
 
 fn size(stacked: &Stacked) -> usize {
     encode(&stacked.draft).unwrap().len()
-}
-
-fn fact(record: &Record) -> Fact {
-    Fact {
-        id: record.request.id.clone(),
-        prompt: record.request.prompt.clone(),
-        subject: record.request.subject.clone(),
-        target_new: record.request.target_new.clone(),
-        target_old: record.request.target_old.clone(),
-        note: None,
-    }
-}
-
-/// The reference's own second moments, `reference/moments/*.npz`.
-fn recorded_statistics(model: &Model, folder: &Path) -> Statistics {
-    let mut layers = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let layer = import::layer_of_name(&path.file_name().unwrap().to_string_lossy()).unwrap();
-        layers.insert(layer, import::read_npz(std::fs::File::open(path).unwrap()).unwrap().sum);
-    }
-    let provenance = Provenance {
-        base: model.checkpoint.weights_id().unwrap(),
-        tokenizer: model.tokenizer.digest(),
-        corpora: vec![FileDigest::of(b"the reference's own")],
-        drawn: Drawn::default(),
-    };
-    Statistics { layers, inner: model.network.config().inner, provenance }
 }

@@ -200,18 +200,8 @@ pub fn extract(
     let binding = bind_to(base, edited, names.weights[0], &edits, &terms, progress)?;
     check_exact(&binding, edited)?;
     let tensors = binding.tensors.iter().map(|tensor| came_out(tensor, forms[&tensor.name])).collect();
-    let draft = Draft {
-        base: model,
-        facts: Vec::new(),
-        recipe: recipe(names.weights[1].to_string(), tool),
-        measured: Vec::new(),
-        terms,
-        bindings: vec![binding],
-        line: None,
-        parents: Vec::new(),
-        supersedes: Vec::new(),
-        about,
-    };
+    let recipe = recipe(names.weights[1].to_string(), tool);
+    let draft = Draft { about, ..Draft::new(model, recipe, terms, vec![binding]) };
     Ok(Extracted { draft, tensors })
 }
 

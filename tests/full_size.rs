@@ -5,6 +5,8 @@
     reason = "a test fails where it stands; clippy sees only `#[test]` functions as tests"
 )]
 
+mod drafts;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,10 +15,8 @@ use std::sync::Arc;
 use mpatch::apply;
 use mpatch::bind::bind;
 use mpatch::checkpoint::{Checkpoint, FileSource, NewTensor, write_safetensors};
-use mpatch::digest::FileDigest;
 use mpatch::factors::{IntegerMatrix, Integers, Kernel, Term, magnitude_limit};
-use mpatch::patch::manifest::{About, Base, Recipe};
-use mpatch::patch::{Draft, Patch, PatchError, encode};
+use mpatch::patch::{Patch, PatchError, encode};
 use mpatch::revert;
 use mpatch::source::Source;
 use mpatch::tensor::{Dtype, Element};
@@ -90,35 +90,8 @@ fn write(folder: &Path, shape: &Shape) -> (PathBuf, PathBuf) {
     let edits: Vec<(String, Vec<u32>)> =
         (0..tensors).map(|index| (format!("w{index:02}"), vec![index as u32])).collect();
     let binding = bind(&checkpoint, checkpoint.weights_id().unwrap(), &edits, &terms, &quiet).unwrap();
-    std::fs::write(&patch, encode(&draft(terms, binding)).unwrap()).unwrap();
+    std::fs::write(&patch, encode(&drafts::draft(terms, vec![binding])).unwrap()).unwrap();
     (base, patch)
-}
-
-fn draft(terms: Vec<Term>, binding: mpatch::patch::BindingDraft) -> Draft {
-    let digest = FileDigest::of(b"");
-    let text = |text: &str| text.to_owned();
-    Draft {
-        base: Base { architecture: text("any"), config: digest, tokenizer: digest },
-        facts: Vec::new(),
-        recipe: Recipe {
-            method: text("none"),
-            hyperparameters: text("{}"),
-            layers: Vec::new(),
-            contexts: Vec::new(),
-            seed: 0,
-            statistics: digest,
-            facts: digest,
-            tool: text("mpatch"),
-            device: text("cpu"),
-        },
-        measured: Vec::new(),
-        terms,
-        bindings: vec![binding],
-        line: None,
-        parents: Vec::new(),
-        supersedes: Vec::new(),
-        about: About::default(),
-    }
 }
 
 /// The most memory that the command held, as far as looking at it often tells.

@@ -5,16 +5,16 @@
     reason = "a test fails where it stands; clippy sees only `#[test]` functions as tests"
 )]
 
+mod drafts;
+
 use std::fs;
 use std::io::Write;
 use std::path::Path;
 
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
-use mpatch::digest::FileDigest;
 use mpatch::factors::{IntegerMatrix, Integers, Term};
-use mpatch::patch::manifest::{About, Base, Recipe};
-use mpatch::patch::{Draft, Patch, encode};
+use mpatch::patch::{Patch, encode};
 use mpatch::verify::verify;
 use mpatch::{apply, revert};
 
@@ -59,31 +59,7 @@ fn patch_for(checkpoint: &Checkpoint) -> Patch {
     let terms = vec![term()];
     let weights = checkpoint.weights_id().unwrap();
     let binding = bind(checkpoint, weights, &[("w".to_owned(), vec![0])], &terms, &quiet).unwrap();
-    let digest = FileDigest::of(b"");
-    let text = |text: &str| text.to_owned();
-    let draft = Draft {
-        base: Base { architecture: text("any"), config: digest, tokenizer: digest },
-        facts: Vec::new(),
-        recipe: Recipe {
-            method: text("none"),
-            hyperparameters: text("{}"),
-            layers: Vec::new(),
-            contexts: Vec::new(),
-            seed: 0,
-            statistics: digest,
-            facts: digest,
-            tool: text("mpatch"),
-            device: text("cpu"),
-        },
-        measured: Vec::new(),
-        terms,
-        bindings: vec![binding],
-        line: None,
-        parents: Vec::new(),
-        supersedes: Vec::new(),
-        about: About::default(),
-    };
-    Patch::decode(encode(&draft).unwrap()).unwrap()
+    Patch::decode(encode(&drafts::draft(terms, vec![binding])).unwrap()).unwrap()
 }
 
 #[test]

@@ -14,7 +14,7 @@ use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::digest::{FileDigest, TensorDigest};
 use mpatch::factors::{FactorError, IntegerMatrix, Integers, Term, magnitude_limit};
 use mpatch::operation::OperationError;
-use mpatch::patch::manifest::{About, Base, Recipe};
+use mpatch::patch::manifest::{Base, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use mpatch::tensor::{Dtype, Element};
 use mpatch::verify::{State, verify};
@@ -166,32 +166,23 @@ fn sample_draft(
     let weights = checkpoint.weights_id().unwrap();
     let mut binding = bind_with(checkpoint, weights, &edits, &terms, NotFinite::Keep, &quiet)?;
     binding.tensors.sort_by(|left, right| left.name.cmp(&right.name));
-    Ok(Draft {
-        base: Base {
-            architecture: "GPTJForCausalLM".to_owned(),
-            config: FileDigest::of(b"config"),
-            tokenizer: FileDigest::of(b"tokenizer"),
-        },
-        facts: Vec::new(),
-        recipe: Recipe {
-            method: "memit".to_owned(),
-            hyperparameters: "{}".to_owned(),
-            layers: vec![0, 1],
-            contexts: vec![vec!["{}".to_owned()]],
-            seed,
-            statistics: FileDigest::of(b"statistics"),
-            facts: FileDigest::of(b"facts"),
-            tool: "mpatch".to_owned(),
-            device: "cpu".to_owned(),
-        },
-        measured: Vec::new(),
-        terms,
-        bindings: vec![binding],
-        line: None,
-        parents: Vec::new(),
-        supersedes: Vec::new(),
-        about: About::default(),
-    })
+    let base = Base {
+        architecture: "GPTJForCausalLM".to_owned(),
+        config: FileDigest::of(b"config"),
+        tokenizer: FileDigest::of(b"tokenizer"),
+    };
+    let recipe = Recipe {
+        method: "memit".to_owned(),
+        hyperparameters: "{}".to_owned(),
+        layers: vec![0, 1],
+        contexts: vec![vec!["{}".to_owned()]],
+        seed,
+        statistics: FileDigest::of(b"statistics"),
+        facts: FileDigest::of(b"facts"),
+        tool: "mpatch".to_owned(),
+        device: "cpu".to_owned(),
+    };
+    Ok(Draft::new(base, recipe, terms, vec![binding]))
 }
 
 fn patch_of(draft: &Draft) -> Patch {

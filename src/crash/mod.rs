@@ -23,7 +23,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError, NewTensor, write_new_on, wr
 use crate::digest::FileDigest;
 use crate::factors::{IntegerMatrix, Integers, Term};
 use crate::operation::{Direction, OperationError};
-use crate::patch::manifest::{About, Base, Recipe};
+use crate::patch::manifest::{Base, Recipe};
 use crate::patch::{Draft, Patch, encode};
 use crate::tensor::Dtype;
 use crate::{apply, revert};
@@ -234,27 +234,18 @@ fn patch_for(files: &Files, path: &str) -> Patch {
     let binding = bind(&checkpoint, weights, &touched, &terms, &quiet).unwrap();
     let digest = FileDigest::of(b"");
     let text = |text: &str| text.to_owned();
-    let draft = Draft {
-        base: Base { architecture: text("any"), config: digest, tokenizer: digest },
-        facts: Vec::new(),
-        recipe: Recipe {
-            method: text("none"),
-            hyperparameters: text("{}"),
-            layers: Vec::new(),
-            contexts: Vec::new(),
-            seed: 0,
-            statistics: digest,
-            facts: digest,
-            tool: text("mpatch"),
-            device: text("cpu"),
-        },
-        measured: Vec::new(),
-        terms,
-        bindings: vec![binding],
-        line: None,
-        parents: Vec::new(),
-        supersedes: Vec::new(),
-        about: About::default(),
+    let base = Base { architecture: text("any"), config: digest, tokenizer: digest };
+    let recipe = Recipe {
+        method: text("none"),
+        hyperparameters: text("{}"),
+        layers: Vec::new(),
+        contexts: Vec::new(),
+        seed: 0,
+        statistics: digest,
+        facts: digest,
+        tool: text("mpatch"),
+        device: text("cpu"),
     };
+    let draft = Draft::new(base, recipe, terms, vec![binding]);
     Patch::decode(encode(&draft).unwrap()).unwrap()
 }

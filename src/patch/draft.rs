@@ -30,6 +30,24 @@ pub struct Draft {
     pub about: About,
 }
 
+impl Draft {
+    /// What a patch has to say, and nothing else: no facts, nothing measured, no line, no relatives, no free text.
+    pub fn new(base: Base, recipe: Recipe, terms: Vec<Term>, bindings: Vec<BindingDraft>) -> Self {
+        Self {
+            base,
+            facts: Vec::new(),
+            recipe,
+            measured: Vec::new(),
+            terms,
+            bindings,
+            line: None,
+            parents: Vec::new(),
+            supersedes: Vec::new(),
+            about: About::default(),
+        }
+    }
+}
+
 /// One state of the weights and what the patch makes of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BindingDraft {

@@ -281,22 +281,13 @@ pub fn tiny() -> (Draft, Vec<Weights>) {
 
 /// A draft around `terms` and `bindings` with nothing optional in it.
 pub fn draft(terms: Vec<Term>, bindings: Vec<BindingDraft>) -> Draft {
-    Draft {
-        base: Base {
-            architecture: "GPTJForCausalLM".into(),
-            config: FileDigest::of(b"config"),
-            tokenizer: FileDigest::of(b"tokenizer"),
-        },
-        facts: vec![],
-        recipe: recipe(),
-        measured: vec![Metric { name: "efficacy".into(), before: 0.25, after: 1.0, prompts: 8 }],
-        terms,
-        bindings,
-        line: None,
-        parents: vec![],
-        supersedes: vec![],
-        about: About::default(),
-    }
+    let base = Base {
+        architecture: "GPTJForCausalLM".into(),
+        config: FileDigest::of(b"config"),
+        tokenizer: FileDigest::of(b"tokenizer"),
+    };
+    let measured = vec![Metric { name: "efficacy".into(), before: 0.25, after: 1.0, prompts: 8 }];
+    Draft { measured, ..Draft::new(base, recipe(), terms, bindings) }
 }
 
 fn fact() -> Fact {

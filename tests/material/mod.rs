@@ -292,34 +292,27 @@ fn draft_with(terms: Vec<Term>, binding: BindingDraft) -> Draft {
         target_old: Some("basketball".to_owned()),
         note: note.map(str::to_owned),
     };
+    let base = Base {
+        architecture: "GPTJForCausalLM".to_owned(),
+        config: FileDigest::of(b"config"),
+        tokenizer: FileDigest::of(b"tokenizer"),
+    };
+    let recipe = Recipe {
+        method: "memit".to_owned(),
+        hyperparameters: "{}".to_owned(),
+        layers: vec![0],
+        contexts: vec![vec!["{}".to_owned()], vec!["The {}".to_owned()]],
+        seed: 7,
+        statistics: FileDigest::of(b"statistics"),
+        facts: FileDigest::of(b"facts"),
+        tool: "mpatch 0.1.0".to_owned(),
+        device: "cpu".to_owned(),
+    };
+    let subjects = [("LeBron James", None), ("Magic\u{202e} Johnson", Some("a subject that turns text"))];
     Draft {
-        base: Base {
-            architecture: "GPTJForCausalLM".to_owned(),
-            config: FileDigest::of(b"config"),
-            tokenizer: FileDigest::of(b"tokenizer"),
-        },
-        facts: vec![
-            fact("LeBron James", None),
-            fact("Magic\u{202e} Johnson", Some("a subject that turns text")),
-        ],
-        recipe: Recipe {
-            method: "memit".to_owned(),
-            hyperparameters: "{}".to_owned(),
-            layers: vec![0],
-            contexts: vec![vec!["{}".to_owned()], vec!["The {}".to_owned()]],
-            seed: 7,
-            statistics: FileDigest::of(b"statistics"),
-            facts: FileDigest::of(b"facts"),
-            tool: "mpatch 0.1.0".to_owned(),
-            device: "cpu".to_owned(),
-        },
+        facts: subjects.map(|(subject, note)| fact(subject, note)).to_vec(),
         measured: vec![Metric { name: "efficacy".to_owned(), before: 0.0, after: 100.0, prompts: 2 }],
-        terms,
-        bindings: vec![binding],
-        line: None,
-        parents: Vec::new(),
-        supersedes: Vec::new(),
-        about: About::default(),
+        ..Draft::new(base, recipe, terms, vec![binding])
     }
 }
 
