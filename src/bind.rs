@@ -4,7 +4,6 @@
 //! weights as they lie in the file, block by block, with the arithmetic that applying uses; nothing is written.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::{TensorDigest, WeightsId};
@@ -266,7 +265,8 @@ impl<'a> Work<'a> {
             checkpoint.read_at(self.info, offset, &mut before)?;
             given.clone_from(&before);
             let failed = |source| self.factors_error(source);
-            update.apply_rows(self.dtype, block.clone(), &mut given).map_err(failed)?;
+            // The undo log takes back what the terms gave; a correction is taken back before.
+            totals.undo.apply_rows(&update, self.dtype, block.clone(), &mut given).map_err(failed)?;
             let result = match (target, &mut correction) {
                 (Some(target), Some(correction)) => {
                     after.resize(before.len(), 0);
@@ -276,7 +276,7 @@ impl<'a> Work<'a> {
                 }
                 _ => &given,
             };
-            totals.add(&update, self.dtype, block, &before, &given, result).map_err(failed)?;
+            totals.add(self.dtype, block.start * columns, columns, &before, result);
             progress(before.len() as u64);
         }
         if let (NotFinite::Refuse, Some((row, column))) = (not_finite, totals.first_not_finite) {
@@ -328,31 +328,19 @@ impl Totals {
         }
     }
 
-    /// Adds a block: `given` is what the terms make of `before`, `after` what the tensor becomes.
-    fn add(
-        &mut self,
-        update: &Update,
-        dtype: Dtype,
-        rows: Range<usize>,
-        before: &[u8],
-        given: &[u8],
-        after: &[u8],
-    ) -> Result<(), FactorError> {
-        self.before.update_rayon(before);
-        self.after.update_rayon(after);
-        let columns = update.columns();
-        // The norms are summed weight after weight, and so on one thread: the others go on.
-        let Self { norms, undo, .. } = self;
-        let (broken, pushed) = rayon::join(
+    /// Adds a block whose first weight is `weight_first`: the tensor's bytes before and after.
+    fn add(&mut self, dtype: Dtype, weight_first: usize, columns: usize, before: &[u8], after: &[u8]) {
+        let Self { norms, before: before_hasher, after: after_hasher, .. } = self;
+        // The norms are summed weight after weight, and so on one thread: the others hash.
+        let (broken, _) = rayon::join(
             || with_element!(dtype, E => norms.add::<E>(before, after)),
-            // The undo log takes back what the terms gave; a correction is taken back before.
-            || undo.push_rows(update, dtype, rows.clone(), before, given),
+            || rayon::join(|| before_hasher.update_rayon(before), || after_hasher.update_rayon(after)),
         );
         if let (Some(first), None) = (broken.first, self.first_not_finite) {
-            self.first_not_finite = Some((rows.start + first / columns, first % columns));
+            let first = weight_first + first;
+            self.first_not_finite = Some((first / columns, first % columns));
         }
         self.not_finite += broken.count;
-        pushed
     }
 }
 

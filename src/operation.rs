@@ -194,6 +194,28 @@ impl<'a> TensorWork<'a> {
         changed.map_err(|source| factors_error(&self.binding.name, source))
     }
 
+    /// Turns the base's bytes of `rows` into those of the edited state, and proves on the way that the patch takes them
+    /// back.
+    pub(crate) fn prove_rows(
+        &self,
+        rows: Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<RowsApplied, OperationError> {
+        if self.correction.is_some() {
+            let before = bytes.clone();
+            let applied = self.change_rows(Direction::Apply, rows.clone(), bytes)?;
+            let mut back = bytes.clone();
+            self.change_rows(Direction::Revert, rows.clone(), &mut back)?;
+            if back == before {
+                return Ok(applied);
+            }
+            let source = FactorError::Undo(format!("rows {rows:?} are not what they were"));
+            return Err(factors_error(&self.binding.name, source));
+        }
+        let proved = self.undo.prove_rows(&self.update, self.binding.dtype, rows, bytes);
+        proved.map_err(|source| factors_error(&self.binding.name, source))
+    }
+
     /// The terms with their one rounding, then the correction.
     fn apply_rows(
         &self,

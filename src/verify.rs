@@ -13,7 +13,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, pipeline};
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::factors::RowsApplied;
 use crate::operation::{
@@ -279,19 +279,22 @@ fn recompute(
     let mut hasher = blake3::Hasher::new();
     let mut total = RowsApplied::default();
     let mut problem = None;
-    let (mut bytes, mut changed) = (Vec::new(), Vec::new());
-    for rows in work.blocks() {
-        work.read_rows(checkpoint, &rows, &mut bytes)?;
-        changed.clone_from(&bytes);
-        match there_and_back(work, direction, rows, &bytes, &mut changed, &mut hasher) {
-            Ok(applied) => total += applied,
-            Err(found) => {
-                problem = Some(found);
-                break;
+    let outcome = pipeline(
+        &Vec::from_iter(work.blocks()),
+        |rows, bytes| work.read_rows(checkpoint, rows, bytes),
+        |rows, bytes| {
+            if problem.is_none() {
+                match there_and_back(work, direction, rows.clone(), bytes, &mut hasher) {
+                    Ok(applied) => total += applied,
+                    Err(found) => problem = Some(found),
+                }
             }
-        }
-        progress(bytes.len() as u64);
-    }
+            progress(bytes.len() as u64);
+            Ok(())
+        },
+        |_, _| Ok(()),
+    );
+    outcome?;
     let name = work.binding.name.clone();
     let start = Compared { expected: direction.start(work.binding), found: start };
     let end = Compared { expected: direction.end(work.binding), found: TensorDigest::finish(&hasher) };
@@ -304,20 +307,25 @@ fn recompute(
     Ok(TensorEvidence { name, before, after, changed: total.changed, not_finite: total.not_finite, problem })
 }
 
-/// Changes a block, hashes it, changes it back and compares; what goes wrong is told in words.
+/// Changes a block, hashes it, and shows that it can be changed back; what goes wrong is told in words.
 fn there_and_back(
     work: &TensorWork<'_>,
     direction: Direction,
     rows: std::ops::Range<usize>,
-    bytes: &[u8],
-    changed: &mut [u8],
+    bytes: &mut Vec<u8>,
     hasher: &mut blake3::Hasher,
 ) -> Result<RowsApplied, String> {
     let in_words = |error: OperationError| error.to_string();
-    let mut applied = work.change_rows(direction, rows.clone(), changed).map_err(in_words)?;
-    hasher.update_rayon(changed);
-    applied += work.change_rows(direction.reversed(), rows.clone(), changed).map_err(in_words)?;
-    if bytes != changed {
+    if direction == Direction::Apply {
+        let applied = work.prove_rows(rows, bytes).map_err(in_words)?;
+        hasher.update_rayon(bytes);
+        return Ok(applied);
+    }
+    let edited = bytes.clone();
+    work.change_rows(Direction::Revert, rows.clone(), bytes).map_err(in_words)?;
+    hasher.update_rayon(bytes);
+    let applied = work.change_rows(Direction::Apply, rows.clone(), bytes).map_err(in_words)?;
+    if *bytes != edited {
         let name = &work.binding.name;
         return Err(format!(
             "tensor `{name}`, rows {rows:?}: changed and changed back, they are not the same"

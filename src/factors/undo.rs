@@ -23,20 +23,23 @@
 //! `product *= n` for a choice of one among `n`; when `product * n` would pass 2^64 the word is written and a new
 //! one begins. Each block begins a new word, so blocks are undone independently.
 
+mod interval;
+mod words;
+
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernels::{LOOK, Lane, STRETCH_MAX, check, restore, result};
-use super::update::{Span, Workspace, task_rows};
-use super::{FactorError, Update};
+use self::interval::Forward;
+use self::words::{Choice, WordReader, WordWriter};
+use super::kernels::{LOOK, Lane, STRETCH_MAX, check, restore};
+use super::update::{Met, Span, Workspace, task_rows};
+use super::{FactorError, RowsApplied, Update};
 use crate::tensor::{Dtype, Element};
 use crate::with_element;
 
 /// Weights of one block, unless a single row has more.
 const BLOCK_WEIGHTS: usize = 65_536;
-/// One past the largest word.
-const WORD_LIMIT: u128 = 1 << 64;
 const COUNT_SIZE_BYTES: usize = size_of::<u32>();
 const WORD_SIZE_BYTES: usize = size_of::<u64>();
 
@@ -47,182 +50,6 @@ pub fn undo_rows_per_block(columns: usize) -> usize {
 
 fn fault(message: String) -> FactorError {
     FactorError::Undo(message)
-}
-
-// ---------------------------------------------------------------------------------------------- the interval --
-
-/// The function from a weight's ordinal to the ordinal of its result, and the ordinals it is defined on.
-struct Forward<'a, E> {
-    terms: &'a [f64],
-    lowest: i64,
-    highest: i64,
-    element: std::marker::PhantomData<E>,
-}
-
-impl<'a, E: Lane> Forward<'a, E> {
-    fn new(terms: &'a [f64]) -> Self {
-        Self {
-            terms,
-            lowest: E::round(f64::NEG_INFINITY).ordinal() + 1,
-            highest: E::round(f64::INFINITY).ordinal() - 1,
-            element: std::marker::PhantomData,
-        }
-    }
-
-    #[inline]
-    fn result(&self, ordinal: i64) -> i64 {
-        // Ordinals of every type fit an i32; the search goes one past them.
-        result::<E>(ordinal as i32, self.terms).into()
-    }
-
-    /// The ordinals whose result is `after`, given a `guess` that is among them or near them; may be empty.
-    #[inline]
-    fn interval(&self, after: i64, guess: i64) -> Range<i64> {
-        let low = self.first_at_least(after, guess);
-        // The result of `low` is known to reach `after`, so the search upwards begins at the larger of the two.
-        let end = self.first_at_least(after + 1, guess.max(low).min(self.highest));
-        low..end
-    }
-
-    /// The smallest ordinal whose result is at least `target`, or one past the highest when there is none.
-    ///
-    /// Doubles its step away from `start` until the target is passed, then halves the bracket: two evaluations
-    /// where the guess is right, a few dozen at the worst.
-    #[inline]
-    fn first_at_least(&self, target: i64, start: i64) -> i64 {
-        let (mut below, mut reached, mut step) = (start, start, 1);
-        if self.result(start) >= target {
-            loop {
-                if reached == self.lowest {
-                    return reached;
-                }
-                below = self.lowest.max(reached - step);
-                if self.result(below) < target {
-                    break;
-                }
-                reached = below;
-                step *= 2;
-            }
-        } else {
-            loop {
-                if below == self.highest {
-                    return below + 1;
-                }
-                reached = self.highest.min(below + step);
-                if self.result(reached) >= target {
-                    break;
-                }
-                below = reached;
-                step *= 2;
-            }
-        }
-        while reached - below > 1 {
-            let middle = below + (reached - below) / 2;
-            if self.result(middle) >= target { reached = middle } else { below = middle }
-        }
-        reached
-    }
-
-    /// Where to look for the weight that became `after`: its value less the update, in range.
-    #[inline]
-    fn guess(&self, after: E) -> i64 {
-        let value = self.terms.iter().rev().fold(after.to_f64(), |value, term| value - term);
-        E::round(value).ordinal().clamp(self.lowest, self.highest)
-    }
-}
-
-// -------------------------------------------------------------------------------------------------- the words --
-
-/// One place where the log has to say which of `count` weights it was.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Choice {
-    // No element type has more than 2^32 - 2^24 finite values; a large block may have a choice at every weight.
-    column: u32,
-    count: u32,
-    index: u32,
-}
-
-/// Packs choices into words.
-#[derive(Debug)]
-struct WordWriter {
-    words: Vec<u64>,
-    state: u64,
-    product: u128,
-}
-
-impl WordWriter {
-    fn new() -> Self {
-        Self { words: Vec::new(), state: 0, product: 1 }
-    }
-
-    /// Adds the choice of `index` among `count`, which is at least 2 and at most 2^32.
-    fn push(&mut self, index: u64, count: u64) {
-        debug_assert!(index < count && (2..=1 << 32).contains(&count), "{index} of {count}");
-        if self.product * u128::from(count) > WORD_LIMIT {
-            self.end_word();
-        }
-        // The new state is below `product * count`, which fits a word.
-        self.state += index * self.product as u64;
-        self.product *= u128::from(count);
-    }
-
-    fn end_word(&mut self) {
-        self.words.push(self.state);
-        (self.state, self.product) = (0, 1);
-    }
-
-    fn finish(mut self) -> Vec<u64> {
-        if self.product > 1 {
-            self.end_word();
-        }
-        self.words
-    }
-}
-
-/// Takes choices out of words, refusing all but what [`WordWriter`] writes.
-#[derive(Debug)]
-struct WordReader<'a> {
-    words: std::slice::Iter<'a, u64>,
-    word_count: usize,
-    state: u64,
-    product: u128,
-}
-
-impl<'a> WordReader<'a> {
-    fn new(words: &'a [u64]) -> Self {
-        // A full product makes the first choice take the first word.
-        Self { words: words.iter(), word_count: words.len(), state: 0, product: WORD_LIMIT }
-    }
-
-    fn choose(&mut self, count: u64) -> Result<u64, String> {
-        if self.product * u128::from(count) > WORD_LIMIT {
-            self.check_word_is_used_up()?;
-            let next = self.words.next();
-            self.state = *next.ok_or_else(|| format!("its {} words end too early", self.word_count))?;
-            self.product = 1;
-        }
-        let index = self.state % count;
-        self.state /= count;
-        self.product *= u128::from(count);
-        Ok(index)
-    }
-
-    /// What is left of a word after its last choice is zero: each choice has one encoding, and none is out of range.
-    fn check_word_is_used_up(&self) -> Result<(), String> {
-        if self.state == 0 {
-            return Ok(());
-        }
-        let word = self.word_count - self.words.len();
-        Err(format!("word {word} of {} holds {} more than its choices", self.word_count, self.state))
-    }
-
-    fn finish(self) -> Result<(), String> {
-        self.check_word_is_used_up()?;
-        match self.words.len() {
-            0 => Ok(()),
-            unused => Err(format!("{unused} of its {} words are not used", self.word_count)),
-        }
-    }
 }
 
 // -------------------------------------------------------------------------------------------------- the writer --
@@ -243,37 +70,34 @@ impl UndoWriter {
         Self { rows, columns, row_next: 0, word_counts: Vec::new(), words: Vec::new() }
     }
 
-    /// Adds the next rows: the little-endian bytes of their weights before and after `update`.
+    /// Applies `update` to the next rows, as [`Update::apply_rows`] does, and logs what takes it back.
     ///
     /// Rows come in order; each call brings whole blocks of [`undo_rows_per_block`] rows, except at the tensor's
-    /// end. Every weight is checked: the log is only written if undoing gives `before` again.
+    /// end. Every weight is checked: undoing gives what `weights` held again.
     ///
     /// # Errors
-    /// [`FactorError::Undo`] when rows are out of order or `after` is not what the update makes of `before`;
-    /// [`FactorError::Rows`] and [`FactorError::Size`] as for [`Update::apply_rows`].
-    pub fn push_rows(
+    /// [`FactorError::Undo`] when rows are out of order; otherwise as for [`Update::apply_rows`].
+    pub fn apply_rows(
         &mut self,
         update: &Update,
         dtype: Dtype,
         rows: Range<usize>,
-        before: &[u8],
-        after: &[u8],
-    ) -> Result<(), FactorError> {
+        weights: &mut [u8],
+    ) -> Result<RowsApplied, FactorError> {
         check_shape(update, self.rows, self.columns)?;
-        update.check_rows("weights before, in bytes", &rows, dtype.size_bytes(), before.len())?;
-        update.check_rows("weights after, in bytes", &rows, dtype.size_bytes(), after.len())?;
+        update.check_rows("weights in bytes", &rows, dtype.size_bytes(), weights.len())?;
         if rows.start != self.row_next {
             return Err(fault(format!("rows from {} were given, expected {}", rows.start, self.row_next)));
         }
         check_whole_blocks(&rows, self.rows, self.columns)?;
-        let blocks = with_element!(dtype, E => blocks_of_rows::<E>(update, &rows, before, after))?;
+        let (applied, blocks) = with_element!(dtype, E => apply_and_log::<E>(update, &rows, weights))?;
         for words in blocks {
             let count = u32::try_from(words.len());
             self.word_counts.push(count.map_err(|_| fault(format!("{} words in one block", words.len())))?);
             self.words.extend(words);
         }
         self.row_next = rows.end;
-        Ok(())
+        Ok(applied)
     }
 
     /// The bytes of the log.
@@ -313,114 +137,86 @@ fn check_whole_blocks(rows: &Range<usize>, rows_total: usize, columns: usize) ->
     Err(fault(format!("rows {}..{} are not whole blocks of {rows_per_block} rows", rows.start, rows.end)))
 }
 
-/// The words of each block of `rows`.
-fn blocks_of_rows<E: Lane>(
+/// Applies `update` to the weights of `rows`, and returns the words of each of their blocks.
+fn apply_and_log<E: Lane>(
     update: &Update,
     rows: &Range<usize>,
-    before: &[u8],
-    after: &[u8],
-) -> Result<Vec<Vec<u64>>, FactorError> {
-    let task_rows = task_rows(rows.len(), undo_rows_per_block(update.columns()));
-    let starts: Vec<usize> = rows.clone().step_by(task_rows).collect();
-    let row_size_bytes = update.columns() * E::DTYPE.size_bytes();
-    let tasks = starts.into_par_iter().map_init(Workspace::default, |workspace, row_first| {
-        let task = row_first..rows.end.min(row_first + task_rows);
-        let bytes = (task.start - rows.start) * row_size_bytes..(task.end - rows.start) * row_size_bytes;
-        blocks_of_task::<E>(update, task, &before[bytes.clone()], &after[bytes], workspace)
-    });
-    // Collected in order, so that of several errors the same one is told on every run.
-    let results: Vec<Result<Vec<Vec<u64>>, FactorError>> = tasks.collect();
-    let blocks: Result<Vec<Vec<Vec<u64>>>, FactorError> = results.into_iter().collect();
-    Ok(blocks?.into_iter().flatten().collect())
+    weights: &mut [u8],
+) -> Result<(RowsApplied, Vec<Vec<u64>>), FactorError> {
+    let rows_per_block = undo_rows_per_block(update.columns());
+    let mut total = RowsApplied::default();
+    if weights.is_empty() {
+        return Ok((total, vec![Vec::new(); rows.len().div_ceil(rows_per_block)]));
+    }
+    let task_rows = task_rows(rows.len(), rows_per_block);
+    let tasks = weights.par_chunks_mut(task_rows * update.columns() * E::DTYPE.size_bytes()).enumerate();
+    let results: Vec<_> = tasks
+        .map_init(Workspace::default, |workspace, (task, weights)| {
+            log_task::<E>(update, rows.start + task * task_rows, weights, workspace)
+        })
+        .collect();
+    let mut blocks = Vec::new();
+    // In order, so that of several errors the same one is told on every run.
+    for result in results {
+        let (applied, words) = result?;
+        total += applied;
+        blocks.extend(words);
+    }
+    Ok((total, blocks))
 }
 
-fn blocks_of_task<E: Lane>(
+fn log_task<E: Lane>(
     update: &Update,
-    rows: Range<usize>,
-    before: &[u8],
-    after: &[u8],
+    row_first: usize,
+    weights: &mut [u8],
     workspace: &mut Workspace,
-) -> Result<Vec<Vec<u64>>, FactorError> {
+) -> Result<(RowsApplied, Vec<Vec<u64>>), FactorError> {
+    let (columns, size_bytes) = (update.columns(), E::DTYPE.size_bytes());
+    let rows = row_first..row_first + weights.len() / (columns * size_bytes);
     let mut choices: Vec<Vec<Choice>> = vec![Vec::new(); rows.len()];
-    let mut faults = Faults::default();
-    update.for_each_span(rows.clone(), workspace, |span| {
-        let bytes = span.bytes(rows.start, update.columns(), E::DTYPE.size_bytes());
-        let choices = &mut choices[span.row - rows.start];
-        faults.note(span, choices_of_span::<E>(update, span, &before[bytes.clone()], &after[bytes], choices));
+    let mut met = Met::default();
+    let mut before = Vec::new();
+    update.for_each_span(rows, workspace, |span| {
+        let weights = &mut weights[span.bytes(row_first, columns, size_bytes)];
+        before.clear();
+        before.extend_from_slice(weights);
+        if met.apply::<E>(update, span, weights) {
+            choices_of_span::<E>(update, span, &before, weights, &mut choices[span.row - row_first]);
+        }
     });
-    faults.first()?;
-    let blocks = choices.chunks(undo_rows_per_block(update.columns())).map(|block| {
+    let applied = met.outcome::<E>()?;
+    let blocks = choices.chunks(undo_rows_per_block(columns)).map(|block| {
         let mut writer = WordWriter::new();
         for choice in block.iter().flatten() {
             writer.push(choice.index.into(), choice.count.into());
         }
         writer.finish()
     });
-    Ok(blocks.collect())
+    Ok((applied, blocks.collect()))
 }
 
-/// The first of several faults in the order of the weights; tiles come in another.
-#[derive(Default)]
-struct Faults(Option<(usize, usize, FactorError)>);
-
-impl Faults {
-    fn note(&mut self, span: &Span<'_>, outcome: Result<(), FactorError>) {
-        let place = (span.row, span.columns.start);
-        let is_first = self.0.as_ref().is_none_or(|(row, column, _)| place < (*row, *column));
-        if let (Err(error), true) = (outcome, is_first) {
-            self.0 = Some((place.0, place.1, error));
-        }
-    }
-
-    fn first(self) -> Result<(), FactorError> {
-        self.0.map_or(Ok(()), |(.., error)| Err(error))
-    }
-}
-
+/// Notes every weight of a stretch that shares what becomes of it with others.
 fn choices_of_span<E: Lane>(
     update: &Update,
     span: &Span<'_>,
     before: &[u8],
     after: &[u8],
     choices: &mut Vec<Choice>,
-) -> Result<(), FactorError> {
+) {
     let mut outcomes = [0; STRETCH_MAX];
     let outcomes = &mut outcomes[..span.columns.len()];
     check::<E>(update.kernel(), before, after, span.terms, outcomes);
     let size_bytes = E::DTYPE.size_bytes();
     let mut terms = Vec::new();
     for index in places_to_look(outcomes) {
-        let column = span.columns.start + index;
         let read = |weights: &[u8]| E::read(&weights[index * size_bytes..][..size_bytes]);
         let (before, after) = (read(before), read(after));
         span.terms.of(index, &mut terms);
-        let forward = Forward::<E>::new(&terms);
-        let expected = if before.is_finite() { forward.result(before.ordinal()) } else { before.ordinal() };
-        if after.ordinal() != expected {
-            return Err(fault(format!(
-                "row {}, column {column}: {before:?} becomes {:?}, and {after:?} was given",
-                span.row,
-                E::from_ordinal(expected),
-            )));
-        }
-        if !before.is_finite() {
-            continue;
-        }
-        if !after.is_finite() {
-            return Err(fault(format!("row {}, column {column}: {before:?} overflows", span.row)));
-        }
-        let interval = forward.interval(after.ordinal(), before.ordinal());
+        let interval = Forward::<E>::new(&terms).interval(after.ordinal(), before.ordinal());
         if interval.end - interval.start > 1 {
+            let column = span.columns.start + index;
             choices.push(Choice::new(column, &interval, before.ordinal() - interval.start));
         }
-    }
-    Ok(())
-}
-
-impl Choice {
-    /// The member `index` of an interval of ordinals. Columns and ordinals fit what holds them.
-    fn new(column: usize, interval: &Range<i64>, index: i64) -> Self {
-        Self { column: column as u32, count: (interval.end - interval.start) as u32, index: index as u32 }
     }
 }
 
@@ -497,6 +293,35 @@ impl UndoLog {
         with_element!(dtype, E => self.revert_elements::<E>(update, rows, weights))
     }
 
+    /// Applies `update` to the base's weights of `rows`, as [`Update::apply_rows`] does, and compares what would be
+    /// logged with what this log says: where the two are the same, [`UndoLog::revert_rows`] takes the result back.
+    ///
+    /// # Errors
+    /// [`FactorError::Undo`] when the log says something else; otherwise as for [`Update::apply_rows`].
+    pub fn prove_rows(
+        &self,
+        update: &Update,
+        dtype: Dtype,
+        rows: Range<usize>,
+        weights: &mut [u8],
+    ) -> Result<RowsApplied, FactorError> {
+        check_shape(update, self.rows, self.columns)?;
+        update.check_rows("weights in bytes", &rows, dtype.size_bytes(), weights.len())?;
+        check_whole_blocks(&rows, self.rows, self.columns)?;
+        let (applied, blocks) = with_element!(dtype, E => apply_and_log::<E>(update, &rows, weights))?;
+        let first = rows.start / undo_rows_per_block(self.columns);
+        for (block, words) in (first..).zip(blocks) {
+            if words != self.words_of(block) {
+                return Err(fault(format!("block {block}: it does not say what the weights were")));
+            }
+        }
+        Ok(applied)
+    }
+
+    fn words_of(&self, block: usize) -> &[u64] {
+        &self.words[self.word_starts[block]..self.word_starts[block + 1]]
+    }
+
     fn revert_elements<E: Lane>(
         &self,
         update: &Update,
@@ -540,8 +365,7 @@ impl UndoLog {
         let blocks = weights.chunks_mut(rows_per_block * row_size_bytes).zip(choices.chunks(rows_per_block));
         for (index, (weights, choices)) in blocks.enumerate() {
             let block = row_first / rows_per_block + index;
-            let words = &self.words[self.word_starts[block]..self.word_starts[block + 1]];
-            choose::<E>(words, choices, weights, row_size_bytes)
+            choose::<E>(self.words_of(block), choices, weights, row_size_bytes)
                 .map_err(|message| fault(format!("block {block}: {message}")))?;
         }
         Ok(())
@@ -574,6 +398,24 @@ fn take_count(bytes: &[u8]) -> Result<(usize, &[u8]), FactorError> {
         return Err(fault("the header is cut short".to_owned()));
     };
     Ok((u32::from_le_bytes(*count) as usize, rest))
+}
+
+/// The first of several faults in the order of the weights; tiles come in another.
+#[derive(Default)]
+struct Faults(Option<(usize, usize, FactorError)>);
+
+impl Faults {
+    fn note(&mut self, span: &Span<'_>, outcome: Result<(), FactorError>) {
+        let place = (span.row, span.columns.start);
+        let is_first = self.0.as_ref().is_none_or(|(row, column, _)| place < (*row, *column));
+        if let (Err(error), true) = (outcome, is_first) {
+            self.0 = Some((place.0, place.1, error));
+        }
+    }
+
+    fn first(self) -> Result<(), FactorError> {
+        self.0.map_or(Ok(()), |(.., error)| Err(error))
+    }
 }
 
 fn lowest_of_span<E: Lane>(
@@ -627,7 +469,7 @@ fn choose<E: Element>(
 
 #[cfg(test)]
 mod tests {
-    use half::{bf16, f16};
+    use half::f16;
     use proptest::prelude::*;
 
     use super::super::samples::{Generator, terms_and_weights, weights};
@@ -651,7 +493,9 @@ mod tests {
 
     fn log_of(update: &Update, dtype: Dtype, base: &[u8], edited: &[u8]) -> Vec<u8> {
         let mut writer = UndoWriter::new(update.rows(), update.columns());
-        writer.push_rows(update, dtype, 0..update.rows(), base, edited).unwrap();
+        let mut weights = base.to_vec();
+        writer.apply_rows(update, dtype, 0..update.rows(), &mut weights).unwrap();
+        assert!(weights == edited, "logged on the way, the result is another");
         writer.finish().unwrap()
     }
 
@@ -664,6 +508,9 @@ mod tests {
             let bytes = log_of(&update, dtype, &base, &edited);
             assert_eq!(first_log.get_or_insert(bytes.clone()), &bytes, "{kernel}");
             let log = UndoLog::parse(bytes, update.rows(), update.columns()).unwrap();
+            let mut proved = base.clone();
+            log.prove_rows(&update, dtype, 0..update.rows(), &mut proved).unwrap();
+            assert_eq!(proved, edited, "{kernel}");
             let mut reverted = edited;
             log.revert_rows(&update, dtype, 0..update.rows(), &mut reverted).unwrap();
             assert_eq!(reverted, base, "{kernel}");
@@ -685,64 +532,6 @@ mod tests {
         fn revert_restores_every_bf16_byte((terms, weights) in terms_and_weights(Dtype::BF16)) {
             apply_then_revert_restores(terms, Dtype::BF16, &weights);
         }
-
-        #[test]
-        fn words_give_back_every_choice(seeds in proptest::collection::vec((any::<u64>(), 1..=32_u32), 0..200)) {
-            let choice = |(seed, bits): &(u64, u32)| {
-                let count = (seed % (1 << bits)).max(1) + 1;
-                (Generator(*seed).bits() % count, count)
-            };
-            let choices: Vec<(u64, u64)> = seeds.iter().map(choice).collect();
-            let mut writer = WordWriter::new();
-            choices.iter().for_each(|(index, count)| writer.push(*index, *count));
-            let words = writer.finish();
-            let mut reader = WordReader::new(&words);
-            for (index, count) in choices {
-                prop_assert_eq!(reader.choose(count), Ok(index));
-            }
-            prop_assert_eq!(reader.finish(), Ok(()));
-        }
-    }
-
-    /// Compares intervals with the enumeration of all ordinals of a type of 16 bits.
-    fn intervals_agree_with_enumeration<E: Lane>(seed: u64) {
-        let mut generator = Generator(seed);
-        for _ in 0..30 {
-            let terms: Vec<f64> = (0..1 + generator.bits() % 3)
-                .map(|_| generator.gaussian() * 2.0_f64.powi((generator.bits() % 50) as i32 - 35))
-                .collect();
-            let forward = Forward::<E>::new(&terms);
-            let results: Vec<i64> =
-                (forward.lowest..=forward.highest).map(|ordinal| forward.result(ordinal)).collect();
-            assert!(results.is_sorted(), "the result falls somewhere for {terms:?}");
-            let span = (forward.highest - forward.lowest) as u64;
-            for target in 0..300 {
-                let target = match target {
-                    0 => -1,
-                    1 => 0,
-                    2 => forward.lowest,
-                    3 => forward.highest,
-                    _ => forward.lowest + (generator.bits() % span) as i64,
-                };
-                let expected = results.partition_point(|result| *result < target) as i64
-                    ..results.partition_point(|result| *result <= target) as i64;
-                let expected = expected.start + forward.lowest..expected.end + forward.lowest;
-                let guess = forward.guess(E::from_ordinal(target));
-                assert_eq!(forward.interval(target, guess), expected, "{terms:?}, {target}");
-                let guess = forward.lowest + (generator.bits() % span) as i64;
-                assert_eq!(forward.interval(target, guess), expected, "{terms:?}, {target}, bad guess");
-            }
-        }
-    }
-
-    #[test]
-    fn f16_intervals_agree_with_enumeration() {
-        intervals_agree_with_enumeration::<f16>(1);
-    }
-
-    #[test]
-    fn bf16_intervals_agree_with_enumeration() {
-        intervals_agree_with_enumeration::<bf16>(2);
     }
 
     /// A dense update of `ratio` times the weights' size, f16 weights as a model has them, and the result.
@@ -782,8 +571,8 @@ mod tests {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut writer = UndoWriter::new(rows, columns);
             for rows in blocks() {
-                let (before, after) = (&base[bytes(&rows)], &edited[bytes(&rows)]);
-                pool.install(|| writer.push_rows(&update, Dtype::F16, rows.clone(), before, after)).unwrap();
+                let mut weights = base[bytes(&rows)].to_vec();
+                pool.install(|| writer.apply_rows(&update, Dtype::F16, rows, &mut weights)).unwrap();
             }
             assert!(writer.finish().unwrap() == whole);
             let log = UndoLog::parse(whole.clone(), rows, columns).unwrap();
@@ -819,6 +608,8 @@ mod tests {
         let refused = |log: &UndoLog| {
             let result = log.revert_rows(&update, Dtype::F16, 0..rows, &mut edited.clone());
             assert!(matches!(result, Err(FactorError::Undo(_))), "{result:?}");
+            let result = log.prove_rows(&update, Dtype::F16, 0..rows, &mut base.clone());
+            assert!(matches!(result, Err(FactorError::Undo(_))), "{result:?}");
         };
         let mut too_large = log.clone();
         // The last word of a block holds few choices, so its highest bits are never used.
@@ -834,18 +625,13 @@ mod tests {
     }
 
     #[test]
-    fn weights_that_the_update_does_not_give_are_refused() {
+    fn rows_out_of_order_and_missing_rows_are_refused() {
         let (rows, columns) = (8, 100);
-        let (update, base, edited) = gaussian_edit(rows, columns, 0.3);
-        let mut other = edited.clone();
-        other[2 * 105] ^= 1;
+        let (update, mut base, _) = gaussian_edit(rows, columns, 0.3);
         let mut writer = UndoWriter::new(rows, columns);
-        let pushed = writer.push_rows(&update, Dtype::F16, 0..rows, &base, &other);
-        assert!(matches!(pushed, Err(FactorError::Undo(_))), "{pushed:?}");
-        assert!(matches!(writer.finish(), Err(FactorError::Undo(_))));
-        let mut writer = UndoWriter::new(rows, columns);
-        let late = writer.push_rows(&update, Dtype::F16, 1..rows, &base[200..], &edited[200..]);
+        let late = writer.apply_rows(&update, Dtype::F16, 1..rows, &mut base[200..]);
         assert!(matches!(late, Err(FactorError::Undo(_))), "{late:?}");
+        assert!(matches!(writer.finish(), Err(FactorError::Undo(_))));
     }
 
     #[test]

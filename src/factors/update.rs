@@ -14,7 +14,7 @@ use rayon::prelude::*;
 
 use super::kernels::{Block, Kernel, Lane, PANEL, Product, Scratch, Sums, Terms, apply, scale};
 use super::{FactorError, Term};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Element};
 use crate::with_element;
 
 /// Fewest rows of one parallel task.
@@ -150,15 +150,9 @@ impl Update {
             })
             .collect();
         // Summed in order, so that of several errors the same one is told on every run.
-        let total = results.into_iter().try_fold(RowsApplied::default(), |mut total, result| {
+        results.into_iter().try_fold(RowsApplied::default(), |mut total, result| {
             total += result?;
             Ok(total)
-        });
-        total.map_err(|Overflow { row, column, value }| FactorError::Overflow {
-            row,
-            column,
-            value,
-            dtype: E::DTYPE,
         })
     }
 
@@ -167,24 +161,14 @@ impl Update {
         row_first: usize,
         weights: &mut [u8],
         workspace: &mut Workspace,
-    ) -> Result<RowsApplied, Overflow> {
+    ) -> Result<RowsApplied, FactorError> {
         let size_bytes = E::DTYPE.size_bytes();
         let rows = row_first..row_first + weights.len() / (self.columns() * size_bytes);
-        let mut total = RowsApplied::default();
-        let mut first: Option<Overflow> = None;
+        let mut met = Met::default();
         self.for_each_span(rows, workspace, |span| {
-            let weights = &mut weights[span.bytes(row_first, self.columns(), size_bytes)];
-            let applied = apply::<E>(self.kernel, weights, span.terms);
-            if let Some(from) = applied.overflow_from {
-                let found = overflow_of_span::<E>(span, from, weights);
-                // Strips come before rows here; the first in the order of the weights is told.
-                let earlier =
-                    |found: &Overflow| first.as_ref().is_none_or(|first| found.place() < first.place());
-                first = found.filter(earlier).or(first);
-            }
-            total += RowsApplied { not_finite: applied.not_finite, changed: applied.changed };
+            met.apply::<E>(self, span, &mut weights[span.bytes(row_first, self.columns(), size_bytes)]);
         });
-        first.map_or(Ok(total), Err)
+        met.outcome::<E>()
     }
 
     /// The update `D1 + D2 + ...` of `rows`, row-major.
@@ -321,6 +305,37 @@ impl Span<'_> {
     pub fn bytes(&self, row_first: usize, columns: usize, size_bytes: usize) -> Range<usize> {
         let start = (self.row - row_first) * columns;
         (start + self.columns.start) * size_bytes..(start + self.columns.end) * size_bytes
+    }
+}
+
+/// What applying to one stretch after the other met.
+#[derive(Debug, Default)]
+pub(super) struct Met {
+    total: RowsApplied,
+    first: Option<Overflow>,
+}
+
+impl Met {
+    /// Applies `update` to a stretch, and says whether it has a result.
+    pub fn apply<E: Lane>(&mut self, update: &Update, span: &Span<'_>, weights: &mut [u8]) -> bool {
+        let applied = apply::<E>(update.kernel, weights, span.terms);
+        self.total += RowsApplied { not_finite: applied.not_finite, changed: applied.changed };
+        let Some(from) = applied.overflow_from else { return true };
+        let found = overflow_of_span::<E>(span, from, weights);
+        // Strips come before rows here; the first in the order of the weights is told.
+        let is_earlier = |found: &Overflow| self.first.is_none_or(|first| found.place() < first.place());
+        self.first = found.filter(is_earlier).or(self.first);
+        false
+    }
+
+    /// What was met in all, or the first overflow.
+    pub fn outcome<E: Element>(self) -> Result<RowsApplied, FactorError> {
+        match self.first {
+            None => Ok(self.total),
+            Some(Overflow { row, column, value }) => {
+                Err(FactorError::Overflow { row, column, value, dtype: E::DTYPE })
+            }
+        }
     }
 }
 

@@ -225,12 +225,12 @@ fn values<E: Lane>(bits: &Bits) -> Doubles {
     each!(&singles, f64::from, 0.0)
 }
 
-/// The values of the weights `step` places from `ordinals`.
+/// The values of the weights `step` places from `ordinals`; of a NaN anything.
 #[inline(always)]
 fn values_moved<E: Lane>(ordinals: &Ordinals, step: i32) -> Doubles {
     let mut bits: Bits = [0; GROUP];
     for (bits, ordinal) in bits.iter_mut().zip(ordinals) {
-        *bits = from_ordinal::<E>(ordinal + step);
+        *bits = from_ordinal::<E>(ordinal.wrapping_add(step));
     }
     values::<E>(&bits)
 }
