@@ -1,4 +1,5 @@
 //! Histories that are shared, damaged, or come from strangers: what is named, what is mended, and what is refused.
+#![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 mod drafts;
