@@ -7,27 +7,13 @@
 
 mod drafts;
 
-use mpatch::digest::{PatchId, SectionDigest};
+use drafts::{manifest_bytes, seal};
+use mpatch::digest::SectionDigest;
 use mpatch::patch::layout::{self, VERSION, Version};
 use mpatch::patch::manifest::{
     Codec, Fact, IntegersEntry, Line, Manifest, Section, SectionKind, TensorBinding,
 };
 use mpatch::patch::{Draft, Patch, PatchError, encode};
-
-/// The manifest's encoding, stated once more.
-fn manifest_bytes(manifest: &Manifest) -> Vec<u8> {
-    bincode::serde::encode_to_vec(manifest, bincode::config::legacy()).unwrap()
-}
-
-/// A file whose prelude is right for what follows it.
-fn seal(manifest: &[u8], rest: &[u8]) -> Vec<u8> {
-    let size = (64 + manifest.len() + rest.len()) as u64;
-    let mut file = b"\x89MPATCH\n\x01\0\0\0\0\0\0\0".to_vec();
-    file.extend(size.to_le_bytes());
-    file.extend((manifest.len() as u64).to_le_bytes());
-    file.extend(PatchId::derive(manifest).as_bytes());
-    [&file[..], manifest, rest].concat()
-}
 
 fn patch() -> Patch {
     Patch::decode(encode(&drafts::full()).unwrap()).unwrap()

@@ -12,9 +12,9 @@ use std::fmt::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use drafts::seal;
 use hostile_files::{Kind, grown, vectors};
 use mpatch::checkpoint::{Checkpoint, shards_of_bytes, tensors_of_bytes};
-use mpatch::digest::PatchId;
 use mpatch::facts::FactsFile;
 use mpatch::patch::layout;
 use mpatch::patch::manifest::Codec;
@@ -84,16 +84,6 @@ fn peak_bytes<T>(run: impl FnOnce() -> T) -> usize {
     PEAK.store(before, Ordering::Relaxed);
     drop(run());
     PEAK.load(Ordering::Relaxed) - before
-}
-
-/// A file whose prelude is right for what follows it.
-fn seal(manifest: &[u8], rest: &[u8]) -> Vec<u8> {
-    let size = (64 + manifest.len() + rest.len()) as u64;
-    let mut file = b"\x89MPATCH\n\x01\0\0\0\0\0\0\0".to_vec();
-    file.extend(size.to_le_bytes());
-    file.extend((manifest.len() as u64).to_le_bytes());
-    file.extend(PatchId::derive(manifest).as_bytes());
-    [&file[..], manifest, rest].concat()
 }
 
 // One test, for memory is counted for the whole process.

@@ -7,7 +7,7 @@
 
 use mpatch::digest::{FileDigest, PatchId, TensorDigest, WeightsId};
 use mpatch::factors::{IntegerMatrix, Integers, Term};
-use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
+use mpatch::patch::manifest::{About, Base, Fact, Line, Manifest, Metric, Recipe};
 use mpatch::patch::{BindingDraft, Draft, TensorDraft};
 use mpatch::tensor::{Dtype, Element};
 use mpatch::with_element;
@@ -277,6 +277,21 @@ pub fn tiny() -> (Draft, Vec<Weights>) {
     let terms = vec![Term::new(integers, vec![0.03125, 0.0625], vec![1.0, 0.5, 0.002]).unwrap()];
     let bindings = vec![binding(&weights, &terms, &[&[0]])];
     (Draft { facts: vec![Fact { id: None, note: None, ..fact() }], ..draft(terms, bindings) }, weights)
+}
+
+/// The manifest's encoding, stated once more.
+pub fn manifest_bytes(manifest: &Manifest) -> Vec<u8> {
+    bincode::serde::encode_to_vec(manifest, bincode::config::legacy()).unwrap()
+}
+
+/// A file whose prelude is right for what follows it.
+pub fn seal(manifest: &[u8], rest: &[u8]) -> Vec<u8> {
+    let size = (64 + manifest.len() + rest.len()) as u64;
+    let mut file = b"\x89MPATCH\n\x01\0\0\0\0\0\0\0".to_vec();
+    file.extend(size.to_le_bytes());
+    file.extend((manifest.len() as u64).to_le_bytes());
+    file.extend(PatchId::derive(manifest).as_bytes());
+    [&file[..], manifest, rest].concat()
 }
 
 /// A draft around `terms` and `bindings` with nothing optional in it.

@@ -1,9 +1,10 @@
 //! A patch in its parts, put together so that everything fits but what was made wrong on purpose.
 
-use mpatch::digest::{PatchId, SectionDigest};
-use mpatch::patch::layout::PRELUDE_SIZE_BYTES;
+use mpatch::digest::SectionDigest;
 use mpatch::patch::manifest::{Codec, Manifest};
 use mpatch::patch::{Draft, Patch, encode};
+
+use crate::drafts::{manifest_bytes, seal};
 
 /// A patch that can be changed in any part.
 #[derive(Clone)]
@@ -83,19 +84,4 @@ impl File {
     fn sealed(&self, manifest: &[u8]) -> Vec<u8> {
         seal(manifest, &[&self.sections.concat()[..], &self.block].concat())
     }
-}
-
-/// The manifest's encoding, stated once more.
-pub fn manifest_bytes(manifest: &Manifest) -> Vec<u8> {
-    bincode::serde::encode_to_vec(manifest, bincode::config::legacy()).unwrap()
-}
-
-/// A file whose prelude is right for what follows it.
-pub fn seal(manifest: &[u8], rest: &[u8]) -> Vec<u8> {
-    let size = (PRELUDE_SIZE_BYTES + manifest.len() + rest.len()) as u64;
-    let mut file = b"\x89MPATCH\n\x01\0\0\0\0\0\0\0".to_vec();
-    file.extend(size.to_le_bytes());
-    file.extend((manifest.len() as u64).to_le_bytes());
-    file.extend(PatchId::derive(manifest).as_bytes());
-    [&file[..], manifest, rest].concat()
 }
