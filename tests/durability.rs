@@ -334,6 +334,28 @@ fn a_change_whose_bytes_are_all_there_is_finished() {
 }
 
 #[test]
+fn a_renamed_checkpoint_gets_its_old_bytes_back_whatever_has_its_old_name() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    let old = &before[Path::new("model.safetensors")];
+    let (path, renamed) = (bench.path("model.safetensors"), bench.path("renamed.safetensors"));
+    // One byte of the new state is left.
+    let mut bytes = fs::read(&path).unwrap();
+    let first = bytes.iter().zip(old).position(|(new, old)| new != old).unwrap();
+    bytes[first + 1..].copy_from_slice(&old[first + 1..]);
+    fs::write(&path, bytes).unwrap();
+    fs::rename(&path, &renamed).unwrap();
+    fs::write(&path, old).unwrap();
+    let [recovered] = &recover(&renamed).unwrap()[..] else { panic!("one journal") };
+    assert_eq!(recovered.outcome, Outcome::RolledBack);
+    assert!(fs::read(&renamed).unwrap() == *old);
+    fs::remove_file(renamed).unwrap();
+    assert!(bench.contents() == before);
+}
+
+#[test]
 fn old_bytes_that_cannot_be_put_back_keep_their_journal() {
     if !can_trace() {
         return skipped("strace is not there, or may not trace");

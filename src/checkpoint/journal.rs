@@ -73,6 +73,13 @@ pub(super) struct Extent {
     pub(super) end: TensorDigest,
 }
 
+impl JournaledFile {
+    /// Devices may be numbered otherwise after a restart, so they are recorded and not compared.
+    fn is_described_by(&self, about: &About) -> bool {
+        (self.inode, self.created_ns, self.size_bytes) == (about.inode, about.created_ns, about.size_bytes)
+    }
+}
+
 impl Header {
     fn extents(&self) -> impl Iterator<Item = (usize, &Extent)> {
         let numbered = self.files.iter().enumerate();
@@ -517,24 +524,29 @@ impl Journal {
         weights.iter().any(|path| {
             let real = self.files.real_path(path).unwrap_or_else(|_| path.clone());
             let about = self.files.about(path).ok();
-            let is_that_file = |about: &About, file: &JournaledFile| {
-                (about.inode, about.created_ns, about.size_bytes)
-                    == (file.inode, file.created_ns, file.size_bytes)
-            };
             self.header.files.iter().any(|file| {
                 folder_of(&self.path).join(&file.name) == real
-                    || about.as_ref().is_some_and(|about| is_that_file(about, file))
+                    || about.as_ref().is_some_and(|about| file.is_described_by(about))
             })
         })
     }
 
     /// Its files, locked and open for writing, with whether each is the very file that the journal was made for.
-    fn targets(&self) -> Result<Vec<(File, bool)>, CheckpointError> {
-        self.header.files.iter().map(|file| self.target(file)).collect()
+    ///
+    /// Of `weights` one may be that file under the name that it has now, whatever bears its old one.
+    fn targets(&self, weights: &[PathBuf]) -> Result<Vec<(File, bool)>, CheckpointError> {
+        self.header.files.iter().map(|file| self.target(file, weights)).collect()
     }
 
-    fn target(&self, journaled: &JournaledFile) -> Result<(File, bool), CheckpointError> {
-        let path = folder_of(&self.path).join(&journaled.name);
+    fn target(
+        &self,
+        journaled: &JournaledFile,
+        weights: &[PathBuf],
+    ) -> Result<(File, bool), CheckpointError> {
+        let is_it =
+            |path: &&PathBuf| self.files.about(path).is_ok_and(|about| journaled.is_described_by(&about));
+        let renamed = weights.iter().find(is_it).and_then(|path| self.files.real_path(path).ok());
+        let path = renamed.unwrap_or_else(|| folder_of(&self.path).join(&journaled.name));
         let file = self
             .files
             .open(&path, Access::ReadWrite)
@@ -549,9 +561,7 @@ impl Journal {
                 journaled.size_bytes
             )));
         }
-        // Devices may be numbered otherwise after a restart, so they are recorded and not compared.
-        let is_the_same = about.inode == journaled.inode && about.created_ns == journaled.created_ns;
-        Ok((file, is_the_same))
+        Ok((file, journaled.is_described_by(&about)))
     }
 }
 
@@ -579,7 +589,7 @@ fn recover_one(
     if !journal.is_about(weights) {
         return Ok(None);
     }
-    let targets = journal.targets()?;
+    let targets = journal.targets(weights)?;
     // With the locks in hand, whoever was at it is gone; perhaps he has finished meanwhile.
     if !files.is_taken(path).map_err(failed("examine"))? {
         return Ok(None);

@@ -61,15 +61,17 @@ pub fn journal(data: &[u8]) {
     let (bystander, stands) = (folder.path().join("other"), old_contents());
     fs::write(&path, &before).unwrap();
     fs::write(&bystander, &stands).unwrap();
-    let header = header(text, *choice, &fs::metadata(&path).unwrap());
+    let about = fs::metadata(&path).unwrap();
+    let inode = about.ino();
+    let header = header(text, *choice, &about);
     let journal = folder.path().join(format!("{NAME}.mpatch-journal"));
-    fs::write(&journal, file(&header, given, *choice)).unwrap();
+    fs::write(&journal, file(&header, given, *choice, inode)).unwrap();
 
     let outcome = recover(&path);
     let after = fs::read(&path).expect("the checkpoint stays");
     assert_eq!(fs::read(&bystander).expect("it stays"), stands, "another file was written");
     assert_eq!(after.len(), before.len());
-    let extents = extents(&header);
+    let extents = extents(&header, inode);
     for at in 0..SIZE_BYTES {
         let is_journaled = extents.iter().any(|extent| extent.range.contains(&at));
         assert!(is_journaled || after[at] == before[at], "byte {at} was nobody's to write");
@@ -97,8 +99,8 @@ struct Part {
     end: String,
 }
 
-/// The parts of the checkpoint in a header, in their order.
-fn extents(header: &[u8]) -> Vec<Part> {
+/// The parts of the checkpoint in a header, in their order; it may have had another name then.
+fn extents(header: &[u8], inode: u64) -> Vec<Part> {
     let part = |extent: &Value| {
         let number = |field: &str| usize::try_from(extent[field].as_u64()?).ok();
         let (offset, size) = (number("offset")?, number("size_bytes")?);
@@ -107,7 +109,11 @@ fn extents(header: &[u8]) -> Vec<Part> {
         Some(Part { range, start: text("start")?, end: text("end")? })
     };
     let header: Value = serde_json::from_slice(header).unwrap_or_default();
-    let files = header["files"].as_array().into_iter().flatten().filter(|file| file["name"] == NAME);
+    let files = header["files"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|file| file["name"] == NAME || file["inode"] == inode);
     files.flat_map(|file| file["extents"].as_array().into_iter().flatten()).filter_map(part).collect()
 }
 
@@ -145,14 +151,14 @@ fn header(text: &[u8], choice: u8, about: &Metadata) -> Vec<u8> {
 }
 
 /// A journal of `header`, as `docs/durability.md` lays it out.
-fn file(header: &[u8], given: &[u8], choice: u8) -> Vec<u8> {
+fn file(header: &[u8], given: &[u8], choice: u8, inode: u64) -> Vec<u8> {
     let is = |bit: u8| choice & bit != 0;
     let size = (header.len() as u64).to_le_bytes();
     let hash = blake3::derive_key("mpatch 2026 journal header", header);
     let mut file = [MAGIC, &size, header, &hash].concat();
     file[0] ^= u8::from(is(DAMAGED_START));
     let (old, mut given) = (old_contents(), given);
-    for (number, extent) in extents(header).into_iter().enumerate() {
+    for (number, extent) in extents(header, inode).into_iter().enumerate() {
         let size = extent.range.len();
         let bytes = if is(GIVEN_BYTES) {
             let (bytes, rest) = given.split_at(size.min(given.len()));
