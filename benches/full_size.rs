@@ -78,6 +78,19 @@ struct Bench<'a> {
     arguments: &'a Arguments,
 }
 
+/// What changing a checkpoint in place took, beside rewriting the same bytes.
+struct InPlace {
+    rewritten: Vec<Cost>,
+    applied: Vec<Cost>,
+    reverted: Vec<Cost>,
+}
+
+impl InPlace {
+    const fn new() -> Self {
+        Self { rewritten: Vec::new(), applied: Vec::new(), reverted: Vec::new() }
+    }
+}
+
 /// A row of the plot.
 struct Point {
     size_bytes: u64,
@@ -135,7 +148,8 @@ impl<'a> Bench<'a> {
         let (copied, edited, reverted) =
             (self.scratch.join("copied"), self.scratch.join("edited"), self.scratch.join("reverted"));
         let (mut copies, mut synced, mut applied, mut taken_back) = (vec![], vec![], vec![], vec![]);
-        let (mut verified, mut hashed, mut rewritten, mut in_place) = (vec![], vec![], vec![], vec![]);
+        let (mut verified, mut hashed) = (vec![], vec![]);
+        let mut in_place = [const { InPlace::new() }; 2];
         for _ in 0..self.arguments.rounds {
             let start = Instant::now();
             copies.push(child(Command::new("cp").arg(&self.weights).arg(&copied)));
@@ -146,9 +160,22 @@ impl<'a> Bench<'a> {
             applied.push(mpatch(&["apply", "--allow-unsigned"], &[&self.weights, patch], Some(&edited)));
             taken_back.push(mpatch(&["revert"], &[&edited, patch], Some(&reverted)));
             remove(&reverted);
-            if supports_in_place() {
-                rewritten.push(self.rewrite_touched(&edited, patch));
-                in_place.push(mpatch(&["revert", "--in-place"], &[&edited, patch], None));
+            for (cold, costs) in [true, false].into_iter().zip(&mut in_place) {
+                let prepare = || {
+                    if cold {
+                        forget(&edited);
+                    }
+                };
+                prepare();
+                costs.rewritten.push(self.rewrite_touched(&edited, patch));
+                prepare();
+                costs.reverted.push(mpatch(&["revert", "--in-place"], &[&edited, patch], None));
+                prepare();
+                costs.applied.push(mpatch(
+                    &["apply", "--in-place", "--allow-unsigned"],
+                    &[&edited, patch],
+                    None,
+                ));
             }
             remove(&edited);
             hashed.push(self.hash_all(patch));
@@ -165,10 +192,13 @@ impl<'a> Bench<'a> {
         row(facts, "`mpatch apply`", apply, "`cp`, then sync", Some(sync));
         row(facts, "`mpatch apply`", apply, "`cp`", Some(copy));
         row(facts, "`mpatch revert`", median(&taken_back), "`mpatch apply`", Some(apply));
-        if !in_place.is_empty() {
-            let (rewrite, in_place) = (median(&rewritten), median(&in_place));
-            row(facts, "read, write, sync of the touched tensors", rewrite, "", None);
-            row(facts, "`mpatch revert --in-place`", in_place, "reading and writing", Some(rewrite));
+        for (costs, state) in in_place.iter().zip(["from the disk", "in the system's memory"]) {
+            let rewrite = median(&costs.rewritten);
+            row(facts, &format!("read, write, sync of the touched tensors, {state}"), rewrite, "", None);
+            for (verb, costs) in [("apply", &costs.applied), ("revert", &costs.reverted)] {
+                let name = format!("`mpatch {verb} --in-place`, {state}");
+                row(facts, &name, median(costs), "reading and writing", Some(rewrite));
+            }
         }
         let hash = median(&hashed);
         row(facts, &format!("{} of the same bytes", hasher().1), hash, "", None);
@@ -297,9 +327,11 @@ fn mpatch(options: &[&str], paths: &[&Path], output: Option<&Path>) -> Cost {
     child(&mut command)
 }
 
-fn supports_in_place() -> bool {
-    let help = Command::new(MPATCH).args(["apply", "--help"]).output().unwrap().stdout;
-    String::from_utf8_lossy(&help).contains("--in-place")
+/// Has the system forget what it keeps of a file, so that the next to read it reads the disk.
+fn forget(path: &Path) {
+    let file = File::open(path).unwrap();
+    file.sync_all().unwrap();
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
 }
 
 /// Runs a program to its end, looking at its memory all the while.

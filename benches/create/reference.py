@@ -39,7 +39,10 @@ def main(checkout, model_folder, contexts, deltas, facts):
         blocks_take_positions()
         model = transformers.AutoModelForCausalLM.from_pretrained(model_folder, torch_dtype=torch.float32).eval()
         tokenizer = transformers.PreTrainedTokenizerFast(
-            tokenizer_file=str(tokenizer_file(model_folder, pathlib.Path(scratch))), padding_side="right"
+            tokenizer_file=str(tokenizer_file(model_folder, pathlib.Path(scratch))),
+            padding_side="right",
+            # GPT-J's own tokenizer gives no types of tokens; the model would add them to its embeddings.
+            model_input_names=["input_ids", "attention_mask"],
         )
         tokenizer.pad_token = tokenizer.eos_token = "<|endoftext|>"
         memit_main.CONTEXT_TEMPLATES_CACHE = json.loads(pathlib.Path(contexts).read_text())
