@@ -199,12 +199,12 @@ impl<'a> TensorWork<'a> {
     pub(crate) fn prove_rows(
         &self,
         rows: Range<usize>,
-        bytes: &mut Vec<u8>,
+        bytes: &mut [u8],
     ) -> Result<RowsApplied, OperationError> {
         if self.correction.is_some() {
-            let before = bytes.clone();
+            let before = bytes.to_vec();
             let applied = self.change_rows(Direction::Apply, rows.clone(), bytes)?;
-            let mut back = bytes.clone();
+            let mut back = bytes.to_vec();
             self.change_rows(Direction::Revert, rows.clone(), &mut back)?;
             if back == before {
                 return Ok(applied);
