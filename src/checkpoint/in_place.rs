@@ -158,7 +158,9 @@ impl<'a> InPlace<'a> {
         let target = self.targets.get(&tensor.file_index)?;
         let path = self.checkpoint.files()[tensor.file_index].path();
         Some(self.checkpoint.check_stop().and_then(|()| {
-            target.write_all_at(bytes, tensor.offset + offset).map_err(CheckpointError::io(path, "write"))
+            target
+                .write_and_begin_sync_at(bytes, tensor.offset + offset)
+                .map_err(CheckpointError::io(path, "write"))
         }))
     }
 

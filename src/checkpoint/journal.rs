@@ -244,7 +244,7 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
-        self.file.write_all_at(bytes, self.at).map_err(CheckpointError::io(self.path, "write"))?;
+        self.file.write_and_begin_sync_at(bytes, self.at).map_err(CheckpointError::io(self.path, "write"))?;
         self.at += bytes.len() as u64;
         Ok(())
     }

@@ -127,6 +127,8 @@ pub(crate) trait Handle: Debug + Send + Sync {
     fn set_mode(&self, mode: u32) -> io::Result<()>;
     /// Makes what was written last.
     fn sync(&self) -> io::Result<()>;
+    /// Asks the system to begin to put this range on disk and not to wait for it; a later [`Handle::sync`] has less to do.
+    fn begin_sync(&self, _offset: u64, _size: u64) {}
     /// Asks the system to forget what it keeps in memory, so that the next read is one of the disk.
     fn forget(&self) -> io::Result<()>;
     /// Takes a lock, or turns the one that is held into this one.
@@ -336,6 +338,13 @@ impl File {
 
     pub(crate) fn sync(&self) -> io::Result<()> {
         retried(|| self.0.sync())
+    }
+
+    /// Writes all of `bytes` at `offset` and has the system begin to put them on disk: for what a sync will wait for.
+    pub(crate) fn write_and_begin_sync_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.write_all_at(bytes, offset)?;
+        self.0.begin_sync(offset, bytes.len() as u64);
+        Ok(())
     }
 
     pub(crate) fn forget(&self) -> io::Result<()> {

@@ -160,6 +160,10 @@ impl Handle for File {
         self.sync_all()
     }
 
+    fn begin_sync(&self, offset: u64, size: u64) {
+        begin_sync(self, offset, size);
+    }
+
     fn forget(&self) -> io::Result<()> {
         forget(self)
     }
@@ -208,6 +212,16 @@ fn allocate(file: &File, size: u64) -> io::Result<()> {
 fn allocate(_: &File, _: u64) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
+
+/// Linux begins to write what it is told to forget, and does not forget it before that is done.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn begin_sync(file: &File, offset: u64, size: u64) {
+    let Some(size) = std::num::NonZeroU64::new(size) else { return };
+    _ = rustix::fs::fadvise(file, offset, Some(size), rustix::fs::Advice::DontNeed);
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn begin_sync(_: &File, _: u64, _: u64) {}
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn forget(file: &File) -> io::Result<()> {
