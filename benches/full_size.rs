@@ -95,9 +95,13 @@ impl InPlace {
 struct Point {
     size_bytes: u64,
     facts: usize,
-    apply_seconds: f64,
-    copy_seconds: f64,
+    /// As many as [`LINES`].
+    seconds: [f64; 3],
 }
+
+/// What the plot shows of each checkpoint and patch.
+const LINES: [(&str, &str); 3] =
+    [("mpatch apply", "#c0392b"), ("cp", "#2c3e50"), ("mpatch apply --in-place", "#2980b9")];
 
 /// What a child process took.
 #[derive(Clone, Copy)]
@@ -206,7 +210,9 @@ impl<'a> Bench<'a> {
         let hash = median(&hashed);
         row(facts, &format!("{} of the same bytes", hasher().1), hash, "", None);
         row(facts, "`mpatch verify --base`", median(&verified), hasher().1, Some(hash));
-        Point { size_bytes: self.size_bytes, facts, apply_seconds: apply.seconds, copy_seconds: copy.seconds }
+        let in_memory = median(&in_place[1].applied);
+        let seconds = [apply, copy, in_memory].map(|cost| cost.seconds);
+        Point { size_bytes: self.size_bytes, facts, seconds }
     }
 
     /// Copies `source` and removes the copy, so that each program that makes one finds the memory and the disk alike.
@@ -413,97 +419,101 @@ fn hash(path: &Path) -> Cost {
 
 // ------------------------------------------------------------------------------------------------------- the plot --
 
-/// Time against size for one number of facts, and against the number of facts for one size; what applying takes beyond
-/// a copy is drawn apart.
+/// Time against size for one number of facts, and against the number of facts for one size.
 fn plot(points: &[Point]) -> String {
-    const WIDTH: f64 = 380.0;
-    const HEIGHT: f64 = 240.0;
     let largest = points.iter().map(|point| point.size_bytes).max().unwrap_or(1);
     let middle = points.iter().map(|point| point.facts).filter(|facts| *facts <= 100).max().unwrap_or(1);
-    let by_size: Vec<&Point> = points.iter().filter(|point| point.facts == middle).collect();
-    let by_facts: Vec<&Point> = points.iter().filter(|point| point.size_bytes == largest).collect();
-    let seconds = points.iter().map(|point| point.apply_seconds.max(point.copy_seconds)).fold(0.0, f64::max);
-    let mut svg = format!(
+    let by_size = points.iter().filter(|point| point.facts == middle);
+    let by_facts = points.iter().filter(|point| point.size_bytes == largest);
+    let seconds_max = points.iter().flat_map(|point| point.seconds).fold(0.0, f64::max) * 1.1;
+    let left = Panel {
+        left: 50.0,
+        title: format!("against the checkpoint's size, {middle} facts"),
+        unit: "GB",
+        data: by_size.map(|point| (point.size_bytes as f64 / 1e9, point.seconds)).collect(),
+    };
+    let right = Panel {
+        left: Panel::WIDTH + 110.0,
+        title: format!("against the number of facts, {}", gigabytes(largest)),
+        unit: "facts",
+        data: by_facts.map(|point| (point.facts as f64, point.seconds)).collect(),
+    };
+    let names = LINES.iter().enumerate().map(|(index, (name, colour))| {
+        let (x, y) = (50.0 + 130.0 * index as f64, Panel::HEIGHT + 80.0);
+        format!("<text x=\"{x}\" y=\"{y}\" fill=\"{colour}\">{name}</text>\n")
+    });
+    format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" font-family=\"sans-serif\" \
-         font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n",
-        2.0 * WIDTH + 120.0,
-        HEIGHT + 90.0
-    );
-    let mut panel = |left: f64, title: &str, unit: &str, data: &[(f64, f64, f64)]| {
-        let right = data.iter().map(|(x, ..)| *x).fold(0.0, f64::max) * 1.05;
-        let place = |x: f64, y: f64| (left + x / right * WIDTH, 30.0 + HEIGHT * (1.0 - y / (seconds * 1.1)));
-        svg.push_str(&format!("<text x=\"{left}\" y=\"18\" font-weight=\"bold\">{title}</text>\n"));
-        svg.push_str(&format!(
-            "<path d=\"M{left} 30V{} H{}\" fill=\"none\" stroke=\"black\"/>\n",
-            30.0 + HEIGHT,
-            left + WIDTH
-        ));
-        for (x, apply, copy) in data {
-            let (across, bottom) = place(*x, 0.0);
+         font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{}{}{}</svg>\n",
+        2.0 * Panel::WIDTH + 120.0,
+        Panel::HEIGHT + 90.0,
+        left.draw(seconds_max),
+        right.draw(seconds_max),
+        names.collect::<String>()
+    )
+}
+
+/// One half of the plot.
+struct Panel {
+    left: f64,
+    title: String,
+    unit: &'static str,
+    data: Vec<(f64, [f64; 3])>,
+}
+
+impl Panel {
+    const WIDTH: f64 = 380.0;
+    const HEIGHT: f64 = 240.0;
+    const TOP: f64 = 30.0;
+
+    fn draw(mut self, seconds_max: f64) -> String {
+        self.data.sort_by(|one, other| one.0.total_cmp(&other.0));
+        let (left, bottom) = (self.left, Self::TOP + Self::HEIGHT);
+        let most = self.data.last().map_or(1.0, |(x, _)| x * 1.05);
+        let across = |x: f64| left + x / most * Self::WIDTH;
+        let up = |seconds: f64| bottom - Self::HEIGHT * seconds / seconds_max;
+        let mut svg = format!(
+            "<text x=\"{left}\" y=\"18\" font-weight=\"bold\">{}</text>\n\
+             <path d=\"M{left} {}V{bottom} H{}\" fill=\"none\" stroke=\"black\"/>\n\
+             <text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\n",
+            self.title,
+            Self::TOP,
+            left + Self::WIDTH,
+            left + Self::WIDTH,
+            bottom + 32.0,
+            self.unit
+        );
+        let step = (seconds_max / 4.0).ceil();
+        for seconds in (1..5).map(|index| step * f64::from(index)).filter(|seconds| *seconds < seconds_max) {
+            let (x, y) = (left - 5.0, up(seconds));
             svg.push_str(&format!(
-                "<text x=\"{across:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{x:.0}</text>\n",
-                bottom + 14.0
+                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"end\">{seconds} s</text>\n"
             ));
-            for (value, colour) in
-                [(*apply, "#c0392b"), (*copy, "#2c3e50"), ((apply - copy).max(0.0), "#2980b9")]
-            {
-                let (x, y) = place(*x, value);
-                svg.push_str(&format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>\n"));
+        }
+        // Names of places that nearly coincide would cover each other.
+        let mut named = f64::NEG_INFINITY;
+        for (x, _) in &self.data {
+            let place = across(*x);
+            if place - named > 20.0 {
+                svg.push_str(&format!(
+                    "<text x=\"{place:.1}\" y=\"{}\" text-anchor=\"middle\">{x:.0}</text>\n",
+                    bottom + 14.0
+                ));
+                named = place;
             }
         }
-        for (index, colour) in ["#c0392b", "#2c3e50", "#2980b9"].into_iter().enumerate() {
-            let line: Vec<String> = data
-                .iter()
-                .map(|(x, apply, copy)| {
-                    let (x, y) = place(*x, [*apply, *copy, (apply - copy).max(0.0)][index]);
-                    format!("{x:.1},{y:.1}")
-                })
-                .collect();
+        for (index, (_, colour)) in LINES.iter().enumerate() {
+            let places: Vec<(f64, f64)> =
+                self.data.iter().map(|(x, seconds)| (across(*x), up(seconds[index]))).collect();
+            let line: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
             svg.push_str(&format!(
                 "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\"/>\n",
                 line.join(" ")
             ));
+            for (x, y) in places {
+                svg.push_str(&format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>\n"));
+            }
         }
-        for step in 1..=4 {
-            let value = seconds * f64::from(step) / 4.0;
-            let (_, y) = place(0.0, value);
-            svg.push_str(&format!(
-                "<text x=\"{:.1}\" y=\"{y:.1}\" text-anchor=\"end\">{value:.1} s</text>\n",
-                left - 5.0
-            ));
-        }
-        svg.push_str(&format!(
-            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{unit}</text>\n",
-            left + WIDTH,
-            62.0 + HEIGHT
-        ));
-    };
-    let data = |points: &[&Point], x: fn(&Point) -> f64| -> Vec<(f64, f64, f64)> {
-        let mut data: Vec<_> =
-            points.iter().map(|point| (x(point), point.apply_seconds, point.copy_seconds)).collect();
-        data.sort_by(|one, other| one.0.total_cmp(&other.0));
-        data
-    };
-    panel(
-        50.0,
-        &format!("against the checkpoint's size, {middle} facts"),
-        "GB",
-        &data(&by_size, |point| point.size_bytes as f64 / 1e9),
-    );
-    panel(
-        WIDTH + 110.0,
-        &format!("against the number of facts, {}", gigabytes(largest)),
-        "facts",
-        &data(&by_facts, |point| point.facts as f64),
-    );
-    for (index, (name, colour)) in
-        [("mpatch apply", "#c0392b"), ("cp", "#2c3e50"), ("the difference", "#2980b9")]
-            .into_iter()
-            .enumerate()
-    {
-        let x = 50.0 + 130.0 * index as f64;
-        svg.push_str(&format!("<text x=\"{x}\" y=\"{}\" fill=\"{colour}\">{name}</text>\n", HEIGHT + 80.0));
+        svg
     }
-    svg.push_str("</svg>\n");
-    svg
 }
