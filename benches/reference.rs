@@ -24,7 +24,7 @@ use common::{draft, fact, recorded_statistics, terms};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
-use mpatch::edit::{Edit, FactPrompt, memit};
+use mpatch::edit::{Edit, EditError, FactPrompt, memit};
 use mpatch::evaluate::{Extent, Scores, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Integers, RankLimit, Term};
 use mpatch::facts::{FactsFile, Record};
@@ -94,10 +94,10 @@ impl Bench {
     }
 
     fn edit(&self, facts: usize) -> Edit {
-        self.edit_with(facts, &self.statistics)
+        self.edit_with(facts, &self.statistics).unwrap()
     }
 
-    fn edit_with(&self, facts: usize, statistics: &StatisticsFile) -> Edit {
+    fn edit_with(&self, facts: usize, statistics: &StatisticsFile) -> Result<Edit, EditError> {
         let folder = self.folder.join(format!("reference/n{facts}"));
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
         let hyperparameters = Hyperparameters::parse(&read("hparams.json")).unwrap();
@@ -110,7 +110,7 @@ impl Bench {
                 target: record.request.target_new_spaced(),
             })
             .collect();
-        memit(&self.model, &hyperparameters, &contexts, &prompts, statistics, &|_| ()).unwrap()
+        memit(&self.model, &hyperparameters, &contexts, &prompts, statistics, &|_| ())
     }
 
     /// Score of the edit as its integers say, rounded to the model's type.
@@ -176,9 +176,15 @@ impl Bench {
             let made = collect_part(&self.model, base, &layers, &mut corpus, amount, None, &|_| ()).unwrap();
             made.write(&path).unwrap();
             let statistics = StatisticsFile::open(&path).unwrap();
-            let edit = self.edit_with(facts, &statistics);
-            let score = self.scores(facts, &edit, &terms(&edit, 16, RankLimit::Full)).score.unwrap();
-            println!("| {amount} | {facts} | {} | {score:.2} |", statistics.counts()[&layers[0]]);
+            let score = match self.edit_with(facts, &statistics) {
+                Ok(edit) => {
+                    let scores = self.scores(facts, &edit, &terms(&edit, 16, RankLimit::Full));
+                    format!("{:.2}", scores.score.unwrap())
+                }
+                // Of fewer tokens than it is wide, a second moment has no inverse.
+                Err(error) => error.to_string(),
+            };
+            println!("| {amount} | {facts} | {} | {score} |", statistics.counts()[&layers[0]]);
         }
     }
 
