@@ -19,6 +19,16 @@ def call(*words):
     subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
+def call_patiently(*words):
+    """Loop devices and mounts are the whole machine's, and whoever looks at one just then keeps it busy."""
+    for _ in range(100):
+        ended = subprocess.run(words, capture_output=True, text=True)
+        if ended.returncode == 0:
+            return
+        time.sleep(0.1)
+    raise SystemExit(f"{' '.join(map(str, words))}: {ended.stderr}")
+
+
 def contents(folder):
     """Every file below a folder and its bytes; lost+found is the file system's own."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
@@ -39,10 +49,10 @@ class Disk:
         call(f"mkfs.{self.kind}", *options, self.image)
 
     def mount(self):
-        call("mount", "-o", "loop", self.image, self.folder)
+        call_patiently("mount", "-o", "loop", self.image, self.folder)
 
     def unmount(self):
-        call("umount", self.folder)
+        call_patiently("umount", self.folder)
 
     def cut(self, flag):
         handle = os.open(self.folder, os.O_RDONLY)
