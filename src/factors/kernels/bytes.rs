@@ -183,7 +183,10 @@ fn product_of_bytes(kernel: Kernel, left: &[i8], right: &[i8], target: Sums<'_>)
 }
 
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no kernel here"))]
-#[expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe")]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe")
+)]
 fn product_of_biased(kernel: Kernel, left: &[i8], right: &[i8], biases: &[i32], target: Sums<'_>) {
     match kernel {
         // SAFETY: a layout for a kernel is made only where the processor has it.
@@ -194,7 +197,10 @@ fn product_of_biased(kernel: Kernel, left: &[i8], right: &[i8], biases: &[i32], 
 }
 
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no kernel here"))]
-#[expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe")]
+#[cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe")
+)]
 fn product_of_words(kernel: Kernel, left: &[i16], right: &[i8], target: Sums<'_>) {
     match kernel {
         // SAFETY: a layout for a kernel is made only where the processor has it.

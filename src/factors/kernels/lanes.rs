@@ -427,7 +427,7 @@ fn check_group<E: Lane>(before: &[u8], after: &[u8], terms: Terms<'_>, outcomes:
 macro_rules! compiled_for_each {
     ($(#[$doc:meta])* $name:ident, $body:ident, <$generic:ident: $($bound:path),+>, ($($argument:ident: $type:ty),*) $(-> $result:ty)?) => {
         $(#[$doc])*
-        #[expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe")]
+        #[cfg_attr(target_arch = "x86_64", expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe"))]
         pub(in super::super) fn $name<$generic: $($bound +)+>(kernel: Kernel, $($argument: $type),*) $(-> $result)? {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]

@@ -2,13 +2,20 @@
 //!
 //! A benchmark times this beside the real product. It is the same instruction as often as registers allow, so no
 //! kernel that has to load its numbers gets past it.
-#![expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe")]
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe")
+)]
 
 use super::Kernel;
 
 impl Kernel {
     /// Multiplies `rounds` times as much as fits in registers, on this thread, and returns the number of products that
     /// were summed; none where this kernel has no instruction of its own, or the processor lacks it.
+    #[cfg_attr(
+        not(target_arch = "x86_64"),
+        expect(unused_variables, reason = "no instruction is measured here")
+    )]
     pub fn multiply_in_registers(self, rounds: u64) -> Option<u64> {
         if !self.is_available() {
             return None;
