@@ -9,6 +9,7 @@
     reason = "a test fails where it stands; clippy sees only `#[test]` functions as tests"
 )]
 
+mod crash;
 mod drafts;
 mod material;
 mod place;
@@ -18,117 +19,16 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use crash::{Bench, Contents, stderr};
 use drafts::Numbers;
-use material::{SETTINGS, key, lay_out, lay_out_shards, signed_with};
+use material::{SETTINGS, key, lay_out_shards, signed_with};
 use mpatch::apply;
 use mpatch::checkpoint::{Checkpoint, CheckpointError, Outcome, recover};
 use mpatch::patch::Patch;
 use place::{Place, weights};
-use tempfile::TempDir;
-
-type Contents = BTreeMap<PathBuf, Vec<u8>>;
-
-/// A folder that commands run in.
-struct Bench {
-    folder: TempDir,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        lay_out(folder.path());
-        lay_out_shards(folder.path());
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    /// Every file by its path in the folder.
-    fn contents(&self) -> Contents {
-        let mut found = Contents::new();
-        let mut folders = vec![self.folder.path().to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                match path.is_dir() && !path.is_symlink() {
-                    true => folders.push(path),
-                    false => {
-                        let name = path.strip_prefix(self.folder.path()).unwrap().to_owned();
-                        let bytes = fs::read(&path).unwrap();
-                        found.insert(name, bytes);
-                    }
-                }
-            }
-        }
-        found
-    }
-
-    /// Puts the folder into a state that it was in before.
-    fn restore(&self, contents: &Contents) {
-        for (path, _) in self.contents().iter().filter(|(path, bytes)| contents.get(*path) != Some(bytes)) {
-            fs::remove_file(self.folder.path().join(path)).unwrap();
-        }
-        for entry in fs::read_dir(self.folder.path()).unwrap() {
-            // Folders in the making.
-            let path = entry.unwrap().path();
-            let name = path.file_name().unwrap().to_str().unwrap();
-            if path.is_dir() && !contents.keys().any(|path| path.starts_with(name)) {
-                fs::remove_dir_all(path).unwrap();
-            }
-        }
-        for (path, bytes) in contents {
-            let path = self.folder.path().join(path);
-            if !path.exists() {
-                fs::write(path, bytes).unwrap();
-            }
-        }
-    }
-
-    fn run(&self, words: &str) -> Output {
-        self.command(&[], words).output().unwrap()
-    }
-
-    /// The command, behind the words of another one, on two threads.
-    fn command(&self, before: &[&str], words: &str) -> Command {
-        let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap();
-        let words = before.iter().copied().chain([program]).chain(words.split(' '));
-        let words: Vec<&str> = words.collect();
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]).current_dir(self.folder.path());
-        command.envs(SETTINGS).env("RAYON_NUM_THREADS", "2");
-        // Histories are made by somebody, at some time.
-        command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
-        command.env("GIT_COMMITTER_DATE", "1764028800 +0000").env("GIT_CONFIG_NOSYSTEM", "1");
-        command
-    }
-
-    /// Runs a command that must succeed.
-    fn succeeds(&self, words: &str) -> String {
-        let output = self.run(words);
-        assert!(output.status.success(), "{words}: {}", stderr(&output));
-        String::from_utf8(output.stdout.clone()).unwrap() + &stderr(&output)
-    }
-
-    /// Runs a command that must fail with `code` and leave everything as it was.
-    fn refuses(&self, words: &str, code: i32) -> String {
-        let before = self.contents();
-        let output = self.run(words);
-        let said = stderr(&output);
-        assert_eq!(output.status.code(), Some(code), "{words}: {said}");
-        assert!(said.ends_with("state: unchanged\n"), "{said}");
-        assert!(self.contents() == before, "{words} changed something");
-        said
-    }
-}
-
-fn stderr(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
-}
 
 fn skipped(reason: &str) {
     let _ = writeln!(std::io::stdout(), "skipped: {reason}");
