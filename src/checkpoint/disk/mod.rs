@@ -133,6 +133,8 @@ pub(crate) trait Handle: Debug + Send + Sync {
     fn forget(&self) -> io::Result<()>;
     /// Takes a lock, or turns the one that is held into this one.
     fn lock(&self, lock: Lock) -> io::Result<Locked>;
+    /// Gives up the lock that is held, if any, whoever else has the open file in hand.
+    fn unlock(&self) {}
     /// Becomes a copy of `source` that shares its blocks.
     fn clone_from(&self, source: &dyn Handle) -> io::Result<()>;
     /// Copies up to `length` bytes from `offset` on inside the system; returns how many.
@@ -268,6 +270,14 @@ impl Files {
 /// An open file of some disk.
 #[derive(Debug)]
 pub(crate) struct File(Box<dyn Handle>);
+
+impl Drop for File {
+    /// A lock ends with the last handle, and a process that another thread is just starting has a copy of each: until
+    /// it has become another program, it would keep the file in use.
+    fn drop(&mut self) {
+        self.0.unlock();
+    }
+}
 
 impl From<SystemFile> for File {
     fn from(file: SystemFile) -> Self {

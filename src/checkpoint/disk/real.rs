@@ -168,6 +168,10 @@ impl Handle for File {
         forget(self)
     }
 
+    fn unlock(&self) {
+        _ = rustix::fs::flock(self, FlockOperation::Unlock);
+    }
+
     fn lock(&self, lock: Lock) -> io::Result<Locked> {
         let operation = match lock {
             Lock::Shared => FlockOperation::NonBlockingLockShared,
@@ -253,4 +257,24 @@ fn copy_inside_the_system(source: &File, target: &File, offset: u64, length: u64
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn copy_inside_the_system(_: &File, _: &File, _: u64, _: u64) -> io::Result<u64> {
     Err(io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{File, Lock, Locked, SystemFile};
+
+    #[test]
+    fn a_lock_ends_with_its_file_whoever_has_a_copy_of_the_handle() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let opened = SystemFile::create(&path).unwrap();
+        // As a process has one that was started by another thread just now.
+        let _copy = opened.try_clone().unwrap();
+        let file = File::from(opened);
+        assert_eq!(file.lock(Lock::Exclusive).unwrap(), Locked::Held);
+        let other = File::from(SystemFile::open(&path).unwrap());
+        assert_eq!(other.lock(Lock::Shared).unwrap(), Locked::Busy);
+        drop(file);
+        assert_eq!(other.lock(Lock::Shared).unwrap(), Locked::Held);
+    }
 }
