@@ -105,7 +105,9 @@ fn edit(seed: u64, dtype: Dtype) -> (Vec<u8>, Vec<u8>) {
     let mut after = before.clone();
     update.apply_rows(dtype, 0..rows, &mut after).expect("no overflow");
     let mut writer = UndoWriter::new(rows, columns);
-    writer.push_rows(&update, dtype, 0..rows, &before, &after).expect("as above");
+    let mut logged = before;
+    writer.apply_rows(&update, dtype, 0..rows, &mut logged).expect("as above");
+    assert!(logged == after);
     (after, writer.finish().expect("all rows"))
 }
 EOF
