@@ -30,10 +30,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::interval::Forward;
+use self::interval::Looks;
 use self::words::{Choice, WordReader, WordWriter};
-use super::kernels::{LOOK, Lane, STRETCH_MAX, check, restore};
-use super::update::{Met, Span, Workspace, task_rows};
+use super::kernels::{Lane, STRETCH_MAX, check, restore};
+use super::update::{Met, Span, Workspace};
 use super::{FactorError, RowsApplied, Update};
 use crate::tensor::{Dtype, Element};
 use crate::with_element;
@@ -148,7 +148,7 @@ fn apply_and_log<E: Lane>(
     if weights.is_empty() {
         return Ok((total, vec![Vec::new(); rows.len().div_ceil(rows_per_block)]));
     }
-    let task_rows = task_rows(rows.len(), rows_per_block);
+    let task_rows = update.task_rows(rows.len(), rows_per_block);
     let tasks = weights.par_chunks_mut(task_rows * update.columns() * E::DTYPE.size_bytes()).enumerate();
     let results: Vec<_> = tasks
         .map_init(Workspace::default, |workspace, (task, weights)| {
@@ -175,13 +175,14 @@ fn log_task<E: Lane>(
     let rows = row_first..row_first + weights.len() / (columns * size_bytes);
     let mut choices: Vec<Vec<Choice>> = vec![Vec::new(); rows.len()];
     let mut met = Met::default();
-    let mut before = Vec::new();
+    let (mut before, mut looks) = (Vec::new(), Looks::default());
     update.for_each_span(rows, workspace, |span| {
         let weights = &mut weights[span.bytes(row_first, columns, size_bytes)];
         before.clear();
         before.extend_from_slice(weights);
         if met.apply::<E>(update, span, weights) {
-            choices_of_span::<E>(update, span, &before, weights, &mut choices[span.row - row_first]);
+            let choices = &mut choices[span.row - row_first];
+            choices_of_span::<E>(update, span, &before, weights, &mut looks, choices);
         }
     });
     let applied = met.outcome::<E>()?;
@@ -201,28 +202,20 @@ fn choices_of_span<E: Lane>(
     span: &Span<'_>,
     before: &[u8],
     after: &[u8],
+    looks: &mut Looks,
     choices: &mut Vec<Choice>,
 ) {
     let mut outcomes = [0; STRETCH_MAX];
     let outcomes = &mut outcomes[..span.columns.len()];
     check::<E>(update.kernel(), before, after, span.terms, outcomes);
     let size_bytes = E::DTYPE.size_bytes();
-    let mut terms = Vec::new();
-    for index in places_to_look(outcomes) {
-        let read = |weights: &[u8]| E::read(&weights[index * size_bytes..][..size_bytes]);
-        let (before, after) = (read(before), read(after));
-        span.terms.of(index, &mut terms);
-        let interval = Forward::<E>::new(&terms).interval(after.ordinal(), before.ordinal());
+    for (index, interval) in looks.intervals::<E>(update.kernel(), outcomes, after, span.terms) {
         if interval.end - interval.start > 1 {
+            let before = E::read(&before[index * size_bytes..][..size_bytes]);
             let column = span.columns.start + index;
             choices.push(Choice::new(column, &interval, before.ordinal() - interval.start));
         }
     }
-}
-
-/// The weights of a stretch that are not settled yet.
-fn places_to_look(outcomes: &[u8]) -> impl Iterator<Item = usize> {
-    outcomes.iter().enumerate().filter(|(_, outcome)| **outcome == LOOK).map(|(index, _)| index)
 }
 
 // -------------------------------------------------------------------------------------------------- the reader --
@@ -328,7 +321,7 @@ impl UndoLog {
         rows: Range<usize>,
         weights: &mut [u8],
     ) -> Result<(), FactorError> {
-        let task_rows = task_rows(rows.len(), undo_rows_per_block(self.columns));
+        let task_rows = update.task_rows(rows.len(), undo_rows_per_block(self.columns));
         let row_size_bytes = self.columns * E::DTYPE.size_bytes();
         if row_size_bytes == 0 {
             return self.check_empty_blocks(&rows);
@@ -354,11 +347,11 @@ impl UndoLog {
         let row_size_bytes = self.columns * size_bytes;
         let rows = row_first..row_first + weights.len() / row_size_bytes;
         let mut choices: Vec<Vec<Choice>> = vec![Vec::new(); rows.len()];
-        let mut faults = Faults::default();
+        let (mut faults, mut looks) = (Faults::default(), Looks::default());
         update.for_each_span(rows.clone(), workspace, |span| {
             let weights = &mut weights[span.bytes(row_first, self.columns, size_bytes)];
             let choices = &mut choices[span.row - row_first];
-            faults.note(span, lowest_of_span::<E>(update, span, weights, choices));
+            faults.note(span, lowest_of_span::<E>(update, span, weights, &mut looks, choices));
         });
         faults.first()?;
         let rows_per_block = undo_rows_per_block(self.columns);
@@ -422,22 +415,18 @@ fn lowest_of_span<E: Lane>(
     update: &Update,
     span: &Span<'_>,
     weights: &mut [u8],
+    looks: &mut Looks,
     choices: &mut Vec<Choice>,
 ) -> Result<(), FactorError> {
     let mut outcomes = [0; STRETCH_MAX];
     let outcomes = &mut outcomes[..span.columns.len()];
     restore::<E>(update.kernel(), weights, span.terms, outcomes);
     let size_bytes = E::DTYPE.size_bytes();
-    let mut terms = Vec::new();
-    for index in places_to_look(outcomes) {
+    for (index, interval) in looks.intervals::<E>(update.kernel(), outcomes, weights, span.terms) {
         let column = span.columns.start + index;
         let bytes = &mut weights[index * size_bytes..][..size_bytes];
-        let after = E::read(bytes);
-        span.terms.of(index, &mut terms);
-        let forward = Forward::<E>::new(&terms);
-        let interval = forward.interval(after.ordinal(), forward.guess(after));
         if interval.is_empty() {
-            let row = span.row;
+            let (row, after) = (span.row, E::read(bytes));
             return Err(fault(format!("row {row}, column {column}: no weight becomes {after:?}")));
         }
         E::from_ordinal(interval.start).write(bytes);

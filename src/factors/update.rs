@@ -18,7 +18,10 @@ use crate::tensor::{Dtype, Element};
 use crate::with_element;
 
 /// Fewest rows of one parallel task.
-const TASK_ROWS_MIN: usize = 64;
+const TASK_ROWS_MIN: usize = 16;
+/// Fewest rows where each task reads more than this of right factors, from a cache that is far away.
+const TASK_ROWS_MIN_FAR: usize = 64;
+const NEAR_BYTES: usize = 4 << 20;
 /// Most of them: the more rows, the fewer times the right factor is read.
 const TASK_ROWS_MAX: usize = 256;
 /// Tasks that each thread should get, so that none waits long for the last.
@@ -142,7 +145,7 @@ impl Update {
             return Ok(RowsApplied::default());
         }
         let row_size_bytes = self.columns() * E::DTYPE.size_bytes();
-        let task_rows = task_rows(rows.len(), 1);
+        let task_rows = self.task_rows(rows.len(), 1);
         let tasks = weights.par_chunks_mut(task_rows * row_size_bytes).enumerate();
         let results: Vec<_> = tasks
             .map_init(Workspace::default, |workspace, (task, weights)| {
@@ -185,7 +188,7 @@ impl Update {
         if deltas.is_empty() {
             return Ok(deltas);
         }
-        let task_rows = task_rows(rows.len(), 1);
+        let task_rows = self.task_rows(rows.len(), 1);
         let tasks = deltas.par_chunks_mut(task_rows * columns).enumerate();
         tasks.for_each_init(Workspace::default, |workspace, (task, deltas)| {
             let row_first = rows.start + task * task_rows;
@@ -255,6 +258,14 @@ impl Update {
         }
     }
 
+    /// Rows of each of the parallel tasks that `rows` are cut into, a multiple of `unit`.
+    pub(super) fn task_rows(&self, rows: usize, unit: usize) -> usize {
+        let right: usize = self.terms.iter().map(|term| term.product.right_size_bytes()).sum();
+        let rows_min = if right <= NEAR_BYTES { TASK_ROWS_MIN } else { TASK_ROWS_MIN_FAR };
+        let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
+        rows.div_ceil(tasks).clamp(rows_min, TASK_ROWS_MAX).next_multiple_of(unit)
+    }
+
     fn check_range(&self, rows: &Range<usize>) -> Result<(), FactorError> {
         if rows.start > rows.end || rows.end > self.rows() {
             return Err(FactorError::Rows { start: rows.start, end: rows.end, rows: self.rows() });
@@ -273,12 +284,6 @@ impl Update {
         self.check_range(rows)?;
         check_size(what, rows.len().saturating_mul(self.columns()).saturating_mul(size_bytes), found)
     }
-}
-
-/// Rows of each of the parallel tasks that `rows` are cut into, a multiple of `unit`.
-pub(super) fn task_rows(rows: usize, unit: usize) -> usize {
-    let tasks = TASKS_PER_THREAD * rayon::current_num_threads();
-    rows.div_ceil(tasks).clamp(TASK_ROWS_MIN, TASK_ROWS_MAX).next_multiple_of(unit)
 }
 
 fn check_size(what: &'static str, expected: usize, found: usize) -> Result<(), FactorError> {
@@ -457,7 +462,7 @@ mod tests {
     /// Shapes past the edges of tasks and tiles, with terms of both kinds.
     fn large_update() -> (Vec<Term>, Vec<u8>) {
         let mut generator = Generator(5);
-        let (rows, columns) = (TASK_ROWS_MIN * 2 + 3, STRETCH_MAX + 7);
+        let (rows, columns) = (TASK_ROWS_MIN_FAR * 2 + 3, STRETCH_MAX + 7);
         let terms = vec![
             generator.term(rows, columns, Some(40), 8, -24),
             generator.term(rows, columns, None, 16, -20),

@@ -5,11 +5,14 @@
 //! apply    W  ->  round((W + D1) + D2 + ...)
 //! restore  W' ->  the one W that becomes it, if its neighbours do not
 //! check    W, W'  ->  is W' what becomes of W, and of no neighbour of W
+//! nearby   W' ->  all the W that become it, if they are few and where they are expected
 //! ```
 //!
 //! Nothing is written for a particular processor: the loops have no branches, so the compiler makes vectors of them,
 //! of the width that the enclosing function may use. Each step is the one IEEE operation that the format names, and no
 //! compiler fuses them unasked, so the width never shows in the result.
+
+use std::ops::{Deref, DerefMut};
 
 use half::{bf16, f16};
 
@@ -19,12 +22,8 @@ use crate::tensor::{Element, round_to_odd};
 /// Longest stretch.
 pub(in super::super) const STRETCH_MAX: usize = 512;
 
-/// The weight has one candidate, which has been put in its place.
-pub(in super::super) const ONE: u8 = 1;
-/// The weight is NaN or infinite and stays.
-pub(in super::super) const NOT_FINITE: u8 = 0;
-/// The weight needs a closer look.
-pub(in super::super) const LOOK: u8 = 2;
+/// Of a weight: it needs a closer look. Else it has one candidate, or is NaN or infinite and stays.
+pub(in super::super) const LOOK: u8 = 1;
 
 /// The terms of a stretch of weights: for each term one number per weight.
 #[derive(Debug, Clone, Copy)]
@@ -41,7 +40,7 @@ pub(in super::super) struct Terms<'a> {
 
 impl<'a> Terms<'a> {
     #[inline(always)]
-    fn term(&self, index: usize) -> &'a [f64] {
+    pub fn term(&self, index: usize) -> &'a [f64] {
         &self.deltas[index * self.stride..][..self.length]
     }
 
@@ -202,15 +201,53 @@ pub(in super::super) fn result<E: Lane>(number: i32, terms: &[f64]) -> i32 {
 /// Weights whose buffers fit the nearest cache; vectors of every width divide it.
 const GROUP: usize = 64;
 
-type Bits = [u32; GROUP];
-type Ordinals = [i32; GROUP];
-type Singles = [f32; GROUP];
-type Doubles = [f64; GROUP];
+type Bits = Group<u32>;
+type Ordinals = Group<i32>;
+type Singles = Group<f32>;
+type Doubles = Group<f64>;
+
+/// A number for each weight of a group, aligned so that no vector lies on two lines of the cache.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Group<T>([T; GROUP]);
+
+impl<T: Copy> Group<T> {
+    #[inline(always)]
+    fn of(value: T) -> Self {
+        Self([value; GROUP])
+    }
+}
+
+impl<T> Deref for Group<T> {
+    type Target = [T; GROUP];
+
+    #[inline(always)]
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Group<T> {
+    #[inline(always)]
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.0
+    }
+}
+
+impl<'a, T> IntoIterator for &'a Group<T> {
+    type Item = &'a T;
+    type IntoIter = std::slice::Iter<'a, T>;
+
+    #[inline(always)]
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter()
+    }
+}
 
 /// What `$step` makes of each; a loop in the caller's body, because a closure would not be compiled for its processor.
 macro_rules! each {
     ($items:expr, $step:expr, $zero:expr) => {{
-        let mut results = [$zero; GROUP];
+        let mut results = Group::of($zero);
         for (result, item) in results.iter_mut().zip($items) {
             *result = $step(*item);
         }
@@ -228,11 +265,18 @@ fn values<E: Lane>(bits: &Bits) -> Doubles {
 /// The values of the weights `step` places from `ordinals`; of a NaN anything.
 #[inline(always)]
 fn values_moved<E: Lane>(ordinals: &Ordinals, step: i32) -> Doubles {
-    let mut bits: Bits = [0; GROUP];
+    let mut bits: Bits = Group::of(0);
     for (bits, ordinal) in bits.iter_mut().zip(ordinals) {
         *bits = from_ordinal::<E>(ordinal.wrapping_add(step));
     }
     values::<E>(&bits)
+}
+
+/// The bits of `values`, rounded twice, which is good enough for a guess.
+#[inline(always)]
+fn nearly_rounded<E: Lane>(values: &Doubles) -> Bits {
+    let singles: Singles = each!(values, |value: f64| value as f32, 0.0);
+    each!(&singles, E::narrow, 0)
 }
 
 /// The bits of `values`, rounded; in two loops, so that each width fills its registers.
@@ -297,8 +341,8 @@ fn apply_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>) -> Applied {
 /// Changes nothing and says no where a finite weight would become infinite.
 #[inline(always)]
 fn apply_group<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, total: &mut Applied) -> bool {
-    let mut before: Bits = [0; GROUP];
-    E::unpack(bytes, &mut before);
+    let mut before: Bits = Group::of(0);
+    E::unpack(bytes, &mut *before);
     let mut after = rounded::<E>(&add_terms(values::<E>(&before), terms));
     let (mut not_finite, mut changed, mut overflowed) = (0_u32, 0_u32, 0_u32);
     for (before, after) in before.iter().zip(after.iter_mut()) {
@@ -311,58 +355,78 @@ fn apply_group<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, total: &mut Applied)
     if overflowed != 0 {
         return false;
     }
-    E::pack(&after, bytes);
+    E::pack(&*after, bytes);
     total.not_finite += u64::from(not_finite);
     total.changed += u64::from(changed);
     true
 }
 
-/// Says of each weight whether `candidates` become `after` and neither of their neighbours does.
+/// How much closer than half a step a sum has to come, so that no error of the sums that are compared matters.
+const MARGIN: f32 = 1.0 - 1.0 / (1 << 20) as f32;
+/// How many times the result all terms and their number may amount to, for the same reason.
+const REACH_MAX: f64 = 128.0;
+
+/// Says of each weight whether its candidate becomes what is in `after`, and neither of the candidate's neighbours does.
 ///
-/// What rounds to `after` lies between the middles on both of its sides. On a middle itself, and next to infinity, the
-/// answer is no, which only means a closer look.
+/// What is less than half a step of `after` away from it rounds to it. Where the candidate's own steps are no shorter,
+/// on both sides, its neighbours are then beyond half a step. A no only means a closer look.
 #[inline(always)]
-fn only_candidates<E: Lane>(candidates: &Ordinals, after: &Ordinals, terms: Terms<'_>) -> Bits {
-    let value = values_moved::<E>(after, 0);
-    let low = middles(&value, &values_moved::<E>(after, -1));
-    let high = middles(&value, &values_moved::<E>(after, 1));
-    let sum = add_terms(values_moved::<E>(candidates, 0), terms);
-    let below = add_terms(values_moved::<E>(candidates, -1), terms);
-    let above = add_terms(values_moved::<E>(candidates, 1), terms);
-    let mut only: Bits = each!(after, is_inside::<E>, 0);
-    require_order(&mut only, &below, &low);
-    require_order(&mut only, &low, &sum);
-    require_order(&mut only, &sum, &high);
-    require_order(&mut only, &high, &above);
+fn only_candidates<E: Lane>(candidates: &Bits, after: &Bits, terms: Terms<'_>) -> Bits {
+    let (starts, ends) = (values::<E>(candidates), values::<E>(after));
+    let mut distances = add_terms(starts, terms);
+    for (distance, end) in distances.iter_mut().zip(&ends) {
+        *distance -= end;
+    }
+    let distances: Singles = each!(&distances, |distance: f64| distance as f32, 0.0);
+    let mut only: Bits = Group::of(0);
+    let pairs = candidates.iter().zip(after).zip(&distances);
+    for (only, ((candidate, after), distance)) in only.iter_mut().zip(pairs) {
+        let (from, to) = (candidate & E::MAGNITUDE, after & E::MAGNITUDE);
+        let is_number = (from != 0) & (to != 0) & (from < E::INFINITY) & (to < E::INFINITY);
+        // The step towards zero is that of the next smaller magnitude.
+        let is_alone = binade::<E>(from.wrapping_sub(1)) >= binade::<E>(to);
+        let is_close = distance.abs() < half_step::<E>(to.wrapping_sub(1)) * MARGIN;
+        *only = u32::from(is_number & is_alone & is_close);
+    }
+    if terms.count > 1 {
+        require_reach(&mut only, &starts, &ends, terms);
+    }
     only
 }
 
+/// Clears the weights whose terms are so much larger than the result that rounding their sums may move it by a step.
+///
+/// A single term needs no such question: it is no larger than the weight and its result together.
 #[inline(always)]
-fn middles(values: &Doubles, others: &Doubles) -> Doubles {
-    let mut middles = *values;
-    for (middle, other) in middles.iter_mut().zip(others) {
-        *middle = (*middle + other) * 0.5;
+fn require_reach(only: &mut Bits, starts: &Doubles, ends: &Doubles, terms: Terms<'_>) {
+    let mut reach: Doubles = each!(starts, f64::abs, 0.0);
+    for index in 0..terms.count {
+        for (reach, delta) in reach.iter_mut().zip(terms.term(index)) {
+            *reach += delta.abs();
+        }
     }
-    middles
-}
-
-#[inline(always)]
-fn require_order(only: &mut Bits, left: &Doubles, right: &Doubles) {
-    for (only, (left, right)) in only.iter_mut().zip(left.iter().zip(right)) {
-        *only &= u32::from(left < right);
+    for (only, (reach, end)) in only.iter_mut().zip(reach.iter().zip(ends)) {
+        *only &= u32::from(reach * terms.count as f64 <= end.abs() * REACH_MAX);
     }
 }
 
-/// Whether both neighbours are numbers.
+/// The bits of the smallest normal number of this magnitude's binade; of a subnormal one's, of the smallest of all.
 #[inline(always)]
-fn is_inside<E: Lane>(ordinal: i32) -> u32 {
-    u32::from(ordinal == inside::<E>(ordinal))
+fn binade<E: Lane>(magnitude: u32) -> u32 {
+    (magnitude & E::INFINITY).max(E::INFINITY & E::INFINITY.wrapping_neg())
 }
 
-/// One step from infinity, so that both neighbours are numbers.
+/// Half of what is between this magnitude and the next one.
 #[inline(always)]
-fn inside<E: Lane>(ordinal: i32) -> i32 {
-    let highest = E::INFINITY as i32 - 2;
+fn half_step<E: Lane>(magnitude: u32) -> f32 {
+    let exponent = -(E::INFINITY.trailing_zeros() as i32) - 1;
+    E::wide(binade::<E>(magnitude)) * f32::from_bits(((127 + exponent) as u32) << 23)
+}
+
+/// So far from infinity that all numbers up to `steps` away are finite.
+#[inline(always)]
+fn inside<E: Lane>(ordinal: i32, steps: i32) -> i32 {
+    let highest = E::INFINITY as i32 - 1 - steps;
     ordinal.clamp(!highest, highest)
 }
 
@@ -376,20 +440,28 @@ fn restore_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, outcomes: &mut [
 
 #[inline(always)]
 fn restore_group<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, outcomes: &mut [u8]) {
-    let mut bits: Bits = [0; GROUP];
-    E::unpack(bytes, &mut bits);
-    let guesses = rounded::<E>(&subtract_terms(values::<E>(&bits), terms));
-    let candidates: Ordinals = each!(&ordinals::<E>(&guesses), inside::<E>, 0);
-    let only = only_candidates::<E>(&candidates, &ordinals::<E>(&bits), terms);
-    let found = only.iter().zip(&candidates);
-    for ((bits, outcome), (only, candidate)) in bits.iter_mut().zip(outcomes.iter_mut()).zip(found) {
-        let finite = is_finite::<E>(*bits);
-        let only = finite & (*only == 1);
-        let found = if only { ONE } else { LOOK };
-        *outcome = if finite { found } else { NOT_FINITE };
-        *bits = if only { from_ordinal::<E>(*candidate) } else { *bits };
+    let mut bits: Bits = Group::of(0);
+    E::unpack(bytes, &mut *bits);
+    let candidates = nearly_rounded::<E>(&subtract_terms(values::<E>(&bits), terms));
+    let only = only_candidates::<E>(&candidates, &bits, terms);
+    let mut found: Bits = Group::of(0);
+    for (found, (bits, only)) in found.iter_mut().zip(bits.iter().zip(&only)) {
+        *found = outcome(u32::from(is_finite::<E>(*bits)), *only);
     }
-    E::pack(&bits, bytes);
+    // An only candidate is one of a finite weight.
+    for (bits, (only, candidate)) in bits.iter_mut().zip(only.iter().zip(&candidates)) {
+        *bits ^= (*bits ^ candidate) & only.wrapping_neg();
+    }
+    let found = each!(&found, |found: u32| found as u8, 0);
+    outcomes.copy_from_slice(&found[..outcomes.len()]);
+    E::pack(&*bits, bytes);
+}
+
+/// [`LOOK`] or 0, of a weight that is to be found and of whether it was; 1 is yes and 0 is no, for of conditions the
+/// compiler makes branches here.
+#[inline(always)]
+fn outcome(is_to_be_found: u32, only: u32) -> u32 {
+    is_to_be_found & (u32::from(LOOK) ^ only)
 }
 
 #[inline(always)]
@@ -403,21 +475,53 @@ fn check_stretch<E: Lane>(before: &[u8], after: &[u8], terms: Terms<'_>, outcome
 
 #[inline(always)]
 fn check_group<E: Lane>(before: &[u8], after: &[u8], terms: Terms<'_>, outcomes: &mut [u8]) {
-    let (mut starts, mut ends): (Bits, Bits) = ([0; GROUP], [0; GROUP]);
-    E::unpack(before, &mut starts);
-    E::unpack(after, &mut ends);
-    // A weight next to infinity is not its own candidate then, and gets a closer look.
-    let candidates: Ordinals = each!(&ordinals::<E>(&starts), inside::<E>, 0);
-    let only = only_candidates::<E>(&candidates, &ordinals::<E>(&ends), terms);
-    let found = only.iter().zip(&candidates);
-    for ((outcome, (only, candidate)), (start, end)) in
-        outcomes.iter_mut().zip(found).zip(starts.iter().zip(&ends))
-    {
-        let finite = is_finite::<E>(*start);
-        let only = finite & (*only == 1) & (*candidate == ordinal::<E>(*start));
-        let untouched = !finite & (start == end);
-        let found = if only { ONE } else { LOOK };
-        *outcome = if untouched { NOT_FINITE } else { found };
+    let (mut starts, mut ends): (Bits, Bits) = (Group::of(0), Group::of(0));
+    E::unpack(before, &mut *starts);
+    E::unpack(after, &mut *ends);
+    let only = only_candidates::<E>(&starts, &ends, terms);
+    let mut found: Bits = Group::of(0);
+    for (found, (only, (start, end))) in found.iter_mut().zip(only.iter().zip(starts.iter().zip(&ends))) {
+        *found = outcome(u32::from(is_finite::<E>(*start) | (start != end)), *only);
+    }
+    let found = each!(&found, |found: u32| found as u8, 0);
+    outcomes.copy_from_slice(&found[..outcomes.len()]);
+}
+
+/// How many weights on each side of a guess are tried.
+const NEARBY: i32 = 2;
+
+#[inline(always)]
+fn nearby_stretch<E: Lane>(after: &[u32], terms: Terms<'_>, lowest: &mut [i32], counts: &mut [u8]) {
+    let found = lowest.chunks_mut(GROUP).zip(counts.chunks_mut(GROUP));
+    for ((after, terms), (lowest, counts)) in after.chunks(GROUP).zip(terms.groups()).zip(found) {
+        nearby_group::<E>(after, terms, lowest, counts);
+    }
+}
+
+/// The result never falls as the weight rises, so if the ends of what is tried lie on different sides of `after`, all
+/// that become it are between them.
+#[inline(always)]
+fn nearby_group<E: Lane>(after: &[u32], terms: Terms<'_>, lowest: &mut [i32], counts: &mut [u8]) {
+    let mut bits: Bits = Group::of(0);
+    bits[..after.len()].copy_from_slice(after);
+    let targets = ordinals::<E>(&bits);
+    let guesses = nearly_rounded::<E>(&subtract_terms(values::<E>(&bits), terms));
+    let guesses: Ordinals = each!(&ordinals::<E>(&guesses), |guess| inside::<E>(guess, NEARBY), 0);
+    let (mut below, mut equal): (Ordinals, Ordinals) = (Group::of(0), Group::of(0));
+    for step in -NEARBY..=NEARBY {
+        let sums = add_terms(values_moved::<E>(&guesses, step), terms);
+        let results = ordinals::<E>(&rounded::<E>(&sums));
+        let counted = below.iter_mut().zip(equal.iter_mut());
+        for ((below, equal), (result, target)) in counted.zip(results.iter().zip(&targets)) {
+            *below += i32::from(result < target);
+            *equal += i32::from(result == target);
+        }
+    }
+    let found = guesses.iter().zip(below.iter().zip(&equal));
+    for ((lowest, count), (guess, (below, equal))) in lowest.iter_mut().zip(counts.iter_mut()).zip(found) {
+        let is_between = (*below > 0) & (below + equal <= 2 * NEARBY);
+        *lowest = guess - NEARBY + below;
+        *count = if is_between { *equal as u8 } else { 0 };
     }
 }
 
@@ -468,6 +572,11 @@ compiled_for_each!(
 compiled_for_each!(
     /// Says which weights become `after` and have no neighbour that does.
     check, check_stretch, <E: Lane>, (before: &[u8], after: &[u8], terms: Terms<'_>, outcomes: &mut [u8])
+);
+compiled_for_each!(
+    /// Says of results how many weights become them, and which is the lowest; 0 where it cannot tell.
+    nearby, nearby_stretch, <E: Lane>,
+    (after: &[u32], terms: Terms<'_>, lowest: &mut [i32], counts: &mut [u8])
 );
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use std::ops::Range;
 use super::{FactorError, IntegerMatrix, Integers, magnitude_limit};
 use bytes::Bytes;
 pub(super) use bytes::PANEL;
-pub(super) use lanes::{LOOK, Lane, STRETCH_MAX, Terms, apply, check, restore, result, scale};
+pub(super) use lanes::{LOOK, Lane, STRETCH_MAX, Terms, apply, check, nearby, restore, result, scale};
 
 /// How updates are computed. The choice never shows in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -184,6 +184,15 @@ impl Product {
         match &self.layout {
             Layout::Bytes(bytes) => (CACHE_BYTES / bytes.depth() / PANEL * PANEL).clamp(PANEL, STRETCH_MAX),
             Layout::Factors { .. } | Layout::Dense(_) => STRETCH_MAX,
+        }
+    }
+
+    /// Bytes that every task reads, however few rows it has.
+    pub fn right_size_bytes(&self) -> usize {
+        match &self.layout {
+            Layout::Bytes(bytes) => bytes.depth() * bytes.columns(),
+            Layout::Factors { right, .. } => size_of::<i16>() * right.rows() * right.columns(),
+            Layout::Dense(_) => 0,
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::super::kernels::{Lane, result};
+use super::super::kernels::{Kernel, LOOK, Lane, Terms, nearby, result};
 
 /// The function from a weight's ordinal to the ordinal of its result, and the ordinals it is defined on.
 pub(super) struct Forward<'a, E> {
@@ -84,10 +84,84 @@ impl<'a, E: Lane> Forward<'a, E> {
     }
 }
 
+/// The weights of a stretch that need a closer look, side by side, and what it gave.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    places: Vec<usize>,
+    after: Vec<u32>,
+    deltas: Vec<f64>,
+    lowest: Vec<i32>,
+    counts: Vec<u8>,
+    terms: Vec<f64>,
+}
+
+impl Looks {
+    /// Looks at the edited weights `after` whose outcome is [`LOOK`], and calls `found` with the place of each in the
+    /// stretch and the ordinals of the weights that become it, from left to right.
+    pub fn intervals<'l, E: Lane>(
+        &'l mut self,
+        kernel: Kernel,
+        outcomes: &[u8],
+        after: &[u8],
+        terms: Terms<'_>,
+    ) -> impl Iterator<Item = (usize, Range<i64>)> + use<'l, E> {
+        self.gather::<E>(outcomes, after, terms);
+        let count = self.places.len();
+        let side_by_side = Terms { deltas: &self.deltas, stride: count, length: count, count: terms.count };
+        nearby::<E>(kernel, &self.after, side_by_side, &mut self.lowest, &mut self.counts);
+        let Self { places, lowest, counts, deltas, terms, after } = self;
+        places.iter().enumerate().map(move |(index, place)| {
+            let low = i64::from(lowest[index]);
+            if counts[index] > 0 {
+                return (*place, low..low + i64::from(counts[index]));
+            }
+            terms.clear();
+            terms.extend(deltas[index..].iter().step_by(count));
+            let mut bytes = [0; size_of::<u32>()];
+            let bytes = &mut bytes[..E::DTYPE.size_bytes()];
+            E::pack(&[after[index]], bytes);
+            let (forward, after) = (Forward::<E>::new(terms), E::read(bytes));
+            (*place, forward.interval(after.ordinal(), forward.guess(after)))
+        })
+    }
+
+    fn gather<E: Lane>(&mut self, outcomes: &[u8], after: &[u8], terms: Terms<'_>) {
+        let size_bytes = E::DTYPE.size_bytes();
+        places_to_look(outcomes, &mut self.places);
+        let count = self.places.len();
+        self.after.resize(count, 0);
+        for (bits, place) in self.after.iter_mut().zip(&self.places) {
+            E::unpack(&after[place * size_bytes..][..size_bytes], std::slice::from_mut(bits));
+        }
+        self.deltas.clear();
+        for index in 0..terms.count {
+            let term = terms.term(index);
+            self.deltas.extend(self.places.iter().map(|place| term[*place]));
+        }
+        self.lowest.resize(count, 0);
+        self.counts.resize(count, 0);
+    }
+}
+
+/// Puts down where `outcomes` says [`LOOK`]; eight of them at a time, for there are few.
+fn places_to_look(outcomes: &[u8], places: &mut Vec<usize>) {
+    places.clear();
+    for (index, chunk) in outcomes.chunks(8).enumerate() {
+        let mut eight = [0; 8];
+        eight[..chunk.len()].copy_from_slice(chunk);
+        let mut left = u64::from_le_bytes(eight) & u64::from_le_bytes([LOOK; 8]);
+        while left != 0 {
+            places.push(8 * index + left.trailing_zeros() as usize / 8);
+            left &= left - 1;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use half::{bf16, f16};
 
+    use super::super::super::kernels::{STRETCH_MAX, restore};
     use super::super::super::samples::Generator;
     use super::*;
 
@@ -130,5 +204,72 @@ mod tests {
     #[test]
     fn bf16_intervals_agree_with_enumeration() {
         intervals_agree_with_enumeration::<bf16>(2);
+    }
+
+    /// Every weight of 16 bits with the same terms: what [`restore`] settles is the one weight that the search finds,
+    /// and what a closer look finds is what the search finds.
+    fn every_weight_is_found<E: Lane>(kernel: Kernel, terms: &[f64]) -> usize {
+        let forward = Forward::<E>::new(terms);
+        let weights: Vec<i64> = (forward.lowest..=forward.highest).collect();
+        let deltas: Vec<f64> = terms.iter().flat_map(|term| [*term; STRETCH_MAX]).collect();
+        let (mut looks, mut looked) = (Looks::default(), 0);
+        for weights in weights.chunks(STRETCH_MAX) {
+            let results: Vec<i64> = weights.iter().map(|weight| forward.result(*weight)).collect();
+            let mut bytes = vec![0; 2 * weights.len()];
+            for (bytes, result) in bytes.chunks_exact_mut(2).zip(&results) {
+                E::from_ordinal(*result).write(bytes);
+            }
+            let terms =
+                Terms { deltas: &deltas, stride: STRETCH_MAX, length: weights.len(), count: terms.len() };
+            let mut outcomes = vec![0; weights.len()];
+            restore::<E>(kernel, &mut bytes, terms, &mut outcomes);
+            let is_finite = |index: usize| (forward.lowest..=forward.highest).contains(&results[index]);
+            for index in (0..weights.len()).filter(|index| is_finite(*index) && outcomes[*index] != LOOK) {
+                let restored = E::read(&bytes[2 * index..][..2]).ordinal();
+                assert_eq!(restored, weights[index], "{kernel}: {:?}", forward.terms);
+                assert_eq!(forward.interval(results[index], restored), restored..restored + 1);
+            }
+            for (index, interval) in looks.intervals::<E>(kernel, &outcomes, &bytes, terms) {
+                assert_eq!(interval, forward.interval(results[index], weights[index]), "{:?}", forward.terms);
+                looked += 1;
+            }
+        }
+        looked
+    }
+
+    fn every_weight_is_found_by_every_kernel<E: Lane>() {
+        let odd = [
+            vec![0.0],
+            vec![-0.0, 1e-300],
+            vec![1e6, 0.01 - 1e6],
+            vec![3e-8],
+            vec![0.1; 40],
+            vec![1e300, -1e300],
+        ];
+        let mut generator = Generator(3);
+        let drawn = (0..12).map(|count| -> Vec<f64> {
+            let scale = 2.0_f64.powi((generator.bits() % 40) as i32 - 30);
+            (0..1 + count % 3).map(|_| generator.gaussian() * scale).collect()
+        });
+        for terms in odd.into_iter().chain(drawn.collect::<Vec<_>>()) {
+            let available = Kernel::ALL.into_iter().filter(|kernel| kernel.is_available());
+            let looked: Vec<_> = available.map(|kernel| every_weight_is_found::<E>(kernel, &terms)).collect();
+            assert!(looked.windows(2).all(|pair| pair[0] == pair[1]), "{looked:?}");
+        }
+        // A weight that is large beside its change is settled at once, but next to powers of two.
+        let all = 2 * E::round(f64::INFINITY).ordinal() as usize;
+        let smallest = E::from_ordinal(1).to_f64();
+        let looked = every_weight_is_found::<E>(Kernel::Blocked, &[smallest / 2.0]);
+        assert!(looked < all / 4, "{looked} of {all} needed a closer look");
+    }
+
+    #[test]
+    fn every_weight_of_f16_is_found() {
+        every_weight_is_found_by_every_kernel::<f16>();
+    }
+
+    #[test]
+    fn every_weight_of_bf16_is_found() {
+        every_weight_is_found_by_every_kernel::<bf16>();
     }
 }
