@@ -9,6 +9,7 @@
 //! Apply goes from the digests `before` to those `after`, revert the other way; nothing else differs, so both are
 //! one code. What counts is the bytes: no log or name is asked in which state a checkpoint is.
 
+mod in_place;
 mod mismatch;
 mod survey;
 
@@ -18,13 +19,15 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Output, Rewrite, TensorInfo, check_in_place, pipeline};
+use crate::checkpoint::{Checkpoint, CheckpointError, Output, TensorInfo, check_in_place, pipeline};
 use crate::digest::{PatchId, TensorDigest};
 use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
 use crate::patch::manifest::{Binding, TensorBinding};
 use crate::patch::{Patch, PatchError};
 use crate::tensor::Dtype;
 
+pub use self::in_place::Kept;
+pub(crate) use self::in_place::survey_and_keep;
 pub use self::mismatch::{Difference, Mismatch};
 use self::survey::locate;
 pub use self::survey::survey_size_bytes;
@@ -406,42 +409,6 @@ impl Plan {
         let infos = touched_infos(checkpoint, binding)?;
         let output = Output::create(checkpoint, target, infos, progress)?;
         self.write_into(output, checkpoint, patch, progress)
-    }
-
-    /// As [`Plan::execute`], but changes the checkpoint where it lies.
-    ///
-    /// Its old bytes are put into a journal first. After an error they are back, but for
-    /// [`OperationError::Pending`] and [`CheckpointError::Recovery`], where
-    /// [`recover`](crate::checkpoint::recover) puts them back later. The checkpoint stays open, and reads what it
-    /// holds now.
-    ///
-    /// # Errors
-    /// [`OperationError`].
-    pub fn execute_in_place(
-        &self,
-        checkpoint: &Checkpoint,
-        patch: &Patch,
-        progress: Progress<'_>,
-    ) -> Result<Written, OperationError> {
-        let binding = self.binding_of(patch)?;
-        let infos = touched_infos(checkpoint, binding)?;
-        let rewrites = infos.iter().zip(&binding.tensors).map(|(&tensor, binding)| Rewrite {
-            tensor,
-            start: self.direction.start(binding),
-            end: self.direction.end(binding),
-        });
-        let rewrites: Vec<_> = rewrites.collect();
-        let verb = match self.direction {
-            Direction::Apply => "apply",
-            Direction::Revert => "revert",
-        };
-        let output = Output::in_place(checkpoint, &rewrites, &format!("{verb} {}", self.patch), progress)?;
-        self.write_into(output, checkpoint, patch, progress)
-    }
-
-    /// Bytes that [`Plan::execute_in_place`] reports to its progress: old ones put down, new ones written.
-    pub fn in_place_work_size_bytes(&self) -> u64 {
-        2 * self.tensor_size_bytes
     }
 
     /// Refuses a checkpoint that cannot be changed in place: asked before any work is done.

@@ -326,8 +326,8 @@ fn lays_out_material() {
     assert!(status.unwrap().success());
     let checkpoint = Checkpoint::open(folder.join("edited")).unwrap();
     let patch = Patch::decode(fs::read(folder.join("shards.mpatch")).unwrap()).unwrap();
-    let apply::Answer::Applies(plan) = apply::plan(&checkpoint, &patch).unwrap() else { panic!("refused") };
-    plan.execute_in_place(&checkpoint, &patch, &|_| ()).unwrap();
+    let (_, kept) = apply::plan_in_place(&checkpoint, &patch, &|_| ()).unwrap();
+    kept.expect("the patch fits").execute(&patch, &|_| ()).unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::disk::{Access, File, Kind, Lock};
-use super::journal::{Extent, Header, JOURNAL_SUFFIX, Journal, JournaledFile, lock_exclusive};
+use super::journal::{Draft, Extent, Header, JOURNAL_SUFFIX, Journal, JournaledFile, Told, lock_exclusive};
 use super::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::TensorDigest;
 
@@ -28,8 +28,18 @@ pub(super) struct InPlace<'a> {
     checkpoint: &'a Checkpoint,
     /// The touched files, open for writing, by index into the checkpoint's files.
     targets: BTreeMap<usize, File>,
-    /// None once it is done with.
-    journal: Option<Journal>,
+    kept: Kept,
+}
+
+/// Where the old bytes are.
+#[derive(Debug)]
+enum Kept {
+    /// In the checkpoint, still or again.
+    Nowhere,
+    /// In a journal without a name.
+    Draft(Draft),
+    /// In a journal, so that new ones may be written.
+    Journal(Journal),
 }
 
 /// Refuses files that cannot be changed in place: asked before any work is done.
@@ -69,7 +79,7 @@ fn check_file(checkpoint: &Checkpoint, index: usize) -> Result<(), CheckpointErr
 }
 
 impl<'a> InPlace<'a> {
-    /// Locks the touched files and puts their old bytes down.
+    /// Locks the touched files and puts their old bytes down, in a journal that has no name yet.
     pub(super) fn create(
         checkpoint: &'a Checkpoint,
         rewrites: &[Rewrite<'_>],
@@ -77,17 +87,25 @@ impl<'a> InPlace<'a> {
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, CheckpointError> {
         check_in_place(checkpoint, rewrites.iter().map(|rewrite| rewrite.tensor))?;
-        let mut in_place = Self { checkpoint, targets: BTreeMap::new(), journal: None };
+        let mut in_place = Self { checkpoint, targets: BTreeMap::new(), kept: Kept::Nowhere };
         for index in rewrites.iter().map(|rewrite| rewrite.tensor.file_index) {
             in_place.hold(index)?;
         }
         let header = in_place.header(rewrites, label)?;
         let sources: Vec<&File> = in_place.targets.values().collect();
-        let stop = || checkpoint.check_stop();
+        let told = Told { progress, stop: &|| checkpoint.check_stop() };
         let path = in_place.journal_path();
-        let journal = Journal::write(checkpoint.disk(), &path, header, &sources, progress, &stop)?;
-        in_place.journal = Some(journal);
+        in_place.kept = Kept::Draft(Draft::write(checkpoint.disk(), &path, header, &sources, &told)?);
         Ok(in_place)
+    }
+
+    /// Gives the journal its name: from now on new bytes may be written.
+    pub(super) fn begin(&mut self) -> Result<(), CheckpointError> {
+        self.kept = match std::mem::replace(&mut self.kept, Kept::Nowhere) {
+            Kept::Draft(draft) => Kept::Journal(draft.place()?),
+            kept => kept,
+        };
+        Ok(())
     }
 
     /// Locks a file and opens it for writing.
@@ -155,6 +173,7 @@ impl<'a> InPlace<'a> {
         offset: u64,
         bytes: &[u8],
     ) -> Option<Result<(), CheckpointError>> {
+        let Kept::Journal(_) = &self.kept else { return None };
         let target = self.targets.get(&tensor.file_index)?;
         let path = self.checkpoint.files()[tensor.file_index].path();
         Some(self.checkpoint.check_stop().and_then(|()| {
@@ -166,7 +185,7 @@ impl<'a> InPlace<'a> {
 
     /// Makes the new bytes last; if they do not, the old ones are put back.
     pub(super) fn commit(mut self) -> Result<(), CheckpointError> {
-        let Some(journal) = self.journal.take() else { return Ok(()) };
+        let Some(journal) = self.take_journal() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
         match journal.finish(&targets) {
             Ok(()) => Ok(()),
@@ -186,9 +205,17 @@ impl<'a> InPlace<'a> {
     }
 
     fn undo(&mut self) -> Result<(), CheckpointError> {
-        let Some(journal) = self.journal.take() else { return Ok(()) };
+        let Some(journal) = self.take_journal() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
         journal.roll_back(&targets).map(drop)
+    }
+
+    /// The journal, if it has its name; one that has none goes, and with it nothing.
+    fn take_journal(&mut self) -> Option<Journal> {
+        match std::mem::replace(&mut self.kept, Kept::Nowhere) {
+            Kept::Journal(journal) => Some(journal),
+            Kept::Draft(_) | Kept::Nowhere => None,
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The journal of a change in place: the old bytes, until the new ones are known to be on disk.
 //!
 //! ```text
-//! lock  ->  old bytes into a temporary, room reserved first  ->  fsync  ->  rename to NAME.mpatch-journal
-//!       ->  fsync of the folder  ->  new bytes into the checkpoint  ->  read again, compared  ->  fsync
+//! lock  ->  old bytes into a temporary, room reserved first, digests compared  ->  fsync
+//!       ->  rename to NAME.mpatch-journal  ->  fsync of the folder  ->  new bytes into the checkpoint  ->  fsync
 //!       ->  journal removed  ->  fsync of the folder
 //! ```
 //!
@@ -19,25 +19,26 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::blocks::{BLOCK_BYTES, BlockHash, digest_of_blocks};
 use super::disk::{About, Access, File, Files, Kind, Lock, Locked};
-use super::pipeline::pipeline;
 use super::temporary::{Temporary, sweep};
 use super::{Checkpoint, CheckpointError, HASH_BLOCK_BYTES, folder_of};
 use crate::digest::TensorDigest;
 
 /// What is added to the name of the checkpoint's file, or of its index.
 pub(super) const JOURNAL_SUFFIX: &str = ".mpatch-journal";
-const MAGIC: &[u8; 16] = b"mpatch-journal\n1";
-/// Old bytes that share one hash.
-const BLOCK_BYTES: u64 = 1 << 20;
+const MAGIC: &[u8; 16] = b"mpatch-journal\n2";
+/// Blocks that each thread takes before what was written is sent to the disk, and more is asked of it.
+const BLOCKS_PER_THREAD: usize = 4;
+/// How far behind what is written the disk is expected to be.
+const LAG_BYTES: u64 = 64 << 20;
 const HASH_BYTES: u64 = 32;
 /// Magic and size of the header.
 const FRAME_BYTES: u64 = 24;
 /// No header of a true journal comes near this.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
-/// The `derive_key` contexts of what a journal holds.
+/// The `derive_key` context of the header's hash.
 const HEADER_CONTEXT: &str = "mpatch 2026 journal header";
-const BLOCK_CONTEXT: &str = "mpatch 2026 journal block";
 
 /// What a journal is about; written twice, at its start and at its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,8 +117,14 @@ impl Extent {
         (0..size).step_by(BLOCK_BYTES as usize).map(move |start| Block {
             file,
             offset: offset + start,
+            tensor_offset: start,
             size_bytes: BLOCK_BYTES.min(size - start),
         })
+    }
+
+    /// What its old bytes take up, with their hashes.
+    fn journaled_size_bytes(&self) -> u64 {
+        self.size_bytes + self.size_bytes.div_ceil(BLOCK_BYTES) * HASH_BYTES
     }
 }
 
@@ -126,6 +133,8 @@ impl Extent {
 struct Block {
     file: usize,
     offset: u64,
+    /// Where it begins within its tensor.
+    tensor_offset: u64,
     size_bytes: u64,
 }
 
@@ -165,65 +174,65 @@ pub struct Recovered {
 
 // ------------------------------------------------------------------------------------------------------ writing --
 
-impl Journal {
-    /// Puts the old bytes of all extents down for good, comparing them with their digests on the way.
+/// A journal that is all written and has no name yet: nothing may be changed, and if it is dropped nothing was.
+#[derive(Debug)]
+pub(super) struct Draft {
+    files: Files,
+    path: PathBuf,
+    header: Header,
+    header_size_bytes: u64,
+    temporary: Temporary,
+}
+
+/// Whom writing a journal tells bytes, and asks whether to stop.
+pub(super) struct Told<'a> {
+    pub(super) progress: &'a (dyn Fn(u64) + Sync),
+    pub(super) stop: &'a (dyn Fn() -> Result<(), CheckpointError> + Sync),
+}
+
+impl Draft {
+    /// Puts the old bytes of all extents down, comparing them with their digests on the way.
     ///
-    /// `sources` are the files of the header, in its order, locked by the caller.
+    /// `sources` are the files of the header, in its order, locked by the caller. The first tensor that is not at its
+    /// start ends it.
     pub(super) fn write(
         files: &Files,
         path: &Path,
         header: Header,
         sources: &[&File],
-        progress: &(dyn Fn(u64) + Sync),
-        stop: &(dyn Fn() -> Result<(), CheckpointError> + Sync),
+        told: &Told<'_>,
     ) -> Result<Self, CheckpointError> {
         let folder = folder_of(path);
         let failed = |action| CheckpointError::io(path, action);
         let text = header.encode().map_err(failed("write"))?;
         let temporary = Temporary::file(files, folder).map_err(failed("create"))?;
-        let file = temporary.handle();
-        let old_bytes: u64 = header.blocks().map(|block| block.size_bytes + HASH_BYTES).sum();
-        let size = 2 * (FRAME_BYTES + text.len() as u64 + HASH_BYTES) + old_bytes;
-        reserve(files, file, path, size)?;
-        let mut writer = Writer { file, path, at: 0 };
+        let old_bytes: u64 = header.extents().map(|(_, extent)| extent.journaled_size_bytes()).sum();
+        let frame_size = FRAME_BYTES + text.len() as u64 + HASH_BYTES;
+        reserve(files, temporary.handle(), path, 2 * frame_size + old_bytes)?;
+        let writer = Writer { file: temporary.handle(), path, told };
         let (length, hash) = ((text.len() as u64).to_le_bytes(), blake3::derive_key(HEADER_CONTEXT, &text));
-        for part in [MAGIC, &length[..], &text, &hash] {
-            writer.write(part)?;
-        }
-        let mut number = 0;
+        writer.write_at(&[MAGIC, &length[..], &text, &hash].concat(), 0)?;
+        let mut at = frame_size;
         for (index, extent) in header.extents() {
             let source_path = folder.join(&header.files[index].name);
-            let mut hasher = blake3::Hasher::new();
-            pipeline(
-                &Vec::from_iter(extent.blocks(index)),
-                |block, bytes| {
-                    stop()?;
-                    bytes.resize(block.size_bytes as usize, 0);
-                    let read = sources[index].read_exact_at(bytes, block.offset);
-                    read.map_err(CheckpointError::io(&source_path, "read"))
-                },
-                |_, bytes| {
-                    hasher.update(bytes);
-                    progress(bytes.len() as u64);
-                    bytes.extend(block_hash(number, bytes));
-                    number += 1;
-                    Ok(())
-                },
-                |_, bytes| writer.write(bytes),
-            )?;
-            let found = TensorDigest::finish(&hasher);
+            let found =
+                writer.copy(sources[index], &source_path, &Vec::from_iter(extent.blocks(index)), at)?;
             if found != extent.start {
                 return Err(CheckpointError::changed(source_path, &extent.tensor, extent.start, found));
             }
+            at += extent.journaled_size_bytes();
         }
-        for part in [&text[..], &hash, &length, MAGIC] {
-            writer.write(part)?;
-        }
-        debug_assert_eq!(writer.at, size, "the room that was reserved is the room that is used");
-        file.sync().map_err(failed("sync"))?;
+        writer.write_at(&[&text[..], &hash, &length, MAGIC].concat(), at)?;
         let (files, path, header_size_bytes) = (files.clone(), path.to_owned(), text.len() as u64);
+        Ok(Self { files, path, header, header_size_bytes, temporary })
+    }
+
+    /// Makes it last, under its name.
+    pub(super) fn place(self) -> Result<Journal, CheckpointError> {
+        let Self { files, path, header, header_size_bytes, temporary } = self;
+        temporary.handle().sync().map_err(CheckpointError::io(&path, "sync"))?;
         match temporary.place_new(&path) {
-            Ok(file) => Ok(Self { files, path, file, header, header_size_bytes }),
+            Ok(file) => Ok(Journal { files, path, file, header, header_size_bytes }),
             // Nothing has been changed yet, which is what the next command will find.
             Err(CheckpointError::NotDurable { source, .. }) => Err(CheckpointError::Recovery {
                 path: folder_of(&path).join(&header.files[0].name),
@@ -235,26 +244,67 @@ impl Journal {
     }
 }
 
-/// Writes one thing behind the other.
 struct Writer<'a> {
     file: &'a File,
     path: &'a Path,
-    at: u64,
+    told: &'a Told<'a>,
 }
 
 impl Writer<'_> {
-    fn write(&mut self, bytes: &[u8]) -> Result<(), CheckpointError> {
-        self.file.write_and_begin_sync_at(bytes, self.at).map_err(CheckpointError::io(self.path, "write"))?;
-        self.at += bytes.len() as u64;
-        Ok(())
+    fn write_at(&self, bytes: &[u8], at: u64) -> Result<(), CheckpointError> {
+        self.file.write_all_at(bytes, at).map_err(CheckpointError::io(self.path, "write"))
     }
-}
 
-fn block_hash(number: u64, bytes: &[u8]) -> [u8; 32] {
-    let mut hasher = blake3::Hasher::new_derive_key(BLOCK_CONTEXT);
-    hasher.update(&number.to_le_bytes());
-    hasher.update(bytes);
-    *hasher.finalize().as_bytes()
+    /// Copies the `blocks` of one tensor, each with its hash behind it, to `at`; returns the tensor's digest.
+    fn copy(
+        &self,
+        source: &File,
+        source_path: &Path,
+        blocks: &[Block],
+        mut at: u64,
+    ) -> Result<TensorDigest, CheckpointError> {
+        let mut hashes = Vec::with_capacity(blocks.len());
+        let step = BLOCKS_PER_THREAD * rayon::current_num_threads();
+        for step_blocks in blocks.chunks(step) {
+            let copy = |buffer: &mut Vec<u8>, (number, block): (usize, &Block)| {
+                self.copy_block(
+                    source,
+                    source_path,
+                    *block,
+                    at + number as u64 * (BLOCK_BYTES + HASH_BYTES),
+                    buffer,
+                )
+            };
+            let copied =
+                step_blocks.par_iter().enumerate().map_init(Vec::new, |buffer, item| copy(buffer, item));
+            hashes.extend(copied.collect::<Result<Vec<_>, _>>()?);
+            let size: u64 = step_blocks.iter().map(|block| block.size_bytes + HASH_BYTES).sum();
+            self.file.begin_sync(at, size);
+            // What lies on the disk by now leaves memory, which else takes its time when the journal is removed.
+            self.file.begin_sync(at.saturating_sub(LAG_BYTES), size);
+            at += size;
+        }
+        let size_bytes = blocks.iter().map(|block| block.size_bytes).sum();
+        Ok(digest_of_blocks(size_bytes, &hashes))
+    }
+
+    fn copy_block(
+        &self,
+        source: &File,
+        source_path: &Path,
+        block: Block,
+        at: u64,
+        bytes: &mut Vec<u8>,
+    ) -> Result<BlockHash, CheckpointError> {
+        (self.told.stop)()?;
+        bytes.resize(block.size_bytes as usize, 0);
+        source.read_exact_at(bytes, block.offset).map_err(CheckpointError::io(source_path, "read"))?;
+        let hash = BlockHash::of(block.tensor_offset, bytes);
+        bytes.extend(hash.branch);
+        self.write_at(bytes, at)?;
+        (self.told.progress)(block.size_bytes);
+        Ok(hash)
+    }
 }
 
 /// Reserves room for all of a file before any work; a full disk is told with the numbers.
@@ -293,14 +343,14 @@ impl Journal {
     }
 
     /// The old bytes of a block, or none where the journal itself is damaged.
-    fn old_bytes(&self, number: u64, at: u64, block: Block) -> io::Result<Option<Vec<u8>>> {
+    fn old_bytes(&self, at: u64, block: Block) -> io::Result<Option<Vec<u8>>> {
         let mut bytes = vec![0; (block.size_bytes + HASH_BYTES) as usize];
         match self.file.read_exact_at(&mut bytes, at) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             outcome => outcome?,
         }
         let hash = bytes.split_off(block.size_bytes as usize);
-        Ok((hash == block_hash(number, &bytes)).then_some(bytes))
+        Ok((hash == BlockHash::of(block.tensor_offset, &bytes).branch).then_some(bytes))
     }
 }
 
@@ -386,21 +436,13 @@ fn settle(targets: &[&File]) -> io::Result<()> {
 }
 
 impl Journal {
-    /// Ends a change whose bytes are all written: reads them again, compares, syncs, and removes the journal.
+    /// Ends a change whose bytes are all written, and were compared: syncs them, and removes the journal.
     ///
     /// # Errors
     /// With the journal still there, except for [`CheckpointError::NotDurable`].
     pub(super) fn finish(&self, targets: &[&File]) -> Result<(), CheckpointError> {
-        let target = self.first_target();
-        let digests = digests(&self.header, targets).map_err(CheckpointError::io(&target, "read"))?;
-        for ((file, extent), found) in self.header.extents().zip(digests) {
-            if found != extent.end {
-                let path = folder_of(&self.path).join(&self.header.files[file].name);
-                return Err(CheckpointError::changed(path, &extent.tensor, extent.end, found));
-            }
-        }
         let synced = targets.iter().try_for_each(|file| file.sync());
-        synced.map_err(CheckpointError::io(&target, "sync"))?;
+        synced.map_err(CheckpointError::io(&self.first_target(), "sync"))?;
         self.remove()
     }
 
@@ -424,8 +466,8 @@ impl Journal {
         }
         let mut at = FRAME_BYTES + self.header_size_bytes + HASH_BYTES;
         let mut damaged = 0;
-        for (number, block) in self.header.blocks().enumerate() {
-            match self.old_bytes(number as u64, at, block).map_err(words)? {
+        for block in self.header.blocks() {
+            match self.old_bytes(at, block).map_err(words)? {
                 Some(bytes) => targets[block.file].write_all_at(&bytes, block.offset).map_err(words)?,
                 // It may be one that was never overwritten; the digests will tell.
                 None => damaged += 1,

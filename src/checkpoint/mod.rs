@@ -9,6 +9,7 @@
 //! A [`Checkpoint`] keeps the files it opened, so that what was hashed is what is copied, whatever happens to
 //! their names in the meantime. Symlinks are read through and never written through.
 
+mod blocks;
 mod companion;
 mod create;
 pub(crate) mod disk;

@@ -96,7 +96,8 @@ impl<'a> Output<'a> {
         Ok(Self { kind: OutputKind::Copy(copy) })
     }
 
-    /// Puts the old bytes of the tensors of `rewrites` into a journal, ready for new ones to be written over them.
+    /// Puts the old bytes of the tensors of `rewrites` into a journal; new ones may be written after
+    /// [`Output::begin`].
     ///
     /// `label` says in words what is being done. `progress` is told the old bytes as they are put down.
     ///
@@ -112,6 +113,17 @@ impl<'a> Output<'a> {
     ) -> Result<Self, CheckpointError> {
         let in_place = InPlace::create(checkpoint, rewrites, label, progress)?;
         Ok(Self { kind: OutputKind::InPlace(in_place) })
+    }
+
+    /// Makes what was kept last, where old bytes are to be overwritten.
+    ///
+    /// # Errors
+    /// Whatever goes wrong with the journal; nothing was changed then.
+    pub fn begin(&mut self) -> Result<(), CheckpointError> {
+        match &mut self.kind {
+            OutputKind::Copy(_) => Ok(()),
+            OutputKind::InPlace(in_place) => in_place.begin(),
+        }
     }
 
     /// Bytes that [`Output::create`] copies for these tensors: the sizes of the files they lie in.

@@ -12,6 +12,7 @@ use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::time::UNIX_EPOCH;
 
+use blake3::hazmat::HasherExt;
 use mpatch::checkpoint::{CheckpointError, Outcome, recover};
 use mpatch::digest::TensorDigest;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use serde_json::{Value, json};
 /// Smaller than a block of the journal, so every extent is one.
 const SIZE_BYTES: usize = 96;
 const NAME: &str = "model.safetensors";
-const MAGIC: &[u8] = b"mpatch-journal\n1";
+const MAGIC: &[u8] = b"mpatch-journal\n2";
 
 /// What the bits of the choice change; the lowest two say which contents the checkpoint has.
 const RAW_HEADER: u8 = 4;
@@ -158,7 +159,7 @@ fn file(header: &[u8], given: &[u8], choice: u8, inode: u64) -> Vec<u8> {
     let mut file = [MAGIC, &size, header, &hash].concat();
     file[0] ^= u8::from(is(DAMAGED_START));
     let (old, mut given) = (old_contents(), given);
-    for (number, extent) in extents(header, inode).into_iter().enumerate() {
+    for extent in extents(header, inode) {
         let size = extent.range.len();
         let bytes = if is(GIVEN_BYTES) {
             let (bytes, rest) = given.split_at(size.min(given.len()));
@@ -167,10 +168,11 @@ fn file(header: &[u8], given: &[u8], choice: u8, inode: u64) -> Vec<u8> {
         } else {
             &old[extent.range]
         };
-        let mut hasher = blake3::Hasher::new_derive_key("mpatch 2026 journal block");
-        hasher.update(&(number as u64).to_le_bytes()).update(bytes);
+        if bytes.is_empty() {
+            continue;
+        }
         file.extend(bytes);
-        file.extend(hasher.finalize().as_bytes());
+        file.extend(blake3::Hasher::new().update(bytes).finalize_non_root());
         *file.last_mut().unwrap() ^= u8::from(is(DAMAGED_BLOCKS));
     }
     let end = [header, &hash[..], &size, MAGIC].concat();

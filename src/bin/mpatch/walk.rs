@@ -111,10 +111,10 @@ fn take(
             plan.execute(checkpoint, &patch, place, &|bytes| progress.add(bytes))
         }
         None => {
-            plan.check_in_place(checkpoint)?;
             let _doing = doing(Work::InPlace);
-            let progress = output.progress("writing", plan.in_place_work_size_bytes());
-            plan.execute_in_place(checkpoint, &patch, &|bytes| progress.add(bytes))
+            let progress = output.progress("writing", 2 * plan.tensor_size_bytes);
+            let told = |bytes| progress.add(bytes);
+            plan.keep(checkpoint, &patch, &told).and_then(|kept| kept.execute(&patch, &told))
         }
     };
     written.map(|_| ()).map_err(failed)

@@ -357,6 +357,10 @@ impl File {
         Ok(())
     }
 
+    pub(crate) fn begin_sync(&self, offset: u64, size: u64) {
+        self.0.begin_sync(offset, size);
+    }
+
     pub(crate) fn forget(&self) -> io::Result<()> {
         retried(|| self.0.forget())
     }
