@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::operation::{self, Direction, Progress, Standing};
 use crate::patch::Patch;
 
-pub use crate::operation::{Difference, Kept, Mismatch, OperationError, Plan, PlannedTensor, Written};
+pub use crate::operation::{Difference, Mismatch, OperationError, Plan, PlannedTensor, Written};
 
 /// What applying would do.
 #[derive(Debug)]
@@ -46,25 +46,7 @@ pub fn plan_with(
     patch: &Patch,
     progress: Progress<'_>,
 ) -> Result<Answer, OperationError> {
-    answer(checkpoint, patch, operation::survey(checkpoint, patch, Direction::Apply, progress)?)
-}
-
-/// As [`plan_with`] for a change of the checkpoint where it lies: where the answer is [`Answer::Applies`], the old bytes
-/// are kept already.
-///
-/// # Errors
-/// As [`plan`], and what [`crate::checkpoint::Output::in_place`] refuses.
-pub fn plan_in_place<'a>(
-    checkpoint: &'a Checkpoint,
-    patch: &Patch,
-    progress: Progress<'_>,
-) -> Result<(Answer, Option<Kept<'a>>), OperationError> {
-    let (standing, kept) = operation::survey_and_keep(checkpoint, patch, Direction::Apply, progress)?;
-    Ok((answer(checkpoint, patch, standing)?, kept))
-}
-
-fn answer(checkpoint: &Checkpoint, patch: &Patch, standing: Standing) -> Result<Answer, OperationError> {
-    Ok(match standing {
+    Ok(match operation::survey(checkpoint, patch, Direction::Apply, progress)? {
         Standing::Start(binding) => Answer::Applies(Plan::new(checkpoint, patch, binding, Direction::Apply)?),
         Standing::End(binding) => {
             let tensors = patch.manifest().bindings[binding].tensors.len();

@@ -3,13 +3,12 @@
 //! ```text
 //! survey   digests of the touched tensors  ->  all at the start | all at the end | neither, and where
 //! plan     what will be written, as data
-//! execute  copy the base, rewrite the touched tensors block by block, compare digests, rename
+//! execute  rewrite the touched tensors block by block, copy the rest meanwhile, compare digests, rename
 //! ```
 //!
 //! Apply goes from the digests `before` to those `after`, revert the other way; nothing else differs, so both are
 //! one code. What counts is the bytes: no log or name is asked in which state a checkpoint is.
 
-mod in_place;
 mod mismatch;
 mod survey;
 
@@ -19,15 +18,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, CheckpointError, Output, TensorInfo, check_in_place, pipeline};
+use crate::checkpoint::{Checkpoint, CheckpointError, Output, Rewrite, TensorInfo, check_in_place, pipeline};
 use crate::digest::{PatchId, TensorDigest};
 use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
 use crate::patch::manifest::{Binding, TensorBinding};
 use crate::patch::{Patch, PatchError};
 use crate::tensor::Dtype;
 
-pub use self::in_place::Kept;
-pub(crate) use self::in_place::survey_and_keep;
 pub use self::mismatch::{Difference, Mismatch};
 use self::survey::locate;
 pub use self::survey::survey_size_bytes;
@@ -387,14 +384,10 @@ impl Plan {
         })
     }
 
-    /// Bytes that [`Plan::execute`] reports to its progress, all in all.
-    pub fn work_size_bytes(&self) -> u64 {
-        self.copy_size_bytes + self.tensor_size_bytes
-    }
-
     /// Writes the output: a copy of the checkpoint with the touched tensors in the other state.
     ///
-    /// Every digest is compared before the output gets its name; after an error there is no output.
+    /// Every digest is compared before the output gets its name; after an error there is no output. `progress` is told
+    /// bytes, [`Plan::copy_size_bytes`] in all.
     ///
     /// # Errors
     /// [`OperationError`].
@@ -408,6 +401,37 @@ impl Plan {
         let binding = self.binding_of(patch)?;
         let infos = touched_infos(checkpoint, binding)?;
         let output = Output::create(checkpoint, target, infos, progress)?;
+        self.write_into(output, checkpoint, patch, progress)
+    }
+
+    /// As [`Plan::execute`], but changes the checkpoint where it lies.
+    ///
+    /// Its old bytes are put into a journal first. `progress` is told twice [`Plan::tensor_size_bytes`]. After an error
+    /// the old bytes are back, but for [`OperationError::Pending`] and [`CheckpointError::Recovery`], where
+    /// [`recover`](crate::checkpoint::recover) puts them back later. The checkpoint stays open, and reads what it holds
+    /// now.
+    ///
+    /// # Errors
+    /// [`OperationError`].
+    pub fn execute_in_place(
+        &self,
+        checkpoint: &Checkpoint,
+        patch: &Patch,
+        progress: Progress<'_>,
+    ) -> Result<Written, OperationError> {
+        let binding = self.binding_of(patch)?;
+        let infos = touched_infos(checkpoint, binding)?;
+        let rewrites = infos.iter().zip(&binding.tensors).map(|(&tensor, binding)| Rewrite {
+            tensor,
+            start: self.direction.start(binding),
+            end: self.direction.end(binding),
+        });
+        let verb = match self.direction {
+            Direction::Apply => "apply",
+            Direction::Revert => "revert",
+        };
+        let label = format!("{verb} {}", self.patch);
+        let output = Output::in_place(checkpoint, &Vec::from_iter(rewrites), &label)?;
         self.write_into(output, checkpoint, patch, progress)
     }
 
@@ -433,8 +457,9 @@ impl Plan {
         patch: &Patch,
         progress: Progress<'_>,
     ) -> Result<Written, OperationError> {
-        let total = match self.rewrite_all(checkpoint, patch, &output, progress) {
-            Ok(total) => total,
+        let rewrite = || self.rewrite_all(checkpoint, patch, &output, progress);
+        let (total, filled) = match output.fill(progress, rewrite) {
+            Ok(filled) => filled,
             Err(error) => {
                 return Err(match output.abandon() {
                     Ok(()) => error,
@@ -444,7 +469,7 @@ impl Plan {
                 });
             }
         };
-        let committed = output.commit()?;
+        let committed = output.commit(filled)?;
         Ok(Written {
             path: committed.path,
             tensors: self.tensors.len(),

@@ -9,7 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::operation::{self, Direction, Progress, Standing};
 use crate::patch::Patch;
 
-pub use crate::operation::{Difference, Kept, Mismatch, OperationError, Plan, PlannedTensor, Written};
+pub use crate::operation::{Difference, Mismatch, OperationError, Plan, PlannedTensor, Written};
 
 /// What reverting would do.
 #[derive(Debug)]
@@ -44,25 +44,7 @@ pub fn plan_with(
     patch: &Patch,
     progress: Progress<'_>,
 ) -> Result<Answer, OperationError> {
-    answer(checkpoint, patch, operation::survey(checkpoint, patch, Direction::Revert, progress)?)
-}
-
-/// As [`plan_with`] for a change of the checkpoint where it lies: where the answer is [`Answer::Reverts`], the old bytes
-/// are kept already.
-///
-/// # Errors
-/// As [`plan`], and what [`crate::checkpoint::Output::in_place`] refuses.
-pub fn plan_in_place<'a>(
-    checkpoint: &'a Checkpoint,
-    patch: &Patch,
-    progress: Progress<'_>,
-) -> Result<(Answer, Option<Kept<'a>>), OperationError> {
-    let (standing, kept) = operation::survey_and_keep(checkpoint, patch, Direction::Revert, progress)?;
-    Ok((answer(checkpoint, patch, standing)?, kept))
-}
-
-fn answer(checkpoint: &Checkpoint, patch: &Patch, standing: Standing) -> Result<Answer, OperationError> {
-    Ok(match standing {
+    Ok(match operation::survey(checkpoint, patch, Direction::Revert, progress)? {
         Standing::Start(binding) => {
             Answer::Reverts(Plan::new(checkpoint, patch, binding, Direction::Revert)?)
         }

@@ -20,7 +20,7 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crash::{Bench, Contents, stderr};
 use drafts::Numbers;
@@ -326,8 +326,8 @@ fn lays_out_material() {
     assert!(status.unwrap().success());
     let checkpoint = Checkpoint::open(folder.join("edited")).unwrap();
     let patch = Patch::decode(fs::read(folder.join("shards.mpatch")).unwrap()).unwrap();
-    let (_, kept) = apply::plan_in_place(&checkpoint, &patch, &|_| ()).unwrap();
-    kept.expect("the patch fits").execute(&patch, &|_| ()).unwrap();
+    let apply::Answer::Applies(plan) = apply::plan(&checkpoint, &patch).unwrap() else { panic!("refused") };
+    plan.execute_in_place(&checkpoint, &patch, &|_| ()).unwrap();
 }
 
 #[test]
@@ -583,23 +583,31 @@ fn a_command_killed_at_any_time_leaves_one_of_two_states() {
     let before = bench.contents();
     bench.succeeds("apply shards shards.mpatch --in-place");
     let after = bench.contents();
-    let (mut state, mut recovered, mut killed) = (0x9e37_79b9_u64, 0, 0);
-    for _ in 0..kills {
+    let start = |verb: &str| {
+        let mut command = bench.command(&[], &format!("{verb} shards shards.mpatch --in-place --quiet"));
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    // Kills are spread over the time that a run takes here, and half of that again.
+    let timed = ["revert", "apply", "revert"].map(|verb| {
+        let began = Instant::now();
+        assert!(start(verb).wait().unwrap().success());
+        began.elapsed().as_micros() as u64
+    });
+    let span_us = timed.into_iter().sum::<u64>() / 2;
+    let (mut state, mut recovered, mut killed, mut runs) = (0x9e37_79b9_u64, 0, 0, 0);
+    while killed < kills {
+        runs += 1;
+        assert!(runs < 20 * kills, "only {killed} of {runs} runs were killed before they ended");
         let verb = if bench.contents() == before { "apply" } else { "revert" };
-        let mut child = bench
-            .command(&[], &format!("{verb} shards shards.mpatch --in-place --quiet"))
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child = start(verb);
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        std::thread::sleep(Duration::from_micros((state >> 33) % 30_000));
+        std::thread::sleep(Duration::from_micros((state >> 33) % span_us));
         killed += usize::from(child.kill().is_ok() && child.wait().unwrap().code().is_none());
         recovered += recover(bench.path("shards")).unwrap().len();
         let left = bench.contents();
         assert!(left == before || left == after, "{verb}: {:?}", left.keys());
     }
     tell(&format!(
-        "{kills} runs, {killed} killed at any time, {recovered} of them half-way; all in one of two states"
+        "{runs} runs, {killed} killed at any time, {recovered} of them half-way; all in one of two states"
     ));
 }

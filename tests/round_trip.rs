@@ -597,7 +597,7 @@ fn progress_adds_up_to_what_was_announced() {
         mpatch::operation::survey_size_bytes(&checkpoint, &world.patch)
     );
     plan.execute(&checkpoint, &world.patch, &world.target("out"), &count).unwrap();
-    assert_eq!(done.swap(0, Ordering::Relaxed), plan.work_size_bytes());
+    assert_eq!(done.swap(0, Ordering::Relaxed), plan.copy_size_bytes);
     verify(&checkpoint, &world.patch, &count).unwrap();
     assert_eq!(done.into_inner(), mpatch::verify::verify_size_bytes(&checkpoint, &world.patch));
 }

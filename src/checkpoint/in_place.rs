@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::disk::{Access, File, Kind, Lock};
-use super::journal::{Draft, Extent, Header, JOURNAL_SUFFIX, Journal, JournaledFile, Told, lock_exclusive};
+use super::journal::{Extent, Header, JOURNAL_SUFFIX, Journal, JournaledFile, lock_exclusive};
+use super::keep::{Cover, Told};
 use super::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::TensorDigest;
 
@@ -28,18 +29,11 @@ pub(super) struct InPlace<'a> {
     checkpoint: &'a Checkpoint,
     /// The touched files, open for writing, by index into the checkpoint's files.
     targets: BTreeMap<usize, File>,
-    kept: Kept,
-}
-
-/// Where the old bytes are.
-#[derive(Debug)]
-enum Kept {
-    /// In the checkpoint, still or again.
-    Nowhere,
-    /// In a journal without a name.
-    Draft(Draft),
-    /// In a journal, so that new ones may be written.
-    Journal(Journal),
+    /// None once it is done with.
+    journal: Option<Journal>,
+    /// Where in the journal's order the old bytes of each tensor begin.
+    places: BTreeMap<String, u64>,
+    cover: Cover,
 }
 
 /// Refuses files that cannot be changed in place: asked before any work is done.
@@ -79,33 +73,33 @@ fn check_file(checkpoint: &Checkpoint, index: usize) -> Result<(), CheckpointErr
 }
 
 impl<'a> InPlace<'a> {
-    /// Locks the touched files and puts their old bytes down, in a journal that has no name yet.
+    /// Locks the touched files, and makes a journal for their old bytes.
     pub(super) fn create(
         checkpoint: &'a Checkpoint,
         rewrites: &[Rewrite<'_>],
         label: &str,
-        progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Self, CheckpointError> {
         check_in_place(checkpoint, rewrites.iter().map(|rewrite| rewrite.tensor))?;
-        let mut in_place = Self { checkpoint, targets: BTreeMap::new(), kept: Kept::Nowhere };
+        let (places, cover) = (BTreeMap::new(), Cover::default());
+        let mut in_place = Self { checkpoint, targets: BTreeMap::new(), journal: None, places, cover };
         for index in rewrites.iter().map(|rewrite| rewrite.tensor.file_index) {
             in_place.hold(index)?;
         }
         let header = in_place.header(rewrites, label)?;
-        let sources: Vec<&File> = in_place.targets.values().collect();
-        let told = Told { progress, stop: &|| checkpoint.check_stop() };
+        let mut place = 0;
+        for (_, extent) in header.extents() {
+            in_place.places.insert(extent.tensor.clone(), place);
+            place += extent.size_bytes;
+        }
         let path = in_place.journal_path();
-        in_place.kept = Kept::Draft(Draft::write(checkpoint.disk(), &path, header, &sources, &told)?);
+        in_place.journal = Some(Journal::create(checkpoint.disk(), &path, header)?);
         Ok(in_place)
     }
 
-    /// Gives the journal its name: from now on new bytes may be written.
-    pub(super) fn begin(&mut self) -> Result<(), CheckpointError> {
-        self.kept = match std::mem::replace(&mut self.kept, Kept::Nowhere) {
-            Kept::Draft(draft) => Kept::Journal(draft.place()?),
-            kept => kept,
-        };
-        Ok(())
+    /// Puts the old bytes down; new ones are written behind it.
+    pub(super) fn keep(&self, told: &Told<'_>) -> Result<(), CheckpointError> {
+        let sources: Vec<&File> = self.targets.values().collect();
+        self.journal.as_ref().map_or(Ok(()), |journal| journal.keep(&sources, &self.cover, told))
     }
 
     /// Locks a file and opens it for writing.
@@ -161,19 +155,27 @@ impl<'a> InPlace<'a> {
         self.checkpoint.folder().join(name)
     }
 
+    pub(super) fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
     /// What is changed, as it was opened.
     pub(super) fn path(&self) -> &Path {
         self.checkpoint.path()
     }
 
-    /// Overwrites a part of a touched tensor, which was checked to lie inside it.
+    /// Overwrites a part of a touched tensor, which was checked to lie inside it, once its old bytes are kept; none
+    /// where they will not be.
     pub(super) fn write_at(
         &self,
         tensor: &TensorInfo,
         offset: u64,
         bytes: &[u8],
     ) -> Option<Result<(), CheckpointError>> {
-        let Kept::Journal(_) = &self.kept else { return None };
+        let place = self.places.get(&tensor.name)?;
+        if !self.cover.wait_for(place + offset + bytes.len() as u64) {
+            return None;
+        }
         let target = self.targets.get(&tensor.file_index)?;
         let path = self.checkpoint.files()[tensor.file_index].path();
         Some(self.checkpoint.check_stop().and_then(|()| {
@@ -185,7 +187,7 @@ impl<'a> InPlace<'a> {
 
     /// Makes the new bytes last; if they do not, the old ones are put back.
     pub(super) fn commit(mut self) -> Result<(), CheckpointError> {
-        let Some(journal) = self.take_journal() else { return Ok(()) };
+        let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
         match journal.finish(&targets) {
             Ok(()) => Ok(()),
@@ -205,17 +207,9 @@ impl<'a> InPlace<'a> {
     }
 
     fn undo(&mut self) -> Result<(), CheckpointError> {
-        let Some(journal) = self.take_journal() else { return Ok(()) };
+        let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
         journal.roll_back(&targets).map(drop)
-    }
-
-    /// The journal, if it has its name; one that has none goes, and with it nothing.
-    fn take_journal(&mut self) -> Option<Journal> {
-        match std::mem::replace(&mut self.kept, Kept::Nowhere) {
-            Kept::Journal(journal) => Some(journal),
-            Kept::Draft(_) | Kept::Nowhere => None,
-        }
     }
 }
 

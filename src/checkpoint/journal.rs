@@ -1,9 +1,9 @@
 //! The journal of a change in place: the old bytes, until the new ones are known to be on disk.
 //!
 //! ```text
-//! lock  ->  old bytes into a temporary, room reserved first, digests compared  ->  fsync
-//!       ->  rename to NAME.mpatch-journal  ->  fsync of the folder  ->  new bytes into the checkpoint  ->  fsync
-//!       ->  journal removed  ->  fsync of the folder
+//! lock  ->  headers into a temporary, with room for all old bytes  ->  fsync  ->  rename to NAME.mpatch-journal
+//!       ->  fsync of the folder  ->  part by part: old bytes into the journal, fsync, new bytes into the checkpoint
+//!       ->  fsync  ->  journal removed  ->  fsync of the folder
 //! ```
 //!
 //! As long as the journal lies under its name the old state can be had back, whatever happened: a kill, a power
@@ -19,20 +19,16 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{BLOCK_BYTES, BlockHash, digest_of_blocks};
-use super::disk::{About, Access, File, Files, Kind, Lock, Locked};
+use super::blocks::{BLOCK_BYTES, BlockHash};
+use super::disk::{About, Access, File, Files, Kind, Lock, Locked, PAGE_BYTES};
 use super::temporary::{Temporary, sweep};
 use super::{Checkpoint, CheckpointError, HASH_BLOCK_BYTES, folder_of};
 use crate::digest::TensorDigest;
 
 /// What is added to the name of the checkpoint's file, or of its index.
 pub(super) const JOURNAL_SUFFIX: &str = ".mpatch-journal";
-const MAGIC: &[u8; 16] = b"mpatch-journal\n2";
-/// Blocks that each thread takes before what was written is sent to the disk, and more is asked of it.
-const BLOCKS_PER_THREAD: usize = 4;
-/// How far behind what is written the disk is expected to be.
-const LAG_BYTES: u64 = 64 << 20;
-const HASH_BYTES: u64 = 32;
+const MAGIC: &[u8; 16] = b"mpatch-journal\n3";
+pub(super) const HASH_BYTES: u64 = 32;
 /// Magic and size of the header.
 const FRAME_BYTES: u64 = 24;
 /// No header of a true journal comes near this.
@@ -82,7 +78,7 @@ impl JournaledFile {
 }
 
 impl Header {
-    fn extents(&self) -> impl Iterator<Item = (usize, &Extent)> {
+    pub(super) fn extents(&self) -> impl Iterator<Item = (usize, &Extent)> {
         let numbered = self.files.iter().enumerate();
         numbered.flat_map(|(index, file)| file.extents.iter().map(move |extent| (index, extent)))
     }
@@ -112,6 +108,10 @@ impl Header {
 }
 
 impl Extent {
+    pub(super) fn block_count(&self) -> usize {
+        self.size_bytes.div_ceil(BLOCK_BYTES) as usize
+    }
+
     fn blocks(&self, file: usize) -> impl Iterator<Item = Block> + use<> {
         let (offset, size) = (self.offset, self.size_bytes);
         (0..size).step_by(BLOCK_BYTES as usize).map(move |start| Block {
@@ -121,31 +121,43 @@ impl Extent {
             size_bytes: BLOCK_BYTES.min(size - start),
         })
     }
-
-    /// What its old bytes take up, with their hashes.
-    fn journaled_size_bytes(&self) -> u64 {
-        self.size_bytes + self.size_bytes.div_ceil(BLOCK_BYTES) * HASH_BYTES
-    }
 }
 
 /// A part of a file whose old bytes share one hash.
 #[derive(Debug, Clone, Copy)]
-struct Block {
-    file: usize,
-    offset: u64,
+pub(super) struct Block {
+    pub(super) file: usize,
+    pub(super) offset: u64,
     /// Where it begins within its tensor.
-    tensor_offset: u64,
-    size_bytes: u64,
+    pub(super) tensor_offset: u64,
+    pub(super) size_bytes: u64,
+}
+
+impl Block {
+    /// What its old bytes take up, with their hash, in whole pages.
+    pub(super) fn journaled_size_bytes(&self) -> u64 {
+        whole_pages(self.size_bytes + HASH_BYTES)
+    }
+}
+
+/// What the header takes up at the start, where pages follow it.
+fn first_frame_size_bytes(header_size_bytes: u64) -> u64 {
+    whole_pages(FRAME_BYTES + header_size_bytes + HASH_BYTES)
+}
+
+fn whole_pages(size_bytes: u64) -> u64 {
+    size_bytes.next_multiple_of(PAGE_BYTES as u64)
 }
 
 /// A journal under its name.
 #[derive(Debug)]
 pub(super) struct Journal {
-    files: Files,
-    path: PathBuf,
-    file: File,
-    header: Header,
+    pub(super) files: Files,
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    pub(super) header: Header,
     header_size_bytes: u64,
+    header_hash: [u8; 32],
 }
 
 /// How a change that had stopped half-way was brought to an end.
@@ -174,136 +186,50 @@ pub struct Recovered {
 
 // ------------------------------------------------------------------------------------------------------ writing --
 
-/// A journal that is all written and has no name yet: nothing may be changed, and if it is dropped nothing was.
-#[derive(Debug)]
-pub(super) struct Draft {
-    files: Files,
-    path: PathBuf,
-    header: Header,
-    header_size_bytes: u64,
-    temporary: Temporary,
-}
-
-/// Whom writing a journal tells bytes, and asks whether to stop.
-pub(super) struct Told<'a> {
-    pub(super) progress: &'a (dyn Fn(u64) + Sync),
-    pub(super) stop: &'a (dyn Fn() -> Result<(), CheckpointError> + Sync),
-}
-
-impl Draft {
-    /// Puts the old bytes of all extents down, comparing them with their digests on the way.
-    ///
-    /// `sources` are the files of the header, in its order, locked by the caller. The first tensor that is not at its
-    /// start ends it.
-    pub(super) fn write(
-        files: &Files,
-        path: &Path,
-        header: Header,
-        sources: &[&File],
-        told: &Told<'_>,
-    ) -> Result<Self, CheckpointError> {
-        let folder = folder_of(path);
+impl Journal {
+    /// Makes a journal under its name, with room for the old bytes of all extents and none of them in it yet.
+    pub(super) fn create(files: &Files, path: &Path, header: Header) -> Result<Self, CheckpointError> {
         let failed = |action| CheckpointError::io(path, action);
         let text = header.encode().map_err(failed("write"))?;
-        let temporary = Temporary::file(files, folder).map_err(failed("create"))?;
-        let old_bytes: u64 = header.extents().map(|(_, extent)| extent.journaled_size_bytes()).sum();
-        let frame_size = FRAME_BYTES + text.len() as u64 + HASH_BYTES;
-        reserve(files, temporary.handle(), path, 2 * frame_size + old_bytes)?;
-        let writer = Writer { file: temporary.handle(), path, told };
-        let (length, hash) = ((text.len() as u64).to_le_bytes(), blake3::derive_key(HEADER_CONTEXT, &text));
-        writer.write_at(&[MAGIC, &length[..], &text, &hash].concat(), 0)?;
-        let mut at = frame_size;
-        for (index, extent) in header.extents() {
-            let source_path = folder.join(&header.files[index].name);
-            let found =
-                writer.copy(sources[index], &source_path, &Vec::from_iter(extent.blocks(index)), at)?;
-            if found != extent.start {
-                return Err(CheckpointError::changed(source_path, &extent.tensor, extent.start, found));
+        let temporary = Temporary::file(files, folder_of(path)).map_err(failed("create"))?;
+        let (size, hash) = ((text.len() as u64).to_le_bytes(), blake3::derive_key(HEADER_CONTEXT, &text));
+        let first_frame = [MAGIC, &size[..], &text, &hash].concat();
+        let last_frame = [&text[..], &hash, &size, MAGIC].concat();
+        let old_bytes: u64 = header.blocks().map(|block| block.journaled_size_bytes()).sum();
+        let last_frame_at = first_frame_size_bytes(text.len() as u64) + old_bytes;
+        let file = temporary.handle();
+        reserve(files, file, path, last_frame_at + last_frame.len() as u64)?;
+        file.write_all_at(&first_frame, 0).map_err(failed("write"))?;
+        file.write_all_at(&last_frame, last_frame_at).map_err(failed("write"))?;
+        file.sync().map_err(failed("sync"))?;
+        match temporary.place_new(path) {
+            Ok(file) => {
+                let (files, path, header_size_bytes) = (files.clone(), path.to_owned(), text.len() as u64);
+                Ok(Self { files, path, file, header, header_size_bytes, header_hash: hash })
             }
-            at += extent.journaled_size_bytes();
-        }
-        writer.write_at(&[&text[..], &hash, &length, MAGIC].concat(), at)?;
-        let (files, path, header_size_bytes) = (files.clone(), path.to_owned(), text.len() as u64);
-        Ok(Self { files, path, header, header_size_bytes, temporary })
-    }
-
-    /// Makes it last, under its name.
-    pub(super) fn place(self) -> Result<Journal, CheckpointError> {
-        let Self { files, path, header, header_size_bytes, temporary } = self;
-        temporary.handle().sync().map_err(CheckpointError::io(&path, "sync"))?;
-        match temporary.place_new(&path) {
-            Ok(file) => Ok(Journal { files, path, file, header, header_size_bytes }),
             // Nothing has been changed yet, which is what the next command will find.
             Err(CheckpointError::NotDurable { source, .. }) => Err(CheckpointError::Recovery {
-                path: folder_of(&path).join(&header.files[0].name),
-                journal: path,
+                path: folder_of(path).join(&header.files[0].name),
+                journal: path.to_owned(),
                 reason: source.to_string(),
             }),
             Err(error) => Err(error),
         }
     }
-}
 
-struct Writer<'a> {
-    file: &'a File,
-    path: &'a Path,
-    told: &'a Told<'a>,
-}
-
-impl Writer<'_> {
-    fn write_at(&self, bytes: &[u8], at: u64) -> Result<(), CheckpointError> {
-        self.file.write_all_at(bytes, at).map_err(CheckpointError::io(self.path, "write"))
+    /// Every block of old bytes and where it stands in the journal.
+    pub(super) fn placed_blocks(&self) -> impl Iterator<Item = (u64, Block)> {
+        let first = first_frame_size_bytes(self.header_size_bytes);
+        self.header.blocks().scan(first, |at, block| {
+            let place = *at;
+            *at += block.journaled_size_bytes();
+            Some((place, block))
+        })
     }
 
-    /// Copies the `blocks` of one tensor, each with its hash behind it, to `at`; returns the tensor's digest.
-    fn copy(
-        &self,
-        source: &File,
-        source_path: &Path,
-        blocks: &[Block],
-        mut at: u64,
-    ) -> Result<TensorDigest, CheckpointError> {
-        let mut hashes = Vec::with_capacity(blocks.len());
-        let step = BLOCKS_PER_THREAD * rayon::current_num_threads();
-        for step_blocks in blocks.chunks(step) {
-            let copy = |buffer: &mut Vec<u8>, (number, block): (usize, &Block)| {
-                self.copy_block(
-                    source,
-                    source_path,
-                    *block,
-                    at + number as u64 * (BLOCK_BYTES + HASH_BYTES),
-                    buffer,
-                )
-            };
-            let copied =
-                step_blocks.par_iter().enumerate().map_init(Vec::new, |buffer, item| copy(buffer, item));
-            hashes.extend(copied.collect::<Result<Vec<_>, _>>()?);
-            let size: u64 = step_blocks.iter().map(|block| block.size_bytes + HASH_BYTES).sum();
-            self.file.begin_sync(at, size);
-            // What lies on the disk by now leaves memory, which else takes its time when the journal is removed.
-            self.file.begin_sync(at.saturating_sub(LAG_BYTES), size);
-            at += size;
-        }
-        let size_bytes = blocks.iter().map(|block| block.size_bytes).sum();
-        Ok(digest_of_blocks(size_bytes, &hashes))
-    }
-
-    fn copy_block(
-        &self,
-        source: &File,
-        source_path: &Path,
-        block: Block,
-        at: u64,
-        bytes: &mut Vec<u8>,
-    ) -> Result<BlockHash, CheckpointError> {
-        (self.told.stop)()?;
-        bytes.resize(block.size_bytes as usize, 0);
-        source.read_exact_at(bytes, block.offset).map_err(CheckpointError::io(source_path, "read"))?;
-        let hash = BlockHash::of(block.tensor_offset, bytes);
-        bytes.extend(hash.branch);
-        self.write_at(bytes, at)?;
-        (self.told.progress)(block.size_bytes);
-        Ok(hash)
+    /// Where a file of the header lies.
+    pub(super) fn target_path(&self, file: usize) -> PathBuf {
+        folder_of(&self.path).join(&self.header.files[file].name)
     }
 }
 
@@ -334,9 +260,9 @@ impl Journal {
         let size = file.about().map_err(failed("examine"))?.size_bytes;
         for at_end in [false, true] {
             let found = read_header(&file, size, at_end).map_err(failed("read"))?;
-            if let Some((header, header_size_bytes)) = found {
+            if let Some((header, header_size_bytes, header_hash)) = found {
                 let (files, path) = (files.clone(), path.to_owned());
-                return Ok(Some(Self { files, path, file, header, header_size_bytes }));
+                return Ok(Some(Self { files, path, file, header, header_size_bytes, header_hash }));
             }
         }
         Ok(None)
@@ -349,13 +275,22 @@ impl Journal {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             outcome => outcome?,
         }
-        let hash = bytes.split_off(block.size_bytes as usize);
-        Ok((hash == BlockHash::of(block.tensor_offset, &bytes).branch).then_some(bytes))
+        let check = bytes.split_off(block.size_bytes as usize);
+        let hash = BlockHash::of(block.tensor_offset, &bytes);
+        Ok((check == self.check(at, &hash)).then_some(bytes))
+    }
+
+    /// What stands behind a block at `at`: its hash, under a key that no journal with other old bytes has.
+    ///
+    /// A crash may leave what the disk held before in parts that were not synced, even blocks of an earlier journal.
+    pub(super) fn check(&self, at: u64, block: &BlockHash) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.header_hash);
+        *hasher.update(&at.to_le_bytes()).update(&block.branch).finalize().as_bytes()
     }
 }
 
 /// One of the two headers, if it is whole.
-fn read_header(file: &File, size: u64, at_end: bool) -> io::Result<Option<(Header, u64)>> {
+fn read_header(file: &File, size: u64, at_end: bool) -> io::Result<Option<(Header, u64, [u8; 32])>> {
     let Some(frame_at) = (if at_end { size.checked_sub(FRAME_BYTES) } else { Some(0) }) else {
         return Ok(None);
     };
@@ -377,12 +312,13 @@ fn read_header(file: &File, size: u64, at_end: bool) -> io::Result<Option<(Heade
     let mut text = vec![0; (length + HASH_BYTES) as usize];
     let text_at = if at_end { frame_at - HASH_BYTES - length } else { FRAME_BYTES };
     file.read_exact_at(&mut text, text_at)?;
-    let hash = text.split_off(length as usize);
-    if hash != blake3::derive_key(HEADER_CONTEXT, &text) {
+    let found = text.split_off(length as usize);
+    let hash = blake3::derive_key(HEADER_CONTEXT, &text);
+    if found != hash {
         return Ok(None);
     }
     let header = serde_json::from_slice::<Header>(&text).ok().filter(Header::is_sound);
-    Ok(header.map(|header| (header, length)))
+    Ok(header.map(|header| (header, length, hash)))
 }
 
 // --------------------------------------------------------------------------------------------------- recovering --
@@ -464,15 +400,13 @@ impl Journal {
             Standing::End if is_settled => return Ok(Outcome::Finished),
             _ => {}
         }
-        let mut at = FRAME_BYTES + self.header_size_bytes + HASH_BYTES;
         let mut damaged = 0;
-        for block in self.header.blocks() {
+        for (at, block) in self.placed_blocks() {
             match self.old_bytes(at, block).map_err(words)? {
                 Some(bytes) => targets[block.file].write_all_at(&bytes, block.offset).map_err(words)?,
-                // It may be one that was never overwritten; the digests will tell.
+                // It may be one that was not kept yet, and so not overwritten; the digests will tell.
                 None => damaged += 1,
             }
-            at += block.size_bytes + HASH_BYTES;
         }
         settle(targets).map_err(words)?;
         match standing(&self.header, targets).map_err(words)? {
@@ -495,7 +429,7 @@ impl Journal {
     }
 
     fn first_target(&self) -> PathBuf {
-        folder_of(&self.path).join(&self.header.files[0].name)
+        self.target_path(0)
     }
 }
 

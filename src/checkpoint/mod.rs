@@ -11,6 +11,7 @@
 
 mod blocks;
 mod companion;
+mod copy;
 mod create;
 pub(crate) mod disk;
 mod error;
@@ -18,11 +19,13 @@ mod header;
 mod in_place;
 mod index;
 pub mod journal;
+mod keep;
 mod pipeline;
 mod records;
 mod source;
 mod space;
 mod temporary;
+mod waiting;
 mod write;
 
 use std::collections::BTreeMap;
@@ -45,7 +48,7 @@ pub(crate) use self::pipeline::pipeline;
 pub use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
 pub use self::source::FileSource;
 pub use self::space::free_space_bytes;
-pub use self::write::{Committed, Output, check_output};
+pub use self::write::{Committed, Filled, Output, check_output};
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};
 use self::header::HEADER_SIZE_FIELD_BYTES;
@@ -112,6 +115,11 @@ impl CheckpointFile {
     /// The free text in its header, e.g. `format: pt`.
     pub fn metadata(&self) -> &BTreeMap<String, String> {
         &self.metadata
+    }
+
+    /// All of it, to be copied.
+    fn contents(&self) -> copy::Source<'_> {
+        copy::Source { file: &self.file, path: &self.path, size_bytes: self.size_bytes }
     }
 }
 

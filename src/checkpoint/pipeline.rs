@@ -1,34 +1,54 @@
 //! Blocks on their way from one file to another: while one is computed, the one before it is written and the one
 //! after it is read.
 
+use std::panic::resume_unwind;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
 /// Takes `blocks` through the three steps, in their order; three of them are in memory at a time.
 ///
 /// `read` fills a buffer that may hold anything, `compute` changes it, and `write` gets what `compute` left there. All
-/// reading and writing is done by one thread at a time, in the same order on every run.
+/// reading and writing is done by one thread, which waits for the disk, in the same order on every run; `compute` has
+/// the caller's.
 pub(crate) fn pipeline<B: Sync, E: Send>(
     blocks: &[B],
     mut read: impl FnMut(&B, &mut Vec<u8>) -> Result<(), E> + Send,
-    mut compute: impl FnMut(&B, &mut Vec<u8>) -> Result<(), E> + Send,
+    mut compute: impl FnMut(&B, &mut Vec<u8>) -> Result<(), E>,
     mut write: impl FnMut(&B, &[u8]) -> Result<(), E> + Send,
 ) -> Result<(), E> {
-    let (mut done, mut current, mut next) = (Vec::new(), Vec::new(), Vec::new());
-    if let Some(first) = blocks.first() {
-        read(first, &mut current)?;
-    }
-    for (index, block) in blocks.iter().enumerate() {
-        let move_others = || {
-            if let Some(before) = index.checked_sub(1) {
-                write(&blocks[before], &done)?;
+    thread::scope(|scope| {
+        let (to_compute, computable) = sync_channel::<Vec<u8>>(1);
+        let (to_write, writable) = sync_channel::<Vec<u8>>(1);
+        let mover = scope.spawn(move || {
+            let mut spare = vec![Vec::new(), Vec::new()];
+            for index in 0..=blocks.len() {
+                if let Some(block) = blocks.get(index) {
+                    let mut bytes = spare.pop().unwrap_or_default();
+                    read(block, &mut bytes)?;
+                    // Nobody computes any more after an error there.
+                    let Ok(()) = to_compute.send(bytes) else { break };
+                }
+                if let Some(before) = index.checked_sub(1) {
+                    let Ok(bytes) = writable.recv() else { break };
+                    write(&blocks[before], &bytes)?;
+                    spare.push(bytes);
+                }
             }
-            blocks.get(index + 1).map_or(Ok(()), |block| read(block, &mut next))
-        };
-        let (moved, computed) = rayon::join(move_others, || compute(block, &mut current));
-        computed?;
-        moved?;
-        std::mem::swap(&mut done, &mut current);
-        std::mem::swap(&mut current, &mut next);
-    }
-    blocks.last().map_or(Ok(()), |block| write(block, &done))
+            Ok(())
+        });
+        let mut computed = Ok(());
+        for block in blocks {
+            // Nobody reads any more after an error there.
+            let Ok(mut bytes) = computable.recv() else { break };
+            computed = compute(block, &mut bytes);
+            if computed.is_err() || to_write.send(bytes).is_err() {
+                break;
+            }
+        }
+        drop((computable, to_write));
+        let moved = mover.join().unwrap_or_else(|panic| resume_unwind(panic));
+        computed.and(moved)
+    })
 }
 
 #[cfg(test)]

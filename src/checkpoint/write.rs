@@ -1,28 +1,33 @@
 //! Where the new bytes of a checkpoint go: into a copy, which is the rule, or where it lies.
 //!
 //! ```text
-//! copy      temporary beside the target  ->  base copied into it  ->  touched extents written  ->  fsync
-//!               ->  rename, replacing nothing  ->  fsync of the folder
-//! in place  old bytes into a journal  ->  touched extents written  ->  fsync  ->  compared  ->  journal removed
+//! copy      temporary beside the target  ->  the rest of the base copied into it  ->  fsync  ->  rename,
+//!               |                              touched tensors written              replacing nothing
+//!               |                                                                   ->  fsync of the folder
+//! in place  journal beside the base      ->  old bytes into the journal  ->  fsync  ->  journal removed
+//!                                              touched tensors written
 //! ```
+//!
+//! What stands below each other happens at the same time, in [`Output::fill`].
 //!
 //! Whatever happens to a copy before the rename leaves the target absent: the temporary goes when [`Output`] is
 //! dropped, or, after a kill, when the next one is made. It lies in the target's own folder, because only there is
 //! a rename one step. The base is copied from the handles that were hashed, by reflink where the file system can.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::copy::{Source, Target, copy_ranges, share_contents, share_or_reserve};
 use super::disk::{Access, File, Files, Kind};
 use super::in_place::InPlace;
 use super::journal::{JOURNAL_SUFFIX, reserve};
+use super::keep::Told;
 use super::temporary::Temporary;
 use super::{Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, folder_of, is_file};
 
-/// How much is copied at once, where the system cannot copy by itself.
-const COPY_BLOCK_BYTES: u64 = 4 << 20;
-/// How much the system copies at once, between two looks at whether to stop.
-const COPY_STEP_BYTES: u64 = 64 << 20;
 /// The bits of a mode that are kept: never set-user-id and its like.
 const MODE_BITS: u32 = 0o777;
 /// Endings of files that hold weights in another form: unedited, they would lie in an edited model's folder.
@@ -67,6 +72,11 @@ enum OutputKind<'a> {
     InPlace(InPlace<'a>),
 }
 
+/// Says that an output has all its bytes: what [`Output::fill`] gives, and [`Output::commit`] asks for.
+#[derive(Debug)]
+#[must_use]
+pub struct Filled(());
+
 /// A finished output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Committed {
@@ -79,54 +89,85 @@ pub struct Committed {
 }
 
 impl<'a> Output<'a> {
-    /// Copies the base to a temporary beside `target`, ready for the tensors of `touched` to be written.
+    /// Makes a temporary beside `target`, into which [`Output::fill`] copies the base but for the tensors of `touched`.
     ///
-    /// Untouched shards are shared with the base. `progress` is told the bytes of touched files as they are copied.
+    /// Untouched shards are shared with the base. `progress` is told bytes that need no copying.
     ///
     /// # Errors
-    /// As [`check_output`], and whatever goes wrong with copying.
+    /// As [`check_output`], and whatever goes wrong with making files.
     pub fn create<'t>(
         checkpoint: &'a Checkpoint,
         target: &Path,
         touched: impl IntoIterator<Item = &'t TensorInfo>,
         progress: Progress<'_>,
     ) -> Result<Self, CheckpointError> {
-        let touched = touched.into_iter().map(|tensor| tensor.file_index).collect();
-        let copy = CheckpointCopy::create(checkpoint, target, &touched, progress)?;
+        let mut ranges: Touched = BTreeMap::new();
+        for tensor in touched {
+            let range = tensor.offset..tensor.offset + tensor.size_bytes;
+            ranges.entry(tensor.file_index).or_default().push(range);
+        }
+        let copy = CheckpointCopy::create(checkpoint, target, ranges, progress)?;
         Ok(Self { kind: OutputKind::Copy(copy) })
     }
 
-    /// Puts the old bytes of the tensors of `rewrites` into a journal; new ones may be written after
-    /// [`Output::begin`].
+    /// Makes a journal, into which [`Output::fill`] puts the old bytes of the tensors of `rewrites`.
     ///
-    /// `label` says in words what is being done. `progress` is told the old bytes as they are put down.
+    /// `label` says in words what is being done.
     ///
     /// # Errors
-    /// [`CheckpointError::InPlace`] for files that must not be changed, [`CheckpointError::Busy`] for files in use,
-    /// [`CheckpointError::Changed`] for tensors that are not at their start, and whatever goes wrong with the
-    /// journal; nothing was changed then.
+    /// [`CheckpointError::InPlace`] for files that must not be changed, [`CheckpointError::Busy`] for files in use, and
+    /// whatever goes wrong with the journal; nothing was changed then.
     pub fn in_place(
         checkpoint: &'a Checkpoint,
         rewrites: &[Rewrite<'_>],
         label: &str,
-        progress: Progress<'_>,
     ) -> Result<Self, CheckpointError> {
-        let in_place = InPlace::create(checkpoint, rewrites, label, progress)?;
-        Ok(Self { kind: OutputKind::InPlace(in_place) })
+        Ok(Self { kind: OutputKind::InPlace(InPlace::create(checkpoint, rewrites, label)?) })
     }
 
-    /// Makes what was kept last, where old bytes are to be overwritten.
+    /// Has `rewrite` write all of the touched tensors, and meanwhile copies what is not touched, or keeps what they overwrite.
+    ///
+    /// In place, [`Output::write_at`] waits until the old bytes of its part are kept, in the order of the rewrites and
+    /// of their files. `progress` is told those bytes as they are copied or kept.
     ///
     /// # Errors
-    /// Whatever goes wrong with the journal; nothing was changed then.
-    pub fn begin(&mut self) -> Result<(), CheckpointError> {
-        match &mut self.kind {
-            OutputKind::Copy(_) => Ok(()),
-            OutputKind::InPlace(in_place) => in_place.begin(),
+    /// That of `rewrite`; [`CheckpointError::Changed`] for tensors that are not at their start; whatever goes wrong
+    /// with copying and keeping. What is to be done then is [`Output::abandon`].
+    pub fn fill<T, E: From<CheckpointError>>(
+        &self,
+        progress: Progress<'_>,
+        rewrite: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(T, Filled), E> {
+        let given_up = AtomicBool::new(false);
+        let stop = || match given_up.load(Ordering::Relaxed) {
+            true => Err(CheckpointError::Stopped { path: self.path().to_owned() }),
+            false => self.checkpoint().check_stop(),
+        };
+        let told = Told { progress, stop: &stop };
+        std::thread::scope(|scope| {
+            let others = scope.spawn(|| match &self.kind {
+                OutputKind::Copy(copy) => copy.copy_rest(&told).map_err(|error| copy.by_its_name(error)),
+                OutputKind::InPlace(in_place) => in_place.keep(&told),
+            });
+            let rewritten = rewrite();
+            given_up.store(rewritten.is_err(), Ordering::Relaxed);
+            match (others.join().unwrap_or_else(|panic| resume_unwind(panic)), rewritten) {
+                // Told to stop because the rewriting failed, or like it.
+                (Err(CheckpointError::Stopped { .. }), Err(error)) => Err(error),
+                (Err(error), _) => Err(error.into()),
+                (Ok(()), rewritten) => rewritten.map(|rewritten| (rewritten, Filled(()))),
+            }
+        })
+    }
+
+    fn checkpoint(&self) -> &'a Checkpoint {
+        match &self.kind {
+            OutputKind::Copy(copy) => copy.checkpoint,
+            OutputKind::InPlace(in_place) => in_place.checkpoint(),
         }
     }
 
-    /// Bytes that [`Output::create`] copies for these tensors: the sizes of the files they lie in.
+    /// Bytes of an output with these tensors that are not shared with the base: the sizes of the files they lie in.
     pub fn copy_size_bytes<'t>(
         checkpoint: &Checkpoint,
         touched: impl IntoIterator<Item = &'t TensorInfo>,
@@ -161,7 +202,7 @@ impl<'a> Output<'a> {
     /// [`CheckpointError::OutputExists`] if the name was taken meanwhile, [`CheckpointError::NotDurable`] if it is
     /// all there but may not last, [`CheckpointError::Recovery`] if old bytes could not be put back, else
     /// [`CheckpointError::Io`].
-    pub fn commit(self) -> Result<Committed, CheckpointError> {
+    pub fn commit(self, _: Filled) -> Result<Committed, CheckpointError> {
         let path = self.path().to_owned();
         match self.kind {
             OutputKind::Copy(copy) => copy.commit(),
@@ -204,6 +245,8 @@ impl<'a> Output<'a> {
 struct CheckpointCopy<'a> {
     checkpoint: &'a Checkpoint,
     target: PathBuf,
+    /// What is yet to be copied.
+    rest: Vec<Rest>,
     /// Copies of shards by index into the checkpoint's files; the copy of a single file is the temporary itself.
     shards: BTreeMap<usize, ShardCopy>,
     left_out: Vec<String>,
@@ -218,11 +261,23 @@ struct ShardCopy {
     file: File,
 }
 
+/// Touched ranges, by index into the checkpoint's files.
+type Touched = BTreeMap<usize, Vec<Range<u64>>>;
+
+/// Parts of a file that are yet to be copied.
+#[derive(Debug)]
+struct Rest {
+    file_index: usize,
+    ranges: Vec<Range<u64>>,
+    /// Whether it is among the bytes of [`Output::copy_size_bytes`].
+    counts: bool,
+}
+
 impl<'a> CheckpointCopy<'a> {
     fn create(
         checkpoint: &'a Checkpoint,
         target: &Path,
-        touched: &BTreeSet<usize>,
+        touched: Touched,
         progress: Progress<'_>,
     ) -> Result<Self, CheckpointError> {
         check_output(checkpoint, target)?;
@@ -233,38 +288,53 @@ impl<'a> CheckpointCopy<'a> {
         };
         let temporary = temporary.map_err(CheckpointError::io(folder, "write to"))?;
         let (shards, target) = (BTreeMap::new(), target.to_owned());
-        let (left_out, copied) = (Vec::new(), Vec::new());
-        let mut copy = Self { checkpoint, target, shards, left_out, copied, temporary };
-        copy.fill(touched, progress).map_err(|error| copy.by_its_name(error))?;
+        let (rest, left_out, copied) = (Vec::new(), Vec::new(), Vec::new());
+        let mut copy = Self { checkpoint, target, rest, shards, left_out, copied, temporary };
+        copy.make_files(touched, progress).map_err(|error| copy.by_its_name(error))?;
         Ok(copy)
     }
 
-    fn fill(&mut self, touched: &BTreeSet<usize>, progress: Progress<'_>) -> Result<(), CheckpointError> {
+    /// Makes all files; what they are yet to hold is in `rest` then.
+    fn make_files(&mut self, mut touched: Touched, progress: Progress<'_>) -> Result<(), CheckpointError> {
         let checkpoint = self.checkpoint;
         if checkpoint.layout() == Layout::File {
-            let source = &checkpoint.files()[0];
-            return self.copy_weights(source, self.temporary.handle(), self.temporary.path(), progress);
+            let target = Target {
+                disk: checkpoint.disk(),
+                file: self.temporary.handle(),
+                path: self.temporary.path(),
+            };
+            let rest = begin(checkpoint, 0, &target, touched.remove(&0).unwrap_or_default(), progress)?;
+            self.rest.extend(rest);
+            return Ok(());
         }
         for (file_index, source) in checkpoint.files().iter().enumerate() {
             let path = self.temporary.path().join(source.path.file_name().unwrap_or_default());
-            // Only touched files count: the others are shared nearly always.
-            if touched.contains(&file_index) {
-                let file = create_new(checkpoint.disk(), &path)?;
-                self.copy_weights(source, &file, &path, progress)?;
-                self.shards.insert(file_index, ShardCopy { path, file });
-            } else if let Some(file) = self.share(source, &path)? {
+            let file = match touched.remove(&file_index) {
+                Some(touched) => {
+                    let file = create_new(checkpoint.disk(), &path)?;
+                    let target = Target { disk: checkpoint.disk(), file: &file, path: &path };
+                    self.rest.extend(begin(checkpoint, file_index, &target, touched, progress)?);
+                    Some(file)
+                }
+                None => self.share(file_index, source, &path)?,
+            };
+            if let Some(file) = file {
                 self.shards.insert(file_index, ShardCopy { path, file });
             }
         }
         self.fill_with_companions()
     }
 
-    /// An untouched shard: its blocks shared, else the file itself linked, else copied; open where it is new.
-    fn share(&mut self, source: &CheckpointFile, path: &Path) -> Result<Option<File>, CheckpointError> {
-        let checkpoint = self.checkpoint;
-        let disk = checkpoint.disk();
+    /// An untouched shard: its blocks shared, else the file itself linked, else to be copied; open where it is new.
+    fn share(
+        &mut self,
+        file_index: usize,
+        source: &CheckpointFile,
+        path: &Path,
+    ) -> Result<Option<File>, CheckpointError> {
+        let disk = self.checkpoint.disk();
         let file = create_new(disk, path)?;
-        if clone_contents(&source.file, source.size_bytes, &file) {
+        if share_contents(&source.contents(), &file) {
             return Ok(Some(file));
         }
         drop(file);
@@ -273,21 +343,21 @@ impl<'a> CheckpointCopy<'a> {
             return Ok(None);
         }
         let file = create_new(disk, path)?;
-        self.copy_weights(source, &file, path, &|_| ())?;
+        reserve(disk, &file, path, source.size_bytes)?;
+        let ranges = untouched(source.size_bytes, Vec::new());
+        self.rest.push(Rest { file_index, ranges, counts: false });
         self.copied.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
         Ok(Some(file))
     }
 
-    fn copy_weights(
-        &self,
-        source: &CheckpointFile,
-        target: &File,
-        target_path: &Path,
-        progress: Progress<'_>,
-    ) -> Result<(), CheckpointError> {
-        let from = Source { file: &source.file, path: &source.path, size_bytes: source.size_bytes };
-        let stop = || self.checkpoint.check_stop();
-        copy_contents(self.checkpoint.disk(), &from, target, target_path, progress, &stop)
+    fn copy_rest(&self, told: &Told<'_>) -> Result<(), CheckpointError> {
+        for Rest { file_index, ranges, counts } in &self.rest {
+            let Some((path, file)) = self.copy_of(*file_index) else { continue };
+            let target = Target { disk: self.checkpoint.disk(), file, path };
+            let told = Told { progress: if *counts { told.progress } else { &|_| () }, stop: told.stop };
+            copy_ranges(&self.checkpoint.files()[*file_index].contents(), &target, ranges, &told)?;
+        }
+        Ok(())
     }
 
     /// Copies the files that lie beside the weights, and notes those left out.
@@ -340,7 +410,8 @@ impl<'a> CheckpointCopy<'a> {
     ) -> Option<Result<(), CheckpointError>> {
         let (path, file) = self.copy_of(tensor.file_index)?;
         let written = self.checkpoint.check_stop().and_then(|()| {
-            file.write_all_at(bytes, tensor.offset + offset).map_err(CheckpointError::io(path, "write"))
+            let written = file.write_and_begin_sync_at(bytes, tensor.offset + offset);
+            written.map_err(CheckpointError::io(path, "write"))
         });
         Some(written.map_err(|error| self.by_its_name(error)))
     }
@@ -373,6 +444,31 @@ impl<'a> CheckpointCopy<'a> {
     }
 }
 
+/// Makes the copy of a file with touched ranges; returns what of it is yet to be copied.
+fn begin(
+    checkpoint: &Checkpoint,
+    file_index: usize,
+    target: &Target<'_>,
+    touched: Vec<Range<u64>>,
+    progress: Progress<'_>,
+) -> Result<Option<Rest>, CheckpointError> {
+    let source = checkpoint.files()[file_index].contents();
+    let ranges = untouched(source.size_bytes, touched);
+    if share_or_reserve(&source, target)? {
+        progress(ranges.iter().map(|range| range.end - range.start).sum());
+        return Ok(None);
+    }
+    Ok(Some(Rest { file_index, ranges, counts: true }))
+}
+
+/// What is left of a file of `size_bytes` without the `touched` ranges, which do not overlap.
+fn untouched(size_bytes: u64, mut touched: Vec<Range<u64>>) -> Vec<Range<u64>> {
+    touched.sort_unstable_by_key(|range| range.start);
+    let starts = std::iter::once(0).chain(touched.iter().map(|range| range.end));
+    let ends = touched.iter().map(|range| range.start).chain(std::iter::once(size_bytes));
+    starts.zip(ends).map(|(start, end)| start..end).filter(|range| !range.is_empty()).collect()
+}
+
 /// Links the very file that was opened; false where that is not possible.
 fn link(disk: &Files, source: &CheckpointFile, path: &Path) -> bool {
     // A link to a symlink would be a second symlink, with a relative target that no longer fits.
@@ -399,69 +495,18 @@ fn copy_companion(disk: &Files, source: &Path, target: &Path) -> Result<(), Chec
     let about = opened.about().map_err(CheckpointError::io(source, "examine"))?;
     debug_assert_eq!(about.kind, Kind::File, "only files are taken along");
     let file = create_new(disk, target)?;
-    let from = Source { file: &opened, path: source, size_bytes: about.size_bytes };
-    copy_contents(disk, &from, &file, target, &|_| (), &|| Ok(()))?;
+    let source = Source { file: &opened, path: source, size_bytes: about.size_bytes };
+    let copy = Target { disk, file: &file, path: target };
+    if !share_or_reserve(&source, &copy)? {
+        let told = Told { progress: &|_| (), stop: &|| Ok(()) };
+        copy_ranges(&source, &copy, &untouched(about.size_bytes, Vec::new()), &told)?;
+    }
     file.set_mode(about.mode & MODE_BITS).map_err(CheckpointError::io(target, "set the mode of"))?;
     file.sync().map_err(CheckpointError::io(target, "sync"))
 }
 
 fn create_new(disk: &Files, path: &Path) -> Result<File, CheckpointError> {
     disk.open(path, Access::CreateNew).map_err(CheckpointError::io(path, "create"))
-}
-
-// --------------------------------------------------------------------------------------------- copying contents --
-
-/// What is copied: exactly so many bytes from the start of an open file.
-struct Source<'a> {
-    file: &'a File,
-    path: &'a Path,
-    size_bytes: u64,
-}
-
-/// Copies the contents of a file, without moving any file's position.
-fn copy_contents(
-    disk: &Files,
-    source: &Source<'_>,
-    target: &File,
-    target_path: &Path,
-    progress: Progress<'_>,
-    stop: &dyn Fn() -> Result<(), CheckpointError>,
-) -> Result<(), CheckpointError> {
-    let size = source.size_bytes;
-    if clone_contents(source.file, size, target) {
-        progress(size);
-        return Ok(());
-    }
-    target.set_size(0).map_err(CheckpointError::io(target_path, "write"))?;
-    // A full disk is found here, before the work.
-    reserve(disk, target, target_path, size)?;
-    let mut offset = 0;
-    let mut system_copies = true;
-    let mut block = Vec::new();
-    while offset < size {
-        stop()?;
-        if system_copies {
-            let copied = target.copy_from(source.file, offset, COPY_STEP_BYTES.min(size - offset));
-            // Not supported here, or a fault that reading and writing will meet and name.
-            let copied = copied.unwrap_or(0);
-            system_copies = copied > 0;
-            offset += copied;
-            progress(copied);
-            continue;
-        }
-        block.resize(COPY_BLOCK_BYTES.min(size - offset) as usize, 0);
-        source.file.read_exact_at(&mut block, offset).map_err(CheckpointError::io(source.path, "read"))?;
-        target.write_all_at(&block, offset).map_err(CheckpointError::io(target_path, "write"))?;
-        offset += block.len() as u64;
-        progress(block.len() as u64);
-    }
-    Ok(())
-}
-
-/// Shares the source's blocks where the file system can; false where the copy must be made by hand.
-fn clone_contents(source: &File, size: u64, target: &File) -> bool {
-    // A source that changed its size since its header was read is for the reading and writing to notice.
-    target.clone_from(source).is_ok() && target.about().is_ok_and(|about| about.size_bytes == size)
 }
 
 #[cfg(test)]
@@ -492,10 +537,11 @@ mod tests {
         let tensor = checkpoint.tensor("b").unwrap();
         let target = folder.path().join("edited.safetensors");
         let output = Output::create(&checkpoint, &target, [tensor], &none).unwrap();
-        output.write_at(tensor, 4, &9.0_f32.to_le_bytes()).unwrap();
+        let write = |offset, value: f32| output.write_at(tensor, offset, &value.to_le_bytes());
+        let (_, filled) = output.fill(&none, || write(4, 9.0).and_then(|()| write(0, 2.0))).unwrap();
         assert!(output.write_at(tensor, 5, &[0; 4]).is_err(), "beyond the tensor's end");
         assert!(!target.exists());
-        let committed = output.commit().unwrap();
+        let committed = output.commit(filled).unwrap();
         assert_eq!(committed, Committed { path: target.clone(), left_out: vec![], copied: vec![] });
         let found = std::fs::read(&target).unwrap();
         assert_eq!(found[..found.len() - 4], bytes[..bytes.len() - 4]);
@@ -524,10 +570,11 @@ mod tests {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let target = folder.path().join("out");
         let output = Output::create(&checkpoint, &target, checkpoint.tensors(), &none).unwrap();
+        let (_, filled) = output.fill(&none, || Ok::<_, CheckpointError>(())).unwrap();
         std::os::unix::fs::symlink("nowhere", &target).unwrap();
         let expected = format!("`{}` exists already and is not replaced", target.display());
         assert_eq!(check_output(&checkpoint, &target).unwrap_err().to_string(), expected);
-        assert_eq!(output.commit().unwrap_err().to_string(), expected);
+        assert_eq!(output.commit(filled).unwrap_err().to_string(), expected);
         assert_eq!(std::fs::read_link(&target).unwrap(), Path::new("nowhere"));
         assert_eq!(names(folder.path()), ["base.safetensors", "out"]);
     }
@@ -543,8 +590,8 @@ mod tests {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let tensor = checkpoint.tensor("a").unwrap();
         let output = Output::create(&checkpoint, &target, [tensor], &none).unwrap();
-        output.write_at(tensor, 0, &[0; 4]).unwrap();
-        assert_eq!(output.commit().unwrap().left_out, ["pytorch_model.bin"]);
+        let (_, filled) = output.fill(&none, || output.write_at(tensor, 0, &[0; 4])).unwrap();
+        assert_eq!(output.commit(filled).unwrap().left_out, ["pytorch_model.bin"]);
         let expected = ["config.json", "model.safetensors.index.json", "one.safetensors", "two.safetensors"];
         assert_eq!(names(&target), expected);
         let inode = |path: PathBuf| std::fs::metadata(path).unwrap().ino();
@@ -568,8 +615,8 @@ mod tests {
         let tensor = checkpoint.tensor("a").unwrap();
         let target = outside.path().join("edited");
         let output = Output::create(&checkpoint, &target, [tensor], &none).unwrap();
-        output.write_at(tensor, 0, &[0; 4]).unwrap();
-        output.commit().unwrap();
+        let (_, filled) = output.fill(&none, || output.write_at(tensor, 0, &[0; 4])).unwrap();
+        output.commit(filled).unwrap();
         for name in names(&target) {
             assert!(std::fs::symlink_metadata(target.join(&name)).unwrap().is_file(), "{name}");
         }
@@ -585,22 +632,5 @@ mod tests {
         assert!(found.ends_with("the base has several files, so the output is a folder"), "{found}");
         let found = check_output(&checkpoint, Path::new("/no/such/place/x")).unwrap_err().to_string();
         assert!(found.starts_with("cannot write to `/no/such/place`: "), "{found}");
-    }
-
-    #[test]
-    fn contents_are_copied_exactly_or_not_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let disk = Files::real();
-        let bytes: Vec<u8> = (0..2 * COPY_BLOCK_BYTES + 7).map(|n| (n % 251) as u8).collect();
-        let (source_path, path) = (write(&folder, "source", &bytes), folder.path().join("copy"));
-        let file = disk.open(&source_path, Access::Read).unwrap();
-        let copy = create_new(&disk, &path).unwrap();
-        let source = |size_bytes| Source { file: &file, path: &source_path, size_bytes };
-        let size = bytes.len() as u64;
-        copy_contents(&disk, &source(size), &copy, &path, &none, &|| Ok(())).unwrap();
-        assert!(std::fs::read(&path).unwrap() == bytes);
-        // A source that ends early is an error, whichever way it is copied.
-        let found = copy_contents(&disk, &source(size + 1), &copy, &path, &none, &|| Ok(())).unwrap_err();
-        assert!(found.to_string().starts_with("cannot read `"), "{found}");
     }
 }

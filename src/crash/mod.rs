@@ -131,13 +131,6 @@ impl Scene {
         target: Option<&Path>,
     ) -> Result<(), OperationError> {
         let checkpoint = Checkpoint::open_on(files, Path::new(self.path))?;
-        let Some(target) = target else {
-            let kept = match direction {
-                Direction::Apply => apply::plan_in_place(&checkpoint, &self.patch, &quiet)?.1,
-                Direction::Revert => revert::plan_in_place(&checkpoint, &self.patch, &quiet)?.1,
-            };
-            return kept.unwrap().execute(&self.patch, &quiet).map(drop);
-        };
         let plan = match direction {
             Direction::Apply => match apply::plan(&checkpoint, &self.patch)? {
                 apply::Answer::Applies(plan) => plan,
@@ -148,7 +141,11 @@ impl Scene {
                 other => panic!("{}: {other:?}", self.name),
             },
         };
-        plan.execute(&checkpoint, &self.patch, target, &quiet).map(drop)
+        let written = match target {
+            Some(target) => plan.execute(&checkpoint, &self.patch, target, &quiet),
+            None => plan.execute_in_place(&checkpoint, &self.patch, &quiet),
+        };
+        written.map(drop)
     }
 
     /// What the next command does before its own work, and needs no flag for.

@@ -19,8 +19,10 @@ use serde_json::{Value, json};
 
 /// Smaller than a block of the journal, so every extent is one.
 const SIZE_BYTES: usize = 96;
+/// What old bytes begin at multiples of in a journal.
+const PAGE_BYTES: usize = 4096;
 const NAME: &str = "model.safetensors";
-const MAGIC: &[u8] = b"mpatch-journal\n2";
+const MAGIC: &[u8] = b"mpatch-journal\n3";
 
 /// What the bits of the choice change; the lowest two say which contents the checkpoint has.
 const RAW_HEADER: u8 = 4;
@@ -157,6 +159,7 @@ fn file(header: &[u8], given: &[u8], choice: u8, inode: u64) -> Vec<u8> {
     let size = (header.len() as u64).to_le_bytes();
     let hash = blake3::derive_key("mpatch 2026 journal header", header);
     let mut file = [MAGIC, &size, header, &hash].concat();
+    file.resize(file.len().next_multiple_of(PAGE_BYTES), 0);
     file[0] ^= u8::from(is(DAMAGED_START));
     let (old, mut given) = (old_contents(), given);
     for extent in extents(header, inode) {
@@ -171,9 +174,12 @@ fn file(header: &[u8], given: &[u8], choice: u8, inode: u64) -> Vec<u8> {
         if bytes.is_empty() {
             continue;
         }
+        let branch = blake3::Hasher::new().update(bytes).finalize_non_root();
+        let at = (file.len() as u64).to_le_bytes();
         file.extend(bytes);
-        file.extend(blake3::Hasher::new().update(bytes).finalize_non_root());
+        file.extend(blake3::Hasher::new_keyed(&hash).update(&at).update(&branch).finalize().as_bytes());
         *file.last_mut().unwrap() ^= u8::from(is(DAMAGED_BLOCKS));
+        file.resize(file.len().next_multiple_of(PAGE_BYTES), 0);
     }
     let end = [header, &hash[..], &size, MAGIC].concat();
     file.extend(end);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mpatch::checkpoint::{Checkpoint, Layout, Output as Copy};
+use mpatch::checkpoint::{Checkpoint, CheckpointError, Layout, Output as Copy};
 use mpatch::operation::{Plan, survey_size_bytes};
 use mpatch::patch::Patch;
 use mpatch::store::{Commit, Message, Standing, Step, Store};
@@ -31,7 +31,10 @@ pub fn walk(
     mpatch::checkpoint::check_output(&checkpoint, target)?;
     let Some((last, before)) = steps.split_last() else {
         let progress = output.progress("copying", checkpoint.weights_size_bytes());
-        Copy::create(&checkpoint, target, [], &|bytes| progress.add(bytes))?.commit()?;
+        let told = |bytes| progress.add(bytes);
+        let copy = Copy::create(&checkpoint, target, [], &told)?;
+        let ((), filled) = copy.fill(&told, || Ok::<_, CheckpointError>(()))?;
+        copy.commit(filled)?;
         return Ok(());
     };
     let folder = match target.parent() {
@@ -107,14 +110,13 @@ fn take(
     })?;
     let written = match place {
         Some(place) => {
-            let progress = output.progress("writing", plan.work_size_bytes());
+            let progress = output.progress("writing", plan.copy_size_bytes);
             plan.execute(checkpoint, &patch, place, &|bytes| progress.add(bytes))
         }
         None => {
             let _doing = doing(Work::InPlace);
             let progress = output.progress("writing", 2 * plan.tensor_size_bytes);
-            let told = |bytes| progress.add(bytes);
-            plan.keep(checkpoint, &patch, &told).and_then(|kept| kept.execute(&patch, &told))
+            plan.execute_in_place(checkpoint, &patch, &|bytes| progress.add(bytes))
         }
     };
     written.map(|_| ()).map_err(failed)

@@ -10,6 +10,7 @@
 //! short and be interrupted, as calls do. [`Files`] and [`File`] are what the rest of `checkpoint` uses: they go on
 //! after an interruption, and read and write all of what they were given. The two other disks are for tests.
 
+mod direct;
 #[cfg(test)]
 pub(crate) mod fault;
 mod real;
@@ -23,6 +24,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub(crate) use std::fs::File as SystemFile;
+
+pub(crate) use self::direct::{DirectFile, PAGE_BYTES, Pages};
 
 /// What a name leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +67,9 @@ pub(crate) enum Access {
     ReadWrite,
     /// Reading and writing a file that must not exist yet.
     CreateNew,
+    /// Writing whole pages of a file that exists, past the system's memory; refused where that is not known to be
+    /// faster. The name must not be a symlink.
+    Direct,
 }
 
 /// How a file is held; a lock ends with its handle, and with the process at the latest.
@@ -355,10 +361,6 @@ impl File {
         self.write_all_at(bytes, offset)?;
         self.0.begin_sync(offset, bytes.len() as u64);
         Ok(())
-    }
-
-    pub(crate) fn begin_sync(&self, offset: u64, size: u64) {
-        self.0.begin_sync(offset, size);
     }
 
     pub(crate) fn forget(&self) -> io::Result<()> {

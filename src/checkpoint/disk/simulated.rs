@@ -265,7 +265,7 @@ impl Disk for SimulatedDisk {
                 let file = Node::File { bytes: vec![], mode: 0o644, synced: vec![], changes: vec![] };
                 state.add(path, file)?
             }
-            Access::Read | Access::ReadWrite => state.find(path)?,
+            Access::Read | Access::ReadWrite | Access::Direct => state.find(path)?,
         };
         match state.nodes[node] {
             Node::File { .. } => Ok(Box::new(SimulatedHandle { disk: self.clone(), node })),

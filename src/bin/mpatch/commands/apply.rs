@@ -3,13 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::apply::{Answer, plan_in_place, plan_with};
+use mpatch::apply::{Answer, plan_with};
 use mpatch::operation::{Mismatch, survey_size_bytes};
 
 use super::change::{Change, TargetArguments};
 use super::{beside, infix, patch_word};
 use crate::error::{CommandError, ExitKind};
-use crate::interrupt::{Work, doing};
 use crate::report::{Output, shell_word};
 use crate::trust::{TrustArguments, require};
 
@@ -39,19 +38,12 @@ pub fn run(arguments: &ApplyArguments, output: &Output) -> Result<(), CommandErr
     let mut change = Change::open(base, patch, place, output)?;
     change.trust = Some(require(&change.patch, patch, trust, output)?);
     let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
-    let told = |bytes| progress.add(bytes);
-    let answer = if change.keeps(target.dry_run) {
-        let _doing = doing(Work::Copying);
-        plan_in_place(&change.checkpoint, &change.patch, &told)
-    } else {
-        plan_with(&change.checkpoint, &change.patch, &told).map(|answer| (answer, None))
-    };
+    let answer = plan_with(&change.checkpoint, &change.patch, &|bytes| progress.add(bytes));
     drop(progress);
-    let (answer, kept) = answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))?;
-    match answer {
+    match answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))? {
         Answer::Applies(plan) => {
             output.note(&format!("{} applies to {}", change.patch_name(), change.input_name()));
-            change.carry_out(plan, kept, target.dry_run, output)
+            change.carry_out(plan, target.dry_run, output)
         }
         Answer::AlreadyApplied { tensors, .. } => Err(already_applied(&change, tensors)),
         Answer::WrongBase(mismatch) => Err(wrong_base(&change, &mismatch)),

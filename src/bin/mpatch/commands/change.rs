@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::checkpoint::{Checkpoint, check_output};
-use mpatch::operation::{Direction, Kept, Plan, PlannedTensor, Written};
+use mpatch::operation::{Direction, Plan, PlannedTensor, Written};
 use mpatch::patch::Patch;
 use serde::Serialize;
 
@@ -118,24 +118,13 @@ impl Change {
         }
     }
 
-    /// Whether old bytes are to be kept while the tensors are compared.
-    pub fn keeps(&self, dry_run: bool) -> bool {
-        self.target == Target::InPlace && !dry_run
-    }
-
-    /// Carries the plan out, or only shows it; `kept` are the old bytes of a change in place.
-    pub fn carry_out(
-        &self,
-        plan: Plan,
-        kept: Option<Kept<'_>>,
-        dry_run: bool,
-        output: &Output,
-    ) -> Result<(), CommandError> {
+    /// Carries the plan out, or only shows it.
+    pub fn carry_out(&self, plan: Plan, dry_run: bool, output: &Output) -> Result<(), CommandError> {
         if self.target == Target::InPlace {
             plan.check_in_place(&self.checkpoint)?;
         }
         let record = if dry_run { None } else { Record::begin(&self.checkpoint, output)? };
-        let written = if dry_run { None } else { Some(self.write(&plan, kept, output)?) };
+        let written = if dry_run { None } else { Some(self.write(&plan, output)?) };
         if let Some(record) = record {
             let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
             record
@@ -160,24 +149,21 @@ impl Change {
         if dry_run { told } else { told.map_err(CommandError::after_the_work) }
     }
 
-    fn write(&self, plan: &Plan, kept: Option<Kept<'_>>, output: &Output) -> Result<Written, CommandError> {
+    fn write(&self, plan: &Plan, output: &Output) -> Result<Written, CommandError> {
         let what = match plan.direction {
             Direction::Apply => "applying",
             Direction::Revert => "reverting",
         };
         let (work, size) = match self.target {
-            Target::Copy(_) => (Work::Copying, plan.work_size_bytes()),
-            Target::InPlace => (Work::InPlace, plan.tensor_size_bytes),
+            Target::Copy(_) => (Work::Copying, plan.copy_size_bytes),
+            Target::InPlace => (Work::InPlace, 2 * plan.tensor_size_bytes),
         };
         let progress = output.progress(what, size);
         let told = |bytes| progress.add(bytes);
         let _doing = doing(work);
-        let written = match (&self.target, kept) {
-            (_, Some(kept)) => kept.execute(&self.patch, &told),
-            (Target::Copy(path), None) => plan.execute(&self.checkpoint, &self.patch, path, &told),
-            (Target::InPlace, None) => plan
-                .keep(&self.checkpoint, &self.patch, &told)
-                .and_then(|kept| kept.execute(&self.patch, &told)),
+        let written = match &self.target {
+            Target::Copy(path) => plan.execute(&self.checkpoint, &self.patch, path, &told),
+            Target::InPlace => plan.execute_in_place(&self.checkpoint, &self.patch, &told),
         };
         written.map_err(|error| CommandError::operation(&self.patch_path.to_string_lossy(), error))
     }

@@ -4,12 +4,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::operation::{Mismatch, survey_size_bytes};
-use mpatch::revert::{Answer, plan_in_place, plan_with};
+use mpatch::revert::{Answer, plan_with};
 
 use super::change::{Change, TargetArguments};
 use super::{beside, infix, patch_word, without_infix};
 use crate::error::{CommandError, ExitKind};
-use crate::interrupt::{Work, doing};
 use crate::report::{Output, shell_word};
 
 /// Arguments of `revert`.
@@ -35,19 +34,12 @@ pub fn run(arguments: &RevertArguments, output: &Output) -> Result<(), CommandEr
     let place = target.target(|| free_place(edited, patch))?;
     let change = Change::open(edited, patch, place, output)?;
     let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
-    let told = |bytes| progress.add(bytes);
-    let answer = if change.keeps(target.dry_run) {
-        let _doing = doing(Work::Copying);
-        plan_in_place(&change.checkpoint, &change.patch, &told)
-    } else {
-        plan_with(&change.checkpoint, &change.patch, &told).map(|answer| (answer, None))
-    };
+    let answer = plan_with(&change.checkpoint, &change.patch, &|bytes| progress.add(bytes));
     drop(progress);
-    let (answer, kept) = answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))?;
-    match answer {
+    match answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))? {
         Answer::Reverts(plan) => {
             output.note(&format!("{} is in {} and comes out", change.patch_name(), change.input_name()));
-            change.carry_out(plan, kept, target.dry_run, output)
+            change.carry_out(plan, target.dry_run, output)
         }
         Answer::AlreadyBase { tensors, .. } => Err(already_base(&change, tensors)),
         Answer::UnknownState(mismatch) => Err(unknown_state(&change, &mismatch)),

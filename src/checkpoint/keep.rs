@@ -1,0 +1,200 @@
+//! Keeping old bytes in a journal while, behind that, new ones are written over them.
+//!
+//! ```text
+//! keeper   old bytes 0..n into the journal  ->  fsync  ->  "kept up to n"  ->  the next ones
+//! writer   new bytes computed  ->  waits until theirs are kept  ->  written
+//! ```
+//!
+//! Disk and processor both have work this way. What a crash finds in the journal beyond the last fsync may be anything;
+//! nothing was overwritten there.
+
+use std::sync::{Condvar, Mutex, MutexGuard};
+
+use super::CheckpointError;
+use super::blocks::{BlockHash, digest_of_blocks};
+use super::disk::{DirectFile, File, Pages};
+use super::journal::{Block, HASH_BYTES, Journal};
+use super::waiting::map_waiting;
+
+/// Blocks of the journal between two syncs.
+const BLOCKS_PER_SYNC: usize = 64;
+
+/// Whom long work tells bytes, and asks whether to stop.
+pub(super) struct Told<'a> {
+    pub(super) progress: &'a (dyn Fn(u64) + Sync),
+    pub(super) stop: &'a (dyn Fn() -> Result<(), CheckpointError> + Sync),
+}
+
+/// How many of the old bytes, in the journal's order, would outlast a power cut.
+#[derive(Debug, Default)]
+pub(super) struct Cover {
+    state: Mutex<CoverState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct CoverState {
+    size_bytes: u64,
+    /// Nobody keeps any more.
+    is_final: bool,
+}
+
+impl Cover {
+    fn state(&self) -> MutexGuard<'_, CoverState> {
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits until so many bytes are kept; false if they never will be.
+    pub(super) fn wait_for(&self, size_bytes: u64) -> bool {
+        let waits = |state: &mut CoverState| state.size_bytes < size_bytes && !state.is_final;
+        let state = self.changed.wait_while(self.state(), waits);
+        state.unwrap_or_else(|poisoned| poisoned.into_inner()).size_bytes >= size_bytes
+    }
+
+    fn grow(&self, size_bytes: u64) {
+        self.state().size_bytes += size_bytes;
+        self.changed.notify_all();
+    }
+}
+
+/// Whoever keeps; when he is gone, nobody waits for him.
+struct Keeper<'a>(&'a Cover);
+
+impl Drop for Keeper<'_> {
+    fn drop(&mut self) {
+        self.0.state().is_final = true;
+        self.0.changed.notify_all();
+    }
+}
+
+impl Journal {
+    /// Puts the old bytes of all extents down, in their order, comparing them with their digests on the way.
+    ///
+    /// `sources` are the files of the header, in its order, locked by the caller. The first tensor that is not at its
+    /// start ends it.
+    pub(super) fn keep(
+        &self,
+        sources: &[&File],
+        cover: &Cover,
+        told: &Told<'_>,
+    ) -> Result<(), CheckpointError> {
+        let keeper = Keeper(cover);
+        let file = DirectFile::new(&self.files, &self.file, &self.path);
+        let work = Work { journal: self, file, sources, told };
+        let mut extents = self.header.extents().peekable();
+        let mut hashes = Vec::new();
+        for blocks in Vec::from_iter(self.placed_blocks()).chunks(BLOCKS_PER_SYNC) {
+            hashes.extend(map_waiting(blocks, |pages, (at, block)| work.keep_block(*block, *at, pages))?);
+            while let Some((index, extent)) =
+                extents.next_if(|(_, extent)| extent.block_count() <= hashes.len())
+            {
+                let of_extent: Vec<BlockHash> = hashes.drain(..extent.block_count()).collect();
+                let found = digest_of_blocks(extent.size_bytes, &of_extent);
+                if found != extent.start {
+                    return Err(CheckpointError::changed(
+                        self.target_path(index),
+                        &extent.tensor,
+                        extent.start,
+                        found,
+                    ));
+                }
+            }
+            self.file.sync().map_err(CheckpointError::io(&self.path, "sync"))?;
+            keeper.0.grow(blocks.iter().map(|(_, block)| block.size_bytes).sum());
+        }
+        Ok(())
+    }
+}
+
+struct Work<'a> {
+    journal: &'a Journal,
+    file: DirectFile<'a>,
+    sources: &'a [&'a File],
+    told: &'a Told<'a>,
+}
+
+impl Work<'_> {
+    /// Copies a block to `at` in the journal, with its hash behind it.
+    fn keep_block(&self, block: Block, at: u64, pages: &mut Pages) -> Result<BlockHash, CheckpointError> {
+        (self.told.stop)()?;
+        let pages = pages.of_size(block.journaled_size_bytes() as usize);
+        let (bytes, rest) = pages.split_at_mut(block.size_bytes as usize);
+        let source_path = self.journal.target_path(block.file);
+        let read = self.sources[block.file].read_exact_at(bytes, block.offset);
+        read.map_err(CheckpointError::io(&source_path, "read"))?;
+        let hash = BlockHash::of(block.tensor_offset, bytes);
+        let (end, padding) = rest.split_at_mut(HASH_BYTES as usize);
+        end.copy_from_slice(&self.journal.check(at, &hash));
+        padding.fill(0);
+        self.file.write_all_at(pages, at).map_err(CheckpointError::io(&self.journal.path, "write"))?;
+        (self.told.progress)(block.size_bytes);
+        Ok(hash)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::disk::{Access, Files};
+    use super::super::journal::{Extent, Header, JournaledFile, Outcome};
+    use super::*;
+    use crate::digest::TensorDigest;
+
+    const SIZE_BYTES: usize = 100;
+
+    /// A journal, under its name, about one tensor that fills a file.
+    fn journal(files: &Files, folder: &Path, [start, end]: [u8; 2]) -> Journal {
+        let digest = |byte| TensorDigest::of(&[byte; SIZE_BYTES]);
+        let size_bytes = SIZE_BYTES as u64;
+        let (tensor, start, end) = ("tensor".to_owned(), digest(start), digest(end));
+        let extents = vec![Extent { tensor, offset: 0, size_bytes, start, end }];
+        let name = "model".to_owned();
+        let file = JournaledFile { name, device: 0, inode: 0, created_ns: None, size_bytes, extents };
+        let header = Header { label: "same".to_owned(), files: vec![file] };
+        Journal::create(files, &folder.join("journal"), header).unwrap()
+    }
+
+    #[test]
+    fn blocks_of_an_earlier_journal_are_not_put_back() {
+        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
+        let path = folder.path().join("model");
+        std::fs::write(&path, [1; SIZE_BYTES]).unwrap();
+        let target = files.open(&path, Access::ReadWrite).unwrap();
+        let told = Told { progress: &|_| (), stop: &|| Ok(()) };
+        let earlier = journal(&files, folder.path(), [1, 2]);
+        earlier.keep(&[&target], &Cover::default(), &told).unwrap();
+        let (at, block) = earlier.placed_blocks().next().unwrap();
+        let mut left = vec![0; block.journaled_size_bytes() as usize];
+        earlier.file.read_exact_at(&mut left, at).unwrap();
+        target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
+        assert_eq!(earlier.roll_back(&[&target]).unwrap(), Outcome::RolledBack);
+        assert_eq!(std::fs::read(&path).unwrap(), [1; SIZE_BYTES]);
+        // Of the next one nothing was kept, and a crash left the blocks of the earlier one in its place.
+        target.write_all_at(&[2; SIZE_BYTES], 0).unwrap();
+        let next = journal(&files, folder.path(), [2, 3]);
+        assert_eq!(next.placed_blocks().next().unwrap().0, at);
+        next.file.write_all_at(&left, at).unwrap();
+        // As after a sync that failed: all that the journal has is put back.
+        target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
+        let found = next.roll_back(&[&target]).unwrap_err().to_string();
+        assert!(found.contains("1 of its blocks are damaged"), "{found}");
+        assert_eq!(std::fs::read(&path).unwrap(), [9; SIZE_BYTES]);
+    }
+
+    #[test]
+    fn whoever_waits_for_a_keeper_hears_that_he_is_gone() {
+        let cover = Cover::default();
+        std::thread::scope(|scope| {
+            let near = scope.spawn(|| cover.wait_for(10));
+            let far = scope.spawn(|| cover.wait_for(11));
+            let keeper = Keeper(&cover);
+            cover.grow(4);
+            cover.grow(6);
+            assert!(near.join().unwrap());
+            drop(keeper);
+            assert!(!far.join().unwrap());
+        });
+        assert!(cover.wait_for(10) && !cover.wait_for(11));
+    }
+}
