@@ -174,7 +174,8 @@ impl<'a> InPlace<'a> {
     ) -> Option<Result<(), CheckpointError>> {
         let place = self.places.get(&tensor.name)?;
         if !self.cover.wait_for(place + offset + bytes.len() as u64) {
-            return None;
+            // Whoever keeps has been stopped, or has an error that says more than any here.
+            return self.checkpoint.check_stop().err().map(Err);
         }
         let target = self.targets.get(&tensor.file_index)?;
         let path = self.checkpoint.files()[tensor.file_index].path();
