@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use super::CheckpointError;
-use super::disk::{DirectFile, File, Files, PAGE_BYTES, Pages};
+use super::disk::{DirectWay, File, Files, PAGE_BYTES, Pages, write_whole_pages};
 use super::journal::reserve;
 use super::keep::Told;
 use super::waiting::map_waiting;
@@ -57,13 +57,13 @@ pub(super) fn copy_ranges(
     ranges: &[Range<u64>],
     told: &Told<'_>,
 ) -> Result<(), CheckpointError> {
-    let direct = DirectFile::new(target.disk, target.file, target.path);
-    if !direct.is_direct() {
+    let way = DirectWay::into_file(target.disk, target.file, target.path);
+    if !way.exists() {
         return ranges.iter().try_for_each(|range| copy_in_the_system(source, target, range, told));
     }
     let copied = map_waiting(&parts(ranges), |pages, part| {
         (told.stop)()?;
-        copy_part(source, target, &direct, part, pages)?;
+        copy_part(source, target, &way, part, pages)?;
         (told.progress)(part.end - part.start);
         Ok(())
     });
@@ -84,31 +84,22 @@ fn parts(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
     parts
 }
 
-/// Copies one part: its whole pages directly, and what is left at its ends the common way, in which others may write
-/// the rest of those pages.
+/// Copies one part: its whole pages directly, and what is left at its ends the common way.
 fn copy_part(
     source: &Source<'_>,
     target: &Target<'_>,
-    direct: &DirectFile<'_>,
+    way: &DirectWay,
     part: &Range<u64>,
     pages: &mut Pages,
 ) -> Result<(), CheckpointError> {
-    let page = PAGE_BYTES as u64;
-    let written = CheckpointError::io(target.path, "write");
-    let before = part.start % page;
-    let bytes = pages.of_size((before + part.end - part.start) as usize);
-    let read = source.file.read_exact_at(&mut bytes[before as usize..], part.start);
+    let before = (part.start % PAGE_BYTES as u64) as usize;
+    let bytes = pages.of_size(before + (part.end - part.start) as usize);
+    let read = source.file.read_exact_at(&mut bytes[before..], part.start);
     read.map_err(CheckpointError::io(source.path, "read"))?;
-    let at = |offset: u64| (offset + before - part.start) as usize;
-    let (first, last) = (part.start.next_multiple_of(page), part.end / page * page);
-    if first >= last {
-        return target.file.write_all_at(&bytes[before as usize..], part.start).map_err(written);
-    }
-    let (head, rest) = bytes.split_at(at(first));
-    let (whole, tail) = rest.split_at((last - first) as usize);
-    let head = target.file.write_all_at(&head[before as usize..], part.start);
-    let whole = head.and_then(|()| direct.write_all_at(whole, first));
-    whole.and_then(|()| target.file.write_all_at(tail, last)).map_err(written)
+    let written = write_whole_pages(way, target.file, bytes, before, part.start).and_then(|written| {
+        target.file.write_all_at(&bytes[before + written..], part.start + written as u64)
+    });
+    written.map_err(CheckpointError::io(target.path, "write"))
 }
 
 /// Copies a range inside the system, or by reading and writing where that is not supported.

@@ -12,7 +12,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::CheckpointError;
 use super::blocks::{BlockHash, digest_of_blocks};
-use super::disk::{DirectFile, File, Pages};
+use super::disk::{DirectWay, File, Pages};
 use super::journal::{Block, HASH_BYTES, Journal};
 use super::waiting::map_waiting;
 
@@ -79,8 +79,8 @@ impl Journal {
         told: &Told<'_>,
     ) -> Result<(), CheckpointError> {
         let keeper = Keeper(cover);
-        let file = DirectFile::new(&self.files, &self.file, &self.path);
-        let work = Work { journal: self, file, sources, told };
+        let way = DirectWay::into_file(&self.files, &self.file, &self.path);
+        let work = Work { journal: self, way, sources, told };
         let mut extents = self.header.extents().peekable();
         let mut hashes = Vec::new();
         for blocks in Vec::from_iter(self.placed_blocks()).chunks(BLOCKS_PER_SYNC) {
@@ -108,7 +108,7 @@ impl Journal {
 
 struct Work<'a> {
     journal: &'a Journal,
-    file: DirectFile<'a>,
+    way: DirectWay,
     sources: &'a [&'a File],
     told: &'a Told<'a>,
 }
@@ -126,7 +126,8 @@ impl Work<'_> {
         let (end, padding) = rest.split_at_mut(HASH_BYTES as usize);
         end.copy_from_slice(&self.journal.check(at, &hash));
         padding.fill(0);
-        self.file.write_all_at(pages, at).map_err(CheckpointError::io(&self.journal.path, "write"))?;
+        let written = self.way.write_all_at(&self.journal.file, pages, at);
+        written.map_err(CheckpointError::io(&self.journal.path, "write"))?;
         (self.told.progress)(block.size_bytes);
         Ok(hash)
     }

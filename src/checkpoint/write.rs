@@ -18,10 +18,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::copy::{Source, Target, copy_ranges, share_contents, share_or_reserve};
-use super::disk::{Access, File, Files, Kind};
+use super::disk::{Access, DirectWay, File, Files, Gather, Kind};
 use super::in_place::InPlace;
 use super::journal::{JOURNAL_SUFFIX, reserve};
 use super::keep::Told;
@@ -247,6 +248,7 @@ struct CheckpointCopy<'a> {
     target: PathBuf,
     /// What is yet to be copied.
     rest: Vec<Rest>,
+    writer: Mutex<Option<Writer>>,
     /// Copies of shards by index into the checkpoint's files; the copy of a single file is the temporary itself.
     shards: BTreeMap<usize, ShardCopy>,
     left_out: Vec<String>,
@@ -259,6 +261,14 @@ struct CheckpointCopy<'a> {
 struct ShardCopy {
     path: PathBuf,
     file: File,
+}
+
+/// Writes tensors of one file.
+#[derive(Debug)]
+struct Writer {
+    file_index: usize,
+    way: DirectWay,
+    gather: Gather,
 }
 
 /// Touched ranges, by index into the checkpoint's files.
@@ -289,7 +299,8 @@ impl<'a> CheckpointCopy<'a> {
         let temporary = temporary.map_err(CheckpointError::io(folder, "write to"))?;
         let (shards, target) = (BTreeMap::new(), target.to_owned());
         let (rest, left_out, copied) = (Vec::new(), Vec::new(), Vec::new());
-        let mut copy = Self { checkpoint, target, rest, shards, left_out, copied, temporary };
+        let writer = Mutex::new(None);
+        let mut copy = Self { checkpoint, target, rest, writer, shards, left_out, copied, temporary };
         copy.make_files(touched, progress).map_err(|error| copy.by_its_name(error))?;
         Ok(copy)
     }
@@ -410,14 +421,35 @@ impl<'a> CheckpointCopy<'a> {
     ) -> Option<Result<(), CheckpointError>> {
         let (path, file) = self.copy_of(tensor.file_index)?;
         let written = self.checkpoint.check_stop().and_then(|()| {
-            let written = file.write_and_begin_sync_at(bytes, tensor.offset + offset);
+            let mut writer = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if writer.as_ref().is_none_or(|writer| writer.file_index != tensor.file_index) {
+                self.finish_writing(writer.take())?;
+                let way = DirectWay::into_file(self.checkpoint.disk(), file, path);
+                *writer = Some(Writer { file_index: tensor.file_index, way, gather: Gather::default() });
+            }
+            let Some(Writer { way, gather, .. }) = &mut *writer else { return Ok(()) };
+            let offset = tensor.offset + offset;
+            let written = if way.exists() {
+                gather.write_at(way, file, bytes, offset)
+            } else {
+                file.write_and_begin_sync_at(bytes, offset)
+            };
             written.map_err(CheckpointError::io(path, "write"))
         });
         Some(written.map_err(|error| self.by_its_name(error)))
     }
 
+    /// Writes what still waits for the rest of its page.
+    fn finish_writing(&self, writer: Option<Writer>) -> Result<(), CheckpointError> {
+        let Some(mut writer) = writer else { return Ok(()) };
+        let Some((path, file)) = self.copy_of(writer.file_index) else { return Ok(()) };
+        writer.gather.finish(file).map_err(CheckpointError::io(path, "write"))
+    }
+
     fn commit(self) -> Result<Committed, CheckpointError> {
-        self.settle().map_err(|error| self.by_its_name(error))?;
+        let writer = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let settled = self.finish_writing(writer).and_then(|()| self.settle());
+        settled.map_err(|error| self.by_its_name(error))?;
         let Self { target, left_out, copied, shards, temporary, .. } = self;
         drop(shards);
         temporary.place_new(&target)?;

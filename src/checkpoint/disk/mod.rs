@@ -25,7 +25,7 @@ use std::sync::Arc;
 
 pub(crate) use std::fs::File as SystemFile;
 
-pub(crate) use self::direct::{DirectFile, PAGE_BYTES, Pages};
+pub(crate) use self::direct::{DirectWay, Gather, PAGE_BYTES, Pages, write_whole_pages};
 
 /// What a name leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
