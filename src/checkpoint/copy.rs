@@ -57,8 +57,8 @@ pub(super) fn copy_ranges(
     ranges: &[Range<u64>],
     told: &Told<'_>,
 ) -> Result<(), CheckpointError> {
-    let way = DirectWay::into_file(target.disk, target.file, target.path);
-    if !way.exists() {
+    let way = DirectWay::open(target.disk, target.file, target.path);
+    if !way.is_there() {
         return ranges.iter().try_for_each(|range| copy_in_the_system(source, target, range, told));
     }
     let copied = map_waiting(&parts(ranges), |pages, part| {

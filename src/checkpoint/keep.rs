@@ -79,7 +79,7 @@ impl Journal {
         told: &Told<'_>,
     ) -> Result<(), CheckpointError> {
         let keeper = Keeper(cover);
-        let way = DirectWay::into_file(&self.files, &self.file, &self.path);
+        let way = DirectWay::open(&self.files, &self.file, &self.path);
         let work = Work { journal: self, way, sources, told };
         let mut extents = self.header.extents().peekable();
         let mut hashes = Vec::new();

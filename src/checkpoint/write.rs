@@ -424,12 +424,12 @@ impl<'a> CheckpointCopy<'a> {
             let mut writer = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             if writer.as_ref().is_none_or(|writer| writer.file_index != tensor.file_index) {
                 self.finish_writing(writer.take())?;
-                let way = DirectWay::into_file(self.checkpoint.disk(), file, path);
+                let way = DirectWay::open(self.checkpoint.disk(), file, path);
                 *writer = Some(Writer { file_index: tensor.file_index, way, gather: Gather::default() });
             }
             let Some(Writer { way, gather, .. }) = &mut *writer else { return Ok(()) };
             let offset = tensor.offset + offset;
-            let written = if way.exists() {
+            let written = if way.is_there() {
                 gather.write_at(way, file, bytes, offset)
             } else {
                 file.write_and_begin_sync_at(bytes, offset)

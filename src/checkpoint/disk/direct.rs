@@ -17,13 +17,13 @@ pub(crate) struct DirectWay(Option<File>);
 
 impl DirectWay {
     /// Into `file`, which was opened for writing and lies at `path`.
-    pub(crate) fn into_file(files: &Files, file: &File, path: &Path) -> Self {
+    pub(crate) fn open(files: &Files, file: &File, path: &Path) -> Self {
         let is_it = |other: &File| matches!((file.about(), other.about()), (Ok(known), Ok(opened)) if known.is_same_file(&opened));
         Self(files.open(path, Access::Direct).ok().filter(is_it))
     }
 
     /// Whether there is one.
-    pub(crate) fn exists(&self) -> bool {
+    pub(crate) fn is_there(&self) -> bool {
         self.0.is_some()
     }
 
@@ -140,7 +140,7 @@ mod tests {
     fn both_ways_lead_into_the_same_file() {
         let (_folder, files, file, path) = case();
         let mut pages = Pages::default();
-        for (number, way) in [DirectWay::into_file(&files, &file, &path), DirectWay(None)].iter().enumerate()
+        for (number, way) in [DirectWay::open(&files, &file, &path), DirectWay(None)].iter().enumerate()
         {
             let bytes = pages.of_size(2 * PAGE_BYTES);
             bytes.fill(number as u8 + 1);
@@ -154,7 +154,7 @@ mod tests {
     fn what_may_not_go_directly_goes_the_common_way() {
         let (_folder, files, file, path) = case();
         // No whole page, and not at the start of one.
-        DirectWay::into_file(&files, &file, &path).write_all_at(&file, b"text", 3).unwrap();
+        DirectWay::open(&files, &file, &path).write_all_at(&file, b"text", 3).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"\0\0\0text");
     }
 
@@ -163,7 +163,7 @@ mod tests {
         let (folder, files, file, path) = case();
         std::fs::rename(&path, folder.path().join("other")).unwrap();
         std::fs::write(&path, b"").unwrap();
-        assert!(!DirectWay::into_file(&files, &file, &path).exists());
+        assert!(!DirectWay::open(&files, &file, &path).is_there());
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
         // Where a piece begins and how long it is: most follow the one before, one does not.
         let pieces = [(5, 7), (12, PAGE_BYTES), (12 + PAGE_BYTES, 3 * PAGE_BYTES), (6 * PAGE_BYTES, 9)];
         let (_folder, files, file, path) = case();
-        let way = DirectWay::into_file(&files, &file, &path);
+        let way = DirectWay::open(&files, &file, &path);
         let mut gather = Gather::default();
         let mut expected = vec![0; 6 * PAGE_BYTES + 9];
         for (start, size) in pieces {
