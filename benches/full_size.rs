@@ -151,6 +151,8 @@ impl<'a> Bench<'a> {
     fn patch(&self, facts: usize, patch: &Path) -> Point {
         let (copied, edited, reverted) =
             (self.scratch.join("copied"), self.scratch.join("edited"), self.scratch.join("reverted"));
+        // What a run that was ended left.
+        [&copied, &edited, &reverted].into_iter().filter(|path| path.exists()).for_each(|path| remove(path));
         let (mut copies, mut synced, mut applied, mut taken_back) = (vec![], vec![], vec![], vec![]);
         let (mut verified, mut hashed) = (vec![], vec![]);
         let mut in_place = [const { InPlace::new() }; 2];
@@ -164,6 +166,8 @@ impl<'a> Bench<'a> {
             remove(&copied);
             self.settle_from(&self.weights);
             applied.push(mpatch(&["apply", "--allow-unsigned"], &[&self.weights, patch], Some(&edited)));
+            // Both do not fit into memory, and the way back is to find its input there as the way there did.
+            forget(&self.weights);
             self.settle_from(&edited);
             taken_back.push(mpatch(&["revert"], &[&edited, patch], Some(&reverted)));
             remove(&reverted);

@@ -15,6 +15,7 @@
 //! a rename one step. The base is copied from the handles that were hashed, by reflink where the file system can.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -248,6 +249,7 @@ struct CheckpointCopy<'a> {
     target: PathBuf,
     /// What is yet to be copied.
     rest: Vec<Rest>,
+    /// Of the file that a tensor was written to last.
     writer: Mutex<Option<Writer>>,
     /// Copies of shards by index into the checkpoint's files; the copy of a single file is the temporary itself.
     shards: BTreeMap<usize, ShardCopy>,
@@ -263,12 +265,22 @@ struct ShardCopy {
     file: File,
 }
 
-/// Writes tensors of one file.
+/// Writes tensors of one file, in whole pages where there is a direct way.
 #[derive(Debug)]
 struct Writer {
     file_index: usize,
     way: DirectWay,
     gather: Gather,
+}
+
+impl Writer {
+    fn write_at(&mut self, file: &File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.way.is_there() {
+            self.gather.write_at(&self.way, file, bytes, offset)
+        } else {
+            file.write_and_begin_sync_at(bytes, offset)
+        }
+    }
 }
 
 /// Touched ranges, by index into the checkpoint's files.
@@ -421,19 +433,17 @@ impl<'a> CheckpointCopy<'a> {
     ) -> Option<Result<(), CheckpointError>> {
         let (path, file) = self.copy_of(tensor.file_index)?;
         let written = self.checkpoint.check_stop().and_then(|()| {
-            let mut writer = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            if writer.as_ref().is_none_or(|writer| writer.file_index != tensor.file_index) {
-                self.finish_writing(writer.take())?;
-                let way = DirectWay::open(self.checkpoint.disk(), file, path);
-                *writer = Some(Writer { file_index: tensor.file_index, way, gather: Gather::default() });
-            }
-            let Some(Writer { way, gather, .. }) = &mut *writer else { return Ok(()) };
-            let offset = tensor.offset + offset;
-            let written = if way.is_there() {
-                gather.write_at(way, file, bytes, offset)
-            } else {
-                file.write_and_begin_sync_at(bytes, offset)
+            let mut last = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let mut writer = match last.take() {
+                Some(writer) if writer.file_index == tensor.file_index => writer,
+                other => {
+                    self.finish_writing(other)?;
+                    let way = DirectWay::open(self.checkpoint.disk(), file, path);
+                    Writer { file_index: tensor.file_index, way, gather: Gather::default() }
+                }
             };
+            let written = writer.write_at(file, bytes, tensor.offset + offset);
+            *last = Some(writer);
             written.map_err(CheckpointError::io(path, "write"))
         });
         Some(written.map_err(|error| self.by_its_name(error)))

@@ -18,7 +18,10 @@ pub(crate) struct DirectWay(Option<File>);
 impl DirectWay {
     /// Into `file`, which was opened for writing and lies at `path`.
     pub(crate) fn open(files: &Files, file: &File, path: &Path) -> Self {
-        let is_it = |other: &File| matches!((file.about(), other.about()), (Ok(known), Ok(opened)) if known.is_same_file(&opened));
+        let about = file.about().ok();
+        let is_it = |other: &File| {
+            about.is_some_and(|about| other.about().is_ok_and(|other| about.is_same_file(&other)))
+        };
         Self(files.open(path, Access::Direct).ok().filter(is_it))
     }
 
@@ -140,8 +143,7 @@ mod tests {
     fn both_ways_lead_into_the_same_file() {
         let (_folder, files, file, path) = case();
         let mut pages = Pages::default();
-        for (number, way) in [DirectWay::open(&files, &file, &path), DirectWay(None)].iter().enumerate()
-        {
+        for (number, way) in [DirectWay::open(&files, &file, &path), DirectWay(None)].iter().enumerate() {
             let bytes = pages.of_size(2 * PAGE_BYTES);
             bytes.fill(number as u8 + 1);
             way.write_all_at(&file, bytes, (number * PAGE_BYTES) as u64).unwrap();

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{About, Access, Disk, Handle, Kind, Lock, Locked};
+use super::{About, Access, Disk, Handle, Kind, Lock, Locked, PAGE_BYTES};
 
 /// The bits of a mode that concern rights.
 const MODE_BITS: u32 = 0o7777;
@@ -225,6 +225,10 @@ const DIRECT_FILE_SYSTEMS: [u64; 2] = [0xef53 /* ext4 */, 0x5846_5342 /* XFS */]
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn open_direct(path: &Path) -> io::Result<File> {
+    // With larger pages, what is written directly and what is written the common way could share one.
+    if rustix::param::page_size() > PAGE_BYTES {
+        return Err(io::ErrorKind::Unsupported.into());
+    }
     let flags = OFlags::DIRECT | OFlags::NOFOLLOW;
     let file = OpenOptions::new().write(true).custom_flags(flags.bits() as i32).open(path)?;
     let kind = rustix::fs::fstatfs(&file)?.f_type;
