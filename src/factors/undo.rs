@@ -30,9 +30,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use self::interval::Looks;
+use self::interval::{for_each_not_one, interval_of};
 use self::words::{Choice, WordReader, WordWriter};
-use super::kernels::{Lane, STRETCH_MAX, check, restore};
+use super::kernels::{LOOK, Lane, Members, STRETCH_MAX, check, restore};
 use super::update::{Met, Span, Workspace};
 use super::{FactorError, RowsApplied, Update};
 use crate::tensor::{Dtype, Element};
@@ -173,16 +173,16 @@ fn log_task<E: Lane>(
 ) -> Result<(RowsApplied, Vec<Vec<u64>>), FactorError> {
     let (columns, size_bytes) = (update.columns(), E::DTYPE.size_bytes());
     let rows = row_first..row_first + weights.len() / (columns * size_bytes);
-    let mut choices: Vec<Vec<Choice>> = vec![Vec::new(); rows.len()];
+    let mut choices = no_choices(rows.len(), columns);
     let mut met = Met::default();
-    let (mut before, mut looks) = (Vec::new(), Looks::default());
+    let (mut before, mut terms) = (Vec::new(), Vec::new());
     update.for_each_span(rows, workspace, |span| {
         let weights = &mut weights[span.bytes(row_first, columns, size_bytes)];
         before.clear();
         before.extend_from_slice(weights);
         if met.apply::<E>(update, span, weights) {
             let choices = &mut choices[span.row - row_first];
-            choices_of_span::<E>(update, span, &before, weights, &mut looks, choices);
+            choices_of_span::<E>(update, span, &before, weights, &mut terms, choices);
         }
     });
     let applied = met.outcome::<E>()?;
@@ -196,26 +196,38 @@ fn log_task<E: Lane>(
     Ok((applied, blocks.collect()))
 }
 
+/// For each row nothing yet, with room for what an edit commonly has: more than that costs time only.
+fn no_choices(rows: usize, columns: usize) -> Vec<Vec<Choice>> {
+    (0..rows).map(|_| Vec::with_capacity(columns / 16)).collect()
+}
+
 /// Notes every weight of a stretch that shares what becomes of it with others.
 fn choices_of_span<E: Lane>(
     update: &Update,
     span: &Span<'_>,
     before: &[u8],
     after: &[u8],
-    looks: &mut Looks,
+    terms: &mut Vec<f64>,
     choices: &mut Vec<Choice>,
 ) {
-    let mut outcomes = [0; STRETCH_MAX];
-    let outcomes = &mut outcomes[..span.columns.len()];
-    check::<E>(update.kernel(), before, after, span.terms, outcomes);
+    let (mut counts, mut indices) = ([0; STRETCH_MAX], [0; STRETCH_MAX]);
+    let (counts, indices) = (&mut counts[..span.columns.len()], &mut indices[..span.columns.len()]);
+    let members = Members { counts: &mut *counts, indices: &mut *indices };
+    check::<E>(update.kernel(), before, after, span.terms, members);
     let size_bytes = E::DTYPE.size_bytes();
-    for (index, interval) in looks.intervals::<E>(update.kernel(), outcomes, after, span.terms) {
-        if interval.end - interval.start > 1 {
-            let before = E::read(&before[index * size_bytes..][..size_bytes]);
-            let column = span.columns.start + index;
-            choices.push(Choice::new(column, &interval, before.ordinal() - interval.start));
+    let element = |bytes: &[u8], place: usize| E::read(&bytes[place * size_bytes..][..size_bytes]);
+    for_each_not_one(counts, |place| {
+        let (mut count, mut index) = (i64::from(counts[place]), i64::from(indices[place]));
+        if counts[place] == LOOK {
+            span.terms.of(place, terms);
+            let interval = interval_of(element(after, place), terms);
+            (count, index) =
+                (interval.end - interval.start, element(before, place).ordinal() - interval.start);
         }
-    }
+        if count > 1 {
+            choices.push(Choice::new(span.columns.start + place, count, index));
+        }
+    });
 }
 
 // -------------------------------------------------------------------------------------------------- the reader --
@@ -346,12 +358,12 @@ impl UndoLog {
         let size_bytes = E::DTYPE.size_bytes();
         let row_size_bytes = self.columns * size_bytes;
         let rows = row_first..row_first + weights.len() / row_size_bytes;
-        let mut choices: Vec<Vec<Choice>> = vec![Vec::new(); rows.len()];
-        let (mut faults, mut looks) = (Faults::default(), Looks::default());
+        let mut choices = no_choices(rows.len(), self.columns);
+        let (mut faults, mut terms) = (Faults::default(), Vec::new());
         update.for_each_span(rows.clone(), workspace, |span| {
             let weights = &mut weights[span.bytes(row_first, self.columns, size_bytes)];
             let choices = &mut choices[span.row - row_first];
-            faults.note(span, lowest_of_span::<E>(update, span, weights, &mut looks, choices));
+            faults.note(span, lowest_of_span::<E>(update, span, weights, &mut terms, choices));
         });
         faults.first()?;
         let rows_per_block = undo_rows_per_block(self.columns);
@@ -415,26 +427,34 @@ fn lowest_of_span<E: Lane>(
     update: &Update,
     span: &Span<'_>,
     weights: &mut [u8],
-    looks: &mut Looks,
+    terms: &mut Vec<f64>,
     choices: &mut Vec<Choice>,
 ) -> Result<(), FactorError> {
-    let mut outcomes = [0; STRETCH_MAX];
-    let outcomes = &mut outcomes[..span.columns.len()];
-    restore::<E>(update.kernel(), weights, span.terms, outcomes);
+    let mut counts = [0; STRETCH_MAX];
+    let counts = &mut counts[..span.columns.len()];
+    restore::<E>(update.kernel(), weights, span.terms, counts);
     let size_bytes = E::DTYPE.size_bytes();
-    for (index, interval) in looks.intervals::<E>(update.kernel(), outcomes, weights, span.terms) {
-        let column = span.columns.start + index;
-        let bytes = &mut weights[index * size_bytes..][..size_bytes];
-        if interval.is_empty() {
-            let (row, after) = (span.row, E::read(bytes));
-            return Err(fault(format!("row {row}, column {column}: no weight becomes {after:?}")));
+    let mut outcome = Ok(());
+    for_each_not_one(counts, |place| {
+        let (mut count, column) = (i64::from(counts[place]), span.columns.start + place);
+        if counts[place] == LOOK {
+            let bytes = &mut weights[place * size_bytes..][..size_bytes];
+            let after = E::read(bytes);
+            span.terms.of(place, terms);
+            let interval = interval_of(after, terms);
+            count = interval.end - interval.start;
+            if count == 0 {
+                let message = format!("row {}, column {column}: no weight becomes {after:?}", span.row);
+                outcome = std::mem::replace(&mut outcome, Ok(())).and(Err(fault(message)));
+                return;
+            }
+            E::from_ordinal(interval.start).write(bytes);
         }
-        E::from_ordinal(interval.start).write(bytes);
-        if interval.end - interval.start > 1 {
-            choices.push(Choice::new(column, &interval, 0));
+        if count > 1 {
+            choices.push(Choice::new(column, count, 0));
         }
-    }
-    Ok(())
+    });
+    outcome
 }
 
 /// Raises each weight that has a choice from its lowest candidate to the one that `words` name.

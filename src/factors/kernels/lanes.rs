@@ -3,10 +3,9 @@
 //! ```text
 //! scale    sums of integers  ->  D = (row_scale * column_scale) * S
 //! apply    W  ->  round((W + D1) + D2 + ...)
-//! restore  W' ->  the one W that becomes it, if its neighbours do not
-//! check    W, W'  ->  is W' what becomes of W, and of no neighbour of W
-//! nearby   W' ->  all the W that become it, if they are few and where they are expected
 //! ```
+//!
+//! The way back is in [`inverse`](super::inverse).
 //!
 //! Nothing is written for a particular processor: the loops have no branches, so the compiler makes vectors of them,
 //! of the width that the enclosing function may use. Each step is the one IEEE operation that the format names, and no
@@ -21,9 +20,6 @@ use crate::tensor::{Element, round_to_odd};
 
 /// Longest stretch.
 pub(in super::super) const STRETCH_MAX: usize = 512;
-
-/// Of a weight: it needs a closer look. Else it has one candidate, or is NaN or infinite and stays.
-pub(in super::super) const LOOK: u8 = 1;
 
 /// The terms of a stretch of weights: for each term one number per weight.
 #[derive(Debug, Clone, Copy)]
@@ -46,7 +42,7 @@ impl<'a> Terms<'a> {
 
     /// One [`GROUP`] after the other.
     #[inline(always)]
-    fn groups(self) -> impl Iterator<Item = Terms<'a>> {
+    pub(super) fn groups(self) -> impl Iterator<Item = Terms<'a>> {
         (0..self.length).step_by(GROUP).map(move |first| Self {
             deltas: &self.deltas[first..],
             length: GROUP.min(self.length - first),
@@ -72,6 +68,8 @@ pub(in super::super) struct Applied {
 
 /// An element type as bits and values, without branches.
 pub(in super::super) trait Lane: Element {
+    /// A type with so many more bits that it holds what lies between two elements, and parts of it.
+    type Wide: Copy + Default + Into<f64>;
     /// All bits but the sign.
     const MAGNITUDE: u32;
     /// The sign bit.
@@ -83,16 +81,33 @@ pub(in super::super) trait Lane: Element {
     /// The other way.
     fn pack(bits: &[u32], bytes: &mut [u8]);
     /// The value of finite bits; anything at least as large, of the same sign, for others.
-    fn wide(bits: u32) -> f32;
+    fn single(bits: u32) -> f32;
     /// What stands between a finite value and its rounding: [`Lane::narrow`] of it is [`Element::round`].
     fn halfway(value: f64) -> f32;
     /// Bits of the nearest element, ties to even.
     fn narrow(halfway: f32) -> u32;
+    /// The middle between finite bits and the next larger magnitude.
+    fn middle(bits: u32) -> Self::Wide;
+    /// `value` with the bits of the wide type.
+    fn widest(value: f64) -> Self::Wide;
+    /// The magnitude's bits of the nearest element towards zero; at least [`Lane::INFINITY`] where that is not finite.
+    fn towards_zero(value: Self::Wide) -> u32;
+    /// Whether no element is closer than a small part of the step from one to the next, 2^-11 of it.
+    fn is_apart(value: Self::Wide) -> bool;
+    /// Whether the sign bit is set.
+    fn is_negative(value: Self::Wide) -> bool;
 }
 
+/// Parts of the step from one element to the next, as a power of two.
+const PART_BITS: u32 = 11;
+
 macro_rules! lane {
-    ($type:ty, $bits:ty, $infinity:expr, $wide:expr, $halfway:expr, $narrow:expr) => {
+    (
+        $type:ty: $bits:ty, $infinity:expr, $single:expr, $halfway:expr, $narrow:expr;
+        $wide:ty: $wide_bits:ty, $shift:expr, $scale:expr
+    ) => {
         impl Lane for $type {
+            type Wide = $wide;
             const MAGNITUDE: u32 = (<$bits>::MAX >> 1) as u32;
             const SIGN: u32 = 1 << (<$bits>::BITS - 1);
             const INFINITY: u32 = $infinity;
@@ -114,8 +129,8 @@ macro_rules! lane {
             }
 
             #[inline(always)]
-            fn wide(bits: u32) -> f32 {
-                $wide(bits)
+            fn single(bits: u32) -> f32 {
+                $single(bits)
             }
 
             #[inline(always)]
@@ -127,24 +142,68 @@ macro_rules! lane {
             fn narrow(halfway: f32) -> u32 {
                 $narrow(halfway)
             }
+
+            #[inline(always)]
+            fn middle(bits: u32) -> $wide {
+                let magnitude = (<$wide_bits>::from(bits & Self::MAGNITUDE) << $shift) + (1 << ($shift - 1));
+                let value = (<$wide>::from_bits(magnitude) * $scale).to_bits();
+                let sign = <$wide_bits>::from(bits & Self::SIGN) << (<$wide_bits>::BITS - <$bits>::BITS);
+                <$wide>::from_bits(value | sign)
+            }
+
+            #[inline(always)]
+            fn widest(value: f64) -> $wide {
+                value as $wide
+            }
+
+            #[inline(always)]
+            fn towards_zero(value: $wide) -> u32 {
+                const LIMIT: $wide_bits = u32::MAX as $wide_bits;
+                ((value.abs() / $scale).to_bits() >> $shift).min(LIMIT) as u32
+            }
+
+            #[inline(always)]
+            fn is_apart(value: $wide) -> bool {
+                // One part on both sides of an element has none of these bits once it is moved up by one.
+                const PART: $wide_bits = 1 << ($shift - PART_BITS);
+                const BEYOND: $wide_bits = (1 << $shift) - 2 * PART;
+                ((value.abs() / $scale).to_bits() + PART) & BEYOND != 0
+            }
+
+            #[inline(always)]
+            fn is_negative(value: $wide) -> bool {
+                value.is_sign_negative()
+            }
         }
     };
 }
-
-lane!(f32, u32, 0x7f80_0000, f32::from_bits, |value: f64| value as f32, f32::to_bits);
-lane!(f16, u16, 0x7c00, f16_wide, round_to_odd, f16_narrow);
-lane!(bf16, u16, 0x7f80, |bits: u32| f32::from_bits(bits << 16), round_to_odd, bf16_narrow);
 
 /// The difference between the significands of f32 and f16, in bits.
 const F16_SHIFT: u32 = 13;
 /// The difference between their exponents' biases.
 const F16_REBIAS: u32 = 127 - 15;
+/// The same as a factor.
+const F16_SCALE: f32 = f32::from_bits((127 + F16_REBIAS) << 23);
+const BF16_SHIFT: u32 = 16;
+/// The difference between the significands of f64 and f32, in bits.
+const F32_SHIFT: u32 = 29;
+/// The difference between their exponents' biases, as a factor.
+const F32_SCALE: f64 = f64::from_bits((1023 + 1023 - 127) << 52);
+
+lane!(
+    f32: u32, 0x7f80_0000, f32::from_bits, |value: f64| value as f32, f32::to_bits;
+    f64: u64, F32_SHIFT, F32_SCALE
+);
+lane!(f16: u16, 0x7c00, f16_single, round_to_odd, f16_narrow; f32: u32, F16_SHIFT, F16_SCALE);
+lane!(
+    bf16: u16, 0x7f80, |bits: u32| f32::from_bits(bits << BF16_SHIFT), round_to_odd, bf16_narrow;
+    f32: u32, BF16_SHIFT, 1.0
+);
 
 /// The exponent is too small by the difference of the biases, for subnormal numbers as well as for others.
 #[inline(always)]
-fn f16_wide(bits: u32) -> f32 {
-    const REBIAS: f32 = f32::from_bits((127 + F16_REBIAS) << 23);
-    let magnitude = f32::from_bits((bits & 0x7fff) << F16_SHIFT) * REBIAS;
+fn f16_single(bits: u32) -> f32 {
+    let magnitude = f32::from_bits((bits & 0x7fff) << F16_SHIFT) * F16_SCALE;
     f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
@@ -173,7 +232,7 @@ fn bf16_narrow(halfway: f32) -> u32 {
 
 /// [`Element::ordinal`].
 #[inline(always)]
-fn ordinal<E: Lane>(bits: u32) -> i32 {
+pub(super) fn ordinal<E: Lane>(bits: u32) -> i32 {
     let magnitude = (bits & E::MAGNITUDE) as i32;
     if bits & E::SIGN == 0 { magnitude } else { !magnitude }
 }
@@ -185,35 +244,34 @@ fn from_ordinal<E: Lane>(ordinal: i32) -> u32 {
 }
 
 #[inline(always)]
-fn is_finite<E: Lane>(bits: u32) -> bool {
+pub(super) fn is_finite<E: Lane>(bits: u32) -> bool {
     bits & E::MAGNITUDE < E::INFINITY
 }
 
 /// The ordinal of what the weight at a finite `number` becomes.
 #[inline]
 pub(in super::super) fn result<E: Lane>(number: i32, terms: &[f64]) -> i32 {
-    let value = f64::from(E::wide(from_ordinal::<E>(number)));
+    let value = f64::from(E::single(from_ordinal::<E>(number)));
     ordinal::<E>(E::narrow(E::halfway(terms.iter().fold(value, |sum, term| sum + term))))
 }
 
 // ----------------------------------------------------------------------------------------------------- the steps --
 
 /// Weights whose buffers fit the nearest cache; vectors of every width divide it.
-const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
 
-type Bits = Group<u32>;
-type Ordinals = Group<i32>;
+pub(super) type Bits = Group<u32>;
 type Singles = Group<f32>;
-type Doubles = Group<f64>;
+pub(super) type Doubles = Group<f64>;
 
 /// A number for each weight of a group, aligned so that no vector lies on two lines of the cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Group<T>([T; GROUP]);
+pub(super) struct Group<T>([T; GROUP]);
 
 impl<T: Copy> Group<T> {
     #[inline(always)]
-    fn of(value: T) -> Self {
+    pub fn of(value: T) -> Self {
         Self([value; GROUP])
     }
 }
@@ -254,29 +312,13 @@ macro_rules! each {
         results
     }};
 }
+pub(super) use each;
 
 /// The values of `bits`.
 #[inline(always)]
 fn values<E: Lane>(bits: &Bits) -> Doubles {
-    let singles: Singles = each!(bits, E::wide, 0.0);
+    let singles: Singles = each!(bits, E::single, 0.0);
     each!(&singles, f64::from, 0.0)
-}
-
-/// The values of the weights `step` places from `ordinals`; of a NaN anything.
-#[inline(always)]
-fn values_moved<E: Lane>(ordinals: &Ordinals, step: i32) -> Doubles {
-    let mut bits: Bits = Group::of(0);
-    for (bits, ordinal) in bits.iter_mut().zip(ordinals) {
-        *bits = from_ordinal::<E>(ordinal.wrapping_add(step));
-    }
-    values::<E>(&bits)
-}
-
-/// The bits of `values`, rounded twice, which is good enough for a guess.
-#[inline(always)]
-fn nearly_rounded<E: Lane>(values: &Doubles) -> Bits {
-    let singles: Singles = each!(values, |value: f64| value as f32, 0.0);
-    each!(&singles, E::narrow, 0)
 }
 
 /// The bits of `values`, rounded; in two loops, so that each width fills its registers.
@@ -287,25 +329,10 @@ fn rounded<E: Lane>(values: &Doubles) -> Bits {
 }
 
 #[inline(always)]
-fn ordinals<E: Lane>(bits: &Bits) -> Ordinals {
-    each!(bits, ordinal::<E>, 0)
-}
-
-#[inline(always)]
 fn add_terms(mut values: Doubles, terms: Terms<'_>) -> Doubles {
     for index in 0..terms.count {
         for (value, delta) in values.iter_mut().zip(terms.term(index)) {
             *value += delta;
-        }
-    }
-    values
-}
-
-#[inline(always)]
-fn subtract_terms(mut values: Doubles, terms: Terms<'_>) -> Doubles {
-    for index in (0..terms.count).rev() {
-        for (value, delta) in values.iter_mut().zip(terms.term(index)) {
-            *value -= delta;
         }
     }
     values
@@ -361,170 +388,6 @@ fn apply_group<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, total: &mut Applied)
     true
 }
 
-/// How much closer than half a step a sum has to come, so that no error of the sums that are compared matters.
-const MARGIN: f32 = 1.0 - 1.0 / (1 << 20) as f32;
-/// How many times the result all terms and their number may amount to, for the same reason.
-const REACH_MAX: f64 = 128.0;
-
-/// Says of each weight whether its candidate becomes what is in `after`, and neither of the candidate's neighbours does.
-///
-/// What is less than half a step of `after` away from it rounds to it. Where the candidate's own steps are no shorter,
-/// on both sides, its neighbours are then beyond half a step. A no only means a closer look.
-#[inline(always)]
-fn only_candidates<E: Lane>(candidates: &Bits, after: &Bits, terms: Terms<'_>) -> Bits {
-    let (starts, ends) = (values::<E>(candidates), values::<E>(after));
-    let mut distances = add_terms(starts, terms);
-    for (distance, end) in distances.iter_mut().zip(&ends) {
-        *distance -= end;
-    }
-    let distances: Singles = each!(&distances, |distance: f64| distance as f32, 0.0);
-    let mut only: Bits = Group::of(0);
-    let pairs = candidates.iter().zip(after).zip(&distances);
-    for (only, ((candidate, after), distance)) in only.iter_mut().zip(pairs) {
-        let (from, to) = (candidate & E::MAGNITUDE, after & E::MAGNITUDE);
-        let is_number = (from != 0) & (to != 0) & (from < E::INFINITY) & (to < E::INFINITY);
-        // The step towards zero is that of the next smaller magnitude.
-        let is_alone = binade::<E>(from.wrapping_sub(1)) >= binade::<E>(to);
-        let is_close = distance.abs() < half_step::<E>(to.wrapping_sub(1)) * MARGIN;
-        *only = u32::from(is_number & is_alone & is_close);
-    }
-    if terms.count > 1 {
-        require_reach(&mut only, &starts, &ends, terms);
-    }
-    only
-}
-
-/// Clears the weights whose terms are so much larger than the result that rounding their sums may move it by a step.
-///
-/// A single term needs no such question: it is no larger than the weight and its result together.
-#[inline(always)]
-fn require_reach(only: &mut Bits, starts: &Doubles, ends: &Doubles, terms: Terms<'_>) {
-    let mut reach: Doubles = each!(starts, f64::abs, 0.0);
-    for index in 0..terms.count {
-        for (reach, delta) in reach.iter_mut().zip(terms.term(index)) {
-            *reach += delta.abs();
-        }
-    }
-    for (only, (reach, end)) in only.iter_mut().zip(reach.iter().zip(ends)) {
-        *only &= u32::from(reach * terms.count as f64 <= end.abs() * REACH_MAX);
-    }
-}
-
-/// The bits of the smallest normal number of this magnitude's binade; of a subnormal one's, of the smallest of all.
-#[inline(always)]
-fn binade<E: Lane>(magnitude: u32) -> u32 {
-    (magnitude & E::INFINITY).max(E::INFINITY & E::INFINITY.wrapping_neg())
-}
-
-/// Half of what is between this magnitude and the next one.
-#[inline(always)]
-fn half_step<E: Lane>(magnitude: u32) -> f32 {
-    let exponent = -(E::INFINITY.trailing_zeros() as i32) - 1;
-    E::wide(binade::<E>(magnitude)) * f32::from_bits(((127 + exponent) as u32) << 23)
-}
-
-/// So far from infinity that all numbers up to `steps` away are finite.
-#[inline(always)]
-fn inside<E: Lane>(ordinal: i32, steps: i32) -> i32 {
-    let highest = E::INFINITY as i32 - 1 - steps;
-    ordinal.clamp(!highest, highest)
-}
-
-#[inline(always)]
-fn restore_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, outcomes: &mut [u8]) {
-    let groups = bytes.chunks_mut(GROUP * E::DTYPE.size_bytes()).zip(outcomes.chunks_mut(GROUP));
-    for ((bytes, outcomes), terms) in groups.zip(terms.groups()) {
-        restore_group::<E>(bytes, terms, outcomes);
-    }
-}
-
-#[inline(always)]
-fn restore_group<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, outcomes: &mut [u8]) {
-    let mut bits: Bits = Group::of(0);
-    E::unpack(bytes, &mut *bits);
-    let candidates = nearly_rounded::<E>(&subtract_terms(values::<E>(&bits), terms));
-    let only = only_candidates::<E>(&candidates, &bits, terms);
-    let mut found: Bits = Group::of(0);
-    for (found, (bits, only)) in found.iter_mut().zip(bits.iter().zip(&only)) {
-        *found = outcome(u32::from(is_finite::<E>(*bits)), *only);
-    }
-    // An only candidate is one of a finite weight.
-    for (bits, (only, candidate)) in bits.iter_mut().zip(only.iter().zip(&candidates)) {
-        *bits ^= (*bits ^ candidate) & only.wrapping_neg();
-    }
-    let found = each!(&found, |found: u32| found as u8, 0);
-    outcomes.copy_from_slice(&found[..outcomes.len()]);
-    E::pack(&*bits, bytes);
-}
-
-/// [`LOOK`] or 0, of a weight that is to be found and of whether it was; 1 is yes and 0 is no, for of conditions the
-/// compiler makes branches here.
-#[inline(always)]
-fn outcome(is_to_be_found: u32, only: u32) -> u32 {
-    is_to_be_found & (u32::from(LOOK) ^ only)
-}
-
-#[inline(always)]
-fn check_stretch<E: Lane>(before: &[u8], after: &[u8], terms: Terms<'_>, outcomes: &mut [u8]) {
-    let size_bytes = GROUP * E::DTYPE.size_bytes();
-    let groups = before.chunks(size_bytes).zip(after.chunks(size_bytes));
-    for (((before, after), outcomes), terms) in groups.zip(outcomes.chunks_mut(GROUP)).zip(terms.groups()) {
-        check_group::<E>(before, after, terms, outcomes);
-    }
-}
-
-#[inline(always)]
-fn check_group<E: Lane>(before: &[u8], after: &[u8], terms: Terms<'_>, outcomes: &mut [u8]) {
-    let (mut starts, mut ends): (Bits, Bits) = (Group::of(0), Group::of(0));
-    E::unpack(before, &mut *starts);
-    E::unpack(after, &mut *ends);
-    let only = only_candidates::<E>(&starts, &ends, terms);
-    let mut found: Bits = Group::of(0);
-    for (found, (only, (start, end))) in found.iter_mut().zip(only.iter().zip(starts.iter().zip(&ends))) {
-        *found = outcome(u32::from(is_finite::<E>(*start) | (start != end)), *only);
-    }
-    let found = each!(&found, |found: u32| found as u8, 0);
-    outcomes.copy_from_slice(&found[..outcomes.len()]);
-}
-
-/// How many weights on each side of a guess are tried.
-const NEARBY: i32 = 2;
-
-#[inline(always)]
-fn nearby_stretch<E: Lane>(after: &[u32], terms: Terms<'_>, lowest: &mut [i32], counts: &mut [u8]) {
-    let found = lowest.chunks_mut(GROUP).zip(counts.chunks_mut(GROUP));
-    for ((after, terms), (lowest, counts)) in after.chunks(GROUP).zip(terms.groups()).zip(found) {
-        nearby_group::<E>(after, terms, lowest, counts);
-    }
-}
-
-/// The result never falls as the weight rises, so if the ends of what is tried lie on different sides of `after`, all
-/// that become it are between them.
-#[inline(always)]
-fn nearby_group<E: Lane>(after: &[u32], terms: Terms<'_>, lowest: &mut [i32], counts: &mut [u8]) {
-    let mut bits: Bits = Group::of(0);
-    bits[..after.len()].copy_from_slice(after);
-    let targets = ordinals::<E>(&bits);
-    let guesses = nearly_rounded::<E>(&subtract_terms(values::<E>(&bits), terms));
-    let guesses: Ordinals = each!(&ordinals::<E>(&guesses), |guess| inside::<E>(guess, NEARBY), 0);
-    let (mut below, mut equal): (Ordinals, Ordinals) = (Group::of(0), Group::of(0));
-    for step in -NEARBY..=NEARBY {
-        let sums = add_terms(values_moved::<E>(&guesses, step), terms);
-        let results = ordinals::<E>(&rounded::<E>(&sums));
-        let counted = below.iter_mut().zip(equal.iter_mut());
-        for ((below, equal), (result, target)) in counted.zip(results.iter().zip(&targets)) {
-            *below += i32::from(result < target);
-            *equal += i32::from(result == target);
-        }
-    }
-    let found = guesses.iter().zip(below.iter().zip(&equal));
-    for ((lowest, count), (guess, (below, equal))) in lowest.iter_mut().zip(counts.iter_mut()).zip(found) {
-        let is_between = (*below > 0) & (below + equal <= 2 * NEARBY);
-        *lowest = guess - NEARBY + below;
-        *count = if is_between { *equal as u8 } else { 0 };
-    }
-}
-
 // ------------------------------------------------------------------------------------------- one for each machine --
 
 /// Defines `$name` as `$body` compiled for what the kernel's processor has.
@@ -556,6 +419,8 @@ macro_rules! compiled_for_each {
     };
 }
 
+pub(super) use compiled_for_each;
+
 compiled_for_each!(
     /// Replaces `targets` by `(row_scale * column_scale) * sum`.
     scale, scale_stretch, <S: Copy, Into<f64>>,
@@ -564,19 +429,6 @@ compiled_for_each!(
 compiled_for_each!(
     /// Replaces weights by what the terms make of them.
     apply, apply_stretch, <E: Lane>, (bytes: &mut [u8], terms: Terms<'_>) -> Applied
-);
-compiled_for_each!(
-    /// Replaces the weights that only one weight becomes by that weight, and says which they are.
-    restore, restore_stretch, <E: Lane>, (bytes: &mut [u8], terms: Terms<'_>, outcomes: &mut [u8])
-);
-compiled_for_each!(
-    /// Says which weights become `after` and have no neighbour that does.
-    check, check_stretch, <E: Lane>, (before: &[u8], after: &[u8], terms: Terms<'_>, outcomes: &mut [u8])
-);
-compiled_for_each!(
-    /// Says of results how many weights become them, and which is the lowest; 0 where it cannot tell.
-    nearby, nearby_stretch, <E: Lane>,
-    (after: &[u32], terms: Terms<'_>, lowest: &mut [i32], counts: &mut [u8])
 );
 
 #[cfg(test)]
@@ -614,7 +466,7 @@ mod tests {
             let bits = from_ordinal::<E>(number as i32);
             assert_eq!(i64::from(ordinal::<E>(bits)), number);
             assert!(is_finite::<E>(bits));
-            assert_eq!(f64::from(E::wide(bits)).to_bits(), E::from_ordinal(number).to_f64().to_bits());
+            assert_eq!(f64::from(E::single(bits)).to_bits(), E::from_ordinal(number).to_f64().to_bits());
         }
         assert!(!is_finite::<E>(from_ordinal::<E>(highest as i32 + 1)));
     }

@@ -12,6 +12,7 @@
 
 mod blocked;
 mod bytes;
+mod inverse;
 mod lanes;
 mod peak;
 mod plain;
@@ -29,7 +30,8 @@ use std::ops::Range;
 use super::{FactorError, IntegerMatrix, Integers, magnitude_limit};
 use bytes::Bytes;
 pub(super) use bytes::PANEL;
-pub(super) use lanes::{LOOK, Lane, STRETCH_MAX, Terms, apply, check, nearby, restore, result, scale};
+pub(super) use inverse::{LOOK, Members, check, restore};
+pub(super) use lanes::{Lane, STRETCH_MAX, Terms, apply, result, scale};
 
 /// How updates are computed. The choice never shows in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,7 +1,5 @@
 //! The words of an undo log: choices among a few weights each, packed as the digits of one number.
 
-use std::ops::Range;
-
 /// One past the largest word.
 const WORD_LIMIT: u128 = 1 << 64;
 
@@ -15,9 +13,9 @@ pub(super) struct Choice {
 }
 
 impl Choice {
-    /// The member `index` of an interval of ordinals. Columns and ordinals fit what holds them.
-    pub fn new(column: usize, interval: &Range<i64>, index: i64) -> Self {
-        Self { column: column as u32, count: (interval.end - interval.start) as u32, index: index as u32 }
+    /// The one at `index` among `count`. Columns and numbers of ordinals fit what holds them.
+    pub fn new(column: usize, count: i64, index: i64) -> Self {
+        Self { column: column as u32, count: count as u32, index: index as u32 }
     }
 }
 
