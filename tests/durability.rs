@@ -256,6 +256,35 @@ fn a_renamed_checkpoint_gets_its_old_bytes_back_whatever_has_its_old_name() {
 }
 
 #[test]
+fn a_journal_of_another_layout_is_left_to_the_mpatch_that_wrote_it() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    let journal = bench.path("model.safetensors.mpatch-journal");
+    let whole = fs::read(&journal).unwrap();
+    let mut other = whole.clone();
+    // Its version is the last byte of the words at either end.
+    for place in [15, whole.len() - 1] {
+        other[place] = b'2';
+    }
+    fs::write(&journal, &other).unwrap();
+    let half_way = bench.contents();
+    let output = bench.run("apply model.safetensors edits.mpatch");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(9), "{said}");
+    assert!(
+        said.contains("an mpatch whose journals have layout `2` wrote it, and this one's have `3`"),
+        "{said}"
+    );
+    assert!(said.ends_with("state: recovery pending\n"), "{said}");
+    assert!(bench.contents() == half_way);
+    fs::write(&journal, &whole).unwrap();
+    bench.succeeds("revert model.safetensors edits.mpatch --in-place");
+    assert!(bench.contents() == before);
+}
+
+#[test]
 fn old_bytes_that_cannot_be_put_back_keep_their_journal() {
     if !can_trace() {
         return skipped("strace is not there, or may not trace");

@@ -597,7 +597,12 @@ fn remove_invalid(files: &Files, path: &Path) -> Result<(), CheckpointError> {
         return Err(CheckpointError::Recovery {
             path: PathBuf::from(path.to_string_lossy().trim_end_matches(JOURNAL_SUFFIX)),
             journal: path.to_owned(),
-            reason: "another version of mpatch wrote it".to_owned(),
+            reason: format!(
+                "an mpatch whose journals have layout `{}` wrote it, and this one's have `{}`; the next command of \
+                 that one puts them back",
+                start[15..].escape_ascii(),
+                MAGIC[15..].escape_ascii(),
+            ),
         });
     }
     files.remove_file(path).map_err(failed("remove"))?;

@@ -92,16 +92,17 @@ pub(super) fn interval_of<E: Lane>(after: E, terms: &[f64]) -> Range<i64> {
 
 /// Calls `visit` with the places where `counts` has anything but 1; eight of them at a time, for there are few.
 pub(super) fn for_each_not_one(counts: &[u8], mut visit: impl FnMut(usize)) {
-    for (index, chunk) in counts.chunks(8).enumerate() {
-        let mut eight = [1; 8];
-        eight[..chunk.len()].copy_from_slice(chunk);
-        let mut left = u64::from_le_bytes(eight) ^ u64::from_le_bytes([1; 8]);
+    const ONES: u64 = u64::from_le_bytes([1; 8]);
+    let (eights, rest) = counts.as_chunks::<8>();
+    for (index, eight) in eights.iter().enumerate() {
+        let mut left = u64::from_le_bytes(*eight) ^ ONES;
         while left != 0 {
             let place = left.trailing_zeros() / 8;
             visit(8 * index + place as usize);
             left &= !(0xff << (8 * place));
         }
     }
+    (8 * eights.len()..).zip(rest).filter(|(_, count)| **count != 1).for_each(|(place, _)| visit(place));
 }
 
 #[cfg(test)]
