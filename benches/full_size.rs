@@ -189,7 +189,9 @@ impl<'a> Bench<'a> {
                 ));
             }
             remove(&edited);
+            read(&self.weights);
             hashed.push(self.hash_all(patch));
+            read(&self.weights);
             let base = self.weights.to_str().unwrap();
             verified.push(mpatch(
                 &["verify", "--allow-unsigned", "--digests-only", "--base", base],
@@ -356,6 +358,11 @@ fn forget(path: &Path) {
     let file = File::open(path).unwrap();
     file.sync_all().unwrap();
     rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+}
+
+/// Has the system keep as much of a file as it has room for.
+fn read(path: &Path) {
+    std::io::copy(&mut File::open(path).unwrap(), &mut std::io::sink()).unwrap();
 }
 
 /// Runs a program to its end, looking at its memory all the while.
