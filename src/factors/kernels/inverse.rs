@@ -20,7 +20,7 @@ pub(in super::super) const LOOK: u8 = 0;
 /// larger, is then far less than a part of a step of the smaller.
 const GROWTH_MAX: u32 = 10;
 
-/// What becomes the weights of a group.
+/// The weights that become those of a group.
 struct Origins {
     /// Bits of the one with the lowest ordinal.
     lowest: Bits,

@@ -158,7 +158,8 @@ macro_rules! lane {
 
             #[inline(always)]
             fn towards_zero(value: $wide) -> u32 {
-                const LIMIT: $wide_bits = u32::MAX as $wide_bits;
+                // Beyond all elements, and not so far that what is compared with it would overflow.
+                const LIMIT: $wide_bits = 1 << 31;
                 ((value.abs() / $scale).to_bits() >> $shift).min(LIMIT) as u32
             }
 

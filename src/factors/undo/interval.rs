@@ -154,15 +154,16 @@ mod tests {
         intervals_agree_with_enumeration::<bf16>(2);
     }
 
-    /// Every weight of 16 bits with the same terms: what [`restore`] and [`check`] are certain of is what the search
+    /// Weights `step` apart with the same terms: what [`restore`] and [`check`] are certain of is what the search
     /// finds. Returns how many weights they leave to the search.
-    fn every_weight_is_found<E: Lane>(kernel: Kernel, terms: &[f64]) -> usize {
+    fn weights_are_found<E: Lane>(kernel: Kernel, step: usize, terms: &[f64]) -> usize {
         let forward = Forward::<E>::new(terms);
-        let weights: Vec<i64> = (forward.lowest..=forward.highest).collect();
+        let weights: Vec<i64> = (forward.lowest..=forward.highest).step_by(step).collect();
+        let size_bytes = E::DTYPE.size_bytes();
         let deltas: Vec<f64> = terms.iter().flat_map(|term| [*term; STRETCH_MAX]).collect();
         let bytes_of = |ordinals: &[i64]| {
-            let mut bytes = vec![0; 2 * ordinals.len()];
-            for (bytes, ordinal) in bytes.chunks_exact_mut(2).zip(ordinals) {
+            let mut bytes = vec![0; size_bytes * ordinals.len()];
+            for (bytes, ordinal) in bytes.chunks_exact_mut(size_bytes).zip(ordinals) {
                 E::from_ordinal(*ordinal).write(bytes);
             }
             bytes
@@ -181,7 +182,7 @@ mod tests {
             let is_finite = |index: &usize| (forward.lowest..=forward.highest).contains(&results[*index]);
             for index in (0..length).filter(is_finite) {
                 let interval = forward.interval(results[index], weights[index]);
-                let lowest = E::read(&restored[2 * index..][..2]).ordinal();
+                let lowest = E::read(&restored[size_bytes * index..][..size_bytes]).ordinal();
                 assert_eq!(checked[index], counts[index], "{kernel}: {:?}", forward.terms);
                 if counts[index] == LOOK {
                     assert_eq!(lowest, results[index], "{kernel}: {:?}", forward.terms);
@@ -198,13 +199,14 @@ mod tests {
                 );
             }
             for index in (0..length).filter(|index| !is_finite(index)) {
-                assert_eq!((counts[index], &restored[2 * index..][..2]), (1, &after[2 * index..][..2]));
+                let bytes = size_bytes * index..size_bytes * (index + 1);
+                assert_eq!((counts[index], &restored[bytes.clone()]), (1, &after[bytes]));
             }
         }
         looked
     }
 
-    fn every_weight_is_found_by_every_kernel<E: Lane>() {
+    fn weights_are_found_by_every_kernel<E: Lane>(step: usize) {
         let odd = [
             vec![0.0],
             vec![-0.0, 1e-300],
@@ -212,6 +214,8 @@ mod tests {
             vec![3e-8],
             vec![0.1; 40],
             vec![1e300, -1e300],
+            vec![1e300],
+            vec![-3e38, 1e10],
         ];
         let mut generator = Generator(3);
         let drawn = (0..12).map(|count| -> Vec<f64> {
@@ -220,23 +224,29 @@ mod tests {
         });
         for terms in odd.into_iter().chain(drawn.collect::<Vec<_>>()) {
             let available = Kernel::ALL.into_iter().filter(|kernel| kernel.is_available());
-            let looked: Vec<_> = available.map(|kernel| every_weight_is_found::<E>(kernel, &terms)).collect();
+            let looked: Vec<_> =
+                available.map(|kernel| weights_are_found::<E>(kernel, step, &terms)).collect();
             assert!(looked.windows(2).all(|pair| pair[0] == pair[1]), "{looked:?}");
         }
         // Beside a small change only the smallest weights are left to the search, and few others.
-        let all = 2 * E::round(f64::INFINITY).ordinal() as usize;
+        let all = 2 * E::round(f64::INFINITY).ordinal() as usize / step;
         let smallest = E::from_ordinal(1).to_f64();
-        let looked = every_weight_is_found::<E>(Kernel::Blocked, &[smallest / 2.0]);
+        let looked = weights_are_found::<E>(Kernel::Blocked, step, &[smallest / 2.0]);
         assert!(looked < all / 10, "{looked} of {all} needed a closer look");
     }
 
     #[test]
     fn every_weight_of_f16_is_found() {
-        every_weight_is_found_by_every_kernel::<f16>();
+        weights_are_found_by_every_kernel::<f16>(1);
+    }
+
+    #[test]
+    fn weights_of_f32_are_found() {
+        weights_are_found_by_every_kernel::<f32>(65_521);
     }
 
     #[test]
     fn every_weight_of_bf16_is_found() {
-        every_weight_is_found_by_every_kernel::<bf16>();
+        weights_are_found_by_every_kernel::<bf16>(1);
     }
 }
