@@ -361,8 +361,10 @@ mod tests {
 
     #[test]
     fn every_size_of_block_agrees() {
+        // Miri takes far longer, and looks at every access of a few blocks, too.
+        let sizes: &[usize] = if cfg!(miri) { &[15, 17] } else { &[15, 16, 17, 31, 32, 33, 63, 64, 65] };
         for kernel in available() {
-            for size in [15, 16, 17, 31, 32, 33, 63, 64, 65] {
+            for &size in sizes {
                 check_product(&sample(size, 40, 8, 3), &sample(40, size, 8, 4), kernel).unwrap();
                 check_product(&sample(size, 40, 16, 3), &sample(40, size, 16, 4), kernel).unwrap();
             }
