@@ -16,10 +16,6 @@ use super::lanes::{Bits, Doubles, GROUP, Group, Lane, Terms, compiled_for_each, 
 /// too: they stay.
 pub(in super::super) const LOOK: u8 = 0;
 
-/// By how many powers of two an edited weight may be larger than what became it. An error of a sum in f64, 2^-53 of the
-/// larger, is then far less than a part of a step of the smaller.
-const GROWTH_MAX: u32 = 10;
-
 /// The weights that become those of a group.
 struct Origins {
     /// Bits of the one with the lowest ordinal.
@@ -28,69 +24,71 @@ struct Origins {
     counts: Bits,
 }
 
+/// Magnitudes are those of the edited weights' side: what lies on the other one is negative.
+///
+/// A middle less an element is a number of the wide type as long as few elements lie between two middles, and rounding
+/// keeps the order of numbers: so the change, rounded to that type, is not on the other side of that difference, nor is
+/// the middle less the change on the other side of the element. It may come to lie on it, or, where an element is
+/// thousands of times its result, a last place beside it. The sums in f64, on the way there and here, are off by less
+/// than a part of a step.
 #[inline(always)]
 fn origins<E: Lane>(after: &Bits, terms: Terms<'_>) -> Origins {
-    let outer = each!(after, E::middle, E::Wide::default());
-    // The middle on the other side is that of the number before.
-    let inner = each!(after, |bits: u32| E::middle(bits.wrapping_sub(1)), E::Wide::default());
-    let (outer, inner) = (less_terms::<E>(&outer, terms), less_terms::<E>(&inner, terms));
     let (mut lowest, mut counts): (Bits, Bits) = (Group::of(0), Group::of(0));
+    let changes = change::<E>(terms);
     let found = lowest.iter_mut().zip(counts.iter_mut());
-    for ((lowest, count), (after, (inner, outer))) in found.zip(after.iter().zip(inner.iter().zip(&outer))) {
-        let (from, to) = (E::towards_zero(*inner), E::towards_zero(*outer));
+    for ((lowest, count), (after, change)) in found.zip(after.iter().zip(&changes)) {
+        let change = E::with_sign_of(*change, *after);
+        let magnitude = after & E::MAGNITUDE;
+        let [inner, outer] = E::middles(magnitude).map(|middle| middle - change);
+        let (from, to) = (E::towards_zero(inner), E::towards_zero(outer));
         let (low, high) = (from.min(to), from.max(to));
-        let (side, after) = (E::is_negative(*inner), after & E::MAGNITUDE);
         let between = high - low;
-        let is_number = (after.wrapping_sub(1) < E::INFINITY - 1) & (high < E::INFINITY);
-        let is_one_side = side == E::is_negative(*outer);
-        let is_apart = E::is_apart(*inner) & E::is_apart(*outer);
-        let is_large = after <= low + GROWTH_MAX * smallest_normal::<E>();
+        let is_number = (magnitude.wrapping_sub(1) < E::INFINITY - 1) & (high < E::INFINITY);
+        let is_one_side = E::is_negative(inner) == E::is_negative(outer);
+        let is_apart = E::is_apart(inner) & E::is_apart(outer);
         let is_count = between.wrapping_sub(1) < u32::from(u8::MAX);
-        let is_certain = u32::from(is_number & is_one_side & is_apart & is_large & is_count);
+        let is_certain = u32::from(is_number & is_one_side & is_apart & is_count);
+        let is_negative = E::is_negative(inner) != (after & E::SIGN != 0);
         // Of negative numbers the largest magnitude is the lowest.
-        *lowest = if side { E::SIGN | high } else { low + 1 };
+        *lowest = if is_negative { E::SIGN | high } else { low + 1 };
         *count = between & is_certain.wrapping_neg();
     }
     if terms.count > 1 {
-        require_reach::<E>(&mut counts, after, [&inner, &outer], terms);
+        require_reach::<E>(&mut counts, after, &lowest, terms);
     }
     Origins { lowest, counts }
 }
 
-/// `values` less the terms.
+/// The sum of the terms.
 #[inline(always)]
-fn less_terms<E: Lane>(values: &Group<E::Wide>, terms: Terms<'_>) -> Group<E::Wide> {
-    let mut values: Doubles = each!(values, E::Wide::into, 0.0);
-    for index in (0..terms.count).rev() {
-        for (value, delta) in values.iter_mut().zip(terms.term(index)) {
-            *value -= delta;
+fn change<E: Lane>(terms: Terms<'_>) -> Group<E::Wide> {
+    if terms.count == 1 {
+        return each!(terms.term(0), E::widest, E::Wide::default());
+    }
+    let mut sums: Doubles = Group::of(0.0);
+    for index in 0..terms.count {
+        for (sum, delta) in sums.iter_mut().zip(terms.term(index)) {
+            *sum += delta;
         }
     }
-    each!(&values, E::widest, E::Wide::default())
-}
-
-/// Its magnitude's bits, which are one in the exponent.
-#[inline(always)]
-fn smallest_normal<E: Lane>() -> u32 {
-    E::INFINITY & E::INFINITY.wrapping_neg()
+    each!(&sums, E::widest, E::Wide::default())
 }
 
 /// Clears the weights whose terms are so large that rounding their sums may lead to the other side of an element.
 ///
-/// A single term needs no such question: it is no larger than the weight and its result together.
+/// A single term needs no such question: it is no larger than the weight and its result together. An error of a sum in
+/// f64 is 2^-53 of it, far less than a part of a step of a weight that is this much smaller.
 #[inline(always)]
-fn require_reach<E: Lane>(counts: &mut Bits, after: &Bits, ends: [&Group<E::Wide>; 2], terms: Terms<'_>) {
+fn require_reach<E: Lane>(counts: &mut Bits, after: &Bits, lowest: &Bits, terms: Terms<'_>) {
+    const REACH_MAX: f64 = 1024.0;
     let mut reach: Doubles = each!(after, |bits| f64::from(E::single(bits)).abs(), 0.0);
     for index in 0..terms.count {
         for (reach, delta) in reach.iter_mut().zip(terms.term(index)) {
             *reach += delta.abs();
         }
     }
-    let factor = f64::from(1 << GROWTH_MAX);
-    let ends = ends[0].iter().zip(ends[1].iter());
-    for ((count, reach), (inner, outer)) in counts.iter_mut().zip(&reach).zip(ends) {
-        let (inner, outer): (f64, f64) = ((*inner).into(), (*outer).into());
-        let is_short = reach * terms.count as f64 <= inner.abs().min(outer.abs()) * factor;
+    for ((count, reach), lowest) in counts.iter_mut().zip(&reach).zip(lowest) {
+        let is_short = reach * terms.count as f64 <= f64::from(E::single(*lowest)).abs() * REACH_MAX;
         *count &= u32::from(is_short).wrapping_neg();
     }
 }

@@ -11,7 +11,7 @@
 //! of the width that the enclosing function may use. Each step is the one IEEE operation that the format names, and no
 //! compiler fuses them unasked, so the width never shows in the result.
 
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Sub};
 
 use half::{bf16, f16};
 
@@ -69,7 +69,7 @@ pub(in super::super) struct Applied {
 /// An element type as bits and values, without branches.
 pub(in super::super) trait Lane: Element {
     /// A type with so many more bits that it holds what lies between two elements, and parts of it.
-    type Wide: Copy + Default + Into<f64>;
+    type Wide: Copy + Default + Sub<Output = Self::Wide>;
     /// All bits but the sign.
     const MAGNITUDE: u32;
     /// The sign bit.
@@ -86,20 +86,22 @@ pub(in super::super) trait Lane: Element {
     fn halfway(value: f64) -> f32;
     /// Bits of the nearest element, ties to even.
     fn narrow(halfway: f32) -> u32;
-    /// The middle between finite bits and the next larger magnitude.
-    fn middle(bits: u32) -> Self::Wide;
-    /// `value` with the bits of the wide type.
+    /// The middles between a magnitude and the numbers before and after it; before 0 there is none, and anything.
+    fn middles(magnitude: u32) -> [Self::Wide; 2];
+    /// The nearest value of the wide type.
     fn widest(value: f64) -> Self::Wide;
+    /// `value` with its sign changed where `bits` has one.
+    fn with_sign_of(value: Self::Wide, bits: u32) -> Self::Wide;
     /// The magnitude's bits of the nearest element towards zero; at least [`Lane::INFINITY`] where that is not finite.
     fn towards_zero(value: Self::Wide) -> u32;
-    /// Whether no element is closer than a small part of the step from one to the next, 2^-11 of it.
+    /// Whether no element is closer than a small part of the step from one to the next, 2^-12 of it.
     fn is_apart(value: Self::Wide) -> bool;
     /// Whether the sign bit is set.
     fn is_negative(value: Self::Wide) -> bool;
 }
 
 /// Parts of the step from one element to the next, as a power of two.
-const PART_BITS: u32 = 11;
+const PART_BITS: u32 = 12;
 
 macro_rules! lane {
     (
@@ -144,16 +146,21 @@ macro_rules! lane {
             }
 
             #[inline(always)]
-            fn middle(bits: u32) -> $wide {
-                let magnitude = (<$wide_bits>::from(bits & Self::MAGNITUDE) << $shift) + (1 << ($shift - 1));
-                let value = (<$wide>::from_bits(magnitude) * $scale).to_bits();
-                let sign = <$wide_bits>::from(bits & Self::SIGN) << (<$wide_bits>::BITS - <$bits>::BITS);
-                <$wide>::from_bits(value | sign)
+            fn middles(magnitude: u32) -> [$wide; 2] {
+                const HALF: $wide_bits = 1 << ($shift - 1);
+                let value = <$wide_bits>::from(magnitude) << $shift;
+                [value.wrapping_sub(HALF), value + HALF].map(|bits| <$wide>::from_bits(bits) * $scale)
             }
 
             #[inline(always)]
             fn widest(value: f64) -> $wide {
                 value as $wide
+            }
+
+            #[inline(always)]
+            fn with_sign_of(value: $wide, bits: u32) -> $wide {
+                let sign = <$wide_bits>::from(bits & Self::SIGN) << (<$wide_bits>::BITS - <$bits>::BITS);
+                <$wide>::from_bits(value.to_bits() ^ sign)
             }
 
             #[inline(always)]

@@ -154,13 +154,20 @@ mod tests {
         intervals_agree_with_enumeration::<bf16>(2);
     }
 
-    /// Weights `step` apart with the same terms: what [`restore`] and [`check`] are certain of is what the search
-    /// finds. Returns how many weights they leave to the search.
-    fn weights_are_found<E: Lane>(kernel: Kernel, step: usize, terms: &[f64]) -> usize {
-        let forward = Forward::<E>::new(terms);
-        let weights: Vec<i64> = (forward.lowest..=forward.highest).step_by(step).collect();
+    /// Weights, each with its own of `terms`: what [`restore`] and [`check`] are certain of is what the search finds.
+    /// Returns how many weights they leave to the search.
+    fn weights_are_found<E: Lane>(kernel: Kernel, weights: &[i64], terms: Terms<'_>) -> usize {
         let size_bytes = E::DTYPE.size_bytes();
-        let deltas: Vec<f64> = terms.iter().flat_map(|term| [*term; STRETCH_MAX]).collect();
+        let terms_of: Vec<Vec<f64>> = (0..weights.len())
+            .map(|index| {
+                let mut found = Vec::new();
+                terms.of(index, &mut found);
+                found
+            })
+            .collect();
+        let forward: Vec<_> = terms_of.iter().map(|terms| Forward::<E>::new(terms)).collect();
+        let results: Vec<i64> =
+            weights.iter().zip(&forward).map(|(weight, forward)| forward.result(*weight)).collect();
         let bytes_of = |ordinals: &[i64]| {
             let mut bytes = vec![0; size_bytes * ordinals.len()];
             for (bytes, ordinal) in bytes.chunks_exact_mut(size_bytes).zip(ordinals) {
@@ -168,42 +175,84 @@ mod tests {
             }
             bytes
         };
-        let mut looked = 0;
-        for weights in weights.chunks(STRETCH_MAX) {
-            let results: Vec<i64> = weights.iter().map(|weight| forward.result(*weight)).collect();
-            let (before, after) = (bytes_of(weights), bytes_of(&results));
-            let length = weights.len();
-            let terms = Terms { deltas: &deltas, stride: STRETCH_MAX, length, count: terms.len() };
-            let (mut restored, mut counts) = (after.clone(), vec![0; length]);
-            restore::<E>(kernel, &mut restored, terms, &mut counts);
-            let (mut checked, mut indices) = (vec![0; length], vec![0; length]);
-            let members = Members { counts: &mut checked, indices: &mut indices };
-            check::<E>(kernel, &before, &after, terms, members);
-            let is_finite = |index: &usize| (forward.lowest..=forward.highest).contains(&results[*index]);
-            for index in (0..length).filter(is_finite) {
-                let interval = forward.interval(results[index], weights[index]);
-                let lowest = E::read(&restored[size_bytes * index..][..size_bytes]).ordinal();
-                assert_eq!(checked[index], counts[index], "{kernel}: {:?}", forward.terms);
-                if counts[index] == LOOK {
-                    assert_eq!(lowest, results[index], "{kernel}: {:?}", forward.terms);
-                    looked += 1;
-                    continue;
-                }
-                let found = lowest..lowest + i64::from(counts[index]);
-                assert_eq!(found, interval, "{kernel}: {:?}", forward.terms);
-                assert_eq!(
-                    lowest + i64::from(indices[index]),
-                    weights[index],
-                    "{kernel}: {:?}",
-                    forward.terms
-                );
-            }
-            for index in (0..length).filter(|index| !is_finite(index)) {
-                let bytes = size_bytes * index..size_bytes * (index + 1);
+        let (before, after, length) = (bytes_of(weights), bytes_of(&results), weights.len());
+        let (mut restored, mut counts) = (after.clone(), vec![0; length]);
+        restore::<E>(kernel, &mut restored, terms, &mut counts);
+        let (mut checked, mut indices) = (vec![0; length], vec![0; length]);
+        let members = Members { counts: &mut checked, indices: &mut indices };
+        check::<E>(kernel, &before, &after, terms, members);
+        for (index, forward) in forward.iter().enumerate() {
+            let bytes = size_bytes * index..size_bytes * (index + 1);
+            let (terms, weight, result) = (forward.terms, weights[index], results[index]);
+            if !(forward.lowest..=forward.highest).contains(&result) {
                 assert_eq!((counts[index], &restored[bytes.clone()]), (1, &after[bytes]));
+                continue;
             }
+            let lowest = E::read(&restored[bytes]).ordinal();
+            assert_eq!(checked[index], counts[index], "{kernel}: {weight} and {terms:?}");
+            if counts[index] == LOOK {
+                assert_eq!(lowest, result, "{kernel}: {weight} and {terms:?}");
+                continue;
+            }
+            let found = lowest..lowest + i64::from(counts[index]);
+            assert_eq!(found, forward.interval(result, weight), "{kernel}: {weight} and {terms:?}");
+            assert_eq!(lowest + i64::from(indices[index]), weight, "{kernel}: {terms:?}");
         }
-        looked
+        counts.iter().filter(|count| **count == LOOK).count()
+    }
+
+    /// The same with weights `step` apart that all have the same terms.
+    fn all_weights_are_found<E: Lane>(kernel: Kernel, step: usize, terms: &[f64]) -> usize {
+        let forward = Forward::<E>::new(terms);
+        let weights: Vec<i64> = (forward.lowest..=forward.highest).step_by(step).collect();
+        let deltas: Vec<f64> = terms.iter().flat_map(|term| [*term; STRETCH_MAX]).collect();
+        let looked = weights.chunks(STRETCH_MAX).map(|weights| {
+            let (stride, length, count) = (STRETCH_MAX, weights.len(), terms.len());
+            weights_are_found::<E>(kernel, weights, Terms { deltas: &deltas, stride, length, count })
+        });
+        looked.sum()
+    }
+
+    fn available() -> impl Iterator<Item = Kernel> {
+        Kernel::ALL.into_iter().filter(|kernel| kernel.is_available())
+    }
+
+    /// A weight and a change that leads it so near to where two results part that arithmetic of fewer bits misses the side.
+    fn near_an_edge<E: Lane>(generator: &mut Generator) -> (i64, f64) {
+        let significand_bits = E::INFINITY.trailing_zeros();
+        let highest = E::round(f64::INFINITY).ordinal() - 2;
+        let weight = (generator.bits() % highest as u64) as i64;
+        let exponents = (generator.bits() % 28) as i64 - 4;
+        let sign = if generator.bits().is_multiple_of(4) { -1.0 } else { 1.0 };
+        let after = (weight + (exponents << significand_bits)).clamp(0, highest);
+        let [from, after, next] = [weight, after, after + 1].map(|ordinal| E::from_ordinal(ordinal).to_f64());
+        let miss = -f64::from(significand_bits + 6 + (generator.bits() % 15) as u32);
+        (weight, sign * (after + next) / 2.0 - from + generator.gaussian() * from * miss.exp2())
+    }
+
+    fn weights_near_edges_are_found<E: Lane>() {
+        let mut generator = Generator(4);
+        for _ in 0..1000 {
+            let (weights, deltas): (Vec<i64>, Vec<f64>) =
+                (0..STRETCH_MAX).map(|_| near_an_edge::<E>(&mut generator)).unzip();
+            let terms = Terms { deltas: &deltas, stride: STRETCH_MAX, length: STRETCH_MAX, count: 1 };
+            available().for_each(|kernel| _ = weights_are_found::<E>(kernel, &weights, terms));
+        }
+    }
+
+    #[test]
+    fn weights_near_edges_are_found_for_f16() {
+        weights_near_edges_are_found::<f16>();
+    }
+
+    #[test]
+    fn weights_near_edges_are_found_for_bf16() {
+        weights_near_edges_are_found::<bf16>();
+    }
+
+    #[test]
+    fn weights_near_edges_are_found_for_f32() {
+        weights_near_edges_are_found::<f32>();
     }
 
     fn weights_are_found_by_every_kernel<E: Lane>(step: usize) {
@@ -222,16 +271,15 @@ mod tests {
             let scale = 2.0_f64.powi((generator.bits() % 40) as i32 - 30);
             (0..1 + count % 3).map(|_| generator.gaussian() * scale).collect()
         });
-        for terms in odd.into_iter().chain(drawn.collect::<Vec<_>>()) {
-            let available = Kernel::ALL.into_iter().filter(|kernel| kernel.is_available());
+        for terms in odd.into_iter().chain(drawn) {
             let looked: Vec<_> =
-                available.map(|kernel| weights_are_found::<E>(kernel, step, &terms)).collect();
+                available().map(|kernel| all_weights_are_found::<E>(kernel, step, &terms)).collect();
             assert!(looked.windows(2).all(|pair| pair[0] == pair[1]), "{looked:?}");
         }
         // Beside a small change only the smallest weights are left to the search, and few others.
         let all = 2 * E::round(f64::INFINITY).ordinal() as usize / step;
         let smallest = E::from_ordinal(1).to_f64();
-        let looked = weights_are_found::<E>(Kernel::Blocked, step, &[smallest / 2.0]);
+        let looked = all_weights_are_found::<E>(Kernel::Blocked, step, &[smallest / 2.0]);
         assert!(looked < all / 10, "{looked} of {all} needed a closer look");
     }
 
