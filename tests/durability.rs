@@ -255,6 +255,15 @@ fn a_renamed_checkpoint_gets_its_old_bytes_back_whatever_has_its_old_name() {
     assert!(bench.contents() == before);
 }
 
+/// What a command says that cannot put old bytes back.
+fn waits_for_recovery(bench: &Bench) -> String {
+    let output = bench.run("apply model.safetensors edits.mpatch");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(9), "{said}");
+    assert!(said.ends_with("state: recovery pending\n"), "{said}");
+    said
+}
+
 #[test]
 fn a_journal_of_another_layout_is_left_to_the_mpatch_that_wrote_it() {
     if !can_trace() {
@@ -270,14 +279,11 @@ fn a_journal_of_another_layout_is_left_to_the_mpatch_that_wrote_it() {
     }
     fs::write(&journal, &other).unwrap();
     let half_way = bench.contents();
-    let output = bench.run("apply model.safetensors edits.mpatch");
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(9), "{said}");
+    let said = waits_for_recovery(&bench);
     assert!(
         said.contains("an mpatch whose journals have layout `2` wrote it, and this one's have `3`"),
         "{said}"
     );
-    assert!(said.ends_with("state: recovery pending\n"), "{said}");
     assert!(bench.contents() == half_way);
     fs::write(&journal, &whole).unwrap();
     bench.succeeds("revert model.safetensors edits.mpatch --in-place");
@@ -293,11 +299,8 @@ fn old_bytes_that_cannot_be_put_back_keep_their_journal() {
     let path = bench.path("model.safetensors");
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 4]).unwrap();
-    let output = bench.run("apply model.safetensors edits.mpatch");
-    let said = stderr(&output);
-    assert_eq!(output.status.code(), Some(9), "{said}");
+    let said = waits_for_recovery(&bench);
     assert!(said.contains("has 189 bytes, and had 193 when the journal was written"), "{said}");
-    assert!(said.ends_with("state: recovery pending\n"), "{said}");
     fs::write(&path, &whole).unwrap();
     let said = bench.succeeds("verify edits.mpatch --base model.safetensors --digests-only");
     assert!(said.contains("everything had been changed already"), "{said}");
