@@ -13,11 +13,11 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::checkpoint::{Checkpoint, pipeline};
+use crate::checkpoint::{Checkpoint, TensorInfo, pipeline};
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::factors::RowsApplied;
 use crate::operation::{
-    self, Digests, Direction, Mismatch, OperationError, Progress, Standing, TensorWork, decode_undo,
+    self, Direction, Mismatch, OperationError, Progress, Standing, TensorWork, decode_undo,
 };
 use crate::patch::Patch;
 
@@ -227,28 +227,28 @@ fn verify_digests(
     patch: &Patch,
     progress: Progress<'_>,
 ) -> Result<DigestEvidence, OperationError> {
-    let mut all = checkpoint.digests_with(&Vec::from_iter(checkpoint.tensors()), progress)?;
-    let names = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str());
-    let by_name: Digests<'_> = names.zip(all.iter().copied()).collect();
+    let mut digests = operation::survey_digests(checkpoint, patch, progress)?;
     let bindings = &patch.manifest().bindings;
     let (binding_index, direction) =
-        match operation::standing(checkpoint, bindings, &by_name, Direction::Apply) {
+        match operation::standing(checkpoint, bindings, &digests, Direction::Apply) {
             Standing::Start(binding) => (binding, Direction::Apply),
             Standing::End(binding) => (binding, Direction::Revert),
             Standing::Elsewhere(mismatch) => return Ok(DigestEvidence::of_mismatch(mismatch)),
         };
-    let binding = &bindings[binding_index];
-    let mut tensors = Vec::new();
-    for tensor_index in 0..binding.tensors.len() {
-        let work = TensorWork::load(checkpoint, patch, binding_index, tensor_index)?;
-        let evidence = recompute(checkpoint, &work, direction, by_name[work.info.name.as_str()], progress)?;
-        let place = checkpoint.tensors().binary_search_by(|tensor| tensor.name.cmp(&evidence.name));
-        if let (Ok(place), Some(before)) = (place, evidence.before) {
-            all[place] = before.found;
-        }
-        tensors.push(evidence);
-    }
-    let weights = Compared { expected: binding.weights, found: checkpoint.weights_id_of(&all) };
+    let is_other = |tensor: &&TensorInfo| !digests.contains_key(tensor.name.as_str());
+    let others = Vec::from_iter(checkpoint.tensors().iter().filter(is_other));
+    // Hashing the others fills what either leaves of the processor.
+    let (tensors, hashed) = rayon::join(
+        || recompute_all(checkpoint, patch, binding_index, direction, progress),
+        || checkpoint.digests_with(&others, progress),
+    );
+    let (tensors, hashed) = (tensors?, hashed?);
+    digests.extend(others.iter().map(|tensor| tensor.name.as_str()).zip(hashed));
+    let before = tensors.iter().filter_map(|tensor| Some((tensor.name.as_str(), tensor.before?.found)));
+    digests.extend(before);
+    let all = checkpoint.tensors().iter().map(|tensor| digests[tensor.name.as_str()]);
+    let found = checkpoint.weights_id_of(&Vec::from_iter(all));
+    let weights = Compared { expected: bindings[binding_index].weights, found };
     let state = match direction {
         Direction::Apply => State::Base,
         Direction::Revert => State::Edited,
@@ -262,18 +262,32 @@ fn verify_digests(
     })
 }
 
+fn recompute_all(
+    checkpoint: &Checkpoint,
+    patch: &Patch,
+    binding_index: usize,
+    direction: Direction,
+    progress: Progress<'_>,
+) -> Result<Vec<TensorEvidence>, OperationError> {
+    let tensors = 0..patch.manifest().bindings[binding_index].tensors.len();
+    let recompute = |index| {
+        let work = TensorWork::load(checkpoint, patch, binding_index, index)?;
+        recompute(checkpoint, &work, direction, progress)
+    };
+    tensors.map(recompute).collect()
+}
+
 impl DigestEvidence {
     fn of_mismatch(mismatch: Mismatch) -> Self {
         Self { state: None, binding: None, mismatch: Some(mismatch), weights: None, tensors: Vec::new() }
     }
 }
 
-/// Computes a tensor's other state in memory and comes back from there.
+/// Computes the other state of a tensor, which is where `direction` starts, in memory and comes back from there.
 fn recompute(
     checkpoint: &Checkpoint,
     work: &TensorWork<'_>,
     direction: Direction,
-    start: TensorDigest,
     progress: Progress<'_>,
 ) -> Result<TensorEvidence, OperationError> {
     let mut hasher = blake3::Hasher::new();
@@ -296,7 +310,8 @@ fn recompute(
     );
     outcome?;
     let name = work.binding.name.clone();
-    let start = Compared { expected: direction.start(work.binding), found: start };
+    let start = direction.start(work.binding);
+    let start = Compared { expected: start, found: start };
     let end = Compared { expected: direction.end(work.binding), found: TensorDigest::finish(&hasher) };
     // A computation that stopped half-way has no digest.
     let (start, end) = (Some(start), problem.is_none().then_some(end));

@@ -28,6 +28,7 @@ mod temporary;
 mod waiting;
 mod write;
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -337,7 +338,14 @@ impl Checkpoint {
         tensors: &[&TensorInfo],
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<Vec<TensorDigest>, CheckpointError> {
-        tensors.par_iter().map(|tensor| self.digest_with(tensor, progress)).collect()
+        // The largest first and each on its own, so that no thread is left with much when the others are done.
+        let mut order = Vec::from_iter(0..tensors.len());
+        order.sort_by_key(|&index| Reverse(tensors[index].size_bytes));
+        let digest = |index: usize| Ok((index, self.digest_with(tensors[index], progress)?));
+        let found: Result<Vec<_>, _> = order.into_par_iter().with_max_len(1).map(digest).collect();
+        let mut found = found?;
+        found.sort_unstable_by_key(|(index, _)| *index);
+        Ok(found.into_iter().map(|(_, digest)| digest).collect())
     }
 
     /// The weights id that these digests, one per tensor of [`Checkpoint::tensors`], give.

@@ -32,7 +32,7 @@ use rayon::prelude::*;
 
 use self::interval::{for_each_not_one, interval_of};
 use self::words::{Choice, WordReader, WordWriter};
-use super::kernels::{LOOK, Lane, Members, STRETCH_MAX, check, restore};
+use super::kernels::{LOOK, Lane, Members, STRETCH_MAX, log, restore};
 use super::update::{Met, Span, Workspace};
 use super::{FactorError, RowsApplied, Update};
 use crate::tensor::{Dtype, Element};
@@ -174,16 +174,10 @@ fn log_task<E: Lane>(
     let (columns, size_bytes) = (update.columns(), E::DTYPE.size_bytes());
     let rows = row_first..row_first + weights.len() / (columns * size_bytes);
     let mut choices = no_choices(rows.len(), columns);
-    let mut met = Met::default();
-    let (mut before, mut terms) = (Vec::new(), Vec::new());
+    let (mut met, mut buffers) = (Met::default(), Buffers::default());
     update.for_each_span(rows, workspace, |span| {
         let weights = &mut weights[span.bytes(row_first, columns, size_bytes)];
-        before.clear();
-        before.extend_from_slice(weights);
-        if met.apply::<E>(update, span, weights) {
-            let choices = &mut choices[span.row - row_first];
-            choices_of_span::<E>(update, span, &before, weights, &mut terms, choices);
-        }
+        log_span::<E>(update, span, weights, &mut buffers, &mut met, &mut choices[span.row - row_first]);
     });
     let applied = met.outcome::<E>()?;
     let blocks = choices.chunks(undo_rows_per_block(columns)).map(|block| {
@@ -201,28 +195,43 @@ fn no_choices(rows: usize, columns: usize) -> Vec<Vec<Choice>> {
     (0..rows).map(|_| Vec::with_capacity(columns / 16)).collect()
 }
 
-/// Notes every weight of a stretch that shares what becomes of it with others.
-fn choices_of_span<E: Lane>(
+/// What is found about one stretch of weights; the next one overwrites it.
+struct Buffers {
+    counts: [u8; STRETCH_MAX],
+    indices: [u8; STRETCH_MAX],
+    terms: Vec<f64>,
+}
+
+impl Default for Buffers {
+    fn default() -> Self {
+        Self { counts: [0; STRETCH_MAX], indices: [0; STRETCH_MAX], terms: Vec::new() }
+    }
+}
+
+/// Applies `update` to a stretch, and notes every weight that shares what becomes of it with others.
+fn log_span<E: Lane>(
     update: &Update,
     span: &Span<'_>,
-    before: &[u8],
-    after: &[u8],
-    terms: &mut Vec<f64>,
+    weights: &mut [u8],
+    buffers: &mut Buffers,
+    met: &mut Met,
     choices: &mut Vec<Choice>,
 ) {
-    let (mut counts, mut indices) = ([0; STRETCH_MAX], [0; STRETCH_MAX]);
+    let Buffers { counts, indices, terms } = buffers;
     let (counts, indices) = (&mut counts[..span.columns.len()], &mut indices[..span.columns.len()]);
     let members = Members { counts: &mut *counts, indices: &mut *indices };
-    check::<E>(update.kernel(), before, after, span.terms, members);
+    met.count(log::<E>(update.kernel(), weights, span.terms, members));
     let size_bytes = E::DTYPE.size_bytes();
-    let element = |bytes: &[u8], place: usize| E::read(&bytes[place * size_bytes..][..size_bytes]);
     for_each_not_one(counts, |place| {
         let (mut count, mut index) = (i64::from(counts[place]), i64::from(indices[place]));
         if counts[place] == LOOK {
             span.terms.of(place, terms);
-            let interval = interval_of(element(after, place), terms);
-            (count, index) =
-                (interval.end - interval.start, element(before, place).ordinal() - interval.start);
+            let bytes = &mut weights[place * size_bytes..][..size_bytes];
+            let before = E::read(bytes);
+            let Some(after) = met.apply_to_one(span, place, before, terms) else { return };
+            after.write(bytes);
+            let interval = interval_of(after, terms);
+            (count, index) = (interval.end - interval.start, before.ordinal() - interval.start);
         }
         if count > 1 {
             choices.push(Choice::new(span.columns.start + place, count, index));
@@ -359,11 +368,11 @@ impl UndoLog {
         let row_size_bytes = self.columns * size_bytes;
         let rows = row_first..row_first + weights.len() / row_size_bytes;
         let mut choices = no_choices(rows.len(), self.columns);
-        let (mut faults, mut terms) = (Faults::default(), Vec::new());
+        let (mut faults, mut buffers) = (Faults::default(), Buffers::default());
         update.for_each_span(rows.clone(), workspace, |span| {
             let weights = &mut weights[span.bytes(row_first, self.columns, size_bytes)];
             let choices = &mut choices[span.row - row_first];
-            faults.note(span, lowest_of_span::<E>(update, span, weights, &mut terms, choices));
+            faults.note(span, lowest_of_span::<E>(update, span, weights, &mut buffers, choices));
         });
         faults.first()?;
         let rows_per_block = undo_rows_per_block(self.columns);
@@ -427,10 +436,10 @@ fn lowest_of_span<E: Lane>(
     update: &Update,
     span: &Span<'_>,
     weights: &mut [u8],
-    terms: &mut Vec<f64>,
+    buffers: &mut Buffers,
     choices: &mut Vec<Choice>,
 ) -> Result<(), FactorError> {
-    let mut counts = [0; STRETCH_MAX];
+    let Buffers { counts, terms, .. } = buffers;
     let counts = &mut counts[..span.columns.len()];
     restore::<E>(update.kernel(), weights, span.terms, counts);
     let size_bytes = E::DTYPE.size_bytes();
@@ -503,8 +512,9 @@ mod tests {
     fn log_of(update: &Update, dtype: Dtype, base: &[u8], edited: &[u8]) -> Vec<u8> {
         let mut writer = UndoWriter::new(update.rows(), update.columns());
         let mut weights = base.to_vec();
-        writer.apply_rows(update, dtype, 0..update.rows(), &mut weights).unwrap();
+        let applied = writer.apply_rows(update, dtype, 0..update.rows(), &mut weights);
         assert!(weights == edited, "logged on the way, the result is another");
+        assert_eq!(applied, update.apply_rows(dtype, 0..update.rows(), &mut base.to_vec()));
         writer.finish().unwrap()
     }
 

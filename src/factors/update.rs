@@ -12,7 +12,7 @@ use std::ops::{AddAssign, Range};
 
 use rayon::prelude::*;
 
-use super::kernels::{Block, Kernel, Lane, PANEL, Product, Scratch, Sums, Terms, apply, scale};
+use super::kernels::{Applied, Block, Kernel, Lane, PANEL, Product, Scratch, Sums, Terms, apply, scale};
 use super::{FactorError, Term};
 use crate::tensor::{Dtype, Element};
 use crate::with_element;
@@ -321,16 +321,44 @@ pub(super) struct Met {
 }
 
 impl Met {
-    /// Applies `update` to a stretch, and says whether it has a result.
-    pub fn apply<E: Lane>(&mut self, update: &Update, span: &Span<'_>, weights: &mut [u8]) -> bool {
+    /// Applies `update` to a stretch.
+    pub fn apply<E: Lane>(&mut self, update: &Update, span: &Span<'_>, weights: &mut [u8]) {
         let applied = apply::<E>(update.kernel, weights, span.terms);
+        self.count(applied);
+        let overflow = applied.overflow_from.and_then(|from| overflow_of_span::<E>(span, from, weights));
+        if let Some(overflow) = overflow {
+            self.note(overflow);
+        }
+    }
+
+    /// What a finite weight becomes, if that is finite.
+    pub fn apply_to_one<E: Element>(
+        &mut self,
+        span: &Span<'_>,
+        place: usize,
+        before: E,
+        terms: &[f64],
+    ) -> Option<E> {
+        let value = add_in_order(before.to_f64(), terms);
+        let after = E::round(value);
+        if !after.is_finite() {
+            self.note(Overflow { row: span.row, column: span.columns.start + place, value });
+            return None;
+        }
+        self.total.changed += u64::from(after.ordinal() != before.ordinal());
+        Some(after)
+    }
+
+    /// Adds what a kernel has counted.
+    pub fn count(&mut self, applied: Applied) {
         self.total += RowsApplied { not_finite: applied.not_finite, changed: applied.changed };
-        let Some(from) = applied.overflow_from else { return true };
-        let found = overflow_of_span::<E>(span, from, weights);
-        // Strips come before rows here; the first in the order of the weights is told.
-        let is_earlier = |found: &Overflow| self.first.is_none_or(|first| found.place() < first.place());
-        self.first = found.filter(is_earlier).or(self.first);
-        false
+    }
+
+    /// Strips come before rows here; the first in the order of the weights is told.
+    fn note(&mut self, found: Overflow) {
+        if self.first.is_none_or(|first| found.place() < first.place()) {
+            self.first = Some(found);
+        }
     }
 
     /// What was met in all, or the first overflow.
@@ -385,7 +413,7 @@ mod tests {
 
     use super::super::kernels::STRETCH_MAX;
     use super::super::samples::{Generator, terms_and_weights, weights};
-    use super::super::{IntegerMatrix, Integers};
+    use super::super::{IntegerMatrix, Integers, UndoWriter};
     use super::*;
     use crate::tensor::Element;
 
@@ -522,11 +550,11 @@ mod tests {
         let ones = IntegerMatrix::new("ones", 2, 3, 2, vec![1; 6]).unwrap();
         let term = Term::new(Integers::Dense(ones), vec![1.0, 100.0], vec![1.0, 1.0, 1.0]).unwrap();
         let update = Update::new(vec![term]).unwrap();
-        let mut weights = weights::<f16>([65504.0, 0.0, 0.0, 0.0, f64::INFINITY, 65504.0]);
-        assert_eq!(
-            update.apply_rows(Dtype::F16, 0..2, &mut weights),
-            Err(FactorError::Overflow { row: 1, column: 2, value: 65604.0, dtype: Dtype::F16 })
-        );
+        let weights = weights::<f16>([65504.0, 0.0, 0.0, 0.0, f64::INFINITY, 65504.0]);
+        let overflow = Err(FactorError::Overflow { row: 1, column: 2, value: 65604.0, dtype: Dtype::F16 });
+        assert_eq!(update.apply_rows(Dtype::F16, 0..2, &mut weights.clone()), overflow);
+        let mut writer = UndoWriter::new(2, 3);
+        assert_eq!(writer.apply_rows(&update, Dtype::F16, 0..2, &mut weights.clone()), overflow);
     }
 
     #[test]

@@ -26,15 +26,23 @@ pub(crate) fn survey(
     direction: Direction,
     progress: Progress<'_>,
 ) -> Result<Standing, OperationError> {
-    let touched = touched_tensors(checkpoint, patch);
-    let digests = checkpoint.digests_with(&touched, progress)?;
-    let names = touched.iter().map(|tensor| tensor.name.as_str());
-    let digests: Digests<'_> = names.zip(digests).collect();
+    let digests = survey_digests(checkpoint, patch, progress)?;
     Ok(standing(checkpoint, &patch.manifest().bindings, &digests, direction))
 }
 
 /// Digests of tensors by name.
-pub(crate) type Digests<'a> = BTreeMap<&'a str, TensorDigest>;
+pub(super) type Digests<'a> = BTreeMap<&'a str, TensorDigest>;
+
+/// The digests of the checkpoint's tensors that any binding could be about.
+pub(crate) fn survey_digests<'c>(
+    checkpoint: &'c Checkpoint,
+    patch: &Patch,
+    progress: Progress<'_>,
+) -> Result<Digests<'c>, CheckpointError> {
+    let touched = touched_tensors(checkpoint, patch);
+    let digests = checkpoint.digests_with(&touched, progress)?;
+    Ok(touched.iter().map(|tensor| tensor.name.as_str()).zip(digests).collect())
+}
 
 /// As [`survey`], from digests that are known; a tensor without one counts as missing.
 pub(crate) fn standing(

@@ -1,16 +1,20 @@
 //! The way back, weight by weight: which weights become an edited one.
 //!
 //! ```text
-//! restore  W'     ->  how many W become it, and the lowest of them
-//! check    W, W'  ->  how many become W', and which of them W is
+//! restore  W'  ->  how many W become it, and the lowest of them
+//! log      W   ->  W', how many become it, and which of them W is
 //! ```
 //!
 //! What rounds to `W'` lies between the middles to its two neighbours, so what became it lies between those two less
 //! the terms. Where neither of these two numbers is close to an element, the elements between them are counted by
 //! subtracting one's bits from the other's.
+//!
+//! Logging needs no exact sum: whether `W` lies between the two numbers of what it seems to become says whether it does.
 
 use super::Kernel;
-use super::lanes::{Bits, Doubles, GROUP, Group, Lane, Terms, compiled_for_each, each, is_finite, ordinal};
+use super::lanes::{
+    Applied, Bits, Doubles, GROUP, Group, Lane, Terms, compiled_for_each, each, is_finite, ordinal,
+};
 
 /// Of a weight: it needs a closer look. Other numbers say how many weights become it, which is 1 for NaN and infinities,
 /// too: they stay.
@@ -32,11 +36,10 @@ struct Origins {
 /// thousands of times its result, a last place beside it. The sums in f64, on the way there and here, are off by less
 /// than a part of a step.
 #[inline(always)]
-fn origins<E: Lane>(after: &Bits, terms: Terms<'_>) -> Origins {
+fn origins<E: Lane>(after: &Bits, changes: &Group<E::Wide>, terms: Terms<'_>) -> Origins {
     let (mut lowest, mut counts): (Bits, Bits) = (Group::of(0), Group::of(0));
-    let changes = change::<E>(terms);
     let found = lowest.iter_mut().zip(counts.iter_mut());
-    for ((lowest, count), (after, change)) in found.zip(after.iter().zip(&changes)) {
+    for ((lowest, count), (after, change)) in found.zip(after.iter().zip(changes)) {
         let change = E::with_sign_of(*change, *after);
         let magnitude = after & E::MAGNITUDE;
         let [inner, outer] = E::middles(magnitude).map(|middle| middle - change);
@@ -105,7 +108,7 @@ fn restore_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, counts: &mut [u8
 fn restore_group<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, counts: &mut [u8]) {
     let mut bits: Bits = Group::of(0);
     E::unpack(bytes, &mut *bits);
-    let mut found = origins::<E>(&bits, terms);
+    let mut found = origins::<E>(&bits, &change::<E>(terms), terms);
     for ((bits, lowest), count) in bits.iter_mut().zip(&found.lowest).zip(found.counts.iter_mut()) {
         let stays = u32::from(!is_finite::<E>(*bits));
         *bits = if *count == u32::from(LOOK) { *bits } else { *lowest };
@@ -132,37 +135,50 @@ pub(in super::super) struct Members<'a> {
 }
 
 #[inline(always)]
-fn check_stretch<E: Lane>(before: &[u8], after: &[u8], terms: Terms<'_>, members: Members<'_>) {
-    let size_bytes = GROUP * E::DTYPE.size_bytes();
-    let groups = before.chunks(size_bytes).zip(after.chunks(size_bytes)).zip(terms.groups());
+fn log_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, members: Members<'_>) -> Applied {
+    let mut total = Applied::default();
+    let groups = bytes.chunks_mut(GROUP * E::DTYPE.size_bytes()).zip(terms.groups());
     let members = members.counts.chunks_mut(GROUP).zip(members.indices.chunks_mut(GROUP));
-    for (((before, after), terms), (counts, indices)) in groups.zip(members) {
-        check_group::<E>(before, after, terms, counts, indices);
+    for ((bytes, terms), (counts, indices)) in groups.zip(members) {
+        log_group::<E>(bytes, terms, counts, indices, &mut total);
     }
+    total
 }
 
 #[inline(always)]
-fn check_group<E: Lane>(
-    before: &[u8],
-    after: &[u8],
+fn log_group<E: Lane>(
+    bytes: &mut [u8],
     terms: Terms<'_>,
     counts: &mut [u8],
     indices: &mut [u8],
+    total: &mut Applied,
 ) {
-    let (mut starts, mut ends): (Bits, Bits) = (Group::of(0), Group::of(0));
-    E::unpack(before, &mut *starts);
-    E::unpack(after, &mut *ends);
-    let mut found = origins::<E>(&ends, terms);
+    let (mut before, mut after): (Bits, Bits) = (Group::of(0), Group::of(0));
+    E::unpack(bytes, &mut *before);
+    let changes = change::<E>(terms);
+    for (after, (before, change)) in after.iter_mut().zip(before.iter().zip(&changes)) {
+        *after = E::nearest(E::wide(*before) + *change);
+    }
+    let mut found = origins::<E>(&after, &changes, terms);
     let mut members: Bits = Group::of(0);
-    let weights = starts.iter().zip(&found.lowest);
-    for ((start, lowest), (count, member)) in weights.zip(found.counts.iter_mut().zip(members.iter_mut())) {
-        let stays = u32::from(!is_finite::<E>(*start));
-        *member = ordinal::<E>(*start).wrapping_sub(ordinal::<E>(*lowest)) as u32;
-        *count &= u32::from(*member < *count).wrapping_neg();
+    let (mut not_finite, mut changed) = (0_u32, 0_u32);
+    let weights = before.iter().zip(after.iter_mut()).zip(&found.lowest);
+    for (((before, after), lowest), (count, member)) in
+        weights.zip(found.counts.iter_mut().zip(members.iter_mut()))
+    {
+        let stays = u32::from(!is_finite::<E>(*before));
+        *member = ordinal::<E>(*before).wrapping_sub(ordinal::<E>(*lowest)) as u32;
+        *count &= u32::from((*member < *count) & (stays == 0)).wrapping_neg();
+        *after = if *count == u32::from(LOOK) { *before } else { *after };
         *count |= stays;
+        not_finite += stays;
+        changed += u32::from(before != after);
     }
     write_bytes(&found.counts, counts);
     write_bytes(&members, indices);
+    E::pack(&*after, bytes);
+    total.not_finite += u64::from(not_finite);
+    total.changed += u64::from(changed);
 }
 
 compiled_for_each!(
@@ -171,6 +187,7 @@ compiled_for_each!(
     restore, restore_stretch, <E: Lane>, (bytes: &mut [u8], terms: Terms<'_>, counts: &mut [u8])
 );
 compiled_for_each!(
-    /// Says how many weights become `after`, and which of them `before` is.
-    check, check_stretch, <E: Lane>, (before: &[u8], after: &[u8], terms: Terms<'_>, members: Members<'_>)
+    /// Replaces weights by what the terms make of them, and says how many become that, and which of them each was; where
+    /// it says [`LOOK`], they stay, and are in no sum.
+    log, log_stretch, <E: Lane>, (bytes: &mut [u8], terms: Terms<'_>, members: Members<'_>) -> Applied
 );

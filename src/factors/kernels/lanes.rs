@@ -11,7 +11,7 @@
 //! of the width that the enclosing function may use. Each step is the one IEEE operation that the format names, and no
 //! compiler fuses them unasked, so the width never shows in the result.
 
-use std::ops::{Deref, DerefMut, Sub};
+use std::ops::{Add, Deref, DerefMut, Sub};
 
 use half::{bf16, f16};
 
@@ -69,7 +69,7 @@ pub(in super::super) struct Applied {
 /// An element type as bits and values, without branches.
 pub(in super::super) trait Lane: Element {
     /// A type with so many more bits that it holds what lies between two elements, and parts of it.
-    type Wide: Copy + Default + Sub<Output = Self::Wide>;
+    type Wide: Copy + Default + Add<Output = Self::Wide> + Sub<Output = Self::Wide>;
     /// All bits but the sign.
     const MAGNITUDE: u32;
     /// The sign bit.
@@ -86,6 +86,10 @@ pub(in super::super) trait Lane: Element {
     fn halfway(value: f64) -> f32;
     /// Bits of the nearest element, ties to even.
     fn narrow(halfway: f32) -> u32;
+    /// The value of finite bits; anything for others.
+    fn wide(bits: u32) -> Self::Wide;
+    /// Bits of the nearest element.
+    fn nearest(value: Self::Wide) -> u32;
     /// The middles between a magnitude and the numbers before and after it; before 0 there is none, and anything.
     fn middles(magnitude: u32) -> [Self::Wide; 2];
     /// The nearest value of the wide type.
@@ -143,6 +147,16 @@ macro_rules! lane {
             #[inline(always)]
             fn narrow(halfway: f32) -> u32 {
                 $narrow(halfway)
+            }
+
+            #[inline(always)]
+            fn wide(bits: u32) -> $wide {
+                Self::single(bits).into()
+            }
+
+            #[inline(always)]
+            fn nearest(value: $wide) -> u32 {
+                Self::narrow(value as f32)
             }
 
             #[inline(always)]

@@ -30,8 +30,8 @@ use std::ops::Range;
 use super::{FactorError, IntegerMatrix, Integers, magnitude_limit};
 use bytes::Bytes;
 pub(super) use bytes::PANEL;
-pub(super) use inverse::{LOOK, Members, check, restore};
-pub(super) use lanes::{Lane, STRETCH_MAX, Terms, apply, result, scale};
+pub(super) use inverse::{LOOK, Members, log, restore};
+pub(super) use lanes::{Applied, Lane, STRETCH_MAX, Terms, apply, result, scale};
 
 /// How updates are computed. The choice never shows in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
