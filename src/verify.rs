@@ -17,7 +17,7 @@ use crate::checkpoint::{Checkpoint, TensorInfo, pipeline};
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::factors::RowsApplied;
 use crate::operation::{
-    self, Direction, Mismatch, OperationError, Progress, Standing, TensorWork, decode_undo,
+    self, Digests, Direction, Mismatch, OperationError, Progress, Standing, TensorWork, decode_undo,
 };
 use crate::patch::Patch;
 
@@ -188,8 +188,10 @@ pub fn verify(
     patch: &Patch,
     progress: Progress<'_>,
 ) -> Result<VerifyReport, OperationError> {
-    let form = verify_form(patch);
-    let digests = if form.holds() { Some(verify_digests(checkpoint, patch, progress)?) } else { None };
+    let (form, touched) =
+        rayon::join(|| verify_form(patch), || operation::survey_digests(checkpoint, patch, progress));
+    let digests =
+        if form.holds() { Some(verify_digests(checkpoint, patch, touched?, progress)?) } else { None };
     Ok(VerifyReport { patch: patch.id(), form, digests })
 }
 
@@ -222,27 +224,29 @@ pub fn verify_form(patch: &Patch) -> FormEvidence {
     evidence
 }
 
+/// V2, given the digests of the tensors that the patch could be about.
 fn verify_digests(
     checkpoint: &Checkpoint,
     patch: &Patch,
+    touched: Digests<'_>,
     progress: Progress<'_>,
 ) -> Result<DigestEvidence, OperationError> {
-    let mut digests = operation::survey_digests(checkpoint, patch, progress)?;
     let bindings = &patch.manifest().bindings;
     let (binding_index, direction) =
-        match operation::standing(checkpoint, bindings, &digests, Direction::Apply) {
+        match operation::standing(checkpoint, bindings, &touched, Direction::Apply) {
             Standing::Start(binding) => (binding, Direction::Apply),
             Standing::End(binding) => (binding, Direction::Revert),
             Standing::Elsewhere(mismatch) => return Ok(DigestEvidence::of_mismatch(mismatch)),
         };
-    let is_other = |tensor: &&TensorInfo| !digests.contains_key(tensor.name.as_str());
+    let is_other = |tensor: &&TensorInfo| !touched.contains_key(tensor.name.as_str());
     let others = Vec::from_iter(checkpoint.tensors().iter().filter(is_other));
-    // Hashing the others fills what either leaves of the processor.
+    // At once, because computing leaves threads idle between its steps, and hashing tensor by tensor fills them.
     let (tensors, hashed) = rayon::join(
         || recompute_all(checkpoint, patch, binding_index, direction, progress),
         || checkpoint.digests_with(&others, progress),
     );
     let (tensors, hashed) = (tensors?, hashed?);
+    let mut digests: Digests<'_> = touched;
     digests.extend(others.iter().map(|tensor| tensor.name.as_str()).zip(hashed));
     let before = tensors.iter().filter_map(|tensor| Some((tensor.name.as_str(), tensor.before?.found)));
     digests.extend(before);
@@ -283,7 +287,7 @@ impl DigestEvidence {
     }
 }
 
-/// Computes the other state of a tensor, which is where `direction` starts, in memory and comes back from there.
+/// Computes the other state of a tensor that is known to be where `direction` starts, in memory, and comes back.
 fn recompute(
     checkpoint: &Checkpoint,
     work: &TensorWork<'_>,

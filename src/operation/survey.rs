@@ -31,7 +31,7 @@ pub(crate) fn survey(
 }
 
 /// Digests of tensors by name.
-pub(super) type Digests<'a> = BTreeMap<&'a str, TensorDigest>;
+pub(crate) type Digests<'a> = BTreeMap<&'a str, TensorDigest>;
 
 /// The digests of the checkpoint's tensors that any binding could be about.
 pub(crate) fn survey_digests<'c>(
