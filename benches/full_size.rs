@@ -4,6 +4,7 @@
 //! cargo run --release --example full_size -- FOLDER
 //! cargo bench --bench full_size -- FOLDER                          the tables of docs/performance.md
 //! cargo bench --bench full_size -- --rounds 5 --scratch DISK FOLDER
+//! cargo bench --bench full_size -- --checks-only FOLDER            `verify` alone: no room is needed
 //! cargo bench --bench full_size -- --plot docs/performance.svg SMALL FOLDER ... LARGE FOLDER
 //! ```
 //!
@@ -35,11 +36,19 @@ struct Arguments {
     scratch: Option<PathBuf>,
     plot: Option<PathBuf>,
     facts: Option<Vec<usize>>,
+    checks_only: bool,
     folders: Vec<PathBuf>,
 }
 
 fn main() {
-    let mut arguments = Arguments { rounds: 3, scratch: None, plot: None, facts: None, folders: Vec::new() };
+    let mut arguments = Arguments {
+        rounds: 3,
+        scratch: None,
+        plot: None,
+        facts: None,
+        checks_only: false,
+        folders: Vec::new(),
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().expect("a value follows");
@@ -50,6 +59,7 @@ fn main() {
             "--facts" => {
                 arguments.facts = Some(value().split(',').map(|number| number.parse().unwrap()).collect());
             }
+            "--checks-only" => arguments.checks_only = true,
             // What `cargo bench` adds by itself.
             "--bench" => {}
             folder => arguments.folders.push(folder.into()),
@@ -143,18 +153,26 @@ impl<'a> Bench<'a> {
         println!("\n## {} ({})\n", self.weights.display(), gigabytes(self.size_bytes));
         println!("| facts | program | seconds | processor seconds | against | ratio | peak memory |");
         println!("|---|---|---|---|---|---|---|");
-        let points = self.patches.iter().map(|(facts, patch)| self.patch(*facts, patch)).collect();
-        self.products();
+        let mut points = Vec::new();
+        for (facts, patch) in &self.patches {
+            if !self.arguments.checks_only {
+                points.push(self.changes(*facts, patch));
+            }
+            self.checks(*facts, patch);
+        }
+        if !self.arguments.checks_only {
+            self.products();
+        }
         points
     }
 
-    fn patch(&self, facts: usize, patch: &Path) -> Point {
+    /// Copies and changes in place.
+    fn changes(&self, facts: usize, patch: &Path) -> Point {
         let (copied, edited, reverted) =
             (self.scratch.join("copied"), self.scratch.join("edited"), self.scratch.join("reverted"));
         // What a run that was ended left.
         [&copied, &edited, &reverted].into_iter().filter(|path| path.exists()).for_each(|path| remove(path));
         let (mut copies, mut synced, mut applied, mut taken_back) = (vec![], vec![], vec![], vec![]);
-        let (mut verified, mut hashed) = (vec![], vec![]);
         let mut in_place = [const { InPlace::new() }; 2];
         for _ in 0..self.arguments.rounds {
             self.settle_from(&self.weights);
@@ -191,15 +209,6 @@ impl<'a> Bench<'a> {
                 ));
             }
             remove(&edited);
-            read(&self.weights);
-            hashed.push(self.hash_all(patch));
-            read(&self.weights);
-            let base = self.weights.to_str().unwrap();
-            verified.push(mpatch(
-                &["verify", "--allow-unsigned", "--digests-only", "--base", base],
-                &[patch],
-                None,
-            ));
         }
         let (copy, sync, apply) = (median(&copies), median(&synced), median(&applied));
         row(facts, "`cp`", copy, "", None);
@@ -217,12 +226,31 @@ impl<'a> Bench<'a> {
                 row(facts, &name, median(costs), "reading and writing", Some(rewrite));
             }
         }
-        let hash = median(&hashed);
-        row(facts, &format!("{} of the same bytes", hasher().1), hash, "", None);
-        row(facts, "`mpatch verify --base`", median(&verified), hasher().1, Some(hash));
         let in_memory = median(&in_place[1].applied);
         let seconds = [apply, copy, in_memory].map(|cost| cost.seconds);
         Point { size_bytes: self.size_bytes, facts, seconds }
+    }
+
+    /// Checks, of weights that memory holds as far as they fit.
+    fn checks(&self, facts: usize, patch: &Path) {
+        let (mut compared, mut computed, mut hashed, mut hashed_twice) = (vec![], vec![], vec![], vec![]);
+        let base = self.weights.to_str().unwrap();
+        for _ in 0..self.arguments.rounds {
+            read(&self.weights);
+            let whole = hash(&self.weights);
+            hashed.push(whole);
+            hashed_twice.push(self.with_touched_again(whole, patch));
+            for (depth, costs) in [("--digests-only", &mut compared), ("--weights-only", &mut computed)] {
+                read(&self.weights);
+                costs.push(mpatch(&["verify", "--allow-unsigned", depth, "--base", base], &[patch], None));
+            }
+        }
+        let hasher = hasher().1;
+        let (hash, twice) = (median(&hashed), median(&hashed_twice));
+        row(facts, hasher, hash, "", None);
+        row(facts, "`mpatch verify --digests-only --base`", median(&compared), hasher, Some(hash));
+        row(facts, &format!("{hasher} of the touched tensors twice"), twice, "", None);
+        row(facts, "`mpatch verify --weights-only --base`", median(&computed), hasher, Some(twice));
     }
 
     /// Copies `source` and removes the copy, so that each program that makes one finds the memory and the disk alike.
@@ -269,11 +297,11 @@ impl<'a> Bench<'a> {
         Cost::since(start)
     }
 
-    /// Hashes what `verify` has to: the whole file, and the touched tensors once more in their other state.
-    fn hash_all(&self, patch: &Path) -> Cost {
+    /// Of hashing what `verify` has to where it computes: the whole file, which took `whole`, and the touched tensors
+    /// once more in their other state.
+    fn with_touched_again(&self, whole: Cost, patch: &Path) -> Cost {
         let (_, touched) = self.touched(patch);
         let again: u64 = touched.iter().map(|tensor| tensor.size_bytes).sum();
-        let whole = hash(&self.weights);
         let more = 1.0 + again as f64 / self.size_bytes as f64;
         Cost {
             seconds: whole.seconds * more,

@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! V0  well formed   every term and every undo log of the patch decodes and fits its tensor
-//! V2  digests       the weights have the id that the patch names, before the patch or, taken back in memory,
-//!                   after it; applying and reverting give the digests it names, and undo each other
+//! V2  digests       the touched tensors have the digests that the patch names, before it or after it, and all
+//!                   others those of its base; where both states are asked for, applying and reverting give the
+//!                   digests it names, and undo each other
 //! ```
 //!
 //! Nothing is written, and nothing here says *safe*: the report says what was compared, and with what outcome.
@@ -20,6 +21,17 @@ use crate::operation::{
     self, Digests, Direction, Mismatch, OperationError, Progress, Standing, TensorWork, decode_undo,
 };
 use crate::patch::Patch;
+use crate::patch::manifest::TensorBinding;
+
+/// What is done about V2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Hash what is there, which takes as long for a thousand facts as for one.
+    Digests,
+    /// Compute the touched tensors' other state as well, in memory, and come back: what the patch promises about
+    /// applying and reverting.
+    BothStates,
+}
 
 /// What was found about a patch and a checkpoint.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -69,7 +81,8 @@ pub struct DigestEvidence {
     pub binding: Option<usize>,
     /// Why none fits.
     pub mismatch: Option<Mismatch>,
-    /// The id of all weights of the base; for an edited checkpoint, with the touched tensors taken back.
+    /// The id of all weights of the base; for an edited checkpoint, with the touched tensors taken back, or, where
+    /// nothing was computed, with the digests that the patch says they had.
     pub weights: Option<Compared<WeightsId>>,
     /// The touched tensors, in bytewise order of their names.
     pub tensors: Vec<TensorEvidence>,
@@ -139,23 +152,34 @@ impl<D: PartialEq> Compared<D> {
 pub struct TensorEvidence {
     /// Its name.
     pub name: String,
-    /// Its digest before: read from a base, computed from an edited checkpoint.
+    /// Its digest before: read from a base, computed from an edited checkpoint; none where that was not computed.
     pub before: Option<Compared<TensorDigest>>,
-    /// Its digest after: computed from a base, read from an edited checkpoint.
+    /// Its digest after: computed from a base, read from an edited checkpoint; none where that was not computed.
     pub after: Option<Compared<TensorDigest>>,
-    /// Weights that the patch changes.
-    pub changed: u64,
-    /// Weights that are NaN or infinite and stay as they are.
-    pub not_finite: u64,
+    /// Weights that the patch changes; none where that was not computed.
+    pub changed: Option<u64>,
+    /// Weights that are NaN or infinite and stay as they are; none where that was not computed.
+    pub not_finite: Option<u64>,
     /// What stopped the computation, in words.
     pub problem: Option<String>,
 }
 
 impl TensorEvidence {
-    /// Both digests are the patch's.
+    /// What was read, and what was computed if anything was, has the patch's digests.
     pub fn holds(&self) -> bool {
-        let equal = |compared: &Option<Compared<_>>| compared.as_ref().is_some_and(Compared::is_equal);
-        self.problem.is_none() && equal(&self.before) && equal(&self.after)
+        self.problem.is_none() && [self.before, self.after].iter().flatten().all(Compared::is_equal)
+    }
+
+    /// Of a tensor that is known to be where `direction` starts, nothing being computed.
+    fn as_read(binding: &TensorBinding, direction: Direction) -> Self {
+        let start = direction.start(binding);
+        let start = Some(Compared { expected: start, found: start });
+        let (before, after) = match direction {
+            Direction::Apply => (start, None),
+            Direction::Revert => (None, start),
+        };
+        let name = binding.name.clone();
+        Self { name, before, after, changed: None, not_finite: None, problem: None }
     }
 
     fn problem_in_words(&self) -> Option<String> {
@@ -186,18 +210,24 @@ impl TensorEvidence {
 pub fn verify(
     checkpoint: &Checkpoint,
     patch: &Patch,
+    depth: Depth,
     progress: Progress<'_>,
 ) -> Result<VerifyReport, OperationError> {
     let (form, touched) =
         rayon::join(|| verify_form(patch), || operation::survey_digests(checkpoint, patch, progress));
     let digests =
-        if form.holds() { Some(verify_digests(checkpoint, patch, touched?, progress)?) } else { None };
+        if form.holds() { Some(verify_digests(checkpoint, patch, touched?, depth, progress)?) } else { None };
     Ok(VerifyReport { patch: patch.id(), form, digests })
 }
 
-/// Bytes that [`verify`] reports to its progress: all weights once, the touched tensors twice.
-pub fn verify_size_bytes(checkpoint: &Checkpoint, patch: &Patch) -> u64 {
-    checkpoint.weights_size_bytes() + operation::survey_size_bytes(checkpoint, patch)
+/// Bytes that [`verify`] reports to its progress: all weights once, the touched tensors twice where both of their
+/// states are asked for.
+pub fn verify_size_bytes(checkpoint: &Checkpoint, patch: &Patch, depth: Depth) -> u64 {
+    let computed = match depth {
+        Depth::Digests => 0,
+        Depth::BothStates => operation::survey_size_bytes(checkpoint, patch),
+    };
+    checkpoint.weights_size_bytes() + computed
 }
 
 /// V0 alone: needs no checkpoint.
@@ -229,6 +259,7 @@ fn verify_digests(
     checkpoint: &Checkpoint,
     patch: &Patch,
     touched: Digests<'_>,
+    depth: Depth,
     progress: Progress<'_>,
 ) -> Result<DigestEvidence, OperationError> {
     let bindings = &patch.manifest().bindings;
@@ -238,21 +269,33 @@ fn verify_digests(
             Standing::End(binding) => (binding, Direction::Revert),
             Standing::Elsewhere(mismatch) => return Ok(DigestEvidence::of_mismatch(mismatch)),
         };
+    let binding = &bindings[binding_index];
     let is_other = |tensor: &&TensorInfo| !touched.contains_key(tensor.name.as_str());
     let others = Vec::from_iter(checkpoint.tensors().iter().filter(is_other));
     // At once, because computing leaves threads idle between its steps, and hashing tensor by tensor fills them.
     let (tensors, hashed) = rayon::join(
-        || recompute_all(checkpoint, patch, binding_index, direction, progress),
+        || match depth {
+            Depth::Digests => {
+                Ok(binding.tensors.iter().map(|tensor| TensorEvidence::as_read(tensor, direction)).collect())
+            }
+            Depth::BothStates => recompute_all(checkpoint, patch, binding_index, direction, progress),
+        },
         || checkpoint.digests_with(&others, progress),
     );
-    let (tensors, hashed) = (tensors?, hashed?);
+    let (tensors, hashed): (Vec<TensorEvidence>, _) = (tensors?, hashed?);
     let mut digests: Digests<'_> = touched;
     digests.extend(others.iter().map(|tensor| tensor.name.as_str()).zip(hashed));
-    let before = tensors.iter().filter_map(|tensor| Some((tensor.name.as_str(), tensor.before?.found)));
+    let before = binding.tensors.iter().zip(&tensors).filter_map(|(promised, evidence)| {
+        let before = match depth {
+            Depth::Digests => promised.before,
+            Depth::BothStates => evidence.before?.found,
+        };
+        Some((promised.name.as_str(), before))
+    });
     digests.extend(before);
     let all = checkpoint.tensors().iter().map(|tensor| digests[tensor.name.as_str()]);
     let found = checkpoint.weights_id_of(&Vec::from_iter(all));
-    let weights = Compared { expected: bindings[binding_index].weights, found };
+    let weights = Compared { expected: binding.weights, found };
     let state = match direction {
         Direction::Apply => State::Base,
         Direction::Revert => State::Edited,
@@ -313,17 +356,18 @@ fn recompute(
         |_, _| Ok(()),
     );
     outcome?;
-    let name = work.binding.name.clone();
-    let start = direction.start(work.binding);
-    let start = Compared { expected: start, found: start };
-    let end = Compared { expected: direction.end(work.binding), found: TensorDigest::finish(&hasher) };
+    let mut evidence = TensorEvidence { problem, ..TensorEvidence::as_read(work.binding, direction) };
     // A computation that stopped half-way has no digest.
-    let (start, end) = (Some(start), problem.is_none().then_some(end));
-    let (before, after) = match direction {
-        Direction::Apply => (start, end),
-        Direction::Revert => (end, start),
-    };
-    Ok(TensorEvidence { name, before, after, changed: total.changed, not_finite: total.not_finite, problem })
+    if evidence.problem.is_none() {
+        let end = Compared { expected: direction.end(work.binding), found: TensorDigest::finish(&hasher) };
+        match direction {
+            Direction::Apply => evidence.after = Some(end),
+            Direction::Revert => evidence.before = Some(end),
+        }
+        evidence.changed = Some(total.changed);
+        evidence.not_finite = Some(total.not_finite);
+    }
+    Ok(evidence)
 }
 
 /// Changes a block, hashes it, and shows that it can be changed back; what goes wrong is told in words.

@@ -26,7 +26,7 @@ use mpatch::patch::{Draft, Patch, encode};
 use mpatch::rebase::{RebaseError, RebaseOptions, rebase};
 use mpatch::stack::{AddOptions, Named, Sides, Squash, StackError, Stacked, stack};
 use mpatch::tensor::{Dtype, Element};
-use mpatch::verify::verify;
+use mpatch::verify::{Depth, verify};
 use mpatch::{apply, revert};
 use proptest::prelude::*;
 
@@ -387,7 +387,7 @@ fn extracted_exactly(base: &Path, edited: &Path) -> (Extracted, Patch) {
     assert!(fs::read(&made).unwrap() == fs::read(edited).unwrap(), "the result is another one");
     assert!(reverted(&made, &patch, "back.safetensors") == fs::read(base).unwrap());
     for path in [base, edited] {
-        let report = verify(&Checkpoint::open(path).unwrap(), &patch, &quiet).unwrap();
+        let report = verify(&Checkpoint::open(path).unwrap(), &patch, Depth::BothStates, &quiet).unwrap();
         assert!(report.holds(), "{report:?}");
     }
     for name in ["made.safetensors", "back.safetensors"] {

@@ -126,7 +126,7 @@ fn a_patch_of_a_large_rank_is_never_in_memory_as_a_whole() {
         (vec!["apply", "--allow-unsigned"], vec![base.as_path(), &patch, Path::new("-o"), &edited]),
         (vec!["revert"], vec![edited.as_path(), &patch, Path::new("-o"), &reverted]),
         (
-            vec!["verify", "--allow-unsigned", "--digests-only", "--base", base_text.as_str()],
+            vec!["verify", "--allow-unsigned", "--weights-only", "--base", base_text.as_str()],
             vec![patch.as_path()],
         ),
         (vec!["show"], vec![patch.as_path()]),

@@ -15,7 +15,7 @@ use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::factors::{IntegerMatrix, Integers, Term};
 use mpatch::patch::{Patch, encode};
-use mpatch::verify::verify;
+use mpatch::verify::{Depth, verify};
 use mpatch::{apply, revert};
 
 const ROWS: usize = 4_096;
@@ -69,7 +69,7 @@ fn a_tensor_larger_than_the_bound_goes_through_every_operation() {
     write_base(&base);
     let checkpoint = Checkpoint::open(&base).unwrap();
     let patch = patch_for(&checkpoint);
-    assert!(verify(&checkpoint, &patch, &quiet).unwrap().holds());
+    assert!(verify(&checkpoint, &patch, Depth::BothStates, &quiet).unwrap().holds());
     let (edited, reverted) = (folder.path().join("edited"), folder.path().join("reverted"));
     let apply::Answer::Applies(plan) = apply::plan(&checkpoint, &patch).unwrap() else { panic!("refused") };
     plan.execute(&checkpoint, &patch, &edited, &quiet).unwrap();

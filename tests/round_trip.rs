@@ -17,7 +17,7 @@ use mpatch::operation::OperationError;
 use mpatch::patch::manifest::{Base, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use mpatch::tensor::{Dtype, Element};
-use mpatch::verify::{State, verify};
+use mpatch::verify::{Depth, State, verify};
 use mpatch::{apply, revert};
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -343,14 +343,14 @@ proptest! {
         };
         let patch = patch_of(&draft);
         let (edited, reverted) = (folder.path().join("edited"), folder.path().join("reverted"));
-        let report = verify(&checkpoint, &patch, &quiet).unwrap();
+        let report = verify(&checkpoint, &patch, Depth::BothStates, &quiet).unwrap();
         prop_assert!(report.holds(), "{report:?}");
         // A patch that changes no bit of these weights is applied and not applied at once.
         if draft.bindings[0].tensors.iter().all(|tensor| tensor.before == tensor.after) {
             return Ok(());
         }
         apply_to(&base, &patch, &edited);
-        let report = verify(&Checkpoint::open(&edited).unwrap(), &patch, &quiet).unwrap();
+        let report = verify(&Checkpoint::open(&edited).unwrap(), &patch, Depth::BothStates, &quiet).unwrap();
         prop_assert!(report.holds(), "{report:?}");
         revert_from(&edited, &patch, &reverted);
         prop_assert!(fs::read(&base).unwrap() == fs::read(&reverted).unwrap());
@@ -504,7 +504,8 @@ fn a_result_that_is_not_the_promised_one_is_thrown_away() {
     assert!(matches!(error, OperationError::WrongResult { .. }), "{error}");
     assert!(error.to_string().ends_with(&format!("the patch promises {wrong}; nothing was kept")), "{error}");
     assert_eq!(world.names(), ["base"]);
-    let digests = verify(&checkpoint, &patch, &quiet).unwrap().digests.unwrap();
+    assert!(verify(&checkpoint, &patch, Depth::Digests, &quiet).unwrap().holds(), "only computing can tell");
+    let digests = verify(&checkpoint, &patch, Depth::BothStates, &quiet).unwrap().digests.unwrap();
     let problem = digests.problem().unwrap();
     assert!(!digests.holds());
     assert!(problem.starts_with(&format!("tensor `{SECOND}` after the patch hashes to ")), "{problem}");
@@ -532,14 +533,20 @@ fn verification_gives_its_evidence() {
     apply_to(&world.base, &world.patch, &edited);
     for (path, state) in [(&world.base, State::Base), (&edited, State::Edited)] {
         let checkpoint = Checkpoint::open(path).unwrap();
-        let report = verify(&checkpoint, &world.patch, &quiet).unwrap();
-        assert!(report.holds(), "{report:?}");
-        assert_eq!((report.form.terms, report.form.undo_logs), (2, 2));
-        let digests = report.digests.unwrap();
-        assert_eq!((digests.state, digests.binding), (Some(state), Some(0)));
-        assert_eq!(digests.weights.unwrap().found, world.draft.bindings[0].weights);
-        assert!(digests.tensors.iter().all(|tensor| tensor.changed > 50), "{:?}", digests.tensors);
-        assert_eq!(digests.problem(), None);
+        for depth in [Depth::Digests, Depth::BothStates] {
+            let report = verify(&checkpoint, &world.patch, depth, &quiet).unwrap();
+            assert!(report.holds(), "{report:?}");
+            assert_eq!((report.form.terms, report.form.undo_logs), (2, 2));
+            let digests = report.digests.unwrap();
+            assert_eq!((digests.state, digests.binding), (Some(state), Some(0)));
+            assert_eq!(digests.weights.unwrap().found, world.draft.bindings[0].weights);
+            let computed = (depth == Depth::BothStates).then_some(true);
+            for tensor in &digests.tensors {
+                assert_eq!(tensor.changed.map(|changed| changed > 50), computed, "{tensor:?}");
+                assert_eq!(tensor.before.is_some() && tensor.after.is_some(), computed.is_some());
+            }
+            assert_eq!(digests.problem(), None);
+        }
     }
 }
 
@@ -549,19 +556,26 @@ fn verification_sees_a_change_in_an_untouched_tensor() {
     nudge(&world.base, "wte");
     let checkpoint = Checkpoint::open(&world.base).unwrap();
     plan_for(&checkpoint, &world.patch);
-    let report = verify(&checkpoint, &world.patch, &quiet).unwrap();
-    assert!(!report.holds());
+    let edited = world.target("edited");
+    apply_to(&world.base, &world.patch, &edited);
     let found = checkpoint.weights_id().unwrap();
     let expected = world.draft.bindings[0].weights;
     let message = format!("the weights of the base have the id {found}, the patch expects {expected}");
-    assert_eq!(report.digests.unwrap().problem().unwrap(), message);
+    for checkpoint in [checkpoint, Checkpoint::open(&edited).unwrap()] {
+        for depth in [Depth::Digests, Depth::BothStates] {
+            let report = verify(&checkpoint, &world.patch, depth, &quiet).unwrap();
+            assert!(!report.holds());
+            assert_eq!(report.digests.unwrap().problem().unwrap(), message);
+        }
+    }
 }
 
 #[test]
 fn verification_says_which_tensor_is_strange() {
     let world = World::new(Dtype::F32, write_single);
     nudge(&world.base, FIRST);
-    let report = verify(&Checkpoint::open(&world.base).unwrap(), &world.patch, &quiet).unwrap();
+    let report =
+        verify(&Checkpoint::open(&world.base).unwrap(), &world.patch, Depth::BothStates, &quiet).unwrap();
     let digests = report.digests.unwrap();
     assert_eq!((digests.state, digests.holds()), (None, false));
     assert!(digests.problem().unwrap().starts_with(&format!("tensor `{FIRST}` hashes to ")));
@@ -573,7 +587,7 @@ fn a_bad_undo_log_is_found_before_it_is_needed() {
     world.draft.bindings[0].tensors[0].undo = vec![1, 2, 3];
     let patch = patch_of(&world.draft);
     let checkpoint = Checkpoint::open(&world.base).unwrap();
-    let report = verify(&checkpoint, &patch, &quiet).unwrap();
+    let report = verify(&checkpoint, &patch, Depth::BothStates, &quiet).unwrap();
     assert_eq!((report.form.undo_logs, report.digests.is_none()), (0, true));
     assert!(report.form.problem.unwrap().starts_with(&format!("tensor `{FIRST}`: undo log: ")));
     // What could not be taken back is not applied.
@@ -598,8 +612,11 @@ fn progress_adds_up_to_what_was_announced() {
     );
     plan.execute(&checkpoint, &world.patch, &world.target("out"), &count).unwrap();
     assert_eq!(done.swap(0, Ordering::Relaxed), plan.copy_size_bytes);
-    verify(&checkpoint, &world.patch, &count).unwrap();
-    assert_eq!(done.into_inner(), mpatch::verify::verify_size_bytes(&checkpoint, &world.patch));
+    for depth in [Depth::Digests, Depth::BothStates] {
+        verify(&checkpoint, &world.patch, depth, &count).unwrap();
+        let expected = mpatch::verify::verify_size_bytes(&checkpoint, &world.patch, depth);
+        assert_eq!(done.swap(0, Ordering::Relaxed), expected);
+    }
 }
 
 // ----------------------------------------------------------------------------------------------------- binding --

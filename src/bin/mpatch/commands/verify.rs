@@ -7,7 +7,9 @@ use mpatch::digest::PatchId;
 use mpatch::model::{Config, ModelError};
 use mpatch::patch::Patch;
 use mpatch::sign::Answer;
-use mpatch::verify::{DigestEvidence, FormEvidence, State, verify, verify_form, verify_size_bytes};
+use mpatch::verify::{
+    Depth, DigestEvidence, FormEvidence, State, TensorEvidence, verify, verify_form, verify_size_bytes,
+};
 use serde::Serialize;
 
 use super::behaviour::{self, BehaviourEvidence};
@@ -21,10 +23,11 @@ use crate::trust::{Judged, TrustArguments, TrustReport, judge};
 #[derive(Debug, Args)]
 #[command(after_help = "Rungs:\n  V0  the patch is whole: every part decodes\n  \
                   V1  somebody who is trusted here signed it\n  \
-                  V2  it fits this model: digests before and after are what it promises\n  \
+                  V2  it fits this model: the digests are what it promises, and so is what it computes\n  \
                   V4  the edited model does what the patch declares\n\n\
                   Examples:\n  mpatch verify edits.mpatch\n  \
                   mpatch verify edits.mpatch --base model.safetensors\n  \
+                  mpatch verify edits.mpatch --base deployed.safetensors --digests-only\n  \
                   mpatch verify edits.mpatch --base gptj.edits/ --json")]
 pub struct VerifyArguments {
     /// Check this patch; `-` reads it from standard input
@@ -35,9 +38,12 @@ pub struct VerifyArguments {
     /// Ask the paraphrases and neighbours that this file has for the patch's facts, too
     #[arg(long, value_name = "FILE", requires = "base")]
     records: Option<PathBuf>,
-    /// Stop after V2: read the weights, do not run the model
-    #[arg(long)]
+    /// Hash the weights and stop: neither compute what the patch makes of them nor run the model
+    #[arg(long, conflicts_with_all = ["weights_only", "records"])]
     digests_only: bool,
+    /// Stop after V2: compute the weights before and after the patch, but do not run the model
+    #[arg(long, conflicts_with = "records")]
+    weights_only: bool,
     /// Where the model runs.
     #[command(flatten)]
     device: DeviceArguments,
@@ -60,6 +66,14 @@ struct LadderReport {
     behaviour: Option<BehaviourEvidence>,
     #[serde(skip)]
     declares_facts: bool,
+    #[serde(skip)]
+    runs_the_model: bool,
+}
+
+impl VerifyArguments {
+    const fn runs_the_model(&self) -> bool {
+        !self.digests_only && !self.weights_only
+    }
 }
 
 /// Checks the patch, alone or against a model.
@@ -81,8 +95,9 @@ fn climb(
         None => (verify_form(patch), None),
         Some(base) => {
             let checkpoint = open_checkpoint(base, output)?;
-            let progress = output.progress("comparing", verify_size_bytes(&checkpoint, patch));
-            let report = verify(&checkpoint, patch, &|bytes| progress.add(bytes))
+            let depth = if arguments.digests_only { Depth::Digests } else { Depth::BothStates };
+            let progress = output.progress("comparing", verify_size_bytes(&checkpoint, patch, depth));
+            let report = verify(&checkpoint, patch, depth, &|bytes| progress.add(bytes))
                 .map_err(|error| CommandError::operation(&arguments.patch.to_string_lossy(), error))?;
             (report.form, report.digests)
         }
@@ -90,7 +105,7 @@ fn climb(
     let fitting = digests.as_ref().filter(|digests| digests.holds());
     let behaviour = match (&arguments.base, fitting.and_then(|digests| digests.state)) {
         (Some(base), Some(state))
-            if !arguments.digests_only && declares_facts(patch) && can_run(base, output)? =>
+            if arguments.runs_the_model() && declares_facts(patch) && can_run(base, output)? =>
         {
             let records = arguments.records.as_deref();
             Some(behaviour::check(patch, &arguments.patch, base, state, records, &arguments.device, output)?)
@@ -106,6 +121,7 @@ fn climb(
         trust: judged.report.clone(),
         reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name).collect(),
         declares_facts: declares_facts(patch),
+        runs_the_model: arguments.runs_the_model(),
         form,
         digests,
         behaviour,
@@ -144,7 +160,7 @@ impl LadderReport {
         let problem = digests.problem().unwrap_or_else(|| "the patch touches nothing".to_owned());
         let message = format!("`{patch}` fails V2: {problem}");
         // Weights that are other than the patch says are one thing, arithmetic that breaks a promise another.
-        let tensors_hold = digests.tensors.iter().all(mpatch::verify::TensorEvidence::holds);
+        let tensors_hold = digests.tensors.iter().all(TensorEvidence::holds);
         if tensors_hold {
             let hint = format!("`mpatch show {}` tells which base it is for", patch_word(&self.patch));
             return Err(CommandError::new(ExitKind::WrongBase, message).hint(hint));
@@ -194,6 +210,7 @@ impl LadderReport {
             None if !self.declares_facts => {
                 ("not checked".to_owned(), "the patch declares no facts".to_owned())
             }
+            None if !self.runs_the_model => ("not checked".to_owned(), "not asked for".to_owned()),
             None => (
                 "not checked".to_owned(),
                 "needs a GPT-J that fits, with its config and tokenizer".to_owned(),
@@ -215,20 +232,30 @@ fn digests_in_words(digests: &DigestEvidence) -> String {
     if let Some(problem) = digests.problem() {
         return problem;
     }
-    let changed: u64 = digests.tensors.iter().map(|tensor| tensor.changed).sum();
     let tensors = count(digests.tensors.len(), "tensor");
-    match digests.state {
-        Some(State::Base) => {
+    let changed: Option<u64> = digests.tensors.iter().map(|tensor| tensor.changed).sum();
+    match (digests.state, changed) {
+        (Some(State::Base), None) => {
+            format!(
+                "this is its base: {tensors} and the weights id are the promised ones; nothing was computed"
+            )
+        }
+        (Some(State::Base), Some(changed)) => {
             format!(
                 "this is its base: in memory, {tensors} ({changed} weights change) came out as promised, and came back"
             )
         }
-        Some(State::Edited) => {
+        (Some(State::Edited), None) => {
+            format!(
+                "the patch is in it: {tensors} are the promised ones, all others the base's; nothing was computed"
+            )
+        }
+        (Some(State::Edited), Some(_)) => {
             format!(
                 "the patch is in it: in memory, {tensors} came back to the base, whose weights id is the promised one"
             )
         }
-        None => "the patch touches nothing".to_owned(),
+        (None, _) => "the patch touches nothing".to_owned(),
     }
 }
 
