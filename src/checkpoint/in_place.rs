@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::disk::{Access, File, Kind, Lock};
-use super::journal::{Extent, Header, JOURNAL_SUFFIX, Journal, JournaledFile, lock_exclusive};
+use super::journal::{
+    Extent, Header, JOURNAL_SUFFIX, Journal, JournaledFile, Outcome, Syncs, lock_exclusive,
+};
 use super::keep::{Cover, Told};
 use super::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::TensorDigest;
@@ -92,7 +94,8 @@ impl<'a> InPlace<'a> {
             place += extent.size_bytes;
         }
         let path = in_place.journal_path();
-        in_place.journal = Some(Journal::create(checkpoint.disk(), &path, header)?);
+        let targets: Vec<&File> = in_place.targets.values().collect();
+        in_place.journal = Some(Journal::create(checkpoint.disk(), &path, header, &targets)?);
         Ok(in_place)
     }
 
@@ -110,7 +113,11 @@ impl<'a> InPlace<'a> {
             return Ok(());
         }
         // The lock is the one that the checkpoint has held since it was opened, made exclusive.
-        lock_exclusive(&file.file, path)?;
+        if let Err(error) = lock_exclusive(&file.file, path) {
+            // Linux gives the old one up before it asks for the new one.
+            _ = file.file.lock(Lock::Shared);
+            return Err(error);
+        }
         let opened = self.checkpoint.disk().open(path, Access::ReadWrite);
         let target = opened.map_err(CheckpointError::io(path, "open for writing"))?;
         let examined = |file: &File| file.about().map_err(CheckpointError::io(path, "examine"));
@@ -186,19 +193,24 @@ impl<'a> InPlace<'a> {
         }))
     }
 
-    /// Makes the new bytes last; if they do not, the old ones are put back.
+    /// Makes the new bytes last; if they do not even when they are written again, the old ones are put back.
     pub(super) fn commit(mut self) -> Result<(), CheckpointError> {
         let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
-        match journal.finish(&targets) {
-            Ok(()) => Ok(()),
-            Err(error @ CheckpointError::NotDurable { .. }) => Err(error),
-            Err(error) => match journal.roll_back(&targets) {
-                // All new bytes are there, after all.
-                Ok(super::Outcome::Finished) => Ok(()),
-                Ok(_) => Err(error),
-                Err(pending) => Err(pending),
+        let (error, syncs) = match journal.sync(&targets) {
+            Err(error) => (error, Syncs::Doubted),
+            Ok(()) => match journal.remove() {
+                Ok(()) => return Ok(()),
+                Err(error @ CheckpointError::NotDurable { .. }) => return Err(error),
+                Err(error) => (error, Syncs::AllWell),
             },
+        };
+        match journal.roll_back(&targets, syncs) {
+            // All new bytes are there, after all.
+            Ok(Outcome::Finished) => Ok(()),
+            Err(pending @ CheckpointError::Recovery { .. }) => Err(pending),
+            // The journal may come back after a power cut, and says then that all old bytes are there.
+            Ok(_) | Err(_) => Err(error),
         }
     }
 
@@ -210,7 +222,7 @@ impl<'a> InPlace<'a> {
     fn undo(&mut self) -> Result<(), CheckpointError> {
         let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
-        journal.roll_back(&targets).map(drop)
+        journal.roll_back(&targets, Syncs::AllWell).map(drop)
     }
 }
 

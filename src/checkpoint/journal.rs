@@ -8,7 +8,7 @@
 //!
 //! As long as the journal lies under its name the old state can be had back, whatever happened: a kill, a power
 //! cut, a full disk. One journal covers all files of a checkpoint that a change touches, so a set of shards goes
-//! from one state to the other as a whole. [`recover`] asks the bytes, not a log, where the checkpoint stands; it
+//! from one state to the other as a whole. [`super::recover`] asks the bytes, not a log, where the checkpoint stands; it
 //! can itself be interrupted anywhere and be run again.
 //!
 //! The bytes of a journal are in `docs/durability.md`.
@@ -21,13 +21,13 @@ use serde::{Deserialize, Serialize};
 
 use super::blocks::{BLOCK_BYTES, BlockHash};
 use super::disk::{About, Access, File, Files, Kind, Lock, Locked, PAGE_BYTES};
-use super::temporary::{Temporary, sweep};
-use super::{Checkpoint, CheckpointError, HASH_BLOCK_BYTES, folder_of};
+use super::temporary::Temporary;
+use super::{CheckpointError, HASH_BLOCK_BYTES, folder_of};
 use crate::digest::TensorDigest;
 
 /// What is added to the name of the checkpoint's file, or of its index.
 pub(super) const JOURNAL_SUFFIX: &str = ".mpatch-journal";
-const MAGIC: &[u8; 16] = b"mpatch-journal\n3";
+pub(super) const MAGIC: &[u8; 16] = b"mpatch-journal\n3";
 pub(super) const HASH_BYTES: u64 = 32;
 /// Magic and size of the header.
 const FRAME_BYTES: u64 = 24;
@@ -71,8 +71,19 @@ pub(super) struct Extent {
 }
 
 impl JournaledFile {
+    /// Inside the file, and none over another: what is read for them all is no more than the file.
+    fn has_extents_apart(&self) -> bool {
+        let mut ranges: Vec<_> =
+            self.extents.iter().map(|extent| (extent.offset, extent.size_bytes)).collect();
+        ranges.sort_unstable();
+        let end = ranges.iter().try_fold(0_u64, |end, (offset, size)| {
+            (*offset >= end).then(|| offset.checked_add(*size)).flatten()
+        });
+        end.is_some_and(|end| end <= self.size_bytes)
+    }
+
     /// Devices may be numbered otherwise after a restart, so they are recorded and not compared.
-    fn is_described_by(&self, about: &About) -> bool {
+    pub(super) fn is_described_by(&self, about: &About) -> bool {
         (self.inode, self.created_ns, self.size_bytes) == (about.inode, about.created_ns, about.size_bytes)
     }
 }
@@ -91,15 +102,9 @@ impl Header {
     /// Sizes and places that fit each other and the files; a header from the disk is believed after this.
     fn is_sound(&self) -> bool {
         let plain = |name: &str| !name.is_empty() && !name.contains('/') && name != "." && name != "..";
-        let inside = |file: &JournaledFile, extent: &Extent| {
-            extent.offset.checked_add(extent.size_bytes).is_some_and(|end| end <= file.size_bytes)
-        };
-        !self.files.is_empty()
-            && self.files.iter().all(|file| {
-                plain(&file.name)
-                    && !file.extents.is_empty()
-                    && file.extents.iter().all(|extent| inside(file, extent))
-            })
+        let is_sound =
+            |file: &JournaledFile| plain(&file.name) && !file.extents.is_empty() && file.has_extents_apart();
+        !self.files.is_empty() && self.files.iter().all(is_sound)
     }
 
     fn encode(&self) -> io::Result<Vec<u8>> {
@@ -172,23 +177,18 @@ pub enum Outcome {
     Finished,
 }
 
-/// A change that had stopped half-way and no longer does.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct Recovered {
-    /// The journal that is gone now.
-    pub journal: PathBuf,
-    /// What was being done.
-    pub label: String,
-    /// How it ended.
-    pub outcome: Outcome,
-}
-
 // ------------------------------------------------------------------------------------------------------ writing --
 
 impl Journal {
     /// Makes a journal under its name, with room for the old bytes of all extents and none of them in it yet.
-    pub(super) fn create(files: &Files, path: &Path, header: Header) -> Result<Self, CheckpointError> {
+    ///
+    /// It is for those who may read all of `targets`, whose bytes it will hold.
+    pub(super) fn create(
+        files: &Files,
+        path: &Path,
+        header: Header,
+        targets: &[&File],
+    ) -> Result<Self, CheckpointError> {
         let failed = |action| CheckpointError::io(path, action);
         let text = header.encode().map_err(failed("write"))?;
         let temporary = Temporary::file(files, folder_of(path)).map_err(failed("create"))?;
@@ -198,6 +198,8 @@ impl Journal {
         let old_bytes: u64 = header.blocks().map(|block| block.journaled_size_bytes()).sum();
         let last_frame_at = first_frame_size_bytes(text.len() as u64) + old_bytes;
         let file = temporary.handle();
+        let moded = common_mode(targets, file).and_then(|mode| file.set_mode(mode));
+        moded.map_err(failed("set the mode of"))?;
         reserve(files, file, path, last_frame_at + last_frame.len() as u64)?;
         file.write_all_at(&first_frame, 0).map_err(failed("write"))?;
         file.write_all_at(&last_frame, last_frame_at).map_err(failed("write"))?;
@@ -246,15 +248,42 @@ pub(super) fn reserve(files: &Files, file: &File, path: &Path, size: u64) -> Res
     })
 }
 
+/// The rights that all of `targets` give; their group's where the journal has the same one.
+fn common_mode(targets: &[&File], journal: &File) -> io::Result<u32> {
+    let group = journal.about()?.group;
+    targets.iter().try_fold(0o666, |mode, target| {
+        let about = target.about()?;
+        let others = if about.group == group { 0o777 } else { 0o707 };
+        Ok(mode & about.mode & others)
+    })
+}
+
 // ------------------------------------------------------------------------------------------------------ reading --
 
+/// What has the name of a journal.
+pub(super) enum Found {
+    Whole(Journal),
+    /// A file in which neither header is whole.
+    Invalid(File),
+    /// It is gone by now, or is no file.
+    Nothing,
+}
+
 impl Journal {
-    /// Opens the journal at `path`; none when it is gone, or neither of its headers is whole.
-    fn open(files: &Files, path: &Path) -> Result<Option<Self>, CheckpointError> {
+    /// Opens what lies at `path` under a journal's name.
+    pub(super) fn open(files: &Files, path: &Path) -> Result<Found, CheckpointError> {
         let failed = |action| CheckpointError::io(path, action);
+        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match files.about_name(path) {
+            Ok(about) if about.kind == Kind::File => {}
+            // Opening a pipe would wait for somebody to write to it.
+            Ok(_) => return Ok(Found::Nothing),
+            Err(error) if is_gone(&error) => return Ok(Found::Nothing),
+            Err(error) => return Err(failed("examine")(error)),
+        }
         let file = match files.open(path, Access::Read) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if is_gone(&error) => return Ok(Found::Nothing),
             Err(error) => return Err(failed("open")(error)),
         };
         let size = file.about().map_err(failed("examine"))?.size_bytes;
@@ -262,10 +291,10 @@ impl Journal {
             let found = read_header(&file, size, at_end).map_err(failed("read"))?;
             if let Some((header, header_size_bytes, header_hash)) = found {
                 let (files, path) = (files.clone(), path.to_owned());
-                return Ok(Some(Self { files, path, file, header, header_size_bytes, header_hash }));
+                return Ok(Found::Whole(Self { files, path, file, header, header_size_bytes, header_hash }));
             }
         }
-        Ok(None)
+        Ok(Found::Invalid(file))
     }
 
     /// The old bytes of a block, or none where the journal itself is damaged.
@@ -325,14 +354,14 @@ fn read_header(file: &File, size: u64, at_end: bool) -> io::Result<Option<(Heade
 
 /// Where the tensors of a journal stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Standing {
+pub(super) enum Standing {
     Start,
     End,
     Between,
 }
 
 /// Whether all extents have the digests of one side.
-fn standing(header: &Header, targets: &[&File]) -> io::Result<Standing> {
+pub(super) fn standing(header: &Header, targets: &[&File]) -> io::Result<Standing> {
     let digests = digests(header, targets)?;
     let all = |side: fn(&Extent) -> TensorDigest| {
         header.extents().zip(&digests).all(|((_, extent), found)| side(extent) == *found)
@@ -371,35 +400,63 @@ fn settle(targets: &[&File]) -> io::Result<()> {
     targets.iter().try_for_each(|file| file.forget())
 }
 
+/// Whether a sync that succeeds says that the disk holds what the system has in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Syncs {
+    /// None failed since the first byte was changed.
+    AllWell,
+    /// One failed, or may have: systems tell of it once, take what they lost for written, and where another program
+    /// has it mapped go on showing it. Only what is written anew is on the disk after the next sync.
+    Doubted,
+}
+
 impl Journal {
-    /// Ends a change whose bytes are all written, and were compared: syncs them, and removes the journal.
-    ///
-    /// # Errors
-    /// With the journal still there, except for [`CheckpointError::NotDurable`].
-    pub(super) fn finish(&self, targets: &[&File]) -> Result<(), CheckpointError> {
+    /// Makes the new bytes last.
+    pub(super) fn sync(&self, targets: &[&File]) -> Result<(), CheckpointError> {
         let synced = targets.iter().try_for_each(|file| file.sync());
-        synced.map_err(CheckpointError::io(&self.first_target(), "sync"))?;
-        self.remove()
+        synced.map_err(CheckpointError::io(&self.first_target(), "sync"))
     }
 
     /// Brings the targets to one of the two states, whatever they hold now, and removes the journal.
     ///
     /// # Errors
     /// With the journal still there, except for [`CheckpointError::NotDurable`].
-    pub(super) fn roll_back(&self, targets: &[&File]) -> Result<Outcome, CheckpointError> {
-        let outcome = self.restore(targets).map_err(|reason| self.unfinished(reason))?;
+    pub(super) fn roll_back(&self, targets: &[&File], syncs: Syncs) -> Result<Outcome, CheckpointError> {
+        let outcome = self.restore(targets, syncs).map_err(|reason| self.unfinished(reason))?;
         self.remove().map(|()| outcome)
     }
 
-    fn restore(&self, targets: &[&File]) -> Result<Outcome, String> {
+    fn restore(&self, targets: &[&File], syncs: Syncs) -> Result<Outcome, String> {
         let words = |error: io::Error| error.to_string();
-        // After a sync that failed nobody knows what is on disk, so all of it is written again.
-        let is_settled = settle(targets).is_ok();
-        match standing(&self.header, targets).map_err(words)? {
-            Standing::Start if is_settled => return Ok(Outcome::Untouched),
-            Standing::End if is_settled => return Ok(Outcome::Finished),
-            _ => {}
+        let is_settled = settle(targets).is_ok() && syncs == Syncs::AllWell;
+        let stands = standing(&self.header, targets).map_err(words)?;
+        let outcome = match stands {
+            Standing::Start => Outcome::Untouched,
+            Standing::End => Outcome::Finished,
+            Standing::Between => return self.put_back(targets),
+        };
+        if !is_settled {
+            self.write_again(targets).map_err(words)?;
+            if standing(&self.header, targets).map_err(words)? != stands {
+                return Err("what was written again did not come out as it was".to_owned());
+            }
         }
+        Ok(outcome)
+    }
+
+    /// Writes what the system shows, so that the disk gets it.
+    fn write_again(&self, targets: &[&File]) -> io::Result<()> {
+        let mut bytes = Vec::new();
+        for block in self.header.blocks() {
+            bytes.resize(block.size_bytes as usize, 0);
+            targets[block.file].read_exact_at(&mut bytes, block.offset)?;
+            targets[block.file].write_all_at(&bytes, block.offset)?;
+        }
+        settle(targets)
+    }
+
+    fn put_back(&self, targets: &[&File]) -> Result<Outcome, String> {
+        let words = |error: io::Error| error.to_string();
         let mut damaged = 0;
         for (at, block) in self.placed_blocks() {
             match self.old_bytes(at, block).map_err(words)? {
@@ -416,7 +473,8 @@ impl Journal {
         }
     }
 
-    fn remove(&self) -> Result<(), CheckpointError> {
+    /// Takes it away, when the targets are in one of the two states for good.
+    pub(super) fn remove(&self) -> Result<(), CheckpointError> {
         let removed = self.files.remove_file(&self.path);
         removed.map_err(|error| self.unfinished(format!("cannot remove it: {error}")))?;
         let synced = self.files.sync_folder(folder_of(&self.path));
@@ -424,120 +482,12 @@ impl Journal {
         synced.map_err(|source| CheckpointError::NotDurable { path: self.first_target(), source })
     }
 
-    fn unfinished(&self, reason: String) -> CheckpointError {
+    pub(super) fn unfinished(&self, reason: String) -> CheckpointError {
         CheckpointError::Recovery { path: self.first_target(), journal: self.path.clone(), reason }
     }
 
     fn first_target(&self) -> PathBuf {
         self.target_path(0)
-    }
-}
-
-/// Brings every change in place of the checkpoint at `path` that stopped half-way to an end.
-///
-/// All old bytes are put back, unless all new ones are there already. Where no change stopped, nothing happens and
-/// none is returned. Temporaries that killed processes left beside the checkpoint go, too.
-///
-/// # Errors
-/// Those of opening a checkpoint that is none; [`CheckpointError::Busy`] while somebody works on it;
-/// [`CheckpointError::Recovery`] when the old bytes cannot be put back now: the journal is then kept, and the next
-/// call tries again.
-pub fn recover(path: impl AsRef<Path>) -> Result<Vec<Recovered>, CheckpointError> {
-    recover_on(&Files::real(), path.as_ref())
-}
-
-pub(crate) fn recover_on(files: &Files, path: &Path) -> Result<Vec<Recovered>, CheckpointError> {
-    let mut recovered = Vec::new();
-    let weights = Checkpoint::weights_files(files, path)?;
-    for folder in real_folders(files, &weights) {
-        sweep(files, &folder);
-        for journal in journals_in(files, &folder)? {
-            recovered.extend(recover_one(files, &journal, &weights)?);
-        }
-    }
-    Ok(recovered)
-}
-
-/// Refuses a checkpoint with a change that stopped half-way.
-pub(super) fn refuse_pending(files: &Files, weights: &[PathBuf]) -> Result<(), CheckpointError> {
-    for folder in real_folders(files, weights) {
-        for path in journals_in(files, &folder)? {
-            if let Some(journal) = Journal::open(files, &path)?.filter(|journal| journal.is_about(weights)) {
-                return Err(journal.unfinished("it has to be recovered first".to_owned()));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The folders that the files really lie in; a journal lies beside the file itself, not beside a link to it.
-fn real_folders(files: &Files, weights: &[PathBuf]) -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = Vec::new();
-    for path in weights {
-        let real = files.real_path(path).unwrap_or_else(|_| path.clone());
-        let folder = folder_of(&real).to_owned();
-        if !folders.contains(&folder) {
-            folders.push(folder);
-        }
-    }
-    folders
-}
-
-fn journals_in(files: &Files, folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let names = match files.list(folder) {
-        Ok(names) => names,
-        // Where nobody may look, nobody has changed anything in place either.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
-        Err(error) => return Err(CheckpointError::io(folder, "list")(error)),
-    };
-    let journals = names.iter().filter(|name| name.to_string_lossy().ends_with(JOURNAL_SUFFIX));
-    Ok(journals.map(|name| folder.join(name)).collect())
-}
-
-impl Journal {
-    /// Whether any of `weights` is among its files, under the name that it had then or under another one.
-    fn is_about(&self, weights: &[PathBuf]) -> bool {
-        weights.iter().any(|path| {
-            let real = self.files.real_path(path).unwrap_or_else(|_| path.clone());
-            let about = self.files.about(path).ok();
-            self.header.files.iter().any(|file| {
-                folder_of(&self.path).join(&file.name) == real
-                    || about.as_ref().is_some_and(|about| file.is_described_by(about))
-            })
-        })
-    }
-
-    /// Its files, locked and open for writing, with whether each is the very file that the journal was made for.
-    ///
-    /// Of `weights` one may be that file under the name that it has now, whatever bears its old one.
-    fn targets(&self, weights: &[PathBuf]) -> Result<Vec<(File, bool)>, CheckpointError> {
-        self.header.files.iter().map(|file| self.target(file, weights)).collect()
-    }
-
-    fn target(
-        &self,
-        journaled: &JournaledFile,
-        weights: &[PathBuf],
-    ) -> Result<(File, bool), CheckpointError> {
-        let is_it =
-            |path: &&PathBuf| self.files.about(path).is_ok_and(|about| journaled.is_described_by(&about));
-        let renamed = weights.iter().find(is_it).and_then(|path| self.files.real_path(path).ok());
-        let path = renamed.unwrap_or_else(|| folder_of(&self.path).join(&journaled.name));
-        let file = self
-            .files
-            .open(&path, Access::ReadWrite)
-            .map_err(|error| self.unfinished(format!("cannot open `{}`: {error}", path.display())))?;
-        lock_exclusive(&file, &path)?;
-        let about = file.about().map_err(CheckpointError::io(&path, "examine"))?;
-        if about.size_bytes != journaled.size_bytes {
-            return Err(self.unfinished(format!(
-                "`{}` has {} bytes, and had {} when the journal was written",
-                path.display(),
-                about.size_bytes,
-                journaled.size_bytes
-            )));
-        }
-        Ok((file, journaled.is_described_by(&about)))
     }
 }
 
@@ -550,72 +500,5 @@ pub(super) fn lock_exclusive(file: &File, path: &Path) -> Result<(), CheckpointE
             path: path.to_owned(),
             reason: "its file system has no locks, so nothing would keep others away".to_owned(),
         }),
-    }
-}
-
-fn recover_one(
-    files: &Files,
-    path: &Path,
-    weights: &[PathBuf],
-) -> Result<Option<Recovered>, CheckpointError> {
-    let failed = |action| CheckpointError::io(path, action);
-    let Some(journal) = Journal::open(files, path)? else {
-        return remove_invalid(files, path).map(|()| None);
-    };
-    if !journal.is_about(weights) {
-        return Ok(None);
-    }
-    let targets = journal.targets(weights)?;
-    // With the locks in hand, whoever was at it is gone; perhaps he has finished meanwhile.
-    if !files.is_taken(path).map_err(failed("examine"))? {
-        return Ok(None);
-    }
-    let handles: Vec<&File> = targets.iter().map(|(file, _)| file).collect();
-    if let Some((_, file)) =
-        targets.iter().zip(&journal.header.files).find(|((_, is_the_same), _)| !is_the_same)
-    {
-        journal.allow_another_file(&handles, &file.name)?;
-    }
-    let outcome = journal.roll_back(&handles)?;
-    Ok(Some(Recovered { journal: path.to_owned(), label: journal.header.label.clone(), outcome }))
-}
-
-/// Removes what has a journal's name and no journal in it: a true one gets its name only when all of it is on disk,
-/// so nothing was changed under the cover of this one.
-fn remove_invalid(files: &Files, path: &Path) -> Result<(), CheckpointError> {
-    let failed = |action| CheckpointError::io(path, action);
-    match files.about_name(path) {
-        Ok(about) if about.kind == Kind::File => {}
-        Ok(_) => return Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(failed("examine")(error)),
-    }
-    let start = files.open(path, Access::Read).and_then(|file| file.read_to_end(MAGIC.len() as u64));
-    let start = start.map_err(failed("read"))?;
-    // The last byte is the version of the layout.
-    if start.len() == MAGIC.len() && start[..15] == MAGIC[..15] && start != MAGIC {
-        return Err(CheckpointError::Recovery {
-            path: PathBuf::from(path.to_string_lossy().trim_end_matches(JOURNAL_SUFFIX)),
-            journal: path.to_owned(),
-            reason: format!(
-                "an mpatch whose journals have layout `{}` wrote it, and this one's have `{}`; the next command of \
-                 that one puts them back",
-                start[15..].escape_ascii(),
-                MAGIC[15..].escape_ascii(),
-            ),
-        });
-    }
-    files.remove_file(path).map_err(failed("remove"))?;
-    files.sync_folder(folder_of(path)).map_err(CheckpointError::io(folder_of(path), "sync"))
-}
-
-impl Journal {
-    /// Somebody put another file under the name: fine if it is in one of the two states, else it is not touched.
-    fn allow_another_file(&self, targets: &[&File], name: &str) -> Result<(), CheckpointError> {
-        let stands = standing(&self.header, targets).map_err(|error| self.unfinished(error.to_string()))?;
-        if stands != Standing::Between {
-            return Ok(());
-        }
-        Err(self.unfinished(format!("it was written for another file that was called `{name}` then")))
     }
 }

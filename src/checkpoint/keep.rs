@@ -138,14 +138,14 @@ mod tests {
     use std::path::Path;
 
     use super::super::disk::{Access, Files};
-    use super::super::journal::{Extent, Header, JournaledFile, Outcome};
+    use super::super::journal::{Extent, Header, JournaledFile, Outcome, Syncs};
     use super::*;
     use crate::digest::TensorDigest;
 
     const SIZE_BYTES: usize = 100;
 
     /// A journal, under its name, about one tensor that fills a file.
-    fn journal(files: &Files, folder: &Path, [start, end]: [u8; 2]) -> Journal {
+    fn journal(files: &Files, folder: &Path, target: &File, [start, end]: [u8; 2]) -> Journal {
         let digest = |byte| TensorDigest::of(&[byte; SIZE_BYTES]);
         let size_bytes = SIZE_BYTES as u64;
         let (tensor, start, end) = ("tensor".to_owned(), digest(start), digest(end));
@@ -153,7 +153,7 @@ mod tests {
         let name = "model".to_owned();
         let file = JournaledFile { name, device: 0, inode: 0, created_ns: None, size_bytes, extents };
         let header = Header { label: "same".to_owned(), files: vec![file] };
-        Journal::create(files, &folder.join("journal"), header).unwrap()
+        Journal::create(files, &folder.join("journal"), header, &[target]).unwrap()
     }
 
     #[test]
@@ -163,24 +163,39 @@ mod tests {
         std::fs::write(&path, [1; SIZE_BYTES]).unwrap();
         let target = files.open(&path, Access::ReadWrite).unwrap();
         let told = Told { progress: &|_| (), stop: &|| Ok(()) };
-        let earlier = journal(&files, folder.path(), [1, 2]);
+        let earlier = journal(&files, folder.path(), &target, [1, 2]);
         earlier.keep(&[&target], &Cover::default(), &told).unwrap();
         let (at, block) = earlier.placed_blocks().next().unwrap();
         let mut left = vec![0; block.journaled_size_bytes() as usize];
         earlier.file.read_exact_at(&mut left, at).unwrap();
         target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
-        assert_eq!(earlier.roll_back(&[&target]).unwrap(), Outcome::RolledBack);
+        assert_eq!(earlier.roll_back(&[&target], Syncs::AllWell).unwrap(), Outcome::RolledBack);
         assert_eq!(std::fs::read(&path).unwrap(), [1; SIZE_BYTES]);
         // Of the next one nothing was kept, and a crash left the blocks of the earlier one in its place.
         target.write_all_at(&[2; SIZE_BYTES], 0).unwrap();
-        let next = journal(&files, folder.path(), [2, 3]);
+        let next = journal(&files, folder.path(), &target, [2, 3]);
         assert_eq!(next.placed_blocks().next().unwrap().0, at);
         next.file.write_all_at(&left, at).unwrap();
         // As after a sync that failed: all that the journal has is put back.
         target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
-        let found = next.roll_back(&[&target]).unwrap_err().to_string();
+        let found = next.roll_back(&[&target], Syncs::AllWell).unwrap_err().to_string();
         assert!(found.contains("1 of its blocks are damaged"), "{found}");
         assert_eq!(std::fs::read(&path).unwrap(), [9; SIZE_BYTES]);
+    }
+
+    #[test]
+    fn a_journal_may_be_read_by_those_who_may_read_all_that_it_holds() {
+        use std::os::unix::fs::PermissionsExt;
+        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
+        let path = folder.path().join("model");
+        std::fs::write(&path, [1; SIZE_BYTES]).unwrap();
+        let target = files.open(&path, Access::ReadWrite).unwrap();
+        for (mode, expected) in [(0o600, 0o600), (0o664, 0o664), (0o755, 0o644)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let made = journal(&files, folder.path(), &target, [1, 2]);
+            assert_eq!(made.file.about().unwrap().mode, expected, "{mode:o}");
+            made.remove().unwrap();
+        }
     }
 
     #[test]

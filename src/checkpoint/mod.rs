@@ -18,10 +18,11 @@ mod error;
 mod header;
 mod in_place;
 mod index;
-pub mod journal;
+mod journal;
 mod keep;
 mod pipeline;
 mod records;
+pub(crate) mod recover;
 mod source;
 mod space;
 mod temporary;
@@ -44,11 +45,13 @@ pub use self::error::CheckpointError;
 pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX};
 pub use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
-pub use self::journal::{Outcome, Recovered, recover};
+pub use self::journal::Outcome;
 pub(crate) use self::pipeline::pipeline;
 pub use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
+pub use self::recover::{Recovered, recover};
 pub use self::source::FileSource;
 pub use self::space::free_space_bytes;
+pub use self::temporary::PassingFolder;
 pub use self::write::{Committed, Filled, Output, check_output};
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};
@@ -170,7 +173,7 @@ impl Checkpoint {
             open_single(disk, &weights)?
         };
         let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
-        journal::refuse_pending(disk, &paths)?;
+        recover::refuse_pending(disk, &paths)?;
         Ok(Self { path: path.to_owned(), folder, layout, disk: disk.clone(), files, stop: None, tensors })
     }
 

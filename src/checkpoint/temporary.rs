@@ -63,11 +63,7 @@ impl Temporary {
         if handle.lock(Lock::Exclusive)? == Locked::Busy {
             return Ok(false);
         }
-        match self.files.about_name(&self.path) {
-            Ok(named) => Ok(named.is_same_file(&handle.about()?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.files.is_named(&self.path, handle)
     }
 
     /// Where it lies.
@@ -97,7 +93,7 @@ impl Temporary {
         let handle = self.handle.take().expect("it is there until the temporary is used up");
         let Err(error) = synced else { return Ok(handle) };
         let removed = match self.kind {
-            Kind::Folder => self.files.remove_folder_of_files(target),
+            Kind::Folder => self.files.remove_whole_folder(target),
             _ => self.files.remove_file(target),
         };
         match removed {
@@ -126,9 +122,31 @@ impl Drop for Temporary {
         let Some(_handle) = &self.handle else { return };
         // A temporary that cannot be removed is left to whoever comes next.
         _ = match self.kind {
-            Kind::Folder => self.files.remove_folder_of_files(&self.path),
+            Kind::Folder => self.files.remove_whole_folder(&self.path),
             _ => self.files.remove_file(&self.path),
         };
+    }
+}
+
+/// A folder for what is only passed through, such as the states between two that are asked for.
+///
+/// It goes away when dropped, and when its process is killed, by the next one that writes beside it.
+#[derive(Debug)]
+pub struct PassingFolder(Temporary);
+
+impl PassingFolder {
+    /// Makes one in `folder`.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] where that is not possible.
+    pub fn create(folder: &Path) -> Result<Self, CheckpointError> {
+        let made = Temporary::folder(&Files::real(), folder);
+        made.map(Self).map_err(CheckpointError::io(folder, "write to"))
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        self.0.path()
     }
 }
 
@@ -140,23 +158,25 @@ pub(super) fn sweep(files: &Files, folder: &Path) {
     }
 }
 
-fn is_temporary(name: &str) -> bool {
+/// Whether a temporary is called so.
+pub(super) fn is_temporary(name: &str) -> bool {
     name.strip_prefix(PREFIX).is_some_and(|number| number.parse::<u32>().is_ok())
 }
 
 fn sweep_one(files: &Files, path: &Path) -> io::Result<()> {
     let named = files.about_name(path)?;
     let handle = match named.kind {
-        Kind::File => files.open(path, Access::Read)?,
+        // Network file systems want write access for an exclusive lock.
+        Kind::File => files.open(path, Access::ReadWrite)?,
         Kind::Folder => files.open_folder(path)?,
         _ => return Ok(()),
     };
     let is_free = handle.lock(Lock::Exclusive)? == Locked::Held;
-    if !is_free || !files.about_name(path)?.is_same_file(&handle.about()?) {
+    if !is_free || !files.is_named(path, &handle)? {
         return Ok(());
     }
     match named.kind {
-        Kind::Folder => files.remove_folder_of_files(path),
+        Kind::Folder => files.remove_whole_folder(path),
         _ => files.remove_file(path),
     }
 }

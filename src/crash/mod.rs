@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use crate::bind::bind;
 use crate::checkpoint::disk::Files;
 use crate::checkpoint::disk::simulated::SimulatedDisk;
-use crate::checkpoint::journal::recover_on;
+use crate::checkpoint::recover::recover_on;
 use crate::checkpoint::{Checkpoint, CheckpointError, NewTensor, write_new_on, write_safetensors_on};
 use crate::digest::FileDigest;
 use crate::factors::{IntegerMatrix, Integers, Term};

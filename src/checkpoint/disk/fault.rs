@@ -170,6 +170,10 @@ impl<D: Disk> Disk for FaultyDisk<D> {
         self.disk.check_writable(folder)
     }
 
+    fn user(&self) -> u32 {
+        self.disk.user()
+    }
+
     fn free_bytes(&self, folder: &Path) -> io::Result<u64> {
         self.counter.count()?;
         self.disk.free_bytes(folder)

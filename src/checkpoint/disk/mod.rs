@@ -50,6 +50,9 @@ pub(crate) struct About {
     pub(crate) created_ns: Option<u64>,
     /// All bits of its mode that concern rights.
     pub(crate) mode: u32,
+    /// The user and the group that it belongs to.
+    pub(crate) owner: u32,
+    pub(crate) group: u32,
 }
 
 impl About {
@@ -65,7 +68,7 @@ pub(crate) enum Access {
     Read,
     /// Reading and writing a file that exists; the name must not be a symlink.
     ReadWrite,
-    /// Reading and writing a file that must not exist yet.
+    /// Reading and writing a file that must not exist yet; until it is given another mode, its owner's alone.
     CreateNew,
     /// Writing whole pages of a file that exists, past the system's memory; refused where that is not known to be
     /// faster. The name must not be a symlink.
@@ -116,6 +119,8 @@ pub(crate) trait Disk: Debug + Send + Sync {
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
     /// Asks whether new files may be made in a folder, and leaves no trace.
     fn check_writable(&self, folder: &Path) -> io::Result<()>;
+    /// The user in whose name all this is done.
+    fn user(&self) -> u32;
     /// Room that is left on the file system of a folder.
     fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
 }
@@ -208,6 +213,15 @@ impl Files {
         }
     }
 
+    /// Whether the name is still that of this very file.
+    pub(crate) fn is_named(&self, path: &Path, file: &File) -> io::Result<bool> {
+        match self.about_name(path) {
+            Ok(named) => Ok(named.is_same_file(&file.about()?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the path leads to a regular file; a symlink to nowhere does not.
     pub(crate) fn is_regular(&self, path: &Path) -> io::Result<bool> {
         match self.about(path) {
@@ -240,10 +254,14 @@ impl Files {
         retried(|| self.0.remove_file(path))
     }
 
-    /// Removes a folder with the files in it; none of ours holds another folder.
-    pub(crate) fn remove_folder_of_files(&self, path: &Path) -> io::Result<()> {
+    /// Removes a folder with all that is in it.
+    pub(crate) fn remove_whole_folder(&self, path: &Path) -> io::Result<()> {
         for name in self.list(path)? {
-            self.remove_file(&path.join(name))?;
+            let inside = path.join(name);
+            match self.about_name(&inside)?.kind {
+                Kind::Folder => self.remove_whole_folder(&inside)?,
+                _ => self.remove_file(&inside)?,
+            }
         }
         retried(|| self.0.remove_folder(path))
     }
@@ -266,6 +284,10 @@ impl Files {
 
     pub(crate) fn check_writable(&self, folder: &Path) -> io::Result<()> {
         retried(|| self.0.check_writable(folder))
+    }
+
+    pub(crate) fn user(&self) -> u32 {
+        self.0.user()
     }
 
     pub(crate) fn free_bytes(&self, folder: &Path) -> io::Result<u64> {

@@ -39,6 +39,8 @@ impl From<Metadata> for About {
             links: metadata.nlink(),
             created_ns: metadata.created().ok().and_then(nanoseconds),
             mode: metadata.mode() & MODE_BITS,
+            owner: metadata.uid(),
+            group: metadata.gid(),
         }
     }
 }
@@ -54,7 +56,7 @@ impl Disk for RealDisk {
         match access {
             Access::Read => {}
             Access::ReadWrite => _ = options.write(true).custom_flags(OFlags::NOFOLLOW.bits() as i32),
-            Access::CreateNew => _ = options.write(true).create_new(true),
+            Access::CreateNew => _ = options.write(true).create_new(true).mode(0o600),
             Access::Direct => return Ok(Box::new(open_direct(path)?)),
         }
         Ok(Box::new(options.open(path)?))
@@ -124,6 +126,10 @@ impl Disk for RealDisk {
     fn check_writable(&self, folder: &Path) -> io::Result<()> {
         // An unnamed file is the surest question about permissions, quotas and read-only mounts.
         tempfile::tempfile_in(folder).map(drop)
+    }
+
+    fn user(&self) -> u32 {
+        rustix::process::geteuid().as_raw()
     }
 
     fn free_bytes(&self, folder: &Path) -> io::Result<u64> {

@@ -30,9 +30,14 @@ pub(crate) trait Fate {
 #[derive(Debug, Clone)]
 pub(crate) struct SimulatedDisk(Arc<Mutex<State>>);
 
+/// The user whose all files are.
+const USER: u32 = 1000;
+
 #[derive(Debug, Clone)]
 struct State {
     nodes: Vec<Node>,
+    /// Whether another program has the files in its memory: then the system forgets nothing.
+    is_mapped: bool,
     lie: Option<Lie>,
 }
 
@@ -47,7 +52,7 @@ type Names = BTreeMap<OsString, usize>;
 
 #[derive(Debug, Clone)]
 enum Node {
-    File { bytes: Vec<u8>, mode: u32, synced: Vec<u8>, changes: Vec<Change> },
+    File { bytes: Vec<u8>, mode: u32, owner: u32, synced: Vec<u8>, changes: Vec<Change> },
     Folder { names: Names, mode: u32, synced: Names, changes: Vec<Vec<(OsString, Option<usize>)>> },
 }
 
@@ -56,6 +61,21 @@ enum Node {
 enum Change {
     Write { offset: usize, bytes: Vec<u8> },
     Size(usize),
+}
+
+impl Change {
+    fn make(&self, file: &mut Vec<u8>) {
+        match self {
+            Change::Size(size) => file.resize(*size, 0),
+            Change::Write { offset, bytes } => {
+                let end = offset + bytes.len();
+                if file.len() < end {
+                    file.resize(end, 0);
+                }
+                file[*offset..end].copy_from_slice(bytes);
+            }
+        }
+    }
 }
 
 fn missing() -> io::Error {
@@ -114,25 +134,32 @@ impl State {
             Node::File { .. } => 0,
         };
         let links = self.nodes.iter().map(is_named).sum();
-        let (kind, size_bytes, mode) = match &self.nodes[node] {
-            Node::File { bytes, mode, .. } => (Kind::File, bytes.len() as u64, *mode),
-            Node::Folder { mode, .. } => (Kind::Folder, 0, *mode),
+        let (kind, size_bytes, mode, owner) = match &self.nodes[node] {
+            Node::File { bytes, mode, owner, .. } => (Kind::File, bytes.len() as u64, *mode, *owner),
+            Node::Folder { mode, .. } => (Kind::Folder, 0, *mode, USER),
         };
-        About { kind, size_bytes, device: 1, inode: node as u64, links, created_ns: None, mode }
+        let inode = node as u64;
+        About { kind, size_bytes, device: 1, inode, links, created_ns: None, mode, owner, group: 0 }
     }
 }
 
 impl SimulatedDisk {
     /// An empty disk; everything lies in its root.
     pub(crate) fn new() -> Self {
-        let state = State { nodes: vec![folder()], lie: None };
+        let state = State { nodes: vec![folder()], is_mapped: false, lie: None };
         Self(Arc::new(Mutex::new(state)))
     }
 
     /// Puts a file on the disk, synced.
     pub(crate) fn put(&self, path: &str, bytes: &[u8]) {
         let mut state = self.state();
-        let node = Node::File { bytes: bytes.to_vec(), mode: 0o644, synced: bytes.to_vec(), changes: vec![] };
+        let node = Node::File {
+            bytes: bytes.to_vec(),
+            mode: 0o644,
+            owner: USER,
+            synced: bytes.to_vec(),
+            changes: vec![],
+        };
         state.add(Path::new(path), node).unwrap();
         state.settle_names();
     }
@@ -163,6 +190,20 @@ impl SimulatedDisk {
     /// From here on the disk lies.
     pub(crate) fn tell(&self, lie: Lie) {
         self.state().lie = Some(lie);
+    }
+
+    /// From here on another program has every file mapped, as loaders of safetensors do.
+    pub(crate) fn map_all(&self) {
+        self.state().is_mapped = true;
+    }
+
+    /// Gives a file to another user.
+    pub(crate) fn give_away(&self, path: &Path, user: u32) {
+        let mut state = self.state();
+        let node = state.find(path).unwrap();
+        if let Node::File { owner, .. } = &mut state.nodes[node] {
+            *owner = user;
+        }
     }
 
     /// A disk of its own with the same contents and the same things not synced.
@@ -262,7 +303,8 @@ impl Disk for SimulatedDisk {
         let mut state = self.state();
         let node = match access {
             Access::CreateNew => {
-                let file = Node::File { bytes: vec![], mode: 0o644, synced: vec![], changes: vec![] };
+                let file =
+                    Node::File { bytes: vec![], mode: 0o600, owner: USER, synced: vec![], changes: vec![] };
                 state.add(path, file)?
             }
             Access::Read | Access::ReadWrite | Access::Direct => state.find(path)?,
@@ -376,6 +418,10 @@ impl Disk for SimulatedDisk {
         state.names(state.find(folder)?).map(drop)
     }
 
+    fn user(&self) -> u32 {
+        USER
+    }
+
     fn free_bytes(&self, _: &Path) -> io::Result<u64> {
         Ok(0)
     }
@@ -385,16 +431,7 @@ impl SimulatedHandle {
     fn change(&self, change: Change) {
         let mut state = self.disk.state();
         let Node::File { bytes, changes, .. } = &mut state.nodes[self.node] else { return };
-        match &change {
-            Change::Size(size) => bytes.resize(*size, 0),
-            Change::Write { offset, bytes: new } => {
-                let end = offset + new.len();
-                if bytes.len() < end {
-                    bytes.resize(end, 0);
-                }
-                bytes[*offset..end].copy_from_slice(new);
-            }
-        }
+        change.make(bytes);
         changes.push(change);
     }
 }
@@ -441,17 +478,19 @@ impl Handle for SimulatedHandle {
         if state.lie == Some(Lie::SyncOfFiles) {
             return Ok(());
         }
-        if let Node::File { bytes, synced, changes, .. } = &mut state.nodes[self.node] {
-            synced.clone_from(bytes);
-            changes.clear();
+        if let Node::File { synced, changes, .. } = &mut state.nodes[self.node] {
+            changes.drain(..).for_each(|change| change.make(synced));
         }
         Ok(())
     }
 
     fn forget(&self) -> io::Result<()> {
+        let mut state = self.disk.state();
+        let is_mapped = state.is_mapped;
         // What is taken for written is read from the disk again; what waits to be written stays in memory.
-        if let Node::File { bytes, synced, changes, .. } = &mut self.disk.state().nodes[self.node]
+        if let Node::File { bytes, synced, changes, .. } = &mut state.nodes[self.node]
             && changes.is_empty()
+            && !is_mapped
         {
             bytes.clone_from(synced);
         }
