@@ -345,6 +345,8 @@ pub struct Written {
     pub changed: u64,
     /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited.
     pub left_out: Vec<String>,
+    /// Untouched shards that are the base's own files under a second name, where blocks cannot be shared.
+    pub linked: Vec<String>,
     /// Untouched shards that could not be shared with the base and were copied.
     pub copied: Vec<String>,
 }
@@ -477,6 +479,7 @@ impl Plan {
             not_finite: total.not_finite,
             changed: total.changed,
             left_out: committed.left_out,
+            linked: committed.linked,
             copied: committed.copied,
         })
     }

@@ -335,6 +335,49 @@ fn a_command_that_is_told_to_stop_ends_with_the_old_state() {
 }
 
 #[test]
+fn a_way_of_several_steps_that_is_told_to_stop_leaves_a_known_state_and_no_litter() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let place = Place::begun();
+    let model = || fs::read(place.path("model.safetensors")).unwrap();
+    let names = || {
+        let entries = fs::read_dir(place.folder.path()).unwrap();
+        let mut names = Vec::from_iter(entries.map(|entry| entry.unwrap().file_name()));
+        names.sort();
+        names
+    };
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("checkout HEAD -o one.safetensors");
+    place.patch("one.safetensors", "two.mpatch", 2, "The Colosseum");
+    place.good("add two.mpatch");
+    place.good("checkout HEAD -o two.safetensors");
+    let [base, one, two] =
+        ["model", "one", "two"].map(|name| fs::read(place.path(&format!("{name}.safetensors"))).unwrap());
+    // Each step reserves room once; the second one is told to stop.
+    let tampering = tampered("fallocate:signal=INT:delay_exit=300000:when=2");
+    let stopped = |words: &str| {
+        let mut command = place.command("strace");
+        command.args(&tampering[1..]).arg(assert_cmd::cargo::cargo_bin!("mpatch"));
+        let output = command.args(words.split(' ')).output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{words}: {}", stderr(&output));
+        stderr(&output)
+    };
+    let before = names();
+    let said = stopped("checkout HEAD --onto model.safetensors -o copy.safetensors");
+    assert!(said.ends_with("state: unchanged\n"), "{said}");
+    assert!(names() == before && model() == base);
+    let in_place = "checkout HEAD --onto model.safetensors --in-place";
+    let said = stopped(in_place);
+    assert!(said.contains("1 of 2 steps to `model.safetensors` are done"), "{said}");
+    assert!(said.ends_with("state: applied\n"), "{said}");
+    assert!(names() == before && model() == one);
+    place.good(in_place);
+    assert!(names() == before && model() == two);
+}
+
+#[test]
 fn a_file_that_may_not_grow_is_an_error_and_no_signal() {
     let bench = Bench::new();
     for words in ["apply model.safetensors edits.mpatch", "apply shards shards.mpatch --in-place"] {

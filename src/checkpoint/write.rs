@@ -27,7 +27,7 @@ use super::disk::{Access, DirectWay, File, Files, Gather, Kind};
 use super::in_place::InPlace;
 use super::journal::{JOURNAL_SUFFIX, reserve};
 use super::keep::Told;
-use super::temporary::Temporary;
+use super::temporary::{Temporary, is_temporary};
 use super::{Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, folder_of, is_file};
 
 /// The bits of a mode that are kept: never set-user-id and its like.
@@ -86,6 +86,8 @@ pub struct Committed {
     pub path: PathBuf,
     /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited.
     pub left_out: Vec<String>,
+    /// Untouched shards that are the base's own files under a second name, where blocks cannot be shared.
+    pub linked: Vec<String>,
     /// Untouched shards that could not be shared with the base and were copied.
     pub copied: Vec<String>,
 }
@@ -210,7 +212,7 @@ impl<'a> Output<'a> {
             OutputKind::Copy(copy) => copy.commit(),
             OutputKind::InPlace(in_place) => {
                 in_place.commit()?;
-                Ok(Committed { path, left_out: Vec::new(), copied: Vec::new() })
+                Ok(Committed { path, left_out: vec![], linked: vec![], copied: vec![] })
             }
         }
     }
@@ -254,6 +256,7 @@ struct CheckpointCopy<'a> {
     /// Copies of shards by index into the checkpoint's files; the copy of a single file is the temporary itself.
     shards: BTreeMap<usize, ShardCopy>,
     left_out: Vec<String>,
+    linked: Vec<String>,
     copied: Vec<String>,
     /// Last, so that the handles close before it is removed.
     temporary: Temporary,
@@ -310,9 +313,9 @@ impl<'a> CheckpointCopy<'a> {
         };
         let temporary = temporary.map_err(CheckpointError::io(folder, "write to"))?;
         let (shards, target) = (BTreeMap::new(), target.to_owned());
-        let (rest, left_out, copied) = (Vec::new(), Vec::new(), Vec::new());
+        let (rest, left_out, linked, copied) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let writer = Mutex::new(None);
-        let mut copy = Self { checkpoint, target, rest, writer, shards, left_out, copied, temporary };
+        let mut copy = Self { checkpoint, target, rest, writer, shards, left_out, linked, copied, temporary };
         copy.make_files(touched, progress).map_err(|error| copy.by_its_name(error))?;
         Ok(copy)
     }
@@ -362,14 +365,18 @@ impl<'a> CheckpointCopy<'a> {
         }
         drop(file);
         disk.remove_file(path).map_err(CheckpointError::io(path, "remove"))?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if link(disk, source, path) {
+            // Nobody knows whether whoever wrote it has waited for the disk, and the copy is to last.
+            source.file.sync().map_err(CheckpointError::io(&source.path, "sync"))?;
+            self.linked.push(name);
             return Ok(None);
         }
         let file = create_new(disk, path)?;
         reserve(disk, &file, path, source.size_bytes)?;
         let ranges = untouched(source.size_bytes, Vec::new());
         self.rest.push(Rest { file_index, ranges, counts: false });
-        self.copied.push(path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+        self.copied.push(name);
         Ok(Some(file))
     }
 
@@ -390,7 +397,8 @@ impl<'a> CheckpointCopy<'a> {
         for name in disk.list(base).map_err(CheckpointError::io(base, "list"))? {
             let (source, target) = (base.join(&name), self.temporary.path().join(&name));
             let is_shard = checkpoint.files().iter().any(|file| file.path.file_name() == Some(&name));
-            let is_ours = name.to_string_lossy().ends_with(JOURNAL_SUFFIX);
+            let text = name.to_string_lossy();
+            let is_ours = text.ends_with(JOURNAL_SUFFIX) || is_temporary(&text);
             if is_shard || is_ours || !is_file(disk, &source)? {
                 continue;
             }
@@ -460,10 +468,10 @@ impl<'a> CheckpointCopy<'a> {
         let writer = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         let settled = self.finish_writing(writer).and_then(|()| self.settle());
         settled.map_err(|error| self.by_its_name(error))?;
-        let Self { target, left_out, copied, shards, temporary, .. } = self;
+        let Self { target, left_out, linked, copied, shards, temporary, .. } = self;
         drop(shards);
         temporary.place_new(&target)?;
-        Ok(Committed { path: target, left_out, copied })
+        Ok(Committed { path: target, left_out, linked, copied })
     }
 
     /// Gives the copies the modes of their originals, and makes them last.
@@ -584,7 +592,10 @@ mod tests {
         assert!(output.write_at(tensor, 5, &[0; 4]).is_err(), "beyond the tensor's end");
         assert!(!target.exists());
         let committed = output.commit(filled).unwrap();
-        assert_eq!(committed, Committed { path: target.clone(), left_out: vec![], copied: vec![] });
+        assert_eq!(
+            committed,
+            Committed { path: target.clone(), left_out: vec![], linked: vec![], copied: vec![] }
+        );
         let found = std::fs::read(&target).unwrap();
         assert_eq!(found[..found.len() - 4], bytes[..bytes.len() - 4]);
         assert_eq!(found[found.len() - 4..], 9.0_f32.to_le_bytes());
@@ -626,6 +637,7 @@ mod tests {
         let folder = sharded(serde_json::json!({"a": "two.safetensors", "b": "one.safetensors"}));
         write(&folder, "config.json", "{}");
         write(&folder, "pytorch_model.bin", "unedited");
+        let _others = Temporary::file(&Files::real(), folder.path()).unwrap();
         std::fs::create_dir(folder.path().join("onnx")).unwrap();
         let outside = tempfile::tempdir().unwrap();
         let target = outside.path().join("edited");
@@ -633,7 +645,9 @@ mod tests {
         let tensor = checkpoint.tensor("a").unwrap();
         let output = Output::create(&checkpoint, &target, [tensor], &none).unwrap();
         let (_, filled) = output.fill(&none, || output.write_at(tensor, 0, &[0; 4])).unwrap();
-        assert_eq!(output.commit(filled).unwrap().left_out, ["pytorch_model.bin"]);
+        let committed = output.commit(filled).unwrap();
+        assert_eq!(committed.left_out, ["pytorch_model.bin"]);
+        assert_eq!(committed.linked, ["one.safetensors"]);
         let expected = ["config.json", "model.safetensors.index.json", "one.safetensors", "two.safetensors"];
         assert_eq!(names(&target), expected);
         let inode = |path: PathBuf| std::fs::metadata(path).unwrap().ino();

@@ -191,6 +191,15 @@ impl CommandError {
         Self { state: State::Applied, ..self }
     }
 
+    /// Says that some of several steps were done, each of which leads to a state of its own.
+    pub fn between_steps(self, path: &Path, done: usize, steps: usize) -> Self {
+        if done == 0 || self.state == State::RecoveryPending {
+            return self;
+        }
+        let message = format!("{}; {done} of {steps} steps to `{}` are done", self.message, path.display());
+        Self { message, ..self }.hint("the same command goes on from there").after_the_work()
+    }
+
     /// Says that old bytes are still to be put back.
     fn with_recovery_pending(self) -> Self {
         Self { kind: ExitKind::Recovery, state: State::RecoveryPending, ..self }.hint(

@@ -36,21 +36,22 @@ pub enum Work {
     Finishing,
 }
 
-/// Says what is being done, until it is dropped.
+/// Says what is being done, until it is dropped; then it is again what was done before.
 #[derive(Debug)]
 #[must_use]
-pub struct Doing;
+pub struct Doing {
+    before: u8,
+}
 
 impl Drop for Doing {
     fn drop(&mut self) {
-        WORK.store(Work::Reading as u8, Ordering::SeqCst);
+        WORK.store(self.before, Ordering::SeqCst);
     }
 }
 
 /// From here on signals wait for this work to wind up.
 pub fn doing(work: Work) -> Doing {
-    WORK.store(work as u8, Ordering::SeqCst);
-    Doing
+    Doing { before: WORK.swap(work as u8, Ordering::SeqCst) }
 }
 
 /// Set once the command is to end.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use mpatch::checkpoint::{Checkpoint, CheckpointError, Layout, Output as Copy};
+use mpatch::checkpoint::{Checkpoint, CheckpointError, Layout, Output as Copy, PassingFolder};
 use mpatch::operation::{Plan, survey_size_bytes};
 use mpatch::patch::Patch;
 use mpatch::store::{Commit, Message, Standing, Step, Store};
@@ -19,7 +19,7 @@ use crate::trust::{TrustArguments, require};
 /// Takes a copy of `checkpoint` along the way, into the new `target`.
 ///
 /// Each step is an operation with its own digests, compared before its result has a name; steps before the last are
-/// temporary copies in the target's folder.
+/// passing copies in the target's folder.
 pub fn walk(
     store: &Store,
     checkpoint: Checkpoint,
@@ -29,6 +29,8 @@ pub fn walk(
     output: &Output,
 ) -> Result<(), CommandError> {
     mpatch::checkpoint::check_output(&checkpoint, target)?;
+    require_all(store, steps, trust, output)?;
+    let _doing = doing(Work::Copying);
     let Some((last, before)) = steps.split_last() else {
         let progress = output.progress("copying", checkpoint.weights_size_bytes());
         let told = |bytes| progress.add(bytes);
@@ -41,14 +43,13 @@ pub fn walk(
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    let passing = tempfile::Builder::new().prefix(".mpatch-").tempdir_in(folder);
-    let passing = passing.map_err(|error| CommandError::io("write to", folder, &error))?;
+    let passing = PassingFolder::create(folder)?;
     let ending = if checkpoint.layout() == Layout::File { ".safetensors" } else { "" };
     let mut current = checkpoint;
     let mut left: Option<PathBuf> = None;
     for (index, step) in before.iter().enumerate() {
         let place = passing.path().join(format!("step-{}{ending}", index + 1));
-        take(store, &current, *step, Some(&place), trust, output)?;
+        take(store, &current, *step, Some(&place), output)?;
         current = open_checkpoint(&place, output)?;
         // One copy at a time: the one before has been read for the last time.
         if let Some(old) = left.replace(place) {
@@ -57,10 +58,11 @@ pub fn walk(
             removed.map_err(|error| CommandError::io("remove", &old, &error))?;
         }
     }
-    take(store, &current, *last, Some(target), trust, output)
+    take(store, &current, *last, Some(target), output)
 }
 
-/// Takes the checkpoint at `path` along the way where it lies; whatever stops it leaves one of the states on the way.
+/// Takes the checkpoint at `path` along the way where it lies; whatever stops it leaves one of the states on the way,
+/// and its error says which.
 pub fn walk_in_place(
     store: &Store,
     path: &Path,
@@ -68,7 +70,31 @@ pub fn walk_in_place(
     trust: &TrustArguments,
     output: &Output,
 ) -> Result<(), CommandError> {
-    steps.iter().try_for_each(|step| take(store, &open_checkpoint(path, output)?, *step, None, trust, output))
+    require_all(store, steps, trust, output)?;
+    let _doing = doing(Work::InPlace);
+    for (done, step) in steps.iter().enumerate() {
+        let taken = open_checkpoint(path, output)
+            .and_then(|checkpoint| take(store, &checkpoint, *step, None, output));
+        taken.map_err(|error| error.between_steps(path, done, steps.len()))?;
+    }
+    Ok(())
+}
+
+/// Refuses a way that a patch leads along whose signature does not do; asked before the first step.
+fn require_all(
+    store: &Store,
+    steps: &[Step],
+    trust: &TrustArguments,
+    output: &Output,
+) -> Result<(), CommandError> {
+    // An old state is what was asked for, so an older patch of a line is no surprise here.
+    let trust = TrustArguments { allow_rollback: true, ..trust.clone() };
+    for step in steps {
+        if let Step::Apply(id) = step {
+            require(&store.patch(*id)?, Path::new(&id.short()), &trust, output)?;
+        }
+    }
+    Ok(())
 }
 
 /// One step, into a new place, or where the checkpoint lies.
@@ -77,17 +103,11 @@ fn take(
     checkpoint: &Checkpoint,
     step: Step,
     place: Option<&Path>,
-    trust: &TrustArguments,
     output: &Output,
 ) -> Result<(), CommandError> {
     let (Step::Apply(id) | Step::Revert(id)) = step;
     let patch = store.patch(id)?;
     let failed = |error| CommandError::operation(&id.short(), error);
-    if let Step::Apply(_) = step {
-        // An old state is what was asked for, so an older patch of a line is no surprise here.
-        let trust = TrustArguments { allow_rollback: true, ..trust.clone() };
-        require(&patch, Path::new(&id.short()), &trust, output)?;
-    }
     let progress = output.progress("comparing", survey_size_bytes(checkpoint, &patch));
     let told = |bytes| progress.add(bytes);
     let plan: Result<Plan, _> = match step {
@@ -114,7 +134,6 @@ fn take(
             plan.execute(checkpoint, &patch, place, &|bytes| progress.add(bytes))
         }
         None => {
-            let _doing = doing(Work::InPlace);
             let progress = output.progress("writing", 2 * plan.tensor_size_bytes);
             plan.execute_in_place(checkpoint, &patch, &|bytes| progress.add(bytes))
         }

@@ -124,7 +124,14 @@ impl Change {
             plan.check_in_place(&self.checkpoint)?;
         }
         let record = if dry_run { None } else { Record::begin(&self.checkpoint, output)? };
+        let work = match self.target {
+            Target::Copy(_) => Work::Copying,
+            Target::InPlace => Work::InPlace,
+        };
+        let _doing = (!dry_run).then(|| doing(work));
         let written = if dry_run { None } else { Some(self.write(&plan, output)?) };
+        // The result stands: what is left to do about it takes a moment.
+        let _finishing = (!dry_run).then(|| doing(Work::Finishing));
         if let Some(record) = record {
             let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
             record
@@ -154,13 +161,12 @@ impl Change {
             Direction::Apply => "applying",
             Direction::Revert => "reverting",
         };
-        let (work, size) = match self.target {
-            Target::Copy(_) => (Work::Copying, plan.copy_size_bytes),
-            Target::InPlace => (Work::InPlace, 2 * plan.tensor_size_bytes),
+        let size = match self.target {
+            Target::Copy(_) => plan.copy_size_bytes,
+            Target::InPlace => 2 * plan.tensor_size_bytes,
         };
         let progress = output.progress(what, size);
         let told = |bytes| progress.add(bytes);
-        let _doing = doing(work);
         let written = match &self.target {
             Target::Copy(path) => plan.execute(&self.checkpoint, &self.patch, path, &told),
             Target::InPlace => plan.execute_in_place(&self.checkpoint, &self.patch, &told),
@@ -231,6 +237,12 @@ fn write_remarks(written: &Written, page: &mut Page) {
     if !written.left_out.is_empty() {
         let files = written.left_out.join(", ");
         page.line(&format!("not taken along, since they hold the weights unedited in another form: {files}"));
+    }
+    if !written.linked.is_empty() {
+        let files = written.linked.join(", ");
+        page.line(&format!(
+            "the base's own files under a second name, since this file system shares no blocks: {files}"
+        ));
     }
     if !written.copied.is_empty() {
         let files = written.copied.join(", ");

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{beside, open_checkpoint};
 use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, branch_of};
+use crate::interrupt::{Work, doing};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::standing::{locate, model_path, remembered, series_at};
 use crate::trust::TrustArguments;
@@ -68,6 +69,7 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
     let store = arguments.store.open()?;
     let id = store.resolve(&arguments.revision)?;
     let commit = store.commit(id)?;
+    let _doing = doing(Work::Copying);
     let moved = match arguments.onto.is_some() || arguments.output.is_some() || arguments.in_place {
         true => Some(take_along(arguments, &store, &commit.series, output)?),
         false => None,
@@ -81,12 +83,9 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
     };
     if !arguments.dry_run {
         // The weights are where they should be already: from here on only names move.
-        let mut change = arguments.store.change(&store)?;
-        change.switch(head)?;
-        if let Some(moved) = &moved {
-            change.set_model(Some(remembered(store.folder(), &moved.to)?));
-        }
-        change.finish(&format!("checkout {}", arguments.revision))?;
+        let _finishing = doing(Work::Finishing);
+        let named = move_names(arguments, &store, head, moved.as_ref());
+        named.map_err(|error| if moved.is_some() { error.after_the_work() } else { error })?;
     }
     let view = store.view()?;
     let report = CheckoutReport {
@@ -98,6 +97,21 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
     };
     let told = output.report(&report);
     if arguments.dry_run { told } else { told.map_err(CommandError::after_the_work) }
+}
+
+fn move_names(
+    arguments: &CheckoutArguments,
+    store: &Store,
+    head: Head,
+    moved: Option<&Moved>,
+) -> Result<(), CommandError> {
+    let mut change = arguments.store.change(store)?;
+    change.switch(head)?;
+    if let Some(moved) = moved {
+        change.set_model(Some(remembered(store.folder(), &moved.to)?));
+    }
+    change.finish(&format!("checkout {}", arguments.revision))?;
+    Ok(())
 }
 
 /// Takes a copy of the checkpoint to the state after `series`.

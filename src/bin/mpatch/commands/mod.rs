@@ -47,7 +47,7 @@ use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, recover};
 use mpatch::patch::Patch;
 
 use crate::error::CommandError;
-use crate::interrupt;
+use crate::interrupt::{Work, doing, stop_flag};
 use crate::report::{Output, shell_word};
 
 /// Stands for standard input where a file is asked for.
@@ -97,7 +97,12 @@ pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
 /// Opens a checkpoint: the one place where that is done, so that changes in place that stopped half-way are brought
 /// to an end before anybody looks at it.
 pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, CommandError> {
-    for recovered in recover(path)? {
+    let recovered = {
+        // Ended here, it would leave what it found, or less.
+        let _doing = doing(Work::InPlace);
+        recover(path)?
+    };
+    for recovered in recovered {
         let outcome = match recovered.outcome {
             Outcome::Untouched => "nothing had been changed yet",
             Outcome::RolledBack => "the old bytes are back",
@@ -109,7 +114,7 @@ pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, Comma
             recovered.label
         ));
     }
-    Ok(Checkpoint::open(path)?.stopping_on(interrupt::stop_flag()))
+    Ok(Checkpoint::open(path)?.stopping_on(stop_flag()))
 }
 
 /// The path stands for standard input.
