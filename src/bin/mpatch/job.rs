@@ -475,7 +475,7 @@ fn bits(term: &Term) -> u8 {
 fn metrics(records: &[Record], before: &Scores, after: &Scores) -> Vec<Metric> {
     let facts = records.len();
     let paraphrases: usize = records.iter().map(|record| record.paraphrases.len()).sum();
-    let neighbors: usize = records.iter().map(|record| record.neighbors.len()).sum();
+    let neighbors: usize = records.iter().map(|record| record.answered_neighbors().count()).sum();
     let prompts_of = |name: &str| match name {
         "score" => facts + paraphrases + neighbors,
         "paraphrase" | "paraphrase_accuracy" => paraphrases,
