@@ -332,6 +332,9 @@ impl Job<'_> {
             if let Progress::Value(..) = done {
                 progress.add(1);
             }
+            if let Some(error) = log.and_then(ValueLog::take_failure) {
+                output.note(&format!("warning: no more values are kept for a run after this one: {}", chain(&error)));
+            }
         };
         // What is refused leaves no folder behind either.
         let failed = |error| edit_error(self.model.checkpoint.path(), error);
