@@ -14,8 +14,8 @@ use mpatch::store::{Commit, Store, way};
 use serde::Serialize;
 
 use super::open_checkpoint;
-use super::stack::sides;
-use crate::error::{CommandError, ExitKind, chain};
+use super::stack::{sides, stack_error};
+use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
 use crate::keys::SigningArguments;
 use crate::report::{Output, Page, Report};
@@ -188,16 +188,13 @@ impl Plan {
     }
 }
 
+/// As `stack` has it, but for what to do: nobody chose these patches, and merging has fewer options.
 fn refused(error: StackError) -> CommandError {
-    let kind = match &error {
-        StackError::Checkpoint(_) => ExitKind::Io,
-        StackError::Contradictions(_) | StackError::PartlyLost { .. } | StackError::NothingLeft => {
-            ExitKind::Conflict
-        }
-        StackError::OtherBase { .. } | StackError::OtherModel { .. } => ExitKind::WrongBase,
-        _ => ExitKind::Malformed,
-    };
     let hint = match &error {
+        // What files and patches ask for is the same wherever they are read.
+        StackError::Checkpoint(_) | StackError::Patch { .. } | StackError::Result(_) => {
+            return stack_error(error);
+        }
         StackError::Contradictions(_) => "choose a side with `--ours`, `--theirs` or `--choose FACTS`",
         StackError::PartlyLost { lost, facts, .. } if lost == facts => {
             "patches that stand were made on top of it: let its side be right, or make those again without it"
@@ -205,9 +202,12 @@ fn refused(error: StackError) -> CommandError {
         StackError::PartlyLost { .. } => {
             "make that patch again without the facts that lose, and add it instead"
         }
+        StackError::Correction { .. } => {
+            "a patch between two checkpoints holds on its own state only: check that state out and make it anew"
+        }
         _ => "`mpatch show REVISION` tells what is in a state",
     };
-    CommandError::new(kind, chain(&error)).hint(hint)
+    stack_error(error).hint(hint)
 }
 
 impl Report for MergeReport {
@@ -232,7 +232,21 @@ impl Report for MergeReport {
 
 #[cfg(test)]
 mod tests {
+    use mpatch::checkpoint::CheckpointError;
+
     use super::*;
+
+    #[test]
+    fn what_cannot_be_merged_ends_with_the_codes_of_stack() {
+        let kind = |error: StackError| refused(error).kind;
+        let busy = CheckpointError::Busy { path: "model.safetensors".into() };
+        assert_eq!(kind(busy.into()), ExitKind::Busy);
+        let correction = || StackError::Correction { name: "a".to_owned(), tensor: "b".to_owned() };
+        assert_eq!(kind(correction()), ExitKind::Conflict);
+        let hint = refused(correction()).hint.expect("a hint");
+        assert!(!hint.contains("--drop-corrections"), "merge has no such option: {hint}");
+        assert_eq!(kind(StackError::NothingLeft), ExitKind::Conflict);
+    }
 
     #[test]
     fn a_merge_keeps_what_either_side_added_and_drops_what_either_took_back() {
