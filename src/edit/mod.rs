@@ -75,6 +75,12 @@ pub enum EditError {
         /// What is wrong.
         what: String,
     },
+    /// Statistics that would count the same text twice.
+    #[error("statistics: cannot be merged: {what}")]
+    Repeated {
+        /// Which files, and what both hold.
+        what: String,
+    },
     /// A corpus that cannot be read.
     #[error("corpus, line {line}: {what}")]
     Corpus {

@@ -333,7 +333,10 @@ impl Job<'_> {
                 progress.add(1);
             }
             if let Some(error) = log.and_then(ValueLog::take_failure) {
-                output.note(&format!("warning: no more values are kept for a run after this one: {}", chain(&error)));
+                output.note(&format!(
+                    "warning: no more values are kept for a run after this one: {}",
+                    chain(&error)
+                ));
             }
         };
         // What is refused leaves no folder behind either.
