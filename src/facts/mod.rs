@@ -136,7 +136,9 @@ impl Record {
     ///
     /// Of the others nothing says what they must go on saying, the record's old target least of all.
     pub fn answered_neighbors(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.neighbors.iter().filter_map(|neighbor| Some((neighbor.prompt.as_str(), neighbor.expected.as_deref()?)))
+        self.neighbors
+            .iter()
+            .filter_map(|neighbor| Some((neighbor.prompt.as_str(), neighbor.expected.as_deref()?)))
     }
 }
 

@@ -20,7 +20,7 @@ use super::error::StoreError;
 use super::objects::{Snapshot, Stored, bytes_of, patch_path};
 use super::operations;
 use super::refs::{CommitId, View};
-use super::{Atlas, Store, TEMPORARY_PREFIX, lfs};
+use super::{Store, TEMPORARY_PREFIX, lfs};
 use crate::digest::PatchId;
 use crate::patch::Patch;
 
@@ -182,31 +182,17 @@ impl Store {
             }
         }
         for (commit, snapshot) in snapshots {
-            let place = || format!("commit {commit}");
-            let base = match self.objects().read_base(snapshot.base) {
-                Ok(base) => base,
-                Err(error) => {
-                    checked.problem(place(), &error);
-                    continue;
-                }
-            };
-            if !snapshot.series.iter().all(|id| bindings.contains_key(id)) {
-                continue;
-            }
-            let atlas = Atlas::new(base, [snapshot.series.as_slice()], &bindings);
-            let atlas = atlas.map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit });
-            match (atlas, self.commit(*commit)) {
-                (Ok(atlas), Ok(commit)) => {
-                    let state =
-                        atlas.state_after(&snapshot.series).map(|state| state.weights_id(atlas.base()));
-                    if let (Some(claimed), Some(state)) = (commit.state, state)
-                        && claimed != state
-                    {
-                        let what = format!("it claims the state {claimed}, its series leads to {state}");
-                        checked.problems.push(Problem { place: place(), what });
-                    }
-                }
-                (Err(error), _) | (_, Err(error)) => checked.problem(place(), &error),
+            let is_known = snapshot.series.iter().all(|id| bindings.contains_key(id));
+            let base = self.objects().read_base(snapshot.base);
+            let claim = base.and_then(|base| match is_known {
+                true => self.objects().false_claim(*commit, &snapshot.series, base, &bindings),
+                false => Ok(None),
+            });
+            let place = format!("commit {commit}");
+            match claim {
+                Ok(None) => {}
+                Ok(Some(what)) => checked.problems.push(Problem { place, what }),
+                Err(error) => checked.problem(place, &error),
             }
         }
     }

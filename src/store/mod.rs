@@ -268,7 +268,6 @@ impl Store {
             patches.iter().map(|(id, stored)| Ok((*id, objects.read_manifest(*id, *stored)?.bindings)));
         let bindings = bindings.collect::<Result<BTreeMap<_, _>, StoreError>>()?;
         Atlas::new(self.base()?, series, &bindings)
-            .map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit })
     }
 
     /// Where every patch of the history is.

@@ -18,7 +18,11 @@ use git2::{ObjectType, Oid, Repository};
 use super::base::Base;
 use super::error::StoreError;
 use super::lfs::{Absent, INLINE_SIZE_MAX_BYTES, Objects, Pointer};
+use super::message::Message;
+use super::refs::CommitId;
+use super::state::Atlas;
 use crate::digest::PatchId;
+use crate::patch::manifest::Binding;
 use crate::patch::{Manifest, Patch};
 
 const BASE: &str = "base.json";
@@ -184,6 +188,25 @@ impl ObjectStore<'_> {
             }
         }
         Ok(Snapshot { base, series, patches })
+    }
+
+    /// What a commit claims of its state, where its series leads to another one.
+    ///
+    /// # Errors
+    /// The patch that does not fit where the series says it was applied; reading the commit.
+    pub(super) fn false_claim(
+        &self,
+        commit: CommitId,
+        series: &[PatchId],
+        base: Base,
+        bindings: &BTreeMap<PatchId, Vec<Binding>>,
+    ) -> Result<Option<String>, StoreError> {
+        let atlas = Atlas::new(base, [series], bindings)?;
+        let found = self.repository.find_commit(commit.0).map_err(StoreError::git("read a commit"))?;
+        let (_, claimed) = Message::parse(&String::from_utf8_lossy(found.message_bytes()));
+        let state = atlas.state_after(series).map(|state| state.weights_id(atlas.base()));
+        let (Some(claimed), Some(state)) = (claimed, state) else { return Ok(None) };
+        Ok((claimed != state).then(|| format!("it claims the state {claimed}, its series leads to {state}")))
     }
 
     fn write_blob(&self, bytes: &[u8]) -> Result<Oid, StoreError> {
