@@ -212,7 +212,7 @@ impl Store {
         let store = Store::open(self.folder())?;
         store.mend_objects(&sources, &mut mended)?;
         store.mend_large(&sources, &mut mended)?;
-        if sources.other.is_some() && store.operations().is_err() {
+        if sources.other.is_some() && operations::list(&store.repository).is_err() {
             store.begin_operations_anew()?;
             mended.push(
                 "the list of operations, which begins anew: what was done before cannot be undone".to_owned(),
