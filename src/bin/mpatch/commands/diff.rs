@@ -321,13 +321,17 @@ pub fn write_facts(page: &mut Page, removed: &[Fact], added: &[Fact], changed: &
 }
 
 fn update_row(update: &UpdateDiff) -> Vec<String> {
+    let dtype = |size: &Option<UpdateSize>| size.as_ref().map(|size| size.dtype);
+    let types_differ =
+        dtype(&update.first).zip(dtype(&update.second)).is_some_and(|(one, other)| one != other);
     let of = |size: &Option<UpdateSize>| match size {
         None => "-".to_owned(),
         Some(size) => {
+            let dtype = if types_differ { format!("{}, ", size.dtype) } else { String::new() };
             let dense =
                 if size.dense_terms > 0 { format!(" + {} dense", size.dense_terms) } else { String::new() };
             let corrected = if size.correction.is_some() { ", corrected" } else { "" };
-            format!("norm {:.3e}, rank {}{dense}, {} bits{corrected}", size.norm, size.rank, size.bits)
+            format!("{dtype}norm {:.3e}, rank {}{dense}, {} bits{corrected}", size.norm, size.rank, size.bits)
         }
     };
     vec![
