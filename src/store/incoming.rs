@@ -98,7 +98,7 @@ impl Store {
         Ok(config.get_string(&format!("remote.{remote}.url")).ok())
     }
 
-    /// Pointers of all large patches that `commit`'s history has, and those of them that are not here.
+    /// Pointers of all large patches that the histories of `commits` have, each once.
     ///
     /// # Errors
     /// What is wrong with a commit.

@@ -229,7 +229,6 @@ impl ObjectStore<'_> {
     }
 }
 
-/// Where a patch lies in the tree.
 /// The whole file of a patch, wherever its sections lie.
 pub(super) fn bytes_of(patch: &Patch) -> Result<Cow<'_, [u8]>, StoreError> {
     if patch.bytes().len() == patch.size_bytes() {
@@ -241,6 +240,7 @@ pub(super) fn bytes_of(patch: &Patch) -> Result<Cow<'_, [u8]>, StoreError> {
     Ok(Cow::Owned(bytes))
 }
 
+/// Where a patch lies in the tree.
 pub(super) fn patch_path(id: PatchId) -> String {
     format!("{PATCHES}/{id}.mpatch")
 }
