@@ -23,6 +23,7 @@ use super::{is_stdin, open_checkpoint, read_patch, states};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::history::StoreArguments;
+use crate::job::TOOL;
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
@@ -177,9 +178,8 @@ fn extracted(
     let signer = arguments.signing.signer()?;
     let (base, edited) = (open_checkpoint(&arguments.first, output)?, open_checkpoint(second, output)?);
     let progress = output.progress("extracting", diff_checkpoints_size_bytes(&base, &edited));
-    let tool = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
     let about = arguments.about.about();
-    let found = extract(&base, &edited, model_of(&base)?, tool, about, &|bytes| progress.add(bytes));
+    let found = extract(&base, &edited, model_of(&base)?, TOOL, about, &|bytes| progress.add(bytes));
     let found = found.map_err(|error| extract_error(&arguments.first, second, error))?;
     drop(progress);
     let mut patch = encode(&found.draft)

@@ -14,9 +14,10 @@ use mpatch::store::{Commit, Store, way};
 use serde::Serialize;
 
 use super::open_checkpoint;
-use super::stack::{sides, stack_error};
+use super::stack::{sides, stack_error, touched_size_bytes};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
+use crate::job::TOOL;
 use crate::keys::SigningArguments;
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path, series_at};
@@ -172,11 +173,9 @@ impl Plan {
         let signer = arguments.signing.signer()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
         let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
-        let options = AddOptions {
-            tool: concat!("mpatch ", env!("CARGO_PKG_VERSION")).to_owned(),
-            ..AddOptions::default()
-        };
-        let progress = output.progress("stacking", 0);
+        let options = AddOptions { tool: TOOL.to_owned(), ..AddOptions::default() };
+        let touched = touched_size_bytes(&base, patches.iter().map(|(_, patch)| patch));
+        let progress = output.progress("stacking", base.weights_size_bytes() + touched);
         let stacked =
             stack(&base, &named, &sides, &options, &|bytes| progress.add(bytes)).map_err(refused)?;
         let patch = encode(&stacked.draft)
