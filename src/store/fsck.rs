@@ -17,7 +17,7 @@ use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use serde::Serialize;
 
 use super::error::StoreError;
-use super::objects::{Snapshot, Stored, bytes_of, patch_path};
+use super::objects::{Snapshot, Stored, bytes_of, odb_alone, patch_path};
 use super::operations;
 use super::refs::{CommitId, View};
 use super::{Store, TEMPORARY_PREFIX, lfs};
@@ -438,7 +438,6 @@ fn listed_in(index: &[u8]) -> Result<BTreeSet<Oid>, &'static str> {
 
 impl Pack {
     fn open(&self, store: &Store) -> Result<Apart, StoreError> {
-        let failed = || StoreError::git(format!("open {}", self.name));
         let git = store.git_folder();
         let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
         let folder = folder.map_err(StoreError::io(git, "write to"))?;
@@ -450,12 +449,7 @@ impl Pack {
             let (there, here) = (there.with_extension(ending), here.with_extension(ending));
             std::fs::hard_link(&there, &here).map_err(StoreError::io(&there, "link"))?;
         }
-        let odb = Odb::new().map_err(failed())?;
-        let path = objects.to_str().ok_or_else(|| {
-            StoreError::malformed(objects.display().to_string(), "libgit2 cannot name this folder")
-        })?;
-        odb.add_disk_alternate(path).map_err(failed())?;
-        Ok(Apart { odb, _folder: folder })
+        Ok(Apart { odb: odb_alone(&objects, &format!("open {}", self.name))?, _folder: folder })
     }
 }
 

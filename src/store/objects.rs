@@ -12,8 +12,9 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
-use git2::{ObjectType, Oid, Repository};
+use git2::{ObjectType, Odb, Oid, Repository};
 
 use super::base::Base;
 use super::error::StoreError;
@@ -227,6 +228,16 @@ impl ObjectStore<'_> {
         let object = odb.read(blob).map_err(StoreError::git(format!("read `{place}` ({blob})")))?;
         Ok(object.data().to_vec())
     }
+}
+
+/// A database of what lies in one folder of objects alone, so that no other copy of an object answers for one there.
+pub(super) fn odb_alone(objects: &Path, action: &str) -> Result<Odb<'static>, StoreError> {
+    let odb = Odb::new().map_err(StoreError::git(action))?;
+    let path = objects.to_str().ok_or_else(|| {
+        StoreError::malformed(objects.display().to_string(), "libgit2 cannot name this folder")
+    })?;
+    odb.add_disk_alternate(path).map_err(StoreError::git(action))?;
+    Ok(odb)
 }
 
 /// The whole file of a patch, wherever its sections lie.
