@@ -5,7 +5,7 @@
 #   tools/cuda-build.sh FOLDER            the result is FOLDER/mpatch, and FOLDER/gpu, the benchmark on a GPU
 #   tools/cuda-build.sh FOLDER --clean    removes the toolkit and what was compiled, and leaves those two
 #
-# It needs cargo, a C++ compiler and python3 with venv, and about 2.5 GB under FOLDER, where all that it makes stays.
+# It needs cargo, a C++ compiler and python3 with venv, and about 3 GB under FOLDER, where all that it makes stays.
 # Run again, it does what is missing. `docs/cuda.md` says why each step is there, and what was measured.
 set -euo pipefail
 
