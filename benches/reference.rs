@@ -20,7 +20,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use common::{draft, fact, recorded_statistics, terms};
+use common::{draft, fact, recorded_moments, terms};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
@@ -74,7 +74,7 @@ impl Bench {
         let records = FactsFile::parse(&std::fs::read(folder.join("records.json")).unwrap()).unwrap().records;
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("statistics.safetensors");
-        recorded_statistics(&model, &folder.join("reference/moments")).write(&path).unwrap();
+        recorded_moments(&model, &folder.join("reference/moments")).write(&path).unwrap();
         let statistics = StatisticsFile::open(&path).unwrap();
         Self { folder: folder.to_owned(), model, records, statistics, _scratch: scratch }
     }

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use common::{draft, fact, recorded_statistics, terms};
+use common::{draft, fact, recorded_moments, terms};
 use mpatch::checkpoint::Checkpoint;
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
@@ -74,7 +74,7 @@ impl Bench {
         let records = FactsFile::parse(&read("records.json")).unwrap().records;
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("statistics.safetensors");
-        recorded_statistics(&open(&base), &base.join("reference/moments")).write(&path).unwrap();
+        recorded_moments(&open(&base), &base.join("reference/moments")).write(&path).unwrap();
         Self {
             records: records[..patches * facts_per_patch].to_vec(),
             facts_per_patch,

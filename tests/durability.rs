@@ -588,8 +588,17 @@ fn kill_commits(bench: &Bench, words: &str, stride: usize) {
     assert!(kills > calls / stride / 2, "{words} was hardly killed");
 }
 
+/// How long the lock may lie untouched for the test to say something: well below what mpatch waits.
+const TOUCHED_WITHIN: Duration = Duration::from_secs(1);
+
 #[test]
 fn a_lock_that_git_may_hold_is_left_alone() {
+    // On a busy machine whoever touches the lock may come too late; such a round tells nothing.
+    assert!((0..10).any(|_| touched_lock_is_left_alone()), "the machine is too busy to tell");
+}
+
+/// Whether the lock was touched in time, so that what was seen counts.
+fn touched_lock_is_left_alone() -> bool {
     let bench = Bench::new();
     bench.succeeds("init --base model.safetensors");
     // Nobody of ours died: whose lock this is, nobody knows.
@@ -600,21 +609,33 @@ fn a_lock_that_git_may_hold_is_left_alone() {
     // One of ours did, and somebody is at work on the lock.
     fs::write(bench.path(".git/mpatch.lock"), "at work\n").unwrap();
     let busy = std::sync::atomic::AtomicBool::new(true);
-    let output = std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while busy.load(std::sync::atomic::Ordering::Relaxed) {
-                fs::File::options().append(true).open(&lock).unwrap().write_all(b"x").unwrap();
-                std::thread::sleep(Duration::from_millis(20));
-            }
-        });
+    let (output, untouched) = std::thread::scope(|scope| {
+        let toucher = scope.spawn(|| touch_while(&lock, &busy));
         let output = bench.run("add edits.mpatch");
         busy.store(false, std::sync::atomic::Ordering::Relaxed);
-        output
+        (output, toucher.join().unwrap())
     });
+    if untouched > TOUCHED_WITHIN {
+        return false;
+    }
     assert!(!output.status.success() && lock.exists());
     fs::write(bench.path(".git/mpatch.lock"), "at work\n").unwrap();
     bench.succeeds("tag swept");
     assert!(!lock.exists() && fs::read(bench.path(".git/mpatch.lock")).unwrap().is_empty());
+    true
+}
+
+/// Touches `lock` for as long as `busy`, or it is there; the longest time that it lay untouched.
+fn touch_while(lock: &Path, busy: &std::sync::atomic::AtomicBool) -> Duration {
+    let (mut touched, mut longest) = (Instant::now(), Duration::ZERO);
+    while busy.load(std::sync::atomic::Ordering::Relaxed) {
+        let Ok(mut file) = fs::File::options().append(true).open(lock) else { break };
+        file.write_all(b"x").unwrap();
+        longest = longest.max(touched.elapsed());
+        touched = Instant::now();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    longest.max(touched.elapsed())
 }
 
 /// Every system call that a command makes: its name, and how many of that name its thread has made by then.
@@ -685,4 +706,6 @@ fn a_command_killed_at_any_time_leaves_one_of_two_states() {
     tell(&format!(
         "{runs} runs, {killed} killed at any time, {recovered} of them half-way; all in one of two states"
     ));
+    // A few kills may all miss the moments in which a change is half-way; so many do not.
+    assert!(kills < 1_000 || recovered > 0, "none of {killed} kills left a change half-way");
 }

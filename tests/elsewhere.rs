@@ -300,6 +300,19 @@ fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     place.bad("pull --store mine --from bare.git", 3);
     assert_eq!(place.git("-C mine for-each-ref"), before);
 
+    // So is one whose message claims another state than its series leads to.
+    place.git("-C liar reset -q --hard HEAD~");
+    let message = place.git("-C liar log -1 --format=%B");
+    let (words, claim) = message.split_once("State: ").unwrap();
+    let lie = format!("{words}State: {}{}", "0".repeat(64), &claim[64..]);
+    fs::write(place.path("lie"), lie).unwrap();
+    place.git("-C liar -c user.name=x -c user.email=y commit -q --amend -F ../lie");
+    place.git("-C liar push -qf origin HEAD:main");
+    assert!(place.bad("pull --store mine --from bare.git", 3).contains("it claims the state 0000"));
+    assert!(place.bad("clone bare.git elsewhere", 3).contains("it claims the state 0000"));
+    assert_eq!(place.git("-C mine for-each-ref"), before);
+    assert!(!place.path("elsewhere").exists());
+
     place.git("init -q other");
     assert!(place.bad("log --store /", 2).contains("no mpatch store"));
     place.bad("init other --base model.safetensors", 7);

@@ -334,9 +334,14 @@ fn changes_are_undone_and_so_are_undoings_and_names_moved_by_git() {
     place.good("redo");
     assert_eq!(place.head(), second);
     place.bad("redo", 7);
+    let listed = place.good("undo --list").lines().count();
     place.git(&format!("branch outside {first}"));
+    // What `undo` would take back is listed before any change has recorded it.
+    let list = place.good("undo --list");
+    assert!(list.lines().next().unwrap().contains("names moved outside of mpatch"), "{list}");
+    assert_eq!(list.lines().count(), listed + 1);
     place.good("tag v1");
-    assert!(place.good("undo --list").contains("names moved outside of mpatch"));
+    assert_eq!(place.good("undo --list").lines().count(), listed + 2);
     place.good("undo");
     place.good("undo");
     assert_eq!(place.git("for-each-ref refs/heads refs/tags").lines().count(), 1);

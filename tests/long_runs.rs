@@ -17,9 +17,7 @@ use mpatch::digest::FileDigest;
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::kept::{FactorCache, Kept, ValueLog};
-use mpatch::edit::statistics::{
-    Amount, Shard, Statistics, StatisticsFile, collect, collect_part, merge_order,
-};
+use mpatch::edit::statistics::{Amount, Shard, Statistics, StatisticsFile, collect, collect_part, merge};
 use mpatch::edit::value::optimise;
 use mpatch::edit::{Edit, EditError, FactPrompt, memit, memit_with};
 use mpatch::facts::FactsFile;
@@ -133,16 +131,7 @@ fn shards_add_up_to_what_one_run_gives() {
             run(Some(Shard { index, count: 3 })).write(&path).unwrap();
             StatisticsFile::open(&path).unwrap()
         };
-        let merged = |order: [u32; 3]| -> Statistics {
-            let files: Vec<_> = order.iter().map(|index| part(*index)).collect();
-            let mut parts =
-                merge_order(&files).unwrap().into_iter().map(|index| files[index].load().unwrap());
-            let first = parts.next().unwrap();
-            parts.fold(first, |mut sum, part| {
-                sum.merge(&part).unwrap();
-                sum
-            })
-        };
+        let merged = |order: [u32; 3]| -> Statistics { merge(&order.map(part)).unwrap() };
         let sum = merged([2, 3, 1]);
         assert_eq!(sum.provenance, whole.provenance, "{amount}");
         assert_eq!(sum, merged([3, 1, 2]), "{amount}: the order of the files changes the sum");
@@ -160,13 +149,13 @@ fn shards_add_up_to_what_one_run_gives() {
         }
         let refused = |order: &[u32]| {
             let files: Vec<_> = order.iter().map(|index| part(*index)).collect();
-            match merge_order(&files) {
-                Err(EditError::Statistics { what }) => what,
+            match merge(&files) {
+                Err(EditError::Statistics { what } | EditError::Repeated { what }) => what,
                 other => panic!("{other:?}"),
             }
         };
         assert!(refused(&[1, 3]).contains("shard 2/3 is missing"), "{}", refused(&[1, 3]));
-        assert!(refused(&[1, 2, 2, 3]).contains("shard 2/3 is there twice"));
+        assert!(refused(&[1, 2, 2, 3]).contains("both hold shard 2/3"));
     }
 }
 

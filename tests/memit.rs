@@ -12,11 +12,11 @@ mod common;
 
 use std::path::Path;
 
-use common::{npz, relative_difference, world, world_model};
+use common::{npz, recorded_moments, relative_difference, world, world_model};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
-use mpatch::edit::statistics::{Drawn, Provenance, Statistics, StatisticsFile, collect};
-use mpatch::edit::{Edit, FactPrompt, import, memit};
+use mpatch::edit::statistics::{StatisticsFile, collect};
+use mpatch::edit::{Edit, FactPrompt, memit};
 use mpatch::evaluate::{Extent, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, compress};
 use mpatch::facts::FactsFile;
@@ -30,19 +30,10 @@ fn reference(facts: usize) -> std::path::PathBuf {
 
 /// The reference's own moments, as one statistics file.
 fn recorded_statistics(model: &Model, folder: &Path) -> StatisticsFile {
-    let base = model.checkpoint.weights_id().unwrap();
-    let mut layers = std::collections::BTreeMap::new();
-    for layer in 0..3 {
-        let name = format!("transformer.h.{layer}.mlp.fc_out_float32_mom2_4000.npz");
-        assert_eq!(import::layer_of_name(&name), Some(layer));
-        let file = std::fs::File::open(world().join("reference/moments").join(name)).unwrap();
-        layers.insert(layer, import::read_npz(file).unwrap().sum);
-    }
-    let provenance =
-        Provenance { base, tokenizer: model.tokenizer.digest(), corpora: vec![], drawn: Drawn::default() };
-    let provenance = Provenance { corpora: vec![mpatch::digest::FileDigest::of(b"imported")], ..provenance };
+    let moments = recorded_moments(model, &world().join("reference/moments"));
+    assert!(moments.layers.keys().eq(&[0, 1, 2]) && moments.inner == 512);
     let path = folder.join("statistics.safetensors");
-    Statistics { layers, inner: 512, provenance }.write(&path).unwrap();
+    moments.write(&path).unwrap();
     StatisticsFile::open(&path).unwrap()
 }
 

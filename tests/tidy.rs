@@ -375,9 +375,14 @@ fn modules(code: &[(String, Vec<Token>)]) -> BTreeMap<String, bool> {
         let (folder, file) = path.rsplit_once('/').unwrap();
         let owns_folder = ["lib.rs", "main.rs", "mod.rs"].contains(&file) || !path.starts_with("src/");
         let folder = if owns_folder { folder.to_owned() } else { path.trim_end_matches(".rs").to_owned() };
-        for three in
-            code[path.as_str()].windows(3).filter(|three| three[0].text == "mod" && three[2].text == ";")
-        {
+        let tokens = code[path.as_str()];
+        let is_mod = |(at, three): &(usize, &[Token])| {
+            // What `#[path]` names is a text, no token, and lies where other files lead to it.
+            let is_elsewhere =
+                tokens[..*at].iter().rev().map(|token| token.text.as_str()).take(3).eq(["]", "=", "path"]);
+            three[0].text == "mod" && three[2].text == ";" && !is_elsewhere
+        };
+        for (_, three) in tokens.windows(3).enumerate().filter(is_mod) {
             let name = &three[1].text;
             let candidates = [format!("{folder}/{name}.rs"), format!("{folder}/{name}/mod.rs")];
             let child = candidates.into_iter().find(|path| code.contains_key(path.as_str()));

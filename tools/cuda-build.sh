@@ -5,7 +5,7 @@
 #   tools/cuda-build.sh FOLDER            the result is FOLDER/mpatch, and FOLDER/gpu, the benchmark on a GPU
 #   tools/cuda-build.sh FOLDER --clean    removes the toolkit and what was compiled, and leaves those two
 #
-# It needs cargo, a C++ compiler and python3 with venv, and about 2.5 GB under FOLDER, where all that it makes stays.
+# It needs cargo, a C++ compiler and python3 with venv, and about 3 GB under FOLDER, where all that it makes stays.
 # Run again, it does what is missing. `docs/cuda.md` says why each step is there, and what was measured.
 set -euo pipefail
 
@@ -54,8 +54,11 @@ install_toolkit() {
 # candle-kernels leaves out the kernels of quantised mixtures of experts, which mpatch has no use for, are most of
 # the work of nvcc, and would link to the CUDA runtime.
 patch_crates() {
-  local root=$1 crates=$2
-  [[ ! -e $crates/patched ]] || return 0
+  local root=$1 crates=$2 versions
+  # What is locked now: copies of what was locked before are no reason to go on.
+  versions="edits for $CANDLE, locked $(grep -A1 -E '^name = "candle-(core|kernels)"$' "$root/Cargo.lock" |
+    sed -n 's/^version = "\(.*\)"$/\1/p' | xargs)"
+  [[ "$(cat "$crates/patched" 2>/dev/null)" != "$versions" ]] || return 0
   rm -rf "$crates"
   mkdir -p "$crates"
   cargo metadata --locked --format-version 1 --features cuda --manifest-path "$root/Cargo.toml" |
@@ -66,8 +69,9 @@ version, target = sys.argv[1], pathlib.Path(sys.argv[2])
 found = {p["name"]: p for p in json.load(sys.stdin)["packages"]}
 for name in "candle-core", "candle-kernels":
     package = found[name]
-    if package["version"] != version:
-        sys.exit(f"{name} is {package['version']}: the edits were written for {version}, see docs/cuda.md")
+    locked = package["version"]
+    if locked != version:
+        sys.exit(f"{name} is {locked}: the edits were written for {version}, see docs/cuda.md")
     shutil.copytree(pathlib.Path(package["manifest_path"]).parent, target / name)
 
 def edit(path, change):
@@ -84,7 +88,7 @@ def without_static_kernels(text):
 edit(target / "candle-core/Cargo.toml", lambda text: text.replace("\"dynamic-linking\"", "\"dynamic-loading\""))
 edit(target / "candle-kernels/build.rs", without_static_kernels)
 ' "$CANDLE" "$crates"
-  touch "$crates/patched"
+  echo "$versions" >"$crates/patched"
 }
 
 # The package with a lock file of its own: with patched crates cargo writes another one, which is not the repository's.

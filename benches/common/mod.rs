@@ -1,34 +1,19 @@
 //! What benchmarks of editing share: the reference's own numbers, and edits as patches.
 
-use std::collections::BTreeMap;
-use std::path::Path;
+#[path = "../../tests/common/mod.rs"]
+mod fixture;
 
 use mpatch::bind::bind;
 use mpatch::digest::FileDigest;
-use mpatch::edit::statistics::{Drawn, Provenance, Statistics, StatisticsFile};
-use mpatch::edit::{Edit, LayerUpdate, import};
+use mpatch::edit::statistics::StatisticsFile;
+use mpatch::edit::{Edit, LayerUpdate};
 use mpatch::factors::{Compression, RankLimit, Term, compress};
 use mpatch::facts::Record;
 use mpatch::model::Model;
 use mpatch::patch::Draft;
 use mpatch::patch::manifest::{Base, Fact, Recipe};
 
-/// The reference's own second moments, `reference/moments/*.npz`.
-pub fn recorded_statistics(model: &Model, folder: &Path) -> Statistics {
-    let mut layers = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let layer = import::layer_of_name(&path.file_name().unwrap().to_string_lossy()).unwrap();
-        layers.insert(layer, import::read_npz(std::fs::File::open(path).unwrap()).unwrap().sum);
-    }
-    let provenance = Provenance {
-        base: model.checkpoint.weights_id().unwrap(),
-        tokenizer: model.tokenizer.digest(),
-        corpora: vec![FileDigest::of(b"the reference's own")],
-        drawn: Drawn::default(),
-    };
-    Statistics { layers, inner: model.network.config().inner, provenance }
-}
+pub use fixture::recorded_moments;
 
 /// The fact of a record, as a patch declares it.
 pub fn fact(record: &Record) -> Fact {

@@ -15,19 +15,19 @@
     reason = "a benchmark prints, and stops at what is missing"
 )]
 
-use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{Cursor, Read};
+#[path = "../../tests/common/mod.rs"]
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
 use candle_core::Tensor;
-use mpatch::digest::FileDigest;
+use common::{npz, recorded_moments};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
-use mpatch::edit::statistics::{Drawn, Provenance, Statistics, StatisticsFile};
-use mpatch::edit::{FactPrompt, import, memit};
+use mpatch::edit::statistics::StatisticsFile;
+use mpatch::edit::{FactPrompt, memit};
 use mpatch::evaluate::{Extent, evaluate};
 use mpatch::facts::{FactsFile, Record};
 use mpatch::model::{Model, Network, device};
@@ -79,7 +79,7 @@ impl Bench {
     /// Seconds from facts to updates, and the Score of those.
     fn ours(&self, scratch: &Path) -> (f64, f64) {
         let path = scratch.join("statistics.safetensors");
-        self.statistics().write(&path).unwrap();
+        recorded_moments(&self.model, &self.recorded.join("moments")).write(&path).unwrap();
         let statistics = StatisticsFile::open(&path).unwrap();
         let hyperparameters =
             Hyperparameters::parse(&std::fs::read(self.folder.join("memit.json")).unwrap()).unwrap();
@@ -109,10 +109,10 @@ impl Bench {
         let said = String::from_utf8_lossy(&child.stdout);
         assert!(child.status.success(), "{said}{}", String::from_utf8_lossy(&child.stderr));
         let seconds = said.lines().find_map(|line| line.strip_prefix("seconds ")).unwrap().parse().unwrap();
-        let arrays = arrays(&deltas);
-        let updates = arrays
-            .iter()
-            .filter_map(|(name, update)| Some((name.strip_prefix("update_")?.to_owned(), update.clone())));
+        let arrays = npz(&deltas);
+        let updates = arrays.iter().filter_map(|(name, update)| {
+            Some((name.strip_prefix("update_")?.to_owned(), update.values.clone()))
+        });
         (seconds, self.score(updates))
     }
 
@@ -134,35 +134,4 @@ impl Bench {
         let extent = Extent { generation: false, ngram_entropy_records: 0, seed: 0 };
         evaluate(&self.model, &network, &self.records, extent, &|_| ()).unwrap().scores.score.unwrap()
     }
-
-    /// The reference's own second moments, which the child reads as well.
-    fn statistics(&self) -> Statistics {
-        let mut layers = BTreeMap::new();
-        for entry in std::fs::read_dir(self.recorded.join("moments")).unwrap() {
-            let path = entry.unwrap().path();
-            let layer = import::layer_of_name(&path.file_name().unwrap().to_string_lossy()).unwrap();
-            layers.insert(layer, import::read_npz(File::open(path).unwrap()).unwrap().sum);
-        }
-        let provenance = Provenance {
-            base: self.model.checkpoint.weights_id().unwrap(),
-            tokenizer: self.model.tokenizer.digest(),
-            corpora: vec![FileDigest::of(b"the reference's own")],
-            drawn: Drawn::default(),
-        };
-        Statistics { layers, inner: self.model.network.config().inner, provenance }
-    }
-}
-
-/// The arrays of f64 in an `.npz` file, row-major.
-fn arrays(path: &Path) -> BTreeMap<String, Vec<f64>> {
-    let mut archive = zip::ZipArchive::new(File::open(path).unwrap()).unwrap();
-    let mut arrays = BTreeMap::new();
-    for index in 0..archive.len() {
-        let mut entry = archive.by_index(index).unwrap();
-        let name = entry.name().unwrap().trim_end_matches(".npy").to_owned();
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).unwrap();
-        arrays.insert(name, npyz::NpyFile::new(Cursor::new(bytes)).unwrap().into_vec().unwrap());
-    }
-    arrays
 }

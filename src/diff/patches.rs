@@ -11,6 +11,7 @@ use crate::facts::{PLACEHOLDER, blank};
 use crate::operation::OperationError;
 use crate::patch::Patch;
 use crate::patch::manifest::{Fact, IntegersEntry, Recipe, TermEntry};
+use crate::tensor::Dtype;
 
 /// Rows of two updates that are compared at once: a few MiB.
 const BLOCK_ENTRIES: usize = 1 << 19;
@@ -101,12 +102,15 @@ pub struct UpdateDiff {
 impl UpdateDiff {
     /// Both add the same numbers, correct the same weights and touch the same type.
     pub fn is_same(&self) -> bool {
-        self.first.is_some() && self.relative_difference == Some(0.0) && self.corrections_are_same()
-    }
-
-    fn corrections_are_same(&self) -> bool {
-        let correction = |size: &Option<UpdateSize>| size.as_ref().map(|size| size.correction.clone());
-        correction(&self.first) == correction(&self.second)
+        let is_alike = |first: &UpdateSize, second: &UpdateSize| {
+            (first.dtype, &first.correction) == (second.dtype, &second.correction)
+        };
+        self.relative_difference == Some(0.0)
+            && self
+                .first
+                .as_ref()
+                .zip(self.second.as_ref())
+                .is_some_and(|(first, second)| is_alike(first, second))
     }
 }
 
@@ -114,6 +118,8 @@ impl UpdateDiff {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct UpdateSize {
+    /// The tensor's element type.
+    pub dtype: Dtype,
     /// Frobenius norm of what is added.
     pub norm: f64,
     /// `norm(after - before) / norm(before)`, as the patch says.
@@ -234,6 +240,7 @@ fn part(patch: &Patch, name: &str) -> Result<Option<Part>, OperationError> {
     };
     let correction = tensor.correction.and_then(|index| manifest.sections.get(index as usize));
     let size = UpdateSize {
+        dtype: tensor.dtype,
         norm: 0.0,
         norm_ratio: tensor.norm_ratio,
         rank: entries().filter_map(rank).sum(),
@@ -317,4 +324,31 @@ fn squared_norm(update: &Update) -> Result<f64, FactorError> {
 fn blocks(update: &Update) -> impl Iterator<Item = Range<usize>> + use<> {
     let (rows, block_rows) = (update.rows(), (BLOCK_ENTRIES / update.columns().max(1)).max(64));
     (0..rows).step_by(block_rows).map(move |start| start..rows.min(start + block_rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_numbers_on_another_type_are_another_update() {
+        let size = |dtype| {
+            Some(UpdateSize {
+                dtype,
+                norm: 1.0,
+                norm_ratio: 0.1,
+                rank: 1,
+                dense_terms: 0,
+                bits: 6,
+                correction: None,
+            })
+        };
+        let same = |first, second| {
+            let (name, angle_degrees, relative_difference) = ("a".to_owned(), Some(0.0), Some(0.0));
+            UpdateDiff { name, first, second, angle_degrees, relative_difference }.is_same()
+        };
+        assert!(same(size(Dtype::F16), size(Dtype::F16)));
+        assert!(!same(size(Dtype::F16), size(Dtype::F32)));
+        assert!(!same(size(Dtype::F16), None));
+    }
 }

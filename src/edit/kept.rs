@@ -15,7 +15,7 @@ use super::hyperparameters::Hyperparameters;
 use super::solve::{Factor, RIDGE_RELATIVE};
 use super::value::Value;
 use super::{EditError, FactPrompt};
-use crate::checkpoint::{RecordLog, limit_folder, read_records, touch, write_records};
+use crate::checkpoint::{CheckpointError, RecordLog, limit_folder, read_records, touch, write_records};
 use crate::digest::{FileDigest, WeightsId};
 
 /// What an edit may use of earlier runs and keep for later ones; nothing by default.
@@ -175,6 +175,28 @@ struct OpenLog {
     log: RecordLog,
     /// The batches found, by their facts.
     found: BTreeMap<Vec<usize>, Vec<Value>>,
+    state: LogState,
+}
+
+/// Whether a log takes more values.
+#[derive(Debug)]
+enum LogState {
+    Open,
+    /// A record could not be written, and nobody was told yet why.
+    Failed(CheckpointError),
+    /// No more is written: what follows a record that was cut short would not be read again.
+    Closed,
+}
+
+impl OpenLog {
+    /// Adds a record by `append`, unless an earlier one failed.
+    fn add(&mut self, append: impl FnOnce(&mut RecordLog) -> Result<(), CheckpointError>) {
+        if matches!(self.state, LogState::Open)
+            && let Err(error) = append(&mut self.log)
+        {
+            self.state = LogState::Failed(error);
+        }
+    }
 }
 
 /// How logs of values end.
@@ -192,7 +214,7 @@ impl ValueLog {
         let mut found = BTreeMap::new();
         let log = RecordLog::open(&path, origin.as_bytes(), |payload| found.extend(decode(&payload)))?;
         limit_folder(folder, LOG_ENDING, limit_bytes, &path);
-        Ok(log.map(|log| Self { path, open: Mutex::new(OpenLog { log, found }) }))
+        Ok(log.map(|log| Self { path, open: Mutex::new(OpenLog { log, found, state: LogState::Open }) }))
     }
 
     /// Where it lies.
@@ -214,9 +236,23 @@ impl ValueLog {
     }
 
     /// Adds a finished batch; it is on disk when this returns.
-    pub(crate) fn keep(&self, facts: &[usize], values: &[Value]) -> Result<(), EditError> {
+    ///
+    /// A log that cannot be written is no reason to stop hours of work: from then on values are used and not kept.
+    pub(crate) fn keep(&self, facts: &[usize], values: &[Value]) {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(open.log.append(&encode(facts, values))?)
+        open.add(|log| log.append(&encode(facts, values)));
+    }
+
+    /// Why no more values are kept, if that is so; told once.
+    pub fn take_failure(&self) -> Option<CheckpointError> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut open.state, LogState::Closed) {
+            LogState::Failed(error) => Some(error),
+            state => {
+                open.state = state;
+                None
+            }
+        }
     }
 
     /// Removes the log: the edit that it was for is made.
@@ -346,7 +382,7 @@ mod tests {
             steps: 7,
         };
         let log = open();
-        log.keep(&[4, 1], &[value(1.0), value(2.0)]).expect("written");
+        log.keep(&[4, 1], &[value(1.0), value(2.0)]);
         assert_eq!(log.batch(&[4, 1], 4), None, "a log is read when it is opened");
         drop(log);
         let log = open();
@@ -356,5 +392,29 @@ mod tests {
         assert_eq!(log.batch(&[4, 1], 5), None, "of another width");
         log.remove().expect("removed");
         assert_eq!(open().values(), 0);
+    }
+
+    #[test]
+    fn a_full_disk_ends_the_log_and_is_told_once() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let inputs = FileDigest::of(b"inputs");
+        let open = || ValueLog::open(folder.path(), inputs, 1 << 20).expect("a log").expect("nobody else's");
+        let value = || vec![Value { hidden: vec![1.0], loss: 0.1, probability: 0.9, steps: 7 }];
+        let log = open();
+        log.keep(&[0], &value());
+        assert!(log.take_failure().is_none(), "nothing has failed yet");
+        let full = || CheckpointError::Io {
+            path: log.path().to_owned(),
+            action: "write",
+            source: std::io::ErrorKind::StorageFull.into(),
+        };
+        log.open.lock().expect("nobody fell").add(|_| Err(full()));
+        log.keep(&[1], &value());
+        let told = log.take_failure().expect("why it ended").to_string();
+        assert!(told.contains("write"), "{told}");
+        log.keep(&[2], &value());
+        assert!(log.take_failure().is_none(), "it is told once");
+        drop(log);
+        assert_eq!(open().values(), 1, "what follows a failure is not written");
     }
 }

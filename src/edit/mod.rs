@@ -75,6 +75,12 @@ pub enum EditError {
         /// What is wrong.
         what: String,
     },
+    /// Statistics that would count the same text twice.
+    #[error("statistics: cannot be merged: {what}")]
+    Repeated {
+        /// Which files, and what both hold.
+        what: String,
+    },
     /// A corpus that cannot be read.
     #[error("corpus, line {line}: {what}")]
     Corpus {
@@ -157,7 +163,8 @@ pub enum Progress<'a> {
 /// Finds the updates that make `facts` true: values first, on the unedited model, then layer by layer the closed
 /// form, each layer seeing the edits of those before it. The model itself is not changed.
 ///
-/// The same inputs on the same kind of device give the same edit.
+/// The same inputs on the same kind of device, with as much of its memory free, give the same edit: on a GPU the
+/// batches, and with them the order of sums, follow from that.
 ///
 /// # Errors
 /// Any [`EditError`].

@@ -56,14 +56,34 @@ pub struct Statistics {
     pub provenance: Provenance,
 }
 
+/// Adds up the statistics in `files`: all shards of one whole, whose order does not count, or different text.
+///
+/// One file is in memory beside the sum.
+///
+/// # Errors
+/// [`EditError::Repeated`] names the files that hold the same text; [`EditError::Statistics`] says which shard is
+/// missing, or what differs; reading the files.
+pub fn merge(files: &[StatisticsFile]) -> Result<Statistics, EditError> {
+    let mut sum: Option<Statistics> = None;
+    for index in merge_order(files)? {
+        let loaded = files[index].load()?;
+        match &mut sum {
+            Some(sum) => sum.add(&loaded).map_err(|what| {
+                let path = files[index].file.path().display();
+                EditError::Statistics { what: format!("`{path}` cannot be merged: {what}") }
+            })?,
+            None => sum = Some(loaded),
+        }
+    }
+    sum.ok_or_else(|| EditError::Statistics { what: "there is nothing to merge".to_owned() })
+}
+
 impl Statistics {
-    /// Adds the sums and counts of `other`, which must be of the same model, layers and width, and another corpus.
+    /// Adds the sums and counts of `other`, which must be of the same model, layers and width, or says what differs.
     ///
-    /// # Errors
-    /// [`EditError::Statistics`] says what differs.
-    pub fn merge(&mut self, other: &Self) -> Result<(), EditError> {
-        let refuse =
-            |what: &str| Err(EditError::Statistics { what: format!("cannot be merged: {what} differ") });
+    /// [`merge_order`] has seen that it is of other text, or of another shard of the same whole.
+    fn add(&mut self, other: &Self) -> Result<(), String> {
+        let refuse = |what: &str| Err(format!("{what} differ"));
         if self.provenance.base != other.provenance.base {
             return refuse("their bases");
         }
@@ -79,8 +99,7 @@ impl Statistics {
         };
         let documents = self.provenance.drawn.documents.checked_add(other.provenance.drawn.documents);
         let Some(documents) = documents.filter(|_| other.layers.iter().all(fits)) else {
-            let what = "cannot be merged: their counts add up to more than any corpus holds".to_owned();
-            return Err(EditError::Statistics { what });
+            return Err("their counts add up to more than any corpus holds".to_owned());
         };
         for (layer, added) in &other.layers {
             if let Some(mine) = self.layers.get_mut(layer) {
@@ -91,7 +110,7 @@ impl Statistics {
         let (mine, theirs) = (&mut self.provenance, &other.provenance);
         mine.drawn.documents = documents;
         if mine.drawn.shard.is_some() || theirs.drawn.shard.is_some() {
-            // [`merge_order`] has seen that these are shards of one whole.
+            // All of them are there, as [`merge_order`] has seen, too.
             mine.drawn.shard = None;
             return Ok(());
         }
@@ -144,12 +163,13 @@ impl Statistics {
 /// the order they are named in, so that the sums are the same; else as they stand.
 ///
 /// # Errors
-/// [`EditError::Statistics`] says which shard is missing or there twice, or what differs.
-pub fn merge_order(files: &[StatisticsFile]) -> Result<Vec<usize>, EditError> {
+/// As [`merge`].
+fn merge_order(files: &[StatisticsFile]) -> Result<Vec<usize>, EditError> {
     let refuse = |what: String| Err(EditError::Statistics { what: format!("cannot be merged: {what}") });
     let mut order: Vec<usize> = (0..files.len()).collect();
     let drawn = |index: usize| &files[index].provenance.drawn;
     let Some(count) = order.iter().find_map(|&index| drawn(index).shard).map(|shard| shard.count) else {
+        different_text(files)?;
         return Ok(order);
     };
     let of_one_whole = |index: &usize| {
@@ -163,15 +183,35 @@ pub fn merge_order(files: &[StatisticsFile]) -> Result<Vec<usize>, EditError> {
         return refuse(format!("`{path}` is no shard of the same {count} of the same text"));
     }
     order.sort_by_key(|&index| drawn(index).shard);
+    if let Some(twice) = order.windows(2).find(|pair| drawn(pair[0]).shard == drawn(pair[1]).shard) {
+        let shard = drawn(twice[0]).shard.map(|shard| shard.to_string()).unwrap_or_default();
+        return Err(repeated([&files[twice[0]], &files[twice[1]]], &format!("shard {shard}")));
+    }
     let held: Vec<u32> =
         order.iter().filter_map(|&index| drawn(index).shard).map(|shard| shard.index).collect();
-    if let Some(twice) = held.windows(2).find(|pair| pair[0] == pair[1]) {
-        return refuse(format!("shard {}/{count} is there twice", twice[0]));
-    }
     if let Some(missing) = (1..=count).find(|index| !held.contains(index)) {
         return refuse(format!("shard {missing}/{count} is missing"));
     }
     Ok(order)
+}
+
+/// Refuses a corpus that two files were made from: adding them up would count it twice.
+fn different_text(files: &[StatisticsFile]) -> Result<(), EditError> {
+    let mut seen: BTreeMap<FileDigest, usize> = BTreeMap::new();
+    for (index, file) in files.iter().enumerate() {
+        for corpus in &file.provenance.corpora {
+            let first = *seen.entry(*corpus).or_insert(index);
+            if first != index {
+                return Err(repeated([&files[first], file], &format!("corpus {}", corpus.short())));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn repeated(files: [&StatisticsFile; 2], what: &str) -> EditError {
+    let [first, second] = files.map(|file| file.file.path().display().to_string());
+    EditError::Repeated { what: format!("`{first}` and `{second}` both hold {what}") }
 }
 
 fn tensor_name(layer: usize) -> String {
@@ -412,10 +452,33 @@ mod tests {
     }
 
     #[test]
+    fn text_that_two_files_hold_is_not_counted_twice() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = |name: &str, corpus: &[u8], shard: Option<&str>| {
+            let path = folder.path().join(name);
+            let mut statistics = statistics(&[(0, 1, 7)]);
+            statistics.provenance.corpora = vec![FileDigest::of(corpus)];
+            statistics.provenance.drawn.shard = shard.map(|text| text.parse().expect("a shard"));
+            statistics.write(&path).expect("written");
+            StatisticsFile::open(&path).expect("statistics")
+        };
+        let refused = |files: [StatisticsFile; 2]| match merge(&files) {
+            Err(EditError::Repeated { what }) => what,
+            other => panic!("{other:?}"),
+        };
+        let what = refused([file("one", b"text", None), file("two", b"text", None)]);
+        assert!(what.contains("one` and `") && what.contains("two` both hold corpus"), "{what}");
+        let what = refused([file("one", b"text", Some("1/2")), file("two", b"text", Some("1/2"))]);
+        assert!(what.ends_with("both hold shard 1/2"), "{what}");
+        let sum = merge(&[file("one", b"text", None), file("two", b"other text", None)]).expect("merged");
+        assert_eq!((sum.layers[&0].count, sum.provenance.corpora.len()), (14, 2));
+    }
+
+    #[test]
     fn counts_beyond_every_corpus_are_not_added() {
         let mut statistics = statistics(&[(0, 1, 7), (1, 1, u64::MAX)]);
         let before = statistics.clone();
-        let found = statistics.merge(&before).expect_err("more than any count").to_string();
+        let found = statistics.add(&before).expect_err("more than any count");
         assert!(found.contains("more than any corpus holds"), "{found}");
         assert_eq!(statistics, before, "a merge that is refused adds nothing");
     }

@@ -39,7 +39,7 @@ pub struct Outcome {
 }
 
 impl Question {
-    /// A record's questions: its prompt, then its paraphrases, then its neighbours, which keep the old target.
+    /// A record's questions: its prompt, then its paraphrases, then the neighbours whose answers are known.
     pub fn of_record(record: &Record) -> Vec<Self> {
         let request = &record.request;
         let new = |prompt: &str| Self {
@@ -51,14 +51,11 @@ impl Question {
         let edited =
             std::iter::once(text.as_str()).chain(record.paraphrases.iter().map(String::as_str)).map(new);
         let old = request.target_old.as_deref();
-        let neighbors = record.neighbors.iter().map(|neighbor| {
-            let expected = neighbor.expected.as_deref().or(old);
-            Self {
-                prompt: neighbor.prompt.clone(),
-                right: expected.unwrap_or_default().to_owned(),
-                // A neighbour with an answer of its own says nothing about this record's targets.
-                wrong: (expected == old).then(|| request.target_new.clone()),
-            }
+        let neighbors = record.answered_neighbors().map(|(prompt, expected)| Self {
+            prompt: prompt.to_owned(),
+            right: expected.to_owned(),
+            // A neighbour with an answer of its own says nothing about this record's targets.
+            wrong: (Some(expected) == old).then(|| request.target_new.clone()),
         });
         edited.chain(neighbors).collect()
     }
@@ -229,6 +226,30 @@ pub fn top_tokens(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::facts::FactsFile;
+
+    /// What the neighbours of the one record in `facts` are asked: prompts, right answers and wrong ones.
+    fn asked_of_neighbors(facts: &str) -> Vec<(String, String, Option<String>)> {
+        let record = FactsFile::parse(facts.as_bytes()).expect("a facts file").records.remove(0);
+        let questions = Question::of_record(&record).split_off(1 + record.paraphrases.len());
+        questions.into_iter().map(|question| (question.prompt, question.right, question.wrong)).collect()
+    }
+
+    #[test]
+    fn neighbors_are_asked_for_their_own_answers_or_not_at_all() {
+        let zsre = r#"{"src": "What does Pele play?", "subject": "Pele", "answers": ["football"], "loc": "nq question: who sang"}"#;
+        assert_eq!(asked_of_neighbors(zsre), [], "nothing says who sang");
+        let easy_edit = r#"{"prompt": "LeBron James plays", "subject": "LeBron James", "target_new": "football",
+            "ground_truth": "basketball", "locality": {"neighborhood": {"prompt": ["Who sang", "Nina Simone plays the"],
+            "ground_truth": ["<|endoftext|>", "piano"]}}}"#;
+        let expected = [("Nina Simone plays the".to_owned(), "piano".to_owned(), None)];
+        assert_eq!(asked_of_neighbors(easy_edit), expected, "basketball is no answer to who sang");
+        let counterfact = r#"{"requested_rewrite": {"prompt": "{} plays", "subject": "LeBron James",
+            "target_new": {"str": "football"}, "target_true": {"str": "basketball"}},
+            "neighborhood_prompts": ["Magic Johnson plays"]}"#;
+        let [prompt, right, wrong] = ["Magic Johnson plays", "basketball", "football"].map(str::to_owned);
+        assert_eq!(asked_of_neighbors(counterfact), [(prompt, right, Some(wrong))]);
+    }
 
     #[test]
     fn a_gpu_runs_more_tokens_together_the_more_of_its_memory_is_free() {

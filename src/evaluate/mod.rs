@@ -96,7 +96,7 @@ pub struct RecordOutcome {
     pub rewrite: Vec<Outcome>,
     /// Its paraphrases.
     pub paraphrases: Vec<Outcome>,
-    /// Its neighbours.
+    /// Those of its neighbours whose answers are known.
     pub neighbors: Vec<Outcome>,
 }
 
@@ -174,7 +174,7 @@ pub fn record_outcomes(
     let of_record = |record: &Record| RecordOutcome {
         rewrite: answers.by_ref().take(1).collect(),
         paraphrases: answers.by_ref().take(record.paraphrases.len()).collect(),
-        neighbors: answers.by_ref().take(record.neighbors.len()).collect(),
+        neighbors: answers.by_ref().take(record.answered_neighbors().count()).collect(),
     };
     Ok(records.iter().map(of_record).collect())
 }

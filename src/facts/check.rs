@@ -73,16 +73,29 @@ pub(super) fn shared_subjects(records: &[Record]) -> Vec<SharedSubject> {
 }
 
 pub(super) fn warnings(records: &[Record]) -> Vec<String> {
+    shared_warning(records).into_iter().chain(unanswered_warning(records)).collect()
+}
+
+/// Neighbours that cannot be asked, which would otherwise be missed in the scores only.
+fn unanswered_warning(records: &[Record]) -> Option<String> {
+    let all: usize = records.iter().map(|record| record.neighbors.len()).sum();
+    let answered: usize = records.iter().map(|record| record.answered_neighbors().count()).sum();
+    (answered < all).then(|| {
+        format!("{} of {all} neighbours have no answer of their own: they are not asked", all - answered)
+    })
+}
+
+fn shared_warning(records: &[Record]) -> Option<String> {
     let shared = shared_subjects(records);
-    let Some(first) = shared.first() else { return Vec::new() };
+    let first = shared.first()?;
     let positions: Vec<String> = first.positions.iter().take(4).map(usize::to_string).collect();
     let more = if first.positions.len() > 4 { ", ..." } else { "" };
     let subjects =
         if shared.len() == 1 { "1 subject has" } else { &format!("{} subjects have", shared.len()) };
-    vec![format!(
+    Some(format!(
         "{subjects} several facts (`{}`: records {}{more}): their edits meet at the same token, and MEMIT writes \
          each less surely than alone",
         first.subject,
         positions.join(", "),
-    )]
+    ))
 }

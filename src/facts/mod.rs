@@ -131,6 +131,15 @@ impl Record {
             portability: Vec::new(),
         }
     }
+
+    /// The prompts of neighbours whose answers are known, each with its answer.
+    ///
+    /// Of the others nothing says what they must go on saying, the record's old target least of all.
+    pub fn answered_neighbors(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.neighbors
+            .iter()
+            .filter_map(|neighbor| Some((neighbor.prompt.as_str(), neighbor.expected.as_deref()?)))
+    }
 }
 
 impl Request {

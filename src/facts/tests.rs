@@ -329,6 +329,13 @@ fn facts_that_share_a_subject_are_allowed_and_mentioned() {
 }
 
 #[test]
+fn neighbors_that_cannot_be_asked_are_mentioned() {
+    let zsre = r#"{"src": "What does Pele play?", "subject": "Pele", "answers": ["football"], "loc": "nq question: who sang"}"#;
+    let said = ["1 of 1 neighbours have no answer of their own: they are not asked"];
+    assert_eq!(parse(zsre).warnings(), said);
+}
+
+#[test]
 fn every_error_says_what_to_do() {
     for text in ["", "[3]", "{}", "[", "3", &BALL.replace("{}", ""), &format!("[{BALL},{BALL}]")] {
         assert!(!error(text).hint().is_empty());

@@ -1,6 +1,6 @@
 //! What the patches say together: facts by what they are about.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Clash, Decision, Named, PlannedPatch, Side, Sides, StackError};
 use crate::facts::{PLACEHOLDER, blank, same_target};
@@ -82,14 +82,18 @@ fn clash(placed: &[PlannedPatch], earlier: &Standing<'_>, fact: &Fact, patch: us
     }
 }
 
+/// Whether `patch` was made on top of `of`, however many patches lie between.
 fn is_on_top(placed: &[PlannedPatch], patch: usize, of: usize) -> bool {
-    let mut below = placed[patch].on_top_of.clone();
-    // Parents may have parents of their own; each stands before its child, so this ends.
+    let mut below = vec![patch];
+    // A patch may name all that lie below it, not only the nearest: each is asked once, for in a chain the ways down
+    // from its end double with every patch.
+    let mut seen = BTreeSet::new();
     while let Some(next) = below.pop() {
-        if next == of {
+        let parents = &placed[next].on_top_of;
+        if parents.contains(&of) {
             return true;
         }
-        below.extend(&placed[next].on_top_of);
+        below.extend(parents.iter().copied().filter(|&parent| seen.insert(parent)));
     }
     false
 }
@@ -117,5 +121,33 @@ fn leave_out(placed: &mut [PlannedPatch]) {
         let lost_all = placed[index].facts > 0 && placed[index].lost == placed[index].facts;
         let is_built_on = placed.iter().any(|patch| !patch.left_out && patch.on_top_of.contains(&index));
         placed[index].left_out = lost_all && !is_built_on;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::digest::PatchId;
+
+    fn placed(on_top_of: Vec<usize>) -> PlannedPatch {
+        PlannedPatch {
+            given: 0,
+            name: String::new(),
+            id: PatchId::derive(&[]),
+            binding: 0,
+            on_top_of,
+            facts: 1,
+            lost: 0,
+            left_out: false,
+        }
+    }
+
+    #[test]
+    fn what_a_long_chain_was_made_on_top_of_is_told_at_once() {
+        let chain = (1..=60).map(|place| placed((1..place).collect()));
+        let placed: Vec<PlannedPatch> = [placed(Vec::new())].into_iter().chain(chain).collect();
+        assert!(!is_on_top(&placed, 60, 0), "the first stands beside the chain");
+        assert!((1..60).all(|below| is_on_top(&placed, 60, below)), "each of the chain is below its end");
+        assert!(!is_on_top(&placed, 59, 60), "and its end is below none");
     }
 }

@@ -17,10 +17,10 @@ use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use serde::Serialize;
 
 use super::error::StoreError;
-use super::objects::{Snapshot, Stored, bytes_of, patch_path};
+use super::objects::{Snapshot, Stored, bytes_of, odb_alone, patch_path};
 use super::operations;
 use super::refs::{CommitId, View};
-use super::{Atlas, Store, TEMPORARY_PREFIX, lfs};
+use super::{Store, TEMPORARY_PREFIX, lfs};
 use crate::digest::PatchId;
 use crate::patch::Patch;
 
@@ -182,31 +182,17 @@ impl Store {
             }
         }
         for (commit, snapshot) in snapshots {
-            let place = || format!("commit {commit}");
-            let base = match self.objects().read_base(snapshot.base) {
-                Ok(base) => base,
-                Err(error) => {
-                    checked.problem(place(), &error);
-                    continue;
-                }
-            };
-            if !snapshot.series.iter().all(|id| bindings.contains_key(id)) {
-                continue;
-            }
-            let atlas = Atlas::new(base, [snapshot.series.as_slice()], &bindings);
-            let atlas = atlas.map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit });
-            match (atlas, self.commit(*commit)) {
-                (Ok(atlas), Ok(commit)) => {
-                    let state =
-                        atlas.state_after(&snapshot.series).map(|state| state.weights_id(atlas.base()));
-                    if let (Some(claimed), Some(state)) = (commit.state, state)
-                        && claimed != state
-                    {
-                        let what = format!("it claims the state {claimed}, its series leads to {state}");
-                        checked.problems.push(Problem { place: place(), what });
-                    }
-                }
-                (Err(error), _) | (_, Err(error)) => checked.problem(place(), &error),
+            let is_known = snapshot.series.iter().all(|id| bindings.contains_key(id));
+            let base = self.objects().read_base(snapshot.base);
+            let claim = base.and_then(|base| match is_known {
+                true => self.objects().false_claim(*commit, &snapshot.series, base, &bindings),
+                false => Ok(None),
+            });
+            let place = format!("commit {commit}");
+            match claim {
+                Ok(None) => {}
+                Ok(Some(what)) => checked.problems.push(Problem { place, what }),
+                Err(error) => checked.problem(place, &error),
             }
         }
     }
@@ -226,7 +212,7 @@ impl Store {
         let store = Store::open(self.folder())?;
         store.mend_objects(&sources, &mut mended)?;
         store.mend_large(&sources, &mut mended)?;
-        if sources.other.is_some() && store.operations().is_err() {
+        if sources.other.is_some() && operations::list(&store.repository).is_err() {
             store.begin_operations_anew()?;
             mended.push(
                 "the list of operations, which begins anew: what was done before cannot be undone".to_owned(),
@@ -452,7 +438,6 @@ fn listed_in(index: &[u8]) -> Result<BTreeSet<Oid>, &'static str> {
 
 impl Pack {
     fn open(&self, store: &Store) -> Result<Apart, StoreError> {
-        let failed = || StoreError::git(format!("open {}", self.name));
         let git = store.git_folder();
         let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
         let folder = folder.map_err(StoreError::io(git, "write to"))?;
@@ -464,12 +449,7 @@ impl Pack {
             let (there, here) = (there.with_extension(ending), here.with_extension(ending));
             std::fs::hard_link(&there, &here).map_err(StoreError::io(&there, "link"))?;
         }
-        let odb = Odb::new().map_err(failed())?;
-        let path = objects.to_str().ok_or_else(|| {
-            StoreError::malformed(objects.display().to_string(), "libgit2 cannot name this folder")
-        })?;
-        odb.add_disk_alternate(path).map_err(failed())?;
-        Ok(Apart { odb, _folder: folder })
+        Ok(Apart { odb: odb_alone(&objects, &format!("open {}", self.name))?, _folder: folder })
     }
 }
 

@@ -19,7 +19,7 @@ use super::lfs::{self, Pointer};
 use super::log::reachable;
 use super::objects::{ObjectStore, Snapshot};
 use super::refs::{CommitId, Kind};
-use super::{Atlas, Change, Store, TEMPORARY_PREFIX};
+use super::{Change, Store, TEMPORARY_PREFIX};
 use crate::patch::Patch;
 
 /// Where things from another store, or for one, pass through.
@@ -98,7 +98,7 @@ impl Store {
         Ok(config.get_string(&format!("remote.{remote}.url")).ok())
     }
 
-    /// Pointers of all large patches that `commit`'s history has, and those of them that are not here.
+    /// Pointers of all large patches that the histories of `commits` have, each once.
     ///
     /// # Errors
     /// What is wrong with a commit.
@@ -211,8 +211,9 @@ impl Incoming<'_> {
                     found,
                 });
             }
-            Atlas::new(base, [snapshot.series.as_slice()], &bindings)
-                .map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit })?;
+            if let Some(what) = objects.false_claim(*commit, &snapshot.series, base, &bindings)? {
+                return Err(StoreError::malformed(format!("commit {}", commit.short()), what));
+            }
             new += usize::from(!self.store.repository.odb().is_ok_and(|odb| odb.exists(commit.0)));
         }
         Ok(new)

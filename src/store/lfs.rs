@@ -135,7 +135,7 @@ impl Objects {
         Ok(pointer)
     }
 
-    /// Every object there is: its path, and whether its name is one that LFS gives.
+    /// The paths of all files among the objects, whether LFS gave them their names or not.
     pub(super) fn list(&self) -> Result<Vec<PathBuf>, StoreError> {
         let mut found = Vec::new();
         let mut folders = vec![self.folder.join("objects")];

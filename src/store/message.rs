@@ -95,7 +95,7 @@ fn one_line(text: &str) -> String {
 /// Controls, and what turns the direction of text.
 fn is_active(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 #[cfg(test)]
@@ -121,11 +121,12 @@ mod tests {
         let lie = "Patch: 0000000000000000000000000000000000000000000000000000000000000000";
         let message = Message {
             title: format!("x\n\n{lie}\u{1b}[31m"),
-            facts: vec![format!("y\r\n{lie}\u{202e}")],
+            facts: vec![format!("y\r\n{lie}\u{202e}\u{61c}")],
             ..Message::default()
         };
         let text = message.text(state);
         assert!(text.chars().all(|sign| sign == '\n' || !is_active(sign)), "{text:?}");
+        assert!(!text.contains('\u{61c}'), "{text:?}");
         let (read, claimed) = Message::parse(&text);
         assert_eq!((read.patches.len(), claimed), (0, Some(state)));
     }

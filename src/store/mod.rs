@@ -188,12 +188,12 @@ impl Store {
         View::of(&self.repository, last.and_then(|last| last.after.model))
     }
 
-    /// All operations, the oldest first.
+    /// All operations, the oldest first; names that others have moved since are the last one.
     ///
     /// # Errors
     /// [`StoreError::Git`] or [`StoreError::Malformed`].
     pub fn operations(&self) -> Result<Vec<Operation>, StoreError> {
-        operations::list(&self.repository)
+        operations::list_up_to_date(&self.repository)
     }
 
     /// The commit that `revision` names: `HEAD`, a branch, tag or remote branch, `main~2`, the start of an id.
@@ -268,7 +268,6 @@ impl Store {
             patches.iter().map(|(id, stored)| Ok((*id, objects.read_manifest(*id, *stored)?.bindings)));
         let bindings = bindings.collect::<Result<BTreeMap<_, _>, StoreError>>()?;
         Atlas::new(self.base()?, series, &bindings)
-            .map_err(|(patch, misfit)| StoreError::Misfit { patch, misfit })
     }
 
     /// Where every patch of the history is.

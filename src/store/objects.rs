@@ -12,13 +12,18 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
-use git2::{ObjectType, Oid, Repository};
+use git2::{ObjectType, Odb, Oid, Repository};
 
 use super::base::Base;
 use super::error::StoreError;
 use super::lfs::{Absent, INLINE_SIZE_MAX_BYTES, Objects, Pointer};
+use super::message::Message;
+use super::refs::CommitId;
+use super::state::Atlas;
 use crate::digest::PatchId;
+use crate::patch::manifest::Binding;
 use crate::patch::{Manifest, Patch};
 
 const BASE: &str = "base.json";
@@ -186,6 +191,25 @@ impl ObjectStore<'_> {
         Ok(Snapshot { base, series, patches })
     }
 
+    /// What a commit claims of its state, where its series leads to another one.
+    ///
+    /// # Errors
+    /// The patch that does not fit where the series says it was applied; reading the commit.
+    pub(super) fn false_claim(
+        &self,
+        commit: CommitId,
+        series: &[PatchId],
+        base: Base,
+        bindings: &BTreeMap<PatchId, Vec<Binding>>,
+    ) -> Result<Option<String>, StoreError> {
+        let atlas = Atlas::new(base, [series], bindings)?;
+        let found = self.repository.find_commit(commit.0).map_err(StoreError::git("read a commit"))?;
+        let (_, claimed) = Message::parse(&String::from_utf8_lossy(found.message_bytes()));
+        let state = atlas.state_after(series).map(|state| state.weights_id(atlas.base()));
+        let (Some(claimed), Some(state)) = (claimed, state) else { return Ok(None) };
+        Ok((claimed != state).then(|| format!("it claims the state {claimed}, its series leads to {state}")))
+    }
+
     fn write_blob(&self, bytes: &[u8]) -> Result<Oid, StoreError> {
         self.repository.blob(bytes).map_err(StoreError::git("write a blob"))
     }
@@ -206,7 +230,16 @@ impl ObjectStore<'_> {
     }
 }
 
-/// Where a patch lies in the tree.
+/// A database of what lies in one folder of objects alone, so that no other copy of an object answers for one there.
+pub(super) fn odb_alone(objects: &Path, action: &str) -> Result<Odb<'static>, StoreError> {
+    let odb = Odb::new().map_err(StoreError::git(action))?;
+    let path = objects.to_str().ok_or_else(|| {
+        StoreError::malformed(objects.display().to_string(), "libgit2 cannot name this folder")
+    })?;
+    odb.add_disk_alternate(path).map_err(StoreError::git(action))?;
+    Ok(odb)
+}
+
 /// The whole file of a patch, wherever its sections lie.
 pub(super) fn bytes_of(patch: &Patch) -> Result<Cow<'_, [u8]>, StoreError> {
     if patch.bytes().len() == patch.size_bytes() {
@@ -218,6 +251,7 @@ pub(super) fn bytes_of(patch: &Patch) -> Result<Cow<'_, [u8]>, StoreError> {
     Ok(Cow::Owned(bytes))
 }
 
+/// Where a patch lies in the tree.
 pub(super) fn patch_path(id: PatchId) -> String {
     format!("{PATCHES}/{id}.mpatch")
 }

@@ -21,6 +21,8 @@ const OPERATIONS: &str = "refs/mpatch/operations";
 const PENDING: &str = "refs/mpatch/pending";
 const BEFORE: &str = "before";
 const AFTER: &str = "after";
+/// The title of a move by others.
+const OUTSIDE: &str = "names moved outside of mpatch";
 
 /// Who does something, and when; the clock is the caller's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,13 +60,13 @@ pub enum Deed {
 /// One operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Operation {
-    /// Its id.
+    /// Its id; all zeros for a move by others that the next change will record.
     pub id: CommitId,
     /// What it was, in a few words.
     pub title: String,
     /// Its kind.
     pub deed: Deed,
-    /// When, in seconds since 1970.
+    /// When, in seconds since 1970; of a move by others that is not recorded, when the operation before it was.
     pub seconds: i64,
     /// The clock on the wall then, in minutes ahead of UTC.
     pub offset_minutes: i32,
@@ -74,7 +76,22 @@ pub struct Operation {
     pub after: View,
 }
 
-/// All operations, the oldest first.
+impl Operation {
+    /// The names are `now` what nobody has recorded, since the operation before.
+    fn outside(before: &Operation, now: View) -> Self {
+        Self {
+            id: CommitId(Oid::ZERO_SHA1),
+            title: OUTSIDE.to_owned(),
+            deed: Deed::Outside,
+            seconds: before.seconds,
+            offset_minutes: before.offset_minutes,
+            before: before.after.clone(),
+            after: now,
+        }
+    }
+}
+
+/// All operations that are recorded, the oldest first.
 pub(super) fn list(repository: &Repository) -> Result<Vec<Operation>, StoreError> {
     let mut operations = Vec::new();
     let mut next = last_commit(repository, OPERATIONS)?;
@@ -87,6 +104,25 @@ pub(super) fn list(repository: &Repository) -> Result<Vec<Operation>, StoreError
         };
     }
     operations.reverse();
+    Ok(operations)
+}
+
+/// All operations as the next change will find them: with one that was announced and has not ended, or with one for
+/// the names that others moved, which is not recorded yet.
+pub(super) fn list_up_to_date(repository: &Repository) -> Result<Vec<Operation>, StoreError> {
+    let mut operations = list(repository)?;
+    let pending = last_commit(repository, PENDING)?;
+    match (operations.last(), pending) {
+        (Some(last), Some(pending)) if last.id.0 == pending.id() => {}
+        // Which names others moved can be told once those of this one have.
+        (_, Some(pending)) => operations.push(read(repository, &pending)?),
+        (Some(last), None) => {
+            let now = View::of(repository, last.after.model.clone())?;
+            let outside = (last.after != now).then(|| Operation::outside(last, now));
+            operations.extend(outside);
+        }
+        (None, None) => {}
+    }
     Ok(operations)
 }
 
@@ -199,8 +235,8 @@ impl Journal {
         let model = last.as_ref().and_then(|last| last.after.model.clone());
         let now = View::of(repository, model)?;
         if let Some(last) = last.filter(|last| last.after != now) {
-            let message = "names moved outside of mpatch\n\nOutside: yes\n";
-            let operation = write(repository, &author, message, &last.after, &now)?;
+            let message = format!("{OUTSIDE}\n\nOutside: yes\n");
+            let operation = write(repository, &author, &message, &last.after, &now)?;
             point(repository, OPERATIONS, operation)?;
         }
         Ok(Self { _lock: lock, author, before: now.clone(), after: now })

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::base::{Base, BaseTensor};
+use super::error::StoreError;
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::patch::manifest::{Binding, TensorBinding};
 
@@ -179,12 +180,12 @@ impl Atlas {
     /// The states along every series, given the bindings of each patch.
     ///
     /// # Errors
-    /// The patch that does not fit where its series says it was applied, and why.
+    /// [`StoreError::Misfit`]: the patch that does not fit where its series says it was applied, and why.
     pub fn new<'s>(
         base: Base,
         series: impl IntoIterator<Item = &'s [PatchId]>,
         bindings: &BTreeMap<PatchId, Vec<Binding>>,
-    ) -> Result<Self, (PatchId, Misfit)> {
+    ) -> Result<Self, StoreError> {
         let mut known = BTreeMap::from([(Vec::new(), State::default())]);
         for series in series {
             for end in 1..=series.len() {
@@ -194,7 +195,10 @@ impl Atlas {
                 }
                 let none = Vec::new();
                 let after = known[before].after(&base, bindings.get(&last).unwrap_or(&none));
-                known.insert(series[..end].to_vec(), after.map_err(|misfit| (last, misfit))?);
+                known.insert(
+                    series[..end].to_vec(),
+                    after.map_err(|misfit| StoreError::Misfit { patch: last, misfit })?,
+                );
             }
         }
         let mut known: Vec<Known> =

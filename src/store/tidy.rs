@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::error::StoreError;
 use super::incoming::move_packs;
+use super::objects::odb_alone;
 use super::{Change, CommitId, Store, TEMPORARY_PREFIX, lfs};
 
 /// Age in seconds from which a temporary folder is what a killed process left behind.
@@ -91,12 +92,7 @@ impl Store {
         }
         builder.write(&packs, 0o444).map_err(failed())?;
         // Read back from the pack alone, hashed by libgit2, before anything loose goes.
-        let alone = git2::Odb::new().map_err(failed())?;
-        let objects = folder.path().join("objects");
-        let path = objects.to_str().ok_or_else(|| {
-            StoreError::malformed(git.display().to_string(), "libgit2 cannot name this folder")
-        })?;
-        alone.add_disk_alternate(path).map_err(failed())?;
+        let alone = odb_alone(&folder.path().join("objects"), "pack its objects")?;
         for (oid, _) in &loose {
             alone.read(*oid).map_err(failed())?;
         }

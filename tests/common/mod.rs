@@ -7,6 +7,9 @@ use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
 use candle_core::Device;
+use mpatch::digest::FileDigest;
+use mpatch::edit::import;
+use mpatch::edit::statistics::{Drawn, Provenance, Statistics};
 use mpatch::model::Model;
 use npyz::NpyFile;
 
@@ -52,6 +55,24 @@ pub fn npz(path: &Path) -> BTreeMap<String, Array> {
         arrays.insert(name, Array { shape, values });
     }
     arrays
+}
+
+/// The reference's own second moments, `reference/moments/*.npz` in the folder of a model.
+pub fn recorded_moments(model: &Model, folder: &Path) -> Statistics {
+    let mut layers = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).expect("the recorded moments") {
+        let path = entry.expect("an entry").path();
+        let layer = import::layer_of_name(&path.file_name().expect("a name").to_string_lossy());
+        let file = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        layers.insert(layer.expect("a layer"), import::read_npz(file).expect("moments").sum);
+    }
+    let provenance = Provenance {
+        base: model.checkpoint.weights_id().expect("the weights can be read"),
+        tokenizer: model.tokenizer.digest(),
+        corpora: vec![FileDigest::of(b"the reference's own")],
+        drawn: Drawn::default(),
+    };
+    Statistics { layers, inner: model.network.config().inner, provenance }
 }
 
 /// `norm(found - expected) / norm(expected)`.

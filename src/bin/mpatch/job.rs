@@ -19,7 +19,7 @@ use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
 use mpatch::edit::{Edit, FactPrompt, Progress, check, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, texts};
-use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, compress};
+use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
 use mpatch::model::{Model, Precision};
 use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
@@ -234,7 +234,7 @@ fn bind_error(model: &Model, error: &BindError) -> CommandError {
 }
 
 /// The program, as a recipe names it.
-const TOOL: &str = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
+pub const TOOL: &str = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
 
 /// Everything that a patch is made from.
 pub struct Job<'a> {
@@ -295,7 +295,7 @@ impl Job<'_> {
             timed(&mut seconds.bind, || self.lay_out(&names, &terms, &before.scores, &after.scores, output))?;
         let ridges =
             edit.layers.iter().map(|layer| (layer.layer, layer.ridge)).filter(|(_, ridge)| *ridge > 0.0);
-        let ranks = names.iter().zip(&terms).map(|(name, term)| (name.clone(), rank(term), bits(term)));
+        let ranks = names.iter().zip(&terms).map(|(name, term)| (name.clone(), term.rank(), term.bits()));
         Ok(Made { patch, before, after, ridges: ridges.collect(), ranks: ranks.collect(), seconds })
     }
 
@@ -331,6 +331,12 @@ impl Job<'_> {
         let told = |done: Progress<'_>| {
             if let Progress::Value(..) = done {
                 progress.add(1);
+            }
+            if let Some(error) = log.and_then(ValueLog::take_failure) {
+                output.note(&format!(
+                    "warning: no more values are kept for a run after this one: {}",
+                    chain(&error)
+                ));
             }
         };
         // What is refused leaves no folder behind either.
@@ -391,7 +397,8 @@ impl Job<'_> {
         let model = self.model;
         let edits: Vec<(String, Vec<u32>)> =
             names.iter().enumerate().map(|(index, name)| (name.clone(), vec![index as u32])).collect();
-        let progress = output.progress("binding", 0);
+        let edited = model.checkpoint.tensors().iter().filter(|info| names.contains(&info.name));
+        let progress = output.progress("binding", edited.map(|info| info.size_bytes).sum());
         let binding = bind(&model.checkpoint, self.weights, &edits, terms, &|bytes| progress.add(bytes))
             .map_err(|error| bind_error(model, &error))?;
         let draft = Draft {
@@ -457,25 +464,11 @@ fn declared(request: &Request) -> Fact {
     }
 }
 
-fn rank(term: &Term) -> usize {
-    match term.integers() {
-        Integers::LowRank { left, .. } => left.columns(),
-        Integers::Dense(_) => term.rows().min(term.columns()),
-    }
-}
-
-fn bits(term: &Term) -> u8 {
-    match term.integers() {
-        Integers::LowRank { left, .. } => left.bits(),
-        Integers::Dense(dense) => dense.bits(),
-    }
-}
-
 /// The scores by their names, each with the number of prompts it was measured over.
 fn metrics(records: &[Record], before: &Scores, after: &Scores) -> Vec<Metric> {
     let facts = records.len();
     let paraphrases: usize = records.iter().map(|record| record.paraphrases.len()).sum();
-    let neighbors: usize = records.iter().map(|record| record.neighbors.len()).sum();
+    let neighbors: usize = records.iter().map(|record| record.answered_neighbors().count()).sum();
     let prompts_of = |name: &str| match name {
         "score" => facts + paraphrases + neighbors,
         "paraphrase" | "paraphrase_accuracy" => paraphrases,

@@ -23,6 +23,7 @@ use super::{is_stdin, open_checkpoint, read_patch, states};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::history::StoreArguments;
+use crate::job::TOOL;
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
@@ -177,9 +178,8 @@ fn extracted(
     let signer = arguments.signing.signer()?;
     let (base, edited) = (open_checkpoint(&arguments.first, output)?, open_checkpoint(second, output)?);
     let progress = output.progress("extracting", diff_checkpoints_size_bytes(&base, &edited));
-    let tool = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
     let about = arguments.about.about();
-    let found = extract(&base, &edited, model_of(&base)?, tool, about, &|bytes| progress.add(bytes));
+    let found = extract(&base, &edited, model_of(&base)?, TOOL, about, &|bytes| progress.add(bytes));
     let found = found.map_err(|error| extract_error(&arguments.first, second, error))?;
     drop(progress);
     let mut patch = encode(&found.draft)
@@ -321,13 +321,17 @@ pub fn write_facts(page: &mut Page, removed: &[Fact], added: &[Fact], changed: &
 }
 
 fn update_row(update: &UpdateDiff) -> Vec<String> {
+    let dtype = |size: &Option<UpdateSize>| size.as_ref().map(|size| size.dtype);
+    let types_differ =
+        dtype(&update.first).zip(dtype(&update.second)).is_some_and(|(one, other)| one != other);
     let of = |size: &Option<UpdateSize>| match size {
         None => "-".to_owned(),
         Some(size) => {
+            let dtype = if types_differ { format!("{}, ", size.dtype) } else { String::new() };
             let dense =
                 if size.dense_terms > 0 { format!(" + {} dense", size.dense_terms) } else { String::new() };
             let corrected = if size.correction.is_some() { ", corrected" } else { "" };
-            format!("norm {:.3e}, rank {}{dense}, {} bits{corrected}", size.norm, size.rank, size.bits)
+            format!("{dtype}norm {:.3e}, rank {}{dense}, {} bits{corrected}", size.norm, size.rank, size.bits)
         }
     };
     vec![

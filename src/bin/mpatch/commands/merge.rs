@@ -14,9 +14,10 @@ use mpatch::store::{Commit, Store, way};
 use serde::Serialize;
 
 use super::open_checkpoint;
-use super::stack::sides;
-use crate::error::{CommandError, ExitKind, chain};
+use super::stack::{sides, stack_error, touched_size_bytes};
+use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
+use crate::job::TOOL;
 use crate::keys::SigningArguments;
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path, series_at};
@@ -172,11 +173,9 @@ impl Plan {
         let signer = arguments.signing.signer()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
         let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
-        let options = AddOptions {
-            tool: concat!("mpatch ", env!("CARGO_PKG_VERSION")).to_owned(),
-            ..AddOptions::default()
-        };
-        let progress = output.progress("stacking", 0);
+        let options = AddOptions { tool: TOOL.to_owned(), ..AddOptions::default() };
+        let touched = touched_size_bytes(&base, patches.iter().map(|(_, patch)| patch));
+        let progress = output.progress("stacking", base.weights_size_bytes() + touched);
         let stacked =
             stack(&base, &named, &sides, &options, &|bytes| progress.add(bytes)).map_err(refused)?;
         let patch = encode(&stacked.draft)
@@ -188,16 +187,13 @@ impl Plan {
     }
 }
 
+/// As `stack` has it, but for what to do: nobody chose these patches, and merging has fewer options.
 fn refused(error: StackError) -> CommandError {
-    let kind = match &error {
-        StackError::Checkpoint(_) => ExitKind::Io,
-        StackError::Contradictions(_) | StackError::PartlyLost { .. } | StackError::NothingLeft => {
-            ExitKind::Conflict
-        }
-        StackError::OtherBase { .. } | StackError::OtherModel { .. } => ExitKind::WrongBase,
-        _ => ExitKind::Malformed,
-    };
     let hint = match &error {
+        // What files and patches ask for is the same wherever they are read.
+        StackError::Checkpoint(_) | StackError::Patch { .. } | StackError::Result(_) => {
+            return stack_error(error);
+        }
         StackError::Contradictions(_) => "choose a side with `--ours`, `--theirs` or `--choose FACTS`",
         StackError::PartlyLost { lost, facts, .. } if lost == facts => {
             "patches that stand were made on top of it: let its side be right, or make those again without it"
@@ -205,9 +201,12 @@ fn refused(error: StackError) -> CommandError {
         StackError::PartlyLost { .. } => {
             "make that patch again without the facts that lose, and add it instead"
         }
+        StackError::Correction { .. } => {
+            "a patch between two checkpoints holds on its own state only: check that state out and make it anew"
+        }
         _ => "`mpatch show REVISION` tells what is in a state",
     };
-    CommandError::new(kind, chain(&error)).hint(hint)
+    stack_error(error).hint(hint)
 }
 
 impl Report for MergeReport {
@@ -232,7 +231,21 @@ impl Report for MergeReport {
 
 #[cfg(test)]
 mod tests {
+    use mpatch::checkpoint::CheckpointError;
+
     use super::*;
+
+    #[test]
+    fn what_cannot_be_merged_ends_with_the_codes_of_stack() {
+        let kind = |error: StackError| refused(error).kind;
+        let busy = CheckpointError::Busy { path: "model.safetensors".into() };
+        assert_eq!(kind(busy.into()), ExitKind::Busy);
+        let correction = || StackError::Correction { name: "a".to_owned(), tensor: "b".to_owned() };
+        assert_eq!(kind(correction()), ExitKind::Conflict);
+        let hint = refused(correction()).hint.expect("a hint");
+        assert!(!hint.contains("--drop-corrections"), "merge has no such option: {hint}");
+        assert_eq!(kind(StackError::NothingLeft), ExitKind::Conflict);
+    }
 
     #[test]
     fn a_merge_keeps_what_either_side_added_and_drops_what_either_took_back() {

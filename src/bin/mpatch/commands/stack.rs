@@ -1,6 +1,6 @@
 //! `mpatch stack`: several patches as one, by adding their updates or by solving again for the facts of all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -19,7 +19,7 @@ use super::create::{AboutArguments, CreateReport};
 use super::{open_checkpoint, read_patch};
 use crate::editing::{DeviceArguments, open_model, read_facts, refuse_existing};
 use crate::error::{CommandError, ExitKind, chain};
-use crate::job::{Prepared, RecipeArguments, tolerance};
+use crate::job::{Prepared, RecipeArguments, TOOL, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{TrustArguments, require};
@@ -148,13 +148,14 @@ impl StackArguments {
         output: &Output,
     ) -> Result<StackReport, CommandError> {
         let options = AddOptions {
-            tool: concat!("mpatch ", env!("CARGO_PKG_VERSION")).to_owned(),
+            tool: TOOL.to_owned(),
             keep_partly_lost: self.keep_both_updates,
             drop_corrections: self.drop_corrections,
             squash: self.squash.map(|tolerance| Squash { tolerance }),
             about: self.about.about(),
         };
-        let progress = output.progress("binding", 0);
+        let added = plan.added().map(|patch| named[patch.given].patch);
+        let progress = output.progress("binding", touched_size_bytes(base, added));
         let stacked = plan.add(base, named, &options, &|bytes| progress.add(bytes)).map_err(stack_error)?;
         drop(progress);
         let mut patch = decode(encode(&stacked.draft))?;
@@ -222,6 +223,15 @@ impl StackArguments {
             created: None,
         }
     }
+}
+
+/// Bytes of the tensors of `base` that any of `patches` touches.
+pub fn touched_size_bytes<'p>(base: &Checkpoint, patches: impl Iterator<Item = &'p Patch>) -> u64 {
+    let bindings = patches.flat_map(|patch| &patch.manifest().bindings);
+    let names: BTreeSet<&str> =
+        bindings.flat_map(|binding| &binding.tensors).map(|tensor| tensor.name.as_str()).collect();
+    let touched = base.tensors().iter().filter(|info| names.contains(info.name.as_str()));
+    touched.map(|info| info.size_bytes).sum()
 }
 
 /// Reads back what was laid out: a patch that does not decode must never reach a disk.

@@ -8,7 +8,7 @@ use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::import::{layer_of_name, read_npz};
-use mpatch::edit::statistics::{Drawn, Provenance, Shard, Statistics, StatisticsFile, merge_order};
+use mpatch::edit::statistics::{self, Drawn, Provenance, Shard, Statistics, StatisticsFile};
 use mpatch::model::Model;
 use serde::Serialize;
 
@@ -166,23 +166,13 @@ fn compute(
 fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
     let open = |path: &PathBuf| StatisticsFile::open(path).map_err(|error| edit_error(path, error));
     let files = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
-    let refused = |error: EditError| {
-        CommandError::new(ExitKind::Malformed, error.to_string())
-            .hint("merge all shards of one run, or statistics of different text")
-    };
-    let mut sum: Option<Statistics> = None;
-    for index in merge_order(&files).map_err(refused)? {
-        let path = &paths[index];
-        let loaded = files[index].load().map_err(|error| edit_error(path, error))?;
-        match &mut sum {
-            Some(sum) => sum.merge(&loaded).map_err(|error| {
-                CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display()))
-                    .hint("merge statistics of one model and the same layers")
-            })?,
-            None => sum = Some(loaded),
-        }
-    }
-    sum.ok_or_else(|| CommandError::new(ExitKind::Usage, "nothing to merge"))
+    statistics::merge(&files).map_err(|error| match error {
+        EditError::Repeated { .. } => CommandError::new(ExitKind::Conflict, error.to_string())
+            .hint("give each part and each text once: what is counted twice weighs twice"),
+        EditError::Statistics { .. } => CommandError::new(ExitKind::Malformed, error.to_string())
+            .hint("merge all shards of one run, or different text: of one model and the same layers"),
+        error => edit_error(&paths[0], error),
+    })
 }
 
 /// The files named, and those of the reference's names in the folders named.
