@@ -474,29 +474,101 @@ fn a_policy_asks_for_more_and_no_flag_for_less() {
     bench.run("verify edits.mpatch", 3);
 }
 
-#[test]
-fn a_project_trusts_from_its_own_folder_and_only_if_it_is_the_users() {
+/// A bench with a project whose `.mpatch` trusts the key of `edits.mpatch`, while the user trusts nobody: what a clone
+/// or an archive brings along.
+fn bench_with_project() -> Bench {
     let bench = Bench::new();
     bench.write("project/.mpatch/allowed_signers", fs::read(bench.path("config/allowed_signers")).unwrap());
-    bench.trust("");
     fs::create_dir(bench.path("project/deep")).unwrap();
-    let verify = |code: i32| {
+    bench.trust("");
+    bench
+}
+
+impl Bench {
+    /// As [`Bench::run`], in a folder of the bench and with the user's own settings.
+    #[track_caller]
+    fn run_in(&self, folder: &str, words: &str, code: i32) -> String {
         let mut command = mpatch();
-        command.current_dir(bench.path("project/deep")).env("MPATCH_CONFIG_DIR", bench.path("config"));
-        let output = command.arg("verify").arg(bench.path("edits.mpatch")).output().unwrap();
-        said(&output, "verify in a project", code)
-    };
-    verify(0);
+        command.current_dir(self.path(folder)).env("MPATCH_CONFIG_DIR", self.path("config"));
+        said(&command.args(words.split(' ')).output().unwrap(), words, code)
+    }
+}
+
+#[test]
+fn a_strangers_project_trusts_nobody_until_its_user_accepts_it() {
+    let bench = bench_with_project();
+    let apply = "apply ../model.safetensors ../edits.mpatch -o ../edited.safetensors";
+    let refused = bench.run_in("project", apply, 5);
+    assert!(refused.contains("which you have not accepted: `mpatch trust project`"), "{refused}");
+    assert!(!bench.path("edited.safetensors").exists());
+    let listed = bench.run_in("project", "trust list", 0);
+    assert!(listed.contains("0 keys, 0 revoked") && listed.contains("not accepted, so nobody"), "{listed}");
+    let fingerprint = key().public().fingerprint().to_string();
+    let accepted = bench.run_in("project/deep", "trust project", 0);
+    assert!(accepted.contains("it trusts 1 key") && accepted.contains(&fingerprint), "{accepted}");
+    bench.run_in("project", apply, 0);
+    bench.run_in("project/deep", "verify ../../edits.mpatch", 0);
+    // It is accepted where it lies, and nowhere else; a link of a stranger's does not lead there.
     bench.run("verify edits.mpatch", 5);
+    fs::create_dir(bench.path("clone")).unwrap();
+    std::os::unix::fs::symlink("../project/.mpatch", bench.path("clone/.mpatch")).unwrap();
+    bench.run_in("clone", "verify ../edits.mpatch", 5);
+    // What a pull changes is asked about again.
     let signers = bench.path("project/.mpatch/allowed_signers");
-    fs::set_permissions(&signers, fs::Permissions::from_mode(0o666)).unwrap();
-    assert!(verify(5).contains("trusts nobody"));
-    // Its revocations count, whoever wrote them.
-    fs::set_permissions(&signers, fs::Permissions::from_mode(0o644)).unwrap();
+    let before = fs::read(&signers).unwrap();
+    fs::write(&signers, [&before[..], b"\n"].concat()).unwrap();
+    let refused = bench.run_in("project", "verify ../edits.mpatch", 5);
+    assert!(refused.contains("which has changed since you accepted it"), "{refused}");
+    fs::write(&signers, before).unwrap();
+    bench.run_in("project", "verify ../edits.mpatch", 0);
+    bench.run_in("project", "trust project --withdraw", 0);
+    bench.run_in("project", "verify ../edits.mpatch", 5);
+}
+
+#[test]
+fn what_a_user_writes_into_a_project_counts_and_nothing_beside_it() {
+    let bench = bench_with_project();
+    lay_out_signers(bench.folder.path());
+    bench.trust("");
+    let add = "trust add ../second.pub --principal second@example.org --project";
+    let refused = bench.run_in("project", add, 5);
+    assert!(refused.contains("lists keys that you have not accepted"), "{refused}");
+    // Taking a key out vouches for none of the others.
+    let other =
+        format!("other@example.org {}\n", PrivateKey::from_seed(&[5; 32], "").unwrap().public().line());
+    let signers = bench.path("project/.mpatch/allowed_signers");
+    fs::write(&signers, fs::read_to_string(&signers).unwrap() + &other).unwrap();
+    bench.run_in("project", "trust remove other@example.org --project", 0);
+    bench.run_in("project", "verify ../edits.mpatch", 5);
+    bench.run_in("project", "trust project", 0);
+    bench.run_in("project", add, 0);
+    bench.run_in("project", "verify ../edits.mpatch", 0);
+    bench.run_in("project", "trust remove second@example.org --project", 0);
+    bench.run_in("project", "verify ../edits.mpatch", 0);
+    // A project that the user begins is the user's.
+    fs::create_dir(bench.path("own")).unwrap();
+    bench.run_in("own", add, 0);
+    bench.run_in("own", "sign ../unsigned.mpatch --key ../second -o ../signed.mpatch", 0);
+    bench.run_in("own", "verify ../signed.mpatch", 0);
+    assert_eq!(fs::read_to_string(bench.path("config/allowed_signers")).unwrap(), "");
+}
+
+#[test]
+fn what_a_project_revokes_or_asks_for_counts_whoever_wrote_it() {
+    let bench = bench_with_project();
     bench.write("project/.mpatch/revoked", key().public().line());
-    assert!(verify(5).contains("revoked"));
+    for accepted in [false, true] {
+        let refused = bench.run_in("project", "verify ../edits.mpatch", 5);
+        assert!(refused.contains("revoked by"), "{accepted}: {refused}");
+        bench.run_in("project", "trust project", 0);
+    }
     bench.write("project/.mpatch/revoked", "nonsense");
-    verify(3);
+    bench.run_in("project", "verify ../edits.mpatch", 3);
+    fs::remove_file(bench.path("project/.mpatch/revoked")).unwrap();
+    bench.write("project/.mpatch/policy.json", r#"{"threshold": 2}"#);
+    bench.run_in("project", "trust project --withdraw", 0);
+    let refused = bench.run_in("project", "verify ../edits.mpatch --allow-unknown", 5);
+    assert!(refused.contains("the policy allows no exceptions"), "{refused}");
 }
 
 #[test]

@@ -20,6 +20,20 @@ pub struct Keyring {
     pub sources: Vec<(String, AllowedSigners)>,
     /// The revoked keys, with the name of the file that revokes them.
     pub revoked: Vec<(String, PublicKey)>,
+    /// Files of keys that are believed only once their reader has accepted them.
+    pub unaccepted: Vec<Unaccepted>,
+}
+
+/// A file of keys that believes nobody, because whoever reads it has not accepted it. It only helps to say why a key is
+/// unknown.
+#[derive(Debug, Clone)]
+pub struct Unaccepted {
+    /// Its name.
+    pub file: String,
+    /// Its keys.
+    pub signers: AllowedSigners,
+    /// What keeps it from counting, in words that go on after its name.
+    pub lack: String,
 }
 
 /// The one answer about a patch, or about one of its signatures.
@@ -176,13 +190,11 @@ impl Finding {
             .iter()
             .flat_map(|(source, signers)| signers.entries.iter().map(move |entry| (source, entry)));
         let of_key = all.filter(|(_, entry)| entry.key == *key && !entry.is_authority);
-        let is_for_patches =
-            |entry: &Entry| entry.namespaces.as_ref().is_none_or(|namespaces| namespaces.matches(NAMESPACE));
         let (ours, others): (Vec<_>, Vec<_>) = of_key.partition(|(_, entry)| is_for_patches(entry));
         let (valid, invalid): (Vec<_>, Vec<_>) =
             ours.into_iter().partition(|(_, entry)| is_valid(entry, now));
         if valid.is_empty() {
-            return self.without_valid_entry(&invalid, &others, now);
+            return self.without_valid_entry(&invalid, &others, now).or_unaccepted(key, keyring);
         }
         let mut found = Self { answer: Answer::Trusted, ..self };
         found.note(&valid);
@@ -217,6 +229,20 @@ impl Finding {
         self
     }
 
+    /// Says of an unknown key that it is listed where nobody has accepted it, if it is.
+    fn or_unaccepted(mut self, key: &PublicKey, keyring: &Keyring) -> Self {
+        let lists = |file: &&Unaccepted| {
+            let mut entries = file.signers.entries.iter();
+            entries.any(|entry| entry.key == *key && !entry.is_authority && is_for_patches(entry))
+        };
+        if self.answer == Answer::Unknown
+            && let Some(file) = keyring.unaccepted.iter().find(lists)
+        {
+            self.reason = Some(format!("its key is listed in `{}`, {}", file.file, file.lack));
+        }
+        self
+    }
+
     fn note(&mut self, entries: &[(&String, &Entry)]) {
         for (source, entry) in entries {
             let principal = entry.principals.as_str().to_owned();
@@ -228,6 +254,10 @@ impl Finding {
             }
         }
     }
+}
+
+fn is_for_patches(entry: &Entry) -> bool {
+    entry.namespaces.as_ref().is_none_or(|namespaces| namespaces.matches(NAMESPACE))
 }
 
 fn is_valid(entry: &Entry, now: u64) -> bool {
@@ -297,7 +327,7 @@ mod tests {
     fn keyring(lines: &[String]) -> Keyring {
         let signers = AllowedSigners::parse(&lines.join("\n"));
         assert_eq!(signers.problems, []);
-        Keyring { sources: vec![("signers".into(), signers)], revoked: vec![] }
+        Keyring { sources: vec![("signers".into(), signers)], ..Keyring::default() }
     }
 
     fn trusting(seeds: &[u8]) -> Keyring {
@@ -327,6 +357,20 @@ mod tests {
         assert_eq!(answer(&[signature(1)], &line("valid-before=\"20400101Z\""), "{}"), Answer::Trusted);
         assert_eq!(answer(&[signature(1)], &line("namespaces=\"git,file\""), "{}"), Answer::Unknown);
         assert_eq!(answer(&[signature(1)], &line("cert-authority"), "{}"), Answer::Unknown);
+    }
+
+    #[test]
+    fn a_file_that_is_not_accepted_believes_nobody_and_is_named() {
+        let [(_, signers)] = trusting(&[1]).sources.try_into().expect("one file");
+        let unaccepted =
+            Unaccepted { file: "project".into(), signers, lack: "which nobody has accepted".into() };
+        let keyring = Keyring { unaccepted: vec![unaccepted], ..trusting(&[2]) };
+        let judged = |seed| judge(MANIFEST, &[signature(seed)], &keyring, &Policy::default(), NOW);
+        assert_eq!(judged(1).answer, Answer::Unknown);
+        let reason = judged(1).reason.unwrap();
+        assert_eq!(reason, "its key is listed in `project`, which nobody has accepted");
+        assert!(!judged(3).reason.unwrap().contains("project"));
+        assert_eq!(judged(2).answer, Answer::Trusted);
     }
 
     #[test]

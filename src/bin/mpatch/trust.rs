@@ -14,12 +14,13 @@ use mpatch::sign::line::{KnownLines, Standing};
 use mpatch::sign::policy::Rung;
 use mpatch::sign::trust::Finding;
 use mpatch::sign::{
-    Answer, Fingerprint, Judgement, Keyring, Policy, PublicKey, SshSig, judge as judge_signatures,
+    Answer, Fingerprint, Judgement, Keyring, Policy, PublicKey, SshSig, Unaccepted, judge as judge_signatures,
 };
 use serde::Serialize;
 
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, GitSettings};
+use crate::projects;
 use crate::report::{Output, Page, shell_word};
 
 /// The file of believed keys, in the user's settings and in a project's `.mpatch`.
@@ -478,11 +479,13 @@ impl TrustFiles {
     pub fn load() -> Result<Self, CommandError> {
         let mut files = Self::default();
         if let Ok(folder) = places::config_folder() {
-            files.read_folder(&folder, true)?;
+            files.read_signers(&folder.join(ALLOWED_SIGNERS))?;
+            files.read_restrictions(&folder)?;
         }
         if let Some(folder) = places::project_folder() {
-            let is_ours = files.project_is_ours(&folder)?;
-            files.read_folder(&folder, is_ours)?;
+            files.read_project_signers(&folder)?;
+            // They only ask for more, so it does not matter who wrote them.
+            files.read_restrictions(&folder)?;
         }
         files.read_git(&GitSettings::read())?;
         Ok(files)
@@ -498,6 +501,11 @@ impl TrustFiles {
     /// The files of believed keys that were found, by name.
     pub fn sources(&self) -> &[(String, AllowedSigners)] {
         &self.keyring.sources
+    }
+
+    /// The project's file of keys that the user has not accepted, if there is one.
+    pub fn unaccepted(&self) -> &[Unaccepted] {
+        &self.keyring.unaccepted
     }
 
     /// The revoked keys, with the file that revokes them.
@@ -524,23 +532,23 @@ impl TrustFiles {
         self.keyring.revoked.iter().find(|(_, revoked)| revoked == key).map(|(file, _)| file.as_str())
     }
 
-    /// A project's files can ask for more whoever wrote them; they are believed only if the user can have done so.
-    fn project_is_ours(&mut self, folder: &Path) -> Result<bool, CommandError> {
+    /// A project's keys are believed if the user has accepted the very bytes that are read here.
+    fn read_project_signers(&mut self, folder: &Path) -> Result<(), CommandError> {
         let path = folder.join(ALLOWED_SIGNERS);
-        if path.symlink_metadata().is_err() || places::is_of_user(&path)? {
-            return Ok(true);
+        let Some(text) = places::read_text(&path)? else { return Ok(()) };
+        match projects::acceptance(folder, &text)?.lack() {
+            None => self.believe(&path, &text),
+            Some(lack) => self.keyring.unaccepted.push(Unaccepted {
+                file: path.display().to_string(),
+                signers: AllowedSigners::parse(&text),
+                lack: lack.to_owned(),
+            }),
         }
-        self.warnings.push(format!(
-            "`{}` trusts nobody: another user owns it, or everybody may write to it",
-            path.display()
-        ));
-        Ok(false)
+        Ok(())
     }
 
-    fn read_folder(&mut self, folder: &Path, is_believed: bool) -> Result<(), CommandError> {
-        if is_believed {
-            self.read_signers(&folder.join(ALLOWED_SIGNERS))?;
-        }
+    /// A folder's revoked keys and its policy.
+    fn read_restrictions(&mut self, folder: &Path) -> Result<(), CommandError> {
         self.read_revoked(&folder.join(REVOKED))?;
         let path = folder.join(POLICY);
         if let Some(json) = places::read_optional(&path)? {
@@ -556,11 +564,15 @@ impl TrustFiles {
 
     fn read_signers(&mut self, path: &Path) -> Result<(), CommandError> {
         let Some(text) = places::read_text(path)? else { return Ok(()) };
-        let signers = AllowedSigners::parse(&text);
+        self.believe(path, &text);
+        Ok(())
+    }
+
+    fn believe(&mut self, path: &Path, text: &str) {
+        let signers = AllowedSigners::parse(text);
         let name = path.display().to_string();
         self.warnings.extend(signers.problems.iter().map(|problem| format!("`{name}`, {problem}; ignored")));
         self.keyring.sources.push((name, signers));
-        Ok(())
     }
 
     fn read_revoked(&mut self, path: &Path) -> Result<(), CommandError> {
@@ -595,7 +607,12 @@ impl TrustFiles {
 
 /// Adds lines to a file of keys, which is made if need be.
 pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
-    change(path, |text| {
+    change(path, adding(lines))
+}
+
+/// The change that puts lines at the end of a text.
+pub fn adding(lines: &[String]) -> impl FnOnce(&mut String) {
+    |text| {
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
@@ -603,15 +620,16 @@ pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
             text.push_str(line);
             text.push('\n');
         });
-    })
+    }
 }
 
-/// Changes a file of keys, in one step.
-pub fn change(path: &Path, change: impl FnOnce(&mut String)) -> Result<(), CommandError> {
+/// Changes a file of keys, in one step, and answers with what `change` does.
+pub fn change<T>(path: &Path, change: impl FnOnce(&mut String) -> T) -> Result<T, CommandError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     places::with_lock(folder, || {
         let mut text = places::read_text(path)?.unwrap_or_default();
-        change(&mut text);
-        places::replace(path, text.as_bytes())
+        let answer = change(&mut text);
+        places::replace(path, text.as_bytes())?;
+        Ok(answer)
     })
 }
