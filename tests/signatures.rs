@@ -511,6 +511,46 @@ fn a_signature_taken_off_does_not_hide_a_line() {
 }
 
 #[test]
+fn a_signature_put_in_its_place_does_not_hide_a_line() {
+    let bench = Bench::new();
+    let of_stranger = |name: &str, line: &str, sequence: u64| {
+        let line = Line { name: line.into(), sequence };
+        let unsigned = unsigned_patch(&bench.path("model.safetensors"), Some(line), name);
+        bench.write(name, signed_with(unsigned, &PrivateKey::from_seed(&[8; 32], "").unwrap()));
+    };
+    let apply = |name: &str, flags: &str, code: i32| {
+        bench.run(&format!("apply model.safetensors {name} {flags} -o {name}.safetensors"), code)
+    };
+    bench.patch_of_line("five.mpatch", 5, "fifth");
+    apply("five.mpatch", "--quiet", 0);
+    for (name, sequence) in [("three.mpatch", 3), ("six.mpatch", 6)] {
+        of_stranger(name, "geography", sequence);
+        let refused = apply(name, "--allow-unknown", 8);
+        assert!(refused.contains("or put another in its place"), "{refused}");
+    }
+    let allowed = apply("three.mpatch", "--allow-unknown --allow-rollback", 0);
+    assert!(allowed.contains("let pass by --allow-unknown and --allow-rollback"), "{allowed}");
+    // That the user let one pass does not make the stranger the line's.
+    of_stranger("four.mpatch", "geography", 4);
+    apply("four.mpatch", "--allow-unknown", 8);
+    // A line that only the stranger has goes forward, and forward only.
+    for (name, sequence, code) in [("one.mpatch", 1, 0), ("two.mpatch", 2, 0), ("again.mpatch", 1, 8)] {
+        of_stranger(name, "theirs", sequence);
+        apply(name, "--allow-unknown", code);
+    }
+    // So does that of a key which was trusted once.
+    bench.trust(&format!("maker@example.org valid-before=\"20200101Z\" {}\n", key().public().line()));
+    bench.patch_of_line("seven.mpatch", 7, "seventh");
+    apply("seven.mpatch", "--allow-expired", 8);
+    bench.run("trust forget geography", 0);
+    apply("seven.mpatch", "--allow-expired", 0);
+    bench.patch_of_line("late.mpatch", 6, "sixth");
+    apply("late.mpatch", "--allow-expired", 8);
+    bench.patch_of_line("eight.mpatch", 8, "eighth");
+    apply("eight.mpatch", "--allow-expired", 0);
+}
+
+#[test]
 fn a_damaged_memory_is_not_taken_for_none() {
     let bench = Bench::new();
     bench.patch_of_line("one.mpatch", 1, "first");

@@ -178,14 +178,13 @@ fn judge_with(
     let known = if line.is_some() { known_lines()? } else { KnownLines::default() };
     let standing = line.as_ref().and_then(|line| standing(line, &keys, patch.id(), &known));
     let (mut allowed, mut refusal) = case.of_signatures(&judgement);
-    if refusal.is_none() {
-        let line_outcome = match (&line, standing) {
-            (Some(line), Some(standing)) => case.of_line(line, standing),
-            // Whoever takes a signature off a patch must not get round what is known of its line.
-            (Some(line), None) if known.has_name(&line.name) => case.of_stripped_line(line),
-            _ => Ok(None),
-        };
-        match line_outcome {
+    if refusal.is_none()
+        && let Some(line) = &line
+    {
+        // Whoever takes a signature off a patch, or puts another in its place, must not get round what is known of
+        // its line; a key that is known for the line by itself has that to be compared with.
+        let is_stripped = judgement.answer != Answer::Trusted && known.is_known_beside(&line.name, &keys);
+        match case.of_member(line, standing, is_stripped) {
             Ok(exception) => allowed.extend(exception),
             Err(error) => refusal = Some(error),
         }
@@ -386,7 +385,21 @@ impl Case<'_> {
         }
     }
 
-    /// What had to be allowed because of the line, or why the patch is refused.
+    /// What had to be allowed of a member of a line, or why the patch is refused.
+    fn of_member(
+        &self,
+        line: &Line,
+        standing: Option<Standing>,
+        is_stripped: bool,
+    ) -> Result<Option<&'static str>, CommandError> {
+        let exception = standing.map_or(Ok(None), |standing| self.of_line(line, standing))?;
+        match exception {
+            None if is_stripped => self.of_stripped_line(line),
+            exception => Ok(exception),
+        }
+    }
+
+    /// The same, because of its number.
     fn of_line(&self, line: &Line, standing: Standing) -> Result<Option<&'static str>, CommandError> {
         let Line { name: line_name, sequence } = line;
         let refuse = |what: String, hint: String| {
@@ -424,7 +437,7 @@ impl Case<'_> {
             return Ok(Some("rollback"));
         }
         let message = format!(
-            "`{}` is not signed by a trusted key, but patches of its line `{}` have been: somebody may have taken the signature off",
+            "`{}` is not signed by a trusted key, but its line `{}` is known of another key: somebody may have taken the signature off, or put another in its place",
             self.name, line.name
         );
         Err(CommandError::new(ExitKind::Rollback, message).hint("fetch it again; or `--allow-rollback`"))
