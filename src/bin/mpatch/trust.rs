@@ -2,6 +2,7 @@
 //! remembered, and what the user allows nevertheless. Every verb that lets a patch touch something asks
 //! [`require`].
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -450,7 +451,10 @@ impl TrustReport {
         let judgement = &self.judgement;
         let words = match (&judgement.answer, &judgement.reason) {
             (Answer::Trusted, _) => {
+                // A key that signed twice is named once.
+                let mut keys = BTreeSet::new();
                 let trusted = judgement.signatures.iter().filter(|found| found.answer == Answer::Trusted);
+                let trusted = trusted.filter(|found| keys.insert(found.key));
                 trusted.map(signer_in_words).collect::<Vec<_>>().join("; ")
             }
             (answer, Some(reason)) => {
