@@ -275,6 +275,11 @@ fn the_signers_that_git_allows_are_trusted_and_those_it_revokes_are_not() {
     said(&bench.ssh_keygen("-q -k -f krl theirs.pub", b""), "make a list", 0);
     let binary = format!("\trevocationFile = {}\n", bench.path("krl").display());
     assert!(with_git(&binary, 5).contains("in binary, which is not read here"));
+    // Nor is a file believed that whoever made the folder at hand wrote.
+    bench.write("gitconfig", "[gpg \"ssh\"]\n\tallowedSignersFile = git_signers\n");
+    let output =
+        bench.command("verify unsigned.mpatch").env("GIT_CONFIG_GLOBAL", bench.path("gitconfig")).output();
+    assert!(said(&output.unwrap(), "a relative path", 5).contains("are not an absolute path"));
     // What a repository says of itself is not heeded.
     let git =
         |words: &str| Command::new("git").current_dir(bench.folder.path()).args(words.split(' ')).status();

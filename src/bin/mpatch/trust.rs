@@ -616,6 +616,14 @@ impl TrustFiles {
             self.read_revoked(path)?;
         }
         match &git.allowed_signers {
+            // Such a path leads into whatever repository is at hand, and whoever made that wrote the file.
+            Some(path) if path.is_relative() => {
+                let path = path.display();
+                self.warnings.push(format!(
+                    "git's allowed signers `{path}` are not an absolute path, but a file of the folder at hand: they are left out"
+                ));
+                Ok(())
+            }
             Some(path) => self.read_signers(path),
             None => Ok(()),
         }
