@@ -17,7 +17,7 @@ use ed25519::{sshsig, string};
 use material::{SETTINGS, key, lay_out_editing, lay_out_signers, signed_with, unsigned_patch, write_key};
 use mpatch::patch::manifest::Line;
 use mpatch::sign::allowed_signers::line_of;
-use mpatch::sign::{PrivateKey, SshSig, SshSigError};
+use mpatch::sign::{PrivateKey, SshSig};
 use serde_json::Value;
 use ssh_key::HashAlg;
 
@@ -157,15 +157,33 @@ fn a_signature_of_a_security_key_is_judged_as_openssh_judges_it() {
         "-Y verify -f config/allowed_signers -I hardware@example.org -n mpatch -s unsigned.mpatch.sig";
     said(&bench.ssh_keygen(verify, &manifest), verify, 0);
     // The flags and the counter are signed, too.
-    for bit in 0..8 * trailer.len() {
-        let mut flipped = bytes.clone();
-        let place = bytes.len() - 1 - bit / 8;
-        flipped[place] ^= 1 << (bit % 8);
-        assert_eq!(
-            SshSig::parse(&flipped).unwrap().verify(&manifest),
-            Err(SshSigError::Mismatch),
-            "bit {bit}"
-        );
+    every_bit_counts(&bytes, &manifest);
+}
+
+/// No bit of a signature is free, be it of the frame, the key or what the key signed.
+#[track_caller]
+fn every_bit_counts(signature: &[u8], manifest: &[u8]) {
+    let outcome = |bytes: &[u8]| SshSig::parse(bytes).and_then(|signature| signature.verify(manifest));
+    assert_eq!(outcome(signature), Ok(()));
+    for bit in 0..8 * signature.len() {
+        let mut flipped = signature.to_vec();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert!(outcome(&flipped).is_err(), "bit {bit} does not matter");
+    }
+}
+
+#[test]
+fn every_bit_of_an_ecdsa_signature_counts() {
+    if !openssh_is_here() {
+        return;
+    }
+    for kind in ["ecdsa -b 256", "ecdsa -b 384"] {
+        let bench = Bench::new();
+        bench.make_key(kind, "theirs");
+        bench.sign_with_openssh("theirs", "mpatch");
+        let armour = fs::read_to_string(bench.path("unsigned.mpatch.sig")).unwrap();
+        let signature = SshSig::from_armour(&armour).unwrap();
+        every_bit_counts(signature.bytes(), &bench.manifest("unsigned.mpatch"));
     }
 }
 
