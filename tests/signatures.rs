@@ -3,130 +3,25 @@
 //! claims that these tests hold.
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod bench;
 mod ed25519;
 mod material;
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 
+use bench::{Bench, openssh_is_here, said};
 use ed25519::{sshsig, string};
-use material::{
-    SETTINGS, key, lay_out, lay_out_editing, lay_out_signers, mpatch, signed_with, unsigned_patch, write_key,
-};
+use material::{SETTINGS, key, lay_out_editing, lay_out_signers, signed_with, unsigned_patch, write_key};
 use mpatch::patch::manifest::Line;
 use mpatch::sign::allowed_signers::line_of;
-use mpatch::sign::{PrivateKey, SshSig, SshSigError};
+use mpatch::sign::{PrivateKey, SshSig};
 use serde_json::Value;
 use ssh_key::HashAlg;
-use tempfile::TempDir;
 
 const APPLY: &str = "apply model.safetensors edits.mpatch -o edited.safetensors";
-
-/// A folder that commands run in, with its own settings, models and patches.
-struct Bench {
-    folder: TempDir,
-}
-
-impl Bench {
-    fn new() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        lay_out(folder.path());
-        Self { folder }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write(&self, name: &str, bytes: impl AsRef<[u8]>) {
-        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
-        fs::write(self.path(name), bytes).unwrap();
-    }
-
-    fn command(&self, words: &str) -> assert_cmd::Command {
-        let mut command = mpatch();
-        command.current_dir(self.folder.path()).args(words.split(' '));
-        command
-    }
-
-    /// Runs mpatch, which must end with `code`; answers with what it said on both outputs.
-    #[track_caller]
-    fn run(&self, words: &str, code: i32) -> String {
-        said(&self.command(words).output().unwrap(), words, code)
-    }
-
-    /// The answer of `verify --json` about a patch, which must end with `code`.
-    #[track_caller]
-    fn answer(&self, patch: &str, code: i32) -> Value {
-        let output = self.command(&format!("verify {patch} --json")).output().unwrap();
-        said(&output, patch, code);
-        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
-        report["trust"].clone()
-    }
-
-    /// `ssh-keygen` in the bench's folder, with `input`.
-    fn ssh_keygen(&self, words: &str, input: &[u8]) -> Output {
-        let mut command = Command::new("ssh-keygen");
-        command.current_dir(self.folder.path()).args(words.split(' ')).stdin(Stdio::piped());
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        child.stdin.take().unwrap().write_all(input).unwrap();
-        child.wait_with_output().unwrap()
-    }
-
-    /// A key that `ssh-keygen` makes, without passphrase, and the line that trusts it.
-    fn make_key(&self, kind: &str, name: &str) -> String {
-        let mut command = Command::new("ssh-keygen");
-        command.current_dir(self.folder.path());
-        command.args(["-q", "-N", "", "-C", "someone@example.org", "-f", name, "-t"]);
-        assert!(command.args(kind.split(' ')).status().unwrap().success());
-        format!("someone@example.org {}", fs::read_to_string(self.path(&format!("{name}.pub"))).unwrap())
-    }
-
-    /// Trusts the keys of these lines and no others.
-    fn trust(&self, lines: &str) {
-        self.write("config/allowed_signers", lines);
-    }
-
-    /// The manifest of `patch`, as mpatch prints it.
-    fn manifest(&self, patch: &str) -> Vec<u8> {
-        self.command(&format!("show {patch} --manifest")).output().unwrap().stdout
-    }
-
-    /// Has `ssh-keygen` sign the manifest of `unsigned.mpatch`, into its `.sig`.
-    fn sign_with_openssh(&self, key: &str, namespace: &str) {
-        let made =
-            self.ssh_keygen(&format!("-Y sign -f {key} -n {namespace}"), &self.manifest("unsigned.mpatch"));
-        assert!(made.status.success(), "{made:?}");
-        self.write("unsigned.mpatch.sig", made.stdout);
-    }
-
-    /// A patch of the line `geography`, signed by the key that is trusted.
-    fn patch_of_line(&self, name: &str, sequence: u64, title: &str) {
-        let line = Line { name: "geography".into(), sequence };
-        let unsigned = unsigned_patch(&self.path("model.safetensors"), Some(line), title);
-        self.write(name, signed_with(unsigned, &key()));
-    }
-}
-
-#[track_caller]
-fn said(output: &Output, words: &str, code: i32) -> String {
-    let text =
-        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "`{words}` said:\n{text}");
-    text
-}
-
-/// Whether OpenSSH is here; a test that needs it says so and is skipped.
-fn openssh_is_here() -> bool {
-    let is_here = Command::new("ssh-keygen").arg("-?").stderr(Stdio::null()).status().is_ok();
-    if !is_here {
-        let _ = writeln!(std::io::stdout(), "skipped: OpenSSH is not installed");
-    }
-    is_here
-}
 
 // ------------------------------------------------------------------------------------- both ways with OpenSSH --
 
@@ -262,15 +157,33 @@ fn a_signature_of_a_security_key_is_judged_as_openssh_judges_it() {
         "-Y verify -f config/allowed_signers -I hardware@example.org -n mpatch -s unsigned.mpatch.sig";
     said(&bench.ssh_keygen(verify, &manifest), verify, 0);
     // The flags and the counter are signed, too.
-    for bit in 0..8 * trailer.len() {
-        let mut flipped = bytes.clone();
-        let place = bytes.len() - 1 - bit / 8;
-        flipped[place] ^= 1 << (bit % 8);
-        assert_eq!(
-            SshSig::parse(&flipped).unwrap().verify(&manifest),
-            Err(SshSigError::Mismatch),
-            "bit {bit}"
-        );
+    every_bit_counts(&bytes, &manifest);
+}
+
+/// No bit of a signature is free, be it of the frame, the key or what the key signed.
+#[track_caller]
+fn every_bit_counts(signature: &[u8], manifest: &[u8]) {
+    let outcome = |bytes: &[u8]| SshSig::parse(bytes).and_then(|signature| signature.verify(manifest));
+    assert_eq!(outcome(signature), Ok(()));
+    for bit in 0..8 * signature.len() {
+        let mut flipped = signature.to_vec();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        assert!(outcome(&flipped).is_err(), "bit {bit} does not matter");
+    }
+}
+
+#[test]
+fn every_bit_of_an_ecdsa_signature_counts() {
+    if !openssh_is_here() {
+        return;
+    }
+    for kind in ["ecdsa -b 256", "ecdsa -b 384"] {
+        let bench = Bench::new();
+        bench.make_key(kind, "theirs");
+        bench.sign_with_openssh("theirs", "mpatch");
+        let armour = fs::read_to_string(bench.path("unsigned.mpatch.sig")).unwrap();
+        let signature = SshSig::from_armour(&armour).unwrap();
+        every_bit_counts(signature.bytes(), &bench.manifest("unsigned.mpatch"));
     }
 }
 
@@ -380,6 +293,11 @@ fn the_signers_that_git_allows_are_trusted_and_those_it_revokes_are_not() {
     said(&bench.ssh_keygen("-q -k -f krl theirs.pub", b""), "make a list", 0);
     let binary = format!("\trevocationFile = {}\n", bench.path("krl").display());
     assert!(with_git(&binary, 5).contains("in binary, which is not read here"));
+    // Nor is a file believed that whoever made the folder at hand wrote.
+    bench.write("gitconfig", "[gpg \"ssh\"]\n\tallowedSignersFile = git_signers\n");
+    let output =
+        bench.command("verify unsigned.mpatch").env("GIT_CONFIG_GLOBAL", bench.path("gitconfig")).output();
+    assert!(said(&output.unwrap(), "a relative path", 5).contains("are not an absolute path"));
     // What a repository says of itself is not heeded.
     let git =
         |words: &str| Command::new("git").current_dir(bench.folder.path()).args(words.split(' ')).status();
@@ -474,29 +392,91 @@ fn a_policy_asks_for_more_and_no_flag_for_less() {
     bench.run("verify edits.mpatch", 3);
 }
 
-#[test]
-fn a_project_trusts_from_its_own_folder_and_only_if_it_is_the_users() {
+/// A bench with a project whose `.mpatch` trusts the key of `edits.mpatch`, while the user trusts nobody: what a clone
+/// or an archive brings along.
+fn bench_with_project() -> Bench {
     let bench = Bench::new();
     bench.write("project/.mpatch/allowed_signers", fs::read(bench.path("config/allowed_signers")).unwrap());
-    bench.trust("");
     fs::create_dir(bench.path("project/deep")).unwrap();
-    let verify = |code: i32| {
-        let mut command = mpatch();
-        command.current_dir(bench.path("project/deep")).env("MPATCH_CONFIG_DIR", bench.path("config"));
-        let output = command.arg("verify").arg(bench.path("edits.mpatch")).output().unwrap();
-        said(&output, "verify in a project", code)
-    };
-    verify(0);
+    bench.trust("");
+    bench
+}
+
+#[test]
+fn a_strangers_project_trusts_nobody_until_its_user_accepts_it() {
+    let bench = bench_with_project();
+    let apply = "apply ../model.safetensors ../edits.mpatch -o ../edited.safetensors";
+    let refused = bench.run_in("project", apply, 5);
+    assert!(refused.contains("which you have not accepted: `mpatch trust project`"), "{refused}");
+    assert!(!bench.path("edited.safetensors").exists());
+    let listed = bench.run_in("project", "trust list", 0);
+    assert!(listed.contains("0 keys, 0 revoked") && listed.contains("not accepted, so nobody"), "{listed}");
+    let fingerprint = key().public().fingerprint().to_string();
+    let accepted = bench.run_in("project/deep", "trust project", 0);
+    assert!(accepted.contains("it trusts 1 key") && accepted.contains(&fingerprint), "{accepted}");
+    bench.run_in("project", apply, 0);
+    bench.run_in("project/deep", "verify ../../edits.mpatch", 0);
+    // It is accepted where it lies, and nowhere else; a link of a stranger's does not lead there.
     bench.run("verify edits.mpatch", 5);
+    fs::create_dir(bench.path("clone")).unwrap();
+    std::os::unix::fs::symlink("../project/.mpatch", bench.path("clone/.mpatch")).unwrap();
+    bench.run_in("clone", "verify ../edits.mpatch", 5);
+    // What a pull changes is asked about again.
     let signers = bench.path("project/.mpatch/allowed_signers");
-    fs::set_permissions(&signers, fs::Permissions::from_mode(0o666)).unwrap();
-    assert!(verify(5).contains("trusts nobody"));
-    // Its revocations count, whoever wrote them.
-    fs::set_permissions(&signers, fs::Permissions::from_mode(0o644)).unwrap();
+    let before = fs::read(&signers).unwrap();
+    fs::write(&signers, [&before[..], b"\n"].concat()).unwrap();
+    let refused = bench.run_in("project", "verify ../edits.mpatch", 5);
+    assert!(refused.contains("which has changed since you accepted it"), "{refused}");
+    fs::write(&signers, before).unwrap();
+    bench.run_in("project", "verify ../edits.mpatch", 0);
+    bench.run_in("project", "trust project --withdraw", 0);
+    bench.run_in("project", "verify ../edits.mpatch", 5);
+}
+
+#[test]
+fn what_a_user_writes_into_a_project_counts_and_nothing_beside_it() {
+    let bench = bench_with_project();
+    lay_out_signers(bench.folder.path());
+    bench.trust("");
+    let add = "trust add ../second.pub --principal second@example.org --project";
+    let refused = bench.run_in("project", add, 5);
+    assert!(refused.contains("lists keys that you have not accepted"), "{refused}");
+    // Taking a key out vouches for none of the others.
+    let other =
+        format!("other@example.org {}\n", PrivateKey::from_seed(&[5; 32], "").unwrap().public().line());
+    let signers = bench.path("project/.mpatch/allowed_signers");
+    fs::write(&signers, fs::read_to_string(&signers).unwrap() + &other).unwrap();
+    bench.run_in("project", "trust remove other@example.org --project", 0);
+    bench.run_in("project", "verify ../edits.mpatch", 5);
+    bench.run_in("project", "trust project", 0);
+    bench.run_in("project", add, 0);
+    bench.run_in("project", "verify ../edits.mpatch", 0);
+    bench.run_in("project", "trust remove second@example.org --project", 0);
+    bench.run_in("project", "verify ../edits.mpatch", 0);
+    // A project that the user begins is the user's.
+    fs::create_dir(bench.path("own")).unwrap();
+    bench.run_in("own", add, 0);
+    bench.run_in("own", "sign ../unsigned.mpatch --key ../second -o ../signed.mpatch", 0);
+    bench.run_in("own", "verify ../signed.mpatch", 0);
+    assert_eq!(fs::read_to_string(bench.path("config/allowed_signers")).unwrap(), "");
+}
+
+#[test]
+fn what_a_project_revokes_or_asks_for_counts_whoever_wrote_it() {
+    let bench = bench_with_project();
     bench.write("project/.mpatch/revoked", key().public().line());
-    assert!(verify(5).contains("revoked"));
+    for accepted in [false, true] {
+        let refused = bench.run_in("project", "verify ../edits.mpatch", 5);
+        assert!(refused.contains("revoked by"), "{accepted}: {refused}");
+        bench.run_in("project", "trust project", 0);
+    }
     bench.write("project/.mpatch/revoked", "nonsense");
-    verify(3);
+    bench.run_in("project", "verify ../edits.mpatch", 3);
+    fs::remove_file(bench.path("project/.mpatch/revoked")).unwrap();
+    bench.write("project/.mpatch/policy.json", r#"{"threshold": 2}"#);
+    bench.run_in("project", "trust project --withdraw", 0);
+    let refused = bench.run_in("project", "verify ../edits.mpatch --allow-unknown", 5);
+    assert!(refused.contains("the policy allows no exceptions"), "{refused}");
 }
 
 #[test]
@@ -551,6 +531,46 @@ fn a_signature_taken_off_does_not_hide_a_line() {
     bench.run("apply model.safetensors two.mpatch", 0);
     let refused = bench.run("apply model.safetensors stripped.mpatch --allow-unsigned", 8);
     assert!(refused.contains("somebody may have taken the signature off"), "{refused}");
+}
+
+#[test]
+fn a_signature_put_in_its_place_does_not_hide_a_line() {
+    let bench = Bench::new();
+    let of_stranger = |name: &str, line: &str, sequence: u64| {
+        let line = Line { name: line.into(), sequence };
+        let unsigned = unsigned_patch(&bench.path("model.safetensors"), Some(line), name);
+        bench.write(name, signed_with(unsigned, &PrivateKey::from_seed(&[8; 32], "").unwrap()));
+    };
+    let apply = |name: &str, flags: &str, code: i32| {
+        bench.run(&format!("apply model.safetensors {name} {flags} -o {name}.safetensors"), code)
+    };
+    bench.patch_of_line("five.mpatch", 5, "fifth");
+    apply("five.mpatch", "--quiet", 0);
+    for (name, sequence) in [("three.mpatch", 3), ("six.mpatch", 6)] {
+        of_stranger(name, "geography", sequence);
+        let refused = apply(name, "--allow-unknown", 8);
+        assert!(refused.contains("or put another in its place"), "{refused}");
+    }
+    let allowed = apply("three.mpatch", "--allow-unknown --allow-rollback", 0);
+    assert!(allowed.contains("let pass by --allow-unknown and --allow-rollback"), "{allowed}");
+    // That the user let one pass does not make the stranger the line's.
+    of_stranger("four.mpatch", "geography", 4);
+    apply("four.mpatch", "--allow-unknown", 8);
+    // A line that only the stranger has goes forward, and forward only.
+    for (name, sequence, code) in [("one.mpatch", 1, 0), ("two.mpatch", 2, 0), ("again.mpatch", 1, 8)] {
+        of_stranger(name, "theirs", sequence);
+        apply(name, "--allow-unknown", code);
+    }
+    // So does that of a key which was trusted once.
+    bench.trust(&format!("maker@example.org valid-before=\"20200101Z\" {}\n", key().public().line()));
+    bench.patch_of_line("seven.mpatch", 7, "seventh");
+    apply("seven.mpatch", "--allow-expired", 8);
+    bench.run("trust forget geography", 0);
+    apply("seven.mpatch", "--allow-expired", 0);
+    bench.patch_of_line("late.mpatch", 6, "sixth");
+    apply("late.mpatch", "--allow-expired", 8);
+    bench.patch_of_line("eight.mpatch", 8, "eighth");
+    apply("eight.mpatch", "--allow-expired", 0);
 }
 
 #[test]

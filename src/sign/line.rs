@@ -96,9 +96,9 @@ impl KnownLines {
         self.lines.get(&(name.to_owned(), key)).copied()
     }
 
-    /// Some key's line of this name is known.
-    pub fn has_name(&self, name: &str) -> bool {
-        self.lines.keys().any(|(known, _)| known == name)
+    /// A line of this name is known of some key that is not among `keys`.
+    pub fn is_known_beside(&self, name: &str, keys: &[Fingerprint]) -> bool {
+        self.lines.keys().any(|(known, key)| known == name && !keys.contains(key))
     }
 
     /// The number for the next patch of a line.
@@ -212,7 +212,8 @@ mod tests {
         assert_eq!(known.standing(&line("other", 3), key(1), patch(3)), Standing::First);
         assert_eq!(known.standing(&line("world", 5), key(1), patch(5)), Standing::Newer);
         assert_eq!(known.next_sequence("world", key(1)), 5);
-        assert!(known.has_name("world") && !known.has_name("other"));
+        assert!(known.is_known_beside("world", &[]) && !known.is_known_beside("other", &[]));
+        assert!(known.is_known_beside("world", &[key(2)]) && !known.is_known_beside("world", &[key(1)]));
         assert_eq!(known.forget("world"), 1);
     }
 

@@ -4,11 +4,13 @@
 //! believed for patches, is it believed now. One bad signature spoils the patch, because somebody has tampered with
 //! it; otherwise what counts is how many distinct believed keys signed, and who they are.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
-use super::allowed_signers::{AllowedSigners, Entry};
+use super::allowed_signers::{AllowedSigners, Entry, Patterns};
 use super::key::{Fingerprint, PublicKey};
 use super::policy::Policy;
 use super::sshsig::{NAMESPACE, SshSig, SshSigError};
@@ -20,6 +22,20 @@ pub struct Keyring {
     pub sources: Vec<(String, AllowedSigners)>,
     /// The revoked keys, with the name of the file that revokes them.
     pub revoked: Vec<(String, PublicKey)>,
+    /// Files of keys that are believed only once their reader has accepted them.
+    pub unaccepted: Vec<Unaccepted>,
+}
+
+/// A file of keys that believes nobody, because whoever reads it has not accepted it. It only helps to say why a key is
+/// unknown.
+#[derive(Debug, Clone)]
+pub struct Unaccepted {
+    /// Its name.
+    pub file: String,
+    /// Its keys.
+    pub signers: AllowedSigners,
+    /// What keeps it from counting, in words that go on after its name.
+    pub lack: String,
 }
 
 /// The one answer about a patch, or about one of its signatures.
@@ -80,14 +96,20 @@ pub struct Finding {
     /// The answer about this signature alone.
     pub answer: Answer,
     /// Whom its key stands for, in the words of whoever believes it.
-    pub principals: Vec<String>,
+    #[serde(serialize_with = "as_list")]
+    pub principals: Arc<[String]>,
     /// The files that the answer rests on.
-    pub sources: Vec<String>,
+    #[serde(serialize_with = "as_list")]
+    pub sources: Arc<[String]>,
     /// Why the answer is not better; none for a trusted signature.
     pub reason: Option<String>,
-    /// The entries that believe this key, now.
+    /// For whom the key speaks, now, as the entries that believe it say.
     #[serde(skip)]
-    entries: Vec<Entry>,
+    speaks_for: Arc<[Patterns]>,
+}
+
+fn as_list<S: Serializer>(texts: &Arc<[String]>, serializer: S) -> Result<S::Ok, S::Error> {
+    texts.as_ref().serialize(serializer)
 }
 
 /// What was found about a patch.
@@ -126,22 +148,32 @@ pub fn judge(
     policy: &Policy,
     now: u64,
 ) -> Judgement {
-    let findings = signatures.iter().map(|(place, bytes)| finding(place, bytes, manifest, keyring, now));
+    // A key may have signed many times, and be listed many times: it is looked up once, and what was found is shared.
+    let mut known: BTreeMap<Vec<u8>, Worth> = BTreeMap::new();
+    let mut worth = |key: &PublicKey| {
+        known.entry(key.wire().to_vec()).or_insert_with(|| Worth::of(key, keyring, now)).clone()
+    };
+    let findings = signatures.iter().map(|(place, bytes)| finding(place, bytes, manifest, &mut worth));
     let signatures: Vec<Finding> = findings.collect();
     let (answer, reason) = overall(&signatures, policy);
     Judgement { answer, reason, signatures }
 }
 
-fn finding(place: &str, bytes: &[u8], manifest: &[u8], keyring: &Keyring, now: u64) -> Finding {
+fn finding(
+    place: &str,
+    bytes: &[u8],
+    manifest: &[u8],
+    worth: &mut dyn FnMut(&PublicKey) -> Worth,
+) -> Finding {
     let mut found = Finding {
         place: place.to_owned(),
         key: None,
         algorithm: None,
         answer: Answer::Bad,
-        principals: Vec::new(),
-        sources: Vec::new(),
+        principals: Arc::default(),
+        sources: Arc::default(),
         reason: None,
-        entries: Vec::new(),
+        speaks_for: Arc::default(),
     };
     let signature = match SshSig::parse(bytes) {
         Ok(signature) => signature,
@@ -151,7 +183,7 @@ fn finding(place: &str, bytes: &[u8], manifest: &[u8], keyring: &Keyring, now: u
     found.key = Some(key.fingerprint());
     found.algorithm = Some(key.algorithm());
     match signature.verify(manifest) {
-        Ok(()) => found.with_key(key, keyring, now),
+        Ok(()) => found.with_worth(worth(key)),
         Err(error) => found.with_error(&error),
     }
 }
@@ -165,69 +197,95 @@ impl Finding {
         Self { answer, reason: Some(error.to_string()), ..self }
     }
 
-    /// The signature is good; what is its key worth?
-    fn with_key(self, key: &PublicKey, keyring: &Keyring, now: u64) -> Self {
+    /// The signature is good, and so it is worth what its key is.
+    fn with_worth(self, worth: Worth) -> Self {
+        let Worth { answer, principals, sources, reason, speaks_for } = worth;
+        Self { answer, principals, sources, reason, speaks_for, ..self }
+    }
+}
+
+/// What a key is worth, whatever it signed; cheap to copy, however often the key is listed.
+#[derive(Debug, Clone)]
+struct Worth {
+    answer: Answer,
+    principals: Arc<[String]>,
+    sources: Arc<[String]>,
+    reason: Option<String>,
+    speaks_for: Arc<[Patterns]>,
+}
+
+impl Worth {
+    fn of(key: &PublicKey, keyring: &Keyring, now: u64) -> Self {
         if let Some((source, _)) = keyring.revoked.iter().find(|(_, revoked)| revoked == key) {
             let reason = Some(format!("the key is revoked by `{source}`"));
-            return Self { answer: Answer::Revoked, sources: vec![source.clone()], reason, ..self };
+            return Self { reason, sources: Arc::new([source.clone()]), ..Self::new(Answer::Revoked, &[]) };
         }
         let all = keyring
             .sources
             .iter()
             .flat_map(|(source, signers)| signers.entries.iter().map(move |entry| (source, entry)));
         let of_key = all.filter(|(_, entry)| entry.key == *key && !entry.is_authority);
-        let is_for_patches =
-            |entry: &Entry| entry.namespaces.as_ref().is_none_or(|namespaces| namespaces.matches(NAMESPACE));
         let (ours, others): (Vec<_>, Vec<_>) = of_key.partition(|(_, entry)| is_for_patches(entry));
         let (valid, invalid): (Vec<_>, Vec<_>) =
             ours.into_iter().partition(|(_, entry)| is_valid(entry, now));
         if valid.is_empty() {
-            return self.without_valid_entry(&invalid, &others, now);
+            return Self::without_valid_entry(&invalid, &others, now).or_unaccepted(key, keyring);
         }
-        let mut found = Self { answer: Answer::Trusted, ..self };
-        found.note(&valid);
-        found.entries = valid.into_iter().map(|(_, entry)| entry.clone()).collect();
-        found
+        let speaks_for = valid.iter().map(|(_, entry)| entry.principals.clone()).collect();
+        Self { speaks_for, ..Self::new(Answer::Trusted, &valid) }
     }
 
-    fn without_valid_entry(
-        mut self,
-        invalid: &[(&String, &Entry)],
-        others: &[(&String, &Entry)],
-        now: u64,
-    ) -> Self {
+    fn without_valid_entry(invalid: &[(&String, &Entry)], others: &[(&String, &Entry)], now: u64) -> Self {
         if let Some((source, entry)) = invalid.first() {
             let when = if entry.valid_after.is_some_and(|after| now < after) {
                 "is not valid yet"
             } else {
                 "is not valid any more"
             };
-            self.answer = Answer::Expired;
-            self.reason = Some(format!("the key {when}, says `{source}`, line {}", entry.line));
-            self.note(invalid);
-            return self;
+            let reason = Some(format!("the key {when}, says `{source}`, line {}", entry.line));
+            return Self { reason, ..Self::new(Answer::Expired, invalid) };
         }
-        self.answer = Answer::Unknown;
-        self.reason = Some(match others.first() {
+        let reason = Some(match others.first() {
             Some((source, entry)) => {
                 format!("the key may not sign for `{NAMESPACE}`, says `{source}`, line {}", entry.line)
             }
             None => "nobody has said that the key is to be trusted".to_owned(),
         });
+        Self { reason, ..Self::new(Answer::Unknown, &[]) }
+    }
+
+    /// Says of an unknown key that it is listed where nobody has accepted it, if it is.
+    fn or_unaccepted(mut self, key: &PublicKey, keyring: &Keyring) -> Self {
+        let lists = |file: &&Unaccepted| {
+            let mut entries = file.signers.entries.iter();
+            entries.any(|entry| entry.key == *key && !entry.is_authority && is_for_patches(entry))
+        };
+        if self.answer == Answer::Unknown
+            && let Some(file) = keyring.unaccepted.iter().find(lists)
+        {
+            self.reason = Some(format!("its key is listed in `{}`, {}", file.file, file.lack));
+        }
         self
     }
 
-    fn note(&mut self, entries: &[(&String, &Entry)]) {
-        for (source, entry) in entries {
-            let principal = entry.principals.as_str().to_owned();
-            if !self.principals.contains(&principal) {
-                self.principals.push(principal);
-            }
-            if !self.sources.contains(source) {
-                self.sources.push((*source).clone());
-            }
-        }
+    /// An answer that rests on these entries.
+    fn new(answer: Answer, entries: &[(&String, &Entry)]) -> Self {
+        let principals = each_once(entries.iter().map(|(_, entry)| entry.principals.as_str()));
+        let sources = each_once(entries.iter().map(|(source, _)| source.as_str()));
+        let owned = |texts: Vec<&str>| texts.into_iter().map(str::to_owned).collect();
+        let (principals, sources) = (owned(principals), owned(sources));
+        Self { answer, principals, sources, reason: None, speaks_for: Arc::default() }
     }
+}
+
+/// The items in their order, each once: a file may list a key tens of thousands of times.
+fn each_once<T: Ord + Clone>(items: impl Iterator<Item = T>) -> Vec<T> {
+    let mut seen = BTreeSet::new();
+    items.filter(|item| seen.insert(item.clone())).collect()
+}
+
+fn is_for_patches(entry: &Entry) -> bool {
+    entry.namespaces.as_ref().is_none_or(|namespaces| namespaces.matches(NAMESPACE))
 }
 
 fn is_valid(entry: &Entry, now: u64) -> bool {
@@ -269,7 +327,7 @@ fn unmet(signatures: &[Finding], policy: &Policy) -> Option<String> {
         return Some(format!("the policy asks for {wanted} trusted keys, {found} signed"));
     }
     let speaks_for = |found: &&Finding, principal: &str| {
-        found.entries.iter().any(|entry| entry.principals.matches(principal))
+        found.speaks_for.iter().any(|principals| principals.matches(principal))
     };
     let missing =
         policy.required.iter().find(|principal| !trusted.iter().any(|found| speaks_for(found, principal)))?;
@@ -278,6 +336,9 @@ fn unmet(signatures: &[Finding], policy: &Policy) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+    use std::cmp::Ordering;
+
     use super::*;
     use crate::sign::allowed_signers::line_of;
     use crate::sign::{PrivateKey, sshsig};
@@ -297,7 +358,7 @@ mod tests {
     fn keyring(lines: &[String]) -> Keyring {
         let signers = AllowedSigners::parse(&lines.join("\n"));
         assert_eq!(signers.problems, []);
-        Keyring { sources: vec![("signers".into(), signers)], revoked: vec![] }
+        Keyring { sources: vec![("signers".into(), signers)], ..Keyring::default() }
     }
 
     fn trusting(seeds: &[u8]) -> Keyring {
@@ -330,6 +391,20 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_is_not_accepted_believes_nobody_and_is_named() {
+        let [(_, signers)] = trusting(&[1]).sources.try_into().expect("one file");
+        let unaccepted =
+            Unaccepted { file: "project".into(), signers, lack: "which nobody has accepted".into() };
+        let keyring = Keyring { unaccepted: vec![unaccepted], ..trusting(&[2]) };
+        let judged = |seed| judge(MANIFEST, &[signature(seed)], &keyring, &Policy::default(), NOW);
+        assert_eq!(judged(1).answer, Answer::Unknown);
+        let reason = judged(1).reason.unwrap();
+        assert_eq!(reason, "its key is listed in `project`, which nobody has accepted");
+        assert!(!judged(3).reason.unwrap().contains("project"));
+        assert_eq!(judged(2).answer, Answer::Trusted);
+    }
+
+    #[test]
     fn one_bad_signature_spoils_the_patch_and_one_unknown_does_not() {
         let trusting = trusting(&[1]);
         assert_eq!(answer(&[signature(2), signature(1)], &trusting, "{}"), Answer::Trusted);
@@ -354,6 +429,55 @@ mod tests {
         // A pattern that excludes the name is not its signature.
         let lines = [format!("*@example.org,!signer2@* {}", key(1).public().line())];
         assert_eq!(answer(&[signature(1)], &keyring(&lines), policy), Answer::Insufficient);
+    }
+
+    #[test]
+    fn a_key_is_looked_up_once_however_often_it_signed_and_is_listed() {
+        let line = |name: usize| line_of(&format!("signer{name}@example.org"), key(1).public());
+        let lines: Vec<String> = (0..1000).chain(0..1000).map(line).collect();
+        let judged = judge(MANIFEST, &vec![signature(1); 16], &keyring(&lines), &Policy::default(), NOW);
+        assert_eq!(judged.answer, Answer::Trusted);
+        let first = &judged.signatures[0];
+        assert_eq!((first.principals.len(), first.sources.len()), (1000, 1));
+        assert_eq!(first.principals[999], "signer999@example.org");
+        for other in &judged.signatures[1..] {
+            assert!(Arc::ptr_eq(&first.principals, &other.principals), "the names are there twice");
+            assert!(Arc::ptr_eq(&first.speaks_for, &other.speaks_for), "the patterns are there twice");
+        }
+    }
+
+    /// A number that counts how often it is compared.
+    #[derive(Clone)]
+    struct Counted<'a>(u32, &'a Cell<usize>);
+
+    impl Ord for Counted<'_> {
+        fn cmp(&self, other: &Self) -> Ordering {
+            self.1.set(self.1.get() + 1);
+            self.0.cmp(&other.0)
+        }
+    }
+
+    impl PartialOrd for Counted<'_> {
+        fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+            Some(self.cmp(other))
+        }
+    }
+
+    impl PartialEq for Counted<'_> {
+        fn eq(&self, other: &Self) -> bool {
+            self.cmp(other) == Ordering::Equal
+        }
+    }
+
+    impl Eq for Counted<'_> {}
+
+    #[test]
+    fn names_are_told_apart_in_few_steps_each() {
+        let (steps, names) = (Cell::new(0), 10_000);
+        let kept = each_once((0..names).rev().chain(0..names).map(|name| Counted(name, &steps)));
+        assert!(kept.iter().map(|kept| kept.0).eq((0..names).rev()));
+        // A tree of this many names is at most 6 nodes deep, of 11 names each; all pairs would be 50 million.
+        assert!(steps.get() <= 2 * 10_000 * 6 * 11, "{} comparisons", steps.get());
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod job;
 mod keys;
 mod network;
 mod places;
+mod projects;
 mod report;
 mod standing;
 mod trust;

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! MPATCH_CONFIG_DIR, XDG_CONFIG_HOME/mpatch, ~/.config/mpatch       key  allowed_signers  revoked  policy.json
+//!                                                                   accepted_projects
 //! MPATCH_STATE_DIR,  XDG_STATE_HOME/mpatch,  ~/.local/state/mpatch  lines.json
 //! .mpatch, from the working folder upwards                          allowed_signers  revoked  policy.json
 //! ```
@@ -10,7 +11,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -55,22 +56,6 @@ pub fn project_folder() -> Option<PathBuf> {
     let working = std::env::current_dir().ok()?;
     let above = working.ancestors().skip(1).map(|folder| folder.join(PROJECT));
     above.into_iter().find(|folder| folder.is_dir())
-}
-
-/// The user, or nobody else, can have written this file: it is theirs or root's, and not everybody may write to it.
-pub fn is_of_user(path: &Path) -> Result<bool, CommandError> {
-    let failed = |error: std::io::Error| CommandError::io("read", path, &error);
-    // A file of our own tells who we are, on every system.
-    let user = tempfile::tempfile().and_then(|file| file.metadata()).map_err(failed)?.uid();
-    let mut whole_path = Vec::from([path]);
-    whole_path.extend(path.parent());
-    for path in whole_path {
-        let metadata = std::fs::metadata(path).map_err(failed)?;
-        if ![user, 0].contains(&metadata.uid()) || metadata.mode() & 0o002 != 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 /// The bytes of a small file, if it is there.

@@ -2,6 +2,7 @@
 //! remembered, and what the user allows nevertheless. Every verb that lets a patch touch something asks
 //! [`require`].
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -14,12 +15,13 @@ use mpatch::sign::line::{KnownLines, Standing};
 use mpatch::sign::policy::Rung;
 use mpatch::sign::trust::Finding;
 use mpatch::sign::{
-    Answer, Fingerprint, Judgement, Keyring, Policy, PublicKey, SshSig, judge as judge_signatures,
+    Answer, Fingerprint, Judgement, Keyring, Policy, PublicKey, SshSig, Unaccepted, judge as judge_signatures,
 };
 use serde::Serialize;
 
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, GitSettings};
+use crate::projects;
 use crate::report::{Output, Page, shell_word};
 
 /// The file of believed keys, in the user's settings and in a project's `.mpatch`.
@@ -177,14 +179,13 @@ fn judge_with(
     let known = if line.is_some() { known_lines()? } else { KnownLines::default() };
     let standing = line.as_ref().and_then(|line| standing(line, &keys, patch.id(), &known));
     let (mut allowed, mut refusal) = case.of_signatures(&judgement);
-    if refusal.is_none() {
-        let line_outcome = match (&line, standing) {
-            (Some(line), Some(standing)) => case.of_line(line, standing),
-            // Whoever takes a signature off a patch must not get round what is known of its line.
-            (Some(line), None) if known.has_name(&line.name) => case.of_stripped_line(line),
-            _ => Ok(None),
-        };
-        match line_outcome {
+    if refusal.is_none()
+        && let Some(line) = &line
+    {
+        // Whoever takes a signature off a patch, or puts another in its place, must not get round what is known of
+        // its line; a key that is known for the line by itself has that to be compared with.
+        let is_stripped = judgement.answer != Answer::Trusted && known.is_known_beside(&line.name, &keys);
+        match case.of_member(line, standing, is_stripped) {
             Ok(exception) => allowed.extend(exception),
             Err(error) => refusal = Some(error),
         }
@@ -385,7 +386,21 @@ impl Case<'_> {
         }
     }
 
-    /// What had to be allowed because of the line, or why the patch is refused.
+    /// What had to be allowed of a member of a line, or why the patch is refused.
+    fn of_member(
+        &self,
+        line: &Line,
+        standing: Option<Standing>,
+        is_stripped: bool,
+    ) -> Result<Option<&'static str>, CommandError> {
+        let exception = standing.map_or(Ok(None), |standing| self.of_line(line, standing))?;
+        match exception {
+            None if is_stripped => self.of_stripped_line(line),
+            exception => Ok(exception),
+        }
+    }
+
+    /// The same, because of its number.
     fn of_line(&self, line: &Line, standing: Standing) -> Result<Option<&'static str>, CommandError> {
         let Line { name: line_name, sequence } = line;
         let refuse = |what: String, hint: String| {
@@ -423,7 +438,7 @@ impl Case<'_> {
             return Ok(Some("rollback"));
         }
         let message = format!(
-            "`{}` is not signed by a trusted key, but patches of its line `{}` have been: somebody may have taken the signature off",
+            "`{}` is not signed by a trusted key, but its line `{}` is known of another key: somebody may have taken the signature off, or put another in its place",
             self.name, line.name
         );
         Err(CommandError::new(ExitKind::Rollback, message).hint("fetch it again; or `--allow-rollback`"))
@@ -436,7 +451,10 @@ impl TrustReport {
         let judgement = &self.judgement;
         let words = match (&judgement.answer, &judgement.reason) {
             (Answer::Trusted, _) => {
+                // A key that signed twice is named once.
+                let mut keys = BTreeSet::new();
                 let trusted = judgement.signatures.iter().filter(|found| found.answer == Answer::Trusted);
+                let trusted = trusted.filter(|found| keys.insert(found.key));
                 trusted.map(signer_in_words).collect::<Vec<_>>().join("; ")
             }
             (answer, Some(reason)) => {
@@ -478,11 +496,13 @@ impl TrustFiles {
     pub fn load() -> Result<Self, CommandError> {
         let mut files = Self::default();
         if let Ok(folder) = places::config_folder() {
-            files.read_folder(&folder, true)?;
+            files.read_signers(&folder.join(ALLOWED_SIGNERS))?;
+            files.read_restrictions(&folder)?;
         }
         if let Some(folder) = places::project_folder() {
-            let is_ours = files.project_is_ours(&folder)?;
-            files.read_folder(&folder, is_ours)?;
+            files.read_project_signers(&folder)?;
+            // They only ask for more, so it does not matter who wrote them.
+            files.read_restrictions(&folder)?;
         }
         files.read_git(&GitSettings::read())?;
         Ok(files)
@@ -498,6 +518,11 @@ impl TrustFiles {
     /// The files of believed keys that were found, by name.
     pub fn sources(&self) -> &[(String, AllowedSigners)] {
         &self.keyring.sources
+    }
+
+    /// The project's file of keys that the user has not accepted, if there is one.
+    pub fn unaccepted(&self) -> &[Unaccepted] {
+        &self.keyring.unaccepted
     }
 
     /// The revoked keys, with the file that revokes them.
@@ -524,23 +549,23 @@ impl TrustFiles {
         self.keyring.revoked.iter().find(|(_, revoked)| revoked == key).map(|(file, _)| file.as_str())
     }
 
-    /// A project's files can ask for more whoever wrote them; they are believed only if the user can have done so.
-    fn project_is_ours(&mut self, folder: &Path) -> Result<bool, CommandError> {
+    /// A project's keys are believed if the user has accepted the very bytes that are read here.
+    fn read_project_signers(&mut self, folder: &Path) -> Result<(), CommandError> {
         let path = folder.join(ALLOWED_SIGNERS);
-        if path.symlink_metadata().is_err() || places::is_of_user(&path)? {
-            return Ok(true);
+        let Some(text) = places::read_text(&path)? else { return Ok(()) };
+        match projects::acceptance(folder, &text)?.lack() {
+            None => self.believe(&path, &text),
+            Some(lack) => self.keyring.unaccepted.push(Unaccepted {
+                file: path.display().to_string(),
+                signers: AllowedSigners::parse(&text),
+                lack: lack.to_owned(),
+            }),
         }
-        self.warnings.push(format!(
-            "`{}` trusts nobody: another user owns it, or everybody may write to it",
-            path.display()
-        ));
-        Ok(false)
+        Ok(())
     }
 
-    fn read_folder(&mut self, folder: &Path, is_believed: bool) -> Result<(), CommandError> {
-        if is_believed {
-            self.read_signers(&folder.join(ALLOWED_SIGNERS))?;
-        }
+    /// A folder's revoked keys and its policy.
+    fn read_restrictions(&mut self, folder: &Path) -> Result<(), CommandError> {
         self.read_revoked(&folder.join(REVOKED))?;
         let path = folder.join(POLICY);
         if let Some(json) = places::read_optional(&path)? {
@@ -556,11 +581,15 @@ impl TrustFiles {
 
     fn read_signers(&mut self, path: &Path) -> Result<(), CommandError> {
         let Some(text) = places::read_text(path)? else { return Ok(()) };
-        let signers = AllowedSigners::parse(&text);
+        self.believe(path, &text);
+        Ok(())
+    }
+
+    fn believe(&mut self, path: &Path, text: &str) {
+        let signers = AllowedSigners::parse(text);
         let name = path.display().to_string();
         self.warnings.extend(signers.problems.iter().map(|problem| format!("`{name}`, {problem}; ignored")));
         self.keyring.sources.push((name, signers));
-        Ok(())
     }
 
     fn read_revoked(&mut self, path: &Path) -> Result<(), CommandError> {
@@ -587,6 +616,14 @@ impl TrustFiles {
             self.read_revoked(path)?;
         }
         match &git.allowed_signers {
+            // Such a path leads into whatever repository is at hand, and whoever made that wrote the file.
+            Some(path) if path.is_relative() => {
+                let path = path.display();
+                self.warnings.push(format!(
+                    "git's allowed signers `{path}` are not an absolute path, but a file of the folder at hand: they are left out"
+                ));
+                Ok(())
+            }
             Some(path) => self.read_signers(path),
             None => Ok(()),
         }
@@ -595,7 +632,12 @@ impl TrustFiles {
 
 /// Adds lines to a file of keys, which is made if need be.
 pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
-    change(path, |text| {
+    change(path, adding(lines))
+}
+
+/// The change that puts lines at the end of a text.
+pub fn adding(lines: &[String]) -> impl FnOnce(&mut String) {
+    |text| {
         if !text.is_empty() && !text.ends_with('\n') {
             text.push('\n');
         }
@@ -603,15 +645,16 @@ pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
             text.push_str(line);
             text.push('\n');
         });
-    })
+    }
 }
 
-/// Changes a file of keys, in one step.
-pub fn change(path: &Path, change: impl FnOnce(&mut String)) -> Result<(), CommandError> {
+/// Changes a file of keys, in one step, and answers with what `change` does.
+pub fn change<T>(path: &Path, change: impl FnOnce(&mut String) -> T) -> Result<T, CommandError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     places::with_lock(folder, || {
         let mut text = places::read_text(path)?.unwrap_or_default();
-        change(&mut text);
-        places::replace(path, text.as_bytes())
+        let answer = change(&mut text);
+        places::replace(path, text.as_bytes())?;
+        Ok(answer)
     })
 }

@@ -13,6 +13,7 @@ use crate::editing::file_digest;
 use crate::error::{CommandError, ExitKind};
 use crate::keys::{new_key, private_text};
 use crate::places;
+use crate::projects;
 use crate::report::{Output, Page, Report, shell_word};
 use crate::trust::ALLOWED_SIGNERS;
 
@@ -89,7 +90,7 @@ pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandErro
     // Inside its folder the demo's commands read as a user would type them.
     std::env::set_current_dir(&folder).map_err(|error| CommandError::io("enter", &folder, &error))?;
     unpack(Path::new("model"))?;
-    make_key()?;
+    make_key(arguments.keep.is_some())?;
     for (title, line) in STEPS {
         let step = Step::new(line);
         output.step(title, &step.shown())?;
@@ -118,12 +119,18 @@ pub fn unpack(folder: &Path) -> Result<(), CommandError> {
     Ok(())
 }
 
-/// A key of the demo's own, which its folder trusts as a project would, so that nothing of the user's is touched.
-fn make_key() -> Result<(), CommandError> {
+/// A key of the demo's own, which its folder trusts as a project would. A folder that is kept is accepted for good, any
+/// other for as long as the demo runs, so that nothing of the user's is touched.
+fn make_key(is_kept: bool) -> Result<(), CommandError> {
     let key = new_key("demo")?;
     places::write_private(Path::new("key"), private_text(&key)?.as_bytes())?;
-    let path = Path::new(".mpatch").join(ALLOWED_SIGNERS);
-    crate::trust::append(&path, &[line_of("demo", key.public())])
+    let (project, line) = (Path::new(".mpatch"), line_of("demo", key.public()) + "\n");
+    places::make_folder(project)?;
+    places::replace(&project.join(ALLOWED_SIGNERS), line.as_bytes())?;
+    match is_kept {
+        true => projects::accept(project, &line),
+        false => projects::accept_for_now(project, &line),
+    }
 }
 
 /// One command of the demo.

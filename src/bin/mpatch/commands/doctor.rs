@@ -354,6 +354,11 @@ fn trust() -> Check {
         format!("{} in {name}", count(signers.entries.len(), "key"))
     };
     let mut lists: Vec<String> = files.sources().iter().map(list).collect();
+    lists.extend(
+        files.unaccepted().iter().map(|list| {
+            format!("{} in {}, {}", count(list.signers.entries.len(), "key"), list.file, list.lack)
+        }),
+    );
     if lists.is_empty() {
         lists.push("no list of believed keys: `mpatch trust add` begins one".to_owned());
     }

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use mpatch::patch::Patch;
 use mpatch::sign::allowed_signers::{AllowedSigners, Entry, line_of, principal_of};
-use mpatch::sign::{Fingerprint, PublicKey, SshSig};
+use mpatch::sign::{Fingerprint, PublicKey, SshSig, Unaccepted};
 use serde::Serialize;
 
 use super::read_patch;
 use crate::error::{CommandError, ExitKind};
 use crate::places;
+use crate::projects;
 use crate::report::{Output, Page, Report, count};
 use crate::trust::{self, ALLOWED_SIGNERS, REVOKED, TrustFiles};
 
@@ -22,6 +23,7 @@ const PATCH_MAGIC: &[u8] = &mpatch::patch::layout::MAGIC;
 #[command(after_help = "Examples:\n  mpatch trust list\n  \
                   mpatch trust add alice.pub --principal alice@example.org\n  \
                   mpatch trust add edits.mpatch\n  \
+                  mpatch trust project\n  \
                   mpatch trust revoke SHA256:UCUiLr7Pjs9wFFJMDByLgc3NrtdU344OgUM45wZPcIQ")]
 pub struct TrustCommandArguments {
     #[command(subcommand)]
@@ -38,6 +40,8 @@ enum Action {
     Remove(ChangeArguments),
     /// Revoke a key: what it signed is refused from now on, whoever trusts it
     Revoke(ChangeArguments),
+    /// Accept the keys that this project lists in its `.mpatch`, as they are now
+    Project(ProjectArguments),
     /// Forget which patch of a line was the newest
     Forget {
         /// The line's name
@@ -70,6 +74,13 @@ struct ChangeArguments {
 }
 
 #[derive(Debug, Args)]
+struct ProjectArguments {
+    /// Accept them no longer
+    #[arg(long)]
+    withdraw: bool,
+}
+
+#[derive(Debug, Args)]
 struct PlaceArguments {
     /// Change the project's `.mpatch` in this folder instead of your own settings
     #[arg(long)]
@@ -85,6 +96,8 @@ struct TrustListReport {
     keys: Vec<KeyReport>,
     /// Revoked keys, where they are asked for.
     revoked: Vec<KeyReport>,
+    /// Keys that the project lists and that do not count, where they are asked for.
+    not_accepted: Vec<KeyReport>,
     warnings: Vec<String>,
     #[serde(skip)]
     title: String,
@@ -112,6 +125,7 @@ pub fn run(arguments: &TrustCommandArguments, output: &Output) -> Result<(), Com
         Action::List => list()?,
         Action::Remove(arguments) => remove(arguments)?,
         Action::Revoke(arguments) => revoke(arguments)?,
+        Action::Project(arguments) => project(arguments)?,
         Action::Forget { line } => forget(line)?,
     };
     match arguments.action {
@@ -127,6 +141,25 @@ impl PlaceArguments {
             false => places::config_folder()?,
         };
         Ok(folder.join(name))
+    }
+
+    /// Changes the file of believed keys at `path`, which [`PlaceArguments::file`] gave.
+    fn change_signers(&self, path: &Path, change: impl FnOnce(&mut String)) -> Result<(), CommandError> {
+        match self.project {
+            true => projects::change_signers(path, change),
+            false => trust::change(path, change),
+        }
+    }
+
+    /// Refuses to add to a project's keys that the user has not accepted: the new one would not count either.
+    fn check_accepted(&self, path: &Path, held: &str) -> Result<(), CommandError> {
+        let folder = path.parent().unwrap_or(Path::new("."));
+        if !self.project || projects::counts(folder, held)? {
+            return Ok(());
+        }
+        let message = format!("`{}` lists keys that you have not accepted", path.display());
+        Err(CommandError::new(ExitKind::Untrusted, message)
+            .hint("`mpatch trust list` shows them, and `mpatch trust project` accepts them"))
     }
 }
 
@@ -145,6 +178,7 @@ fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, Com
     }
     let path = arguments.place.file(ALLOWED_SIGNERS)?;
     let held = places::read_text(&path)?.unwrap_or_default();
+    arguments.place.check_accepted(&path, &held)?;
     let held: Vec<&str> = held.lines().map(str::trim).collect();
     let new: Vec<String> =
         found.lines.iter().filter(|line| !held.contains(&line.as_str())).cloned().collect();
@@ -152,7 +186,7 @@ fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, Com
         let message = format!("`{}` trusts {} already", path.display(), count(found.lines.len(), "such key"));
         return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows them"));
     }
-    trust::append(&path, &new)?;
+    arguments.place.change_signers(&path, trust::adding(&new))?;
     let name = path.display().to_string();
     let keys = found.entries.iter().map(|entry| KeyReport { line: None, ..KeyReport::of(entry, &name) });
     Ok(TrustListReport {
@@ -293,10 +327,15 @@ fn list() -> Result<TrustListReport, CommandError> {
         title: format!("{}, {} revoked", count(keys.len(), "key"), files.revoked().len()),
         keys,
         revoked,
+        not_accepted: files.unaccepted().iter().flat_map(not_accepted).collect(),
         warnings: files.warnings().to_vec(),
         next,
         ..TrustListReport::new("list")
     })
+}
+
+fn not_accepted(list: &Unaccepted) -> Vec<KeyReport> {
+    list.signers.entries.iter().map(|entry| KeyReport::of(entry, &list.file)).collect()
 }
 
 /// Whether an entry is meant by `wanted`: a fingerprint, a key or a principal.
@@ -328,7 +367,7 @@ fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
         ));
     }
     let gone: Vec<usize> = meant.iter().map(|entry| entry.line).collect();
-    trust::change(&path, |text| {
+    arguments.place.change_signers(&path, |text| {
         let kept = text.lines().enumerate().filter(|(index, _)| !gone.contains(&(index + 1)));
         *text = kept.flat_map(|(_, line)| [line, "\n"]).collect();
     })?;
@@ -376,6 +415,31 @@ fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
         file: Some(path),
         next: Some("mpatch trust list".to_owned()),
         ..TrustListReport::new("revoke")
+    })
+}
+
+fn project(arguments: &ProjectArguments) -> Result<TrustListReport, CommandError> {
+    let folder = places::project_folder().unwrap_or_else(|| PathBuf::from(".mpatch"));
+    let path = folder.join(ALLOWED_SIGNERS);
+    let name = path.display().to_string();
+    if arguments.withdraw {
+        projects::withdraw(&folder)?;
+        return Ok(TrustListReport {
+            title: format!("{name} is not accepted: it trusts nobody"),
+            ..TrustListReport::new("withdraw")
+        });
+    }
+    let missing = || CommandError::io("read", &path, &std::io::ErrorKind::NotFound.into());
+    let text = places::read_text(&path)?.ok_or_else(missing)?;
+    projects::accept(&folder, &text)?;
+    let signers = AllowedSigners::parse(&text);
+    Ok(TrustListReport {
+        title: format!("{name} is accepted as it is now: it trusts {}", count(signers.entries.len(), "key")),
+        keys: signers.entries.iter().map(|entry| KeyReport::of(entry, &name)).collect(),
+        warnings: signers.problems.iter().map(|problem| format!("`{name}`, {problem}; ignored")).collect(),
+        file: Some(path),
+        next: Some("mpatch trust list".to_owned()),
+        ..TrustListReport::new("project")
     })
 }
 
@@ -438,6 +502,7 @@ impl TrustListReport {
             file: None,
             keys: Vec::new(),
             revoked: Vec::new(),
+            not_accepted: Vec::new(),
             warnings: Vec::new(),
             title: String::new(),
             next: None,
@@ -455,6 +520,10 @@ impl Report for TrustListReport {
             page.line("revoked:");
             let row = |key: &KeyReport| vec![key.key.to_string(), key.file.clone(), key.principals.clone()];
             page.table(&self.revoked.iter().map(row).collect::<Vec<_>>());
+        }
+        if !self.not_accepted.is_empty() {
+            page.line("not accepted, so nobody trusts them; `mpatch trust project` accepts them:");
+            page.table(&self.not_accepted.iter().map(KeyReport::row).collect::<Vec<_>>());
         }
         for warning in &self.warnings {
             page.line(&format!("warning: {warning}"));
