@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use drafts::seal;
-use hostile_files::{Kind, grown, vectors};
+use hostile_files::{Kind, grown, hollow, vectors};
 use mpatch::checkpoint::{Checkpoint, shards_of_bytes, tensors_of_bytes};
 use mpatch::facts::FactsFile;
 use mpatch::patch::layout;
@@ -93,6 +93,7 @@ fn what_is_small_costs_little() {
     every_vector();
     bombs();
     patches_that_grow();
+    hollow_patches();
     headers();
     #[cfg(feature = "edit")]
     archives();
@@ -177,6 +178,22 @@ fn patches_that_grow() {
         // Three copies of all that the file can decode to; for a kibibyte that is less than any file may cost.
         let limit = MEMORY_MAX_BYTES.min(3 * layout::ZSTD_RATIO_MAX as usize * size);
         assert!(peak < limit, "{side} by {side}: {peak} bytes");
+    }
+}
+
+/// About a kibibyte that speaks of 400 million weights, or of 3,600 million, is compared as what it holds.
+fn hollow_patches() {
+    for side in [20_000, 60_000] {
+        let patch = Patch::decode(hollow(side)).unwrap();
+        assert!(patch.size_bytes() < 1400, "{} bytes", patch.size_bytes());
+        let start = Instant::now();
+        let peak = peak_bytes(|| {
+            let diff = mpatch::diff::diff_patches(&patch, &patch).unwrap();
+            assert!(diff.is_same() && diff.tensors[0].first.as_ref().unwrap().norm > 0.0, "{diff:?}");
+        });
+        assert!(peak < MEMORY_MAX_BYTES, "{side} by {side}: {peak} bytes");
+        // Entry by entry the larger one takes more than half a minute.
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     }
 }
 

@@ -203,7 +203,8 @@ mod tests {
             assert!(found.contains("that claims the shape"), "{shape}: {found}");
         }
         for shape in ["18446744073709551616,", "-1, -1", "0x2, 0x2", "a, b"] {
-            let found = refusal(&format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}\n"));
+            let found =
+                refusal(&format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}\n"));
             assert!(found.contains("whose shape is no list of numbers"), "{shape}: {found}");
         }
     }
