@@ -17,7 +17,7 @@ use git2::{ObjectType, Oid, Repository};
 
 use super::base::Base;
 use super::error::StoreError;
-use super::lfs::{Absent, INLINE_SIZE_MAX_BYTES, Objects, Pointer};
+use super::lfs::{Absent, INLINE_SIZE_MAX_BYTES, Objects, POINTER_SIZE_MAX_BYTES, Pointer};
 use crate::digest::PatchId;
 use crate::patch::{Manifest, Patch};
 
@@ -85,9 +85,17 @@ impl ObjectStore<'_> {
     }
 
     /// The pointer to a patch that LFS keeps; none for one that lies in git.
+    ///
+    /// What is larger than a pointer is not read: thousands of ids may name one blob.
     pub(super) fn pointer(&self, id: PatchId, stored: Stored) -> Result<Option<Pointer>, StoreError> {
         let place = patch_path(id);
-        Ok(Pointer::parse(&self.read_blob(stored.blob, &place, BLOB_SIZE_MAX_BYTES)?))
+        let odb = self.repository.odb().map_err(StoreError::git("open its objects"))?;
+        let header = odb.read_header(stored.blob);
+        let (size, _) = header.map_err(StoreError::git(format!("read `{place}` ({})", stored.blob)))?;
+        if size > POINTER_SIZE_MAX_BYTES {
+            return Ok(None);
+        }
+        Ok(Pointer::parse(&self.read_blob(stored.blob, &place, POINTER_SIZE_MAX_BYTES)?))
     }
 
     /// The patch, checked down to its last section, and of this id.

@@ -69,6 +69,22 @@ impl State {
         Ok(self.with(base, &bindings[index].tensors))
     }
 
+    /// The state that a series of patches leads to from the base, given the bindings of each.
+    ///
+    /// # Errors
+    /// The patch that does not fit where the series says it was applied, and why.
+    pub fn along(
+        base: &Base,
+        series: &[PatchId],
+        bindings: &BTreeMap<PatchId, Vec<Binding>>,
+    ) -> Result<State, (PatchId, Misfit)> {
+        let none = Vec::new();
+        let step = |state: State, id: &PatchId| {
+            state.after(base, bindings.get(id).unwrap_or(&none)).map_err(|misfit| (*id, misfit))
+        };
+        series.iter().try_fold(State::default(), step)
+    }
+
     /// Which of a patch's bindings starts in this state.
     ///
     /// # Errors
