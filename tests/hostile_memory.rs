@@ -94,6 +94,7 @@ fn what_is_small_costs_little() {
     bombs();
     patches_that_grow();
     hollow_patches();
+    facts();
     headers();
     #[cfg(feature = "edit")]
     archives();
@@ -194,6 +195,30 @@ fn hollow_patches() {
         assert!(peak < MEMORY_MAX_BYTES, "{side} by {side}: {peak} bytes");
         // Entry by entry the larger one takes more than half a minute.
         assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+}
+
+/// Texts that a facts file has once and that thousands of its records share.
+fn facts() {
+    let many = |count: usize, text: &str| vec![text; count].join(",");
+    let (name, count) = ("s".repeat(100_000), 5_000);
+    let (texts, none) = (many(count, r#""a""#), many(count, r#""""#));
+    let call = format!(
+        r#"{{"prompts":[{}],"subject":[{}],"target_new":[{texts}],
+            "locality_inputs":{{"{name}":{{"prompt":[{none}],"ground_truth":[{none}]}}}}}}"#,
+        (0..count).map(|index| format!(r#""a{index}""#)).collect::<Vec<_>>().join(","),
+        texts,
+    );
+    let counterfact = format!(
+        r#"[{{"requested_rewrite":{{"prompt":"{{}} x","subject":"a","target_new":{{"str":"b"}},
+            "target_true":{{"str":"{}"}}}},"neighborhood_prompts":[{}]}}]"#,
+        "o".repeat(4_096),
+        many(20_000, r#""""#),
+    );
+    for text in [call, counterfact] {
+        let peak = peak_bytes(|| FactsFile::parse(text.as_bytes()).unwrap());
+        // JSON values and records, not the shared text for each of them: that would be 80 MiB, or 500.
+        assert!(peak < 16 << 20, "{peak} bytes for {}", text.len());
     }
 }
 
