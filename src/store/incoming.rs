@@ -24,6 +24,10 @@ use crate::digest::PatchId;
 use crate::patch::Patch;
 use crate::patch::manifest::Binding;
 
+/// What the head of a passing repository is on: nothing that a remote sends, or `git lfs` would follow the
+/// `.lfsconfig` on a branch of that name, and send what it finds, credentials too, to wherever that says.
+const NOWHERE: &str = "refs/mpatch/none";
+
 /// Where things from another store, or for one, pass through.
 pub struct Incoming<'s> {
     store: &'s Store,
@@ -57,7 +61,7 @@ impl Store {
         let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
         let folder = folder.map_err(StoreError::io(git, "write to"))?;
         let mut options = RepositoryInitOptions::new();
-        options.bare(true).no_reinit(true).external_template(false);
+        options.bare(true).no_reinit(true).external_template(false).initial_head(NOWHERE);
         let repository = Repository::init_opts(folder.path(), &options);
         let repository = repository.map_err(StoreError::git("make a passing repository"))?;
         Ok(Passing { repository, folder })
