@@ -316,10 +316,8 @@ fn a_history_cannot_say_where_git_lfs_is_to_look() {
     let counted = Arc::clone(&visitors);
     std::thread::spawn(move || listener.incoming().for_each(|_| _ = counted.fetch_add(1, Ordering::SeqCst)));
     let id = "1".repeat(64);
-    let pointer = format!(
-        "version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 2000000\n",
-        "a".repeat(64)
-    );
+    let pointer =
+        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 2000000\n", "a".repeat(64));
     // `git lfs` reads the settings that lie on the branch which the head is on.
     let stream = [
         format!("{}from refs/heads/main^0\n", commit("master")),
@@ -393,6 +391,20 @@ fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     let before = place.git("-C mine for-each-ref");
     place.bad("pull --store mine --from bare.git", 3);
     assert_eq!(place.git("-C mine for-each-ref"), before);
+
+    // What others can have written is not read for settings; who is not root cannot give a file away.
+    let set_mode =
+        |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for (path, mode) in [(place.path(".git"), 0o700), (config.clone(), 0o644)] {
+        set_mode(&path, 0o777);
+        assert!(place.bad("log", 11).contains("others can write to its configuration"));
+        set_mode(&path, mode);
+        if std::os::unix::fs::chown(&path, Some(12_345), None).is_ok() {
+            assert!(place.bad("log", 11).contains("belongs to another user"));
+            std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+        }
+        place.good("log");
+    }
 
     place.git("init -q other");
     assert!(place.bad("log --store /", 2).contains("no mpatch store"));

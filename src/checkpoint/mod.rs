@@ -663,7 +663,9 @@ pub(crate) mod tests {
 
     #[test]
     fn one_file_is_not_two_shards() {
-        let folder = sharded(serde_json::json!({"a": "two.safetensors", "b": "one.safetensors", "c": "three.safetensors"}));
+        let folder = sharded(
+            serde_json::json!({"a": "two.safetensors", "b": "one.safetensors", "c": "three.safetensors"}),
+        );
         std::os::unix::fs::symlink("two.safetensors", folder.path().join("three.safetensors")).unwrap();
         let found = message(folder.path());
         let expected = "its shards \"three.safetensors\" and \"two.safetensors\" are one file";
