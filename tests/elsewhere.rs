@@ -8,9 +8,12 @@ mod place;
 
 use std::fs;
 use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use drafts::Numbers;
 use material::{key, signed_with};
@@ -263,6 +266,95 @@ fn damage_to_git_objects_is_named_and_mended_by_adding() {
     place.good("fsck --store copy --repair .");
 }
 
+/// Adds to a copy of the history in `place` what `stream` says to `git fast-import`.
+fn import(place: &Place, repository: &str, stream: &[u8]) {
+    place.git(&format!("clone -q --bare .git {repository}"));
+    let mut command = place.command("git");
+    let git = command.args(["-C", repository, "fast-import", "--quiet"]).stdin(Stdio::piped()).spawn();
+    let mut git = git.unwrap();
+    git.stdin.take().unwrap().write_all(stream).unwrap();
+    assert!(git.wait().unwrap().success());
+}
+
+/// A commit on `branch` for `git fast-import`, and a file of it.
+fn commit(branch: &str) -> String {
+    format!("commit refs/heads/{branch}\ncommitter x <x@x> 1764028800 +0000\ndata 1\nx\n")
+}
+
+fn file(name: &str, text: &str) -> String {
+    format!("M 100644 inline {name}\ndata {}\n{text}\n", text.len())
+}
+
+#[test]
+fn a_small_history_that_unpacks_to_much_is_refused_soon() {
+    let place = Place::begun();
+    // A thousand ids name one blob of 32 MiB, in each of two thousand commits: half a MiB of pack.
+    let ids: Vec<String> = (0..1_000).map(|id| format!("{id:064x}")).collect();
+    let mut stream = format!("blob\nmark :1\ndata {}\n", 32 << 20).into_bytes();
+    stream.extend(vec![0; 32 << 20]);
+    stream.extend(format!("\n{}from refs/heads/main^0\n", commit("main")).bytes());
+    stream.extend(file("series", &ids.iter().map(|id| format!("{id}\n")).collect::<String>()).bytes());
+    stream.extend(ids.iter().flat_map(|id| format!("M 100644 :1 patches/{id}.mpatch\n").into_bytes()));
+    stream.extend(commit("main").repeat(2_000).bytes());
+    import(&place, "bomb.git", &stream);
+    let start = Instant::now();
+    let errors = place.bad("clone bomb.git mine", 3);
+    // Unpacked for every id, and kept for every commit, this takes minutes.
+    assert!(start.elapsed() < Duration::from_secs(30), "{:?}", start.elapsed());
+    assert!(errors.contains(&ids[0][..12]) && !place.path("mine").exists(), "{errors}");
+}
+
+#[test]
+fn a_history_cannot_say_where_git_lfs_is_to_look() {
+    if !lfs_is_here() {
+        return;
+    }
+    let place = Place::begun();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let visitors = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&visitors);
+    std::thread::spawn(move || listener.incoming().for_each(|_| _ = counted.fetch_add(1, Ordering::SeqCst)));
+    let id = "1".repeat(64);
+    let pointer =
+        format!("version https://git-lfs.github.com/spec/v1\noid sha256:{}\nsize 2000000\n", "a".repeat(64));
+    // `git lfs` reads the settings that lie on the branch which the head is on.
+    let stream = [
+        format!("{}from refs/heads/main^0\n", commit("master")),
+        file(".lfsconfig", &format!("[lfs]\n\turl = http://{address}/evil\n")),
+        file(".gitattributes", "*.mpatch filter=lfs diff=lfs merge=lfs -text\n"),
+        file("series", &format!("{id}\n")),
+        file(&format!("patches/{id}.mpatch"), &pointer),
+    ];
+    import(&place, "evil.git", stream.concat().as_bytes());
+    place.git("-C evil.git symbolic-ref HEAD refs/heads/master");
+    place.bad("clone evil.git mine", 11);
+    assert_eq!(visitors.load(Ordering::SeqCst), 0, "somebody called at the address that the history names");
+}
+
+#[test]
+fn a_pipe_where_a_file_should_be_is_refused_and_not_waited_for() {
+    let place = Place::new();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    fs::create_dir(place.path("model")).unwrap();
+    fs::copy(place.path("model.safetensors"), place.path("model/model.safetensors")).unwrap();
+    let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap().to_owned();
+    let pipes = [
+        ("model/config.json", "init --base model"),
+        ("pipe.safetensors.index.json", "verify one.mpatch --base pipe.safetensors.index.json"),
+        ("one.mpatch.sig", "verify one.mpatch"),
+    ];
+    for (pipe, words) in pipes {
+        assert!(place.command("mkfifo").arg(pipe).status().unwrap().success());
+        let mut command = place.command("timeout");
+        let output = command.arg("30").arg(&program).args(words.split(' ')).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(11), "{words}: {errors}");
+        assert!(errors.contains(&format!("{pipe}`: it is ")), "{words}: {errors}");
+        fs::remove_file(place.path(pipe)).unwrap();
+    }
+}
+
 #[test]
 fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     let place = Place::begun();
@@ -312,6 +404,20 @@ fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     assert!(place.bad("clone bare.git elsewhere", 3).contains("it claims the state 0000"));
     assert_eq!(place.git("-C mine for-each-ref"), before);
     assert!(!place.path("elsewhere").exists());
+
+    // What others can have written is not read for settings; who is not root cannot give a file away.
+    let set_mode =
+        |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    for (path, mode) in [(place.path(".git"), 0o700), (config.clone(), 0o644)] {
+        set_mode(&path, 0o777);
+        assert!(place.bad("log", 11).contains("others can write to its configuration"));
+        set_mode(&path, mode);
+        if std::os::unix::fs::chown(&path, Some(12_345), None).is_ok() {
+            assert!(place.bad("log", 11).contains("belongs to another user"));
+            std::os::unix::fs::chown(&path, Some(0), None).unwrap();
+        }
+        place.good("log");
+    }
 
     place.git("init -q other");
     assert!(place.bad("log --store /", 2).contains("no mpatch store"));

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use drafts::seal;
-use hostile_files::{Kind, grown, vectors};
+use hostile_files::{Kind, grown, hollow, vectors};
 use mpatch::checkpoint::{Checkpoint, shards_of_bytes, tensors_of_bytes};
 use mpatch::facts::FactsFile;
 use mpatch::patch::layout;
@@ -93,6 +93,8 @@ fn what_is_small_costs_little() {
     every_vector();
     bombs();
     patches_that_grow();
+    hollow_patches();
+    facts();
     headers();
     #[cfg(feature = "edit")]
     archives();
@@ -177,6 +179,46 @@ fn patches_that_grow() {
         // Three copies of all that the file can decode to; for a kibibyte that is less than any file may cost.
         let limit = MEMORY_MAX_BYTES.min(3 * layout::ZSTD_RATIO_MAX as usize * size);
         assert!(peak < limit, "{side} by {side}: {peak} bytes");
+    }
+}
+
+/// About a kibibyte that speaks of 400 million weights, or of 3,600 million, is compared as what it holds.
+fn hollow_patches() {
+    for side in [20_000, 60_000] {
+        let patch = Patch::decode(hollow(side)).unwrap();
+        assert!(patch.size_bytes() < 1400, "{} bytes", patch.size_bytes());
+        let start = Instant::now();
+        let peak = peak_bytes(|| {
+            let diff = mpatch::diff::diff_patches(&patch, &patch).unwrap();
+            assert!(diff.is_same() && diff.tensors[0].first.as_ref().unwrap().norm > 0.0, "{diff:?}");
+        });
+        assert!(peak < MEMORY_MAX_BYTES, "{side} by {side}: {peak} bytes");
+        // Entry by entry the larger one takes more than half a minute.
+        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    }
+}
+
+/// Texts that a facts file has once and that thousands of its records share.
+fn facts() {
+    let many = |count: usize, text: &str| vec![text; count].join(",");
+    let (name, count) = ("s".repeat(100_000), 5_000);
+    let (texts, none) = (many(count, r#""a""#), many(count, r#""""#));
+    let call = format!(
+        r#"{{"prompts":[{}],"subject":[{}],"target_new":[{texts}],
+            "locality_inputs":{{"{name}":{{"prompt":[{none}],"ground_truth":[{none}]}}}}}}"#,
+        (0..count).map(|index| format!(r#""a{index}""#)).collect::<Vec<_>>().join(","),
+        texts,
+    );
+    let counterfact = format!(
+        r#"[{{"requested_rewrite":{{"prompt":"{{}} x","subject":"a","target_new":{{"str":"b"}},
+            "target_true":{{"str":"{}"}}}},"neighborhood_prompts":[{}]}}]"#,
+        "o".repeat(4_096),
+        many(20_000, r#""""#),
+    );
+    for text in [call, counterfact] {
+        let peak = peak_bytes(|| FactsFile::parse(text.as_bytes()).unwrap());
+        // JSON values and records, not the shared text for each of them: that would be 80 MiB, or 500.
+        assert!(peak < 16 << 20, "{peak} bytes for {}", text.len());
     }
 }
 

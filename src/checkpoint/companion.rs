@@ -1,6 +1,6 @@
 //! The small files beside the weights: config, tokenizer, hyperparameters.
 
-use super::disk::Access;
+use super::source::open_regular;
 use super::{Checkpoint, CheckpointError, HASH_BLOCK_BYTES};
 use crate::digest::FileDigest;
 
@@ -14,7 +14,7 @@ impl Checkpoint {
     /// [`CheckpointError::Io`] or [`CheckpointError::Limit`].
     pub fn companion(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
         let path = self.folder().join(name);
-        let file = match self.disk.open(&path, Access::Read) {
+        let file = match open_regular(&self.disk, &path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(CheckpointError::io(&path, "open")(error)),

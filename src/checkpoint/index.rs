@@ -6,8 +6,9 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::CheckpointError;
-use super::disk::{Access, Files};
+use super::disk::Files;
 use super::header::UniqueMap;
+use super::source::open_regular;
 
 /// Largest index file.
 pub const INDEX_SIZE_BYTES_MAX: u64 = 64 << 20;
@@ -31,7 +32,7 @@ struct RawIndex {
 impl Index {
     /// Reads and checks the index at `path`.
     pub(super) fn read(disk: &Files, path: &Path) -> Result<Self, CheckpointError> {
-        let file = disk.open(path, Access::Read).map_err(CheckpointError::io(path, "open"))?;
+        let file = open_regular(disk, path).map_err(CheckpointError::io(path, "open"))?;
         let text = file.read_to_end(INDEX_SIZE_BYTES_MAX + 1).map_err(CheckpointError::io(path, "read"))?;
         let found = text.len() as u64;
         if found > INDEX_SIZE_BYTES_MAX {

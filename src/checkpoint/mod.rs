@@ -432,8 +432,15 @@ fn open_shards(disk: &Files, index_path: &Path, folder: &Path) -> Result<Opened,
     let mut file_names = Vec::new();
     let mut files = Vec::new();
     let mut tensors = Vec::new();
+    let mut shard_of_file = BTreeMap::new();
     for (file_index, name) in index.shards().into_iter().enumerate() {
         let (file, mut shard_tensors) = open_file(disk, &folder.join(name), file_index)?;
+        let about = file.file.about().map_err(CheckpointError::io(&file.path, "examine"))?;
+        // Thousands of names for one header would have it in memory as often, before a tensor is seen twice.
+        if let Some(other) = shard_of_file.insert((about.device, about.inode), name) {
+            let reason = format!("its shards {other:?} and {name:?} are one file");
+            return Err(CheckpointError::Index { path: index_path.to_owned(), reason });
+        }
         file_names.push(name);
         files.push(file);
         tensors.append(&mut shard_tensors);
@@ -655,6 +662,17 @@ pub(crate) mod tests {
         assert!(found.contains("one.safetensors") && found.contains("two.safetensors"), "{found}");
         let folder = sharded(serde_json::json!({"a": "../two.safetensors"}));
         assert!(message(folder.path()).ends_with("shard \"../two.safetensors\" is not a plain file name"));
+    }
+
+    #[test]
+    fn one_file_is_not_two_shards() {
+        let folder = sharded(
+            serde_json::json!({"a": "two.safetensors", "b": "one.safetensors", "c": "three.safetensors"}),
+        );
+        std::os::unix::fs::symlink("two.safetensors", folder.path().join("three.safetensors")).unwrap();
+        let found = message(folder.path());
+        let expected = "its shards \"three.safetensors\" and \"two.safetensors\" are one file";
+        assert!(found.ends_with(expected), "{found}");
     }
 
     #[test]

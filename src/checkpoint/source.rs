@@ -6,6 +6,15 @@ use super::CheckpointError;
 use super::disk::{Access, File, Files, Kind, SystemFile};
 use crate::source::Source;
 
+/// Opens the regular file at `path` for reading.
+pub(super) fn open_regular(disk: &Files, path: &Path) -> std::io::Result<File> {
+    // Asked before opening: opening a named pipe would wait for a writer.
+    if disk.about(path)?.kind != Kind::File {
+        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    disk.open(path, Access::Read)
+}
+
 /// A file that is open for reading.
 #[derive(Debug)]
 pub struct FileSource {
@@ -19,13 +28,7 @@ impl FileSource {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let disk = Files::real();
-        // Asked before opening: opening a named pipe would wait for a writer.
-        if disk.about(path).map_err(CheckpointError::io(path, "read"))?.kind != Kind::File {
-            let refused = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not a regular file");
-            return Err(CheckpointError::io(path, "read")(refused));
-        }
-        let file = disk.open(path, Access::Read).map_err(CheckpointError::io(path, "read"))?;
+        let file = open_regular(&Files::real(), path).map_err(CheckpointError::io(path, "read"))?;
         Self::with(file).map_err(CheckpointError::io(path, "examine"))
     }
 

@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::Serialize;
 
 use crate::digest::PatchId;
-use crate::factors::{FactorError, Update};
+use crate::factors::{FactorError, Term, Update, inner_product};
 use crate::facts::{PLACEHOLDER, blank};
 use crate::operation::OperationError;
 use crate::patch::Patch;
@@ -15,6 +15,10 @@ use crate::tensor::Dtype;
 
 /// Rows of two updates that are compared at once: a few MiB.
 const BLOCK_ENTRIES: usize = 1 << 19;
+
+/// Entries that are looked at for each byte of the patches. Real ones have at most a few thousand, a rank of 1 in the
+/// largest tensors; what a kibibyte claims to be a matrix of 20,000 by 20,000 has four hundred thousand.
+const ENTRIES_PER_BYTE: usize = 1 << 13;
 
 /// What sets two patches apart.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -150,8 +154,9 @@ pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, Operatio
         tensors: Vec::new(),
     };
     let names: BTreeSet<&str> = [first, second].into_iter().flat_map(touched).collect();
+    let mut comparison = Comparison::of(first, second);
     for name in names {
-        diff.tensors.push(update_diff(name, first, second)?);
+        diff.tensors.push(update_diff(name, &mut comparison)?);
     }
     Ok(diff)
 }
@@ -222,6 +227,8 @@ fn recipe_changes(first: &Recipe, second: &Recipe) -> Vec<FieldChange> {
 /// A patch's update of one tensor.
 struct Part {
     update: Update,
+    /// Indices of its terms.
+    terms: Vec<u32>,
     size: UpdateSize,
 }
 
@@ -248,11 +255,11 @@ fn part(patch: &Patch, name: &str) -> Result<Option<Part>, OperationError> {
         bits: entries().map(|entry| entry.bits).max().unwrap_or(0),
         correction: correction.map(|section| section.digest.to_string()),
     };
-    Ok(Some(Part { update: patch.update(binding, place)?, size }))
+    Ok(Some(Part { update: patch.update(binding, place)?, terms: tensor.terms.clone(), size }))
 }
 
 /// Sums over the entries of two updates.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Sums {
     first: f64,
     second: f64,
@@ -260,19 +267,24 @@ struct Sums {
     difference: f64,
 }
 
-fn update_diff(name: &str, first: &Patch, second: &Patch) -> Result<UpdateDiff, OperationError> {
+/// Two patches, and what has been found of their updates so far.
+struct Comparison<'p> {
+    patches: [&'p Patch; 2],
+    /// Entries that may still be looked at one by one.
+    entries: usize,
+    /// By the terms of both: many tensors may have the same.
+    known: BTreeMap<[Vec<u32>; 2], Sums>,
+}
+
+fn update_diff(name: &str, comparison: &mut Comparison<'_>) -> Result<UpdateDiff, OperationError> {
+    let [first, second] = comparison.patches;
     let (first, second) = (part(first, name)?, part(second, name)?);
     let shape = |part: &Part| [part.update.rows(), part.update.columns()];
     let comparable = match (&first, &second) {
         (Some(first), Some(second)) => shape(first) == shape(second),
         _ => false,
     };
-    let failed = |source| OperationError::Factors { tensor: name.to_owned(), source };
-    let sums = match (&first, &second) {
-        (Some(first), Some(second)) if comparable => Sums::of(&first.update, &second.update),
-        _ => Sums::of_each(first.as_ref(), second.as_ref()),
-    };
-    let sums = sums.map_err(failed)?;
+    let sums = comparison.sums(name, [first.as_ref(), second.as_ref()], comparable)?;
     let norms = [sums.first.sqrt(), sums.second.sqrt()];
     let sized = |part: Option<Part>, norm: f64| part.map(|part| UpdateSize { norm, ..part.size });
     let angle = (comparable && norms[0] > 0.0 && norms[1] > 0.0).then(|| {
@@ -288,6 +300,56 @@ fn update_diff(name: &str, first: &Patch, second: &Patch) -> Result<UpdateDiff, 
         angle_degrees: angle,
         relative_difference: relative,
     })
+}
+
+impl<'p> Comparison<'p> {
+    fn of(first: &'p Patch, second: &'p Patch) -> Self {
+        let entries = (first.size_bytes() + second.size_bytes()).saturating_mul(ENTRIES_PER_BYTE);
+        Self { patches: [first, second], entries, known: BTreeMap::new() }
+    }
+
+    fn sums(
+        &mut self,
+        name: &str,
+        parts: [Option<&Part>; 2],
+        comparable: bool,
+    ) -> Result<Sums, OperationError> {
+        let key = parts.map(|part| part.map(|part| part.terms.clone()).unwrap_or_default());
+        if let Some(known) = self.known.get(&key) {
+            return Ok(*known);
+        }
+        let failed = |source| OperationError::Factors { tensor: name.to_owned(), source };
+        let sums = match (parts, self.factors(parts)?) {
+            ([Some(_), Some(_)], Some(terms)) if comparable => Sums::of_factors(&terms),
+            (_, Some(terms)) => Sums::of_each_factors(&terms),
+            ([Some(first), Some(second)], None) if comparable => {
+                Sums::of(&first.update, &second.update).map_err(failed)?
+            }
+            ([first, second], None) => Sums::of_each(first, second).map_err(failed)?,
+        };
+        self.known.insert(key, sums);
+        Ok(sums)
+    }
+
+    /// The terms, where looking at every entry would be more work than the patches have bytes for; none where it
+    /// would not, or where a term is dense: then its entries are in the patch.
+    fn factors(&mut self, parts: [Option<&Part>; 2]) -> Result<Option<[Vec<Term>; 2]>, OperationError> {
+        let entries = |part: &Part| part.update.rows().saturating_mul(part.update.columns());
+        let entries = parts.iter().flatten().map(|part| entries(part)).max().unwrap_or(0);
+        let is_dense = parts.iter().flatten().any(|part| part.size.dense_terms > 0);
+        if let Some(rest) = self.entries.checked_sub(entries) {
+            self.entries = rest;
+            return Ok(None);
+        }
+        if is_dense {
+            return Ok(None);
+        }
+        let terms = |side: usize| {
+            let indices = parts[side].map(|part| part.terms.as_slice()).unwrap_or_default();
+            indices.iter().map(|&index| self.patches[side].term(index)).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Some([terms(0)?, terms(1)?]))
+    }
 }
 
 impl Sums {
@@ -311,6 +373,25 @@ impl Sums {
         let norm = |part: Option<&Part>| part.map_or(Ok(0.0), |part| squared_norm(&part.update));
         Ok(Self { first: norm(first)?, second: norm(second)?, ..Self::default() })
     }
+
+    /// As [`Sums::of`], from factors. A difference is that of large numbers here: of updates that are not the same it
+    /// is never less than what rounding could hide.
+    fn of_factors(terms: &[Vec<Term>; 2]) -> Self {
+        let mut sums = Self::of_each_factors(terms);
+        let [first, second] = terms;
+        sums.product = inner_product(first, second).unwrap_or_default();
+        if first != second {
+            let least = f64::EPSILON * sums.first.max(sums.second);
+            sums.difference = (sums.first + sums.second - 2.0 * sums.product).max(least);
+        }
+        sums
+    }
+
+    /// As [`Sums::of_each`], from factors.
+    fn of_each_factors([first, second]: &[Vec<Term>; 2]) -> Self {
+        let norm = |terms: &[Term]| inner_product(terms, terms).unwrap_or_default().max(0.0);
+        Self { first: norm(first), second: norm(second), ..Self::default() }
+    }
 }
 
 fn squared_norm(update: &Update) -> Result<f64, FactorError> {
@@ -322,13 +403,14 @@ fn squared_norm(update: &Update) -> Result<f64, FactorError> {
 }
 
 fn blocks(update: &Update) -> impl Iterator<Item = Range<usize>> + use<> {
-    let (rows, block_rows) = (update.rows(), (BLOCK_ENTRIES / update.columns().max(1)).max(64));
+    let (rows, block_rows) = (update.rows(), (BLOCK_ENTRIES / update.columns().max(1)).max(1));
     (0..rows).step_by(block_rows).map(move |start| start..rows.min(start + block_rows))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::factors::{IntegerMatrix, Integers};
 
     #[test]
     fn the_same_numbers_on_another_type_are_another_update() {
@@ -350,5 +432,37 @@ mod tests {
         assert!(same(size(Dtype::F16), size(Dtype::F16)));
         assert!(!same(size(Dtype::F16), size(Dtype::F32)));
         assert!(!same(size(Dtype::F16), None));
+    }
+
+    /// A term of rank 2 whose integers follow from `seed`.
+    fn term(rows: usize, columns: usize, seed: usize) -> Term {
+        let matrix = |rows: usize, columns: usize, step: usize| {
+            let integers = (0..rows * columns).map(|index| ((index * step + seed) % 15) as i16 - 7).collect();
+            IntegerMatrix::new("sample", rows, columns, 4, integers).expect("of four bits")
+        };
+        let integers = Integers::LowRank { left: matrix(rows, 2, 7), right: matrix(2, columns, 11) };
+        let scales = |count: usize| (0..count).map(|index| 1.0 + index as f32 / 64.0).collect();
+        Term::new(integers, scales(rows), scales(columns)).expect("a right term")
+    }
+
+    #[test]
+    fn factors_give_the_figures_that_all_entries_give() {
+        let terms = [vec![term(40, 70, 1), term(40, 70, 2)], vec![term(40, 70, 5)]];
+        let [first, second] = terms.clone().map(|terms| Update::new(terms).expect("of one shape"));
+        let (found, expected) = (Sums::of_factors(&terms), Sums::of(&first, &second).expect("of one shape"));
+        let pairs = [
+            (found.first, expected.first),
+            (found.second, expected.second),
+            (found.product, expected.product),
+            (found.difference, expected.difference),
+        ];
+        for (found, expected) in pairs {
+            assert!((found - expected).abs() < 1e-12 * expected.abs(), "{found} {expected}");
+        }
+        let same = Sums::of_factors(&[terms[0].clone(), terms[0].clone()]);
+        assert_eq!((same.difference, same.product), (0.0, same.first));
+        // The terms in another order add the same, which factors cannot tell.
+        let other = Sums::of_factors(&[terms[0].clone(), terms[0].iter().rev().cloned().collect()]);
+        assert!(other.difference > 0.0 && other.difference < 1e-12 * other.first);
     }
 }

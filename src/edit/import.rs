@@ -8,6 +8,9 @@ use zip::ZipArchive;
 use super::EditError;
 use super::statistics::LayerSum;
 
+/// Largest header of an array; NumPy's own for plain numbers take 128 bytes.
+const NPY_HEADER_SIZE_BYTES_MAX: usize = 4096;
+
 /// A layer's sum as the reference caches it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Imported {
@@ -22,28 +25,28 @@ pub struct Imported {
 /// # Errors
 /// [`EditError::Statistics`] says what the archive lacks.
 pub fn read_npz(archive: impl Read + Seek) -> Result<Imported, EditError> {
-    let refuse = |what: String| EditError::Statistics { what: format!("the archive {what}") };
     let mut archive =
-        ZipArchive::new(archive).map_err(|error| refuse(format!("is no .npz file: {error}")))?;
+        ZipArchive::new(archive).map_err(|error| refuse(&format!("is no .npz file: {error}")))?;
     let sum = member(&mut archive, "mom2.mom2")?;
     let shape = sum.shape().to_vec();
     let &[rows, columns] = shape.as_slice() else {
-        return Err(refuse(format!("has sums of shape {shape:?}, expected a square matrix")));
+        return Err(refuse(&format!("has sums of shape {shape:?}, expected a square matrix")));
     };
     if rows != columns || rows == 0 {
-        return Err(refuse(format!("has sums of shape {shape:?}, expected a square matrix")));
+        return Err(refuse(&format!("has sums of shape {shape:?}, expected a square matrix")));
     }
-    let sum = floats(sum).map_err(|error| refuse(format!("has unreadable sums: {error}")))?;
+    let sum = floats(sum).map_err(|error| refuse(&format!("has unreadable sums: {error}")))?;
     let count = member(&mut archive, "mom2.count")?;
     let count: Vec<i64> = count
         .into_vec()
-        .map_err(|error| refuse(format!("has a count that is no 64-bit integer: {error}")))?;
+        .map_err(|error| refuse(&format!("has a count that is no 64-bit integer: {error}")))?;
     match count.as_slice() {
         [count] if *count > 0 => {
             let count = count.unsigned_abs();
             Ok(Imported { sum: LayerSum { sum, count }, inner: rows as usize })
         }
-        _ => Err(refuse(format!("has the count {count:?}, expected one positive number"))),
+        [count] => Err(refuse(&format!("has the count {count}, expected a positive number"))),
+        _ => Err(refuse(&format!("has {} counts, expected one positive number", count.len()))),
     }
 }
 
@@ -58,27 +61,64 @@ fn member(
     archive: &mut ZipArchive<impl Read + Seek>,
     name: &str,
 ) -> Result<NpyFile<Cursor<Vec<u8>>>, EditError> {
-    let refuse = |what: String| EditError::Statistics { what: format!("the archive {what}") };
     let mut entry = archive
         .by_name(&format!("{name}.npy"))
-        .map_err(|error| refuse(format!("has no `{name}`: {error}")))?;
+        .map_err(|error| refuse(&format!("has no `{name}`: {error}")))?;
     let mut bytes = Vec::new();
-    entry.read_to_end(&mut bytes).map_err(|error| refuse(format!("cannot be read at `{name}`: {error}")))?;
-    if npy_header_size_bytes(&bytes) > bytes.len() {
-        return Err(refuse(format!("has a `{name}` that ends within its header")));
-    }
-    NpyFile::new(Cursor::new(bytes)).map_err(|error| refuse(format!("has an invalid `{name}`: {error}")))
+    entry.read_to_end(&mut bytes).map_err(|error| refuse(&format!("cannot be read at `{name}`: {error}")))?;
+    check_array(&bytes).map_err(|what| refuse(&format!("has a `{name}` {what}")))?;
+    NpyFile::new(Cursor::new(bytes)).map_err(|error| refuse(&format!("has an invalid `{name}`: {error}")))
 }
 
-/// What an array says that its header takes; the reader would make room for it before it looks.
-fn npy_header_size_bytes(array: &[u8]) -> usize {
+/// The archive is refused; what its own words make of the message is cut.
+fn refuse(what: &str) -> EditError {
+    const LENGTH_MAX: usize = 300;
+    let what = match what.char_indices().nth(LENGTH_MAX) {
+        Some((cut, _)) => format!("{}...", &what[..cut]),
+        None => what.to_owned(),
+    };
+    EditError::Statistics { what: format!("the archive {what}") }
+}
+
+/// Refuses, before the crate reads it, an array whose header is not the short and flat one that NumPy writes for
+/// plain numbers: `{'descr': '<f4', 'fortran_order': False, 'shape': (3, 3), }`.
+///
+/// The crate's parser tries brackets within brackets again at every depth, which takes time without end, makes room
+/// for a header before it looks, and multiplies a shape's dimensions unchecked.
+fn check_array(array: &[u8]) -> Result<(), String> {
+    let (size, start) = npy_header(array).ok_or("that ends within its header")?;
+    if size > NPY_HEADER_SIZE_BYTES_MAX {
+        return Err(format!("with a header of {size} bytes, at most {NPY_HEADER_SIZE_BYTES_MAX} are read"));
+    }
+    let header = array.get(start..start + size).ok_or("that ends within its header")?;
+    let count = |bracket: u8| header.iter().filter(|byte| **byte == bracket).count();
+    if count(b'[') > 0 || count(b'(') != 1 || count(b'{') != 1 {
+        return Err("of something else than plain numbers".to_owned());
+    }
+    let shape = std::str::from_utf8(header).ok().and_then(shape_in);
+    let shape = shape.ok_or("whose shape is no list of numbers")?;
+    // Zeros aside, since strides are products of the other dimensions. No number is smaller than a byte.
+    let entries = shape.iter().try_fold(1_u64, |product, dimension| product.checked_mul((*dimension).max(1)));
+    match entries {
+        Some(entries) if entries <= array.len() as u64 => Ok(()),
+        _ => Err(format!("of {} bytes that claims the shape {shape:?}", array.len())),
+    }
+}
+
+/// The dimensions between a header's only parentheses.
+fn shape_in(header: &str) -> Option<Vec<u64>> {
+    let (_, rest) = header.split_once('(')?;
+    let (shape, _) = rest.split_once(')')?;
+    let dimensions = shape.split(',').map(str::trim).filter(|dimension| !dimension.is_empty());
+    dimensions.map(|dimension| dimension.parse().ok()).collect()
+}
+
+/// What an array says that its header takes, and where that begins.
+fn npy_header(array: &[u8]) -> Option<(usize, usize)> {
     match array {
-        [_, _, _, _, _, _, 1, _, low, high, ..] => usize::from(u16::from_le_bytes([*low, *high])),
-        [_, _, _, _, _, _, _, _, size @ ..] => match size.first_chunk() {
-            Some(size) => u32::from_le_bytes(*size) as usize,
-            None => 0,
-        },
-        _ => 0,
+        [_, _, _, _, _, _, 1, _, low, high, ..] => Some((u16::from_le_bytes([*low, *high]).into(), 10)),
+        [_, _, _, _, _, _, _, _, size @ ..] => Some((u32::from_le_bytes(*size.first_chunk()?) as usize, 12)),
+        _ => None,
     }
 }
 
@@ -90,4 +130,82 @@ fn floats(array: NpyFile<Cursor<Vec<u8>>>) -> std::io::Result<Vec<f32>> {
         return Ok(values.into_iter().map(|value| value as f32).collect());
     }
     array.into_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// An archive of one array with this header and data, and a count.
+    fn archive(header: &str, data: &[u8]) -> Cursor<Vec<u8>> {
+        let array = |header: &str, data: &[u8]| {
+            let size = u16::try_from(header.len()).expect("short headers only").to_le_bytes();
+            [&b"\x93NUMPY\x01\x00"[..], &size, header.as_bytes(), data].concat()
+        };
+        let count = array("{'descr': '<i8', 'fortran_order': False, 'shape': (), }\n", &5_i64.to_le_bytes());
+        let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let stored =
+            zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        for (name, bytes) in [("mom2.mom2.npy", array(header, data)), ("mom2.count.npy", count)] {
+            archive.start_file(name, stored).expect("memory is enough");
+            archive.write_all(&bytes).expect("memory is enough");
+        }
+        archive.finish().expect("memory is enough")
+    }
+
+    fn refusal(header: &str) -> String {
+        let found = read_npz(archive(header, &[0; 16]));
+        found.expect_err("must be refused").to_string()
+    }
+
+    #[test]
+    fn an_array_as_numpy_writes_it_is_read() {
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }        \n";
+        let data: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let found = read_npz(archive(header, &data)).expect("it is right");
+        let sum = LayerSum { sum: vec![1.0, 2.0, 3.0, 4.0], count: 5 };
+        assert_eq!(found, Imported { sum, inner: 2 });
+    }
+
+    #[test]
+    fn a_header_that_would_take_time_without_end_is_refused_at_once() {
+        for depth in [1, 20, 1000] {
+            for (open, close) in [("[", "]"), ("(", ")"), ("{", "}")] {
+                let descr = format!("{}{}", open.repeat(depth), close.repeat(depth));
+                let header = format!("{{'descr': {descr}, 'fortran_order': False, 'shape': (2, 2), }}\n");
+                let found = refusal(&header);
+                assert!(found.contains("of something else than plain numbers"), "{found}");
+            }
+        }
+        let long = format!("{{'descr': '{}', 'shape': (2, 2), }}\n", "x".repeat(60_000));
+        assert!(refusal(&long).contains("at most 4096 are read"));
+    }
+
+    #[test]
+    fn an_archive_s_own_words_do_not_fill_the_message() {
+        let found = refusal(&format!("{{'descr': '{}', 'shape': (2, 2), }}\n", "x".repeat(4000)));
+        assert!(found.len() < 500, "{} bytes", found.len());
+    }
+
+    #[test]
+    fn a_shape_beyond_the_data_is_refused() {
+        for shape in [
+            "4294967296, 4294967296",
+            "18446744073709551615, 18446744073709551615",
+            "0, 4294967296, 4294967296",
+            "4096, 4096",
+        ] {
+            let header =
+                format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}{:60}\n", "");
+            let found = refusal(&header);
+            assert!(found.contains("that claims the shape"), "{shape}: {found}");
+        }
+        for shape in ["18446744073709551616,", "-1, -1", "0x2, 0x2", "a, b"] {
+            let found =
+                refusal(&format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}\n"));
+            assert!(found.contains("whose shape is no list of numbers"), "{shape}: {found}");
+        }
+    }
 }

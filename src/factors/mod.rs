@@ -12,6 +12,7 @@
 #[cfg(feature = "edit")]
 mod compress;
 mod correction;
+mod inner;
 mod kernels;
 #[cfg(feature = "edit")]
 mod overlap;
@@ -33,6 +34,7 @@ use crate::tensor::Dtype;
 #[cfg(feature = "edit")]
 pub use compress::{BITS_DEFAULT, Compression, RankLimit, compress};
 pub use correction::{Correction, CorrectionWriter};
+pub use inner::inner_product;
 pub use kernels::{Kernel, check_kernels};
 #[cfg(feature = "edit")]
 pub use overlap::{KeySpace, SpaceOverlap};

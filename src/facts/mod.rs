@@ -16,7 +16,9 @@ mod source;
 #[cfg(test)]
 mod tests;
 
-use serde::Serialize;
+use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
 
 use crate::digest::FileDigest;
 
@@ -86,8 +88,9 @@ pub struct Request {
 pub struct Neighbor {
     /// The prompt.
     pub prompt: String,
-    /// The answer, without the one space that sets it off from the prompt.
-    pub expected: Option<String>,
+    /// The answer, without the one space that sets it off from the prompt; neighbours that share one have it once.
+    #[serde(serialize_with = "as_text")]
+    pub expected: Option<Arc<str>>,
 }
 
 impl FactsFile {
@@ -164,6 +167,10 @@ impl Neighbor {
     pub fn expected_spaced(&self) -> Option<String> {
         self.expected.as_deref().map(spaced)
     }
+}
+
+fn as_text<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
+    text.as_deref().serialize(serializer)
 }
 
 /// A target with the one space before it that sets it off from the prompt.

@@ -29,7 +29,7 @@ fn ball() -> Request {
 }
 
 fn neighbor(prompt: &str, expected: Option<&str>) -> Neighbor {
-    Neighbor { prompt: prompt.into(), expected: expected.map(str::to_owned) }
+    Neighbor { prompt: prompt.into(), expected: expected.map(Into::into) }
 }
 
 #[test]

@@ -72,6 +72,8 @@ impl Raw {
 
 /// Keeps a hostile config from asking for more than any GPT-J has.
 const DIMENSION_MAX: usize = 1 << 24;
+/// And for more positions: each takes its sines and cosines, which no weight in the file pays for.
+const POSITIONS_MAX: usize = 1 << 17;
 
 impl Config {
     /// Reads `config.json`.
@@ -126,16 +128,16 @@ impl Kind {
 impl Raw {
     fn check(&self) -> Result<(), String> {
         let sizes = [
-            ("vocab_size", self.vocab_size),
-            ("n_positions", self.n_positions),
-            ("n_embd", self.n_embd),
-            ("n_layer", self.n_layer),
-            ("n_head", self.n_head),
-            ("n_inner", self.n_inner.unwrap_or(1)),
+            ("vocab_size", self.vocab_size, DIMENSION_MAX),
+            ("n_positions", self.n_positions, POSITIONS_MAX),
+            ("n_embd", self.n_embd, DIMENSION_MAX),
+            ("n_layer", self.n_layer, DIMENSION_MAX),
+            ("n_head", self.n_head, DIMENSION_MAX),
+            ("n_inner", self.n_inner.unwrap_or(1), DIMENSION_MAX),
         ];
-        for (field, found) in sizes {
-            if !(1..=DIMENSION_MAX).contains(&found) {
-                return Err(format!("`{field}` is {found}, expected 1 to {DIMENSION_MAX}"));
+        for (field, found, limit) in sizes {
+            if !(1..=limit).contains(&found) {
+                return Err(format!("`{field}` is {found}, expected 1 to {limit}"));
             }
         }
         if !self.n_embd.is_multiple_of(self.n_head) {
@@ -182,6 +184,19 @@ mod tests {
             "n_layer": 28, "n_head": 16, "rotary_dim": 64, "n_inner": null}"#;
         let config = Config::parse(text.as_bytes()).expect("GPT-J's own config");
         assert_eq!((config.inner, config.head_width(), config.rotary), (16384, 256, 64));
+    }
+
+    #[test]
+    fn positions_beyond_any_gpt_j_are_refused_before_a_table_of_them_is_made() {
+        let text = |positions: usize| {
+            format!(
+                r#"{{"model_type": "gptj", "vocab_size": 10, "n_embd": 64, "n_layer": 1, "n_head": 1,
+                    "n_positions": {positions}}}"#
+            )
+        };
+        assert!(Config::parse(text(POSITIONS_MAX).as_bytes()).is_ok());
+        let found = refusal(&text(POSITIONS_MAX + 1));
+        assert!(found.contains("`n_positions` is 131073, expected 1 to 131072"), "{found}");
     }
 
     #[test]

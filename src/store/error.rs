@@ -34,8 +34,10 @@ pub enum StoreError {
         /// The one that this program knows.
         known: i64,
     },
-    /// It belongs to somebody else, whose configuration is not to be trusted.
-    #[error("the store `{path}` belongs to another user of this machine")]
+    /// It, or its configuration, belongs to somebody else or is everybody's to write: it is not to be trusted.
+    #[error(
+        "the store `{path}` belongs to another user of this machine, or others can write to its configuration"
+    )]
     Owner {
         /// The store.
         path: PathBuf,

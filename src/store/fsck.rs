@@ -20,6 +20,7 @@ use super::error::StoreError;
 use super::objects::{Snapshot, Stored, bytes_of, odb_alone, patch_path};
 use super::operations;
 use super::refs::{CommitId, View};
+use super::state::State;
 use super::{Store, TEMPORARY_PREFIX, lfs};
 use crate::digest::PatchId;
 use crate::patch::Patch;
@@ -185,7 +186,10 @@ impl Store {
             let is_known = snapshot.series.iter().all(|id| bindings.contains_key(id));
             let base = self.objects().read_base(snapshot.base);
             let claim = base.and_then(|base| match is_known {
-                true => self.objects().false_claim(*commit, &snapshot.series, base, &bindings),
+                true => {
+                    let state = State::along(&base, &snapshot.series, &bindings)?;
+                    self.objects().false_claim(commit.0, state.weights_id(&base))
+                }
                 false => Ok(None),
             });
             let place = format!("commit {commit}");

@@ -14,13 +14,19 @@ use std::path::{Path, PathBuf};
 use git2::{Oid, Repository, RepositoryInitOptions};
 
 use super::error::StoreError;
-use super::fsck::distinct_patches;
 use super::lfs::{self, Pointer};
 use super::log::reachable;
-use super::objects::{ObjectStore, Snapshot};
+use super::objects::{ObjectStore, Stored};
 use super::refs::{CommitId, Kind};
+use super::state::State;
 use super::{Change, Store, TEMPORARY_PREFIX};
+use crate::digest::PatchId;
 use crate::patch::Patch;
+use crate::patch::manifest::Binding;
+
+/// What the head of a passing repository is on: nothing that a remote sends, or `git lfs` would follow the
+/// `.lfsconfig` on a branch of that name, and send what it finds, credentials too, to wherever that says.
+const NOWHERE: &str = "refs/mpatch/none";
 
 /// Where things from another store, or for one, pass through.
 pub struct Incoming<'s> {
@@ -55,7 +61,7 @@ impl Store {
         let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
         let folder = folder.map_err(StoreError::io(git, "write to"))?;
         let mut options = RepositoryInitOptions::new();
-        options.bare(true).no_reinit(true).external_template(false);
+        options.bare(true).no_reinit(true).external_template(false).initial_head(NOWHERE);
         let repository = Repository::init_opts(folder.path(), &options);
         let repository = repository.map_err(StoreError::git("make a passing repository"))?;
         Ok(Passing { repository, folder })
@@ -109,23 +115,52 @@ impl Store {
 }
 
 fn pointers(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Vec<Pointer>, StoreError> {
-    let snapshots = snapshots(objects, targets)?;
-    let mut found = Vec::new();
-    for (id, stored) in distinct_patches(&snapshots) {
-        found.extend(objects.pointer(id, stored)?);
+    let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
+    for (id, stored) in patches(objects, &trees(objects, targets)?)? {
+        // Any number of ids may name one blob.
+        if seen.insert(stored.blob) {
+            found.extend(objects.pointer(id, stored)?);
+        }
     }
     found.sort();
     found.dedup();
     Ok(found)
 }
 
-fn snapshots(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Vec<(CommitId, Snapshot)>, StoreError> {
-    let commits = reachable(objects.repository, targets)?;
-    let read = |commit: Oid| {
+/// The commits that `targets` lead to, by their trees, each tree with the first of them.
+///
+/// A small pack may hold many thousand commits, and large trees that differ in little: each tree is read once, and
+/// one at a time.
+struct Trees {
+    /// In the order of their first commits, the newest first.
+    trees: Vec<(CommitId, Oid)>,
+    /// Every commit with its tree.
+    commits: Vec<(Oid, Oid)>,
+}
+
+fn trees(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Trees, StoreError> {
+    let (mut trees, mut commits, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for commit in reachable(objects.repository, targets)? {
         let found = objects.repository.find_commit(commit).map_err(StoreError::git("read a commit"))?;
-        Ok((CommitId(commit), objects.read_tree(found.tree_id())?))
-    };
-    commits.into_iter().map(read).collect()
+        commits.push((commit, found.tree_id()));
+        if seen.insert(found.tree_id()) {
+            trees.push((CommitId(commit), found.tree_id()));
+        }
+    }
+    Ok(Trees { trees, commits })
+}
+
+/// Every patch with every place it is kept in.
+fn patches(objects: ObjectStore<'_>, trees: &Trees) -> Result<Vec<(PatchId, Stored)>, StoreError> {
+    let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
+    for (_, tree) in &trees.trees {
+        for (id, stored) in objects.read_tree(*tree)?.patches {
+            if seen.insert((id, stored.blob, stored.manifest)) {
+                found.push((id, stored));
+            }
+        }
+    }
+    Ok(found)
 }
 
 impl Incoming<'_> {
@@ -165,11 +200,12 @@ impl Incoming<'_> {
         let known: BTreeSet<Oid> = match self.store.view()?.head_commit() {
             None => BTreeSet::new(),
             Some(_) => {
-                let here = snapshots(self.store.objects(), &self.store.everything()?)?;
-                distinct_patches(&here).into_iter().map(|(_, stored)| stored.blob).collect()
+                let here = self.store.objects();
+                let here = patches(here, &trees(here, &self.store.everything()?)?)?;
+                here.into_iter().map(|(_, stored)| stored.blob).collect()
             }
         };
-        let came = distinct_patches(&snapshots(self.objects(), &self.targets()?)?);
+        let came = patches(self.objects(), &trees(self.objects(), &self.targets()?)?)?;
         let new = came.into_iter().filter(move |(_, stored)| !known.contains(&stored.blob));
         Ok(new.map(|(id, stored)| self.objects().read_patch(id, stored)))
     }
@@ -193,30 +229,53 @@ impl Incoming<'_> {
     /// Checks everything that came: each commit, tree and patch, and that every series leads to what it claims.
     fn check(&self, targets: &[Oid], with_base: bool) -> Result<usize, StoreError> {
         let objects = self.objects();
-        let snapshots = snapshots(objects, targets)?;
+        let trees = trees(objects, targets)?;
         let mut bindings = BTreeMap::new();
-        for (id, stored) in distinct_patches(&snapshots) {
-            objects.read_patch(id, stored)?;
-            bindings.insert(id, objects.read_manifest(id, stored)?.bindings);
+        for (id, stored) in patches(objects, &trees)? {
+            let patch = objects.read_patch(id, stored)?;
+            let of_patch = match stored.manifest {
+                None => patch.manifest().bindings.clone(),
+                Some(_) => objects.read_manifest(id, stored)?.bindings,
+            };
+            bindings.insert(id, of_patch);
         }
-        let ours = if with_base { Some(self.store.base()?) } else { None };
-        let mut new = 0;
-        for (commit, snapshot) in &snapshots {
-            let base = objects.read_base(snapshot.base)?;
-            if let Some(ours) = ours.as_ref().filter(|ours| **ours != base) {
-                let (expected, found) = (ours.weights.short(), base.weights.short());
-                return Err(StoreError::OtherBase {
-                    what: format!("commit {}", commit.short()),
-                    expected,
-                    found,
-                });
+        self.check_states(&trees, with_base, &bindings)?;
+        let odb = self.store.repository.odb().map_err(StoreError::git("open its objects"))?;
+        Ok(trees.commits.iter().filter(|(commit, _)| !odb.exists(*commit)).count())
+    }
+
+    /// Every tree is about one base, the store's own where it has one, and its series leads to the state that its
+    /// commits claim.
+    fn check_states(
+        &self,
+        trees: &Trees,
+        with_base: bool,
+        bindings: &BTreeMap<PatchId, Vec<Binding>>,
+    ) -> Result<(), StoreError> {
+        let objects = self.objects();
+        let mut ours = if with_base { Some(self.store.base()?) } else { None };
+        let (mut known, mut states) = (BTreeSet::new(), BTreeMap::new());
+        for (commit, tree) in &trees.trees {
+            let snapshot = objects.read_tree(*tree)?;
+            if known.insert(snapshot.base) {
+                let base = objects.read_base(snapshot.base)?;
+                let ours = ours.get_or_insert_with(|| base.clone());
+                if *ours != base {
+                    let (expected, found) = (ours.weights.short(), base.weights.short());
+                    let what = format!("commit {}", commit.short());
+                    return Err(StoreError::OtherBase { what, expected, found });
+                }
             }
-            if let Some(what) = objects.false_claim(*commit, &snapshot.series, base, &bindings)? {
-                return Err(StoreError::malformed(format!("commit {}", commit.short()), what));
-            }
-            new += usize::from(!self.store.repository.odb().is_ok_and(|odb| odb.exists(commit.0)));
+            let Some(base) = &ours else { continue };
+            states.insert(*tree, State::along(base, &snapshot.series, bindings)?.weights_id(base));
         }
-        Ok(new)
+        for (commit, tree) in &trees.commits {
+            let claim = states.get(tree).map(|state| objects.false_claim(*commit, *state));
+            if let Some(what) = claim.transpose()?.flatten() {
+                return Err(StoreError::malformed(format!("commit {}", CommitId(*commit).short()), what));
+            }
+        }
+        Ok(())
     }
 
     /// Checks what came, moves it into the store, and gives it names under `remote`. After an error nothing of it

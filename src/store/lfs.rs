@@ -18,7 +18,7 @@ use super::error::StoreError;
 /// Patches above this size are kept by LFS: libgit2 holds a blob twice in memory, and hosts refuse large ones.
 pub const INLINE_SIZE_MAX_BYTES: usize = 1 << 20;
 /// No pointer is larger.
-const POINTER_SIZE_MAX_BYTES: usize = 1024;
+pub(super) const POINTER_SIZE_MAX_BYTES: usize = 1024;
 const VERSION_LINE: &str = "version https://git-lfs.github.com/spec/v1";
 
 /// What stands in git for a large file.

@@ -28,6 +28,7 @@ pub mod state;
 mod tidy;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -143,6 +144,7 @@ impl Store {
             }
             Err(_) => return Err(no_store()),
         }
+        refuse_others(&repository, folder)?;
         let lfs = lfs::Objects::of(repository.path());
         Ok(Self { folder: folder.to_owned(), repository, lfs })
     }
@@ -329,6 +331,20 @@ impl NewStore {
         lfs::sync_folder(folder)?;
         Store::open(folder)
     }
+}
+
+/// Refuses a repository whose configuration another user can have written; whose its folder is, libgit2 has asked.
+fn refuse_others(repository: &Repository, folder: &Path) -> Result<(), StoreError> {
+    let git = repository.path();
+    let about = |path: &Path| std::fs::metadata(path).map_err(StoreError::io(path, "examine"));
+    let owner = about(git)?.uid();
+    for path in [git.to_owned(), git.join("config")] {
+        let about = about(&path)?;
+        if ![owner, 0].contains(&about.uid()) || about.mode() & 0o002 != 0 {
+            return Err(StoreError::Owner { path: folder.to_owned() });
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a folder with a repository in it.

@@ -18,12 +18,9 @@ use git2::{ObjectType, Odb, Oid, Repository};
 
 use super::base::Base;
 use super::error::StoreError;
-use super::lfs::{Absent, INLINE_SIZE_MAX_BYTES, Objects, Pointer};
+use super::lfs::{Absent, INLINE_SIZE_MAX_BYTES, Objects, POINTER_SIZE_MAX_BYTES, Pointer};
 use super::message::Message;
-use super::refs::CommitId;
-use super::state::Atlas;
-use crate::digest::PatchId;
-use crate::patch::manifest::Binding;
+use crate::digest::{PatchId, WeightsId};
 use crate::patch::{Manifest, Patch};
 
 const BASE: &str = "base.json";
@@ -90,9 +87,17 @@ impl ObjectStore<'_> {
     }
 
     /// The pointer to a patch that LFS keeps; none for one that lies in git.
+    ///
+    /// What is larger than a pointer is not read: thousands of ids may name one blob.
     pub(super) fn pointer(&self, id: PatchId, stored: Stored) -> Result<Option<Pointer>, StoreError> {
         let place = patch_path(id);
-        Ok(Pointer::parse(&self.read_blob(stored.blob, &place, BLOB_SIZE_MAX_BYTES)?))
+        let odb = self.repository.odb().map_err(StoreError::git("open its objects"))?;
+        let header = odb.read_header(stored.blob);
+        let (size, _) = header.map_err(StoreError::git(format!("read `{place}` ({})", stored.blob)))?;
+        if size > POINTER_SIZE_MAX_BYTES {
+            return Ok(None);
+        }
+        Ok(Pointer::parse(&self.read_blob(stored.blob, &place, POINTER_SIZE_MAX_BYTES)?))
     }
 
     /// The patch, checked down to its last section, and of this id.
@@ -191,23 +196,15 @@ impl ObjectStore<'_> {
         Ok(Snapshot { base, series, patches })
     }
 
-    /// What a commit claims of its state, where its series leads to another one.
+    /// What a commit claims of its state, where that is not the one with the id `state`, which its series leads to.
     ///
     /// # Errors
-    /// The patch that does not fit where the series says it was applied; reading the commit.
-    pub(super) fn false_claim(
-        &self,
-        commit: CommitId,
-        series: &[PatchId],
-        base: Base,
-        bindings: &BTreeMap<PatchId, Vec<Binding>>,
-    ) -> Result<Option<String>, StoreError> {
-        let atlas = Atlas::new(base, [series], bindings)?;
-        let found = self.repository.find_commit(commit.0).map_err(StoreError::git("read a commit"))?;
+    /// Reading the commit.
+    pub(super) fn false_claim(&self, commit: Oid, state: WeightsId) -> Result<Option<String>, StoreError> {
+        let found = self.repository.find_commit(commit).map_err(StoreError::git("read a commit"))?;
         let (_, claimed) = Message::parse(&String::from_utf8_lossy(found.message_bytes()));
-        let state = atlas.state_after(series).map(|state| state.weights_id(atlas.base()));
-        let (Some(claimed), Some(state)) = (claimed, state) else { return Ok(None) };
-        Ok((claimed != state).then(|| format!("it claims the state {claimed}, its series leads to {state}")))
+        let claimed = claimed.filter(|claimed| *claimed != state);
+        Ok(claimed.map(|claimed| format!("it claims the state {claimed}, its series leads to {state}")))
     }
 
     fn write_blob(&self, bytes: &[u8]) -> Result<Oid, StoreError> {

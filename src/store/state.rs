@@ -70,6 +70,23 @@ impl State {
         Ok(self.with(base, &bindings[index].tensors))
     }
 
+    /// The state that a series of patches leads to from the base, given the bindings of each.
+    ///
+    /// # Errors
+    /// [`StoreError::Misfit`]: the patch that does not fit where the series says it was applied, and why.
+    pub fn along(
+        base: &Base,
+        series: &[PatchId],
+        bindings: &BTreeMap<PatchId, Vec<Binding>>,
+    ) -> Result<State, StoreError> {
+        let none = Vec::new();
+        let step = |state: State, id: &PatchId| {
+            let after = state.after(base, bindings.get(id).unwrap_or(&none));
+            after.map_err(|misfit| StoreError::Misfit { patch: *id, misfit })
+        };
+        series.iter().try_fold(State::default(), step)
+    }
+
     /// Which of a patch's bindings starts in this state.
     ///
     /// # Errors

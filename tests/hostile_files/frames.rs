@@ -212,11 +212,43 @@ fn runs(size: u64, block_size: u64) -> Vec<u8> {
     frame
 }
 
-/// A right patch of `side` by `side` integers of 16 bits, all of its sections in blocks of `block_size`, that says
-/// nothing else. Its size is what its sections take, and a little more than half a kibibyte.
-pub fn grown(side: u64, block_size: u64) -> Vec<u8> {
-    let zeros = |count: u64| vec![0; count as usize];
-    let file = File::tiny().with(|file| {
+/// A right patch of rank 1 for a matrix of `side` by `side` weights, that says nothing else: its file grows with the
+/// side, and what it speaks of with the side's square.
+pub fn hollow(side: u64) -> Vec<u8> {
+    let file = silent().with(|file| {
+        let manifest = &mut file.manifest;
+        let term = &mut manifest.terms[0];
+        (term.rows, term.columns, term.bits) = (side, side, 8);
+        term.integers = IntegersEntry::LowRank { rank: 1, left: 0, right: 1 };
+        manifest.bindings[0].tensors[0].shape = [side, side];
+        let rows = (65_536 / side).max(1);
+        let blocks = side.div_ceil(rows);
+        let head = [(rows as u32).to_le_bytes(), (blocks as u32).to_le_bytes()].concat();
+        let undo = framed(8 + 4 * blocks, &block(0, 8, &head, false), 0);
+        let sizes = [side, side, 4 * side, 4 * side, 8 + 4 * blocks];
+        file.sections = sizes[..4].iter().map(|size| runs(*size, 8 << 10)).chain([undo]).collect();
+        for (section, size) in manifest.sections.iter_mut().zip(sizes) {
+            *section = Section { codec: Codec::Zstd, decoded_size: size, ..*section };
+        }
+    });
+    file.bytes()
+}
+
+/// A frame of `size` bytes that begins with `first`, a block of 8 bytes, and goes on with `fill` in blocks of 8 KiB.
+fn framed(size: u64, first: &[u8], fill: u8) -> Vec<u8> {
+    let mut frame = [&MAGIC[..], &[SIZE_IN_EIGHT, 7 << 3], &size.to_le_bytes(), first].concat();
+    let mut left = size - 8;
+    while left > 0 {
+        let length = left.min(8 << 10);
+        left -= length;
+        frame.extend(block(1, length as u32, &[fill], left == 0));
+    }
+    frame
+}
+
+/// The example without what could be left out.
+fn silent() -> File {
+    File::tiny().with(|file| {
         let manifest = &mut file.manifest;
         manifest.facts.clear();
         manifest.measured.clear();
@@ -225,6 +257,15 @@ pub fn grown(side: u64, block_size: u64) -> Vec<u8> {
         layers.clear();
         contexts.clear();
         manifest.base.architecture.clear();
+    })
+}
+
+/// A right patch of `side` by `side` integers of 16 bits, all of its sections in blocks of `block_size`, that says
+/// nothing else. Its size is what its sections take, and a little more than half a kibibyte.
+pub fn grown(side: u64, block_size: u64) -> Vec<u8> {
+    let zeros = |count: u64| vec![0; count as usize];
+    let file = silent().with(|file| {
+        let manifest = &mut file.manifest;
         let term = &mut manifest.terms[0];
         (term.rows, term.columns, term.bits) = (side, side, 16);
         (term.row_scales, term.column_scales) = (1, 2);

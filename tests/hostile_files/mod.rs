@@ -13,7 +13,7 @@ mod patches;
 mod weights;
 
 #[allow(unused_imports, reason = "as above")]
-pub use frames::grown;
+pub use frames::{grown, hollow};
 
 /// What a vector is, and with what it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -68,7 +68,7 @@ impl From<StoreError> for CommandError {
             StoreError::Version { .. } => (ExitKind::Unsupported, "update mpatch"),
             StoreError::Owner { .. } => (
                 ExitKind::Io,
-                "clone it, or have its owner give it to you: its configuration is not to be trusted",
+                "clone it, or make it yours and nobody else's to write to (`chmod -R o-w .git`): its configuration is not to be trusted",
             ),
             StoreError::Busy { .. } => (ExitKind::Busy, "wait for it, or give a longer `--lock-timeout`"),
             StoreError::Io { source, .. } => (ExitKind::Io, io_hint(source)),

@@ -11,7 +11,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -60,7 +60,7 @@ pub fn project_folder() -> Option<PathBuf> {
 
 /// The bytes of a small file, if it is there.
 pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, CommandError> {
-    let file = match File::open(path) {
+    let file = match open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(CommandError::io("open", path, &error)),
@@ -73,6 +73,14 @@ pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, CommandError> {
         return Err(CommandError::new(ExitKind::LimitExceeded, message).hint("check the path"));
     }
     Ok(Some(bytes))
+}
+
+fn open(path: &Path) -> std::io::Result<File> {
+    // Asked before opening: opening a named pipe would wait for a writer. Those that a shell hands over have one.
+    if !path.starts_with("/dev") && std::fs::metadata(path)?.file_type().is_fifo() {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is a pipe"));
+    }
+    File::open(path)
 }
 
 /// The text of a small file, if it is there.

@@ -283,22 +283,19 @@ impl Page {
         self.line(&format!("│ {text}"));
     }
 
-    /// Rows of columns, each column as wide as its widest entry.
+    /// Rows of columns, each column as wide as its widest entry; the last entry of a row is written whole, the others
+    /// are cut where they would make every row as wide as a stranger likes.
     pub fn table(&mut self, rows: &[Vec<String>]) {
-        let rows: Vec<Vec<String>> =
-            rows.iter().map(|row| row.iter().map(|cell| escaped(cell)).collect()).collect();
+        let rows: Vec<Vec<String>> = rows.iter().map(|row| cells(row)).collect();
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns)
-            .map(|column| {
-                rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
-            })
-            .map(Option::unwrap_or_default)
-            .collect();
+        let width = |column: usize| {
+            let entries = rows.iter().filter_map(|row| row.get(column));
+            entries.map(|cell| cell.chars().count().min(CELL_LENGTH_MAX)).max().unwrap_or_default()
+        };
+        let widths: Vec<usize> = (0..columns).map(width).collect();
         for row in &rows {
-            let cells = row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:<width$}"));
-            let line = cells.collect::<Vec<_>>().join("  ");
             self.text.push_str("  ");
-            self.text.push_str(line.trim_end());
+            self.text.push_str(aligned(row, &widths).trim_end());
             self.text.push('\n');
         }
     }
@@ -307,6 +304,39 @@ impl Page {
     pub fn next(&mut self, command: &str) {
         self.styled("2", &format!("next: {command}"));
     }
+}
+
+/// Most characters of an entry that others stand behind.
+const CELL_LENGTH_MAX: usize = 200;
+
+/// The entries of a row as they are shown.
+fn cells(row: &[String]) -> Vec<String> {
+    let shown = |(index, cell): (usize, &String)| {
+        let cell = escaped(cell);
+        if index + 1 == row.len() { cell } else { cut(cell) }
+    };
+    row.iter().enumerate().map(shown).collect()
+}
+
+fn cut(cell: String) -> String {
+    if cell.chars().nth(CELL_LENGTH_MAX).is_none() {
+        return cell;
+    }
+    cell.chars().take(CELL_LENGTH_MAX - 1).chain(['…']).collect()
+}
+
+/// A row with each entry but the last filled up to the width of its column.
+///
+/// By hand, since a width in a format string may not exceed 65,535.
+fn aligned(row: &[String], widths: &[usize]) -> String {
+    let mut line = String::new();
+    for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
+        line.push_str(cell);
+        if index + 1 < row.len() {
+            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
+        }
+    }
+    line
 }
 
 /// `text` with everything that is not plainly visible written as its code: control and format characters, those
@@ -397,6 +427,21 @@ mod tests {
         page.quote("x\ny");
         page.table(&[vec!["a\u{9b}".into(), "b".into()], vec!["longer one".into(), "c".into()]]);
         assert_eq!(page.text, "│ x\\ny\n  a\\u{9b}     b\n  longer one  c\n");
+    }
+
+    #[test]
+    fn a_table_grows_with_what_it_says_and_not_with_its_widest_entry() {
+        let long = "x".repeat(70_000);
+        let mut page = Page::new(false);
+        let mut rows = vec![vec![long.clone(), "behind".to_owned(), long.clone()]];
+        rows.extend((0..1000).map(|row| vec![row.to_string(), String::new()]));
+        page.table(&rows);
+        let first = page.text.lines().next().expect("there are rows");
+        assert_eq!(first, format!("  {}…  behind  {long}", "x".repeat(199)));
+        assert!(page.text.lines().skip(1).all(|line| line.len() < 8), "no row ends with spaces");
+        let mut page = Page::new(false);
+        page.table(&vec![vec![long.clone(), "behind".to_owned()]; 1000]);
+        assert!(page.text.len() < 1000 * 300, "{} bytes", page.text.len());
     }
 
     #[test]

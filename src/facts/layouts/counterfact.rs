@@ -1,13 +1,16 @@
 //! CounterFact records: the fact in `requested_rewrite`, its measures beside it.
 
+use std::sync::Arc;
+
 use crate::facts::error::FactsError;
 use crate::facts::fields::Fields;
 use crate::facts::{Neighbor, Record};
 
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     let request = fields.object("requested_rewrite")?.request("target_true")?;
-    // Neighbours are chosen to share the old target: it is what they must go on saying.
-    let expected = request.target_old.clone();
+    // Neighbours are chosen to share the old target: it is what they must go on saying. A long one is not to be kept
+    // for each of many short prompts.
+    let expected: Option<Arc<str>> = request.target_old.as_deref().map(Arc::from);
     let neighbor = |prompt| Neighbor { prompt, expected: expected.clone() };
     Ok(Record {
         request,

@@ -1,6 +1,8 @@
 //! EasyEdit's two layouts: flat records, and the parallel lists of its editor's call, which are turned into flat
 //! records first. The subject is written out in the prompt; a prompt that already holds `{}` is taken as it is.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::Object;
@@ -18,6 +20,9 @@ pub(super) const MARKS: &[&str] = &[
     "locality_ground_truth",
     "portability_prompt",
 ];
+
+/// Longest name of a set of probes that each record gets.
+const SET_NAME_BYTES_MAX: usize = 32;
 
 /// What EasyEdit writes where it knows no old target.
 const NO_TARGET: &str = "<|endoftext|>";
@@ -75,7 +80,10 @@ fn flat_probes(fields: &Fields<'_>, prompt: &str, answers: &[&str]) -> Result<Ve
         other => other.filter(|_| index == 0).and_then(first_text),
     };
     let prompts = fields.texts(prompt)?.into_iter().enumerate();
-    let probe = |(index, prompt)| Ok(Neighbor { prompt, expected: answer(fields, name, answer_at(index))? });
+    let probe = |(index, prompt)| {
+        let expected = answer(fields, name, answer_at(index))?.map(Arc::from);
+        Ok(Neighbor { prompt, expected })
+    };
     prompts.map(probe).collect()
 }
 
@@ -135,12 +143,14 @@ pub(super) fn transpose(call: &Fields<'_>) -> Result<Vec<Object>, FactsError> {
 
 fn transpose_probes(sets: &Fields<'_>, field: &str, records: &mut [Object]) -> Result<(), FactsError> {
     let mut named: Vec<Object> = vec![Object::new(); records.len()];
-    for set_name in sets.object.keys().filter(|name| sets.value(name).is_some()) {
+    for (index, set_name) in sets.object.keys().filter(|name| sets.value(name).is_some()).enumerate() {
         let set = sets.object(set_name)?;
         let prompts = column(&set, "prompt", Some(records.len()))?;
         let answers = column(&set, "ground_truth", Some(records.len()))?;
+        // The name is only for messages, and a long one is not to be kept for each of many records.
+        let key = if set_name.len() > SET_NAME_BYTES_MAX { format!("set {index}") } else { set_name.clone() };
         for ((named, prompt), answer) in named.iter_mut().zip(prompts).zip(answers) {
-            named.insert(set_name.clone(), json!({ "prompt": prompt, "ground_truth": answer }));
+            named.insert(key.clone(), json!({ "prompt": prompt, "ground_truth": answer }));
         }
     }
     set(records, field, named.into_iter().map(Value::Object).collect());

@@ -1,5 +1,7 @@
 //! The reference's request list, and mpatch's own layout, which gives a request all that a [`Record`] has.
 
+use std::sync::Arc;
+
 use std::borrow::Cow;
 
 use serde_json::Value;
@@ -75,7 +77,8 @@ fn neighbors(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsErro
         return Ok(prompts.map(|prompt| Neighbor { prompt, expected: None }).collect());
     }
     let neighbor = |fields: Fields<'_>| {
-        Ok(Neighbor { prompt: fields.text("prompt")?, expected: fields.optional_target("expected")? })
+        let expected = fields.optional_target("expected")?.map(Arc::from);
+        Ok(Neighbor { prompt: fields.text("prompt")?, expected })
     };
     fields.objects(name)?.into_iter().map(neighbor).collect()
 }

@@ -1,6 +1,8 @@
 //! zsRE records of MEND's evaluation set, as the reference reads them: the subject is lifted out of `src`, the
 //! target is the first of `answers`, `rephrase` is a paraphrase, and `loc` with a question mark a neighbour.
 
+use std::sync::Arc;
+
 use serde_json::Value;
 
 use crate::facts::error::FactsError;
@@ -28,7 +30,7 @@ fn first_answer(fields: &Fields<'_>) -> Result<String, FactsError> {
 }
 
 fn neighbors(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
-    let expected = fields.optional_target("loc_ans")?;
+    let expected = fields.optional_target("loc_ans")?.map(Arc::from);
     let question = fields.optional_text("loc")?;
     Ok(question.map(|question| Neighbor { prompt: format!("{question}?"), expected }).into_iter().collect())
 }
