@@ -370,7 +370,11 @@ pub fn size(bytes: u64) -> String {
 
 /// `count` with its noun.
 pub fn count(count: usize, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
+    let plural = match noun {
+        _ if count == 1 => "",
+        _ if noun.ends_with("ch") => "es",
+        _ => "s",
+    };
     format!("{count} {noun}{plural}")
 }
 

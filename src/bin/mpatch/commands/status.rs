@@ -136,7 +136,7 @@ impl Report for StatusReport {
             Some(branch) => format!("on branch {branch}"),
             None => "on no branch".to_owned(),
         };
-        let patches = count(self.head.series.len(), "patch").replace("patchs", "patches");
+        let patches = count(self.head.series.len(), "patch");
         page.line(&format!("{place}, at {} ({patches})", self.head.id.short()));
         page.quote(&self.head.title);
         let name = self.checkpoint.display();
