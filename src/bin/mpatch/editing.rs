@@ -11,9 +11,10 @@ use mpatch::edit::kept::{FactorCache, ValueLog};
 use mpatch::edit::statistics::{Amount, Collected, Shard, Statistics, StatisticsFile, collect_part};
 use mpatch::facts::FactsFile;
 use mpatch::model::{
-    Device, Model, ModelError, Network, Precision, TensorEdit, choose, device_name, is_out_of_memory,
+    Device, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name, is_out_of_memory,
 };
-use mpatch::patch::Patch;
+use mpatch::patch::{Patch, PatchError};
+use mpatch::verify::State;
 
 use crate::commands::{open_checkpoint, read_input};
 use crate::error::{CommandError, ExitKind, chain};
@@ -188,6 +189,9 @@ pub fn model_error(path: &Path, error: ModelError) -> CommandError {
             refused(ExitKind::Device, "try `--device cpu`; `mpatch doctor` tells more")
         }
         ModelError::Text { .. } => refused(ExitKind::Malformed, "shorten the text, or leave it out"),
+        ModelError::Update { .. } => {
+            refused(ExitKind::Malformed, "do not use this patch; `mpatch verify` tells more")
+        }
         _ => refused(ExitKind::Malformed, "`mpatch --help` tells what is expected"),
     }
 }
@@ -248,35 +252,57 @@ pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<
 }
 
 /// What a patch does to each tensor of one of its bindings.
-pub fn edits_of(patch: &Patch, binding: usize) -> Result<Vec<TensorEdit<'_>>, mpatch::patch::PatchError> {
+pub fn edits_of(patch: &Patch, binding: usize) -> Result<Vec<TensorEdit<'_>>, PatchError> {
     let tensors = patch.manifest().bindings[binding].tensors.iter().enumerate();
     let edit = tensors.map(|(index, tensor)| {
         let terms = tensor.terms.iter().map(|&index| patch.term(index)).collect::<Result<_, _>>()?;
         let correction = patch.correction(binding, index)?;
-        Ok(TensorEdit { name: &tensor.name, terms, correction })
+        Ok(TensorEdit { name: &tensor.name, terms, correction, way_back: None })
     });
     edit.collect()
 }
 
-/// `model` with `patch` on it; the model must be in the state that the patch is for.
-pub fn with_patch(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Network, CommandError> {
+/// What taking a patch back does to each tensor of one of its bindings.
+pub fn edits_back(patch: &Patch, binding: usize) -> Result<Vec<TensorEdit<'_>>, PatchError> {
+    let tensors = patch.manifest().bindings[binding].tensors.iter().enumerate();
+    let back = tensors.zip(edits_of(patch, binding)?).map(|((index, tensor), edit)| {
+        let way_back = WayBack { undo: patch.undo(binding, index)?, before: tensor.before };
+        Ok(TensorEdit { way_back: Some(way_back), ..edit })
+    });
+    back.collect()
+}
+
+/// A model without a patch and with it, whichever of the two its weights hold.
+pub struct BothStates {
+    /// What the weights hold.
+    pub held: State,
+    /// Without the patch.
+    pub before: Network,
+    /// With it.
+    pub after: Network,
+}
+
+/// `model` without `patch` and with it: the state that its weights are not in is made in memory.
+pub fn both_states(model: &Model, patch: &Patch, patch_path: &Path) -> Result<BothStates, CommandError> {
     let name = patch_path.to_string_lossy();
     let answer = mpatch::apply::plan(&model.checkpoint, patch)
         .map_err(|error| CommandError::operation(&name, error))?;
-    let binding = match answer {
-        mpatch::apply::Answer::Applies(plan) => plan.binding,
-        mpatch::apply::Answer::AlreadyApplied { .. } => {
-            let message = format!("`{name}` is already applied to `{}`", model.checkpoint.path().display());
-            return Err(CommandError::new(ExitKind::Conflict, message).hint("give the base itself"));
-        }
+    let (held, edits) = match answer {
+        mpatch::apply::Answer::Applies(plan) => (State::Base, edits_of(patch, plan.binding)),
+        mpatch::apply::Answer::AlreadyApplied { binding, .. } => (State::Edited, edits_back(patch, binding)),
         mpatch::apply::Answer::WrongBase(mismatch) => {
             let message = format!("`{name}` is not for `{}`: {mismatch}", model.checkpoint.path().display());
             let hint = format!("`mpatch show {name}` tells which base it is for");
             return Err(CommandError::new(ExitKind::WrongBase, message).hint(hint));
         }
     };
-    let edits = edits_of(patch, binding).map_err(|error| CommandError::patch(&name, &error))?;
-    model.with_edits(edits).map_err(|error| model_error(model.checkpoint.path(), error))
+    let edits = edits.map_err(|error| CommandError::patch(&name, &error))?;
+    let made = model.with_edits(edits).map_err(|error| model_error(model.checkpoint.path(), error))?;
+    let network = model.network.clone();
+    Ok(match held {
+        State::Base => BothStates { held, before: network, after: made },
+        State::Edited => BothStates { held, before: made, after: network },
+    })
 }
 
 /// The state that the model's weights are in; reads all of them.
