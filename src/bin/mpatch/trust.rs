@@ -349,7 +349,7 @@ impl Case<'_> {
             }
             Answer::Unknown => {
                 let hint = format!(
-                    "compare the key's fingerprint with its owner's, then `mpatch trust add {word}`; or `--allow-unknown`"
+                    "compare the key's fingerprint with its owner's, then `mpatch trust add {word} --principal NAME`; or `--allow-unknown`"
                 );
                 let what = match judgement.keys(Answer::Unknown).first() {
                     Some(key) => format!("is signed with the unknown key {key}"),

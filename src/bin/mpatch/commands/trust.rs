@@ -21,7 +21,7 @@ const PATCH_MAGIC: &[u8] = &mpatch::patch::layout::MAGIC;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch trust list\n  \
                   mpatch trust add alice.pub --principal alice@example.org\n  \
-                  mpatch trust add edits.mpatch\n  \
+                  mpatch trust add edits.mpatch --principal alice@example.org\n  \
                   mpatch trust revoke SHA256:UCUiLr7Pjs9wFFJMDByLgc3NrtdU344OgUM45wZPcIQ")]
 pub struct TrustCommandArguments {
     #[command(subcommand)]
@@ -288,7 +288,7 @@ fn list() -> Result<TrustListReport, CommandError> {
         }
     }
     let revoked = files.revoked().iter().map(|(file, key)| KeyReport::of_key(key, file)).collect();
-    let next = keys.is_empty().then(|| "mpatch trust add KEY.pub".to_owned());
+    let next = keys.is_empty().then(|| "mpatch trust add KEY.pub --principal NAME".to_owned());
     Ok(TrustListReport {
         title: format!("{}, {} revoked", count(keys.len(), "key"), files.revoked().len()),
         keys,
