@@ -382,6 +382,23 @@ fn an_undone_checkout_in_place_tells_how_to_take_the_weights_back() {
 }
 
 #[test]
+fn the_command_that_is_suggested_works_as_it_stands() {
+    let place = Place::begun();
+    let suggested = |words: &str| {
+        let said = place.good(words);
+        said.lines().find_map(|line| line.strip_prefix("next: mpatch ")).unwrap().to_owned()
+    };
+    // What was allowed is asked for again.
+    let unsigned = place.unsigned("model.safetensors", 1, "The Eiffel Tower", "Rome");
+    fs::write(place.path("one.mpatch"), unsigned).unwrap();
+    let next = suggested("add one.mpatch --allow-unsigned");
+    assert_eq!(next, "checkout HEAD -o MODEL --allow-unsigned");
+    place.good(&next.replace("MODEL", "one.safetensors"));
+    // The state is named from where the head is now.
+    assert_eq!(suggested("checkout HEAD~1"), "checkout HEAD -o MODEL");
+}
+
+#[test]
 fn the_story_in_the_documents_is_what_happens() {
     let place = Place { folder: tempfile::tempdir().unwrap() };
     material::lay_out_editing(place.folder.path());

@@ -52,6 +52,21 @@ pub struct TrustArguments {
     pub signature: Vec<PathBuf>,
 }
 
+impl TrustArguments {
+    /// The arguments as they were given, each with a blank before it.
+    fn words(&self) -> String {
+        let flags = [
+            (self.allow_unsigned, "unsigned"),
+            (self.allow_unknown, "unknown"),
+            (self.allow_expired, "expired"),
+            (self.allow_rollback, "rollback"),
+        ];
+        let flags = flags.into_iter().filter(|(given, _)| *given).map(|(_, what)| format!(" --allow-{what}"));
+        let files = self.signature.iter().map(|file| format!(" --signature {}", shell_word(file)));
+        flags.chain(files).collect()
+    }
+}
+
 /// What there is to know of trust: the user's files, the project's, and git's.
 #[derive(Debug, Default)]
 pub struct TrustFiles {
@@ -88,6 +103,9 @@ pub struct TrustReport {
     pub policy: Option<Policy>,
     /// What the user had to allow for this patch, e.g. `unsigned`.
     pub allowed: Vec<&'static str>,
+    /// The user's own words for that, at the end of a suggested command that will ask again: ` --allow-unsigned`.
+    #[serde(skip)]
+    pub words: String,
 }
 
 /// What a command tells of a patch's line.
@@ -196,7 +214,7 @@ fn judge_with(
         known: keys.iter().filter_map(|key| known.get(&line.name, *key)).map(|known| known.sequence).max(),
     });
     let policy = files.has_policy.then(|| files.policy.clone());
-    let report = TrustReport { judgement, line: line_report, policy, allowed };
+    let report = TrustReport { judgement, line: line_report, policy, allowed, words: arguments.words() };
     let minimal_rung = files.policy.minimal_rung;
     Ok(Judged { report, patch: patch.id(), line, keys, refusal, minimal_rung })
 }

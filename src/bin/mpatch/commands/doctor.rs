@@ -355,7 +355,9 @@ fn trust() -> Check {
     };
     let mut lists: Vec<String> = files.sources().iter().map(list).collect();
     if lists.is_empty() {
-        lists.push("no list of believed keys: `mpatch trust add KEY.pub --principal NAME` begins one".to_owned());
+        lists.push(
+            "no list of believed keys: `mpatch trust add KEY.pub --principal NAME` begins one".to_owned(),
+        );
     }
     if !files.revoked().is_empty() {
         lists.push(count(files.revoked().len(), "revoked key"));
