@@ -83,7 +83,7 @@ impl From<StoreError> for CommandError {
             StoreError::Recorded { .. } => (ExitKind::Conflict, "`mpatch log` tells which commit brought it"),
             StoreError::Misfit { .. } => (
                 ExitKind::WrongBase,
-                "make the patch on this state: `mpatch checkout HEAD -o MODEL` writes the weights to make it on",
+                "bind it to this state: `mpatch checkout HEAD -o MODEL` writes the weights, `mpatch rebase PATCH --base MODEL --after OTHER` binds it, with the patch that is in them",
             ),
             StoreError::Missing { .. } => (
                 ExitKind::Malformed,
