@@ -20,7 +20,7 @@ use crate::commands::{open_checkpoint, read_input};
 use crate::error::{CommandError, ExitKind, chain};
 use crate::history::here;
 use crate::report::{Output, count};
-use crate::standing::model_path;
+use crate::standing::model_path_by;
 
 /// The model that a command runs, and where.
 #[derive(Debug, Args)]
@@ -48,7 +48,7 @@ impl ModelArguments {
         let store = if self.base.is_none() { here(output)? } else { None };
         match (&self.base, store) {
             (Some(path), _) => Ok(path.clone()),
-            (None, Some(store)) => model_path(&store, None),
+            (None, Some(store)) => model_path_by("--base MODEL", &store, None),
             (None, None) => Err(CommandError::new(ExitKind::Usage, "there is no model to run")
                 .hint("give it with `--base MODEL`, or begin a history with `mpatch init --base MODEL`")),
         }

@@ -20,7 +20,7 @@ use crate::editing::{DeviceArguments, edits_back, edits_of, excerpt, model_error
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, message};
 use crate::report::{Output, Page, Report, count};
-use crate::standing::{locate, model_path, series_at};
+use crate::standing::{locate, model_path_by, series_at};
 
 /// Arguments of `bisect`.
 #[derive(Debug, Args)]
@@ -88,7 +88,7 @@ pub fn run(arguments: &BisectArguments, output: &Output) -> Result<ExitKind, Com
     let store = arguments.store.open()?;
     let id = store.resolve(&arguments.rev)?;
     let series = store.commit(id)?.series;
-    let path = model_path(&store, arguments.base.as_deref())?;
+    let path = model_path_by("--base MODEL", &store, arguments.base.as_deref())?;
     let atlas = store.atlas()?;
     let start = start(&atlas, &path, &series, output)?;
     let model = open_model(&path, &arguments.device.find(output)?, output)?;
