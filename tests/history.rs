@@ -377,6 +377,15 @@ fn an_undone_checkout_in_place_tells_how_to_take_the_weights_back() {
     // A copy leaves the old model where it was, and what only names things moves no weights.
     place.good("checkout main~1 -o copy.safetensors");
     assert!(!place.good("undo").contains("only names"));
+    // Another checkpoint that was changed in place still is.
+    fs::copy(place.path("copy.safetensors"), place.path("other.safetensors")).unwrap();
+    place.good("checkout v1 --onto other.safetensors --in-place");
+    let said = place.good("undo");
+    let command = "checkout HEAD --onto other.safetensors --in-place";
+    let words = format!("other.safetensors stays as it is; `mpatch {command}` takes it along");
+    assert!(said.contains(&words), "{said}");
+    place.good(command);
+    place.good("undo");
     place.good("tag v2");
     assert!(!place.good("undo").contains("only names"));
 }
@@ -396,6 +405,33 @@ fn the_command_that_is_suggested_works_as_it_stands() {
     place.good(&next.replace("MODEL", "one.safetensors"));
     // The state is named from where the head is now.
     assert_eq!(suggested("checkout HEAD~1"), "checkout HEAD -o MODEL");
+    place.good("checkout main");
+    // `create` takes its model from the history that it is called in.
+    let said = place.good("init know --base model.safetensors");
+    assert!(said.ends_with("next: cd know && mpatch create FACTS -o edits.mpatch\n"), "{said}");
+    // A patch that was made on the base, too, is bound anew to the state after the other one.
+    place.patch("model.safetensors", "two.mpatch", 2, "The Space Needle");
+    for words in ["add two.mpatch", "apply one.safetensors two.mpatch"] {
+        let errors = place.bad(words, 6);
+        assert!(errors.contains("`mpatch rebase ") && errors.contains(" --after OTHER`"), "{errors}");
+    }
+    place.good("rebase two.mpatch --base one.safetensors --after one.mpatch -o bound.mpatch");
+    place.good("add bound.mpatch");
+    // A clone knows no model, and each command says how it takes one.
+    place.good("clone . mine");
+    for (words, way) in [
+        ("checkout HEAD -o x.safetensors --store mine", "`--onto CHECKPOINT`"),
+        ("bisect hello --expect world --store mine", "`--base MODEL`"),
+        ("status --store mine", "`mpatch status MODEL`"),
+    ] {
+        let errors = place.bad(words, 2);
+        assert!(errors.contains(way), "{words}: {errors}");
+    }
+    let errors = place.bad("push --to nowhere", 11);
+    assert!(errors.contains("hint: check the address: it must be a git repository"), "{errors}");
+    // The other side has patches there.
+    let errors = place.bad("push main --to mine --store know", 11);
+    assert!(errors.contains("`mpatch pull` first"), "{errors}");
 }
 
 #[test]
