@@ -550,6 +550,19 @@ fn an_output_that_exists_is_never_replaced() {
 }
 
 #[test]
+fn what_is_of_another_kind_is_named_with_what_is_expected() {
+    let bench = Bench::with_model();
+    lay_out(bench.folder.path());
+    for words in ["show gptj", "apply model.safetensors gptj", "verify gptj", "sign gptj"] {
+        bench.refuses(words, 11).says(&["cannot read `gptj`", "this is a folder: give a patch file"]);
+    }
+    bench.refuses("create gptj --base model", 11).says(&["this is a folder: give a file of facts"]);
+    bench.refuses("trust add gptj", 11).says(&["this is a folder: give a public key file"]);
+    let refused = bench.create_refuses(" --stats edits.mpatch", 3);
+    refused.says(&["give a file of statistics: `mpatch stats` makes them"]);
+}
+
+#[test]
 fn a_folder_that_is_read_only_is_refused_before_the_work() {
     let bench = Bench::with_patches();
     bench.write("facts.json", &fact("{} is", "Ann", "tall").to_string());
@@ -596,6 +609,7 @@ fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
     };
     let shown = run(&["show", "edits.mpatch"]);
     assert!(shown.contains("`stdout`") && shown.ends_with("state: unchanged\n"), "{shown}");
+    assert!(shown.contains("hint: free some space where the output goes, or send it elsewhere"), "{shown}");
     let applied = run(&["apply", "model.safetensors", "edits.mpatch", "-o", "new.safetensors"]);
     assert!(applied.contains("`stdout`") && applied.ends_with("state: applied\n"), "{applied}");
     assert!(bench.path("new.safetensors").exists());

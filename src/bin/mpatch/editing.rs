@@ -16,8 +16,8 @@ use mpatch::model::{
 use mpatch::patch::{Patch, PatchError};
 use mpatch::verify::State;
 
-use crate::commands::{open_checkpoint, read_input};
-use crate::error::{CommandError, ExitKind, chain};
+use crate::commands::{open_checkpoint, read_input, refuse_folder};
+use crate::error::{CommandError, ExitKind, chain, output_hint};
 use crate::history::here;
 use crate::report::{Output, count};
 use crate::standing::model_path_by;
@@ -229,6 +229,20 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
     }
 }
 
+/// What was given as a file of statistics is refused.
+pub fn statistics_error(path: &Path, error: EditError) -> CommandError {
+    let is_another_file = matches!(
+        &error,
+        EditError::Checkpoint(CheckpointError::Header { .. } | CheckpointError::NotACheckpoint { .. })
+    );
+    let refused = edit_error(path, error);
+    if is_another_file {
+        refused.hint("give a file of statistics: `mpatch stats` makes them")
+    } else {
+        refused
+    }
+}
+
 /// `text` in backticks, cut to a length that fits in a sentence.
 pub fn excerpt(text: &str) -> String {
     const LENGTH_MAX: usize = 80;
@@ -241,6 +255,7 @@ pub fn excerpt(text: &str) -> String {
 /// Reads a facts file, or standard input for `-`; says which layout it is in, and what to beware of.
 pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<FactsFile, CommandError> {
     let name = path.to_string_lossy();
+    refuse_folder(path, "a file of facts")?;
     let mut facts =
         FactsFile::parse(&read_input(path)?).map_err(|error| CommandError::facts(&name, &error))?;
     facts.records.truncate(limit.unwrap_or(usize::MAX));
@@ -468,7 +483,7 @@ pub fn find_statistics(
     output: &Output,
 ) -> Result<StatisticsFile, CommandError> {
     let inner = model.network.config().inner;
-    let open = |path: &Path| StatisticsFile::open(path).map_err(|error| edit_error(path, error));
+    let open = |path: &Path| StatisticsFile::open(path).map_err(|error| statistics_error(path, error));
     if let Some(path) = given {
         let file = open(path)?;
         file.check(base, inner, layers).map_err(|error| {
@@ -517,5 +532,5 @@ pub fn refuse_existing(path: &Path) -> Result<(), CommandError> {
     // A file that can be created here now can be created after hours of work, too.
     tempfile::tempfile_in(folder)
         .map(|_| ())
-        .map_err(|error| CommandError::io("create a file in", folder, &error))
+        .map_err(|error| CommandError::io("create a file in", folder, &error).hint(output_hint(&error)))
 }

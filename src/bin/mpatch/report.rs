@@ -112,7 +112,8 @@ impl Output {
         match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
             // Whoever reads has read enough.
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(CommandError::io("write to", "stdout".as_ref(), &error))
+                Err(CommandError::io("write to", "stdout".as_ref(), &error)
+                    .hint("free some space where the output goes, or send it elsewhere"))
             }
             _ => Ok(()),
         }

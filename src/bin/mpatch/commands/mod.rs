@@ -53,6 +53,18 @@ use crate::report::{Output, shell_word};
 /// Stands for standard input where a file is asked for.
 const STDIN: &str = "-";
 
+/// What is expected where a patch is asked for.
+const A_PATCH: &str = "a patch file, whose name usually ends in `.mpatch`";
+
+/// Refuses a folder where `expected` is asked for.
+pub fn refuse_folder(path: &Path, expected: &str) -> Result<(), CommandError> {
+    if !path.is_dir() {
+        return Ok(());
+    }
+    let error = std::io::ErrorKind::IsADirectory.into();
+    Err(CommandError::io("read", path, &error).hint(format!("this is a folder: give {expected}")))
+}
+
 /// Reads a whole file, or standard input for `-`.
 pub fn read_input(path: &Path) -> Result<Vec<u8>, CommandError> {
     if path != Path::new(STDIN) {
@@ -90,6 +102,7 @@ fn spooled(input: &mut dyn Read) -> std::io::Result<File> {
 
 /// Reads and checks a patch, all of it into memory.
 pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
+    refuse_folder(path, A_PATCH)?;
     let bytes = read_input(path)?;
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
 }

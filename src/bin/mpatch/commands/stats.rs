@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::editing::{
     AmountArguments, Corpus, DeviceArguments, StatisticsCache, compute_statistics, edit_error, file_digest,
-    open_model, refuse_existing, weights_id,
+    open_model, refuse_existing, statistics_error, weights_id,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -164,7 +164,7 @@ fn compute(
 }
 
 fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
-    let open = |path: &PathBuf| StatisticsFile::open(path).map_err(|error| edit_error(path, error));
+    let open = |path: &PathBuf| StatisticsFile::open(path).map_err(|error| statistics_error(path, error));
     let files = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let refused = |error: EditError| {
         CommandError::new(ExitKind::Malformed, error.to_string())

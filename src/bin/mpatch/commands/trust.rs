@@ -8,7 +8,7 @@ use mpatch::sign::allowed_signers::{AllowedSigners, Entry, line_of, principal_of
 use mpatch::sign::{Fingerprint, PublicKey, SshSig};
 use serde::Serialize;
 
-use super::read_patch;
+use super::{read_patch, refuse_folder};
 use crate::error::{CommandError, ExitKind};
 use crate::places;
 use crate::report::{Output, Page, Report, count};
@@ -191,6 +191,7 @@ impl Candidates {
 fn candidates(arguments: &AddArguments) -> Result<Candidates, CommandError> {
     let what = arguments.what.as_str();
     let path = Path::new(what);
+    refuse_folder(path, "a public key file (`.pub`), lines of allowed signers, or a signed patch")?;
     let Some(bytes) = places::read_optional(path).or_else(|error| match error.kind {
         // Patches may be large; what decides is how it begins.
         ExitKind::LimitExceeded => Ok(Some(PATCH_MAGIC.to_vec())),
