@@ -99,10 +99,10 @@ pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandErro
     }
     let patch = open_patch(&arguments.patch)?;
     if arguments.manifest {
-        return output.raw(patch.manifest_bytes());
+        return output.raw(patch.manifest_bytes(), "a bare manifest");
     }
     if let Some(number) = arguments.signature {
-        return output.raw(armour(&patch, number, &arguments.patch)?.as_bytes());
+        return output.raw(armour(&patch, number, &arguments.patch)?.as_bytes(), "a bare signature");
     }
     let facts_shown = if arguments.all { usize::MAX } else { FACTS_SHOWN };
     output.report(&report(arguments.patch.clone(), &patch, facts_shown))

@@ -182,7 +182,7 @@ fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
             None => sum = Some(loaded),
         }
     }
-    sum.ok_or_else(|| CommandError::new(ExitKind::Usage, "nothing to merge"))
+    sum.ok_or_else(|| CommandError::new(ExitKind::Usage, "nothing to merge").hint("name the files to merge"))
 }
 
 /// The files named, and those of the reference's names in the folders named.
