@@ -363,7 +363,9 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
         refusal.says(&["`h.json`"]);
         refusal.says(&words);
     }
-    bench.create_refuses(" --layers 8", 3).says(&["`--layers`", "names 8", "the model has 8"]);
+    bench.create_refuses(" --layers 8", 2).says(&["`--layers`", "names 8", "the model has 8"]);
+    let stats = bench.refuses("stats facts.json --base model --layers 8 -o new.safetensors", 2);
+    stats.says(&["`--layers` names 8", "the model has 8"]);
     bench.create_refuses(" --hparams none.json", 11).says(&["`none.json`"]);
 }
 
@@ -386,7 +388,11 @@ fn contexts_that_are_no_templates_are_refused() {
 #[test]
 fn a_device_that_is_not_there_is_refused() {
     let bench = Bench::with_model();
-    bench.create_refuses(" --device tpu", 13).says(&["`tpu`", "`cpu`", "`cuda:N`"]);
+    bench.create_refuses(" --device cuda:99", 13).says(&["`cuda:99`", "`--device cpu`"]);
+    // What is no device anywhere is a slip on the command line, and so is none of the facts.
+    bench.create_refuses(" --device tpu", 2).says(&["'tpu'", "`cpu`", "`cuda:N`"]);
+    bench.create_refuses(" --limit 0", 2).says(&["'--limit <COUNT>'", "0 is not in 1.."]);
+    bench.refuses("eval facts.json --base model --limit 0", 2).says(&["'--limit <COUNT>'"]);
 }
 
 // Patches

@@ -4,6 +4,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use mpatch::checkpoint::CheckpointError;
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
@@ -11,7 +12,8 @@ use mpatch::edit::kept::{FactorCache, ValueLog};
 use mpatch::edit::statistics::{Amount, Collected, Shard, Statistics, StatisticsFile, collect_part};
 use mpatch::facts::FactsFile;
 use mpatch::model::{
-    Device, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name, is_out_of_memory,
+    Device, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name, is_device_name,
+    is_out_of_memory,
 };
 use mpatch::patch::{Patch, PatchError};
 use mpatch::verify::State;
@@ -38,8 +40,20 @@ pub struct ModelArguments {
 #[derive(Debug, Args)]
 pub struct DeviceArguments {
     /// Run on `cpu`, `cuda` or `cuda:N`; a GPU where there is one by default
-    #[arg(long)]
+    #[arg(long, value_parser = name_of_device)]
     pub device: Option<String>,
+}
+
+fn name_of_device(text: &str) -> Result<String, String> {
+    match is_device_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("expected `cpu`, `cuda` or `cuda:N`".to_owned()),
+    }
+}
+
+/// Reads the number of facts or records that are taken: at least one.
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 impl ModelArguments {
@@ -216,6 +230,12 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
                 .hint("mend this fact in the facts file, or leave it out")
         }
         EditError::Statistics { .. } => malformed(error).hint("`mpatch stats` makes statistics for a model"),
+        EditError::Hyperparameters { what }
+            if path == Path::new("--layers") && what.starts_with("`layers`") =>
+        {
+            CommandError::new(ExitKind::Usage, format!("`--layers`: {what}"))
+                .hint("name layers that the model has, in ascending order")
+        }
         EditError::Hyperparameters { .. } | EditError::Contexts { .. } => {
             let message = format!("`{}`: {error}", path.display());
             CommandError::new(ExitKind::Malformed, message).hint("mend the file, or leave the option out")

@@ -12,7 +12,7 @@ use mpatch::model::Precision;
 use mpatch::patch::manifest::{About, Line};
 use serde::Serialize;
 
-use crate::editing::{ModelArguments, arithmetic, read_facts, refuse_existing};
+use crate::editing::{ModelArguments, arithmetic, at_least_one, read_facts, refuse_existing};
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::{Work, doing};
 use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds, precision};
@@ -46,7 +46,7 @@ pub struct CreateArguments {
     #[arg(long)]
     dry_run: bool,
     /// Take only the first facts of the file
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one())]
     limit: Option<usize>,
     /// What the patch says about itself.
     #[command(flatten)]

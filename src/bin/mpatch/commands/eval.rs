@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::create::write_scores;
 use super::read_patch;
-use crate::editing::{ModelArguments, both_states, model_error, read_facts};
+use crate::editing::{ModelArguments, at_least_one, both_states, model_error, read_facts};
 use crate::error::CommandError;
 use crate::report::{Output, Page, Report, count};
 
@@ -31,7 +31,7 @@ pub struct EvalArguments {
     #[arg(long, value_name = "PATCH")]
     patch: Option<PathBuf>,
     /// Take only the first records of the file
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one())]
     limit: Option<usize>,
     /// Measure the n-gram entropy over this many records, evenly spread; 0 leaves it out
     #[arg(long, value_name = "COUNT", default_value_t = ENTROPY_RECORDS_DEFAULT)]

@@ -149,7 +149,10 @@ fn compute(
     output: &Output,
 ) -> Result<Statistics, CommandError> {
     let layers = match &arguments.layers {
-        Some(layers) => layers.clone(),
+        Some(layers) => {
+            check_layers(layers, model)?;
+            layers.clone()
+        }
         None => match model.checkpoint.companion("memit.json")? {
             Some(bytes) => {
                 let path = model.checkpoint.folder().join("memit.json");
@@ -183,6 +186,14 @@ fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
         }
     }
     sum.ok_or_else(|| CommandError::new(ExitKind::Usage, "nothing to merge").hint("name the files to merge"))
+}
+
+/// The layers come by the command line, so that is what is wrong.
+fn check_layers(layers: &[usize], model: &Model) -> Result<(), CommandError> {
+    let count = model.network.config().layers;
+    let Some(missing) = layers.iter().find(|layer| **layer >= count) else { return Ok(()) };
+    let message = format!("`--layers` names {missing}, but the model has {count}, counted from 0");
+    Err(CommandError::new(ExitKind::Usage, message).hint("name layers that the model has"))
 }
 
 /// The files named, and those of the reference's names in the folders named.

@@ -324,7 +324,7 @@ fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     let meant: Vec<_> = held.entries.iter().filter(|entry| is_meant(entry, wanted, key.as_ref())).collect();
     if meant.is_empty() {
         let message = format!("`{name}` trusts no `{wanted}`");
-        return Err(CommandError::new(ExitKind::Conflict, message).hint(
+        return Err(CommandError::new(ExitKind::Usage, message).hint(
             "`mpatch trust list` shows the keys and their files; `trust revoke` works whoever trusts a key",
         ));
     }
@@ -357,7 +357,7 @@ fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     keys.dedup();
     if keys.is_empty() {
         let message = format!("no key `{wanted}` is known here");
-        return Err(CommandError::new(ExitKind::Conflict, message).hint(
+        return Err(CommandError::new(ExitKind::Usage, message).hint(
             "give the public key file: a fingerprint does not hold the key that must be written down",
         ));
     }
@@ -384,8 +384,8 @@ fn forget(line: &str) -> Result<TrustListReport, CommandError> {
     let forgotten = trust::forget(line)?;
     if forgotten == 0 {
         let message = format!("no patch of a line `{line}` is remembered");
-        return Err(CommandError::new(ExitKind::Conflict, message)
-            .hint("`mpatch show PATCH` tells the line of a patch"));
+        return Err(CommandError::new(ExitKind::Usage, message)
+            .hint("`mpatch trust list` shows the lines that are remembered"));
     }
     Ok(TrustListReport {
         title: format!("forgot which patch of the line {line} was the newest"),
