@@ -3,9 +3,12 @@
 
 mod material;
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use material::{lay_out, lay_out_signers, mpatch};
+use material::{SETTINGS, lay_out, lay_out_signers, mpatch};
 use serde_json::Value;
 
 /// What a command said that ended with `code`: the last three lines of standard error, and standard output.
@@ -74,4 +77,40 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         assert!(told[0].contains(error) && told[1].starts_with(hint), "{words}: {told:?}");
         assert_eq!((told[2].as_str(), printed.as_str()), ("unchanged", ""), "{words}");
     }
+}
+
+#[test]
+fn a_demo_that_is_interrupted_leaves_nothing_and_can_be_run_again() {
+    let place = tempfile::tempdir().unwrap();
+    let temporary = place.path().join("temporary");
+    fs::create_dir(&temporary).unwrap();
+    for (words, within) in [("demo --keep kept", place.path().join("kept")), ("demo", temporary.clone())] {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+        command.envs(SETTINGS).env("TMPDIR", &temporary).current_dir(place.path());
+        let command = command.args(words.split(' ')).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        // It is at work once the model lies there.
+        let is_begun = || walk(&within).unwrap_or_default().iter().any(|path| path.ends_with("facts.json"));
+        while !is_begun() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(signal.success());
+        let ended = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{stderr}");
+        assert!(stderr.ends_with("state: unchanged\n"), "{stderr}");
+        let left = walk(place.path()).unwrap();
+        assert_eq!(left, std::slice::from_ref(&temporary), "`{words}`");
+    }
+}
+
+/// Everything below `folder`, if it is there.
+fn walk(folder: &Path) -> Option<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).ok()?.flatten() {
+        found.push(entry.path());
+        found.extend(walk(&entry.path()).unwrap_or_default());
+    }
+    Some(found)
 }

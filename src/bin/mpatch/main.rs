@@ -47,7 +47,10 @@ fn run() -> ExitKind {
     let output = report::Output::new(arguments.output);
     match arguments.command.run(&output) {
         Ok(kind) => kind,
-        Err(error) => report::tell(&error),
+        Err(error) => {
+            interrupt::give_way();
+            report::tell(&error)
+        }
     }
 }
 
