@@ -256,6 +256,25 @@ pub fn remember(line: &Line, keys: &[Fingerprint], patch: PatchId) -> Result<(),
     change_lines(|known| keys.iter().filter(|key| known.record(line, **key, patch)).count()).map(|_| ())
 }
 
+/// Refuses to make a patch with a number that `key` has signed already, or gone past: to everybody who knows the line
+/// it would be a second story, or a rollback.
+pub fn check_new(line: &Line, key: Fingerprint) -> Result<(), CommandError> {
+    let Line { name, sequence } = line;
+    let lines = known_lines()?;
+    let problem = match lines.standing_of_new(line, key) {
+        Standing::First | Standing::Newer | Standing::Same => return Ok(()),
+        Standing::Conflicting(known) => format!("is taken: its key has signed patch {}", known.patch.short()),
+        Standing::Older(known) => format!("is behind: its key has signed number {}", known.sequence),
+        Standing::FarAhead => "is further ahead than any honest one".to_owned(),
+    };
+    let message = format!("number {sequence} of the line `{name}` {problem}");
+    let next = lines.next_sequence(name, key);
+    Err(CommandError::new(ExitKind::Rollback, message).hint(format!(
+        "leave `--sequence` out: the next number is {next}; `mpatch trust forget {}` forgets the line",
+        shell_word(name)
+    )))
+}
+
 /// Forgets a line; says how many keys had one of this name.
 pub fn forget(name: &str) -> Result<usize, CommandError> {
     change_lines(|known| known.forget(name))

@@ -3,8 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 use mpatch::sign::allowed_signers::{AllowedSigners, Entry, line_of, principal_of};
+use mpatch::sign::line::Known;
 use mpatch::sign::{Fingerprint, PublicKey, SshSig};
 use serde::Serialize;
 
@@ -32,7 +34,7 @@ pub struct TrustCommandArguments {
 enum Action {
     /// Trust a key: a public key file, a line or file of allowed signers, or the signer of a patch
     Add(AddArguments),
-    /// List the keys that are trusted, and those that are revoked
+    /// List the keys that are trusted, those that are revoked, and the lines of patches that are known
     List,
     /// Trust a key no longer, as if it had never been added
     Remove(ChangeArguments),
@@ -85,11 +87,24 @@ struct TrustListReport {
     keys: Vec<KeyReport>,
     /// Revoked keys, where they are asked for.
     revoked: Vec<KeyReport>,
+    /// Lines of patches, where they are asked for.
+    lines: Vec<KnownLineReport>,
     warnings: Vec<String>,
     #[serde(skip)]
     title: String,
     #[serde(skip)]
     next: Option<String>,
+}
+
+/// What is remembered of a line of patches.
+#[derive(Debug, Serialize)]
+struct KnownLineReport {
+    line: String,
+    key: Fingerprint,
+    /// The highest number seen.
+    sequence: u64,
+    /// Its patch.
+    patch: PatchId,
 }
 
 /// One key of a file.
@@ -289,12 +304,16 @@ fn list() -> Result<TrustListReport, CommandError> {
         }
     }
     let revoked = files.revoked().iter().map(|(file, key)| KeyReport::of_key(key, file)).collect();
+    let mut warnings = files.warnings().to_vec();
+    // A damaged file of lines is no reason to be without the list of keys.
+    let known = trust::known_lines().map_err(|error| warnings.push(error.message)).unwrap_or_default();
     let next = keys.is_empty().then(|| "mpatch trust add KEY.pub --principal NAME".to_owned());
     Ok(TrustListReport {
         title: format!("{}, {} revoked", count(keys.len(), "key"), files.revoked().len()),
         keys,
         revoked,
-        warnings: files.warnings().to_vec(),
+        lines: known.iter().map(KnownLineReport::of).collect(),
+        warnings,
         next,
         ..TrustListReport::new("list")
     })
@@ -393,6 +412,16 @@ fn forget(line: &str) -> Result<TrustListReport, CommandError> {
     })
 }
 
+impl KnownLineReport {
+    fn of((line, key, known): (&str, Fingerprint, Known)) -> Self {
+        Self { line: line.to_owned(), key, sequence: known.sequence, patch: known.patch }
+    }
+
+    fn row(&self) -> Vec<String> {
+        vec![self.line.clone(), self.sequence.to_string(), self.patch.short(), self.key.to_string()]
+    }
+}
+
 impl KeyReport {
     fn of(entry: &Entry, file: &str) -> Self {
         let mut remarks = Vec::new();
@@ -439,6 +468,7 @@ impl TrustListReport {
             file: None,
             keys: Vec::new(),
             revoked: Vec::new(),
+            lines: Vec::new(),
             warnings: Vec::new(),
             title: String::new(),
             next: None,
@@ -456,6 +486,10 @@ impl Report for TrustListReport {
             page.line("revoked:");
             let row = |key: &KeyReport| vec![key.key.to_string(), key.file.clone(), key.principals.clone()];
             page.table(&self.revoked.iter().map(row).collect::<Vec<_>>());
+        }
+        if !self.lines.is_empty() {
+            page.line("lines of patches, by the newest that is known:");
+            page.table(&self.lines.iter().map(KnownLineReport::row).collect::<Vec<_>>());
         }
         for warning in &self.warnings {
             page.line(&format!("warning: {warning}"));
