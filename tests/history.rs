@@ -435,6 +435,36 @@ fn the_command_that_is_suggested_works_as_it_stands() {
 }
 
 #[test]
+fn a_patch_is_taken_out_of_the_history_by_its_id_and_by_the_commit_that_brought_it() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    place.patch("one.safetensors", "two.mpatch", 2, "The Space Needle");
+    place.good("apply one.safetensors two.mpatch -o two.safetensors");
+    let id = |name: &str| Patch::decode(fs::read(place.path(name)).unwrap()).unwrap().id();
+    let [one, two] = ["one.mpatch", "two.mpatch"].map(id);
+    for file in ["one.mpatch", "two.mpatch"] {
+        fs::rename(place.path(file), place.path(&format!("hidden-{file}"))).unwrap();
+    }
+    assert!(place.good(&format!("show {}", one.short())).contains(&one.to_string()));
+    assert!(place.good(&format!("verify {two} --base two.safetensors")).contains("the patch is in it"));
+    place.good("revert two.safetensors HEAD -o back.safetensors --quiet");
+    assert!(
+        fs::read(place.path("back.safetensors")).unwrap() == fs::read(place.path("one.safetensors")).unwrap()
+    );
+    // That was recorded, and brought no patch; the commit before it did.
+    assert!(place.bad("verify HEAD", 2).contains("brought no patch"));
+    assert!(place.good("verify HEAD~1").contains(&two.short()));
+    assert!(place.bad("verify HEAD~3", 2).contains("brought no patch"), "it is the start");
+    // A signature is added to a copy.
+    assert!(place.bad("sign HEAD~1", 2).contains("with `-o`"));
+    place.bad("verify abc", 11);
+    // A file of that name wins.
+    fs::copy(place.path("hidden-one.mpatch"), place.path("HEAD~1")).unwrap();
+    assert!(place.good("verify HEAD~1").contains(&one.short()));
+}
+
+#[test]
 fn the_story_in_the_documents_is_what_happens() {
     let place = Place { folder: tempfile::tempdir().unwrap() };
     material::lay_out_editing(place.folder.path());

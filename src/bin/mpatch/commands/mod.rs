@@ -47,6 +47,7 @@ use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, recover};
 use mpatch::patch::Patch;
 
 use crate::error::{CommandError, ExitKind};
+use crate::history::recorded_patch;
 use crate::interrupt;
 use crate::report::{Output, shell_word};
 
@@ -80,9 +81,17 @@ pub fn read_input(path: &Path) -> Result<Vec<u8>, CommandError> {
     }
 }
 
+/// The patch of the history here that `path` names; a file of that name wins.
+fn patch_of_history(path: &Path) -> Result<Option<Patch>, CommandError> {
+    if is_stdin(path) || path.symlink_metadata().is_ok() {
+        return Ok(None);
+    }
+    recorded_patch(path)
+}
+
 /// Opens and checks a patch, whose sections stay in the file until they are wanted: a patch of many facts is large.
 ///
-/// Standard input is kept in a file without a name.
+/// Standard input is kept in a file without a name. Where there is no such file, it is a patch of the history here.
 pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
     let source = if path == Path::new(STDIN) {
         spooled(&mut std::io::stdin().lock())
@@ -91,7 +100,7 @@ pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
     } else if std::fs::metadata(path).is_ok_and(|about| about.is_file()) {
         FileSource::open(path)?
     } else {
-        // A pipe, or nothing at all.
+        // A pipe, or no file at all.
         return read_patch(path);
     };
     Patch::open(Arc::new(source)).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
@@ -103,8 +112,11 @@ fn spooled(input: &mut dyn Read) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Reads and checks a patch, all of it into memory.
+/// Reads and checks a patch, all of it into memory; or takes it from the history here.
 pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
+    if let Some(patch) = patch_of_history(path)? {
+        return Ok(patch);
+    }
     refuse_folder(path, A_PATCH)?;
     let bytes = read_input(path)?;
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
