@@ -363,7 +363,9 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
         refusal.says(&["`h.json`"]);
         refusal.says(&words);
     }
-    bench.create_refuses(" --layers 8", 3).says(&["`--layers`", "names 8", "the model has 8"]);
+    bench.create_refuses(" --layers 8", 2).says(&["`--layers`", "names 8", "the model has 8"]);
+    let stats = bench.refuses("stats facts.json --base model --layers 8 -o new.safetensors", 2);
+    stats.says(&["`--layers` names 8", "the model has 8"]);
     bench.create_refuses(" --hparams none.json", 11).says(&["`none.json`"]);
 }
 
@@ -386,7 +388,11 @@ fn contexts_that_are_no_templates_are_refused() {
 #[test]
 fn a_device_that_is_not_there_is_refused() {
     let bench = Bench::with_model();
-    bench.create_refuses(" --device tpu", 13).says(&["`tpu`", "`cpu`", "`cuda:N`"]);
+    bench.create_refuses(" --device cuda:99", 13).says(&["`cuda:99`", "`--device cpu`"]);
+    // What is no device anywhere is a slip on the command line, and so is none of the facts.
+    bench.create_refuses(" --device tpu", 2).says(&["'tpu'", "`cpu`", "`cuda:N`"]);
+    bench.create_refuses(" --limit 0", 2).says(&["'--limit <COUNT>'", "0 is not in 1.."]);
+    bench.refuses("eval facts.json --base model --limit 0", 2).says(&["'--limit <COUNT>'"]);
 }
 
 // Patches
@@ -550,6 +556,19 @@ fn an_output_that_exists_is_never_replaced() {
 }
 
 #[test]
+fn what_is_of_another_kind_is_named_with_what_is_expected() {
+    let bench = Bench::with_model();
+    lay_out(bench.folder.path());
+    for words in ["show gptj", "apply model.safetensors gptj", "verify gptj", "sign gptj"] {
+        bench.refuses(words, 11).says(&["cannot read `gptj`", "this is a folder: give a patch file"]);
+    }
+    bench.refuses("create gptj --base model", 11).says(&["this is a folder: give a file of facts"]);
+    bench.refuses("trust add gptj", 11).says(&["this is a folder: give a public key file"]);
+    let refused = bench.create_refuses(" --stats edits.mpatch", 3);
+    refused.says(&["give a file of statistics: `mpatch stats` makes them"]);
+}
+
+#[test]
 fn a_folder_that_is_read_only_is_refused_before_the_work() {
     let bench = Bench::with_patches();
     bench.write("facts.json", &fact("{} is", "Ann", "tall").to_string());
@@ -596,6 +615,7 @@ fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
     };
     let shown = run(&["show", "edits.mpatch"]);
     assert!(shown.contains("`stdout`") && shown.ends_with("state: unchanged\n"), "{shown}");
+    assert!(shown.contains("hint: free some space where the output goes, or send it elsewhere"), "{shown}");
     let applied = run(&["apply", "model.safetensors", "edits.mpatch", "-o", "new.safetensors"]);
     assert!(applied.contains("`stdout`") && applied.ends_with("state: applied\n"), "{applied}");
     assert!(bench.path("new.safetensors").exists());

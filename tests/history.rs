@@ -382,8 +382,91 @@ fn an_undone_checkout_in_place_tells_how_to_take_the_weights_back() {
     // A copy leaves the old model where it was, and what only names things moves no weights.
     place.good("checkout main~1 -o copy.safetensors");
     assert!(!place.good("undo").contains("only names"));
+    // Another checkpoint that was changed in place still is.
+    fs::copy(place.path("copy.safetensors"), place.path("other.safetensors")).unwrap();
+    place.good("checkout v1 --onto other.safetensors --in-place");
+    let said = place.good("undo");
+    let command = "checkout HEAD --onto other.safetensors --in-place";
+    let words = format!("other.safetensors stays as it is; `mpatch {command}` takes it along");
+    assert!(said.contains(&words), "{said}");
+    place.good(command);
+    place.good("undo");
     place.good("tag v2");
     assert!(!place.good("undo").contains("only names"));
+}
+
+#[test]
+fn the_command_that_is_suggested_works_as_it_stands() {
+    let place = Place::begun();
+    let suggested = |words: &str| {
+        let said = place.good(words);
+        said.lines().find_map(|line| line.strip_prefix("next: mpatch ")).unwrap().to_owned()
+    };
+    // What was allowed is asked for again.
+    let unsigned = place.unsigned("model.safetensors", 1, "The Eiffel Tower", "Rome");
+    fs::write(place.path("one.mpatch"), unsigned).unwrap();
+    let next = suggested("add one.mpatch --allow-unsigned");
+    assert_eq!(next, "checkout HEAD -o MODEL --allow-unsigned");
+    place.good(&next.replace("MODEL", "one.safetensors"));
+    // The state is named from where the head is now.
+    assert_eq!(suggested("checkout HEAD~1"), "checkout HEAD -o MODEL");
+    place.good("checkout main");
+    // `create` takes its model from the history that it is called in.
+    let said = place.good("init know --base model.safetensors");
+    assert!(said.ends_with("next: cd know && mpatch create FACTS -o edits.mpatch\n"), "{said}");
+    // A patch that was made on the base, too, is bound anew to the state after the other one.
+    place.patch("model.safetensors", "two.mpatch", 2, "The Space Needle");
+    for words in ["add two.mpatch", "apply one.safetensors two.mpatch"] {
+        let errors = place.bad(words, 6);
+        assert!(errors.contains("`mpatch rebase ") && errors.contains(" --after OTHER`"), "{errors}");
+    }
+    place.good("rebase two.mpatch --base one.safetensors --after one.mpatch -o bound.mpatch");
+    place.good("add bound.mpatch");
+    // A clone knows no model, and each command says how it takes one.
+    place.good("clone . mine");
+    for (words, way) in [
+        ("checkout HEAD -o x.safetensors --store mine", "`--onto CHECKPOINT`"),
+        ("bisect hello --expect world --store mine", "`--base MODEL`"),
+        ("status --store mine", "`mpatch status MODEL`"),
+    ] {
+        let errors = place.bad(words, 2);
+        assert!(errors.contains(way), "{words}: {errors}");
+    }
+    let errors = place.bad("push --to nowhere", 11);
+    assert!(errors.contains("hint: check the address: it must be a git repository"), "{errors}");
+    // The other side has patches there.
+    let errors = place.bad("push main --to mine --store know", 11);
+    assert!(errors.contains("`mpatch pull` first"), "{errors}");
+}
+
+#[test]
+fn a_patch_is_taken_out_of_the_history_by_its_id_and_by_the_commit_that_brought_it() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    place.patch("one.safetensors", "two.mpatch", 2, "The Space Needle");
+    place.good("apply one.safetensors two.mpatch -o two.safetensors");
+    let id = |name: &str| Patch::decode(fs::read(place.path(name)).unwrap()).unwrap().id();
+    let [one, two] = ["one.mpatch", "two.mpatch"].map(id);
+    for file in ["one.mpatch", "two.mpatch"] {
+        fs::rename(place.path(file), place.path(&format!("hidden-{file}"))).unwrap();
+    }
+    assert!(place.good(&format!("show {}", one.short())).contains(&one.to_string()));
+    assert!(place.good(&format!("verify {two} --base two.safetensors")).contains("the patch is in it"));
+    place.good("revert two.safetensors HEAD -o back.safetensors --quiet");
+    assert!(
+        fs::read(place.path("back.safetensors")).unwrap() == fs::read(place.path("one.safetensors")).unwrap()
+    );
+    // That was recorded, and brought no patch; the commit before it did.
+    assert!(place.bad("verify HEAD", 2).contains("brought no patch"));
+    assert!(place.good("verify HEAD~1").contains(&two.short()));
+    assert!(place.bad("verify HEAD~3", 2).contains("brought no patch"), "it is the start");
+    // A signature is added to a copy.
+    assert!(place.bad("sign HEAD~1", 2).contains("with `-o`"));
+    place.bad("verify abc", 11);
+    // A file of that name wins.
+    fs::copy(place.path("hidden-one.mpatch"), place.path("HEAD~1")).unwrap();
+    assert!(place.good("verify HEAD~1").contains(&one.short()));
 }
 
 #[test]

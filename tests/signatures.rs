@@ -579,6 +579,7 @@ fn a_damaged_memory_is_not_taken_for_none() {
     bench.patch_of_line("one.mpatch", 1, "first");
     bench.write("state/lines.json", "{\"schema\"");
     assert!(bench.run("apply model.safetensors one.mpatch", 3).contains("not a record of lines"));
+    assert!(bench.run("trust list", 0).contains("not a record of lines"));
 }
 
 // --------------------------------------------------------------------------------------------- creating and documents --
@@ -604,6 +605,19 @@ fn a_patch_is_signed_with_a_key_made_on_first_use_and_trusted_by_its_maker() {
     let made = bench.run(&format!("{create} --line world -o two.mpatch"), 0);
     assert!(made.contains("number 2 of the line world") && !made.contains("made that key"), "{made}");
     bench.run("apply model/model.safetensors one.mpatch -o late.safetensors", 8);
+    // A number that the key has signed is not signed again: neither work nor a file is begun.
+    for (number, words) in [
+        (2_u64, "is taken: its key has signed patch "),
+        (1, "is behind: its key has signed number 2"),
+        (1 << 40_u64, "is further ahead than any honest one"),
+    ] {
+        let words = format!("number {number} of the line `world` {words}");
+        let refused = bench.run(&format!("{create} --line world --sequence {number} -o again.mpatch"), 8);
+        assert!(refused.contains(&words) && refused.contains("the next number is 3"), "{refused}");
+        assert!(!bench.path("again.mpatch").exists());
+    }
+    let listed = bench.run("trust list", 0);
+    assert!(listed.contains("lines of patches") && listed.contains("\n  world  2  "), "{listed}");
     // A key that cannot sign does not cost the work.
     bench.write("absent.pub", format!("{}\n", PrivateKey::from_seed(&[5; 32], "").unwrap().public().line()));
     let kept = bench.run(&format!("{create} --key absent.pub -o three.mpatch"), 11);

@@ -75,6 +75,11 @@ pub fn choose(name: Option<&str>) -> Result<Choice, ModelError> {
     }
 }
 
+/// Whether `name` is that of a device, be it there or not.
+pub fn is_device_name(name: &str) -> bool {
+    name == "cpu" || index(name).is_ok()
+}
+
 /// The number in `cuda` or `cuda:N`.
 fn index(name: &str) -> Result<usize, ModelError> {
     let index = match name.strip_prefix("cuda") {

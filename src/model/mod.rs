@@ -24,13 +24,13 @@ pub use batch::{Batch, gather};
 pub use candle_core::{Device, Error as DeviceError};
 pub use config::Config;
 pub use device::{
-    Choice, CudaVersions, Gpu, choose, cuda_versions, device, device_name, gpu_of, gpus, is_out_of_memory,
-    memory_free, memory_taken,
+    Choice, CudaVersions, Gpu, choose, cuda_versions, device, device_name, gpu_of, gpus, is_device_name,
+    is_out_of_memory, memory_free, memory_taken,
 };
 pub use generate::{Sampling, generate};
 pub(crate) use network::target_gradient;
 pub use network::{Cache, Network, Site, log_softmax};
-pub use overlay::TensorEdit;
+pub use overlay::{TensorEdit, WayBack};
 pub(crate) use parallel::{in_halves, on_every_core, power_that_fits};
 pub use reverse::{Suffix, SuffixPass};
 pub use tokenizer::{END_OF_TEXT, Tokenizer};

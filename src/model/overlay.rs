@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::checkpoint::TensorInfo;
-use crate::factors::{Correction, FactorError, Term, Update};
+use crate::digest::TensorDigest;
+use crate::factors::{Correction, FactorError, Term, UndoLog, Update};
 use crate::tensor::Dtype;
 
 use super::{Model, ModelError, Network};
@@ -17,6 +18,17 @@ pub struct TensorEdit<'a> {
     pub terms: Vec<Term>,
     /// The bytes of its correction, where it has one.
     pub correction: Option<Vec<u8>>,
+    /// What takes all of that back, where the weights have it already.
+    pub way_back: Option<WayBack>,
+}
+
+/// What a tensor was before a patch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WayBack {
+    /// The bytes of its undo log.
+    pub undo: Vec<u8>,
+    /// Its digest.
+    pub before: TensorDigest,
 }
 
 impl Model {
@@ -28,7 +40,12 @@ impl Model {
         &self,
         edits: impl IntoIterator<Item = (&'a str, Vec<Term>)>,
     ) -> Result<Network, ModelError> {
-        self.with_edits(edits.into_iter().map(|(name, terms)| TensorEdit { name, terms, correction: None }))
+        self.with_edits(edits.into_iter().map(|(name, terms)| TensorEdit {
+            name,
+            terms,
+            correction: None,
+            way_back: None,
+        }))
     }
 
     /// As [`Model::with_terms`], for terms that are corrected after their rounding.
@@ -42,36 +59,24 @@ impl Model {
         self.with_series([edits])
     }
 
-    /// The model's network after several patches, one after the other, with a rounding after each.
+    /// The model's network after several patches, applied or taken back one after the other, with a rounding after
+    /// each.
     ///
     /// # Errors
-    /// As for [`Model::with_terms`].
+    /// As for [`Model::with_terms`]; [`ModelError::Tensor`] for one that did not come back to what it was.
     pub fn with_series<'a, E>(&self, patches: impl IntoIterator<Item = E>) -> Result<Network, ModelError>
     where
         E: IntoIterator<Item = TensorEdit<'a>>,
     {
         let mut changed: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
-        for TensorEdit { name, terms, correction } in patches.into_iter().flatten() {
+        for edit in patches.into_iter().flatten() {
+            let name = edit.name;
             let info = self.checkpoint.tensor(name)?;
-            let dtype = self.dtype(info)?;
-            let refuse = |source: FactorError| ModelError::Update { tensor: name.to_owned(), source };
-            let update = Update::new(terms).map_err(refuse)?;
-            let shape = [update.rows(), update.columns()];
-            if info.matrix_shape() != Some(shape.map(|size| size as u64)) {
-                let what = format!("has the shape {:?}, the update has {shape:?}", info.shape);
-                return Err(ModelError::Tensor { name: name.to_owned(), what });
-            }
             let mut bytes = match changed.remove(name) {
                 Some(bytes) => bytes,
                 None => self.checkpoint.read(info)?,
             };
-            update.apply_rows(dtype, 0..update.rows(), &mut bytes).map_err(refuse)?;
-            if let Some(correction) = correction {
-                let correction = Correction::parse(correction, dtype, update.rows(), update.columns());
-                let corrected = correction
-                    .and_then(|correction| correction.apply_rows(dtype, 0..update.rows(), &mut bytes));
-                corrected.map_err(refuse)?;
-            }
+            edit.carry_out(info, self.dtype(info)?, &mut bytes)?;
             changed.insert(name, bytes);
         }
         let mut network = self.network.clone();
@@ -88,5 +93,37 @@ impl Model {
             name: info.name.clone(),
             what: format!("has the type {}, which a patch cannot touch", info.dtype),
         })
+    }
+}
+
+impl TensorEdit<'_> {
+    /// Changes the tensor's bytes, all of them.
+    fn carry_out(self, info: &TensorInfo, dtype: Dtype, bytes: &mut [u8]) -> Result<(), ModelError> {
+        let Self { name, terms, correction, way_back } = self;
+        let refuse = |source: FactorError| ModelError::Update { tensor: name.to_owned(), source };
+        let update = Update::new(terms).map_err(refuse)?;
+        let (rows, columns) = (update.rows(), update.columns());
+        if info.matrix_shape() != Some([rows, columns].map(|size| size as u64)) {
+            let what = format!("has the shape {:?}, the update has {:?}", info.shape, [rows, columns]);
+            return Err(ModelError::Tensor { name: name.to_owned(), what });
+        }
+        let parse = |bytes| Correction::parse(bytes, dtype, rows, columns);
+        let correction = correction.map(parse).transpose().map_err(refuse)?;
+        let Some(WayBack { undo, before }) = way_back else {
+            update.apply_rows(dtype, 0..rows, bytes).map_err(refuse)?;
+            let corrected = correction.map(|correction| correction.apply_rows(dtype, 0..rows, bytes));
+            return corrected.transpose().map(drop).map_err(refuse);
+        };
+        // The last step there is the first step back.
+        let corrected = correction.map(|correction| correction.revert_rows(dtype, 0..rows, bytes));
+        corrected.transpose().map_err(refuse)?;
+        let undo = UndoLog::parse(undo, rows, columns).map_err(refuse)?;
+        undo.revert_rows(&update, dtype, 0..rows, bytes).map_err(refuse)?;
+        let found = TensorDigest::of(bytes);
+        if found == before {
+            return Ok(());
+        }
+        let what = format!("hashes to {found} with the patch taken back, the patch expects {before}");
+        Err(ModelError::Tensor { name: name.to_owned(), what })
     }
 }

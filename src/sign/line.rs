@@ -108,6 +108,14 @@ impl KnownLines {
 
     /// How `patch` stands to what is known.
     pub fn standing(&self, line: &Line, key: Fingerprint, patch: PatchId) -> Standing {
+        match self.standing_of_new(line, key) {
+            Standing::Conflicting(known) if known.patch == patch => Standing::Same,
+            standing => standing,
+        }
+    }
+
+    /// How a patch that is still to be made would stand to what is known.
+    pub fn standing_of_new(&self, line: &Line, key: Fingerprint) -> Standing {
         let known = self.get(&line.name, key);
         let step = line.sequence.saturating_sub(known.map_or(0, |known| known.sequence));
         match known {
@@ -115,9 +123,13 @@ impl KnownLines {
             None => Standing::First,
             Some(known) if line.sequence < known.sequence => Standing::Older(known),
             Some(known) if line.sequence > known.sequence => Standing::Newer,
-            Some(known) if known.patch == patch => Standing::Same,
             Some(known) => Standing::Conflicting(known),
         }
+    }
+
+    /// Every line with its key, and what is known of it.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Fingerprint, Known)> {
+        self.lines.iter().map(|((name, key), known)| (name.as_str(), *key, *known))
     }
 
     /// Remembers `patch` if it is news; says whether it was.

@@ -163,3 +163,16 @@ pub fn command() -> clap::Command {
 pub fn parse() -> Result<Arguments, clap::Error> {
     Arguments::from_arg_matches(&command().try_get_matches()?)
 }
+
+/// The command that the process's arguments name, as far as they name one.
+pub fn named() -> String {
+    let mut here = command();
+    let mut name = here.get_name().to_owned();
+    for word in std::env::args_os().skip(1) {
+        if let Some(next) = word.to_str().and_then(|word| here.find_subcommand(word)).cloned() {
+            name = format!("{name} {}", next.get_name());
+            here = next;
+        }
+    }
+    name
+}

@@ -76,7 +76,7 @@ pub fn write_arrivals(arrivals: &[ArrivalReport], page: &mut Page) {
     if arrivals.is_empty() {
         return;
     }
-    let patches = count(arrivals.len(), "new patch").replace("patchs", "patches");
+    let patches = count(arrivals.len(), "new patch");
     page.line(&match strange {
         0 => format!("{patches}, all signed by who is trusted here"),
         _ => format!("warning: {patches}, {strange} not trusted; `apply`, `checkout` and `merge` ask again"),

@@ -4,6 +4,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap::builder::RangedU64ValueParser;
 use mpatch::checkpoint::CheckpointError;
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
@@ -11,15 +12,17 @@ use mpatch::edit::kept::{FactorCache, ValueLog};
 use mpatch::edit::statistics::{Amount, Collected, Shard, Statistics, StatisticsFile, collect_part};
 use mpatch::facts::FactsFile;
 use mpatch::model::{
-    Device, Model, ModelError, Network, Precision, TensorEdit, choose, device_name, is_out_of_memory,
+    Device, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name, is_device_name,
+    is_out_of_memory,
 };
-use mpatch::patch::Patch;
+use mpatch::patch::{Patch, PatchError};
+use mpatch::verify::State;
 
-use crate::commands::{open_checkpoint, read_input};
-use crate::error::{CommandError, ExitKind, chain};
+use crate::commands::{open_checkpoint, read_input, refuse_folder};
+use crate::error::{CommandError, ExitKind, chain, output_hint};
 use crate::history::here;
 use crate::report::{Output, count};
-use crate::standing::model_path;
+use crate::standing::model_path_by;
 
 /// The model that a command runs, and where.
 #[derive(Debug, Args)]
@@ -37,8 +40,20 @@ pub struct ModelArguments {
 #[derive(Debug, Args)]
 pub struct DeviceArguments {
     /// Run on `cpu`, `cuda` or `cuda:N`; a GPU where there is one by default
-    #[arg(long)]
+    #[arg(long, value_parser = name_of_device)]
     pub device: Option<String>,
+}
+
+fn name_of_device(text: &str) -> Result<String, String> {
+    match is_device_name(text) {
+        true => Ok(text.to_owned()),
+        false => Err("expected `cpu`, `cuda` or `cuda:N`".to_owned()),
+    }
+}
+
+/// Reads the number of facts or records that are taken: at least one.
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 impl ModelArguments {
@@ -47,7 +62,7 @@ impl ModelArguments {
         let store = if self.base.is_none() { here(output)? } else { None };
         match (&self.base, store) {
             (Some(path), _) => Ok(path.clone()),
-            (None, Some(store)) => model_path(&store, None),
+            (None, Some(store)) => model_path_by("--base MODEL", &store, None),
             (None, None) => Err(CommandError::new(ExitKind::Usage, "there is no model to run")
                 .hint("give it with `--base MODEL`, or begin a history with `mpatch init --base MODEL`")),
         }
@@ -188,6 +203,9 @@ pub fn model_error(path: &Path, error: ModelError) -> CommandError {
             refused(ExitKind::Device, "try `--device cpu`; `mpatch doctor` tells more")
         }
         ModelError::Text { .. } => refused(ExitKind::Malformed, "shorten the text, or leave it out"),
+        ModelError::Update { .. } => {
+            refused(ExitKind::Malformed, "do not use this patch; `mpatch verify` tells more")
+        }
         _ => refused(ExitKind::Malformed, "`mpatch --help` tells what is expected"),
     }
 }
@@ -212,6 +230,12 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
                 .hint("mend this fact in the facts file, or leave it out")
         }
         EditError::Statistics { .. } => malformed(error).hint("`mpatch stats` makes statistics for a model"),
+        EditError::Hyperparameters { what }
+            if path == Path::new("--layers") && what.starts_with("`layers`") =>
+        {
+            CommandError::new(ExitKind::Usage, format!("`--layers`: {what}"))
+                .hint("name layers that the model has, in ascending order")
+        }
         EditError::Hyperparameters { .. } | EditError::Contexts { .. } => {
             let message = format!("`{}`: {error}", path.display());
             CommandError::new(ExitKind::Malformed, message).hint("mend the file, or leave the option out")
@@ -222,6 +246,20 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
                 .hint("give text in UTF-8, or JSON objects with a `text`, one document a line")
         }
         _ => malformed(error).hint("`mpatch stats` makes statistics anew, of more text"),
+    }
+}
+
+/// What was given as a file of statistics is refused.
+pub fn statistics_error(path: &Path, error: EditError) -> CommandError {
+    let is_another_file = matches!(
+        &error,
+        EditError::Checkpoint(CheckpointError::Header { .. } | CheckpointError::NotACheckpoint { .. })
+    );
+    let refused = edit_error(path, error);
+    if is_another_file {
+        refused.hint("give a file of statistics: `mpatch stats` makes them")
+    } else {
+        refused
     }
 }
 
@@ -237,6 +275,7 @@ pub fn excerpt(text: &str) -> String {
 /// Reads a facts file, or standard input for `-`; says which layout it is in, and what to beware of.
 pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<FactsFile, CommandError> {
     let name = path.to_string_lossy();
+    refuse_folder(path, "a file of facts")?;
     let mut facts =
         FactsFile::parse(&read_input(path)?).map_err(|error| CommandError::facts(&name, &error))?;
     facts.records.truncate(limit.unwrap_or(usize::MAX));
@@ -248,35 +287,57 @@ pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<
 }
 
 /// What a patch does to each tensor of one of its bindings.
-pub fn edits_of(patch: &Patch, binding: usize) -> Result<Vec<TensorEdit<'_>>, mpatch::patch::PatchError> {
+pub fn edits_of(patch: &Patch, binding: usize) -> Result<Vec<TensorEdit<'_>>, PatchError> {
     let tensors = patch.manifest().bindings[binding].tensors.iter().enumerate();
     let edit = tensors.map(|(index, tensor)| {
         let terms = tensor.terms.iter().map(|&index| patch.term(index)).collect::<Result<_, _>>()?;
         let correction = patch.correction(binding, index)?;
-        Ok(TensorEdit { name: &tensor.name, terms, correction })
+        Ok(TensorEdit { name: &tensor.name, terms, correction, way_back: None })
     });
     edit.collect()
 }
 
-/// `model` with `patch` on it; the model must be in the state that the patch is for.
-pub fn with_patch(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Network, CommandError> {
+/// What taking a patch back does to each tensor of one of its bindings.
+pub fn edits_back(patch: &Patch, binding: usize) -> Result<Vec<TensorEdit<'_>>, PatchError> {
+    let tensors = patch.manifest().bindings[binding].tensors.iter().enumerate();
+    let back = tensors.zip(edits_of(patch, binding)?).map(|((index, tensor), edit)| {
+        let way_back = WayBack { undo: patch.undo(binding, index)?, before: tensor.before };
+        Ok(TensorEdit { way_back: Some(way_back), ..edit })
+    });
+    back.collect()
+}
+
+/// A model without a patch and with it, whichever of the two its weights hold.
+pub struct BothStates {
+    /// What the weights hold.
+    pub held: State,
+    /// Without the patch.
+    pub before: Network,
+    /// With it.
+    pub after: Network,
+}
+
+/// `model` without `patch` and with it: the state that its weights are not in is made in memory.
+pub fn both_states(model: &Model, patch: &Patch, patch_path: &Path) -> Result<BothStates, CommandError> {
     let name = patch_path.to_string_lossy();
     let answer = mpatch::apply::plan(&model.checkpoint, patch)
         .map_err(|error| CommandError::operation(&name, error))?;
-    let binding = match answer {
-        mpatch::apply::Answer::Applies(plan) => plan.binding,
-        mpatch::apply::Answer::AlreadyApplied { .. } => {
-            let message = format!("`{name}` is already applied to `{}`", model.checkpoint.path().display());
-            return Err(CommandError::new(ExitKind::Conflict, message).hint("give the base itself"));
-        }
+    let (held, edits) = match answer {
+        mpatch::apply::Answer::Applies(plan) => (State::Base, edits_of(patch, plan.binding)),
+        mpatch::apply::Answer::AlreadyApplied { binding, .. } => (State::Edited, edits_back(patch, binding)),
         mpatch::apply::Answer::WrongBase(mismatch) => {
             let message = format!("`{name}` is not for `{}`: {mismatch}", model.checkpoint.path().display());
             let hint = format!("`mpatch show {name}` tells which base it is for");
             return Err(CommandError::new(ExitKind::WrongBase, message).hint(hint));
         }
     };
-    let edits = edits_of(patch, binding).map_err(|error| CommandError::patch(&name, &error))?;
-    model.with_edits(edits).map_err(|error| model_error(model.checkpoint.path(), error))
+    let edits = edits.map_err(|error| CommandError::patch(&name, &error))?;
+    let made = model.with_edits(edits).map_err(|error| model_error(model.checkpoint.path(), error))?;
+    let network = model.network.clone();
+    Ok(match held {
+        State::Base => BothStates { held, before: network, after: made },
+        State::Edited => BothStates { held, before: made, after: network },
+    })
 }
 
 /// The state that the model's weights are in; reads all of them.
@@ -442,7 +503,7 @@ pub fn find_statistics(
     output: &Output,
 ) -> Result<StatisticsFile, CommandError> {
     let inner = model.network.config().inner;
-    let open = |path: &Path| StatisticsFile::open(path).map_err(|error| edit_error(path, error));
+    let open = |path: &Path| StatisticsFile::open(path).map_err(|error| statistics_error(path, error));
     if let Some(path) = given {
         let file = open(path)?;
         file.check(base, inner, layers).map_err(|error| {
@@ -491,5 +552,5 @@ pub fn refuse_existing(path: &Path) -> Result<(), CommandError> {
     // A file that can be created here now can be created after hours of work, too.
     tempfile::tempfile_in(folder)
         .map(|_| ())
-        .map_err(|error| CommandError::io("create a file in", folder, &error))
+        .map_err(|error| CommandError::io("create a file in", folder, &error).hint(output_hint(&error)))
 }

@@ -288,7 +288,10 @@ impl From<CheckpointError> for CommandError {
         };
         let refused = Self::new(kind, chain(&error));
         match &error {
-            CheckpointError::Io { source, .. } => refused.hint(io_hint(source)),
+            CheckpointError::Io { action, source, .. } => refused.hint(match *action {
+                "read" | "open" | "list" | "examine" => io_hint(source),
+                _ => output_hint(source),
+            }),
             CheckpointError::OutputExists { .. } => {
                 refused.hint("choose another name with `-o`, or move it away")
             }
@@ -301,7 +304,7 @@ impl From<CheckpointError> for CommandError {
             }
             CheckpointError::Output { .. } => refused.hint("choose another name with `-o`"),
             CheckpointError::InPlace { .. } => refused.hint("leave `--in-place` out: a copy is as exact"),
-            CheckpointError::Space { source, .. } => refused.hint(io_hint(source)),
+            CheckpointError::Space { source, .. } => refused.hint(output_hint(source)),
             CheckpointError::NotDurable { .. } => {
                 refused.hint("check it with `mpatch verify` before you rely on it").after_the_work()
             }
@@ -337,13 +340,26 @@ pub fn io_hint(error: &std::io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::NotFound => "check the path",
         ErrorKind::AlreadyExists => "choose another name, or move it away",
+        ErrorKind::IsADirectory => "this is a folder: give a file",
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
+            "change its permissions, or name another one"
+        }
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or name another place",
+        _ => "nothing was changed; try again once the system allows it",
+    }
+}
+
+/// What to do when the system says no to a file that `-o` names.
+pub fn output_hint(error: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind;
+    match error.kind() {
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
             "choose a place that you may write to with `-o`, or change its permissions"
         }
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "free some space, or choose another place with `-o`"
         }
-        _ => "nothing was changed; try again once the system allows it",
+        _ => io_hint(error),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What the verbs of the history share: the store, who is at work, and words for commits.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
@@ -58,6 +59,43 @@ pub fn here(output: &Output) -> Result<Option<Store>, CommandError> {
     }
 }
 
+/// Shorter starts of ids are taken for slips.
+const ID_START_LENGTH_MIN: usize = 4;
+
+/// The patch that the history here has by this name: the start of its id, or a revision, for the patch that its commit
+/// brought.
+pub fn recorded_patch(name: &Path) -> Result<Option<Patch>, CommandError> {
+    // Without a history, or in one that is not to be trusted, a name is only that of a file.
+    let (Some(name), Ok(store)) = (name.to_str(), Store::discover(Path::new("."))) else { return Ok(None) };
+    let commits = store.commits()?;
+    let known: BTreeSet<PatchId> = commits.into_iter().flat_map(|commit| commit.series).collect();
+    let is_meant = |id: &&PatchId| name.len() >= ID_START_LENGTH_MIN && id.to_string().starts_with(name);
+    let id = match Vec::from_iter(known.iter().filter(is_meant))[..] {
+        [] => match store.resolve(name) {
+            Ok(commit) => brought_by(&store, commit)?,
+            Err(_) => return Ok(None),
+        },
+        [id] => *id,
+        [..] => {
+            let message = format!("`{name}` begins the ids of several patches");
+            return Err(CommandError::new(ExitKind::Usage, message).hint("give more of the id"));
+        }
+    };
+    Ok(Some(store.patch(id)?))
+}
+
+/// The patch that a commit has and the one before it has not.
+fn brought_by(store: &Store, id: CommitId) -> Result<PatchId, CommandError> {
+    let commit = store.commit(id)?;
+    let before = commit.parents.first().map(|parent| store.commit(*parent)).transpose()?;
+    let is_new = |patch: &&PatchId| before.as_ref().is_none_or(|before| !before.series.contains(patch));
+    commit.series.last().filter(is_new).copied().ok_or_else(|| {
+        let short = id.short();
+        CommandError::new(ExitKind::Usage, format!("the commit {short} brought no patch"))
+            .hint(format!("`mpatch show {short}` lists the patches of its state"))
+    })
+}
+
 impl From<StoreError> for CommandError {
     fn from(error: StoreError) -> Self {
         let (kind, hint) = match &error {
@@ -83,7 +121,7 @@ impl From<StoreError> for CommandError {
             StoreError::Recorded { .. } => (ExitKind::Conflict, "`mpatch log` tells which commit brought it"),
             StoreError::Misfit { .. } => (
                 ExitKind::WrongBase,
-                "make the patch on this state: `mpatch checkout HEAD -o MODEL` writes the weights to make it on",
+                "bind it to this state: `mpatch checkout HEAD -o MODEL` writes the weights, `mpatch rebase PATCH --base MODEL --after OTHER` binds it, with the patch that is in them",
             ),
             StoreError::Missing { .. } => (
                 ExitKind::Malformed,

@@ -3,8 +3,10 @@
 //! A command that changes files asks a flag before each block, and ends as after any error: with the old state. All
 //! others change nothing before their last step, so they end at once. A second signal does not wait.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
@@ -54,6 +56,54 @@ pub fn doing(work: Work) -> Doing {
     Doing { before: WORK.swap(work as u8, Ordering::SeqCst) }
 }
 
+/// Set while a signal is ending the process.
+static LEAVING: AtomicBool = AtomicBool::new(false);
+/// The folder of a command that is at work, see [`Passing`].
+static PASSING: Mutex<Option<PathBuf>> = Mutex::new(None);
+
+/// A folder that the command has made for itself. Unless it is kept in the end, it is removed with all that is in it,
+/// after an error, a panic and a signal alike.
+#[derive(Debug)]
+#[must_use]
+pub struct Passing;
+
+impl Passing {
+    /// `folder` has just been made.
+    pub fn begin(folder: PathBuf) -> Self {
+        *passing() = Some(folder);
+        Self
+    }
+
+    /// The work is done, and stays.
+    pub fn keep(self) {
+        passing().take();
+    }
+}
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        remove_passing();
+    }
+}
+
+fn passing() -> MutexGuard<'static, Option<PathBuf>> {
+    PASSING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn remove_passing() {
+    const ATTEMPTS: usize = 20;
+    // Held until the folder is gone, so that a signal does not end the process before.
+    let mut passing = passing();
+    let Some(folder) = passing.take() else { return };
+    for _ in 0..ATTEMPTS {
+        // After a signal `main` is still at work in there, and may add a file to what is being emptied.
+        if std::fs::remove_dir_all(&folder).is_ok() || folder.symlink_metadata().is_err() {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Set once the command is to end.
 pub fn stop_flag() -> Arc<AtomicBool> {
     Arc::clone(&STOP)
@@ -87,8 +137,18 @@ fn hear(signal: i32) {
     if work == Work::Finishing as u8 || (is_first && work != Work::Reading as u8) {
         return;
     }
+    LEAVING.store(true, Ordering::SeqCst);
+    remove_passing();
     let kind = report::stopped(exit_kind(), state_if_ended_now());
     leave(kind);
+}
+
+/// Waits for the end of the process where a signal is bringing it about: what fails meanwhile is its doing, and it has
+/// the word.
+pub fn give_way() {
+    while LEAVING.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
 }
 
 /// What the running command would leave behind if it ended here.

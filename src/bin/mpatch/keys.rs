@@ -232,6 +232,7 @@ impl Signer {
         let failed = |error: std::io::Error| CommandError::io("write in", &std::env::temp_dir(), &error);
         let public = PublicKey::parse(line).map_err(|error| {
             CommandError::new(ExitKind::Malformed, format!("git's `user.signingkey`: {error}"))
+                .hint("mend that setting, or name a key with `--key`")
         })?;
         let mut file = NamedTempFile::new().map_err(failed)?;
         writeln!(file, "{line}").and_then(|()| file.flush()).map_err(failed)?;

@@ -43,12 +43,15 @@ fn guarded(run: impl FnOnce() -> ExitKind) -> ExitKind {
 fn run() -> ExitKind {
     let arguments = match args::parse() {
         Ok(arguments) => arguments,
-        Err(error) => return report::usage(&error),
+        Err(error) => return report::usage(&error, &args::named()),
     };
     let output = report::Output::new(arguments.output);
     match arguments.command.run(&output) {
         Ok(kind) => kind,
-        Err(error) => output.failure(&error),
+        Err(error) => {
+            interrupt::give_way();
+            report::tell(&error)
+        }
     }
 }
 

@@ -110,6 +110,8 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
         command.args(["-c", setting]);
     });
     command.arg("-c").arg(format!("remote.{REMOTE}.url={address}"));
+    // Its words are read below, so they are to be the same everywhere.
+    command.env("LC_ALL", "C");
     let is_lfs = words.first() == Some(&"lfs");
     let answer = command.args(words).output().map_err(|error| match error.kind() {
         ErrorKind::NotFound => {
@@ -128,10 +130,13 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
         return Err(CommandError::new(ExitKind::Io, "there is no `git lfs`, which carries large patches")
             .hint("install git-lfs"));
     }
-    let hint = if words.first() == Some(&"push") {
-        "`mpatch pull` first, if the other side has gone on"
-    } else {
-        "check the address, and that you may read it"
+    let has_gone_on = ["fetch first", "non-fast-forward"].iter().any(|word| said.contains(word));
+    let hint = match words.first() {
+        Some(&"push") if has_gone_on => "the other side has gone on: `mpatch pull` first",
+        Some(&"push") => {
+            "check the address: it must be a git repository that you may write to; `git init --bare FOLDER` makes one"
+        }
+        _ => "check the address, and that you may read it",
     };
     Err(CommandError::new(ExitKind::Io, format!("git could not {}: {said}", words.first().unwrap_or(&"")))
         .hint(hint))

@@ -92,13 +92,24 @@ pub fn read_text(path: &Path) -> Result<Option<String>, CommandError> {
     })
 }
 
+/// A file of the user's cannot be written; where these lie is for variables to say.
+fn unwritable(action: &str, path: &Path, error: &std::io::Error) -> CommandError {
+    let refused = CommandError::io(action, path, error);
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => refused.hint(
+            "change its permissions, or set MPATCH_CONFIG_DIR and MPATCH_STATE_DIR to folders that you may write to",
+        ),
+        _ => refused,
+    }
+}
+
 /// Makes a folder of the user's, which others cannot look into.
 pub fn make_folder(folder: &Path) -> Result<(), CommandError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(folder)
-        .map_err(|error| CommandError::io("create", folder, &error))
+        .map_err(|error| unwritable("create", folder, &error))
 }
 
 /// Does `work` while no other mpatch changes files in `folder`, which is made if need be.
@@ -108,7 +119,7 @@ pub fn with_lock<T>(
 ) -> Result<T, CommandError> {
     make_folder(folder)?;
     let path = folder.join(".lock");
-    let failed = |error: std::io::Error| CommandError::io("lock", &path, &error);
+    let failed = |error: std::io::Error| unwritable("lock", &path, &error);
     let mut options = OpenOptions::new();
     let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
     file.lock().map_err(failed)?;
@@ -117,7 +128,7 @@ pub fn with_lock<T>(
 
 /// Replaces `path` by a file with `bytes`, in one step; it keeps its mode, and a link its target.
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
-    let failed = |error: std::io::Error| CommandError::io("write", path, &error);
+    let failed = |error: std::io::Error| unwritable("write", path, &error);
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let mut file = temporary(&target, bytes).map_err(failed)?;
     if let Ok(metadata) = std::fs::metadata(&target) {
@@ -129,7 +140,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
 
 /// Writes a new file that only its owner can read; says whether it did, or there was one already.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
-    let failed = |error: std::io::Error| CommandError::io("write", path, &error);
+    let failed = |error: std::io::Error| unwritable("write", path, &error);
     match temporary(path, bytes).map_err(failed)?.persist_noclobber(path) {
         Ok(_) => sync_folder(path).map(|()| true).map_err(failed),
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),

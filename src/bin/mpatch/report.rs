@@ -4,6 +4,8 @@
 //! Whatever stands on a page has been escaped, so that text from a stranger's patch can neither move the cursor nor
 //! pass for something else. Results go to stdout; errors, notes and progress go to stderr.
 
+mod failure;
+
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,8 +15,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use crate::args::OutputArguments;
-use crate::error::{CommandError, ExitKind, State};
+use crate::error::{CommandError, ExitKind};
 use crate::interrupt::state_if_ended_now;
+
+pub use failure::{stopped, tell, usage};
 
 /// What a command found or did.
 pub trait Report: Serialize {
@@ -48,6 +52,9 @@ pub struct Output {
 impl Output {
     /// An output that speaks as the arguments and the terminal ask.
     pub fn new(arguments: OutputArguments) -> Self {
+        if arguments.json {
+            failure::owe_document();
+        }
         let colour = std::io::stdout().is_terminal() && colour_wanted();
         Self { json: arguments.json, quiet: arguments.quiet, colour, silent: false }
     }
@@ -106,35 +113,23 @@ impl Output {
         Some(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
     }
 
-    /// Prints text that is a program's input rather than a report.
-    pub fn raw(&self, bytes: &[u8]) -> Result<(), CommandError> {
-        let mut stdout = std::io::stdout().lock();
-        match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
-            // Whoever reads has read enough.
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                Err(CommandError::io("write to", "stdout".as_ref(), &error))
-            }
-            _ => Ok(()),
+    /// Prints text that is a program's input rather than a report, which `what` says; JSON cannot be asked for.
+    pub fn raw(&self, bytes: &[u8], what: &str) -> Result<(), CommandError> {
+        if self.json {
+            return Err(CommandError::new(ExitKind::Usage, format!("{what} is not printed as JSON"))
+                .hint("leave `--json` out"));
         }
+        raw(bytes)
     }
 
     fn print(&self, text: &str) -> Result<(), CommandError> {
         if self.silent {
             return Ok(());
         }
-        self.raw(text.as_bytes())
-    }
-
-    /// Prints why the command failed; the last line is for programs.
-    pub fn failure(&self, error: &CommandError) -> ExitKind {
-        let stderr_colour = std::io::stderr().is_terminal() && colour_wanted();
-        let label = if stderr_colour { "\u{1b}[1;31merror:\u{1b}[0m" } else { "error:" };
-        say(&format!("{label} {}", escaped(&error.message)));
-        if let Some(hint) = &error.hint {
-            say(&format!("hint: {}", escaped(hint)));
+        if self.json {
+            failure::document_is_printed();
         }
-        say(&format!("state: {}", error.state.name()));
-        error.kind
+        raw(text.as_bytes())
     }
 
     /// A bar over `total` bytes of work.
@@ -154,33 +149,31 @@ impl Output {
     }
 }
 
+/// Prints bytes as they are.
+fn raw(bytes: &[u8]) -> Result<(), CommandError> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(bytes).and_then(|()| stdout.flush()) {
+        // Whoever reads has read enough.
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(CommandError::io("write to", "stdout".as_ref(), &error)
+                .hint("free some space where the output goes, or send it elsewhere"))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes a line to stderr; when nobody listens there is nobody to tell.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
+fn stderr_colour() -> bool {
+    std::io::stderr().is_terminal() && colour_wanted()
+}
+
 fn colour_wanted() -> bool {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
-}
-
-/// Prints what clap has to say: help and versions, or what is wrong with the command line.
-pub fn usage(error: &clap::Error) -> ExitKind {
-    // Help into a closed pipe is help enough.
-    let _ = error.print();
-    if !error.use_stderr() {
-        return ExitKind::Done;
-    }
-    say("state: unchanged");
-    ExitKind::Usage
-}
-
-/// Says that a signal ended the command, and what it leaves behind.
-pub fn stopped(kind: ExitKind, state: State) -> ExitKind {
-    say(&format!("error: {}", kind.meaning()));
-    say("hint: run the same command again to begin anew");
-    say(&format!("state: {}", state.name()));
-    kind
 }
 
 /// From here on a panic says that it is a bug of mpatch, and where.
@@ -190,11 +183,11 @@ pub fn announce_panics() {
         let words = payload.downcast_ref::<String>().map(String::as_str);
         let words = words.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        say(&format!("error: mpatch has a bug: {} ({})", escaped(words), escaped(&place)));
-        say(
-            "hint: please report it, with the command and this message; files are replaced only when complete",
+        let bug = CommandError::new(ExitKind::Bug, format!("mpatch has a bug: {words} ({place})"));
+        let bug = bug.hint(
+            "please report it, with the command and this message; files are replaced only when complete",
         );
-        say(&format!("state: {}", state_if_ended_now().name()));
+        tell(&CommandError { state: state_if_ended_now(), ..bug });
     }));
 }
 
@@ -400,7 +393,11 @@ pub fn size(bytes: u64) -> String {
 
 /// `count` with its noun.
 pub fn count(count: usize, noun: &str) -> String {
-    let plural = if count == 1 { "" } else { "s" };
+    let plural = match noun {
+        _ if count == 1 => "",
+        _ if noun.ends_with("ch") => "es",
+        _ => "s",
+    };
     format!("{count} {noun}{plural}")
 }
 

@@ -12,14 +12,21 @@ use crate::error::{CommandError, ExitKind};
 use crate::history::CommitReport;
 use crate::report::{Output, count};
 
-/// The checkpoint that was given, or the one that the history remembers.
+/// The checkpoint that was given with `--onto`, or the one that the history remembers.
 pub fn model_path(store: &Store, given: Option<&Path>) -> Result<PathBuf, CommandError> {
+    model_path_by("--onto CHECKPOINT", store, given)
+}
+
+/// The checkpoint that was given, in the `way` that the command has for it, or the one that the history remembers.
+pub fn model_path_by(way: &str, store: &Store, given: Option<&Path>) -> Result<PathBuf, CommandError> {
     if let Some(path) = given {
         return Ok(path.to_owned());
     }
     let Some(model) = store.view()?.model else {
         return Err(CommandError::new(ExitKind::Usage, "this history does not know where its model is")
-            .hint("name a checkpoint, e.g. `mpatch status MODEL`"));
+            .hint(format!(
+                "name it with `{way}`; `mpatch checkout` and `apply` remember where their results lie"
+            )));
     };
     Ok(shown(&store.folder().join(model)))
 }

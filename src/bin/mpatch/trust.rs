@@ -54,6 +54,21 @@ pub struct TrustArguments {
     pub signature: Vec<PathBuf>,
 }
 
+impl TrustArguments {
+    /// The arguments as they were given, each with a blank before it.
+    fn words(&self) -> String {
+        let flags = [
+            (self.allow_unsigned, "unsigned"),
+            (self.allow_unknown, "unknown"),
+            (self.allow_expired, "expired"),
+            (self.allow_rollback, "rollback"),
+        ];
+        let flags = flags.into_iter().filter(|(given, _)| *given).map(|(_, what)| format!(" --allow-{what}"));
+        let files = self.signature.iter().map(|file| format!(" --signature {}", shell_word(file)));
+        flags.chain(files).collect()
+    }
+}
+
 /// What there is to know of trust: the user's files, the project's, and git's.
 #[derive(Debug, Default)]
 pub struct TrustFiles {
@@ -90,6 +105,9 @@ pub struct TrustReport {
     pub policy: Option<Policy>,
     /// What the user had to allow for this patch, e.g. `unsigned`.
     pub allowed: Vec<&'static str>,
+    /// The user's own words for that, at the end of a suggested command that will ask again: ` --allow-unsigned`.
+    #[serde(skip)]
+    pub words: String,
 }
 
 /// What a command tells of a patch's line.
@@ -197,7 +215,7 @@ fn judge_with(
         known: keys.iter().filter_map(|key| known.get(&line.name, *key)).map(|known| known.sequence).max(),
     });
     let policy = files.has_policy.then(|| files.policy.clone());
-    let report = TrustReport { judgement, line: line_report, policy, allowed };
+    let report = TrustReport { judgement, line: line_report, policy, allowed, words: arguments.words() };
     let minimal_rung = files.policy.minimal_rung;
     Ok(Judged { report, patch: patch.id(), line, keys, refusal, minimal_rung })
 }
@@ -237,6 +255,25 @@ impl Judged {
 /// Remembers `patch` as the newest of its line, for each of `keys`.
 pub fn remember(line: &Line, keys: &[Fingerprint], patch: PatchId) -> Result<(), CommandError> {
     change_lines(|known| keys.iter().filter(|key| known.record(line, **key, patch)).count()).map(|_| ())
+}
+
+/// Refuses to make a patch with a number that `key` has signed already, or gone past: to everybody who knows the line
+/// it would be a second story, or a rollback.
+pub fn check_new(line: &Line, key: Fingerprint) -> Result<(), CommandError> {
+    let Line { name, sequence } = line;
+    let lines = known_lines()?;
+    let problem = match lines.standing_of_new(line, key) {
+        Standing::First | Standing::Newer | Standing::Same => return Ok(()),
+        Standing::Conflicting(known) => format!("is taken: its key has signed patch {}", known.patch.short()),
+        Standing::Older(known) => format!("is behind: its key has signed number {}", known.sequence),
+        Standing::FarAhead => "is further ahead than any honest one".to_owned(),
+    };
+    let message = format!("number {sequence} of the line `{name}` {problem}");
+    let next = lines.next_sequence(name, key);
+    Err(CommandError::new(ExitKind::Rollback, message).hint(format!(
+        "leave `--sequence` out: the next number is {next}; `mpatch trust forget {}` forgets the line",
+        shell_word(name)
+    )))
 }
 
 /// Forgets a line; says how many keys had one of this name.
@@ -350,7 +387,7 @@ impl Case<'_> {
             }
             Answer::Unknown => {
                 let hint = format!(
-                    "compare the key's fingerprint with its owner's, then `mpatch trust add {word}`; or `--allow-unknown`"
+                    "compare the key's fingerprint with its owner's, then `mpatch trust add {word} --principal NAME`; or `--allow-unknown`"
                 );
                 let what = match judgement.keys(Answer::Unknown).first() {
                     Some(key) => format!("is signed with the unknown key {key}"),

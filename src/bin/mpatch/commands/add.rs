@@ -40,6 +40,9 @@ pub struct AddArguments {
 struct AddReport {
     branch: Option<String>,
     commits: Vec<CommitReport>,
+    /// What `checkout` will ask for again.
+    #[serde(skip)]
+    trust: String,
 }
 
 /// Records the patches, all or none.
@@ -62,7 +65,8 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
     let view = store.view()?;
     let report = |id| Ok(CommitReport::new(store.commit(id)?, &view));
     let commits = made.into_iter().map(report).collect::<Result<_, CommandError>>();
-    let report = AddReport { branch: branch_of(&view).map(str::to_owned), commits: commits? };
+    let trust = judgements.first().map(|judged| judged.report.words.clone()).unwrap_or_default();
+    let report = AddReport { branch: branch_of(&view).map(str::to_owned), commits: commits?, trust };
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
@@ -79,6 +83,6 @@ impl Report for AddReport {
     }
 
     fn next(&self) -> Option<String> {
-        Some("mpatch checkout HEAD -o MODEL".to_owned())
+        Some(format!("mpatch checkout HEAD -o MODEL{}", self.trust))
     }
 }

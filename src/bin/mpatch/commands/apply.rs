@@ -65,8 +65,9 @@ fn wrong_base(change: &Change, mismatch: &Mismatch) -> CommandError {
         "somebody stopped half-way here: begin again with a fresh copy of the base".to_owned()
     } else {
         let patch = patch_word(&change.patch_path);
+        let base = shell_word(change.checkpoint.path());
         format!(
-            "`mpatch show {patch}` tells which base it is for; get that base, or have the patch made for this one"
+            "`mpatch show {patch}` tells which base it is for; where that is this one without other patches, `mpatch rebase {patch} --base {base} --after OTHER` binds it anew"
         )
     };
     CommandError::new(ExitKind::WrongBase, message).hint(hint)

@@ -9,7 +9,7 @@ use mpatch::patch::manifest::Fact;
 use mpatch::verify::State;
 use serde::Serialize;
 
-use crate::editing::{DeviceArguments, model_error, open_model, read_facts, with_patch};
+use crate::editing::{DeviceArguments, both_states, model_error, open_model, read_facts};
 use crate::error::CommandError;
 use crate::report::{Output, count};
 
@@ -45,7 +45,7 @@ pub fn check(
 ) -> Result<BehaviourEvidence, CommandError> {
     let model = open_model(base, &device.find(output)?, output)?;
     let network = match state {
-        State::Base => with_patch(&model, patch, patch_path)?,
+        State::Base => both_states(&model, patch, patch_path)?.after,
         State::Edited => model.network.clone(),
     };
     let records = match records {

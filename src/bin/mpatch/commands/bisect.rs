@@ -1,24 +1,26 @@
 //! `mpatch bisect`: which patch made the model say it, found by asking the model.
 //!
-//! The states along a series are run in memory, bit for bit as `checkout` would write them; no file is written. Half
-//! of what is left is ruled out by each question, so n patches take about log2(n) of them.
+//! The states along a series are run in memory, bit for bit as `checkout` would write them, and from whichever state the
+//! model is in: what it has and a state lacks is taken back by its undo logs. No file is written. Half of what is left
+//! is ruled out by each question, so n patches take about log2(n) of them.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::evaluate::continuation;
 use mpatch::model::{Model, Network, TensorEdit};
 use mpatch::patch::Patch;
-use mpatch::store::{Atlas, CommitId, Standing, Store};
+use mpatch::store::{Atlas, CommitId, Step, Store, StoreError, way};
 use serde::Serialize;
 
 use super::open_checkpoint;
-use crate::editing::{DeviceArguments, edits_of, excerpt, model_error, open_model};
+use crate::editing::{DeviceArguments, edits_back, edits_of, excerpt, model_error, open_model};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, message};
 use crate::report::{Output, Page, Report, count};
-use crate::standing::{locate, model_path};
+use crate::standing::{locate, model_path_by, series_at};
 
 /// Arguments of `bisect`.
 #[derive(Debug, Args)]
@@ -36,7 +38,7 @@ pub struct BisectArguments {
     /// Search the patches of this state
     #[arg(long, value_name = "REVISION", default_value = "HEAD")]
     rev: String,
-    /// Run this model, at the base or any earlier state, instead of the one that the history remembers
+    /// Run this model, in any state of the history, instead of the one that it remembers
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
     /// Continue by this many tokens
@@ -86,26 +88,26 @@ pub fn run(arguments: &BisectArguments, output: &Output) -> Result<ExitKind, Com
     let store = arguments.store.open()?;
     let id = store.resolve(&arguments.rev)?;
     let series = store.commit(id)?.series;
-    let path = model_path(&store, arguments.base.as_deref())?;
+    let path = model_path_by("--base MODEL", &store, arguments.base.as_deref())?;
     let atlas = store.atlas()?;
     let start = start(&atlas, &path, &series, output)?;
     let model = open_model(&path, &arguments.device.find(output)?, output)?;
-    let patches = series.iter().map(|id| store.patch(*id)).collect::<Result<Vec<_>, _>>()?;
+    let needed = start.iter().chain(&series).map(|id| Ok((*id, store.patch(*id)?)));
+    let patches = needed.collect::<Result<_, CommandError>>()?;
     let mut search = Search {
         arguments,
         atlas: &atlas,
         model: &model,
+        start: &start,
         series: &series,
         patches: &patches,
-        start,
         asked: vec![],
     };
     let found = match search.find()? {
         None => Found::Never,
         Some(0) => Found::Before,
-        Some(patches_in) if patches_in == start => Found::Before,
         Some(patches_in) => {
-            let patch = &patches[patches_in - 1];
+            let patch = &patches[&series[patches_in - 1]];
             let words = message(patch.manifest(), patch.id(), None, vec![]);
             let commit = brought_by(&store, id, patch.id())?;
             Found::Patch { patch: patch.id(), title: words.title, facts: words.facts, commit }
@@ -122,26 +124,16 @@ pub fn run(arguments: &BisectArguments, output: &Output) -> Result<ExitKind, Com
     Ok(if is_found { ExitKind::Done } else { ExitKind::Differs })
 }
 
-/// How many patches of the series the model has; it must be on the way to the series' end.
+/// The patches that the model has, as its digests show.
 fn start(
     atlas: &Atlas,
-    path: &std::path::Path,
+    path: &Path,
     series: &[PatchId],
     output: &Output,
-) -> Result<usize, CommandError> {
+) -> Result<Vec<PatchId>, CommandError> {
     let checkpoint = open_checkpoint(path, output)?;
     let located = locate(atlas, &checkpoint, false, output)?;
-    if let Standing::At(found) = &located.standing {
-        let on_the_way = found.iter().map(|&index| &atlas.known()[index].series);
-        let on_the_way = on_the_way.filter(|known| series.starts_with(known)).map(Vec::len).min();
-        if let Some(patches) = on_the_way {
-            return Ok(patches);
-        }
-    }
-    // What is wrong with it, or only that it is elsewhere.
-    crate::standing::series_at(atlas, &located.standing, path, series)?;
-    let message = format!("`{}` is in a state that does not lead to this one", path.display());
-    Err(CommandError::new(ExitKind::WrongBase, message).hint("give the base itself with `--base MODEL`"))
+    series_at(atlas, &located.standing, path, series)
 }
 
 /// The first commit that has the patch.
@@ -154,10 +146,11 @@ struct Search<'a> {
     arguments: &'a BisectArguments,
     atlas: &'a Atlas,
     model: &'a Model,
-    series: &'a [PatchId],
-    patches: &'a [Patch],
     /// Patches that the model has as it lies on the disk.
-    start: usize,
+    start: &'a [PatchId],
+    series: &'a [PatchId],
+    /// Those of both.
+    patches: &'a BTreeMap<PatchId, Patch>,
     asked: Vec<Asked>,
 }
 
@@ -168,10 +161,10 @@ impl Search<'_> {
         if !self.ask(end)? {
             return Ok(None);
         }
-        if end == self.start || self.ask(self.start)? {
-            return Ok(Some(self.start));
+        if end == 0 || self.ask(0)? {
+            return Ok(Some(0));
         }
-        let (mut silent, mut saying) = (self.start, end);
+        let (mut silent, mut saying) = (0, end);
         while saying - silent > 1 {
             let middle = silent + (saying - silent) / 2;
             match self.ask(middle)? {
@@ -197,21 +190,33 @@ impl Search<'_> {
         Ok(holds)
     }
 
-    /// The model with the first `patches` of the series in it.
+    /// The model with the first `patches` of the series in it, and no others.
     fn network(&self, patches: usize) -> Result<Network, CommandError> {
-        let edits = (self.start..patches).map(|index| self.edits(index));
+        let mut here = self.start.to_vec();
+        let steps = way(self.start, &self.series[..patches]);
+        let edits = steps.into_iter().map(|step| self.edits(step, &mut here));
         let edits = edits.collect::<Result<Vec<_>, _>>()?;
         self.model.with_series(edits).map_err(|error| model_error(self.model.checkpoint.path(), error))
     }
 
-    /// The terms of one patch, by the binding that its place in the series asks for.
-    fn edits(&self, index: usize) -> Result<Vec<TensorEdit<'_>>, CommandError> {
-        let patch = &self.patches[index];
-        let bindings = &patch.manifest().bindings;
-        let before = self.atlas.state_after(&self.series[..index]).cloned().unwrap_or_default();
-        let misfit = |misfit| mpatch::store::StoreError::Misfit { patch: patch.id(), misfit };
-        let binding = before.binding(self.atlas.base(), bindings).map_err(misfit)?;
-        edits_of(patch, binding).map_err(|error| CommandError::patch(&patch.id().short(), &error))
+    /// What one step from the state after `here` does, by the binding that its place in the series asks for.
+    fn edits(&self, step: Step, here: &mut Vec<PatchId>) -> Result<Vec<TensorEdit<'_>>, CommandError> {
+        let (Step::Apply(id) | Step::Revert(id)) = step;
+        if let Step::Revert(_) = step {
+            here.pop();
+        }
+        let patch = &self.patches[&id];
+        let without = self.atlas.state_after(here).cloned().unwrap_or_default();
+        let misfit = |misfit| StoreError::Misfit { patch: id, misfit };
+        let binding = without.binding(self.atlas.base(), &patch.manifest().bindings).map_err(misfit)?;
+        let edits = match step {
+            Step::Apply(_) => {
+                here.push(id);
+                edits_of(patch, binding)
+            }
+            Step::Revert(_) => edits_back(patch, binding),
+        };
+        edits.map_err(|error| CommandError::patch(&id.short(), &error))
     }
 }
 
@@ -227,7 +232,8 @@ impl Report for BisectReport {
                 format!("│{}", asked.said),
             ]
         };
-        page.title(&format!("asked {} over {} patches", count(self.asked.len(), "time"), self.patches));
+        let (times, patches) = (count(self.asked.len(), "time"), count(self.patches, "patch"));
+        page.title(&format!("asked {times} over {patches}"));
         page.table(&self.asked.iter().map(row).collect::<Vec<_>>());
         page.blank();
         match &self.found {

@@ -188,7 +188,9 @@ impl Report for CheckoutReport {
                 shell_word(&moved.to)
             )),
             (Some(_), false) => Some("mpatch status".to_owned()),
-            (None, _) => Some(format!("mpatch checkout {revision} -o MODEL")),
+            // From the new head, `HEAD~1` would be another state.
+            (None, false) => Some("mpatch checkout HEAD -o MODEL".to_owned()),
+            (None, true) => Some(format!("mpatch checkout {revision} -o MODEL")),
         }
     }
 }

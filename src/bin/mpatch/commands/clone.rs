@@ -119,8 +119,7 @@ impl Report for CloneReport {
     fn write(&self, page: &mut Page) {
         let folder = self.folder.display();
         let (commits, tags) = (count(self.commits, "commit"), count(self.tags, "tag"));
-        let branches =
-            if self.branches == 1 { "1 branch".to_owned() } else { format!("{} branches", self.branches) };
+        let branches = count(self.branches, "branch");
         page.title(&format!("cloned into {folder}: {commits}, {branches}, {tags}, every patch checked"));
         write_arrivals(&self.patches, page);
         self.head.write(page, Some(&self.branch), 5);

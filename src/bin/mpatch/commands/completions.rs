@@ -24,5 +24,5 @@ pub struct CompletionsArguments {
 pub fn run(arguments: CompletionsArguments, output: &Output) -> Result<(), CommandError> {
     let mut script = Vec::new();
     clap_complete::generate(arguments.shell, &mut args::command(), "mpatch", &mut script);
-    output.raw(&script)
+    output.raw(&script, "a shell's script")
 }

@@ -12,7 +12,7 @@ use mpatch::model::Precision;
 use mpatch::patch::manifest::{About, Line};
 use serde::Serialize;
 
-use crate::editing::{ModelArguments, arithmetic, read_facts, refuse_existing};
+use crate::editing::{ModelArguments, arithmetic, at_least_one, read_facts, refuse_existing};
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::{Work, doing};
 use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds, precision};
@@ -46,7 +46,7 @@ pub struct CreateArguments {
     #[arg(long)]
     dry_run: bool,
     /// Take only the first facts of the file
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one())]
     limit: Option<usize>,
     /// What the patch says about itself.
     #[command(flatten)]
@@ -75,7 +75,12 @@ impl LineArguments {
     fn place(&self, signer: Option<&Signer>) -> Result<Option<Line>, CommandError> {
         let Some(name) = self.line.clone() else { return Ok(None) };
         let sequence = match (self.sequence, signer) {
-            (Some(sequence), _) => sequence,
+            (Some(sequence), None) => sequence,
+            (Some(sequence), Some(signer)) => {
+                let line = Line { name, sequence };
+                trust::check_new(&line, signer.public().fingerprint())?;
+                return Ok(Some(line));
+            }
             (None, Some(signer)) => trust::known_lines()?.next_sequence(&name, signer.public().fingerprint()),
             (None, None) => {
                 let message = "without a signature nothing is known of the line, not even its next number";
@@ -120,11 +125,12 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
         let facts = facts.records.len();
         return output.report(&EstimateReport { facts, device: arithmetic(&model), estimate });
     }
-    let base = Prepared::new(&model, &arguments.recipe, None, output)?;
-    // A key that cannot be used is found now, not after the hours that the values take.
+    // A key that cannot be used, or a number that is taken, is found now, not after the hours that the values take.
     let signer = arguments.signing.signer()?;
+    let line = arguments.line.place(signer.as_ref())?;
+    let base = Prepared::new(&model, &arguments.recipe, None, output)?;
     let mut job = base.job(&facts, &arguments.recipe, arguments.about.about());
-    job.line = arguments.line.place(signer.as_ref())?;
+    job.line = line;
     let log = job.value_log(output);
     let mut made = job.make(log.as_ref(), output)?;
     // Not worth stopping any more.

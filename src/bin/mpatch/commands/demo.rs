@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::args::{Arguments, command};
 use crate::editing::file_digest;
 use crate::error::{CommandError, ExitKind};
+use crate::interrupt::Passing;
 use crate::keys::{new_key, private_text};
 use crate::places;
 use crate::projects;
@@ -76,17 +77,13 @@ struct DemoReport {
 
 /// Runs the steps in a folder of their own.
 pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandError> {
-    let temporary = match &arguments.keep {
-        Some(_) => None,
-        None => Some(
-            tempfile::tempdir()
-                .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?,
-        ),
+    let folder = match &arguments.keep {
+        Some(keep) => fresh(keep)?,
+        None => tempfile::tempdir()
+            .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?
+            .keep(),
     };
-    let folder = match (&arguments.keep, &temporary) {
-        (None, Some(temporary)) => temporary.path().to_owned(),
-        (keep, _) => fresh(keep.as_deref().unwrap_or(Path::new("demo")))?,
-    };
+    let passing = Passing::begin(folder.clone());
     // Inside its folder the demo's commands read as a user would type them.
     std::env::set_current_dir(&folder).map_err(|error| CommandError::io("enter", &folder, &error))?;
     unpack(Path::new("model"))?;
@@ -98,10 +95,13 @@ pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandErro
     }
     let report = DemoReport::new(arguments.keep.clone())?;
     output.report(&report)?;
-    if report.equal {
-        return Ok(());
+    if !report.equal {
+        return Err(CommandError::new(ExitKind::Bug, "the reverted file is not the base"));
     }
-    Err(CommandError::new(ExitKind::Bug, "the reverted file is not the base"))
+    if arguments.keep.is_some() {
+        passing.keep();
+    }
+    Ok(())
 }
 
 /// Makes the folder that is to be kept; it must be new.

@@ -360,7 +360,9 @@ fn trust() -> Check {
         }),
     );
     if lists.is_empty() {
-        lists.push("no list of believed keys: `mpatch trust add` begins one".to_owned());
+        lists.push(
+            "no list of believed keys: `mpatch trust add KEY.pub --principal NAME` begins one".to_owned(),
+        );
     }
     if !files.revoked().is_empty() {
         lists.push(count(files.revoked().len(), "revoked key"));

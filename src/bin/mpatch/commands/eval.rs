@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::create::write_scores;
 use super::read_patch;
-use crate::editing::{ModelArguments, model_error, read_facts, with_patch};
+use crate::editing::{ModelArguments, at_least_one, both_states, model_error, read_facts};
 use crate::error::CommandError;
 use crate::report::{Output, Page, Report, count};
 
@@ -27,11 +27,11 @@ pub struct EvalArguments {
     /// The model to evaluate.
     #[command(flatten)]
     model: ModelArguments,
-    /// Put this patch on the model, and evaluate before and after
+    /// Evaluate the model before and after this patch, whichever of the two it holds
     #[arg(long, value_name = "PATCH")]
     patch: Option<PathBuf>,
     /// Take only the first records of the file
-    #[arg(long, value_name = "COUNT")]
+    #[arg(long, value_name = "COUNT", value_parser = at_least_one())]
     limit: Option<usize>,
     /// Measure the n-gram entropy over this many records, evenly spread; 0 leaves it out
     #[arg(long, value_name = "COUNT", default_value_t = ENTROPY_RECORDS_DEFAULT)]
@@ -61,23 +61,22 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
         .map(|path| Ok::<_, CommandError>((path, read_patch(path)?)))
         .transpose()?;
     let model = arguments.model.open(output)?;
-    let edited = match &patch {
-        Some((path, patch)) => Some(with_patch(&model, patch, path)?),
-        None => None,
-    };
+    let states = patch.as_ref().map(|(path, patch)| both_states(&model, patch, path)).transpose()?;
     let extent =
         Extent { generation: true, ngram_entropy_records: arguments.entropy_records, seed: arguments.seed };
-    let runs = 1 + u64::from(edited.is_some());
+    let runs = 1 + u64::from(states.is_some());
     let progress = output.counter("texts", runs * texts(&facts.records, extent));
     let scores = |network: &Network| {
         evaluate(&model, network, &facts.records, extent, &|texts| progress.add(texts))
             .map(|evaluation| evaluation.scores)
             .map_err(|error| model_error(model.checkpoint.path(), error))
     };
-    let of_base = scores(&model.network)?;
-    let (scores, before) = match &edited {
-        Some(network) => (scores(network)?, Some(of_base)),
-        None => (of_base, None),
+    let (scores, before) = match &states {
+        None => (scores(&model.network)?, None),
+        Some(states) => {
+            let before = scores(&states.before)?;
+            (scores(&states.after)?, Some(before))
+        }
     };
     drop(progress);
     output.report(&EvalReport {

@@ -98,7 +98,7 @@ impl Report for FsckReport {
             "read {}, {}, {} ({})",
             count(*objects, "git object"),
             count(*commits, "commit"),
-            if *patches == 1 { "1 patch".to_owned() } else { format!("{patches} patches") },
+            count(*patches, "patch"),
             size(*patch_size_bytes)
         );
         match problems.len() {

@@ -1,6 +1,6 @@
 //! `mpatch init`: a history for a model, in a git repository.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::open_checkpoint;
 use crate::error::CommandError;
 use crate::history::author;
-use crate::report::{Output, Page, Report, count};
+use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{remembered, shown};
 
 /// Arguments of `init`.
@@ -108,6 +108,11 @@ impl Report for InitReport {
     }
 
     fn next(&self) -> Option<String> {
-        Some("mpatch create FACTS -o edits.mpatch".to_owned())
+        let create = "mpatch create FACTS -o edits.mpatch";
+        // `create` takes the model from the history that it is called in.
+        Some(match self.folder == Path::new(".") {
+            true => create.to_owned(),
+            false => format!("cd {} && {create}", shell_word(&self.folder)),
+        })
     }
 }

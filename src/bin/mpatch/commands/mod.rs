@@ -46,12 +46,28 @@ use std::sync::Arc;
 use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, recover};
 use mpatch::patch::Patch;
 
-use crate::error::CommandError;
+use crate::error::{CommandError, ExitKind};
+use crate::history::recorded_patch;
 use crate::interrupt::{Work, doing, stop_flag};
 use crate::report::{Output, shell_word};
 
+/// How the names of weights and of an index of shards end.
+const WEIGHTS_ENDING: &str = ".safetensors";
+const INDEX_ENDING: &str = ".index.json";
 /// Stands for standard input where a file is asked for.
 const STDIN: &str = "-";
+
+/// What is expected where a patch is asked for.
+const A_PATCH: &str = "a patch file, whose name usually ends in `.mpatch`";
+
+/// Refuses a folder where `expected` is asked for.
+pub fn refuse_folder(path: &Path, expected: &str) -> Result<(), CommandError> {
+    if !path.is_dir() {
+        return Ok(());
+    }
+    let error = std::io::ErrorKind::IsADirectory.into();
+    Err(CommandError::io("read", path, &error).hint(format!("this is a folder: give {expected}")))
+}
 
 /// Reads a whole file, or standard input for `-`.
 pub fn read_input(path: &Path) -> Result<Vec<u8>, CommandError> {
@@ -65,9 +81,17 @@ pub fn read_input(path: &Path) -> Result<Vec<u8>, CommandError> {
     }
 }
 
+/// The patch of the history here that `path` names; a file of that name wins.
+fn patch_of_history(path: &Path) -> Result<Option<Patch>, CommandError> {
+    if is_stdin(path) || path.symlink_metadata().is_ok() {
+        return Ok(None);
+    }
+    recorded_patch(path)
+}
+
 /// Opens and checks a patch, whose sections stay in the file until they are wanted: a patch of many facts is large.
 ///
-/// Standard input is kept in a file without a name.
+/// Standard input is kept in a file without a name. Where there is no such file, it is a patch of the history here.
 pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
     let source = if path == Path::new(STDIN) {
         spooled(&mut std::io::stdin().lock())
@@ -76,7 +100,7 @@ pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
     } else if std::fs::metadata(path).is_ok_and(|about| about.is_file()) {
         FileSource::open(path)?
     } else {
-        // A pipe, or nothing at all.
+        // A pipe, or no file at all.
         return read_patch(path);
     };
     Patch::open(Arc::new(source)).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
@@ -88,8 +112,12 @@ fn spooled(input: &mut dyn Read) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// Reads and checks a patch, all of it into memory.
+/// Reads and checks a patch, all of it into memory; or takes it from the history here.
 pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
+    if let Some(patch) = patch_of_history(path)? {
+        return Ok(patch);
+    }
+    refuse_folder(path, A_PATCH)?;
     let bytes = read_input(path)?;
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
 }
@@ -136,12 +164,16 @@ pub fn infix(patch: &Path) -> OsString {
 }
 
 /// A name beside `checkpoint` with `infix` before its ending: `model.safetensors` becomes `model.edits.safetensors`,
-/// and the folder `gptj` becomes `gptj.edits`.
+/// and the folder `gptj` becomes `gptj.edits`. An index stands for the folder that it lies in.
+///
+/// In a hub's cache every name beside a checkpoint would pass for something that was downloaded, so none is given.
 pub fn beside(checkpoint: &Path, infix: &OsStr) -> Result<PathBuf, CommandError> {
+    refuse_hub_cache(checkpoint)?;
+    let meant = folder_of_index(checkpoint).unwrap_or(checkpoint);
     // `.` and `..` have no name of their own to build on.
-    let named = match checkpoint.file_name() {
-        Some(_) => checkpoint.to_owned(),
-        None => checkpoint.canonicalize().map_err(|error| CommandError::io("open", checkpoint, &error))?,
+    let named = match meant.file_name() {
+        Some(_) => meant.to_owned(),
+        None => meant.canonicalize().map_err(|error| CommandError::io("open", meant, &error))?,
     };
     let (mut name, ending) = stem_and_ending(&named);
     name.push(".");
@@ -150,8 +182,33 @@ pub fn beside(checkpoint: &Path, infix: &OsStr) -> Result<PathBuf, CommandError>
     Ok(named.with_file_name(name))
 }
 
+/// The folder of an index of shards, if `checkpoint` is one.
+fn folder_of_index(checkpoint: &Path) -> Option<&Path> {
+    let folder = checkpoint.parent().filter(|_| checkpoint.to_string_lossy().ends_with(INDEX_ENDING))?;
+    Some(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
+}
+
+/// Refuses a default place for a result within `models--NAME/snapshots`, as Hugging Face's cache has it.
+fn refuse_hub_cache(checkpoint: &Path) -> Result<(), CommandError> {
+    // Not the canonical path: a snapshot's files are links to blobs.
+    let absolute =
+        std::path::absolute(checkpoint).map_err(|error| CommandError::io("find", checkpoint, &error))?;
+    let folders = Vec::from_iter(absolute.components().map(|part| part.as_os_str().to_string_lossy()));
+    let is_cache =
+        |pair: &[std::borrow::Cow<'_, str>]| pair[0].starts_with("models--") && pair[1] == "snapshots";
+    if !folders.windows(2).any(is_cache) {
+        return Ok(());
+    }
+    let message = format!(
+        "`{}` lies in a cache of downloads, where a result would pass for one of them",
+        checkpoint.display()
+    );
+    Err(CommandError::new(ExitKind::Usage, message).hint("say where the result goes with `-o`"))
+}
+
 /// A name beside `checkpoint` without `infix` before its ending, if it is there.
 pub fn without_infix(checkpoint: &Path, infix: &OsStr) -> Option<PathBuf> {
+    let checkpoint = folder_of_index(checkpoint).unwrap_or(checkpoint);
     let (stem, ending) = stem_and_ending(checkpoint);
     let stem = stem.to_str()?.strip_suffix(infix.to_str()?)?.strip_suffix('.')?;
     if stem.is_empty() {
@@ -162,18 +219,14 @@ pub fn without_infix(checkpoint: &Path, infix: &OsStr) -> Option<PathBuf> {
     Some(checkpoint.with_file_name(name))
 }
 
-/// A checkpoint's name in two parts. The results of a folder, and of an index with its shards, are folders.
+/// A checkpoint's name in two parts; that of a folder has one.
 fn stem_and_ending(checkpoint: &Path) -> (OsString, &'static str) {
     let name = checkpoint.file_name().unwrap_or(OsStr::new("model"));
     let text = name.to_string_lossy();
-    for (ending, kept) in
-        [(".safetensors", ".safetensors"), (".safetensors.index.json", ""), (".index.json", "")]
-    {
-        if let Some(stem) = text.strip_suffix(ending).filter(|stem| !stem.is_empty()) {
-            return (OsString::from(stem), kept);
-        }
+    match text.strip_suffix(WEIGHTS_ENDING).filter(|stem| !stem.is_empty()) {
+        Some(stem) => (OsString::from(stem), WEIGHTS_ENDING),
+        None => (name.to_owned(), ""),
     }
-    (name.to_owned(), "")
 }
 
 #[cfg(test)]
@@ -187,10 +240,14 @@ mod tests {
             ("model.safetensors", "model.edits.safetensors"),
             ("a/gptj/", "a/gptj.edits"),
             ("a/gpt.j", "a/gpt.j.edits"),
-            ("a/model.safetensors.index.json", "a/model.edits"),
+            ("a/gptj/model.safetensors.index.json", "a/gptj.edits"),
+            ("models--x/gptj", "models--x/gptj.edits"),
         ] {
             let named = beside(Path::new(base), &edits).expect("it has a name");
             assert_eq!(named, Path::new(result));
+        }
+        for cached in ["hub/models--x/snapshots/abc", "models--x/snapshots/abc/model.safetensors"] {
+            assert_eq!(beside(Path::new(cached), &edits).expect_err("it is a cache").kind.code(), 2);
         }
         assert_eq!(infix(Path::new("-")), "patched");
     }
@@ -201,6 +258,7 @@ mod tests {
         let base = |edited: &str| without_infix(Path::new(edited), edits);
         assert_eq!(base("a/model.edits.safetensors"), Some("a/model.safetensors".into()));
         assert_eq!(base("gptj.edits/"), Some("gptj".into()));
+        assert_eq!(base("gptj.edits/model.safetensors.index.json"), Some("gptj".into()));
         assert_eq!(base("model.safetensors"), None);
         assert_eq!(base(".edits"), None);
     }

@@ -26,7 +26,8 @@ const FACTS_SHOWN: usize = 20;
                   curl -s https://example.org/edits.mpatch | mpatch show - --json"
 )]
 pub struct ShowArguments {
-    /// Show this patch, or else the state of this name in the history here; `-` reads a patch from standard input
+    /// Show this patch, or else the state of this name, or the patch of this id, in the history here; `-` reads a patch
+    /// from standard input
     #[arg(value_name = "PATCH|REVISION")]
     patch: PathBuf,
     /// List every fact instead of the first 20
@@ -90,8 +91,10 @@ struct SizeReport {
 
 /// Prints what a patch holds, or a state of a history.
 pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandError> {
-    // A file wins over a revision of the same name.
-    if !is_stdin(&arguments.patch)
+    // A file wins over a revision of the same name; what is asked of a patch is asked of the one that it brought.
+    if !arguments.manifest
+        && arguments.signature.is_none()
+        && !is_stdin(&arguments.patch)
         && !arguments.patch.exists()
         && let Some(report) = revision(arguments, output)?
     {
@@ -99,10 +102,10 @@ pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandErro
     }
     let patch = open_patch(&arguments.patch)?;
     if arguments.manifest {
-        return output.raw(patch.manifest_bytes());
+        return output.raw(patch.manifest_bytes(), "a bare manifest");
     }
     if let Some(number) = arguments.signature {
-        return output.raw(armour(&patch, number, &arguments.patch)?.as_bytes());
+        return output.raw(armour(&patch, number, &arguments.patch)?.as_bytes(), "a bare signature");
     }
     let facts_shown = if arguments.all { usize::MAX } else { FACTS_SHOWN };
     output.report(&report(arguments.patch.clone(), &patch, facts_shown))

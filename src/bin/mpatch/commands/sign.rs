@@ -57,6 +57,10 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
         .hint("name one with `-o`"));
     }
     let patch = read_patch(path)?;
+    if target.is_none() && !is_stdin(path) && path.symlink_metadata().is_err() {
+        return Err(CommandError::new(ExitKind::Usage, "a patch of the history stays there as it is")
+            .hint("name a place for the signed copy with `-o`"));
+    }
     let target = target.clone().or_else(|| detached.then(|| detached_path(path)));
     if let Some(target) = &target {
         crate::editing::refuse_existing(target)?;

@@ -232,7 +232,7 @@ impl StateReport {
     fn write(&self, page: &mut Page) {
         self.commits.iter().take(1).for_each(|commit| page.quote(&commit.title));
         if !self.series.is_empty() {
-            let patches = count(self.series.len(), "patch").replace("patchs", "patches");
+            let patches = count(self.series.len(), "patch");
             page.line(&format!("{} of {patches}", count(self.facts, "fact")));
         }
         for commit in self.commits.iter().skip(1) {

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use crate::editing::{
     AmountArguments, Corpus, DeviceArguments, StatisticsCache, compute_statistics, edit_error, file_digest,
-    open_model, refuse_existing, weights_id,
+    open_model, refuse_existing, statistics_error, weights_id,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -149,7 +149,10 @@ fn compute(
     output: &Output,
 ) -> Result<Statistics, CommandError> {
     let layers = match &arguments.layers {
-        Some(layers) => layers.clone(),
+        Some(layers) => {
+            check_layers(layers, model)?;
+            layers.clone()
+        }
         None => match model.checkpoint.companion("memit.json")? {
             Some(bytes) => {
                 let path = model.checkpoint.folder().join("memit.json");
@@ -164,7 +167,7 @@ fn compute(
 }
 
 fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
-    let open = |path: &PathBuf| StatisticsFile::open(path).map_err(|error| edit_error(path, error));
+    let open = |path: &PathBuf| StatisticsFile::open(path).map_err(|error| statistics_error(path, error));
     let files = paths.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     statistics::merge(&files).map_err(|error| match error {
         EditError::Repeated { .. } => CommandError::new(ExitKind::Conflict, error.to_string())
@@ -173,6 +176,14 @@ fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
             .hint("merge all shards of one run, or different text: of one model and the same layers"),
         error => edit_error(&paths[0], error),
     })
+}
+
+/// The layers come by the command line, so that is what is wrong.
+fn check_layers(layers: &[usize], model: &Model) -> Result<(), CommandError> {
+    let count = model.network.config().layers;
+    let Some(missing) = layers.iter().find(|layer| **layer >= count) else { return Ok(()) };
+    let message = format!("`--layers` names {missing}, but the model has {count}, counted from 0");
+    Err(CommandError::new(ExitKind::Usage, message).hint("name layers that the model has"))
 }
 
 /// The files named, and those of the reference's names in the folders named.

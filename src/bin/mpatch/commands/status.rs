@@ -12,7 +12,7 @@ use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::standing::{commits_of, half_way_words, locate, model_path, stranger_words};
+use crate::standing::{commits_of, half_way_words, locate, model_path_by, stranger_words};
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -74,7 +74,7 @@ struct RemoteReport {
 /// Compares digests, and reports.
 pub fn run(arguments: &StatusArguments, output: &Output) -> Result<ExitKind, CommandError> {
     let store = arguments.store.open()?;
-    let path = model_path(&store, arguments.checkpoint.as_deref())?;
+    let path = model_path_by("mpatch status MODEL", &store, arguments.checkpoint.as_deref())?;
     let checkpoint = open_checkpoint(&path, output)?;
     let (atlas, view) = (store.atlas()?, store.view()?);
     let head = store.commit(store.head()?)?;
@@ -136,7 +136,7 @@ impl Report for StatusReport {
             Some(branch) => format!("on branch {branch}"),
             None => "on no branch".to_owned(),
         };
-        let patches = count(self.head.series.len(), "patch").replace("patchs", "patches");
+        let patches = count(self.head.series.len(), "patch");
         page.line(&format!("{place}, at {} ({patches})", self.head.id.short()));
         page.quote(&self.head.title);
         let name = self.checkpoint.display();

@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 use mpatch::sign::allowed_signers::{AllowedSigners, Entry, line_of, principal_of};
+use mpatch::sign::line::Known;
 use mpatch::sign::{Fingerprint, PublicKey, SshSig, Unaccepted};
 use serde::Serialize;
 
-use super::read_patch;
+use super::{read_patch, refuse_folder};
 use crate::error::{CommandError, ExitKind};
 use crate::places;
 use crate::projects;
@@ -22,7 +24,7 @@ const PATCH_MAGIC: &[u8] = &mpatch::patch::layout::MAGIC;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch trust list\n  \
                   mpatch trust add alice.pub --principal alice@example.org\n  \
-                  mpatch trust add edits.mpatch\n  \
+                  mpatch trust add edits.mpatch --principal alice@example.org\n  \
                   mpatch trust project\n  \
                   mpatch trust revoke SHA256:UCUiLr7Pjs9wFFJMDByLgc3NrtdU344OgUM45wZPcIQ")]
 pub struct TrustCommandArguments {
@@ -34,7 +36,7 @@ pub struct TrustCommandArguments {
 enum Action {
     /// Trust a key: a public key file, a line or file of allowed signers, or the signer of a patch
     Add(AddArguments),
-    /// List the keys that are trusted, and those that are revoked
+    /// List the keys that are trusted, those that are revoked, and the lines of patches that are known
     List,
     /// Trust a key no longer, as if it had never been added
     Remove(ChangeArguments),
@@ -98,11 +100,24 @@ struct TrustListReport {
     revoked: Vec<KeyReport>,
     /// Keys that the project lists and that do not count, where they are asked for.
     not_accepted: Vec<KeyReport>,
+    /// Lines of patches, where they are asked for.
+    lines: Vec<KnownLineReport>,
     warnings: Vec<String>,
     #[serde(skip)]
     title: String,
     #[serde(skip)]
     next: Option<String>,
+}
+
+/// What is remembered of a line of patches.
+#[derive(Debug, Serialize)]
+struct KnownLineReport {
+    line: String,
+    key: Fingerprint,
+    /// The highest number seen.
+    sequence: u64,
+    /// Its patch.
+    patch: PatchId,
 }
 
 /// One key of a file.
@@ -225,6 +240,7 @@ impl Candidates {
 fn candidates(arguments: &AddArguments) -> Result<Candidates, CommandError> {
     let what = arguments.what.as_str();
     let path = Path::new(what);
+    refuse_folder(path, "a public key file (`.pub`), lines of allowed signers, or a signed patch")?;
     let Some(bytes) = places::read_optional(path).or_else(|error| match error.kind {
         // Patches may be large; what decides is how it begins.
         ExitKind::LimitExceeded => Ok(Some(PATCH_MAGIC.to_vec())),
@@ -322,13 +338,17 @@ fn list() -> Result<TrustListReport, CommandError> {
         }
     }
     let revoked = files.revoked().iter().map(|(file, key)| KeyReport::of_key(key, file)).collect();
-    let next = keys.is_empty().then(|| "mpatch trust add KEY.pub".to_owned());
+    let mut warnings = files.warnings().to_vec();
+    // A damaged file of lines is no reason to be without the list of keys.
+    let known = trust::known_lines().map_err(|error| warnings.push(error.message)).unwrap_or_default();
+    let next = keys.is_empty().then(|| "mpatch trust add KEY.pub --principal NAME".to_owned());
     Ok(TrustListReport {
         title: format!("{}, {} revoked", count(keys.len(), "key"), files.revoked().len()),
         keys,
         revoked,
         not_accepted: files.unaccepted().iter().flat_map(not_accepted).collect(),
-        warnings: files.warnings().to_vec(),
+        lines: known.iter().map(KnownLineReport::of).collect(),
+        warnings,
         next,
         ..TrustListReport::new("list")
     })
@@ -362,7 +382,7 @@ fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     let meant: Vec<_> = held.entries.iter().filter(|entry| is_meant(entry, wanted, key.as_ref())).collect();
     if meant.is_empty() {
         let message = format!("`{name}` trusts no `{wanted}`");
-        return Err(CommandError::new(ExitKind::Conflict, message).hint(
+        return Err(CommandError::new(ExitKind::Usage, message).hint(
             "`mpatch trust list` shows the keys and their files; `trust revoke` works whoever trusts a key",
         ));
     }
@@ -395,7 +415,7 @@ fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     keys.dedup();
     if keys.is_empty() {
         let message = format!("no key `{wanted}` is known here");
-        return Err(CommandError::new(ExitKind::Conflict, message).hint(
+        return Err(CommandError::new(ExitKind::Usage, message).hint(
             "give the public key file: a fingerprint does not hold the key that must be written down",
         ));
     }
@@ -447,13 +467,23 @@ fn forget(line: &str) -> Result<TrustListReport, CommandError> {
     let forgotten = trust::forget(line)?;
     if forgotten == 0 {
         let message = format!("no patch of a line `{line}` is remembered");
-        return Err(CommandError::new(ExitKind::Conflict, message)
-            .hint("`mpatch show PATCH` tells the line of a patch"));
+        return Err(CommandError::new(ExitKind::Usage, message)
+            .hint("`mpatch trust list` shows the lines that are remembered"));
     }
     Ok(TrustListReport {
         title: format!("forgot which patch of the line {line} was the newest"),
         ..TrustListReport::new("forget")
     })
+}
+
+impl KnownLineReport {
+    fn of((line, key, known): (&str, Fingerprint, Known)) -> Self {
+        Self { line: line.to_owned(), key, sequence: known.sequence, patch: known.patch }
+    }
+
+    fn row(&self) -> Vec<String> {
+        vec![self.line.clone(), self.sequence.to_string(), self.patch.short(), self.key.to_string()]
+    }
 }
 
 impl KeyReport {
@@ -503,6 +533,7 @@ impl TrustListReport {
             keys: Vec::new(),
             revoked: Vec::new(),
             not_accepted: Vec::new(),
+            lines: Vec::new(),
             warnings: Vec::new(),
             title: String::new(),
             next: None,
@@ -524,6 +555,10 @@ impl Report for TrustListReport {
         if !self.not_accepted.is_empty() {
             page.line("not accepted, so nobody trusts them; `mpatch trust project` accepts them:");
             page.table(&self.not_accepted.iter().map(KeyReport::row).collect::<Vec<_>>());
+        }
+        if !self.lines.is_empty() {
+            page.line("lines of patches, by the newest that is known:");
+            page.table(&self.lines.iter().map(KnownLineReport::row).collect::<Vec<_>>());
         }
         for warning in &self.warnings {
             page.line(&format!("warning: {warning}"));

@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use mpatch::evaluate::{TokenProbability, continuation, top_tokens};
 use mpatch::model::{Model, ModelError, Network};
+use mpatch::verify::State;
 use serde::Serialize;
 
-use super::read_patch;
-use crate::editing::{ModelArguments, excerpt, model_error, with_patch};
+use super::{patch_word, read_patch};
+use crate::editing::{BothStates, ModelArguments, both_states, excerpt, model_error};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, shell_word};
 
@@ -19,7 +20,7 @@ use crate::report::{Output, Page, Report, shell_word};
                   mpatch try edits.mpatch --base gptj/ --tokens 40 --top 10 \"The Space Needle is in\""
 )]
 pub struct TryArguments {
-    /// Try this patch; `-` reads it from standard input
+    /// Try this patch, which the model may have already; `-` reads it from standard input
     patch: PathBuf,
     /// Continue these prompts
     #[arg(required = true)]
@@ -40,6 +41,8 @@ pub struct TryArguments {
 struct TryReport {
     patch: PathBuf,
     base: PathBuf,
+    /// What the weights hold; the other state was made in memory.
+    held: State,
     prompts: Vec<PromptReport>,
 }
 
@@ -61,17 +64,18 @@ struct Said {
 pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError> {
     let patch = read_patch(&arguments.patch)?;
     let model = arguments.model.open(output)?;
-    let edited = with_patch(&model, &patch, &arguments.patch)?;
+    let BothStates { held, before, after } = both_states(&model, &patch, &arguments.patch)?;
     let prompt = |prompt: &String| {
         Ok(PromptReport {
             prompt: prompt.clone(),
-            before: said(&model, &model.network, prompt, arguments)?,
-            after: said(&model, &edited, prompt, arguments)?,
+            before: said(&model, &before, prompt, arguments)?,
+            after: said(&model, &after, prompt, arguments)?,
         })
     };
     output.report(&TryReport {
         patch: arguments.patch.clone(),
         base: arguments.model.path(output)?,
+        held,
         prompts: arguments.prompts.iter().map(prompt).collect::<Result<_, CommandError>>()?,
     })
 }
@@ -120,6 +124,10 @@ impl Report for TryReport {
     }
 
     fn next(&self) -> Option<String> {
-        Some(format!("mpatch apply {} {}", shell_word(&self.base), shell_word(&self.patch)))
+        let verb = match self.held {
+            State::Base => "apply",
+            State::Edited => "revert",
+        };
+        Some(format!("mpatch {verb} {} {}", shell_word(&self.base), patch_word(&self.patch)))
     }
 }

@@ -29,7 +29,9 @@ pub struct UndoReport {
     branch: Option<String>,
     head: Option<String>,
     model: Option<String>,
-    /// What takes the model along, where it may have been changed in place.
+    /// The checkpoint that was the model until now, where it is another one again.
+    left: Option<String>,
+    /// What takes along the weights that stay as they are: only names are undone.
     take_along: Option<String>,
 }
 
@@ -70,19 +72,31 @@ impl UndoReport {
             branch: branch_of(view).map(str::to_owned),
             head: view.head_commit().map(|commit| commit.to_string()),
             model: view.model.clone(),
-            take_along: take_along(operation),
+            left: left(operation).filter(|_| verb == "undid").cloned(),
+            take_along: left(operation).filter(|_| verb == "undid").or(kept(operation)).map(take_along),
         }
     }
 }
 
-/// The command for a model that kept its place while the head moved away from it: only names are undone.
-fn take_along(operation: &Operation) -> Option<String> {
+fn moves_weights(operation: &Operation) -> bool {
+    ["checkout ", "apply ", "revert "].iter().any(|verb| operation.title.starts_with(verb))
+}
+
+/// The model that kept its place while the head moved away from it.
+fn kept(operation: &Operation) -> Option<&String> {
     let (before, after) = (&operation.before, &operation.after);
-    let moves_weights =
-        ["checkout ", "apply ", "revert "].iter().any(|verb| operation.title.starts_with(verb));
-    let stayed = before.model == after.model && before.head_commit() != after.head_commit();
-    let model = after.model.as_ref().filter(|_| moves_weights && stayed)?;
-    Some(format!("mpatch checkout HEAD --onto {} --in-place", shell_word(model)))
+    let is_kept = before.model == after.model && before.head_commit() != after.head_commit();
+    after.model.as_ref().filter(|_| moves_weights(operation) && is_kept)
+}
+
+/// The checkpoint that became the model: a copy, or one that was changed in place, which no name tells apart.
+fn left(operation: &Operation) -> Option<&String> {
+    let is_another = operation.before.model != operation.after.model;
+    operation.after.model.as_ref().filter(|_| moves_weights(operation) && is_another)
+}
+
+fn take_along(model: &String) -> String {
+    format!("mpatch checkout HEAD --onto {} --in-place", shell_word(model))
 }
 
 impl OperationReport {
@@ -114,14 +128,21 @@ impl Report for UndoReport {
         if let Some(model) = &self.model {
             page.line(&format!("the model is {model}"));
         }
-        if self.take_along.is_some() {
-            page.line("only names have moved: weights that were changed in place still are");
+        match (&self.left, &self.take_along) {
+            (Some(left), Some(command)) => {
+                page.line(&format!("{left} stays as it is; `{command}` takes it along"))
+            }
+            (None, Some(_)) => {
+                page.line("only names have moved: weights that were changed in place still are")
+            }
+            _ => {}
         }
     }
 
     fn next(&self) -> Option<String> {
         let other_way = if self.verb == "undid" { "mpatch redo" } else { "mpatch undo" };
-        Some(self.take_along.clone().unwrap_or_else(|| other_way.to_owned()))
+        let take_along = self.take_along.clone().filter(|_| self.left.is_none());
+        Some(take_along.unwrap_or_else(|| other_way.to_owned()))
     }
 }
 

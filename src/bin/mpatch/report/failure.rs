@@ -1,0 +1,128 @@
+//! How a failure is told: three lines on standard error; and, where a report in JSON was asked for and none has been
+//! printed, one document of the same on standard output.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::error::ErrorKind;
+use serde::Serialize;
+
+use super::{Document, escaped, escaped_json, raw, say, stderr_colour};
+use crate::error::{CommandError, ExitKind, State};
+
+/// JSON was asked for, and nothing has been printed yet. Signals and panics end a command, too, and know no
+/// [`Output`](super::Output).
+static DOCUMENT_IS_OWED: AtomicBool = AtomicBool::new(false);
+
+/// Whoever reads standard output expects one document.
+pub fn owe_document() {
+    DOCUMENT_IS_OWED.store(true, Ordering::SeqCst);
+}
+
+/// The document is being printed: there will be no other.
+pub fn document_is_printed() {
+    DOCUMENT_IS_OWED.store(false, Ordering::SeqCst);
+}
+
+/// What a failure says as JSON.
+#[derive(Serialize)]
+struct FailureReport<'a> {
+    code: u8,
+    error: &'a str,
+    hint: &'a str,
+    state: &'static str,
+}
+
+/// Tells a failure; the last line is for programs.
+pub fn tell(error: &CommandError) -> ExitKind {
+    let CommandError { kind, message, hint, state } = error;
+    let label = if stderr_colour() { "\u{1b}[1;31merror:\u{1b}[0m" } else { "error:" };
+    say(&format!("{label} {}", escaped(message)));
+    // What nobody has advice on should not happen.
+    let hint = hint.as_deref().unwrap_or("please report it, with the command and this message");
+    say(&format!("hint: {}", escaped(hint)));
+    say(&format!("state: {}", state.name()));
+    if DOCUMENT_IS_OWED.swap(false, Ordering::SeqCst) {
+        let (code, state) = (kind.code(), state.name());
+        let report = FailureReport { code, error: message, hint, state };
+        let document = Document { schema: "mpatch.error/1", report: &report };
+        if let Ok(text) = serde_json::to_string_pretty(&document) {
+            // Where it cannot be written, the exit code still tells.
+            let _ = raw(format!("{}\n", escaped_json(&text)).as_bytes());
+        }
+    }
+    *kind
+}
+
+/// Tells that a signal ended the command, and what it leaves behind.
+pub fn stopped(kind: ExitKind, state: State) -> ExitKind {
+    let stopped = CommandError::new(kind, kind.meaning()).hint("run the same command again to begin anew");
+    tell(&CommandError { state, ..stopped })
+}
+
+/// Prints what clap has to say: help and versions, or what is wrong with the command line, of the command `name`.
+pub fn usage(error: &clap::Error, name: &str) -> ExitKind {
+    if !error.use_stderr() {
+        // Help into a closed pipe is help enough.
+        let _ = error.print();
+        return ExitKind::Done;
+    }
+    if std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json") {
+        owe_document();
+    }
+    let help = format!("`{name} --help` tells what it takes");
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _ = error.print();
+        let refused = CommandError::new(ExitKind::Usage, format!("`{name}` alone says not what to do"));
+        return tell(&refused.hint(help));
+    }
+    let words = Words::of(&error.render().to_string());
+    words.usage.iter().for_each(|line| say(&escaped(line)));
+    let hint = if words.tips.is_empty() { help } else { words.tips.join("; ") };
+    tell(&CommandError::new(ExitKind::Usage, words.message).hint(hint))
+}
+
+/// The parts of a text of clap's.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Words {
+    message: String,
+    tips: Vec<String>,
+    usage: Vec<String>,
+}
+
+impl Words {
+    fn of(text: &str) -> Self {
+        let mut words = Self::default();
+        for paragraph in text.split("\n\n") {
+            let lines = paragraph.lines().map(str::trim);
+            match paragraph.trim() {
+                start if start.starts_with("For more information") => {}
+                start if start.starts_with("Usage:") => {
+                    words.usage.extend(paragraph.lines().map(str::to_owned));
+                }
+                start if start.starts_with("tip: ") => {
+                    words.tips.extend(lines.map(|line| line.trim_start_matches("tip: ").to_owned()));
+                }
+                _ => words.message.extend(lines.flat_map(|line| [" ", line])),
+            }
+        }
+        words.message = words.message.trim().trim_start_matches("error: ").to_owned();
+        words
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_clap_says_is_told_in_three_lines() {
+        let text = "error: the following required arguments were not provided:\n  <PATCH>\n  --base <MODEL>\n\n  \
+                    tip: one\n  tip: two\n\nUsage: mpatch x\n       mpatch y\n\nFor more information, try '--help'.\n";
+        let expected = Words {
+            message: "the following required arguments were not provided: <PATCH> --base <MODEL>".to_owned(),
+            tips: vec!["one".to_owned(), "two".to_owned()],
+            usage: vec!["Usage: mpatch x".to_owned(), "       mpatch y".to_owned()],
+        };
+        assert_eq!(Words::of(text), expected);
+    }
+}

@@ -1,0 +1,116 @@
+//! How a failure is told: for people in three lines, and for programs as the one document that they expect.
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod material;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use material::{SETTINGS, lay_out, lay_out_signers, mpatch};
+use serde_json::Value;
+
+/// What a command said that ended with `code`: the last three lines of standard error, and standard output.
+#[track_caller]
+fn failed(folder: &Path, words: &str, code: i32) -> ([String; 3], String) {
+    let output = mpatch().current_dir(folder).args(words.split(' ')).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "`{words}` said:\n{stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    let [.., error, hint, state] = lines[..] else { panic!("`{words}` said too little:\n{stderr}") };
+    let told = [("error: ", error), ("hint: ", hint), ("state: ", state)];
+    let told = told.map(|(label, line)| line.strip_prefix(label).unwrap_or_else(|| panic!("{stderr}")));
+    (told.map(str::to_owned), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn a_failure_before_the_report_is_the_one_document_under_json() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    for (words, code) in [
+        ("show nowhere", 11),
+        ("apply other.safetensors edits.mpatch", 6),
+        ("apply model.safetensors short.mpatch", 3),
+        ("log", 2),
+        ("apply model.safetensors", 2),
+        ("aply model.safetensors", 2),
+        ("demo --keep gptj", 11),
+        ("completions bash", 2),
+        ("show edits.mpatch --manifest", 2),
+        ("show edits.mpatch --signature", 2),
+    ] {
+        let ([error, hint, state], printed) = failed(folder.path(), &format!("{words} --json"), code);
+        let document: Value = serde_json::from_str(&printed).unwrap();
+        let expected = serde_json::json!({
+            "schema": "mpatch.error/1", "code": code, "error": error, "hint": hint, "state": state
+        });
+        assert_eq!(document, expected, "{words}");
+    }
+    // Nothing of the kind without the flag.
+    assert_eq!(failed(folder.path(), "show nowhere", 11).1, "");
+    assert_eq!(failed(folder.path(), "apply -- --json", 2).1, "");
+}
+
+#[test]
+fn a_failure_after_the_report_adds_no_second_document() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_signers(folder.path());
+    let (_, printed) = failed(folder.path(), "verify stranger.mpatch --json", 5);
+    let document: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(document["schema"], "mpatch.verify/1");
+}
+
+#[test]
+fn a_command_line_that_is_wrong_is_told_in_three_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    for (words, error, hint) in [
+        ("apply", "arguments were not provided: <BASE> <PATCH>", "`mpatch apply --help` tells what it takes"),
+        ("trust add", "not provided: <WHAT>", "`mpatch trust add --help` tells"),
+        ("trust", "`mpatch trust` alone says not what to do", "`mpatch trust --help`"),
+        ("aply", "unrecognized subcommand 'aply'", "a similar subcommand exists: 'apply'"),
+        ("completions basj", "[possible values: bash, elvish", "a similar value exists: 'bash'"),
+        ("log --limit x", "invalid value 'x' for", "`mpatch log --help`"),
+        ("--quiet create --bits 99 f", "invalid value '99' for '--bits", "`mpatch create --help`"),
+    ] {
+        let (told, printed) = failed(folder.path(), words, 2);
+        assert!(told[0].contains(error) && told[1].starts_with(hint), "{words}: {told:?}");
+        assert_eq!((told[2].as_str(), printed.as_str()), ("unchanged", ""), "{words}");
+    }
+}
+
+#[test]
+fn a_demo_that_is_interrupted_leaves_nothing_and_can_be_run_again() {
+    let place = tempfile::tempdir().unwrap();
+    let temporary = place.path().join("temporary");
+    fs::create_dir(&temporary).unwrap();
+    for (words, within) in [("demo --keep kept", place.path().join("kept")), ("demo", temporary.clone())] {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+        command.envs(SETTINGS).env("TMPDIR", &temporary).current_dir(place.path());
+        let command = command.args(words.split(' ')).stdout(Stdio::null()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        // It is at work once the model lies there.
+        let is_begun = || walk(&within).unwrap_or_default().iter().any(|path| path.ends_with("facts.json"));
+        while !is_begun() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(signal.success());
+        let ended = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{stderr}");
+        assert!(stderr.ends_with("state: unchanged\n"), "{stderr}");
+        let left = walk(place.path()).unwrap();
+        assert_eq!(left, std::slice::from_ref(&temporary), "`{words}`");
+    }
+}
+
+/// Everything below `folder`, if it is there.
+fn walk(folder: &Path) -> Option<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).ok()?.flatten() {
+        found.push(entry.path());
+        found.extend(walk(&entry.path()).unwrap_or_default());
+    }
+    Some(found)
+}
