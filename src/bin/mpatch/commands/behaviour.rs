@@ -56,7 +56,7 @@ pub fn check(
     let progress = output.counter("asking", texts(&records, extent));
     let evaluation = evaluate(&model, &network, &records, extent, &|texts| progress.add(texts))
         .map_err(|error| model_error(base, error))?;
-    let neighbors = records.iter().any(|record| !record.neighbors.is_empty());
+    let neighbors = records.iter().any(|record| record.answered_neighbors().next().is_some());
     Ok(BehaviourEvidence::new(evaluation.scores, patch, neighbors))
 }
 

@@ -8,7 +8,7 @@ use mpatch::operation::{Direction, Plan, PlannedTensor, Written};
 use mpatch::patch::Patch;
 use serde::Serialize;
 
-use super::{open_checkpoint, open_patch, patch_word};
+use super::{lasting_patch_word, open_checkpoint, open_patch};
 use crate::error::CommandError;
 use crate::interrupt::{Work, doing};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -208,13 +208,14 @@ impl Report for ChangeReport {
     }
 
     fn next(&self) -> Option<String> {
-        let (input, patch) = (shell_word(&self.input), patch_word(&self.patch));
+        let (input, patch) = (shell_word(&self.input), lasting_patch_word(&self.patch, self.plan.patch));
         let output = shell_word(&self.output);
         let place = if self.in_place { "--in-place".to_owned() } else { format!("-o {output}") };
+        let trust = self.trust.as_ref().map_or("", |trust| &trust.words);
         match (self.direction, self.dry_run) {
-            (Direction::Apply, true) => Some(format!("mpatch apply {input} {patch} {place}")),
+            (Direction::Apply, true) => Some(format!("mpatch apply {input} {patch} {place}{trust}")),
             (Direction::Revert, true) => Some(format!("mpatch revert {input} {patch} {place}")),
-            (Direction::Apply, false) => Some(format!("mpatch verify {patch} --base {output}")),
+            (Direction::Apply, false) => Some(format!("mpatch verify {patch} --base {output}{trust}")),
             (Direction::Revert, false) => None,
         }
     }

@@ -7,6 +7,7 @@
 //! side's own patches, and it does not depend on how many steps either side took.
 
 use clap::Args;
+use mpatch::checkpoint::PassingFolder;
 use mpatch::digest::PatchId;
 use mpatch::patch::{Patch, encode};
 use mpatch::stack::{AddOptions, Named, StackError, stack};
@@ -155,8 +156,7 @@ impl Plan {
         let located = locate(&atlas, &checkpoint, false, output)?;
         let steps = way(&series_at(&atlas, &located.standing, &path, &self.series)?, &self.series);
         let folder = store.folder();
-        let passing = tempfile::Builder::new().prefix(".mpatch-").tempdir_in(folder);
-        let passing = passing.map_err(|error| CommandError::io("write to", folder, &error))?;
+        let passing = PassingFolder::create(folder)?;
         let base = if steps.is_empty() {
             checkpoint
         } else {

@@ -44,6 +44,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, recover};
+use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 
 use crate::error::{CommandError, ExitKind};
@@ -153,6 +154,11 @@ pub fn is_stdin(path: &Path) -> bool {
 /// The patch as a word of a suggested command line.
 pub fn patch_word(path: &Path) -> String {
     if is_stdin(path) { "PATCH".to_owned() } else { shell_word(path) }
+}
+
+/// The same where the history may have moved meanwhile: a revision names another patch then, an id does not.
+pub fn lasting_patch_word(path: &Path, id: PatchId) -> String {
+    if is_stdin(path) || path.symlink_metadata().is_ok() { patch_word(path) } else { id.short() }
 }
 
 /// What a patch's name adds to the names of its results: `edits` of `edits.mpatch`.

@@ -275,12 +275,14 @@ impl Report for LadderReport {
     }
 
     fn next(&self) -> Option<String> {
-        let patch = patch_word(&self.patch);
-        let Some(base) = &self.base else { return Some(format!("mpatch verify {patch} --base MODEL")) };
+        let (patch, trust) = (patch_word(&self.patch), &self.trust.words);
+        let Some(base) = &self.base else {
+            return Some(format!("mpatch verify {patch} --base MODEL{trust}"));
+        };
         let digests = self.digests.as_ref().filter(|digests| digests.holds())?;
         let base = shell_word(base);
         match digests.state? {
-            State::Base => Some(format!("mpatch apply {base} {patch}")),
+            State::Base => Some(format!("mpatch apply {base} {patch}{trust}")),
             State::Edited => Some(format!("mpatch revert {base} {patch}")),
         }
     }
