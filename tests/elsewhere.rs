@@ -305,6 +305,18 @@ fn a_small_history_that_unpacks_to_much_is_refused_soon() {
 }
 
 #[test]
+fn a_history_of_two_bases_is_not_cloned() {
+    let place = Place::begun();
+    let base = place.git("show HEAD:base.json");
+    let other = base.replacen("\"architecture\": null", "\"architecture\": \"another\"", 1);
+    assert_ne!(base, other);
+    let begin = format!("{}from refs/heads/main^0\n", commit("main"));
+    import(&place, "two.git", [begin, file("base.json", &other)].concat().as_bytes());
+    assert!(place.bad("clone two.git mine", 6).contains("is about another base"));
+    assert!(!place.path("mine").exists());
+}
+
+#[test]
 fn a_history_cannot_say_where_git_lfs_is_to_look() {
     if !lfs_is_here() {
         return;

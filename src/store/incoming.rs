@@ -104,7 +104,7 @@ impl Store {
         Ok(config.get_string(&format!("remote.{remote}.url")).ok())
     }
 
-    /// Pointers of all large patches that the histories of `commits` have, each once.
+    /// Pointers of all large patches that `commit`'s history has, and those of them that are not here.
     ///
     /// # Errors
     /// What is wrong with a commit.
@@ -127,33 +127,32 @@ fn pointers(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Vec<Pointer>, S
     Ok(found)
 }
 
-/// The commits that `targets` lead to, by their trees, each tree with the first of them.
+/// The trees that `targets` lead to, each with its commits, the newest first.
 ///
 /// A small pack may hold many thousand commits, and large trees that differ in little: each tree is read once, and
 /// one at a time.
-struct Trees {
-    /// In the order of their first commits, the newest first.
-    trees: Vec<(CommitId, Oid)>,
-    /// Every commit with its tree.
-    commits: Vec<(Oid, Oid)>,
-}
+type Trees = Vec<(Oid, Vec<CommitId>)>;
 
 fn trees(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Trees, StoreError> {
-    let (mut trees, mut commits, mut seen) = (Vec::new(), Vec::new(), BTreeSet::new());
+    let (mut trees, mut places) = (Trees::new(), BTreeMap::new());
     for commit in reachable(objects.repository, targets)? {
         let found = objects.repository.find_commit(commit).map_err(StoreError::git("read a commit"))?;
-        commits.push((commit, found.tree_id()));
-        if seen.insert(found.tree_id()) {
-            trees.push((CommitId(commit), found.tree_id()));
+        let place = *places.entry(found.tree_id()).or_insert(trees.len());
+        if place == trees.len() {
+            trees.push((found.tree_id(), Vec::new()));
         }
+        trees[place].1.push(CommitId(commit));
     }
-    Ok(Trees { trees, commits })
+    Ok(trees)
 }
 
 /// Every patch with every place it is kept in.
-fn patches(objects: ObjectStore<'_>, trees: &Trees) -> Result<Vec<(PatchId, Stored)>, StoreError> {
+fn patches(
+    objects: ObjectStore<'_>,
+    trees: &[(Oid, Vec<CommitId>)],
+) -> Result<Vec<(PatchId, Stored)>, StoreError> {
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
-    for (_, tree) in &trees.trees {
+    for (tree, _) in trees {
         for (id, stored) in objects.read_tree(*tree)?.patches {
             if seen.insert((id, stored.blob, stored.manifest)) {
                 found.push((id, stored));
@@ -241,38 +240,37 @@ impl Incoming<'_> {
         }
         self.check_states(&trees, with_base, &bindings)?;
         let odb = self.store.repository.odb().map_err(StoreError::git("open its objects"))?;
-        Ok(trees.commits.iter().filter(|(commit, _)| !odb.exists(*commit)).count())
+        Ok(trees.iter().flat_map(|(_, commits)| commits).filter(|commit| !odb.exists(commit.0)).count())
     }
 
-    /// Every tree is about one base, the store's own where it has one, and its series leads to the state that its
-    /// commits claim.
+    /// Every tree is about one base, the store's own where it has one, and its series leads to the
+    /// state that its commits claim.
     fn check_states(
         &self,
-        trees: &Trees,
+        trees: &[(Oid, Vec<CommitId>)],
         with_base: bool,
         bindings: &BTreeMap<PatchId, Vec<Binding>>,
     ) -> Result<(), StoreError> {
         let objects = self.objects();
         let mut ours = if with_base { Some(self.store.base()?) } else { None };
-        let (mut known, mut states) = (BTreeSet::new(), BTreeMap::new());
-        for (commit, tree) in &trees.trees {
+        let mut known = BTreeSet::new();
+        for (tree, commits) in trees {
             let snapshot = objects.read_tree(*tree)?;
             if known.insert(snapshot.base) {
                 let base = objects.read_base(snapshot.base)?;
                 let ours = ours.get_or_insert_with(|| base.clone());
                 if *ours != base {
                     let (expected, found) = (ours.weights.short(), base.weights.short());
-                    let what = format!("commit {}", commit.short());
-                    return Err(StoreError::OtherBase { what, expected, found });
+                    let what = commits.first().map(|commit| commit.short()).unwrap_or_default();
+                    return Err(StoreError::OtherBase { what: format!("commit {what}"), expected, found });
                 }
             }
             let Some(base) = &ours else { continue };
-            states.insert(*tree, State::along(base, &snapshot.series, bindings)?.weights_id(base));
-        }
-        for (commit, tree) in &trees.commits {
-            let claim = states.get(tree).map(|state| objects.false_claim(*commit, *state));
-            if let Some(what) = claim.transpose()?.flatten() {
-                return Err(StoreError::malformed(format!("commit {}", CommitId(*commit).short()), what));
+            let state = State::along(base, &snapshot.series, bindings)?.weights_id(base);
+            for commit in commits {
+                if let Some(what) = objects.false_claim(commit.0, state)? {
+                    return Err(StoreError::malformed(format!("commit {}", commit.short()), what));
+                }
             }
         }
         Ok(())
