@@ -32,10 +32,6 @@ use super::{Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, Tensor
 
 /// The bits of a mode that are kept: never set-user-id and its like.
 const MODE_BITS: u32 = 0o777;
-/// Endings of files that hold weights in another form: unedited, they would lie in an edited model's folder.
-const OTHER_WEIGHTS: [&str; 10] =
-    ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "gguf", "onnx", "ot"];
-
 /// Told bytes as they are done, from any thread.
 type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 
@@ -84,7 +80,8 @@ pub struct Filled(());
 pub struct Committed {
     /// Where it lies.
     pub path: PathBuf,
-    /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited.
+    /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited, and links
+    /// that lead out of it.
     pub left_out: Vec<String>,
     /// Untouched shards that are the base's own files under a second name, where blocks cannot be shared.
     pub linked: Vec<String>,
@@ -402,10 +399,10 @@ impl<'a> CheckpointCopy<'a> {
             if is_shard || is_ours || !is_file(disk, &source)? {
                 continue;
             }
-            if holds_other_weights(&source) {
-                self.left_out.push(name.to_string_lossy().into_owned());
-            } else {
+            if checkpoint.takes_along(&source)? {
                 copy_companion(disk, &source, &target)?;
+            } else {
+                self.left_out.push(text.into_owned());
             }
         }
         Ok(())
@@ -536,10 +533,6 @@ fn link(disk: &Files, source: &CheckpointFile, path: &Path) -> bool {
     }
 }
 
-fn holds_other_weights(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| OTHER_WEIGHTS.iter().any(|other| extension == *other))
-}
-
 fn copy_companion(disk: &Files, source: &Path, target: &Path) -> Result<(), CheckpointError> {
     let opened = disk.open(source, Access::Read).map_err(CheckpointError::io(source, "open"))?;
     let about = opened.about().map_err(CheckpointError::io(source, "examine"))?;
@@ -637,6 +630,9 @@ mod tests {
         let folder = sharded(serde_json::json!({"a": "two.safetensors", "b": "one.safetensors"}));
         write(&folder, "config.json", "{}");
         write(&folder, "pytorch_model.bin", "unedited");
+        let elsewhere = tempfile::tempdir().unwrap();
+        write(&elsewhere, "secret", "of the user's");
+        std::os::unix::fs::symlink(elsewhere.path().join("secret"), folder.path().join("README.md")).unwrap();
         let _others = Temporary::file(&Files::real(), folder.path()).unwrap();
         std::fs::create_dir(folder.path().join("onnx")).unwrap();
         let outside = tempfile::tempdir().unwrap();
@@ -646,7 +642,7 @@ mod tests {
         let output = Output::create(&checkpoint, &target, [tensor], &none).unwrap();
         let (_, filled) = output.fill(&none, || output.write_at(tensor, 0, &[0; 4])).unwrap();
         let committed = output.commit(filled).unwrap();
-        assert_eq!(committed.left_out, ["pytorch_model.bin"]);
+        assert_eq!(committed.left_out, ["README.md", "pytorch_model.bin"]);
         assert_eq!(committed.linked, ["one.safetensors"]);
         let expected = ["config.json", "model.safetensors.index.json", "one.safetensors", "two.safetensors"];
         assert_eq!(names(&target), expected);

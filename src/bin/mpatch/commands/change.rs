@@ -237,7 +237,9 @@ fn write_remarks(written: &Written, page: &mut Page) {
     }
     if !written.left_out.is_empty() {
         let files = written.left_out.join(", ");
-        page.line(&format!("not taken along, since they hold the weights unedited in another form: {files}"));
+        page.line(&format!(
+            "not taken along, since they hold the weights unedited in another form, or lead out of the folder: {files}"
+        ));
     }
     if !written.linked.is_empty() {
         let files = written.linked.join(", ");
