@@ -20,6 +20,7 @@ mod in_place;
 mod index;
 mod journal;
 mod keep;
+mod locate;
 mod pipeline;
 mod records;
 pub(crate) mod recover;
@@ -57,6 +58,7 @@ pub use self::write::{Committed, Filled, Output, check_output};
 use self::disk::{Access, File, Files, Kind, Lock, Locked};
 use self::header::HEADER_SIZE_FIELD_BYTES;
 use self::index::Index;
+use self::locate::{Located, is_index, locate};
 use crate::digest::{TensorDigest, WeightsId};
 use crate::tensor::Dtype;
 
@@ -360,10 +362,6 @@ impl Checkpoint {
     }
 }
 
-fn is_index(path: &Path) -> bool {
-    path.file_name().is_some_and(|name| name.to_string_lossy().ends_with(".index.json"))
-}
-
 /// The folder that a path lies in.
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -371,53 +369,6 @@ fn folder_of(path: &Path) -> &Path {
 
 fn is_file(disk: &Files, path: &Path) -> Result<bool, CheckpointError> {
     disk.is_regular(path).map_err(CheckpointError::io(path, "examine"))
-}
-
-/// Where a checkpoint's weights are found.
-struct Located {
-    /// A safetensors file, or an index.
-    weights: PathBuf,
-    layout: Layout,
-    folder: PathBuf,
-}
-
-fn locate(disk: &Files, path: &Path) -> Result<Located, CheckpointError> {
-    let about = disk.about(path).map_err(CheckpointError::io(path, "open"))?;
-    let (weights, layout) = if about.kind == Kind::Folder {
-        (find_weights(disk, path)?, Layout::Folder)
-    } else {
-        (path.to_owned(), if is_index(path) { Layout::Folder } else { Layout::File })
-    };
-    let folder = folder_of(&weights).to_owned();
-    Ok(Located { weights, layout, folder })
-}
-
-/// The file of weights in a model folder.
-fn find_weights(disk: &Files, folder: &Path) -> Result<PathBuf, CheckpointError> {
-    for name in ["model.safetensors", "model.safetensors.index.json"] {
-        let candidate = folder.join(name);
-        if is_file(disk, &candidate)? {
-            return Ok(candidate);
-        }
-    }
-    let mut candidates = Vec::new();
-    for name in disk.list(folder).map_err(CheckpointError::io(folder, "list"))? {
-        let path = folder.join(name);
-        if path.extension().is_some_and(|extension| extension == "safetensors") && is_file(disk, &path)? {
-            candidates.push(path);
-        }
-    }
-    match <[PathBuf; 1]>::try_from(candidates) {
-        Ok([only]) => Ok(only),
-        Err(found) => Err(CheckpointError::NotACheckpoint {
-            path: folder.to_owned(),
-            reason: format!(
-                "it holds neither `model.safetensors` nor `model.safetensors.index.json`, and {} other \
-                 `.safetensors` files where one would do",
-                found.len()
-            ),
-        }),
-    }
 }
 
 type Opened = (Vec<CheckpointFile>, Vec<TensorInfo>);

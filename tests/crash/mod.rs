@@ -1,6 +1,8 @@
 //! A folder with models and patches in it, and commands that are stopped half-way there.
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod kills;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
