@@ -213,10 +213,22 @@ pub fn verify(
     depth: Depth,
     progress: Progress<'_>,
 ) -> Result<VerifyReport, OperationError> {
-    let (form, touched) =
-        rayon::join(|| verify_form(patch), || operation::survey_digests(checkpoint, patch, progress));
-    let digests =
-        if form.holds() { Some(verify_digests(checkpoint, patch, touched?, depth, progress)?) } else { None };
+    let form = || verify_form(patch);
+    let survey = || Ok::<_, OperationError>(operation::survey_digests(checkpoint, patch, progress)?);
+    let judge = |touched| verify_digests(checkpoint, patch, touched, depth, progress);
+    let (form, digests) = match depth {
+        // Of the patch no more than its manifest is asked here, so nobody waits for the rest of it.
+        Depth::Digests => {
+            let (form, digests) = rayon::join(form, || survey().and_then(judge));
+            let digests = Some(digests?).filter(|_| form.holds());
+            (form, digests)
+        }
+        Depth::BothStates => {
+            let (form, touched) = rayon::join(form, survey);
+            let digests = if form.holds() { Some(judge(touched?)?) } else { None };
+            (form, digests)
+        }
+    };
     Ok(VerifyReport { patch: patch.id(), form, digests })
 }
 
