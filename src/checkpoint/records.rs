@@ -31,6 +31,14 @@ pub struct RecordLog {
     file: File,
 }
 
+impl Drop for RecordLog {
+    /// Whatever another thread is just starting has a copy of the handle until it has become another program, and a
+    /// lock that is not given up ends with the last.
+    fn drop(&mut self) {
+        _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
 impl RecordLog {
     /// Opens the log at `path`, making it where there is none, and hands the payloads of its sound records to `read`.
     ///
@@ -253,6 +261,17 @@ mod tests {
             drop(log);
             assert_eq!(opened(&path, b"origin").1.len(), expected + 1, "cut at {cut}");
         }
+    }
+
+    #[test]
+    fn a_log_is_free_when_it_is_closed_whoever_has_a_copy_of_its_handle() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("work.log");
+        let (log, _) = opened(&path, b"origin");
+        let _copy = log.file.try_clone().expect("a copy");
+        assert!(RecordLog::open(&path, b"origin", drop).expect("readable").is_none(), "it is in use");
+        drop(log);
+        assert!(RecordLog::open(&path, b"origin", drop).expect("readable").is_some());
     }
 
     #[test]

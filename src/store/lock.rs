@@ -74,6 +74,8 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // Words that stay make the next process look for what there is not.
         let _ = self.file.set_len(0);
+        // A process that another thread is just starting has a copy of the handle until it is another program.
+        let _ = self.file.unlock();
     }
 }
 
