@@ -31,6 +31,7 @@ pub mod checkpoint;
 // Operations
 pub mod operation;
 
+pub mod adapter;
 pub mod apply;
 pub mod bind;
 pub mod diff;

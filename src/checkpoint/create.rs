@@ -16,6 +16,8 @@ use crate::tensor::Dtype;
 
 /// The mode of new files: readable by all, as files are.
 const MODE: u32 = 0o644;
+/// That of new folders.
+const FOLDER_MODE: u32 = 0o755;
 
 /// A tensor to be written: its name, type and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +78,24 @@ pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
 pub(crate) fn write_new_on(files: &Files, path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     let temporary = written_beside(files, path, |sink| sink.write_all(bytes))?;
     temporary.place_new(path).map(drop)
+}
+
+/// Has `fill` write files into a folder that must not exist yet; it gets its name when all of them are there.
+///
+/// # Errors
+/// That of `fill`, [`CheckpointError::OutputExists`] or [`CheckpointError::Io`]; no part of a folder is left behind.
+pub fn write_new_folder<E: From<CheckpointError>>(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), E> {
+    let (files, parent) = (Files::real(), folder_of(path));
+    let temporary =
+        Temporary::folder(&files, parent).map_err(CheckpointError::io(parent, "create a folder in"))?;
+    fill(temporary.path())?;
+    let moded = files.set_folder_mode(temporary.path(), FOLDER_MODE);
+    moded.map_err(CheckpointError::io(path, "set the mode of"))?;
+    files.sync_folder(temporary.path()).map_err(CheckpointError::io(path, "sync"))?;
+    Ok(temporary.place_new(path).map(drop)?)
 }
 
 /// A temporary file in the folder of `path`, on disk to its last byte; it goes away unless it is put in place.

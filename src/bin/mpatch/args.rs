@@ -5,8 +5,8 @@
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
-    add, apply, bisect, branch, checkout, clone, completions, create, demo, diff, doctor, eval, fsck, gc,
-    init, log, merge, pull, push, rebase, redo, revert, show, sign, stack, stats, status, tag, trust,
+    add, apply, bisect, branch, checkout, clone, completions, create, demo, diff, doctor, eval, export, fsck,
+    gc, init, log, merge, pull, push, rebase, redo, revert, show, sign, stack, stats, status, tag, trust,
     try_out, undo, verify,
 };
 use crate::error::{CommandError, ExitKind};
@@ -66,6 +66,8 @@ pub enum Command {
     Rebase(rebase::RebaseArguments),
     /// Compare two patches or two checkpoints, or make the patch between two checkpoints
     Diff(diff::DiffArguments),
+    /// Write a patch as a LoRA adapter that PEFT loads
+    Export(export::ExportArguments),
     /// Examine this machine: devices, their arithmetic and speed, folders and programs
     Doctor(doctor::DoctorArguments),
     /// Begin a history of what a model knows
@@ -126,6 +128,7 @@ impl Command {
             Command::Stack(arguments) => stack::run(arguments, output),
             Command::Rebase(arguments) => rebase::run(arguments, output),
             Command::Diff(arguments) => return diff::run(arguments, output),
+            Command::Export(arguments) => export::run(arguments, output),
             Command::Doctor(arguments) => doctor::run(arguments, output),
             Command::Init(arguments) => init::run(arguments, output),
             Command::Add(arguments) => add::run(arguments, output),

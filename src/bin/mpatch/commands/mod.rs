@@ -14,6 +14,7 @@ pub mod demo;
 pub mod diff;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod fsck;
 pub mod gc;
 pub mod init;

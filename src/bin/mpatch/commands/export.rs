@@ -1,0 +1,123 @@
+//! `mpatch export`: a patch as a LoRA adapter, for programs that load adapters beside a model.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use mpatch::adapter::{Adapter, AdapterError};
+use mpatch::digest::PatchId;
+use serde::Serialize;
+
+use super::{infix, open_patch};
+use crate::editing::refuse_existing;
+use crate::error::{CommandError, ExitKind};
+use crate::report::{Output, Page, Report, count, size};
+use crate::trust::{TrustArguments, TrustReport, require};
+
+/// Arguments of `export`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  mpatch export edits.mpatch\n  \
+                  mpatch export edits.mpatch -o adapter/ --base-model EleutherAI/gpt-j-6b\n\n\
+                  The result is a folder that PEFT loads: PeftModel.from_pretrained(model, \"adapter\").\n\
+                  Its result is near the patch's, not its bytes; nothing checks that the base is the right one.")]
+pub struct ExportArguments {
+    /// Export this patch; `-` reads it from standard input
+    patch: PathBuf,
+    /// Write this new folder; `PATCH.adapter` by default
+    #[arg(short, long, value_name = "FOLDER")]
+    output: Option<PathBuf>,
+    /// Say that this is the base: a name on a hub, or a folder
+    #[arg(long, value_name = "NAME")]
+    base_model: Option<String>,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
+}
+
+/// What `export` prints.
+#[derive(Debug, Serialize)]
+struct ExportReport {
+    patch: PathBuf,
+    patch_id: PatchId,
+    output: PathBuf,
+    base_model: Option<String>,
+    rank: u64,
+    size_bytes: u64,
+    trust: TrustReport,
+    modules: Vec<ModuleReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct ModuleReport {
+    path: String,
+    /// `[out, in]`.
+    shape: [u64; 2],
+    /// Of its own change; the adapter fills it up to the rank of all.
+    rank: u64,
+}
+
+/// Writes the adapter.
+pub fn run(arguments: &ExportArguments, output: &Output) -> Result<(), CommandError> {
+    let patch = open_patch(&arguments.patch)?;
+    let place = arguments.place();
+    refuse_existing(&place)?;
+    let judged = require(&patch, &arguments.patch, &arguments.trust, output)?;
+    let refused = |error| export_error(arguments, error);
+    let adapter = Adapter::of(&patch).map_err(refused)?;
+    let progress = output.progress("exporting", adapter.size_bytes());
+    adapter.write(&place, arguments.base_model.as_deref(), &|bytes| progress.add(bytes)).map_err(refused)?;
+    drop(progress);
+    let modules = adapter.modules().iter().map(|module| ModuleReport {
+        path: module.path.clone(),
+        shape: module.shape,
+        rank: module.rank,
+    });
+    let report = ExportReport {
+        patch: arguments.patch.clone(),
+        patch_id: patch.id(),
+        output: place,
+        base_model: arguments.base_model.clone(),
+        rank: adapter.rank(),
+        size_bytes: adapter.size_bytes(),
+        trust: judged.report.clone(),
+        modules: modules.collect(),
+    };
+    output.report(&report).map_err(CommandError::after_the_work)
+}
+
+impl ExportArguments {
+    fn place(&self) -> PathBuf {
+        self.output.clone().unwrap_or_else(|| {
+            let mut name = infix(&self.patch);
+            name.push(".adapter");
+            PathBuf::from(name)
+        })
+    }
+}
+
+fn export_error(arguments: &ExportArguments, error: AdapterError) -> CommandError {
+    let patch = arguments.patch.display();
+    match error {
+        AdapterError::Checkpoint(error) => error.into(),
+        AdapterError::Patch(error) => CommandError::patch(&patch.to_string(), &error),
+        other => CommandError::new(ExitKind::Unsupported, format!("`{patch}`: {other}"))
+            .hint("`mpatch apply` makes the edited checkpoint, which every program loads"),
+    }
+}
+
+impl Report for ExportReport {
+    const SCHEMA: &'static str = "mpatch.export/1";
+
+    fn write(&self, page: &mut Page) {
+        let (modules, size) = (count(self.modules.len(), "module"), size(self.size_bytes));
+        page.title(&format!("wrote {}: {modules}, rank {}, {size}", self.output.display(), self.rank));
+        let mut rows = vec![["module", "shape", "rank"].map(str::to_owned).to_vec()];
+        rows.extend(self.modules.iter().map(|module| {
+            let [rows, columns] = module.shape;
+            vec![module.path.clone(), format!("{rows} x {columns}"), module.rank.to_string()]
+        }));
+        page.table(&rows);
+        self.trust.write(page);
+        page.line(&format!("in Python: PeftModel.from_pretrained(model, \"{}\")", self.output.display()));
+        page.line("near the patch, not its bytes: whoever loads it adds it in the type that he computes in");
+    }
+}
