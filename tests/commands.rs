@@ -131,3 +131,24 @@ fn the_same_inputs_give_the_same_patch_on_one_thread_or_several() {
     };
     assert!(make("1", "one.mpatch") == make("3", "three.mpatch"), "the patches differ");
 }
+
+#[test]
+fn the_manual_has_a_page_for_every_command() {
+    let folder = tempfile::tempdir().unwrap();
+    mpatch().args(["man", "--output"]).arg(folder.path()).assert().success();
+    let help = mpatch().arg("--help").assert().success();
+    let help = String::from_utf8_lossy(&help.get_output().stdout).into_owned();
+    let listed =
+        help.lines().skip_while(|line| *line != "Commands:").skip(1).take_while(|line| !line.is_empty());
+    let names: Vec<&str> = listed
+        .filter(|line| !line.starts_with("   "))
+        .map(|line| line.split_whitespace().next().unwrap())
+        .collect();
+    assert!(names.contains(&"apply"), "{names:?}");
+    for name in names.into_iter().filter(|name| *name != "help") {
+        let page = fs::read_to_string(folder.path().join(format!("mpatch-{name}.1"))).unwrap();
+        assert!(page.contains(&format!(".TH mpatch-{name} 1")) && page.contains(".SH OPTIONS"), "{page}");
+        let printed = mpatch().args(["man", name]).assert().success();
+        assert_eq!(String::from_utf8_lossy(&printed.get_output().stdout), page);
+    }
+}

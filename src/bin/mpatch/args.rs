@@ -6,8 +6,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
     add, apply, bisect, branch, checkout, clone, completions, create, demo, diff, doctor, eval, export, fsck,
-    gc, init, log, merge, pull, push, rebase, redo, revert, show, sign, stack, stats, status, tag, trust,
-    try_out, undo, verify,
+    gc, init, log, man, merge, pull, push, rebase, redo, revert, show, sign, stack, stats, status, tag,
+    trust, try_out, undo, verify,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
@@ -103,6 +103,8 @@ pub enum Command {
     Push(push::PushArguments),
     /// Fetch another history, and follow it where it only went on
     Pull(pull::PullArguments),
+    /// Print pages of the manual, or write them all
+    Man(man::ManArguments),
     /// Print shell completions
     Completions(completions::CompletionsArguments),
 }
@@ -146,6 +148,7 @@ impl Command {
             Command::Clone(arguments) => clone::run(arguments, output),
             Command::Push(arguments) => push::run(arguments, output),
             Command::Pull(arguments) => pull::run(arguments, output),
+            Command::Man(arguments) => man::run(arguments, output),
             Command::Completions(arguments) => completions::run(*arguments, output),
         };
         done.map(|()| ExitKind::Done)

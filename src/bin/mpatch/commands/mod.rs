@@ -19,6 +19,7 @@ pub mod fsck;
 pub mod gc;
 pub mod init;
 pub mod log;
+pub mod man;
 pub mod merge;
 pub mod names;
 pub mod pull;
