@@ -157,9 +157,21 @@ impl<'p> Adapter<'p> {
         progress: Progress<'_>,
     ) -> Result<(), AdapterError> {
         write_new_folder(target, |folder| {
-            write_new(&folder.join(CONFIG_FILE), &self.config(base_model))?;
-            self.write_weights(&folder.join(WEIGHTS_FILE), progress)
+            self.write_files(folder, base_model, progress).map_err(|error| match error {
+                AdapterError::Checkpoint(error) => error.by_its_name(folder, target).into(),
+                error => error,
+            })
         })
+    }
+
+    fn write_files(
+        &self,
+        folder: &Path,
+        base_model: Option<&str>,
+        progress: Progress<'_>,
+    ) -> Result<(), AdapterError> {
+        write_new(&folder.join(CONFIG_FILE), &self.config(base_model))?;
+        self.write_weights(&folder.join(WEIGHTS_FILE), progress)
     }
 
     fn config(&self, base_model: Option<&str>) -> Vec<u8> {

@@ -172,6 +172,21 @@ impl CheckpointError {
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| CheckpointError::Io { path: path.to_owned(), action, source }
     }
+
+    /// What a user calls it: `target`, where a fault was met in the `temporary` that was to get its name.
+    pub(crate) fn by_its_name(self, temporary: &Path, target: &Path) -> Self {
+        match self {
+            CheckpointError::Io { path, action, source } if path.starts_with(temporary) => {
+                CheckpointError::Io { path: target.to_owned(), action, source }
+            }
+            CheckpointError::Space { path, needed_bytes, free_bytes, source }
+                if path.starts_with(temporary) =>
+            {
+                CheckpointError::Space { path: target.to_owned(), needed_bytes, free_bytes, source }
+            }
+            error => error,
+        }
+    }
 }
 
 fn nearest_hint(nearest: Option<&str>) -> String {

@@ -410,16 +410,7 @@ impl<'a> CheckpointCopy<'a> {
 
     /// An error of the temporary as one of the output: its user asked for that, and never saw the other.
     fn by_its_name(&self, error: CheckpointError) -> CheckpointError {
-        let is_ours = |path: &Path| path.starts_with(self.temporary.path());
-        match error {
-            CheckpointError::Io { path, action, source } if is_ours(&path) => {
-                CheckpointError::Io { path: self.target.clone(), action, source }
-            }
-            CheckpointError::Space { path, needed_bytes, free_bytes, source } if is_ours(&path) => {
-                CheckpointError::Space { path: self.target.clone(), needed_bytes, free_bytes, source }
-            }
-            error => error,
-        }
+        error.by_its_name(self.temporary.path(), &self.target)
     }
 
     /// The open copy of a file; none where it was not to be written.

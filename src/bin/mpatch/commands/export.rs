@@ -117,7 +117,10 @@ impl Report for ExportReport {
         }));
         page.table(&rows);
         self.trust.write(page);
-        page.line(&format!("in Python: PeftModel.from_pretrained(model, \"{}\")", self.output.display()));
+        page.line(&format!(
+            "in Python: PeftModel.from_pretrained(model, {:?})",
+            self.output.to_string_lossy()
+        ));
         page.line("near the patch, not its bytes: whoever loads it adds it in the type that he computes in");
     }
 }
