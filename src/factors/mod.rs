@@ -241,10 +241,13 @@ impl IntegerMatrix {
         }
         check_count(what, rows, columns, bits, values.len())?;
         let limit = magnitude_limit(bits);
-        match values.iter().find(|value| u16::from(value.unsigned_abs()) > limit.unsigned_abs()) {
-            Some(&found) => Err(FactorError::Range { what, found: found.into(), bits, limit }),
-            None => Ok(Self { rows, columns, bits, values: Values::Narrow(values) }),
+        // The largest magnitude is found many at a time; whose it is, only where it is too large.
+        if u16::from(largest(&values)) <= limit.unsigned_abs() {
+            return Ok(Self { rows, columns, bits, values: Values::Narrow(values) });
         }
+        let found =
+            values.into_iter().map(i16::from).find(|value| value.unsigned_abs() > limit.unsigned_abs());
+        Err(FactorError::Range { what, found: found.unwrap_or_default(), bits, limit })
     }
 
     /// Number of rows.
@@ -284,9 +287,7 @@ impl IntegerMatrix {
     /// Largest magnitude present; 0 for an empty matrix.
     pub fn magnitude_max(&self) -> u16 {
         match &self.values {
-            Values::Narrow(values) => {
-                values.iter().map(|value| value.unsigned_abs()).max().unwrap_or(0).into()
-            }
+            Values::Narrow(values) => largest(values).into(),
             Values::Wide(values) => values.iter().map(|value| value.unsigned_abs()).max().unwrap_or(0),
         }
     }
@@ -313,6 +314,11 @@ impl IntegerMatrix {
             Values::Wide(values) => target.extend(values[range].iter().map(|value| wide(*value))),
         }
     }
+}
+
+/// The largest magnitude of all; 0 where there are none.
+fn largest(values: &[i8]) -> u8 {
+    values.iter().map(|value| value.unsigned_abs()).max().unwrap_or(0)
 }
 
 fn check_count(
