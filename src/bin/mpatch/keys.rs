@@ -322,7 +322,7 @@ impl Signer {
         let principal = names.into_iter().flatten().find_map(|name| principal_of(&name));
         let principal = principal.unwrap_or_else(|| "me".to_owned());
         let path = places::config_folder()?.join(crate::trust::ALLOWED_SIGNERS);
-        crate::trust::append(&path, &[line_of(&principal, &self.public)])?;
+        places::append(&path, &[line_of(&principal, &self.public)])?;
         report.trusted_in = Some(path);
         report.principal = Some(principal);
         Ok(report)

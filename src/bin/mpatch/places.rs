@@ -149,6 +149,35 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
 }
 
 /// A synced file beside `path`, which is its owner's alone.
+/// Adds lines to a file of keys, which is made if need be.
+pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
+    change(path, adding(lines))
+}
+
+/// The change that puts lines at the end of a text.
+pub fn adding(lines: &[String]) -> impl FnOnce(&mut String) {
+    |text| {
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        lines.iter().for_each(|line| {
+            text.push_str(line);
+            text.push('\n');
+        });
+    }
+}
+
+/// Changes a file of keys, in one step, and answers with what `change` does.
+pub fn change<T>(path: &Path, change: impl FnOnce(&mut String) -> T) -> Result<T, CommandError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    with_lock(folder, || {
+        let mut text = read_text(path)?.unwrap_or_default();
+        let answer = change(&mut text);
+        replace(path, text.as_bytes())?;
+        Ok(answer)
+    })
+}
+
 fn temporary(path: &Path, bytes: &[u8]) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     let builder = builder.prefix(".mpatch-").permissions(std::fs::Permissions::from_mode(0o600));

@@ -16,7 +16,7 @@ use mpatch::sign::AllowedSigners;
 
 use crate::error::{CommandError, ExitKind};
 use crate::places;
-use crate::trust::{self, ALLOWED_SIGNERS};
+use crate::trust::ALLOWED_SIGNERS;
 
 /// The file of what is accepted, among the user's settings.
 const ACCEPTED: &str = "accepted_projects";
@@ -90,7 +90,7 @@ pub fn withdraw(folder: &Path) -> Result<(), CommandError> {
 /// has not accepted: whoever adds a key does not vouch for those that a stranger wrote beside it.
 pub fn change_signers(path: &Path, change: impl FnOnce(&mut String)) -> Result<(), CommandError> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let (counted, text) = trust::change(path, |text| {
+    let (counted, text) = places::change(path, |text| {
         let counted = counts(folder, text);
         change(text);
         (counted, text.clone())
@@ -108,7 +108,7 @@ pub fn counts(folder: &Path, text: &str) -> Result<bool, CommandError> {
 }
 
 fn change_accepted(change: impl FnOnce(&mut Vec<String>)) -> Result<(), CommandError> {
-    trust::change(&places::config_folder()?.join(ACCEPTED), |text| {
+    places::change(&places::config_folder()?.join(ACCEPTED), |text| {
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         change(&mut lines);
         *text = lines.iter().flat_map(|line| [line, "\n"]).collect();

@@ -666,32 +666,3 @@ impl TrustFiles {
         }
     }
 }
-
-/// Adds lines to a file of keys, which is made if need be.
-pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
-    change(path, adding(lines))
-}
-
-/// The change that puts lines at the end of a text.
-pub fn adding(lines: &[String]) -> impl FnOnce(&mut String) {
-    |text| {
-        if !text.is_empty() && !text.ends_with('\n') {
-            text.push('\n');
-        }
-        lines.iter().for_each(|line| {
-            text.push_str(line);
-            text.push('\n');
-        });
-    }
-}
-
-/// Changes a file of keys, in one step, and answers with what `change` does.
-pub fn change<T>(path: &Path, change: impl FnOnce(&mut String) -> T) -> Result<T, CommandError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    places::with_lock(folder, || {
-        let mut text = places::read_text(path)?.unwrap_or_default();
-        let answer = change(&mut text);
-        places::replace(path, text.as_bytes())?;
-        Ok(answer)
-    })
-}
