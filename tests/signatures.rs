@@ -480,6 +480,25 @@ fn what_a_project_revokes_or_asks_for_counts_whoever_wrote_it() {
 }
 
 #[test]
+fn a_folder_in_between_hides_no_policy_and_an_empty_one_no_keys() {
+    let bench = bench_with_project();
+    bench.run_in("project", "trust project", 0);
+    fs::create_dir(bench.path("project/deep/.mpatch")).unwrap();
+    bench.run_in("project/deep", "verify ../../edits.mpatch", 0);
+    bench.write("project/.mpatch/policy.json", r#"{"threshold": 2}"#);
+    bench.run_in("project/deep", "verify ../../edits.mpatch", 5);
+    // Another project has keys of its own, and the policy above it still counts, and what is revoked there.
+    bench.write("project/deep/.mpatch/policy.json", r#"{"threshold": 1}"#);
+    let listed = bench.run_in("project/deep", "trust list", 0);
+    assert!(listed.starts_with("0 keys"), "{listed}");
+    let refused = bench.run_in("project/deep", "verify ../../edits.mpatch --allow-unknown", 5);
+    assert!(refused.contains("the policy allows no exceptions"), "{refused}");
+    fs::remove_file(bench.path("project/.mpatch/policy.json")).unwrap();
+    bench.write("project/.mpatch/revoked", key().public().line());
+    assert!(bench.run_in("project/deep", "verify ../../edits.mpatch", 5).contains("revoked by"));
+}
+
+#[test]
 fn text_of_keys_cannot_move_the_cursor() {
     let bench = Bench::new();
     bench.trust(&format!("maker\u{1b}[2J\u{202e}@example.org {}\n", key().public().line()));

@@ -16,11 +16,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::{CommandError, ExitKind};
+use crate::trust::{ALLOWED_SIGNERS, POLICY, REVOKED};
 
 /// Files of keys and of state are small; what is larger is something else.
 const SIZE_MAX_BYTES: u64 = mpatch::sign::allowed_signers::SIZE_MAX_BYTES as u64;
 /// The project's own folder.
 const PROJECT: &str = ".mpatch";
+/// What it may hold.
+const PROJECT_FILES: [&str; 3] = [ALLOWED_SIGNERS, REVOKED, POLICY];
 
 /// A variable that is set to something.
 pub fn variable(name: &str) -> Option<String> {
@@ -48,14 +51,28 @@ fn folder(own: &str, standard: &str, in_home: &str) -> Result<PathBuf, CommandEr
         })
 }
 
-/// The nearest `.mpatch`, from the working folder upwards.
+/// The project's folder: the nearest `.mpatch` that holds something, from the working folder upwards.
 pub fn project_folder() -> Option<PathBuf> {
-    if Path::new(PROJECT).is_dir() {
-        return Some(PathBuf::from(PROJECT));
-    }
-    let working = std::env::current_dir().ok()?;
+    project_folders().into_iter().next()
+}
+
+/// Every `.mpatch` that holds something, the nearest first. One that holds nothing is no project's, as a `.git` without
+/// a repository is none.
+pub fn project_folders() -> Vec<PathBuf> {
+    let here = PathBuf::from(PROJECT);
+    // Without a working folder nothing lies above it.
+    let working = std::env::current_dir().unwrap_or_default();
     let above = working.ancestors().skip(1).map(|folder| folder.join(PROJECT));
-    above.into_iter().find(|folder| folder.is_dir())
+    std::iter::once(here).chain(above).filter(|folder| folder.is_dir() && holds_something(folder)).collect()
+}
+
+fn holds_something(folder: &Path) -> bool {
+    // What may not be looked at is there, and says so when it is read.
+    let is_there = |name| match folder.join(name).symlink_metadata() {
+        Ok(_) => true,
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    };
+    PROJECT_FILES.into_iter().any(is_there)
 }
 
 /// The bytes of a small file, if it is there.

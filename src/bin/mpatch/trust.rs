@@ -28,7 +28,8 @@ use crate::report::{Output, Page, shell_word};
 pub const ALLOWED_SIGNERS: &str = "allowed_signers";
 /// The file of keys that are believed no more.
 pub const REVOKED: &str = "revoked";
-const POLICY: &str = "policy.json";
+/// The file of what is asked beyond one trusted signature.
+pub const POLICY: &str = "policy.json";
 const LINES: &str = "lines.json";
 /// How a binary list of revoked keys begins.
 const KRL_MAGIC: &[u8] = b"SSHKRL\n";
@@ -536,11 +537,12 @@ impl TrustFiles {
             files.read_signers(&folder.join(ALLOWED_SIGNERS))?;
             files.read_restrictions(&folder)?;
         }
-        if let Some(folder) = places::project_folder() {
-            files.read_project_signers(&folder)?;
-            // They only ask for more, so it does not matter who wrote them.
-            files.read_restrictions(&folder)?;
+        let projects = places::project_folders();
+        if let Some(nearest) = projects.first() {
+            files.read_project_signers(nearest)?;
         }
+        // They only ask for more, so it does not matter who wrote them; nor that another project lies between.
+        projects.iter().try_for_each(|folder| files.read_restrictions(folder))?;
         files.read_git(&GitSettings::read())?;
         Ok(files)
     }
