@@ -499,6 +499,29 @@ fn a_folder_in_between_hides_no_policy_and_an_empty_one_no_keys() {
 }
 
 #[test]
+fn a_project_whose_keys_cannot_be_read_stops_those_who_rely_on_them_and_nobody_else() {
+    let bench = bench_with_project();
+    bench.trust(&line_of("maker@example.org", key().public()));
+    let signers = bench.path("project/.mpatch/allowed_signers");
+    let whole = fs::read(&signers).unwrap();
+    for bytes in [b"caf\xe9".to_vec(), vec![b'#'; 20 << 20]] {
+        fs::write(&signers, &bytes).unwrap();
+        for words in ["trust list", "verify ../edits.mpatch"] {
+            let said = bench.run_in("project", words, 0);
+            assert!(said.contains("you have not accepted it, and its keys are left out"), "{said}");
+        }
+        fs::write(&signers, &whole).unwrap();
+        bench.run_in("project", "trust project", 0);
+        fs::write(&signers, &bytes).unwrap();
+        for words in ["trust list", "verify ../edits.mpatch"] {
+            let output = bench.run_in("project", words, if bytes.len() > 4 { 12 } else { 3 });
+            assert!(output.contains("allowed_signers` is"), "{output}");
+        }
+        bench.run_in("project", "trust project --withdraw", 0);
+    }
+}
+
+#[test]
 fn text_of_keys_cannot_move_the_cursor() {
     let bench = Bench::new();
     bench.trust(&format!("maker\u{1b}[2J\u{202e}@example.org {}\n", key().public().line()));

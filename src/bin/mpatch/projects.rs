@@ -49,19 +49,31 @@ impl Acceptance {
 /// Whether the user has accepted the believed keys of the project's `folder`, where they are `text`.
 pub fn acceptance(folder: &Path, text: &str) -> Result<Acceptance, CommandError> {
     let Some(place) = place(folder) else { return Ok(Acceptance::Missing) };
+    let accepted = accepted()?;
+    if accepted.contains(&line(text, &place)) {
+        return Ok(Acceptance::Given);
+    }
+    Ok(match accepted.iter().any(|line| is_of(line, &place)) {
+        true => Acceptance::Outdated,
+        false => Acceptance::Missing,
+    })
+}
+
+/// Whether the user has accepted the believed keys of the project's `folder`, as they are now or were before.
+pub fn is_accepted(folder: &Path) -> Result<bool, CommandError> {
+    let Some(place) = place(folder) else { return Ok(false) };
+    Ok(accepted()?.iter().any(|line| is_of(line, &place)))
+}
+
+/// A line for each file that the user has accepted.
+fn accepted() -> Result<Vec<String>, CommandError> {
     // Without a place for the user's files there is nothing that they have accepted.
     let held = match places::config_folder() {
         Ok(settings) => places::read_text(&settings.join(ACCEPTED))?.unwrap_or_default(),
         Err(_) => String::new(),
     };
-    let mut lines = held.lines().chain(OF_THIS_PROCESS.get().map(String::as_str));
-    if lines.clone().any(|known| known == line(text, &place)) {
-        return Ok(Acceptance::Given);
-    }
-    Ok(match lines.any(|line| is_of(line, &place)) {
-        true => Acceptance::Outdated,
-        false => Acceptance::Missing,
-    })
+    let lines = held.lines().chain(OF_THIS_PROCESS.get().map(String::as_str));
+    Ok(lines.map(str::to_owned).collect())
 }
 
 /// Accepts the believed keys of the project's `folder`, which are `text`, until they change.

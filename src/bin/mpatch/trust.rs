@@ -591,7 +591,18 @@ impl TrustFiles {
     /// A project's keys are believed if the user has accepted the very bytes that are read here.
     fn read_project_signers(&mut self, folder: &Path) -> Result<(), CommandError> {
         let path = folder.join(ALLOWED_SIGNERS);
-        let Some(text) = places::read_text(&path)? else { return Ok(()) };
+        let text = match places::read_text(&path) {
+            Ok(None) => return Ok(()),
+            Ok(Some(text)) => text,
+            // Keys that the user relies on must not go missing without a word.
+            Err(error) if projects::is_accepted(folder)? => return Err(error),
+            // A stranger's file stops nobody from using what needs none of its keys.
+            Err(error) => {
+                self.warnings
+                    .push(format!("{}; you have not accepted it, and its keys are left out", error.message));
+                return Ok(());
+            }
+        };
         match projects::acceptance(folder, &text)?.lack() {
             None => self.believe(&path, &text),
             Some(lack) => self.keyring.unaccepted.push(Unaccepted {
