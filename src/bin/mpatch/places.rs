@@ -120,6 +120,12 @@ fn unwritable(action: &str, path: &Path, error: &std::io::Error) -> CommandError
     }
 }
 
+/// Finds out whether files can be written in a folder of the user's, which is made if need be.
+pub fn check_writable(folder: &Path) -> Result<(), CommandError> {
+    make_folder(folder)?;
+    tempfile::tempfile_in(folder).map(drop).map_err(|error| unwritable("write to", folder, &error))
+}
+
 /// Makes a folder of the user's, which others cannot look into.
 pub fn make_folder(folder: &Path) -> Result<(), CommandError> {
     DirBuilder::new()
@@ -143,29 +149,6 @@ pub fn with_lock<T>(
     work()
 }
 
-/// Replaces `path` by a file with `bytes`, in one step; it keeps its mode, and a link its target.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
-    let failed = |error: std::io::Error| unwritable("write", path, &error);
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    let mut file = temporary(&target, bytes).map_err(failed)?;
-    if let Ok(metadata) = std::fs::metadata(&target) {
-        file.as_file_mut().set_permissions(metadata.permissions()).map_err(failed)?;
-    }
-    file.persist(&target).map_err(|error| failed(error.error))?;
-    sync_folder(&target).map_err(failed)
-}
-
-/// Writes a new file that only its owner can read; says whether it did, or there was one already.
-pub fn write_private(path: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
-    let failed = |error: std::io::Error| unwritable("write", path, &error);
-    match temporary(path, bytes).map_err(failed)?.persist_noclobber(path) {
-        Ok(_) => sync_folder(path).map(|()| true).map_err(failed),
-        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(failed(error.error)),
-    }
-}
-
-/// A synced file beside `path`, which is its owner's alone.
 /// Adds lines to a file of keys, which is made if need be.
 pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
     change(path, adding(lines))
@@ -195,6 +178,29 @@ pub fn change<T>(path: &Path, change: impl FnOnce(&mut String) -> T) -> Result<T
     })
 }
 
+/// Replaces `path` by a file with `bytes`, in one step; it keeps its mode, and a link its target.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
+    let failed = |error: std::io::Error| unwritable("write", path, &error);
+    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let mut file = temporary(&target, bytes).map_err(failed)?;
+    if let Ok(metadata) = std::fs::metadata(&target) {
+        file.as_file_mut().set_permissions(metadata.permissions()).map_err(failed)?;
+    }
+    file.persist(&target).map_err(|error| failed(error.error))?;
+    sync_folder(&target).map_err(failed)
+}
+
+/// Writes a new file that only its owner can read; says whether it did, or there was one already.
+pub fn write_private(path: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
+    let failed = |error: std::io::Error| unwritable("write", path, &error);
+    match temporary(path, bytes).map_err(failed)?.persist_noclobber(path) {
+        Ok(_) => sync_folder(path).map(|()| true).map_err(failed),
+        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(failed(error.error)),
+    }
+}
+
+/// A synced file beside `path`, which is its owner's alone.
 fn temporary(path: &Path, bytes: &[u8]) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     let builder = builder.prefix(".mpatch-").permissions(std::fs::Permissions::from_mode(0o600));

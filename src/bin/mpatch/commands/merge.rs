@@ -182,8 +182,9 @@ impl Plan {
             .and_then(Patch::decode)
             .map_err(|error| CommandError::patch("the merged patch", &error))?;
         let Some(signer) = signer else { return Ok(patch) };
-        signer.settle()?;
-        signer.sign_into(patch, "the merged patch")
+        signer.keep()?;
+        let signed = signer.settle().and_then(|_| signer.sign_into(patch, "the merged patch"));
+        signed.map_err(|error| signer.with_word_of_key(error))
     }
 }
 
