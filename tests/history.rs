@@ -435,7 +435,8 @@ fn the_command_that_is_suggested_works_as_it_stands() {
     let errors = place.bad("push --to nowhere", 11);
     assert!(errors.contains("hint: check the address: it must be a git repository"), "{errors}");
     // The other side has patches there.
-    let errors = place.bad("push main --to mine --store know", 11);
+    place.git("clone -q --bare mine mine.git");
+    let errors = place.bad("push main --to mine.git --store know", 11);
     assert!(errors.contains("`mpatch pull` first"), "{errors}");
 }
 
