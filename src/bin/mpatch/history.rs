@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::commands::show::fact_line;
 use crate::error::{CommandError, ExitKind, chain, io_hint};
-use crate::report::{Output, Page, escaped};
+use crate::report::{Output, Page, escaped, shell_word};
 use crate::trust::{Judged, TrustArguments, require};
 
 /// Which history, and how long to wait for it.
@@ -35,6 +35,14 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl StoreArguments {
+    /// What names this history in a suggested command, with a blank before it; nothing where it is the one here.
+    pub fn words(&self) -> String {
+        match self.store == Path::new(".") {
+            true => String::new(),
+            false => format!(" --store {}", shell_word(&self.store)),
+        }
+    }
+
     /// Opens the history.
     pub fn open(&self) -> Result<Store, CommandError> {
         Ok(Store::discover(&self.store)?)
