@@ -21,7 +21,8 @@ use crate::trust::detached_path;
                   mpatch sign edits.mpatch --key hardware.pub --detached\n\n\
                   A second signature, of a reviewer or of whoever made the patch again, stands beside the first.")]
 pub struct SignArguments {
-    /// Sign this patch; `-` reads it from standard input
+    /// Sign this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// it from standard input
     patch: PathBuf,
     /// Which key signs.
     #[command(flatten)]
@@ -85,7 +86,6 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
-/// A second signature of one key says nothing more, and takes the place of another's.
 /// Writes the signature, or the patch with it; tells how many signatures are in the patch now.
 fn sign(
     signer: &Signer,
@@ -103,6 +103,7 @@ fn sign(
     Ok(signed.signatures().len())
 }
 
+/// A second signature of one key says nothing more, and takes the place of another's.
 fn refuse_second(patch: &Patch, signer: &Signer, path: &Path) -> Result<(), CommandError> {
     let key = signer.public();
     let is_ours = |bytes: &[u8]| SshSig::parse(bytes).is_ok_and(|signature| signature.key() == key);

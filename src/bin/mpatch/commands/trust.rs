@@ -84,7 +84,7 @@ struct ProjectArguments {
 
 #[derive(Debug, Args)]
 struct PlaceArguments {
-    /// Change the project's `.mpatch` in this folder instead of your own settings
+    /// Change the project's `.mpatch`, the nearest from here upwards or a new one here, instead of your own settings
     #[arg(long)]
     project: bool,
 }
