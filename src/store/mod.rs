@@ -33,7 +33,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use git2::{ErrorCode, Repository, RepositoryInitOptions, RepositoryOpenFlags};
+use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags};
 
 use self::objects::{ObjectStore, Snapshot, Stored};
 use self::operations::Journal;
@@ -255,11 +255,11 @@ impl Store {
         let mut patches = BTreeMap::new();
         let mut series: Vec<Vec<PatchId>> = Vec::new();
         for commit in commits {
-            let snapshot = self.snapshot(CommitId(commit))?;
-            patches.extend(snapshot.patches);
-            // Of a long history nearly every series is the beginning of a newer one.
-            if !series.iter().any(|newer| newer.starts_with(&snapshot.series)) {
-                series.push(snapshot.series);
+            // Of a long history nearly every series is the beginning of a newer one, whose tree has its patches, too.
+            let here = self.series(CommitId(commit))?;
+            if !series.iter().any(|newer| newer.starts_with(&here)) {
+                patches.extend(self.snapshot(CommitId(commit))?.patches);
+                series.push(here);
             }
         }
         self.atlas_of(series.iter().map(Vec::as_slice), &patches)
@@ -297,9 +297,16 @@ impl Store {
     }
 
     fn snapshot(&self, commit: CommitId) -> Result<Snapshot, StoreError> {
+        self.objects().read_tree(self.tree(commit)?)
+    }
+
+    fn series(&self, commit: CommitId) -> Result<Vec<PatchId>, StoreError> {
+        self.objects().read_series(self.tree(commit)?)
+    }
+
+    fn tree(&self, commit: CommitId) -> Result<Oid, StoreError> {
         let commit = self.repository.find_commit(commit.0);
-        let commit = commit.map_err(StoreError::git("read a commit"))?;
-        self.objects().read_tree(commit.tree_id())
+        Ok(commit.map_err(StoreError::git("read a commit"))?.tree_id())
     }
 
     fn objects(&self) -> ObjectStore<'_> {
