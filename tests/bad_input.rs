@@ -393,6 +393,7 @@ fn a_device_that_is_not_there_is_refused() {
     bench.create_refuses(" --device tpu", 2).says(&["'tpu'", "`cpu`", "`cuda:N`"]);
     bench.create_refuses(" --limit 0", 2).says(&["'--limit <COUNT>'", "0 is not in 1.."]);
     bench.refuses("eval facts.json --base model --limit 0", 2).says(&["'--limit <COUNT>'"]);
+    bench.refuses("log -n 0", 2).says(&["'--limit <COUNT>'", "0 is not in 1.."]);
 }
 
 // Patches

@@ -83,6 +83,42 @@ fn large_patches_travel_by_git_lfs_and_a_missing_one_is_named_and_mended() {
     assert!(place.good("fsck --store again").starts_with("whole: "));
 }
 
+#[test]
+fn the_branch_that_somebody_else_is_on_is_not_moved_by_a_push() {
+    let place = Place::begun();
+    place.good("clone . mine");
+    place.git("clone -q . stock");
+    place.git("init -q --bare bare.git");
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    let refs = place.git("-C mine for-each-ref");
+    for there in ["mine", "mine/.git", "stock"] {
+        let errors = place.bad(&format!("push --to {there}"), 7);
+        assert!(
+            errors.contains("`main` is the branch that `/") && errors.contains("/mine") != (there == "stock")
+        );
+        assert!(
+            errors.contains("`mpatch pull` over there") && errors.contains("state: unchanged"),
+            "{errors}"
+        );
+    }
+    assert_eq!(place.git("-C mine for-each-ref"), refs);
+    // Nothing of theirs moves: another branch, a tag, theirs where they are elsewhere, or what is there already.
+    place.good("branch news");
+    place.good("tag v1");
+    place.good("push news v1 --to mine");
+    place.good("merge news --store mine");
+    place.good("push --to mine");
+    place.good("checkout news --store mine");
+    place.patch("model.safetensors", "two.mpatch", 2, "The Space Needle");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    place.good("rebase two.mpatch --base one.safetensors --after one.mpatch -o bound.mpatch");
+    place.good("add bound.mpatch");
+    place.good("push --to mine");
+    assert_eq!(place.git("-C mine rev-parse main").trim(), place.head());
+    place.good("push --to bare.git");
+}
+
 /// The key of somebody whom nobody here trusts.
 fn stranger() -> PrivateKey {
     PrivateKey::from_seed(&[8; 32], "").unwrap()

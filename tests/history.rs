@@ -396,6 +396,27 @@ fn an_undone_checkout_in_place_tells_how_to_take_the_weights_back() {
 }
 
 #[test]
+fn a_model_is_named_as_seen_from_the_working_folder_whichever_folder_the_history_is_in() {
+    let place = Place::new();
+    place.good("init know --base model.safetensors");
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch --store know");
+    place.good("checkout HEAD --store know --onto model.safetensors -o know/one.safetensors");
+    let said = place.good("undo --store know");
+    let command = "checkout HEAD --onto know/one.safetensors --in-place --store know";
+    for words in [
+        "\nthe model is model.safetensors\n",
+        &format!("\nknow/one.safetensors stays as it is; `mpatch {command}` takes it along\n"),
+        "\nnext: mpatch redo --store know\n",
+    ] {
+        assert!(said.contains(words), "{said}");
+    }
+    place.good(command);
+    let json: serde_json::Value = serde_json::from_str(&place.good("undo --store know --json")).unwrap();
+    assert_eq!(json["model"], "model.safetensors");
+}
+
+#[test]
 fn the_command_that_is_suggested_works_as_it_stands() {
     let place = Place::begun();
     let suggested = |words: &str| {
@@ -435,7 +456,8 @@ fn the_command_that_is_suggested_works_as_it_stands() {
     let errors = place.bad("push --to nowhere", 11);
     assert!(errors.contains("hint: check the address: it must be a git repository"), "{errors}");
     // The other side has patches there.
-    let errors = place.bad("push main --to mine --store know", 11);
+    place.git("clone -q --bare mine mine.git");
+    let errors = place.bad("push main --to mine.git --store know", 11);
     assert!(errors.contains("`mpatch pull` first"), "{errors}");
 }
 

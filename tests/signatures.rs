@@ -480,6 +480,48 @@ fn what_a_project_revokes_or_asks_for_counts_whoever_wrote_it() {
 }
 
 #[test]
+fn a_folder_in_between_hides_no_policy_and_an_empty_one_no_keys() {
+    let bench = bench_with_project();
+    bench.run_in("project", "trust project", 0);
+    fs::create_dir(bench.path("project/deep/.mpatch")).unwrap();
+    bench.run_in("project/deep", "verify ../../edits.mpatch", 0);
+    bench.write("project/.mpatch/policy.json", r#"{"threshold": 2}"#);
+    bench.run_in("project/deep", "verify ../../edits.mpatch", 5);
+    // Another project has keys of its own, and the policy above it still counts, and what is revoked there.
+    bench.write("project/deep/.mpatch/policy.json", r#"{"threshold": 1}"#);
+    let listed = bench.run_in("project/deep", "trust list", 0);
+    assert!(listed.starts_with("0 keys"), "{listed}");
+    let refused = bench.run_in("project/deep", "verify ../../edits.mpatch --allow-unknown", 5);
+    assert!(refused.contains("the policy allows no exceptions"), "{refused}");
+    fs::remove_file(bench.path("project/.mpatch/policy.json")).unwrap();
+    bench.write("project/.mpatch/revoked", key().public().line());
+    assert!(bench.run_in("project/deep", "verify ../../edits.mpatch", 5).contains("revoked by"));
+}
+
+#[test]
+fn a_project_whose_keys_cannot_be_read_stops_those_who_rely_on_them_and_nobody_else() {
+    let bench = bench_with_project();
+    bench.trust(&line_of("maker@example.org", key().public()));
+    let signers = bench.path("project/.mpatch/allowed_signers");
+    let whole = fs::read(&signers).unwrap();
+    for bytes in [b"caf\xe9".to_vec(), vec![b'#'; 20 << 20]] {
+        fs::write(&signers, &bytes).unwrap();
+        for words in ["trust list", "verify ../edits.mpatch"] {
+            let said = bench.run_in("project", words, 0);
+            assert!(said.contains("you have not accepted it, and its keys are left out"), "{said}");
+        }
+        fs::write(&signers, &whole).unwrap();
+        bench.run_in("project", "trust project", 0);
+        fs::write(&signers, &bytes).unwrap();
+        for words in ["trust list", "verify ../edits.mpatch"] {
+            let output = bench.run_in("project", words, if bytes.len() > 4 { 12 } else { 3 });
+            assert!(output.contains("allowed_signers` is"), "{output}");
+        }
+        bench.run_in("project", "trust project --withdraw", 0);
+    }
+}
+
+#[test]
 fn text_of_keys_cannot_move_the_cursor() {
     let bench = Bench::new();
     bench.trust(&format!("maker\u{1b}[2J\u{202e}@example.org {}\n", key().public().line()));
@@ -591,6 +633,9 @@ fn a_patch_is_signed_with_a_key_made_on_first_use_and_trusted_by_its_maker() {
     fs::remove_dir_all(bench.path("config")).unwrap();
     let create =
         "create facts.json --base model --limit 1 --contexts contexts.json --stats statistics.safetensors";
+    // Work that fails leaves no key behind that nobody has been told of.
+    bench.run(&create.replace("statistics.safetensors", "facts.json"), 3);
+    assert_eq!(fs::read_dir(bench.path("config")).unwrap().count(), 0);
     let made = bench.run(&format!("{create} --line world -o one.mpatch"), 0);
     for words in
         ["made that key: config/key;", "config/allowed_signers now trusts it", "number 1 of the line world"]

@@ -9,6 +9,7 @@
 //! pack: whole, damaged, whole  ->  loose: whole, whole (from a copy), whole; then the pack goes to `damaged/`
 //! ```
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,13 +18,14 @@ use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use serde::Serialize;
 
 use super::error::StoreError;
-use super::objects::{Snapshot, Stored, bytes_of, odb_alone, patch_path};
+use super::objects::{Snapshot, Stored, bytes_of, odb_alone};
 use super::operations;
 use super::refs::{CommitId, View};
-use super::state::State;
+use super::state::Paths;
 use super::{Store, TEMPORARY_PREFIX, lfs};
 use crate::digest::PatchId;
 use crate::patch::Patch;
+use crate::patch::manifest::Binding;
 
 /// Where damaged files of git's are kept, in the repository's folder.
 const DAMAGED: &str = "damaged";
@@ -67,6 +69,23 @@ impl Checked {
     }
 }
 
+/// What the commits that have been read so far have in common.
+#[derive(Default)]
+struct Seen {
+    places: BTreeSet<(PatchId, Oid, Option<Oid>)>,
+    bindings: BTreeMap<PatchId, Vec<Binding>>,
+    /// The states along their series, by the base that these begin at.
+    paths: BTreeMap<Oid, Paths>,
+}
+
+impl Seen {
+    /// The patches of a commit, with where they are kept, that no commit before it had there.
+    fn new_patches(&mut self, snapshot: &Snapshot) -> Vec<(PatchId, Stored)> {
+        let patches = snapshot.patches.iter().map(|(id, stored)| (*id, *stored));
+        patches.filter(|(id, stored)| self.places.insert((*id, stored.blob, stored.manifest))).collect()
+    }
+}
+
 /// All objects that a database lists, up to where it cannot.
 fn listed(odb: &Odb<'_>) -> BTreeSet<Oid> {
     let mut found = BTreeSet::new();
@@ -100,16 +119,23 @@ impl Store {
                 checked.problem(format!("git object {oid}{place}"), &error);
             }
         }
-        let mut snapshots = Vec::new();
+        let mut seen = Seen::default();
         for commit in self.commits_there(&mut checked) {
             checked.commits += 1;
+            // One at a time: what the trees of a long history say does not fit in memory.
+            let place = format!("commit {commit}");
             match self.snapshot(CommitId(commit)) {
-                Ok(snapshot) => snapshots.push((CommitId(commit), snapshot)),
-                Err(error) => checked.problem(format!("commit {commit}"), &error),
+                Ok(snapshot) => {
+                    self.check_patches(&snapshot, &mut seen, &mut checked);
+                    match self.false_claim(commit, &snapshot, &mut seen) {
+                        Ok(None) => {}
+                        Ok(Some(what)) => checked.problems.push(Problem { place, what }),
+                        Err(error) => checked.problem(place, &error),
+                    }
+                }
+                Err(error) => checked.problem(place, &error),
             }
         }
-        self.check_patches(&snapshots, &mut checked);
-        self.check_states(&snapshots, &mut checked);
         // Causes before what follows from them.
         let rank = |problem: &Problem| match problem.place.as_str() {
             place if place.starts_with("pack-") => 0,
@@ -161,44 +187,48 @@ impl Store {
         seen.into_iter().filter(|oid| self.repository.find_commit(*oid).is_ok()).collect()
     }
 
-    fn check_patches(&self, snapshots: &[(CommitId, Snapshot)], checked: &mut Checked) {
-        for (id, stored) in distinct_patches(snapshots) {
+    /// Reads those patches of a commit that have not been read yet.
+    fn check_patches(&self, snapshot: &Snapshot, seen: &mut Seen, checked: &mut Checked) {
+        for (id, stored) in seen.new_patches(snapshot) {
             checked.patches += 1;
-            let outcome = self.objects().read_patch(id, stored).and_then(|patch| {
-                checked.patch_size_bytes += patch.size_bytes() as u64;
-                self.objects().read_manifest(id, stored).map(drop)
-            });
-            if let Err(error) = outcome {
+            let patch = self.objects().read_patch(id, stored);
+            checked.patch_size_bytes += patch.as_ref().map_or(0, |patch| patch.size_bytes() as u64);
+            let bindings = match (&patch, stored.manifest) {
+                (Ok(patch), None) => Ok(patch.manifest().bindings.clone()),
+                _ => self.objects().read_manifest(id, stored).map(|manifest| manifest.bindings),
+            };
+            let problem = match bindings {
+                Ok(bindings) => {
+                    // States are told by what the manifest says, without the rest of a large patch.
+                    seen.bindings.insert(id, bindings);
+                    patch.err()
+                }
+                Err(error) => Some(patch.err().unwrap_or(error)),
+            };
+            if let Some(error) = problem {
                 checked.problem(format!("patch {id}"), &error);
             }
         }
     }
 
-    fn check_states(&self, snapshots: &[(CommitId, Snapshot)], checked: &mut Checked) {
-        let mut bindings = BTreeMap::new();
-        for (id, stored) in distinct_patches(snapshots) {
-            // What cannot be read has been named already.
-            if let Ok(manifest) = self.objects().read_manifest(id, stored) {
-                bindings.insert(id, manifest.bindings);
-            }
+    /// What a commit claims of its state and its series does not lead to.
+    fn false_claim(
+        &self,
+        commit: Oid,
+        snapshot: &Snapshot,
+        seen: &mut Seen,
+    ) -> Result<Option<String>, StoreError> {
+        let Seen { bindings, paths, .. } = seen;
+        let paths = match paths.entry(snapshot.base) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => new.insert(Paths::new(self.objects().read_base(snapshot.base)?)),
+        };
+        // What cannot be read has been named already.
+        if !snapshot.series.iter().all(|id| bindings.contains_key(id)) {
+            return Ok(None);
         }
-        for (commit, snapshot) in snapshots {
-            let is_known = snapshot.series.iter().all(|id| bindings.contains_key(id));
-            let base = self.objects().read_base(snapshot.base);
-            let claim = base.and_then(|base| match is_known {
-                true => {
-                    let state = State::along(&base, &snapshot.series, &bindings)?;
-                    self.objects().false_claim(commit.0, state.weights_id(&base))
-                }
-                false => Ok(None),
-            });
-            let place = format!("commit {commit}");
-            match claim {
-                Ok(None) => {}
-                Ok(Some(what)) => checked.problems.push(Problem { place, what }),
-                Err(error) => checked.problem(place, &error),
-            }
-        }
+        let state = paths.after(&snapshot.series, bindings)?.clone();
+        self.objects().false_claim(commit, state.weights_id(paths.base()))
     }
 
     /// Puts whole copies of damaged and missing parts where they belong: from these patches, and from another git
@@ -241,7 +271,7 @@ impl Store {
     }
 
     fn mend_large(&self, sources: &Sources<'_>, mended: &mut Vec<String>) -> Result<(), StoreError> {
-        for (id, stored) in distinct_patches(&self.snapshots_there()) {
+        for (id, stored) in self.patches_there() {
             let Ok(Some(pointer)) = self.objects().pointer(id, stored) else { continue };
             if self.lfs.read(&pointer).is_ok() {
                 continue;
@@ -269,15 +299,17 @@ impl Store {
         operations::forget(&self.repository)
     }
 
-    /// The trees of all commits that can be read.
-    fn snapshots_there(&self) -> Vec<(CommitId, Snapshot)> {
+    /// Every patch with every place it is kept in, of all commits that can be read.
+    fn patches_there(&self) -> Vec<(PatchId, Stored)> {
+        let mut seen = Seen::default();
         let commits = self.commits_there(&mut Checked::default()).into_iter().map(CommitId);
-        commits.filter_map(|commit| Some((commit, self.snapshot(commit).ok()?))).collect()
+        let snapshots = commits.filter_map(|commit| self.snapshot(commit).ok());
+        snapshots.flat_map(|snapshot| seen.new_patches(&snapshot)).collect()
     }
 
     /// What trees say is there, whether it is or not.
     fn blobs_of_patches(&self) -> Vec<Oid> {
-        let stored = distinct_patches(&self.snapshots_there());
+        let stored = self.patches_there();
         stored.into_iter().flat_map(|(_, stored)| [Some(stored.blob), stored.manifest]).flatten().collect()
     }
 
@@ -523,16 +555,4 @@ fn move_loose(from: &Path, to: &Path) -> Result<(), StoreError> {
         lfs::sync_folder(&target)?;
     }
     Ok(())
-}
-
-/// Every patch with every place it is kept in.
-pub(super) fn distinct_patches(snapshots: &[(CommitId, Snapshot)]) -> Vec<(PatchId, Stored)> {
-    let mut found: Vec<(PatchId, Stored)> = Vec::new();
-    let mut seen = BTreeSet::new();
-    for (id, stored) in snapshots.iter().flat_map(|(_, snapshot)| &snapshot.patches) {
-        if seen.insert((patch_path(*id), stored.blob, stored.manifest)) {
-            found.push((*id, *stored));
-        }
-    }
-    found
 }

@@ -18,7 +18,7 @@ use super::lfs::{self, Pointer};
 use super::log::reachable;
 use super::objects::{ObjectStore, Stored};
 use super::refs::{CommitId, Kind};
-use super::state::State;
+use super::state::Paths;
 use super::{Change, Store, TEMPORARY_PREFIX};
 use crate::digest::PatchId;
 use crate::patch::Patch;
@@ -252,21 +252,21 @@ impl Incoming<'_> {
         bindings: &BTreeMap<PatchId, Vec<Binding>>,
     ) -> Result<(), StoreError> {
         let objects = self.objects();
-        let mut ours = if with_base { Some(self.store.base()?) } else { None };
+        let mut ours = if with_base { Some(Paths::new(self.store.base()?)) } else { None };
         let mut known = BTreeSet::new();
         for (tree, commits) in trees {
             let snapshot = objects.read_tree(*tree)?;
             if known.insert(snapshot.base) {
                 let base = objects.read_base(snapshot.base)?;
-                let ours = ours.get_or_insert_with(|| base.clone());
+                let ours = ours.get_or_insert_with(|| Paths::new(base.clone())).base();
                 if *ours != base {
                     let (expected, found) = (ours.weights.short(), base.weights.short());
                     let what = commits.first().map(|commit| commit.short()).unwrap_or_default();
                     return Err(StoreError::OtherBase { what: format!("commit {what}"), expected, found });
                 }
             }
-            let Some(base) = &ours else { continue };
-            let state = State::along(base, &snapshot.series, bindings)?.weights_id(base);
+            let Some(ours) = &mut ours else { continue };
+            let state = ours.after(&snapshot.series, bindings)?.clone().weights_id(ours.base());
             for commit in commits {
                 if let Some(what) = objects.false_claim(commit.0, state)? {
                     return Err(StoreError::malformed(format!("commit {}", commit.short()), what));

@@ -47,7 +47,7 @@ impl Store {
                 seconds: author.when().seconds(),
                 offset_minutes: author.when().offset_minutes(),
             },
-            series: self.objects().read_tree(commit.tree_id())?.series,
+            series: self.objects().read_series(commit.tree_id())?,
         })
     }
 

@@ -27,12 +27,13 @@ mod settings;
 pub mod state;
 mod tidy;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use git2::{ErrorCode, Repository, RepositoryInitOptions, RepositoryOpenFlags};
+use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags};
 
 use self::objects::{ObjectStore, Snapshot, Stored};
 use self::operations::Journal;
@@ -65,6 +66,8 @@ pub struct Store {
     folder: PathBuf,
     repository: Repository,
     lfs: lfs::Objects,
+    /// Where patches are that have been asked for, and those beside them.
+    places: RefCell<BTreeMap<PatchId, Stored>>,
 }
 
 impl std::fmt::Debug for Store {
@@ -117,7 +120,7 @@ impl Store {
         }
         config.set_i32("gc.auto", 0).map_err(failed())?;
         let lfs = lfs::Objects::of(repository.path());
-        let store = Store { folder: folder.to_owned(), repository, lfs };
+        let store = Store { folder: folder.to_owned(), repository, lfs, places: RefCell::default() };
         Ok(NewStore { store, temporary })
     }
 
@@ -146,7 +149,7 @@ impl Store {
         }
         refuse_others(&repository, folder)?;
         let lfs = lfs::Objects::of(repository.path());
-        Ok(Self { folder: folder.to_owned(), repository, lfs })
+        Ok(Self { folder: folder.to_owned(), repository, lfs, places: RefCell::default() })
     }
 
     /// Opens the store that `from` lies in: its own, or that of the nearest folder above.
@@ -221,7 +224,7 @@ impl Store {
     /// [`StoreError::NoRevision`] where no commit has it, or what is wrong with its bytes.
     pub fn patch(&self, id: PatchId) -> Result<Patch, StoreError> {
         let no_patch = || StoreError::NoRevision { revision: id.to_string(), nearest: None };
-        let stored = self.patches()?.get(&id).copied().ok_or_else(no_patch)?;
+        let stored = self.stored(id)?.ok_or_else(no_patch)?;
         self.objects().read_patch(id, stored)
     }
 
@@ -231,7 +234,7 @@ impl Store {
     /// As [`Store::patch`].
     pub fn manifest(&self, id: PatchId) -> Result<Manifest, StoreError> {
         let no_patch = || StoreError::NoRevision { revision: id.to_string(), nearest: None };
-        let stored = self.patches()?.get(&id).copied().ok_or_else(no_patch)?;
+        let stored = self.stored(id)?.ok_or_else(no_patch)?;
         self.objects().read_manifest(id, stored)
     }
 
@@ -250,11 +253,14 @@ impl Store {
     pub fn atlas(&self) -> Result<Atlas, StoreError> {
         let commits = self.everything()?;
         let mut patches = BTreeMap::new();
-        let mut series = Vec::new();
+        let mut series: Vec<Vec<PatchId>> = Vec::new();
         for commit in commits {
-            let snapshot = self.snapshot(CommitId(commit))?;
-            patches.extend(snapshot.patches);
-            series.push(snapshot.series);
+            // Of a long history nearly every series is the beginning of a newer one, whose tree has its patches, too.
+            let here = self.series(CommitId(commit))?;
+            if !series.iter().any(|newer| newer.starts_with(&here)) {
+                patches.extend(self.snapshot(CommitId(commit))?.patches);
+                series.push(here);
+            }
         }
         self.atlas_of(series.iter().map(Vec::as_slice), &patches)
     }
@@ -272,19 +278,35 @@ impl Store {
         Atlas::new(self.base()?, series, &bindings)
     }
 
-    /// Where every patch of the history is.
-    fn patches(&self) -> Result<BTreeMap<PatchId, Stored>, StoreError> {
-        let mut patches = BTreeMap::new();
-        for commit in self.everything()? {
-            patches.extend(self.snapshot(CommitId(commit))?.patches);
+    /// Where a patch is that some commit has.
+    ///
+    /// Whoever asks for one patch of a series asks for the others: what a tree says of them is kept, or a history
+    /// would be read once for each. Objects stay where they are, so it stays true.
+    fn stored(&self, id: PatchId) -> Result<Option<Stored>, StoreError> {
+        if let Some(known) = self.places.borrow().get(&id) {
+            return Ok(Some(*known));
         }
-        Ok(patches)
+        for commit in self.everything()? {
+            let patches = self.snapshot(CommitId(commit))?.patches;
+            if let Some(found) = patches.get(&id).copied() {
+                self.places.borrow_mut().extend(patches);
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     fn snapshot(&self, commit: CommitId) -> Result<Snapshot, StoreError> {
+        self.objects().read_tree(self.tree(commit)?)
+    }
+
+    fn series(&self, commit: CommitId) -> Result<Vec<PatchId>, StoreError> {
+        self.objects().read_series(self.tree(commit)?)
+    }
+
+    fn tree(&self, commit: CommitId) -> Result<Oid, StoreError> {
         let commit = self.repository.find_commit(commit.0);
-        let commit = commit.map_err(StoreError::git("read a commit"))?;
-        self.objects().read_tree(commit.tree_id())
+        Ok(commit.map_err(StoreError::git("read a commit"))?.tree_id())
     }
 
     fn objects(&self) -> ObjectStore<'_> {

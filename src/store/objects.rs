@@ -14,7 +14,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use git2::{ObjectType, Odb, Oid, Repository};
+use git2::{ObjectType, Odb, Oid, Repository, Tree};
 
 use super::base::Base;
 use super::error::StoreError;
@@ -170,19 +170,24 @@ impl ObjectStore<'_> {
         tree.write().map_err(failed())
     }
 
+    /// Reads the series alone, and not whether the tree has the patches that it names: of a long history that takes far
+    /// less.
+    pub(super) fn read_series(&self, tree: Oid) -> Result<Vec<PatchId>, StoreError> {
+        self.series_of(&self.repository.find_tree(tree).map_err(StoreError::git("read a tree"))?)
+    }
+
+    fn series_of(&self, tree: &Tree<'_>) -> Result<Vec<PatchId>, StoreError> {
+        parse_series(&self.read_blob(entry(tree, SERIES, ObjectType::Blob)?, SERIES, TEXT_SIZE_MAX_BYTES)?)
+    }
+
     /// Reads what a tree says, and that it has all it names.
     pub(super) fn read_tree(&self, tree: Oid) -> Result<Snapshot, StoreError> {
         let tree = self.repository.find_tree(tree).map_err(StoreError::git("read a tree"))?;
-        let entry = |name: &'static str, kind| match tree.get_name(name) {
-            Some(entry) if entry.kind() == Some(kind) => Ok(entry.id()),
-            _ => Err(StoreError::malformed("the tree", format!("it has no `{name}`"))),
-        };
-        let base = entry(BASE, ObjectType::Blob)?;
-        let series = self.read_blob(entry(SERIES, ObjectType::Blob)?, SERIES, TEXT_SIZE_MAX_BYTES)?;
-        let series = parse_series(&series)?;
+        let base = entry(&tree, BASE, ObjectType::Blob)?;
+        let series = self.series_of(&tree)?;
         let mut patches = BTreeMap::new();
         if !series.is_empty() {
-            let folder = self.repository.find_tree(entry(PATCHES, ObjectType::Tree)?);
+            let folder = self.repository.find_tree(entry(&tree, PATCHES, ObjectType::Tree)?);
             let folder = folder.map_err(StoreError::git("read a tree"))?;
             for &id in &series {
                 let blob = |ending: &str| Some(folder.get_name(&format!("{id}.{ending}"))?.id());
@@ -224,6 +229,14 @@ impl ObjectStore<'_> {
         }
         let object = odb.read(blob).map_err(StoreError::git(format!("read `{place}` ({blob})")))?;
         Ok(object.data().to_vec())
+    }
+}
+
+/// What a tree has of this name, which must be of this kind.
+fn entry(tree: &Tree<'_>, name: &str, kind: ObjectType) -> Result<Oid, StoreError> {
+    match tree.get_name(name) {
+        Some(entry) if entry.kind() == Some(kind) => Ok(entry.id()),
+        _ => Err(StoreError::malformed("the tree", format!("it has no `{name}`"))),
     }
 }
 

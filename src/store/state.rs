@@ -9,7 +9,8 @@
 //! take back what they do not share, last patch first, and to apply the rest: each step starts in a state that its
 //! patch was bound to, so each ends bit for bit where the patch says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 
 use serde::Serialize;
 
@@ -70,23 +71,6 @@ impl State {
         Ok(self.with(base, &bindings[index].tensors))
     }
 
-    /// The state that a series of patches leads to from the base, given the bindings of each.
-    ///
-    /// # Errors
-    /// [`StoreError::Misfit`]: the patch that does not fit where the series says it was applied, and why.
-    pub fn along(
-        base: &Base,
-        series: &[PatchId],
-        bindings: &BTreeMap<PatchId, Vec<Binding>>,
-    ) -> Result<State, StoreError> {
-        let none = Vec::new();
-        let step = |state: State, id: &PatchId| {
-            let after = state.after(base, bindings.get(id).unwrap_or(&none));
-            after.map_err(|misfit| StoreError::Misfit { patch: *id, misfit })
-        };
-        series.iter().try_fold(State::default(), step)
-    }
-
     /// Which of a patch's bindings starts in this state.
     ///
     /// # Errors
@@ -143,12 +127,66 @@ pub fn way(from: &[PatchId], to: &[PatchId]) -> Vec<Step> {
 }
 
 /// A series that is recorded somewhere, or the beginning of one, and the state it leads to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Known {
-    /// The patches, in order of application.
-    pub series: Vec<PatchId>,
-    /// What they lead to.
+    /// A series that begins with this one; all its beginnings share it, or a long history would not fit in memory.
+    whole: Arc<[PatchId]>,
+    length: usize,
+    /// What the patches lead to.
     pub state: State,
+}
+
+impl Known {
+    /// The patches, in order of application.
+    pub fn series(&self) -> &[PatchId] {
+        &self.whole[..self.length]
+    }
+}
+
+/// The states along series: what several begin with is walked, and kept, once.
+#[derive(Debug)]
+pub(super) struct Paths {
+    base: Base,
+    /// The base first, then each state behind one that stands before it.
+    states: Vec<State>,
+    /// Which state a patch leads to from another one, by their places.
+    next: HashMap<(usize, PatchId), usize>,
+}
+
+impl Paths {
+    pub(super) fn new(base: Base) -> Self {
+        Self { base, states: vec![State::default()], next: HashMap::new() }
+    }
+
+    pub(super) fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// The state that a series of patches leads to from the base, given the bindings of each.
+    ///
+    /// # Errors
+    /// [`StoreError::Misfit`]: the patch that does not fit where the series says it was applied, and why.
+    pub(super) fn after(
+        &mut self,
+        series: &[PatchId],
+        bindings: &BTreeMap<PatchId, Vec<Binding>>,
+    ) -> Result<&State, StoreError> {
+        let none = Vec::new();
+        let mut place = 0;
+        for &id in series {
+            place = match self.next.get(&(place, id)) {
+                Some(known) => *known,
+                None => {
+                    let after = self.states[place].after(&self.base, bindings.get(&id).unwrap_or(&none));
+                    self.states.push(after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?);
+                    let new = self.states.len() - 1;
+                    self.next.insert((place, id), new);
+                    new
+                }
+            };
+        }
+        Ok(&self.states[place])
+    }
 }
 
 /// Where a checkpoint stands among the known states.
@@ -187,7 +225,7 @@ pub struct Stranger {
 }
 
 /// All known states of one base.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Atlas {
     base: Base,
     known: Vec<Known>,
@@ -203,25 +241,25 @@ impl Atlas {
         series: impl IntoIterator<Item = &'s [PatchId]>,
         bindings: &BTreeMap<PatchId, Vec<Binding>>,
     ) -> Result<Self, StoreError> {
-        let mut known = BTreeMap::from([(Vec::new(), State::default())]);
+        let mut series: Vec<&[PatchId]> = series.into_iter().collect();
+        // The longest first, so that the shorter ones find their states there.
+        series.sort_by_key(|series| std::cmp::Reverse(series.len()));
+        let mut paths = Paths::new(base);
+        let mut beginnings: Vec<(Arc<[PatchId]>, usize)> = vec![(Arc::from([]), 0)];
         for series in series {
-            for end in 1..=series.len() {
-                let (before, last) = (&series[..end - 1], series[end - 1]);
-                if known.contains_key(&series[..end]) {
-                    continue;
-                }
-                let none = Vec::new();
-                let after = known[before].after(&base, bindings.get(&last).unwrap_or(&none));
-                known.insert(
-                    series[..end].to_vec(),
-                    after.map_err(|misfit| StoreError::Misfit { patch: last, misfit })?,
-                );
+            paths.after(series, bindings)?;
+            // What is new in a series is its end.
+            let new = paths.states.len() - beginnings.len();
+            if new > 0 {
+                let whole: Arc<[PatchId]> = series.into();
+                let lengths = series.len() - new + 1..=series.len();
+                beginnings.extend(lengths.map(|length| (Arc::clone(&whole), length)));
             }
         }
-        let mut known: Vec<Known> =
-            known.into_iter().map(|(series, state)| Known { series, state }).collect();
-        known.sort_by_key(|known| known.series.len());
-        Ok(Self { base, known })
+        let with_state = |((whole, length), state)| Known { whole, length, state };
+        let mut known: Vec<Known> = beginnings.into_iter().zip(paths.states).map(with_state).collect();
+        known.sort_by(|one, other| (one.length, one.series()).cmp(&(other.length, other.series())));
+        Ok(Self { base: paths.base, known })
     }
 
     /// The base.
@@ -236,7 +274,7 @@ impl Atlas {
 
     /// The state after `series`, if it is a known one.
     pub fn state_after(&self, series: &[PatchId]) -> Option<&State> {
-        self.known.iter().find(|known| known.series == series).map(|known| &known.state)
+        self.known.iter().find(|known| known.series() == series).map(|known| &known.state)
     }
 
     /// The base's tensors that differ between known states: comparing these tells the states apart.
@@ -271,8 +309,8 @@ impl Atlas {
 
     /// The step that explains a mixture: every tensor is as before it or as after it.
     fn half_way(&self, compared: &[&BaseTensor], agrees: &dyn Fn(&State, &BaseTensor) -> bool) -> HalfWay {
-        for after in self.known.iter().filter(|known| !known.series.is_empty()) {
-            let (last, before) = after.series.split_last().map_or((None, &[][..]), |(l, b)| (Some(*l), b));
+        for after in self.known.iter().filter(|known| known.length > 0) {
+            let (last, before) = after.series().split_last().map_or((None, &[][..]), |(l, b)| (Some(*l), b));
             let Some(before) = self.state_after(before) else { continue };
             let mixed = |tensor: &&BaseTensor| agrees(before, tensor) || agrees(&after.state, tensor);
             if compared.iter().all(mixed) {
@@ -354,7 +392,7 @@ mod tests {
         let atlas = atlas();
         let at = |digests| match atlas.locate(&found(digests)) {
             Standing::At(found) => {
-                found.into_iter().map(|index| atlas.known()[index].series.clone()).collect::<Vec<_>>()
+                found.into_iter().map(|index| atlas.known()[index].series().to_vec()).collect::<Vec<_>>()
             }
             other => panic!("{other:?}"),
         };
@@ -362,6 +400,27 @@ mod tests {
         assert_eq!(at([("a", "2"), ("b", "1"), ("c", "base")]), [vec![id("one"), id("two")]]);
         assert_eq!(at([("a", "1"), ("b", "1"), ("c", "3")]), [vec![id("one"), id("other")]]);
         assert_eq!(atlas.needed().len(), 3);
+    }
+
+    #[test]
+    fn what_series_begin_with_is_kept_once_whichever_comes_first() {
+        let ids: Vec<PatchId> = (0..100).map(|number| id(&number.to_string())).collect();
+        let names: Vec<String> =
+            (0..=100).map(|number| if number == 0 { "base".into() } else { number.to_string() }).collect();
+        let step = |place: usize| vec![binding(&[("a", names[place].as_str(), names[place + 1].as_str())])];
+        let bindings: BTreeMap<_, _> = ids.iter().enumerate().map(|(place, id)| (*id, step(place))).collect();
+        // As a history has them, the newest first, and the other way round.
+        let newest_first: Vec<&[PatchId]> = (0..=100).rev().map(|end| &ids[..end]).collect();
+        let oldest_first: Vec<&[PatchId]> = newest_first.iter().rev().copied().collect();
+        for series in [newest_first, oldest_first] {
+            let atlas = Atlas::new(base(), series, &bindings).unwrap();
+            assert_eq!(atlas.known().len(), 101);
+            for (length, known) in atlas.known().iter().enumerate() {
+                assert_eq!(known.series(), &ids[..length]);
+                assert!(length == 0 || Arc::ptr_eq(&known.whole, &atlas.known()[100].whole));
+                assert_eq!(known.state.changed().count(), length.min(1));
+            }
+        }
     }
 
     #[test]

@@ -51,7 +51,7 @@ fn name_of_device(text: &str) -> Result<String, String> {
     }
 }
 
-/// Reads the number of facts or records that are taken: at least one.
+/// Reads the number of facts, records or commits that are taken: at least one.
 pub fn at_least_one() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }

@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::commands::show::fact_line;
 use crate::error::{CommandError, ExitKind, chain, io_hint};
-use crate::report::{Output, Page, escaped};
+use crate::report::{Output, Page, escaped, shell_word};
 use crate::trust::{Judged, TrustArguments, require};
 
 /// Which history, and how long to wait for it.
@@ -35,6 +35,14 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl StoreArguments {
+    /// What names this history in a suggested command, with a blank before it; nothing where it is the one here.
+    pub fn words(&self) -> String {
+        match self.store == Path::new(".") {
+            true => String::new(),
+            false => format!(" --store {}", shell_word(&self.store)),
+        }
+    }
+
     /// Opens the history.
     pub fn open(&self) -> Result<Store, CommandError> {
         Ok(Store::discover(&self.store)?)
@@ -68,7 +76,9 @@ pub fn recorded_patch(name: &Path) -> Result<Option<Patch>, CommandError> {
     // Without a history, or in one that is not to be trusted, a name is only that of a file.
     let (Some(name), Ok(store)) = (name.to_str(), Store::discover(Path::new("."))) else { return Ok(None) };
     let commits = store.commits()?;
-    let known: BTreeSet<PatchId> = commits.into_iter().flat_map(|commit| commit.series).collect();
+    let mut known: BTreeSet<PatchId> = BTreeSet::new();
+    // Not collected at once: a set is collected by way of a list of all, and most are in every series.
+    commits.into_iter().for_each(|commit| known.extend(commit.series));
     let is_meant = |id: &&PatchId| name.len() >= ID_START_LENGTH_MIN && id.to_string().starts_with(name);
     let id = match Vec::from_iter(known.iter().filter(is_meant))[..] {
         [] => match store.resolve(name) {

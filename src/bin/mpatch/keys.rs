@@ -71,9 +71,12 @@ pub fn write_signed(
 ) -> Result<Option<SignatureReport>, CommandError> {
     let name = place.to_string_lossy();
     let signed = signer.map(|signer| {
-        let report = signer.settle()?;
-        *patch = signer.sign_into(patch.clone(), &name)?;
-        Ok::<_, CommandError>(report)
+        signer.keep()?;
+        let report = signer.settle().and_then(|report| {
+            *patch = signer.sign_into(patch.clone(), &name)?;
+            Ok(report)
+        });
+        report.map_err(|error| signer.with_word_of_key(error))
     });
     let written = mpatch::checkpoint::write_new(place, patch.bytes());
     let report = signed.transpose().map_err(|error| match &written {
@@ -84,7 +87,10 @@ pub fn write_signed(
             CommandError { message, state: State::Applied, ..error }.hint(hint)
         }
     })?;
-    written?;
+    written.map_err(|error| match signer {
+        Some(signer) => signer.with_word_of_key(error.into()),
+        None => error.into(),
+    })?;
     Ok(report)
 }
 
@@ -93,7 +99,7 @@ pub fn write_signed(
 pub struct Signer {
     means: Means,
     public: PublicKey,
-    /// Where it was made, if it was made just now.
+    /// Where it is to lie, if it is new.
     made: Option<PathBuf>,
 }
 
@@ -131,7 +137,7 @@ enum Chosen {
 }
 
 impl KeyArguments {
-    /// The key that is named, or the user's own, which is made if there is none.
+    /// The key that is named, or the user's own; where there is none, a new one, which [`Signer::keep`] writes.
     pub fn find(&self) -> Result<Signer, CommandError> {
         match self.choose() {
             Chosen::File(path, _) => Signer::open(&path),
@@ -254,19 +260,33 @@ impl Signer {
         if path.symlink_metadata().is_ok() {
             return Self::open(&path);
         }
-        places::make_folder(&folder)?;
+        places::check_writable(&folder)?;
         let user =
             git.email.clone().or_else(|| places::variable("USER")).or_else(|| places::variable("LOGNAME"));
         let comment = user.as_deref().and_then(principal_of).unwrap_or_else(|| "me".to_owned());
         let key = new_key(&comment)?;
-        let text = private_text(&key)?;
-        if !places::write_private(&path, text.as_bytes())? {
-            // Somebody was faster; theirs is as good.
-            return Self::open(&path);
-        }
-        let public_line = format!("{} {comment}\n", key.public().line());
-        places::write_private(&path.with_extension("pub"), public_line.as_bytes())?;
         Ok(Self { public: key.public().clone(), means: Means::Here(Box::new(key)), made: Some(path) })
+    }
+
+    /// Writes a new key to where it is to lie: once the work is done that it signs, so that work which fails leaves no
+    /// key behind, and before anything is signed with it.
+    pub fn keep(&self) -> Result<(), CommandError> {
+        let (Some(path), Means::Here(key)) = (&self.made, &self.means) else { return Ok(()) };
+        if !places::write_private(path, private_text(key)?.as_bytes())? {
+            let message = format!("another mpatch has made the key `{}` meanwhile", path.display());
+            return Err(CommandError::new(ExitKind::Conflict, message).hint("sign with that one: try again"));
+        }
+        let public_line = format!("{} {}\n", self.public.line(), self.public.comment());
+        places::write_private(&path.with_extension("pub"), public_line.as_bytes()).map(drop)
+    }
+
+    /// Says with an error that comes after [`Signer::keep`] that a new key stays all the same.
+    pub fn with_word_of_key(&self, error: CommandError) -> CommandError {
+        let Some(path) = &self.made else { return error };
+        let path = path.display();
+        let message =
+            format!("{}; the key `{path}` was made, and signs your patches from now on", error.message);
+        CommandError { message, ..error }
     }
 
     /// The public half.
@@ -322,7 +342,7 @@ impl Signer {
         let principal = names.into_iter().flatten().find_map(|name| principal_of(&name));
         let principal = principal.unwrap_or_else(|| "me".to_owned());
         let path = places::config_folder()?.join(crate::trust::ALLOWED_SIGNERS);
-        crate::trust::append(&path, &[line_of(&principal, &self.public)])?;
+        places::append(&path, &[line_of(&principal, &self.public)])?;
         report.trusted_in = Some(path);
         report.principal = Some(principal);
         Ok(report)

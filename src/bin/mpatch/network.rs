@@ -42,6 +42,9 @@ const VARIABLES: [&str; 8] = [
     "GIT_CONFIG",
 ];
 
+/// What to look at where nothing can be sent.
+const HINT_OF_PUSH: &str = "check the address: it must be a git repository that you may write to; `git init --bare FOLDER` makes one";
+
 /// How another history is called where none is named.
 pub const REMOTE: &str = "origin";
 
@@ -79,6 +82,37 @@ pub fn head_branch(incoming: &Incoming<'_>, address: &str) -> Result<Option<Stri
     Ok(line.and_then(|line| line.split('\t').next()).map(str::to_owned))
 }
 
+/// Where a history that mpatch is at work in lists what was done; what `git init --bare` has made has no such list.
+const OPERATIONS: &str = "refs/mpatch/operations";
+
+/// Refuses to move the branch that somebody is on over there. Git does so where files are checked out; in a history
+/// they never are, so the remote's own `git` takes its branch for one that nobody is on.
+fn refuse_their_branch(
+    incoming: &Incoming<'_>,
+    address: &str,
+    names: &[(CommitId, String)],
+) -> Result<(), CommandError> {
+    let listed = git(incoming, address, &["ls-remote", "--symref", "--", address])
+        .map_err(|error| error.hint(HINT_OF_PUSH))?;
+    let entries: Vec<(&str, &str)> = listed.lines().filter_map(|line| line.split_once('\t')).collect();
+    let head = entries.iter().find_map(|(target, _)| target.strip_prefix("ref: "));
+    let is_at_work = entries.iter().any(|(_, name)| *name == OPERATIONS);
+    let moves = |commit: &CommitId, name: &str| !entries.contains(&(&commit.to_string(), name));
+    match names.iter().find(|(commit, name)| Some(name.as_str()) == head && moves(commit, name)) {
+        Some((_, name)) if is_at_work => Err(their_branch(address, name)),
+        _ => Ok(()),
+    }
+}
+
+fn their_branch(address: &str, name: &str) -> CommandError {
+    let branch = name.strip_prefix("refs/heads/").unwrap_or(name);
+    let message =
+        format!("`{branch}` is the branch that `{address}` is on, and would move under whoever works there");
+    CommandError::new(ExitKind::Conflict, message).hint(
+        "`mpatch pull` over there fetches it; or send a branch of another name, to be merged there; or share a history that nobody works in, made by `git init --bare FOLDER`",
+    )
+}
+
 /// Sends commits to names there, with all large patches that they need, and these first.
 pub fn push(
     store: &Store,
@@ -86,6 +120,7 @@ pub fn push(
     address: &str,
     names: &[(CommitId, String)],
 ) -> Result<(), CommandError> {
+    refuse_their_branch(incoming, address, names)?;
     let commits: Vec<CommitId> = names.iter().map(|(commit, _)| *commit).collect();
     let large = store.large_patches(&commits)?;
     if !large.is_empty() {
@@ -96,7 +131,12 @@ pub fn push(
     let targets: Vec<String> = names.iter().map(|(commit, name)| format!("{commit}:{name}")).collect();
     let mut words = vec!["push", "--quiet", "--no-verify", "--atomic", "--", address];
     words.extend(targets.iter().map(String::as_str));
-    git(incoming, address, &words).map(drop)
+    git(incoming, address, &words).map(drop).map_err(|error| {
+        // What stock git has checked out it refuses by itself.
+        let refused = error.message.split_once("refusing to update checked out branch: ");
+        let name = refused.and_then(|(_, name)| name.split([';', ' ']).next());
+        name.map(|name| their_branch(address, name)).unwrap_or(error)
+    })
 }
 
 fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String, CommandError> {
@@ -133,9 +173,7 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
     let has_gone_on = ["fetch first", "non-fast-forward"].iter().any(|word| said.contains(word));
     let hint = match words.first() {
         Some(&"push") if has_gone_on => "the other side has gone on: `mpatch pull` first",
-        Some(&"push") => {
-            "check the address: it must be a git repository that you may write to; `git init --bare FOLDER` makes one"
-        }
+        Some(&"push") => HINT_OF_PUSH,
         _ => "check the address, and that you may read it",
     };
     Err(CommandError::new(ExitKind::Io, format!("git could not {}: {said}", words.first().unwrap_or(&"")))

@@ -16,11 +16,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::{CommandError, ExitKind};
+use crate::trust::{ALLOWED_SIGNERS, POLICY, REVOKED};
 
 /// Files of keys and of state are small; what is larger is something else.
 const SIZE_MAX_BYTES: u64 = mpatch::sign::allowed_signers::SIZE_MAX_BYTES as u64;
 /// The project's own folder.
 const PROJECT: &str = ".mpatch";
+/// What it may hold.
+const PROJECT_FILES: [&str; 3] = [ALLOWED_SIGNERS, REVOKED, POLICY];
 
 /// A variable that is set to something.
 pub fn variable(name: &str) -> Option<String> {
@@ -48,14 +51,28 @@ fn folder(own: &str, standard: &str, in_home: &str) -> Result<PathBuf, CommandEr
         })
 }
 
-/// The nearest `.mpatch`, from the working folder upwards.
+/// The project's folder: the nearest `.mpatch` that holds something, from the working folder upwards.
 pub fn project_folder() -> Option<PathBuf> {
-    if Path::new(PROJECT).is_dir() {
-        return Some(PathBuf::from(PROJECT));
-    }
-    let working = std::env::current_dir().ok()?;
+    project_folders().into_iter().next()
+}
+
+/// Every `.mpatch` that holds something, the nearest first. One that holds nothing is no project's, as a `.git` without
+/// a repository is none.
+pub fn project_folders() -> Vec<PathBuf> {
+    let here = PathBuf::from(PROJECT);
+    // Without a working folder nothing lies above it.
+    let working = std::env::current_dir().unwrap_or_default();
     let above = working.ancestors().skip(1).map(|folder| folder.join(PROJECT));
-    above.into_iter().find(|folder| folder.is_dir())
+    std::iter::once(here).chain(above).filter(|folder| folder.is_dir() && holds_something(folder)).collect()
+}
+
+fn holds_something(folder: &Path) -> bool {
+    // What may not be looked at is there, and says so when it is read.
+    let is_there = |name| match folder.join(name).symlink_metadata() {
+        Ok(_) => true,
+        Err(error) => error.kind() != ErrorKind::NotFound,
+    };
+    PROJECT_FILES.into_iter().any(is_there)
 }
 
 /// The bytes of a small file, if it is there.
@@ -103,6 +120,12 @@ fn unwritable(action: &str, path: &Path, error: &std::io::Error) -> CommandError
     }
 }
 
+/// Finds out whether files can be written in a folder of the user's, which is made if need be.
+pub fn check_writable(folder: &Path) -> Result<(), CommandError> {
+    make_folder(folder)?;
+    tempfile::tempfile_in(folder).map(drop).map_err(|error| unwritable("write to", folder, &error))
+}
+
 /// Makes a folder of the user's, which others cannot look into.
 pub fn make_folder(folder: &Path) -> Result<(), CommandError> {
     DirBuilder::new()
@@ -124,6 +147,35 @@ pub fn with_lock<T>(
     let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
     file.lock().map_err(failed)?;
     work()
+}
+
+/// Adds lines to a file of keys, which is made if need be.
+pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
+    change(path, adding(lines))
+}
+
+/// The change that puts lines at the end of a text.
+pub fn adding(lines: &[String]) -> impl FnOnce(&mut String) {
+    |text| {
+        if !text.is_empty() && !text.ends_with('\n') {
+            text.push('\n');
+        }
+        lines.iter().for_each(|line| {
+            text.push_str(line);
+            text.push('\n');
+        });
+    }
+}
+
+/// Changes a file of keys, in one step, and answers with what `change` does.
+pub fn change<T>(path: &Path, change: impl FnOnce(&mut String) -> T) -> Result<T, CommandError> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    with_lock(folder, || {
+        let mut text = read_text(path)?.unwrap_or_default();
+        let answer = change(&mut text);
+        replace(path, text.as_bytes())?;
+        Ok(answer)
+    })
 }
 
 /// Replaces `path` by a file with `bytes`, in one step; it keeps its mode, and a link its target.

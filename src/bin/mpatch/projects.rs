@@ -16,7 +16,7 @@ use mpatch::sign::AllowedSigners;
 
 use crate::error::{CommandError, ExitKind};
 use crate::places;
-use crate::trust::{self, ALLOWED_SIGNERS};
+use crate::trust::ALLOWED_SIGNERS;
 
 /// The file of what is accepted, among the user's settings.
 const ACCEPTED: &str = "accepted_projects";
@@ -49,19 +49,31 @@ impl Acceptance {
 /// Whether the user has accepted the believed keys of the project's `folder`, where they are `text`.
 pub fn acceptance(folder: &Path, text: &str) -> Result<Acceptance, CommandError> {
     let Some(place) = place(folder) else { return Ok(Acceptance::Missing) };
+    let accepted = accepted()?;
+    if accepted.contains(&line(text, &place)) {
+        return Ok(Acceptance::Given);
+    }
+    Ok(match accepted.iter().any(|line| is_of(line, &place)) {
+        true => Acceptance::Outdated,
+        false => Acceptance::Missing,
+    })
+}
+
+/// Whether the user has accepted the believed keys of the project's `folder`, as they are now or were before.
+pub fn is_accepted(folder: &Path) -> Result<bool, CommandError> {
+    let Some(place) = place(folder) else { return Ok(false) };
+    Ok(accepted()?.iter().any(|line| is_of(line, &place)))
+}
+
+/// A line for each file that the user has accepted.
+fn accepted() -> Result<Vec<String>, CommandError> {
     // Without a place for the user's files there is nothing that they have accepted.
     let held = match places::config_folder() {
         Ok(settings) => places::read_text(&settings.join(ACCEPTED))?.unwrap_or_default(),
         Err(_) => String::new(),
     };
-    let mut lines = held.lines().chain(OF_THIS_PROCESS.get().map(String::as_str));
-    if lines.clone().any(|known| known == line(text, &place)) {
-        return Ok(Acceptance::Given);
-    }
-    Ok(match lines.any(|line| is_of(line, &place)) {
-        true => Acceptance::Outdated,
-        false => Acceptance::Missing,
-    })
+    let lines = held.lines().chain(OF_THIS_PROCESS.get().map(String::as_str));
+    Ok(lines.map(str::to_owned).collect())
 }
 
 /// Accepts the believed keys of the project's `folder`, which are `text`, until they change.
@@ -90,7 +102,7 @@ pub fn withdraw(folder: &Path) -> Result<(), CommandError> {
 /// has not accepted: whoever adds a key does not vouch for those that a stranger wrote beside it.
 pub fn change_signers(path: &Path, change: impl FnOnce(&mut String)) -> Result<(), CommandError> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let (counted, text) = trust::change(path, |text| {
+    let (counted, text) = places::change(path, |text| {
         let counted = counts(folder, text);
         change(text);
         (counted, text.clone())
@@ -108,7 +120,7 @@ pub fn counts(folder: &Path, text: &str) -> Result<bool, CommandError> {
 }
 
 fn change_accepted(change: impl FnOnce(&mut Vec<String>)) -> Result<(), CommandError> {
-    trust::change(&places::config_folder()?.join(ACCEPTED), |text| {
+    places::change(&places::config_folder()?.join(ACCEPTED), |text| {
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         change(&mut lines);
         *text = lines.iter().flat_map(|line| [line, "\n"]).collect();

@@ -126,9 +126,9 @@ pub fn series_at(
     let name = checkpoint.display();
     match standing {
         Standing::At(found) => {
-            let series = found.iter().map(|&index| &atlas.known()[index].series);
+            let series = found.iter().map(|&index| atlas.known()[index].series());
             let nearest = series.min_by_key(|series| mpatch::store::way(series, target).len());
-            Ok(nearest.cloned().unwrap_or_default())
+            Ok(nearest.unwrap_or_default().to_vec())
         }
         Standing::HalfWay(half) => {
             let message = format!("`{name}` is half-way between two states: {}", half_way_words(half));

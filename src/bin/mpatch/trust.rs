@@ -28,7 +28,8 @@ use crate::report::{Output, Page, shell_word};
 pub const ALLOWED_SIGNERS: &str = "allowed_signers";
 /// The file of keys that are believed no more.
 pub const REVOKED: &str = "revoked";
-const POLICY: &str = "policy.json";
+/// The file of what is asked beyond one trusted signature.
+pub const POLICY: &str = "policy.json";
 const LINES: &str = "lines.json";
 /// How a binary list of revoked keys begins.
 const KRL_MAGIC: &[u8] = b"SSHKRL\n";
@@ -536,11 +537,12 @@ impl TrustFiles {
             files.read_signers(&folder.join(ALLOWED_SIGNERS))?;
             files.read_restrictions(&folder)?;
         }
-        if let Some(folder) = places::project_folder() {
-            files.read_project_signers(&folder)?;
-            // They only ask for more, so it does not matter who wrote them.
-            files.read_restrictions(&folder)?;
+        let projects = places::project_folders();
+        if let Some(nearest) = projects.first() {
+            files.read_project_signers(nearest)?;
         }
+        // They only ask for more, so it does not matter who wrote them; nor that another project lies between.
+        projects.iter().try_for_each(|folder| files.read_restrictions(folder))?;
         files.read_git(&GitSettings::read())?;
         Ok(files)
     }
@@ -589,7 +591,18 @@ impl TrustFiles {
     /// A project's keys are believed if the user has accepted the very bytes that are read here.
     fn read_project_signers(&mut self, folder: &Path) -> Result<(), CommandError> {
         let path = folder.join(ALLOWED_SIGNERS);
-        let Some(text) = places::read_text(&path)? else { return Ok(()) };
+        let text = match places::read_text(&path) {
+            Ok(None) => return Ok(()),
+            Ok(Some(text)) => text,
+            // Keys that the user relies on must not go missing without a word.
+            Err(error) if projects::is_accepted(folder)? => return Err(error),
+            // A stranger's file stops nobody from using what needs none of its keys.
+            Err(error) => {
+                self.warnings
+                    .push(format!("{}; you have not accepted it, and its keys are left out", error.message));
+                return Ok(());
+            }
+        };
         match projects::acceptance(folder, &text)?.lack() {
             None => self.believe(&path, &text),
             Some(lack) => self.keyring.unaccepted.push(Unaccepted {
@@ -665,33 +678,4 @@ impl TrustFiles {
             None => Ok(()),
         }
     }
-}
-
-/// Adds lines to a file of keys, which is made if need be.
-pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
-    change(path, adding(lines))
-}
-
-/// The change that puts lines at the end of a text.
-pub fn adding(lines: &[String]) -> impl FnOnce(&mut String) {
-    |text| {
-        if !text.is_empty() && !text.ends_with('\n') {
-            text.push('\n');
-        }
-        lines.iter().for_each(|line| {
-            text.push_str(line);
-            text.push('\n');
-        });
-    }
-}
-
-/// Changes a file of keys, in one step, and answers with what `change` does.
-pub fn change<T>(path: &Path, change: impl FnOnce(&mut String) -> T) -> Result<T, CommandError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    places::with_lock(folder, || {
-        let mut text = places::read_text(path)?.unwrap_or_default();
-        let answer = change(&mut text);
-        places::replace(path, text.as_bytes())?;
-        Ok(answer)
-    })
 }

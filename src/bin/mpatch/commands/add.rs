@@ -27,12 +27,12 @@ pub struct AddArguments {
     /// Give the commit this title instead of the patch's own
     #[arg(short, long, value_name = "TITLE")]
     message: Option<String>,
-    /// What passes although it is not trusted.
-    #[command(flatten)]
-    trust: TrustArguments,
     /// The history.
     #[command(flatten)]
     store: StoreArguments,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
 }
 
 /// What `add` prints.

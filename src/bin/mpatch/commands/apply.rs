@@ -21,7 +21,8 @@ use crate::trust::{TrustArguments, require};
 pub struct ApplyArguments {
     /// Edit a copy of this checkpoint: a safetensors file, an index of shards, or a model folder
     base: PathBuf,
-    /// Apply this patch; `-` reads it from standard input
+    /// Apply this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// it from standard input
     patch: PathBuf,
     /// Where the result goes.
     #[command(flatten)]

@@ -22,7 +22,8 @@ use crate::walk::{step_words, walk, walk_in_place};
 pub struct CheckoutArguments {
     /// Go to this state: a branch, a tag, `main~2`, or the start of a commit's id
     revision: String,
-    /// Take a copy of this checkpoint there, from whichever state it is in
+    /// Take a copy of this checkpoint there, from whichever state it is in; with `-o` or `--in-place` alone, the one that
+    /// the history remembers
     #[arg(long, value_name = "CHECKPOINT")]
     onto: Option<PathBuf>,
     /// Write the copy here; beside the checkpoint by default
@@ -34,12 +35,12 @@ pub struct CheckoutArguments {
     /// Print the way, and go nowhere
     #[arg(long)]
     dry_run: bool,
-    /// What passes although it is not trusted.
-    #[command(flatten)]
-    trust: TrustArguments,
     /// The history.
     #[command(flatten)]
     store: StoreArguments,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
 }
 
 /// What `checkout` prints.

@@ -45,7 +45,7 @@ pub struct CreateArguments {
     /// Say how much memory and time it will take, from a short measurement, and make nothing
     #[arg(long)]
     dry_run: bool,
-    /// Take only the first facts of the file
+    /// Take only this many facts, the first of the file
     #[arg(long, value_name = "COUNT", value_parser = at_least_one())]
     limit: Option<usize>,
     /// What the patch says about itself.

@@ -27,10 +27,11 @@ pub struct EvalArguments {
     /// The model to evaluate.
     #[command(flatten)]
     model: ModelArguments,
-    /// Evaluate the model before and after this patch, whichever of the two it holds
+    /// Evaluate the model before and after this patch, whichever of the two it holds: a file, or the id or the revision
+    /// of one in the history here
     #[arg(long, value_name = "PATCH")]
     patch: Option<PathBuf>,
-    /// Take only the first records of the file
+    /// Take only this many records, the first of the file
     #[arg(long, value_name = "COUNT", value_parser = at_least_one())]
     limit: Option<usize>,
     /// Measure the n-gram entropy over this many records, evenly spread; 0 leaves it out

@@ -3,6 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
+use crate::editing::at_least_one;
 use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report};
@@ -19,9 +20,9 @@ pub struct LogArguments {
     /// Begin with this state: a branch, a tag, or the start of a commit's id
     #[arg(default_value = "HEAD")]
     revision: String,
-    /// List at most this many
-    #[arg(short = 'n', long, value_name = "COUNT", default_value_t = usize::MAX, hide_default_value = true)]
-    limit: usize,
+    /// List at most this many; all by default
+    #[arg(short = 'n', long, value_name = "COUNT", value_parser = at_least_one())]
+    limit: Option<usize>,
     /// List every fact instead of the first 5 of each
     #[arg(long)]
     all: bool,
@@ -44,7 +45,7 @@ pub fn run(arguments: &LogArguments, output: &Output) -> Result<(), CommandError
     let store = arguments.store.open()?;
     let from = store.resolve(&arguments.revision)?;
     let view = store.view()?;
-    let commits = store.log(from, arguments.limit)?.into_iter();
+    let commits = store.log(from, arguments.limit.unwrap_or(usize::MAX))?.into_iter();
     output.report(&LogReport {
         branch: branch_of(&view).map(str::to_owned),
         commits: commits.map(|commit| CommitReport::new(commit, &view)).collect(),

@@ -29,7 +29,7 @@ use crate::walk::walk;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch merge geography\n  mpatch merge origin/main --theirs")]
 pub struct MergeArguments {
-    /// Join this branch, or the start of a commit's id
+    /// Join this state: a branch, a tag, or the start of a commit's id
     revision: String,
     /// Where the two contradict each other, take what the current branch says
     #[arg(long, conflicts_with_all = ["theirs", "choose"])]
@@ -43,15 +43,15 @@ pub struct MergeArguments {
     /// Work on this checkpoint, in any known state, instead of the one that the history remembers
     #[arg(long, value_name = "CHECKPOINT")]
     onto: Option<std::path::PathBuf>,
-    /// What passes although it is not trusted.
-    #[command(flatten)]
-    trust: TrustArguments,
     /// How the merged patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
     /// The history.
     #[command(flatten)]
     store: StoreArguments,
+    /// What passes although it is not trusted.
+    #[command(flatten)]
+    trust: TrustArguments,
 }
 
 /// What `merge` prints.
@@ -182,8 +182,9 @@ impl Plan {
             .and_then(Patch::decode)
             .map_err(|error| CommandError::patch("the merged patch", &error))?;
         let Some(signer) = signer else { return Ok(patch) };
-        signer.settle()?;
-        signer.sign_into(patch, "the merged patch")
+        signer.keep()?;
+        let signed = signer.settle().and_then(|_| signer.sign_into(patch, "the merged patch"));
+        signed.map_err(|error| signer.with_word_of_key(error))
     }
 }
 

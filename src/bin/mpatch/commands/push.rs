@@ -12,7 +12,8 @@ use crate::report::{Output, Page, Report};
 /// Arguments of `push`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  mpatch push\n  mpatch push --to ssh://host/srv/knowledge.git\n  mpatch push main v1"
+    after_help = "Examples:\n  mpatch push\n  mpatch push --to ssh://host/srv/knowledge.git\n  mpatch push main v1\n\n\
+                  The branch that another history is on is left to those who work there: they `mpatch pull`."
 )]
 pub struct PushArguments {
     /// Send these branches and tags instead of the current branch

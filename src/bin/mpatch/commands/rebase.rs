@@ -25,7 +25,8 @@ use crate::trust::{TrustArguments, require};
                   mpatch rebase edits.mpatch --base gptj-bf16/ --keep -o edits.mpatch.new"
 )]
 pub struct RebaseArguments {
-    /// Bind this patch; `-` reads it from standard input
+    /// Bind this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// it from standard input
     patch: PathBuf,
     /// Bind it to this checkpoint
     #[arg(long, value_name = "MODEL")]

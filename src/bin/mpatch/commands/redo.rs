@@ -20,6 +20,6 @@ pub struct RedoArguments {
 pub fn run(arguments: &RedoArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
     let redone = arguments.store.change(&store)?.redo()?;
-    let report = UndoReport::new("did again", &redone, &store.view()?);
+    let report = UndoReport::new("did again", &redone, &store, &arguments.store)?;
     output.report(&report).map_err(CommandError::after_the_work)
 }

@@ -21,7 +21,8 @@ use crate::report::{Output, shell_word};
 pub struct RevertArguments {
     /// Take the patch out of a copy of this checkpoint
     edited: PathBuf,
-    /// Take back this patch; `-` reads it from standard input
+    /// Take back this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// it from standard input
     patch: PathBuf,
     /// Where the result goes.
     #[command(flatten)]

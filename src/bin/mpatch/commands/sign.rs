@@ -21,7 +21,8 @@ use crate::trust::detached_path;
                   mpatch sign edits.mpatch --key hardware.pub --detached\n\n\
                   A second signature, of a reviewer or of whoever made the patch again, stands beside the first.")]
 pub struct SignArguments {
-    /// Sign this patch; `-` reads it from standard input
+    /// Sign this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// it from standard input
     patch: PathBuf,
     /// Which key signs.
     #[command(flatten)]
@@ -69,16 +70,11 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
     signer.check_not_revoked()?;
     refuse_second(&patch, &signer, path)?;
     let (patch_id, place) = (patch.id().to_string(), target.clone().unwrap_or_else(|| path.clone()));
-    let signatures = if *detached {
-        let armour = signer.sign(&patch)?.to_armour();
-        mpatch::checkpoint::write_new(&place, armour.as_bytes())?;
-        patch.signatures().len()
-    } else {
-        let signed = signer.sign_into(patch, &path.to_string_lossy())?;
-        write(&signed, target.as_deref(), path)?;
-        signed.signatures().len()
-    };
-    let signature = signer.settle().map_err(CommandError::after_the_work)?;
+    signer.keep()?;
+    let signatures = sign(&signer, patch, *detached, target.as_deref(), path);
+    let signatures = signatures.map_err(|error| signer.with_word_of_key(error))?;
+    let settled = signer.settle().map_err(|error| signer.with_word_of_key(error));
+    let signature = settled.map_err(CommandError::after_the_work)?;
     let report = SignReport {
         patch: path.clone(),
         patch_id,
@@ -88,6 +84,23 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
         signatures,
     };
     output.report(&report).map_err(CommandError::after_the_work)
+}
+
+/// Writes the signature, or the patch with it; tells how many signatures are in the patch now.
+fn sign(
+    signer: &Signer,
+    patch: Patch,
+    is_detached: bool,
+    target: Option<&Path>,
+    path: &Path,
+) -> Result<usize, CommandError> {
+    if let (true, Some(target)) = (is_detached, target) {
+        mpatch::checkpoint::write_new(target, signer.sign(&patch)?.to_armour().as_bytes())?;
+        return Ok(patch.signatures().len());
+    }
+    let signed = signer.sign_into(patch, &path.to_string_lossy())?;
+    write(&signed, target, path)?;
+    Ok(signed.signatures().len())
 }
 
 /// A second signature of one key says nothing more, and takes the place of another's.

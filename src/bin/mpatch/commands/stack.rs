@@ -71,18 +71,18 @@ pub struct StackArguments {
     /// Solve again for the facts of all instead of adding updates
     #[arg(long)]
     resolve: bool,
-    /// How the facts are solved for; the patches' own recipe where they share one.
-    #[command(flatten, next_help_heading = "Options of --resolve")]
-    recipe: RecipeArguments,
-    /// Where the model runs.
-    #[command(flatten)]
-    device: DeviceArguments,
     /// What the patch says about itself.
     #[command(flatten)]
     about: AboutArguments,
     /// How the patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
+    /// How the facts are solved for; the patches' own recipe where they share one.
+    #[command(flatten, next_help_heading = "Options of --resolve")]
+    recipe: RecipeArguments,
+    /// Where the model runs.
+    #[command(flatten)]
+    device: DeviceArguments,
     /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,

@@ -95,7 +95,7 @@ pub fn run(
         false => None,
     };
     let known = |index: &usize| &atlas.known()[*index];
-    let from_here = |known: &&Known| way(&known.series, goal).len();
+    let from_here = |known: &&Known| way(known.series(), goal).len();
     let here = match &standing {
         Some(Standing::At(states)) => states.iter().map(known).min_by_key(from_here),
         _ => None,
@@ -108,22 +108,22 @@ pub fn run(
     let nearest = if here.is_none() { found.nearest(&atlas, goal) } else { None };
     let names = Names { store, view: &view, commits: store.commits()? };
     let compared = match &asked {
-        Some(asked) => atlas.known().iter().find(|known| known.series == asked.series),
+        Some(asked) => atlas.known().iter().find(|known| known.series() == asked.series),
         None => nearest,
     };
     let half_way = match standing {
         Some(Standing::HalfWay(half)) => Some(half),
         _ => None,
     };
-    let between = here.filter(|_| asked.is_some()).map(|here| names.between(&here.series, goal));
+    let between = here.filter(|_| asked.is_some()).map(|here| names.between(here.series(), goal));
     output.report(&StatesReport {
         checkpoint: path.to_owned(),
         tensors_compared: found.digests.len() + found.missing.len(),
         tensors: atlas.base().tensors.len(),
         revision: revision.map(|(name, _)| name.to_owned()),
         target: asked.as_ref().map(|asked| names.state(&asked.series)).transpose()?,
-        state: here.map(|here| names.state(&here.series)).transpose()?,
-        nearest: nearest.map(|nearest| names.state(&nearest.series)).transpose()?,
+        state: here.map(|here| names.state(here.series())).transpose()?,
+        nearest: nearest.map(|nearest| names.state(nearest.series())).transpose()?,
         half_way,
         way: between.transpose()?,
         different: match compared {
@@ -150,7 +150,7 @@ impl Found<'_> {
         let ranked = atlas.known().iter().map(|known| (agreeing(known), known));
         let some = ranked.filter(|(agreeing, _)| *agreeing > 0);
         let best = some
-            .min_by_key(|(agreeing, known)| (std::cmp::Reverse(*agreeing), way(&known.series, goal).len()));
+            .min_by_key(|(agreeing, known)| (std::cmp::Reverse(*agreeing), way(known.series(), goal).len()));
         best.map(|(_, known)| known)
     }
 
@@ -172,7 +172,7 @@ impl Found<'_> {
                 name: tensor.name.clone(),
                 expected: state.state.digest(tensor),
                 found: self.digests.get(&tensor.name).copied(),
-                known_in: known.map(|known| names.of(&known.series)).collect(),
+                known_in: known.map(|known| names.of(known.series())).collect(),
             }
         };
         different.map(report).collect()

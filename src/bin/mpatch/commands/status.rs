@@ -105,13 +105,13 @@ fn state(
         Standing::Unknown(stranger) => return Ok(StateReport::Unknown(stranger)),
         Standing::At(found) => found,
     };
-    let series: Vec<&Vec<PatchId>> = found.iter().map(|&index| &atlas.known()[index].series).collect();
-    if series.contains(&&head.series) {
+    let series: Vec<&[PatchId]> = found.iter().map(|&index| atlas.known()[index].series()).collect();
+    if series.contains(&head.series.as_slice()) {
         return Ok(StateReport::Head);
     }
     // Of several histories of one state, the one that the head's has most of.
     let nearest = series.into_iter().min_by_key(|series| way(series, &head.series).len());
-    let series = nearest.cloned().unwrap_or_default();
+    let series = nearest.unwrap_or_default().to_vec();
     let commit = commits_of(&store.commits()?, view, &series).into_iter().next().map(Box::new);
     Ok(StateReport::Known { way: way(&series, &head.series), series, commit })
 }

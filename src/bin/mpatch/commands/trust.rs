@@ -84,7 +84,7 @@ struct ProjectArguments {
 
 #[derive(Debug, Args)]
 struct PlaceArguments {
-    /// Change the project's `.mpatch` in this folder instead of your own settings
+    /// Change the project's `.mpatch`, the nearest from here upwards or a new one here, instead of your own settings
     #[arg(long)]
     project: bool,
 }
@@ -162,7 +162,7 @@ impl PlaceArguments {
     fn change_signers(&self, path: &Path, change: impl FnOnce(&mut String)) -> Result<(), CommandError> {
         match self.project {
             true => projects::change_signers(path, change),
-            false => trust::change(path, change),
+            false => places::change(path, change),
         }
     }
 
@@ -201,7 +201,7 @@ fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, Com
         let message = format!("`{}` trusts {} already", path.display(), count(found.lines.len(), "such key"));
         return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows them"));
     }
-    arguments.place.change_signers(&path, trust::adding(&new))?;
+    arguments.place.change_signers(&path, places::adding(&new))?;
     let name = path.display().to_string();
     let keys = found.entries.iter().map(|entry| KeyReport { line: None, ..KeyReport::of(entry, &name) });
     Ok(TrustListReport {
@@ -427,7 +427,7 @@ fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     let path = arguments.place.file(REVOKED)?;
     let lines: Vec<String> =
         keys.iter().map(|key| format!("{} {}", key.line(), key.comment()).trim().to_owned()).collect();
-    trust::append(&path, &lines)?;
+    places::append(&path, &lines)?;
     let name = path.display().to_string();
     Ok(TrustListReport {
         title: format!("{name} now revokes {}", count(keys.len(), "key")),

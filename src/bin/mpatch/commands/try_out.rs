@@ -20,7 +20,8 @@ use crate::report::{Output, Page, Report, shell_word};
                   mpatch try edits.mpatch --base gptj/ --tokens 40 --top 10 \"The Space Needle is in\""
 )]
 pub struct TryArguments {
-    /// Try this patch, which the model may have already; `-` reads it from standard input
+    /// Try this patch, which the model may have already: a file, or the id or the revision of one in the history here; `-` reads
+    /// it from standard input
     patch: PathBuf,
     /// Continue these prompts
     #[arg(required = true)]

@@ -1,12 +1,13 @@
 //! `mpatch undo`: the history's names go back to where they were before the last change.
 
 use clap::Args;
-use mpatch::store::{Deed, Operation};
+use mpatch::store::{Deed, Operation, Store};
 use serde::Serialize;
 
 use crate::error::CommandError;
 use crate::history::{StoreArguments, branch_of, date};
 use crate::report::{Output, Page, Report, shell_word};
+use crate::standing::shown;
 
 /// Arguments of `undo`.
 #[derive(Debug, Args)]
@@ -33,6 +34,9 @@ pub struct UndoReport {
     left: Option<String>,
     /// What takes along the weights that stay as they are: only names are undone.
     take_along: Option<String>,
+    /// What does again what was undone, or undoes it again.
+    #[serde(skip)]
+    other_way: String,
 }
 
 /// What `undo --list` prints.
@@ -59,22 +63,39 @@ pub fn run(arguments: &UndoArguments, output: &Output) -> Result<(), CommandErro
         return output.report(&OperationsReport { operations });
     }
     let undone = arguments.store.change(&store)?.undo()?;
-    let report = UndoReport::new("undid", &undone, &store.view()?);
+    let report = UndoReport::new("undid", &undone, &store, &arguments.store)?;
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
 impl UndoReport {
     /// After `operation` was undone or done again.
-    pub fn new(verb: &'static str, operation: &Operation, view: &mpatch::store::View) -> Self {
-        Self {
+    pub fn new(
+        verb: &'static str,
+        operation: &Operation,
+        store: &Store,
+        arguments: &StoreArguments,
+    ) -> Result<Self, CommandError> {
+        let view = store.view()?;
+        // As seen from here: what a history remembers of a path begins in its own folder.
+        let seen = |model: &String| shown(&store.folder().join(model)).display().to_string();
+        let left = left(operation).filter(|_| verb == "undid");
+        let take_along = |model: &String| {
+            format!("mpatch checkout HEAD --onto {} --in-place{}", shell_word(seen(model)), arguments.words())
+        };
+        Ok(Self {
             verb,
             operation: operation.title.clone(),
-            branch: branch_of(view).map(str::to_owned),
+            branch: branch_of(&view).map(str::to_owned),
             head: view.head_commit().map(|commit| commit.to_string()),
-            model: view.model.clone(),
-            left: left(operation).filter(|_| verb == "undid").cloned(),
-            take_along: left(operation).filter(|_| verb == "undid").or(kept(operation)).map(take_along),
-        }
+            model: view.model.as_ref().map(seen),
+            left: left.map(seen),
+            take_along: left.or(kept(operation)).map(take_along),
+            other_way: format!(
+                "mpatch {}{}",
+                if verb == "undid" { "redo" } else { "undo" },
+                arguments.words()
+            ),
+        })
     }
 }
 
@@ -93,10 +114,6 @@ fn kept(operation: &Operation) -> Option<&String> {
 fn left(operation: &Operation) -> Option<&String> {
     let is_another = operation.before.model != operation.after.model;
     operation.after.model.as_ref().filter(|_| moves_weights(operation) && is_another)
-}
-
-fn take_along(model: &String) -> String {
-    format!("mpatch checkout HEAD --onto {} --in-place", shell_word(model))
 }
 
 impl OperationReport {
@@ -140,9 +157,8 @@ impl Report for UndoReport {
     }
 
     fn next(&self) -> Option<String> {
-        let other_way = if self.verb == "undid" { "mpatch redo" } else { "mpatch undo" };
         let take_along = self.take_along.clone().filter(|_| self.left.is_none());
-        Some(take_along.unwrap_or_else(|| other_way.to_owned()))
+        Some(take_along.unwrap_or_else(|| self.other_way.clone()))
     }
 }
 
