@@ -20,7 +20,8 @@ use crate::trust::{TrustArguments, TrustReport, require};
                   The result is a folder that PEFT loads: PeftModel.from_pretrained(model, \"adapter\").\n\
                   Its result is near the patch's, not its bytes; nothing checks that the base is the right one.")]
 pub struct ExportArguments {
-    /// Export this patch; `-` reads it from standard input
+    /// Export this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// it from standard input
     patch: PathBuf,
     /// Write this new folder; `PATCH.adapter` by default
     #[arg(short, long, value_name = "FOLDER")]
