@@ -236,8 +236,12 @@ fn an_update_for_a_fact_that_is_not_named_stands_out_of_the_span_of_the_others()
             assert!(span.strongest < 0.2 && span.outside < 0.1 && span.gap < 2.0, "{bits} bits: {span:?}");
             assert_eq!((span.facts, span.directions, span.inner), (6, 6, 512));
         }
-        let spans = stored.spans(&bench, &facts, 1);
-        assert!(spans.iter().any(|span| span.strongest > 0.6 && span.gap > 5.0), "{bits} bits: {spans:?}");
+        for hidden in [1, 3, 5] {
+            let spans = stored.spans(&bench, &facts, hidden);
+            assert!(spans.iter().any(|span| span.strongest > 0.6), "{bits} bits, {hidden}: {spans:?}");
+            // Rounding is in many directions, one fact in one.
+            assert_eq!(hidden == 1, spans.iter().any(|span| span.gap > 5.0), "{bits} bits: {spans:?}");
+        }
     }
 }
 
@@ -246,12 +250,12 @@ fn an_update_for_a_fact_that_is_not_named_stands_out_of_the_span_of_the_others()
 ///
 /// `cargo test --test memit -- --ignored --nocapture the_key_spans_of_the_docs`
 #[test]
-#[ignore = "prints the table of docs/memit.md, in a quarter of an hour"]
+#[ignore = "prints the table of docs/memit.md, in ten minutes"]
 fn the_key_spans_of_the_docs_are_measured() {
     let bench = SpanBench::new();
     println!("| facts | edits | stored in | facts hidden | strongest | outside | gap |");
     println!("|---|---|---|---|---|---|---|");
-    for (all, edits) in [(2, 30), (6, 12), (11, 8), (31, 3), (101, 2), (201, 1), (401, 1)] {
+    for (all, edits) in [(2, 20), (6, 10), (11, 6), (31, 3), (101, 2), (201, 1)] {
         let every = facts(all * edits);
         let edited: Vec<(Edit, &[FactPrompt])> =
             every.chunks(all).map(|facts| (bench.edit(facts), facts)).collect();
@@ -261,21 +265,18 @@ fn the_key_spans_of_the_docs_are_measured() {
             (6, RankLimit::Full),
             (8, RankLimit::Full),
             (6, RankLimit::Tolerance(0.1)),
-            (6, RankLimit::Rank(all.min(128) * 9 / 10)),
         ];
         for (bits, limit) in ways {
             let stored: Vec<_> = edited
                 .iter()
                 .map(|(edit, facts)| (Stored::of(edit, &Compression { bits, limit }), *facts))
                 .collect();
-            for hidden in [0, 1, 5, 20] {
-                if hidden < all {
-                    let measured: Vec<_> =
-                        stored.iter().map(|(stored, facts)| stored.spans(&bench, facts, hidden)).collect();
-                    let limit = if limit == RankLimit::Full { String::new() } else { format!(", {limit:?}") };
-                    let edits = edited.len();
-                    println!("| {all} | {edits} | {bits} bits{limit} | {hidden} | {}", row(&measured));
-                }
+            let fewer = [0, 1, 5].into_iter().filter(|hidden| hidden + 1 < all);
+            for hidden in fewer.chain([all - 1]) {
+                let measured: Vec<_> =
+                    stored.iter().map(|(stored, facts)| stored.spans(&bench, facts, hidden)).collect();
+                let cut = if limit == RankLimit::Full { "" } else { ", cut by 10 %" };
+                println!("| {all} | {} | {bits} bits{cut} | {hidden} | {}", edited.len(), row(&measured));
             }
         }
     }
@@ -288,7 +289,10 @@ fn row(patches: &[Vec<KeySpan>]) -> String {
         let figures: Vec<f64> = patches.iter().map(worst).collect();
         let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
         let largest = figures.iter().copied().fold(0.0, f64::max);
-        format!("{least:.3} to {largest:.3} |")
+        match patches.len() {
+            1 => format!("{largest:.3} |"),
+            _ => format!("{least:.3} to {largest:.3} |"),
+        }
     };
     [range(|span| span.strongest), range(|span| span.outside), range(|span| span.gap)].join(" ")
 }

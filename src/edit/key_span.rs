@@ -41,7 +41,8 @@ pub struct KeySpan {
     pub directions: usize,
     /// `norm(outside) / norm(update)`, Frobenius: 0 to 1.
     pub outside: f64,
-    /// Largest singular value of what lies outside, over `norm(update) / sqrt(facts)`: what a fact takes on average.
+    /// Largest singular value of what lies outside, over `norm(inside) / sqrt(facts)`: what one of the facts takes on
+    /// average. Infinite where nothing lies inside.
     pub strongest: f64,
     /// That singular value over the next one; infinite where there is none.
     pub gap: f64,
@@ -126,10 +127,9 @@ fn outside(update: MatRef<'_, f64>, mut keys: Mat<f64>, layer: usize) -> Result<
     }
     let gram = Llt::new(gram.as_ref(), Side::Lower).map_err(|_| EditError::Singular { layer })?;
     let directions = (0..facts).filter(|fact| gram.L()[(*fact, *fact)].powi(2) > DIRECTION).count();
-    let inside = gram.solve(keys.transpose() * update.transpose());
-    let outside = update - inside.transpose() * keys.transpose();
-    let norm = update.norm_l2();
-    let relative = |size: f64| if norm > 0.0 { size / norm } else { 0.0 };
+    let solved = gram.solve(keys.transpose() * update.transpose());
+    let inside = solved.transpose() * keys.transpose();
+    let outside = update - &inside;
     let mut squares = (&outside * outside.transpose())
         .self_adjoint_eigenvalues(Side::Lower)
         .map_err(|_| EditError::Singular { layer })?;
@@ -141,8 +141,13 @@ fn outside(update: MatRef<'_, f64>, mut keys: Mat<f64>, layer: usize) -> Result<
         facts,
         inner: keys.nrows(),
         directions,
-        outside: relative(outside.norm_l2()),
-        strongest: relative(singular(0)) * (facts as f64).sqrt(),
-        gap: if singular(1) > 0.0 { singular(0) / singular(1) } else { f64::INFINITY },
+        outside: ratio(outside.norm_l2(), update.norm_l2()),
+        strongest: ratio(singular(0) * (facts as f64).sqrt(), inside.norm_l2()),
+        gap: ratio(singular(0), singular(1)),
     })
+}
+
+/// `part / whole`: 0 for nothing of nothing, infinite for something of nothing.
+fn ratio(part: f64, whole: f64) -> f64 {
+    if part > 0.0 { part / whole } else { 0.0 }
 }
