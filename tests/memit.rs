@@ -253,8 +253,10 @@ fn an_update_for_a_fact_that_is_not_named_stands_out_of_the_span_of_the_others()
 #[ignore = "prints the table of docs/memit.md, in ten minutes"]
 fn the_key_spans_of_the_docs_are_measured() {
     let bench = SpanBench::new();
-    println!("| facts | edits | stored in | facts hidden | strongest | outside | gap |");
-    println!("|---|---|---|---|---|---|---|");
+    println!(
+        "| facts | edits | stored in | outside | strongest | gap | 1 hidden | gap | 5 hidden | all but 1 |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for (all, edits) in [(2, 20), (6, 10), (11, 6), (31, 3), (101, 2), (201, 1)] {
         let every = facts(all * edits);
         let edited: Vec<(Edit, &[FactPrompt])> =
@@ -271,28 +273,37 @@ fn the_key_spans_of_the_docs_are_measured() {
                 .iter()
                 .map(|(edit, facts)| (Stored::of(edit, &Compression { bits, limit }), *facts))
                 .collect();
-            let fewer = [0, 1, 5].into_iter().filter(|hidden| hidden + 1 < all);
-            for hidden in fewer.chain([all - 1]) {
-                let measured: Vec<_> =
-                    stored.iter().map(|(stored, facts)| stored.spans(&bench, facts, hidden)).collect();
-                let cut = if limit == RankLimit::Full { "" } else { ", cut by 10 %" };
-                println!("| {all} | {} | {bits} bits{cut} | {hidden} | {}", edited.len(), row(&measured));
-            }
+            let measured = |hidden: usize| -> Vec<Vec<KeySpan>> {
+                stored.iter().map(|(stored, facts)| stored.spans(&bench, facts, hidden)).collect()
+            };
+            let strongest = |hidden: usize| match hidden < all {
+                true => range(&measured(hidden), |span| span.strongest),
+                false => "-".to_owned(),
+            };
+            let (honest, one) = (measured(0), measured(1));
+            let cells = [
+                range(&honest, |span| span.outside),
+                range(&honest, |span| span.strongest),
+                range(&honest, |span| span.gap),
+                range(&one, |span| span.strongest),
+                range(&one, |span| span.gap),
+                strongest(5),
+                strongest(all - 1),
+            ];
+            let cut = if limit == RankLimit::Full { "" } else { ", cut by 10 %" };
+            println!("| {all} | {} | {bits} bits{cut} | {} |", edited.len(), cells.join(" | "));
         }
     }
 }
 
-/// The least and the largest figures of some patches, each patch's those of the layer that stands out most.
-fn row(patches: &[Vec<KeySpan>]) -> String {
-    let range = |of: fn(&KeySpan) -> f64| {
-        let worst = |spans: &Vec<KeySpan>| spans.iter().map(of).fold(0.0, f64::max);
-        let figures: Vec<f64> = patches.iter().map(worst).collect();
-        let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
-        let largest = figures.iter().copied().fold(0.0, f64::max);
-        match patches.len() {
-            1 => format!("{largest:.3} |"),
-            _ => format!("{least:.3} to {largest:.3} |"),
-        }
-    };
-    [range(|span| span.strongest), range(|span| span.outside), range(|span| span.gap)].join(" ")
+/// The least and the largest figure of some patches, each patch's that of the layer that stands out most.
+fn range(patches: &[Vec<KeySpan>], of: fn(&KeySpan) -> f64) -> String {
+    let worst = |spans: &Vec<KeySpan>| spans.iter().map(of).fold(0.0, f64::max);
+    let figures: Vec<f64> = patches.iter().map(worst).collect();
+    let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
+    let largest = figures.iter().copied().fold(0.0, f64::max);
+    match patches.len() {
+        1 => format!("{largest:.3}"),
+        _ => format!("{least:.3} to {largest:.3}"),
+    }
 }

@@ -27,9 +27,10 @@ impl Bench {
         fs::write(self.path(patch), encode(draft).unwrap()).unwrap();
     }
 
-    /// What `verify` says about an unsigned patch and the model, with these options; it ends with `code`.
+    /// Runs `verify` of an unsigned patch and a model, with these options, which must end with `code`; answers with what
+    /// it said.
     #[track_caller]
-    fn verify(&self, patch: &str, options: &str, code: i32) -> String {
+    fn run(&self, patch: &str, options: &str, code: i32) -> String {
         let words = format!("verify {patch} --allow-unsigned --base {options}");
         let output = self.command(&words).output().unwrap();
         let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
@@ -52,10 +53,10 @@ fn a_patch_that_declares_what_its_weights_do_not_say_fails_when_the_model_is_ask
     let mut draft = bench.draft("edits.mpatch");
     draft.facts[0].target_new = "qzx".to_owned();
     bench.encode("lie.mpatch", &draft);
-    let said = bench.verify("lie.mpatch", "model", 14);
+    let said = bench.run("lie.mpatch", "model", 14);
     assert!(said.contains("`lie.mpatch` fails V4") && said.ends_with("state: unchanged\n"), "{said}");
     // Whatever is written for a key lies in its span, so V3 does not see it, and V5 does.
-    let said = bench.verify("lie.mpatch", "model --stats statistics.safetensors --rederive", 14);
+    let said = bench.run("lie.mpatch", "model --stats statistics.safetensors --rederive", 14);
     says(
         &said,
         &["V3 confined  holds", "V4 behaves   fails", "V5 remade    fails", "holds: V0 and V2 and V3\n"],
@@ -68,11 +69,11 @@ fn a_patch_that_hides_a_fact_fails_where_its_keys_are_counted() {
     let mut draft = bench.draft("two.mpatch");
     draft.facts.truncate(1);
     bench.encode("hidden.mpatch", &draft);
-    let said = bench.verify("hidden.mpatch", "model", 0);
+    let said = bench.run("hidden.mpatch", "model", 0);
     says(&said, &["V3 confined  not checked    name the statistics", "V4 behaves   holds"]);
     for rederive in ["", " --rederive"] {
         let options = format!("model --stats statistics.safetensors{rederive}");
-        let said = bench.verify("hidden.mpatch", &options, 14);
+        let said = bench.run("hidden.mpatch", &options, 14);
         says(&said, &["V3 confined  fails", "V4 behaves   holds", "`hidden.mpatch` fails V3: tensor `"]);
         says(
             &said,
@@ -86,7 +87,7 @@ fn a_patch_that_hides_a_fact_fails_where_its_keys_are_counted() {
     draft.recipe.layers = vec![0, 1];
     draft.recipe.hyperparameters = draft.recipe.hyperparameters.replace("[0,1,2]", "[0,1]");
     bench.encode("layers.mpatch", &draft);
-    let said = bench.verify("layers.mpatch", "model --stats statistics.safetensors", 14);
+    let said = bench.run("layers.mpatch", "model --stats statistics.safetensors", 14);
     says(&said, &["fails V3: tensor `transformer.h.2.mlp.fc_out.weight` is touched, expected only those of"]);
 }
 
@@ -96,7 +97,7 @@ fn an_honest_patch_is_confined_and_made_again_byte_for_byte() {
     let options = "--stats statistics.safetensors --rederive";
     bench.command("apply model/model.safetensors two.mpatch -o model/edited.safetensors").assert().success();
     for base in ["model", "model/edited.safetensors"] {
-        let said = bench.verify("two.mpatch", &format!("{base} {options}"), 0);
+        let said = bench.run("two.mpatch", &format!("{base} {options}"), 0);
         says(
             &said,
             &["V3 confined  holds", "V5 remade    holds", "on cpu: 3 tensors, the same, byte for byte"],
@@ -106,7 +107,7 @@ fn an_honest_patch_is_confined_and_made_again_byte_for_byte() {
     // Of a tensor that is cut no later key is known, and the recipe gives the same nevertheless.
     let create = "create facts.json --base model --contexts contexts.json --stats statistics.safetensors";
     bench.command(&format!("{create} --rank 1 -o cut.mpatch")).assert().success();
-    let said = bench.verify("cut.mpatch", &format!("model {options}"), 0);
+    let said = bench.run("cut.mpatch", &format!("model {options}"), 0);
     says(
         &said,
         &[
@@ -138,7 +139,7 @@ fn weakened(bench: &Bench) -> Draft {
 fn a_patch_that_its_recipe_does_not_give_fails_when_it_is_made_again() {
     let bench = bench();
     bench.encode("weak.mpatch", &weakened(&bench));
-    let said = bench.verify("weak.mpatch", "model --stats statistics.safetensors --rederive", 14);
+    let said = bench.run("weak.mpatch", "model --stats statistics.safetensors --rederive", 14);
     says(&said, &["V4 behaves   holds", "V5 remade    fails"]);
     says(
         &said,
@@ -150,11 +151,11 @@ fn a_patch_that_its_recipe_does_not_give_fails_when_it_is_made_again() {
 fn rungs_that_follow_the_recipe_need_its_own_statistics() {
     let bench = bench();
     bench.command("stats more.txt --base model -o other.safetensors").assert().success();
-    let said = bench.verify("two.mpatch", "model --stats other.safetensors", 6);
+    let said = bench.run("two.mpatch", "model --stats other.safetensors", 6);
     says(&said, &["`other.safetensors`: statistics ", "the patch was made with", "hint: give the file"]);
-    let said = bench.verify("two.mpatch", "model --rederive", 2);
+    let said = bench.run("two.mpatch", "model --rederive", 2);
     says(&said, &["no statistics of this model", "hint: give the file", "`--stats FILE`"]);
-    bench.verify("two.mpatch", "model --stats model/model.safetensors", 3);
+    bench.run("two.mpatch", "model --stats model/model.safetensors", 3);
 }
 
 #[test]
@@ -163,9 +164,15 @@ fn a_patch_without_a_recipe_is_not_made_again() {
     bench.command("apply model/model.safetensors two.mpatch -o model/edited.safetensors").assert().success();
     let diff = "diff model/model.safetensors model/edited.safetensors -o extracted.mpatch";
     bench.command(diff).assert().success();
-    let said = bench.verify("extracted.mpatch", "model --stats statistics.safetensors --rederive", 0);
+    let said = bench.run("extracted.mpatch", "model --stats statistics.safetensors --rederive", 0);
     says(&said, &["V3 confined  not checked  it was extracted from two checkpoints, so there is no recipe"]);
     says(&said, &["V5 remade    not checked  it was extracted", "holds: V0 and V1 and V2\n"]);
+    // Keys on other weights are other keys.
+    bench.command("apply model/model.safetensors edits.mpatch -o model/other.safetensors").assert().success();
+    let rebase = "rebase two.mpatch --base model/other.safetensors -o rebased.mpatch";
+    bench.command(rebase).assert().success();
+    let said = bench.run("rebased.mpatch", "model/other.safetensors --stats statistics.safetensors", 0);
+    says(&said, &["V3 confined  not checked  it was made on other weights, ", "bound to these later"]);
 }
 
 #[test]

@@ -100,6 +100,7 @@ pub fn no_recipe(patch: &Patch) -> Option<Reason> {
     let reason = match patch.manifest().recipe.method.as_str() {
         extract::METHOD => "it was extracted from two checkpoints",
         stack::METHOD => "patches were added to make it",
+        MEMIT if patch.manifest().facts.is_empty() => "it declares no facts",
         MEMIT if tensors().any(|tensor| tensor.terms.len() != 1) => "its tensors have several terms",
         MEMIT if tensors().any(|tensor| tensor.correction.is_some()) => "its result has a correction",
         MEMIT => return None,
