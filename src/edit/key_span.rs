@@ -147,7 +147,64 @@ fn outside(update: MatRef<'_, f64>, mut keys: Mat<f64>, layer: usize) -> Result<
     })
 }
 
-/// `part / whole`: 0 for nothing of nothing, infinite for something of nothing.
+/// `part / whole`: 0 for nothing of nothing, infinite for something of nothing and for what is no number.
 fn ratio(part: f64, whole: f64) -> f64 {
-    if part > 0.0 { part / whole } else { 0.0 }
+    match part / whole {
+        _ if part == 0.0 => 0.0,
+        ratio if ratio.is_nan() => f64::INFINITY,
+        ratio => ratio,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{Rng, SeedableRng};
+    use rand_chacha::ChaCha20Rng;
+
+    use super::*;
+
+    const FACTS: usize = 5;
+    const INNER: usize = 60;
+    const WIDTH: usize = 20;
+
+    /// Entries that look random and are the same each time.
+    fn noise(rows: usize, columns: usize, seed: u64) -> Mat<f64> {
+        let mut random = ChaCha20Rng::seed_from_u64(seed);
+        Mat::from_fn(rows, columns, |_, _| random.random::<f64>() - 0.5)
+    }
+
+    fn span(update: &Mat<f64>, keys: &Mat<f64>) -> KeySpan {
+        outside(update.as_ref(), keys.clone(), 0).unwrap()
+    }
+
+    #[test]
+    fn what_the_keys_give_is_inside_and_one_key_more_is_one_direction_outside() {
+        let all = noise(INNER, FACTS + 1, 3);
+        let keys = all.get(.., ..FACTS).to_owned();
+        let residuals = noise(WIDTH, FACTS + 1, 7);
+        let inside = span(&(residuals.get(.., ..FACTS) * keys.transpose()), &keys);
+        assert!(inside.outside < 1e-6 && inside.strongest < 1e-6, "{inside:?}");
+        assert_eq!((inside.facts, inside.inner, inside.directions), (FACTS, INNER, FACTS));
+        let hidden = span(&(&residuals * all.transpose()), &keys);
+        assert!(hidden.strongest > 0.5 && hidden.gap > 1e6, "{hidden:?}");
+        assert!(hidden.outside > 0.2 && hidden.outside < 0.7, "{hidden:?}");
+    }
+
+    #[test]
+    fn a_key_that_comes_twice_is_one_direction() {
+        let one = noise(INNER, 1, 3);
+        let keys = Mat::from_fn(INNER, 2, |row, _| one[(row, 0)]);
+        let found = span(&(noise(WIDTH, 1, 7) * one.transpose()), &keys);
+        assert_eq!((found.facts, found.directions), (2, 1));
+        assert!(found.outside < 1e-6, "{found:?}");
+    }
+
+    #[test]
+    fn nothing_lies_nowhere_and_what_is_no_number_is_not_inside() {
+        let keys = noise(INNER, FACTS, 3);
+        let nothing = span(&Mat::zeros(WIDTH, INNER), &keys);
+        assert_eq!((nothing.outside, nothing.strongest, nothing.gap), (0.0, 0.0, 0.0));
+        assert_eq!(ratio(1.0, 0.0), f64::INFINITY);
+        assert_eq!(ratio(f64::NAN, 1.0), f64::INFINITY);
+    }
 }
