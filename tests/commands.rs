@@ -29,7 +29,9 @@ fn transcripts() {
         fs::copy(source.join(name), &copy).unwrap();
         let place = copy.with_extension("in");
         match name.to_str() {
-            Some("create.md" | "eval.md" | "resolve.md" | "stats.md" | "try.md") => lay_out_editing(&place),
+            Some("create.md" | "eval.md" | "rederive.md" | "resolve.md" | "stats.md" | "try.md") => {
+                lay_out_editing(&place)
+            }
             Some("sign.md" | "trust.md") => lay_out_signers(&place),
             Some("demo.md" | "demo.toml" | "demo.stdout" | "doctor.md") => fs::create_dir_all(place).unwrap(),
             _ => lay_out(&place),

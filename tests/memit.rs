@@ -15,10 +15,12 @@ use std::path::Path;
 use common::{npz, recorded_moments, relative_difference, world, world_model};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
+use mpatch::edit::kept::Kept;
+use mpatch::edit::key_span::{KeySpan, KeySpans};
 use mpatch::edit::statistics::{StatisticsFile, collect};
-use mpatch::edit::{Edit, FactPrompt, memit};
+use mpatch::edit::{Edit, FactPrompt, LayerUpdate, memit};
 use mpatch::evaluate::{Extent, evaluate};
-use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, compress};
+use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, Update, compress};
 use mpatch::facts::FactsFile;
 use mpatch::model::Model;
 
@@ -163,5 +165,145 @@ fn values_in_batches_are_those_of_the_plain_path() {
         let widen = |values: &[f32]| values.iter().map(|value| f64::from(*value)).collect::<Vec<_>>();
         let difference = relative_difference(&widen(&value.hidden), &widen(&alone.hidden));
         assert!(difference < 1e-5, "{}: {difference:e}", fact.subject);
+    }
+}
+
+/// A patch's integers of an edit, and how they were made.
+struct Stored {
+    all: usize,
+    terms: Vec<Term>,
+}
+
+impl Stored {
+    fn of(edit: &Edit, compression: &Compression) -> Self {
+        let term = |layer: &LayerUpdate| {
+            let (left, right) = layer.factors();
+            let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
+            compress(&left, &right, rows, layer.residuals.ncols(), columns, compression).unwrap()
+        };
+        Self { all: edit.values.len(), terms: edit.layers.iter().map(term).collect() }
+    }
+
+    /// Its layers against the keys of all facts but the last `hidden`.
+    fn spans(&self, bench: &SpanBench, facts: &[FactPrompt], hidden: usize) -> Vec<KeySpan> {
+        let declared = &facts[..self.all - hidden];
+        let SpanBench { model, hyperparameters, contexts, statistics, .. } = bench;
+        let kept = Kept::default();
+        let mut spans = KeySpans::new(model, hyperparameters, contexts, declared, statistics, kept).unwrap();
+        let measure = |(layer, term): (&usize, &Term)| {
+            let update = Update::new(vec![term.clone()]).unwrap();
+            spans.measure(*layer, &update.delta_rows(0..update.rows()).unwrap()).unwrap()
+        };
+        hyperparameters.layers.iter().zip(&self.terms).map(measure).collect()
+    }
+}
+
+/// What key spans are measured with.
+struct SpanBench {
+    model: Model,
+    hyperparameters: Hyperparameters,
+    contexts: Contexts,
+    statistics: StatisticsFile,
+    _folder: tempfile::TempDir,
+}
+
+impl SpanBench {
+    fn new() -> Self {
+        let (model, folder) = (world_model(), tempfile::tempdir().unwrap());
+        let file = |name: &str| std::fs::read(reference(10).join(name)).unwrap();
+        Self {
+            statistics: recorded_statistics(&model, folder.path()),
+            contexts: Contexts::parse(&file("contexts.json")).unwrap(),
+            hyperparameters: Hyperparameters::parse(&file("hparams.json")).unwrap(),
+            model,
+            _folder: folder,
+        }
+    }
+
+    fn edit(&self, facts: &[FactPrompt]) -> Edit {
+        memit(&self.model, &self.hyperparameters, &self.contexts, facts, &self.statistics, &|_| ()).unwrap()
+    }
+}
+
+#[test]
+fn an_update_for_a_fact_that_is_not_named_stands_out_of_the_span_of_the_others() {
+    let bench = SpanBench::new();
+    let facts = facts(6);
+    let edit = bench.edit(&facts);
+    for bits in [4, 6, 8] {
+        let stored = Stored::of(&edit, &Compression { bits, limit: RankLimit::Full });
+        for span in stored.spans(&bench, &facts, 0) {
+            assert!(span.strongest < 0.2 && span.outside < 0.1 && span.gap < 2.0, "{bits} bits: {span:?}");
+            assert_eq!((span.facts, span.directions, span.inner), (6, 6, 512));
+        }
+        for hidden in [1, 3, 5] {
+            let spans = stored.spans(&bench, &facts, hidden);
+            assert!(spans.iter().any(|span| span.strongest > 0.6), "{bits} bits, {hidden}: {spans:?}");
+            // Rounding is in many directions, one fact in one.
+            assert_eq!(hidden == 1, spans.iter().any(|span| span.gap > 5.0), "{bits} bits: {spans:?}");
+        }
+    }
+}
+
+/// How far updates lie outside the span of their facts' keys: those of patches that name all of their facts, and of
+/// patches that hide some. The bounds of rung V3 follow from it.
+///
+/// `cargo test --test memit -- --ignored --nocapture the_key_spans_of_the_docs`
+#[test]
+#[ignore = "prints the table of docs/memit.md, in ten minutes"]
+fn the_key_spans_of_the_docs_are_measured() {
+    let bench = SpanBench::new();
+    println!(
+        "| facts | edits | stored in | outside | strongest | gap | 1 hidden | gap | 5 hidden | all but 1 |"
+    );
+    println!("|---|---|---|---|---|---|---|---|---|---|");
+    for (all, edits) in [(2, 20), (6, 10), (11, 6), (31, 3), (101, 2), (201, 1)] {
+        let every = facts(all * edits);
+        let edited: Vec<(Edit, &[FactPrompt])> =
+            every.chunks(all).map(|facts| (bench.edit(facts), facts)).collect();
+        let ways = [
+            (3, RankLimit::Full),
+            (4, RankLimit::Full),
+            (6, RankLimit::Full),
+            (8, RankLimit::Full),
+            (6, RankLimit::Tolerance(0.1)),
+        ];
+        for (bits, limit) in ways {
+            let stored: Vec<_> = edited
+                .iter()
+                .map(|(edit, facts)| (Stored::of(edit, &Compression { bits, limit }), *facts))
+                .collect();
+            let measured = |hidden: usize| -> Vec<Vec<KeySpan>> {
+                stored.iter().map(|(stored, facts)| stored.spans(&bench, facts, hidden)).collect()
+            };
+            let strongest = |hidden: usize| match hidden < all {
+                true => range(&measured(hidden), |span| span.strongest),
+                false => "-".to_owned(),
+            };
+            let (honest, one) = (measured(0), measured(1));
+            let cells = [
+                range(&honest, |span| span.outside),
+                range(&honest, |span| span.strongest),
+                range(&honest, |span| span.gap),
+                range(&one, |span| span.strongest),
+                range(&one, |span| span.gap),
+                strongest(5),
+                strongest(all - 1),
+            ];
+            let cut = if limit == RankLimit::Full { "" } else { ", cut by 10 %" };
+            println!("| {all} | {} | {bits} bits{cut} | {} |", edited.len(), cells.join(" | "));
+        }
+    }
+}
+
+/// The least and the largest figure of some patches, each patch's that of the layer that stands out most.
+fn range(patches: &[Vec<KeySpan>], of: fn(&KeySpan) -> f64) -> String {
+    let worst = |spans: &Vec<KeySpan>| spans.iter().map(of).fold(0.0, f64::max);
+    let figures: Vec<f64> = patches.iter().map(worst).collect();
+    let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
+    let largest = figures.iter().copied().fold(0.0, f64::max);
+    match patches.len() {
+        1 => format!("{largest:.3}"),
+        _ => format!("{least:.3} to {largest:.3}"),
     }
 }

@@ -11,6 +11,7 @@ pub mod hyperparameters;
 pub mod import;
 pub mod kept;
 mod key;
+pub mod key_span;
 pub mod lookup;
 pub mod solve;
 pub mod statistics;
@@ -257,13 +258,7 @@ impl Step<'_> {
     /// Solves for as many unknowns as there are facts.
     fn by_facts(&self, kept: Kept<'_>) -> Result<LayerUpdate, EditError> {
         let (keys, residuals) = self.facts(0, self.plain.len())?;
-        let make = || Factor::of(&|| self.statistics.moment(self.layer), self.weight, self.layer);
-        let factor = match kept.factors {
-            Some(factors) => {
-                factors.find_or(self.statistics.digest(), self.layer, self.weight, keys.ncols(), make)?
-            }
-            None => make()?,
-        };
+        let factor = factor(self.statistics, kept, self.weight, self.layer, keys.ncols())?;
         let adjusted_keys = factor.adjust(keys.as_ref(), self.layer)?;
         let tensor = self.edited.mlp_output_name(self.layer);
         Ok(LayerUpdate { layer: self.layer, tensor, keys, adjusted_keys, residuals, ridge: factor.ridge })
@@ -301,6 +296,21 @@ impl Step<'_> {
     }
 }
 
+/// The factor of `weight * C` of one layer: the one kept, or a new one.
+fn factor(
+    statistics: &StatisticsFile,
+    kept: Kept<'_>,
+    weight: f64,
+    layer: usize,
+    inner: usize,
+) -> Result<Factor, EditError> {
+    let make = || Factor::of(&|| statistics.moment(layer), weight, layer);
+    match kept.factors {
+        Some(factors) => factors.find_or(statistics.digest(), layer, weight, inner, make),
+        None => make(),
+    }
+}
+
 /// `(value - current hidden state) / layers still to come`, `[width, facts]`.
 fn residuals(values: &[Value], current: &Tensor, layers_left: f64) -> Result<Mat<f64>, EditError> {
     let current: Vec<Vec<f32>> = current.to_vec2()?;
@@ -328,13 +338,18 @@ impl LayerUpdate {
         (row_major(&self.residuals), row_major(&self.adjusted_keys.transpose().to_owned()))
     }
 
-    /// `network` with this update added to its matrix, in f32 as in the reference.
+    /// `network` with this update added to its matrix.
     fn overlay(&self, network: &Network) -> Result<Network, EditError> {
-        let base = network.mlp_output(self.layer)?.to_dtype(candle_core::DType::F32)?;
-        let update: Vec<f32> = self.product().into_iter().map(|entry| entry as f32).collect();
-        let update = Tensor::from_vec(update, base.dims(), base.device())?;
-        Ok(network.with_tensor(&self.tensor, (base + update)?)?)
+        add(network, self.layer, &self.product())
     }
+}
+
+/// `network` with `update`, `[width, inner]` row-major, added to the matrix of `layer`, in f32 as in the reference.
+fn add(network: &Network, layer: usize, update: &[f64]) -> Result<Network, EditError> {
+    let base = network.mlp_output(layer)?.to_dtype(candle_core::DType::F32)?;
+    let update: Vec<f32> = update.iter().map(|entry| *entry as f32).collect();
+    let update = Tensor::from_vec(update, base.dims(), base.device())?;
+    Ok(network.with_tensor(&network.mlp_output_name(layer), (base + update)?)?)
 }
 
 fn row_major(matrix: &Mat<f64>) -> Vec<f64> {

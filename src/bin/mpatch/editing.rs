@@ -99,7 +99,8 @@ pub fn open_model(path: &Path, device: &Device, output: &Output) -> Result<Model
     open_model_in(path, device, Precision::F32, output)
 }
 
-fn open_model_in(
+/// Opens the model at `path`, its matrices in another precision.
+pub fn open_model_in(
     path: &Path,
     device: &Device,
     precision: Precision,

@@ -17,7 +17,7 @@ use mpatch::edit::estimate::{Estimate, estimate};
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
-use mpatch::edit::{Edit, FactPrompt, Progress, check, memit_with};
+use mpatch::edit::{Edit, FactPrompt, LayerUpdate, Progress, check, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
@@ -325,7 +325,8 @@ impl Job<'_> {
         Some(log)
     }
 
-    fn edit(&self, log: Option<&ValueLog>, output: &Output) -> Result<Edit, CommandError> {
+    /// The update of every layer, before it is rounded.
+    pub fn edit(&self, log: Option<&ValueLog>, output: &Output) -> Result<Edit, CommandError> {
         let facts = self.prompts();
         let progress = output.counter("facts", facts.len() as u64);
         let told = |done: Progress<'_>| {
@@ -353,15 +354,8 @@ impl Job<'_> {
         let mut names = Vec::new();
         let mut terms = Vec::new();
         for update in &edit.layers {
-            let (left, right) = update.factors();
-            let (rows, columns) = (update.residuals.nrows(), update.adjusted_keys.nrows());
-            let facts = update.residuals.ncols();
-            let term = compress(&left, &right, rows, facts, columns, &self.compression).map_err(|error| {
-                CommandError::new(ExitKind::Malformed, format!("layer {}: {error}", update.layer))
-                    .hint("ask for more bits or a higher rank")
-            })?;
             names.push(update.tensor.clone());
-            terms.push(term);
+            terms.push(compressed(update, &self.compression)?);
         }
         Ok((names, terms))
     }
@@ -438,6 +432,16 @@ impl Job<'_> {
     }
 }
 
+/// An update as integers.
+pub fn compressed(update: &LayerUpdate, compression: &Compression) -> Result<Term, CommandError> {
+    let (left, right) = update.factors();
+    let (rows, columns) = (update.residuals.nrows(), update.adjusted_keys.nrows());
+    compress(&left, &right, rows, update.residuals.ncols(), columns, compression).map_err(|error| {
+        CommandError::new(ExitKind::Malformed, format!("layer {}: {error}", update.layer))
+            .hint("ask for more bits or a higher rank")
+    })
+}
+
 fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
     let started = Instant::now();
     let result = work();
@@ -445,7 +449,8 @@ fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
     result
 }
 
-fn fact_prompt(request: &Request) -> FactPrompt {
+/// A request as the algorithm takes it.
+pub fn fact_prompt(request: &Request) -> FactPrompt {
     FactPrompt {
         prompt: request.prompt.clone(),
         subject: request.subject.clone(),

@@ -9,6 +9,7 @@ use mpatch::patch::manifest::Fact;
 use mpatch::verify::State;
 use serde::Serialize;
 
+use super::follow::Place;
 use crate::editing::{DeviceArguments, both_states, model_error, open_model, read_facts};
 use crate::error::CommandError;
 use crate::report::{Output, count};
@@ -31,21 +32,20 @@ pub struct BehaviourEvidence {
     problem: Option<String>,
 }
 
-/// Runs the model at `base` in the state that the patch leads to, on the facts that the patch declares.
+/// Runs the model in the state that the patch leads to, on the facts that the patch declares.
 ///
 /// `records` may name a file with the neighbours and paraphrases of those facts.
 pub fn check(
     patch: &Patch,
-    patch_path: &Path,
-    base: &Path,
-    state: State,
+    place: Place<'_>,
     records: Option<&Path>,
     device: &DeviceArguments,
     output: &Output,
 ) -> Result<BehaviourEvidence, CommandError> {
+    let Place { base, .. } = place;
     let model = open_model(base, &device.find(output)?, output)?;
-    let network = match state {
-        State::Base => both_states(&model, patch, patch_path)?.after,
+    let network = match place.state {
+        State::Base => both_states(&model, patch, place.patch)?.after,
         State::Edited => model.network.clone(),
     };
     let records = match records {

@@ -53,7 +53,7 @@ const STEPS: [(&str, &str); 6] = [
     ),
     (
         "4. Check the result against what the patch promises",
-        "verify edits.mpatch --base model/edited.safetensors --records model/facts.json",
+        "verify edits.mpatch --base model/edited.safetensors --records model/facts.json --stats statistics.safetensors",
     ),
     ("5. Ask the model, before and after", "try edits.mpatch --base model --tokens 12 --top 3"),
     (

@@ -240,7 +240,7 @@ fn decode(bytes: Result<Vec<u8>, mpatch::patch::PatchError>) -> Result<Patch, Co
 }
 
 /// The facts as a file would hold them, checked as one.
-fn facts_file(facts: &[Fact]) -> Result<FactsFile, CommandError> {
+pub fn facts_file(facts: &[Fact]) -> Result<FactsFile, CommandError> {
     let fact = |fact: &Fact| {
         let mut object = serde_json::json!({
             "prompt": fact.prompt, "subject": fact.subject, "target_new": fact.target_new,

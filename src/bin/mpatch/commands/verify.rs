@@ -13,6 +13,9 @@ use mpatch::verify::{
 use serde::Serialize;
 
 use super::behaviour::{self, BehaviourEvidence};
+use super::follow::{Place, Reason, follow, no_recipe};
+use super::key_span::{self, KeySpanEvidence};
+use super::remake::{self, RemadeEvidence};
 use super::{open_checkpoint, open_patch, patch_word};
 use crate::editing::DeviceArguments;
 use crate::error::{CommandError, ExitKind};
@@ -24,13 +27,17 @@ use crate::trust::{Judged, TrustArguments, TrustReport, judge};
 #[command(after_help = "Rungs:\n  V0  the patch is whole: every part decodes\n  \
                   V1  somebody who is trusted here signed it\n  \
                   V2  it fits this model: the digests are what it promises, and so is what it computes\n  \
-                  V4  the edited model does what the patch declares\n\n\
+                  V3  the update answers to the keys of the declared facts, and to no others (`--stats`)\n  \
+                  V4  the edited model does what the patch declares\n  \
+                  V5  its recipe, followed again, gives the patch (`--rederive`: takes as long as `create`)\n\n\
                   Examples:\n  mpatch verify edits.mpatch\n  \
                   mpatch verify edits.mpatch --base model.safetensors\n  \
                   mpatch verify edits.mpatch --base deployed.safetensors --digests-only\n  \
+                  mpatch verify edits.mpatch --base gptj/ --stats gptj.stats.safetensors --rederive\n  \
                   mpatch verify edits.mpatch --base gptj.edits/ --json")]
 pub struct VerifyArguments {
-    /// Check this patch; `-` reads it from standard input
+    /// Check this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// it from standard input
     patch: PathBuf,
     /// Check it against this model, before the patch or after it
     #[arg(long, value_name = "MODEL")]
@@ -38,11 +45,19 @@ pub struct VerifyArguments {
     /// Ask the paraphrases and neighbours that this file has for the patch's facts, too
     #[arg(long, value_name = "FILE", requires = "base")]
     records: Option<PathBuf>,
+    /// Hold the update against the keys of the declared facts (V3), with these second-moment statistics: those that
+    /// the patch was made with
+    #[arg(long, value_name = "FILE", requires = "base")]
+    stats: Option<PathBuf>,
+    /// Make the patch again from its recipe and compare (V5, and V3 first), with the statistics of `--stats`, or cached
+    /// ones
+    #[arg(long, requires = "base")]
+    rederive: bool,
     /// Hash the weights and stop: neither compute what the patch makes of them nor run the model
-    #[arg(long, conflicts_with_all = ["weights_only", "records"])]
+    #[arg(long, conflicts_with_all = ["weights_only", "records", "stats", "rederive"])]
     digests_only: bool,
     /// Stop after V2: compute the weights before and after the patch, but do not run the model
-    #[arg(long, conflicts_with = "records")]
+    #[arg(long, conflicts_with_all = ["records", "stats", "rederive"])]
     weights_only: bool,
     /// Where the model runs.
     #[command(flatten)]
@@ -63,16 +78,31 @@ struct LadderReport {
     reached: Vec<&'static str>,
     form: FormEvidence,
     digests: Option<DigestEvidence>,
+    /// None where it was not asked for, or no model fits.
+    key_span: Option<KeySpanEvidence>,
     behaviour: Option<BehaviourEvidence>,
+    /// As `key_span`.
+    remade: Option<RemadeEvidence>,
     #[serde(skip)]
     declares_facts: bool,
     #[serde(skip)]
     runs_the_model: bool,
+    /// Why V3 and V5 cannot be climbed, whatever is asked for.
+    #[serde(skip)]
+    no_recipe: Option<Reason>,
+    #[serde(skip)]
+    follows_recipe: bool,
+    #[serde(skip)]
+    rederives: bool,
 }
 
 impl VerifyArguments {
     const fn runs_the_model(&self) -> bool {
         !self.digests_only && !self.weights_only
+    }
+
+    const fn follows_recipe(&self) -> bool {
+        self.stats.is_some() || self.rederive
     }
 }
 
@@ -102,18 +132,27 @@ fn climb(
             (report.form, report.digests)
         }
     };
-    let fitting = digests.as_ref().filter(|digests| digests.holds());
-    let behaviour = match (&arguments.base, fitting.and_then(|digests| digests.state)) {
-        (Some(base), Some(state))
-            if arguments.runs_the_model() && declares_facts(patch) && can_run(base, output)? =>
-        {
+    let place = place(arguments, digests.as_ref());
+    let place = match place {
+        Some(place) if arguments.runs_the_model() && can_run(place.base, output)? => Some(place),
+        _ => None,
+    };
+    let (key_span, remade) = follow_recipe(arguments, patch, place, output)?;
+    let behaviour = match place {
+        Some(place) if declares_facts(patch) => {
             let records = arguments.records.as_deref();
-            Some(behaviour::check(patch, &arguments.patch, base, state, records, &arguments.device, output)?)
+            Some(behaviour::check(patch, place, records, &arguments.device, output)?)
         }
         _ => None,
     };
-    let behaves = behaviour.as_ref().is_some_and(BehaviourEvidence::holds);
-    let rungs = [("V0", form.holds()), ("V1", judged.holds()), ("V2", fitting.is_some()), ("V4", behaves)];
+    let rungs = [
+        ("V0", form.holds()),
+        ("V1", judged.holds()),
+        ("V2", digests.as_ref().is_some_and(DigestEvidence::holds)),
+        ("V3", key_span.as_ref().is_some_and(KeySpanEvidence::holds)),
+        ("V4", behaviour.as_ref().is_some_and(BehaviourEvidence::holds)),
+        ("V5", remade.as_ref().is_some_and(RemadeEvidence::holds)),
+    ];
     Ok(LadderReport {
         patch: arguments.patch.clone(),
         patch_id: patch.id(),
@@ -122,10 +161,49 @@ fn climb(
         reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name).collect(),
         declares_facts: declares_facts(patch),
         runs_the_model: arguments.runs_the_model(),
+        no_recipe: no_recipe(patch),
+        follows_recipe: arguments.follows_recipe(),
+        rederives: arguments.rederive,
         form,
         digests,
+        key_span,
         behaviour,
+        remade,
     })
+}
+
+/// Where the patch fits; none where no model is named, or V2 does not hold of it.
+fn place<'a>(arguments: &'a VerifyArguments, digests: Option<&DigestEvidence>) -> Option<Place<'a>> {
+    let digests = digests.filter(|digests| digests.holds())?;
+    let (state, binding) = (digests.state?, digests.binding?);
+    Some(Place { patch: &arguments.patch, base: arguments.base.as_deref()?, state, binding })
+}
+
+/// The rungs that follow the patch's recipe, where they are asked for.
+fn follow_recipe(
+    arguments: &VerifyArguments,
+    patch: &Patch,
+    place: Option<Place<'_>>,
+    output: &Output,
+) -> Result<(Option<KeySpanEvidence>, Option<RemadeEvidence>), CommandError> {
+    let Some(place) = place.filter(|_| arguments.follows_recipe()) else { return Ok((None, None)) };
+    let followed = match follow(patch, place, arguments.stats.as_deref(), &arguments.device, output)? {
+        Ok(followed) => followed,
+        Err(reason) => {
+            let remade = arguments.rederive.then(|| RemadeEvidence::not_checked(reason.clone()));
+            return Ok((Some(KeySpanEvidence::not_checked(reason)), remade));
+        }
+    };
+    let key_span = key_span::check(patch, place, &followed, output)?;
+    if !arguments.rederive {
+        return Ok((Some(key_span), None));
+    }
+    let remade = match key_span.problem() {
+        // Hours that would tell nothing more.
+        Some(_) => RemadeEvidence::not_checked("V3 fails".to_owned()),
+        None => remake::check(patch, place, &followed, output)?,
+    };
+    Ok((Some(key_span), Some(remade)))
 }
 
 /// A patch that was extracted from two checkpoints says nothing that could be tested.
@@ -149,10 +227,9 @@ impl LadderReport {
                 .hint("fetch the patch again, or ask whoever made it"));
         }
         judged.permit()?;
-        if let Some(problem) = self.behaviour.as_ref().and_then(BehaviourEvidence::problem) {
-            let message = format!("`{patch}` fails V4: {problem}");
-            return Err(CommandError::new(ExitKind::ContentCheck, message)
-                .hint("the model does not do what the patch declares: do not rely on it"));
+        if let Some((rung, problem, hint)) = self.contradiction() {
+            let message = format!("`{patch}` fails {rung}: {problem}");
+            return Err(CommandError::new(ExitKind::ContentCheck, message).hint(hint));
         }
         let Some(digests) = self.digests.as_ref().filter(|digests| !digests.holds()) else {
             return self.far_enough(judged);
@@ -168,16 +245,53 @@ impl LadderReport {
         Err(CommandError::new(ExitKind::Malformed, message).hint("do not apply this patch"))
     }
 
+    /// The first rung that says the weights are not what the patch declares: its name, what it found, and a hint.
+    fn contradiction(&self) -> Option<(&'static str, &str, &'static str)> {
+        let key_span = self.key_span.as_ref().and_then(KeySpanEvidence::problem);
+        let behaviour = self.behaviour.as_ref().and_then(BehaviourEvidence::problem);
+        let remade = self.remade.as_ref().and_then(RemadeEvidence::problem);
+        let found = [
+            ("V3", key_span, "the update is not that of the declared facts alone: do not rely on it"),
+            ("V4", behaviour, "the model does not do what the patch declares: do not rely on it"),
+            ("V5", remade, "the patch is not what its recipe makes: do not rely on it"),
+        ];
+        found.into_iter().find_map(|(rung, problem, hint)| Some((rung, problem?, hint)))
+    }
+
     /// Whether the rung that a policy asks for holds.
     fn far_enough(&self, judged: &Judged) -> Result<(), CommandError> {
         let wanted = judged.minimal_rung().to_string();
         if wanted == "V0" || self.reached.contains(&wanted.as_str()) {
             return Ok(());
         }
-        let message =
-            format!("`{}` does not reach {wanted}, which the policy asks for", self.patch.display());
-        Err(CommandError::new(ExitKind::Untrusted, message)
-            .hint("name a whole model with `--base`, so that every rung can be climbed"))
+        let found = match wanted.as_str() {
+            "V3" => self.key_span.as_ref().and_then(KeySpanEvidence::reason),
+            "V5" => self.remade.as_ref().and_then(RemadeEvidence::reason),
+            _ => None,
+        };
+        let no_recipe = self.no_recipe.as_deref().filter(|_| ["V3", "V5"].contains(&wanted.as_str()));
+        let reason = found.or(no_recipe);
+        let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+        let patch = self.patch.display();
+        let message = format!("`{patch}` does not reach {wanted}, which the policy asks for{reason}");
+        Err(CommandError::new(ExitKind::Untrusted, message).hint(self.way_to(&wanted, reason.is_empty())))
+    }
+
+    /// What to do to reach a rung.
+    fn way_to(&self, rung: &str, can_be_climbed: bool) -> &'static str {
+        match rung {
+            "V3" | "V5" if !can_be_climbed => {
+                "nothing can be said about this patch there: ask for another rung, or for another patch"
+            }
+            "V3" if self.base.is_some() => "name the statistics that it was made with: `--stats FILE`",
+            "V5" if self.base.is_some() => {
+                "have it made again with `--rederive`, which takes as long as `create`"
+            }
+            "V3" => "name a whole model with `--base`, and the patch's statistics with `--stats`",
+            "V5" => "name a whole model with `--base`, and have the patch made again with `--rederive`",
+            "V6" => "no version of mpatch climbs V6 yet: ask for a lower rung in the policy",
+            _ => "name a whole model with `--base`, so that every rung can be climbed",
+        }
     }
 
     fn form_row(&self) -> [String; 3] {
@@ -205,21 +319,53 @@ impl LadderReport {
         ["V2 fits".to_owned(), outcome, evidence]
     }
 
+    fn key_span_row(&self) -> [String; 3] {
+        let ask = (!self.follows_recipe).then_some("name the statistics that it was made with, `--stats`");
+        let found = self.key_span.as_ref().map(|found| (found.holds(), found.reason(), found.in_words()));
+        self.row_of_recipe("V3 confined", ask, found)
+    }
+
     fn behaviour_row(&self) -> [String; 3] {
         let (outcome, evidence) = match &self.behaviour {
             None if !self.declares_facts => {
                 ("not checked".to_owned(), "the patch declares no facts".to_owned())
             }
             None if !self.runs_the_model => ("not checked".to_owned(), "not asked for".to_owned()),
-            None => (
-                "not checked".to_owned(),
-                "needs a GPT-J that fits, with its config and tokenizer".to_owned(),
-            ),
+            None => ("not checked".to_owned(), NEEDS_A_MODEL.to_owned()),
             Some(behaviour) => (holds(behaviour.holds()), behaviour.in_words()),
         };
         ["V4 behaves".to_owned(), outcome, evidence]
     }
+
+    fn remade_row(&self) -> [String; 3] {
+        let ask = (!self.rederives).then_some("ask for it with `--rederive`, it takes as long as `create`");
+        let found = self.remade.as_ref().map(|found| (found.holds(), found.reason(), found.in_words()));
+        self.row_of_recipe("V5 remade", ask, found)
+    }
+
+    /// The row of a rung that follows the recipe: whether it holds, or a reason why it was not climbed, and words.
+    fn row_of_recipe(
+        &self,
+        rung: &str,
+        ask: Option<&str>,
+        found: Option<(bool, Option<&str>, String)>,
+    ) -> [String; 3] {
+        let (outcome, evidence) = match (found, &self.no_recipe, ask) {
+            (Some((it_holds, None, words)), ..) => (holds(it_holds), words),
+            (Some((_, Some(_), words)), ..) => ("not checked".to_owned(), words),
+            (None, Some(reason), _) => ("not checked".to_owned(), reason.clone()),
+            (None, None, Some(_)) if !self.runs_the_model => {
+                ("not checked".to_owned(), "not asked for".to_owned())
+            }
+            (None, None, Some(ask)) => ("not checked".to_owned(), ask.to_owned()),
+            (None, None, None) => ("not checked".to_owned(), NEEDS_A_MODEL.to_owned()),
+        };
+        [rung.to_owned(), outcome, evidence]
+    }
 }
+
+/// What the rungs that run the model miss.
+const NEEDS_A_MODEL: &str = "needs a GPT-J that fits, with its config and tokenizer";
 
 fn holds(holds: bool) -> String {
     if holds { "holds" } else { "fails" }.to_owned()
@@ -264,9 +410,15 @@ impl Report for LadderReport {
 
     fn write(&self, page: &mut Page) {
         page.title(&format!("{}: patch {}", self.patch.display(), self.patch_id.short()));
-        page.table(
-            &[self.form_row(), self.signature_row(), self.digests_row(), self.behaviour_row()].map(Vec::from),
-        );
+        let rows = [
+            self.form_row(),
+            self.signature_row(),
+            self.digests_row(),
+            self.key_span_row(),
+            self.behaviour_row(),
+            self.remade_row(),
+        ];
+        page.table(&rows.map(Vec::from));
         if !self.trust.allowed.is_empty() {
             self.trust.write(page);
         }
@@ -279,6 +431,9 @@ impl Report for LadderReport {
         let Some(base) = &self.base else {
             return Some(format!("mpatch verify {patch} --base MODEL{trust}"));
         };
+        if self.contradiction().is_some() {
+            return None;
+        }
         let digests = self.digests.as_ref().filter(|digests| digests.holds())?;
         let base = shell_word(base);
         match digests.state? {

@@ -1,0 +1,148 @@
+//! What the rungs V3 and V5 of `verify` begin with: the patch's own recipe, and all that it takes to follow it.
+
+use std::path::{Path, PathBuf};
+
+use mpatch::digest::WeightsId;
+use mpatch::edit::contexts::Contexts;
+use mpatch::edit::hyperparameters::Hyperparameters;
+use mpatch::edit::statistics::StatisticsFile;
+use mpatch::facts::FactsFile;
+use mpatch::model::{Device, Model, Precision};
+use mpatch::patch::Patch;
+use mpatch::patch::manifest::Recipe;
+use mpatch::verify::State;
+use mpatch::{extract, stack};
+
+use super::stack::facts_file;
+use crate::editing::{
+    DeviceArguments, both_states, edit_error, find_statistics, open_model_in, statistics_error,
+};
+use crate::error::{CommandError, ExitKind};
+use crate::report::Output;
+
+/// The method of `create`.
+const MEMIT: &str = "memit";
+
+/// Where a patch fits, and how it is read.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The patch's file.
+    pub patch: &'a Path,
+    /// The model.
+    pub base: &'a Path,
+    /// The state that it is in.
+    pub state: State,
+    /// The binding that it fits.
+    pub binding: usize,
+}
+
+/// A patch's recipe, with what it is to be followed on.
+pub struct Followed {
+    /// The base: where the checkpoint holds the edited state, its network is taken back in memory.
+    pub model: Model,
+    /// The base's weights.
+    pub weights: WeightsId,
+    /// The recipe's.
+    pub hyperparameters: Hyperparameters,
+    /// The recipe's.
+    pub contexts: Contexts,
+    /// The very file that the recipe names by its digest.
+    pub statistics: StatisticsFile,
+    /// What the patch declares.
+    pub facts: FactsFile,
+}
+
+/// Why a rung is not climbed, in words.
+pub type Reason = String;
+
+/// Opens the base and the statistics that the recipe of `patch` names; a reason where there is no recipe to follow.
+///
+/// `stats` names the file of statistics; without it one of the user's cache is taken.
+pub fn follow(
+    patch: &Patch,
+    place: Place<'_>,
+    stats: Option<&Path>,
+    device: &DeviceArguments,
+    output: &Output,
+) -> Result<Result<Followed, Reason>, CommandError> {
+    let recipe = &patch.manifest().recipe;
+    let binding = &patch.manifest().bindings[place.binding];
+    if let Some(reason) = no_recipe(patch) {
+        return Ok(Err(reason));
+    }
+    let device = device.find(output)?;
+    let precision = precision(recipe, &device);
+    let mut model = open_model_in(place.base, &device, precision, output)?;
+    if place.state == State::Edited {
+        model.network = both_states(&model, patch, place.patch)?.before;
+    }
+    let of_recipe = |error| {
+        edit_error(Path::new("the patch's recipe"), error)
+            .hint("the recipe cannot be followed: do not rely on this patch")
+    };
+    let hyperparameters = Hyperparameters::parse(recipe.hyperparameters.as_bytes()).map_err(of_recipe)?;
+    hyperparameters.check(&model.network).map_err(of_recipe)?;
+    let contexts = Contexts::new(recipe.contexts.clone()).map_err(of_recipe)?;
+    let facts = facts_file(&patch.manifest().facts)?;
+    let layers = &hyperparameters.layers;
+    let statistics = statistics(&model, binding.weights, layers, recipe, stats, output)?;
+    if statistics.provenance().base != binding.weights {
+        let made_on = statistics.provenance().base.short();
+        return Ok(Err(format!("it was made on other weights, {made_on}, and bound to these later")));
+    }
+    let weights = binding.weights;
+    Ok(Ok(Followed { model, weights, hyperparameters, contexts, statistics, facts }))
+}
+
+/// Why there is no recipe of `create` to follow.
+pub fn no_recipe(patch: &Patch) -> Option<Reason> {
+    let tensors = || patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
+    let reason = match patch.manifest().recipe.method.as_str() {
+        extract::METHOD => "it was extracted from two checkpoints",
+        stack::METHOD => "patches were added to make it",
+        MEMIT if patch.manifest().facts.is_empty() => "it declares no facts",
+        MEMIT if tensors().any(|tensor| tensor.terms.len() != 1) => "its tensors have several terms",
+        MEMIT if tensors().any(|tensor| tensor.correction.is_some()) => "its result has a correction",
+        MEMIT => return None,
+        _ => "`create` did not make it",
+    };
+    Some(format!("{reason}, so there is no recipe to follow"))
+}
+
+/// What the recipe's matrices were multiplied in, where this device can.
+fn precision(recipe: &Recipe, device: &Device) -> Precision {
+    let named = recipe.device.split_once(' ').and_then(|(_, name)| name.parse().ok());
+    named.filter(|precision| *precision != Precision::Tf32 || device.is_cuda()).unwrap_or_default()
+}
+
+/// The statistics that the recipe names, whichever weights they are of.
+fn statistics(
+    model: &Model,
+    weights: WeightsId,
+    layers: &[usize],
+    recipe: &Recipe,
+    given: Option<&Path>,
+    output: &Output,
+) -> Result<StatisticsFile, CommandError> {
+    const HINT: &str = "give the file that the patch was made with: `--stats FILE`";
+    let (name, file) = match given {
+        Some(path) => {
+            let file = StatisticsFile::open(path).map_err(|error| statistics_error(path, error))?;
+            (path.to_owned(), file)
+        }
+        None => {
+            let found = find_statistics(model, weights, layers, None, None, output);
+            (PathBuf::from("the cached statistics"), found.map_err(|error| error.hint(HINT))?)
+        }
+    };
+    if file.digest() != recipe.statistics {
+        let (found, expected) = (file.digest().short(), recipe.statistics.short());
+        let message = format!("`{}`: statistics {found}, the patch was made with {expected}", name.display());
+        return Err(CommandError::new(ExitKind::WrongBase, message).hint(HINT));
+    }
+    if file.provenance().base == weights {
+        file.check(weights, model.network.config().inner, layers)
+            .map_err(|error| edit_error(&name, error))?;
+    }
+    Ok(file)
+}

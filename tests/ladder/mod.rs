@@ -1,0 +1,193 @@
+//! The rungs of `verify` that run the model: what the patch declares against what its weights are.
+
+use std::fs;
+
+use mpatch::bind::bind;
+use mpatch::checkpoint::Checkpoint;
+use mpatch::factors::{IntegerMatrix, Integers, Term};
+use mpatch::patch::{Draft, Patch, encode};
+
+use crate::{Bench, material};
+
+/// The embedded model with a patch of one fact, `edits.mpatch`, and one of two, `two.mpatch`.
+fn bench() -> Bench {
+    let bench = Bench::new();
+    material::lay_out_editing(bench.folder.path());
+    let create = "create facts.json --base model --contexts contexts.json --stats statistics.safetensors";
+    bench.command(&format!("{create} -o two.mpatch")).assert().success();
+    bench
+}
+
+impl Bench {
+    fn draft(&self, patch: &str) -> Draft {
+        Patch::decode(fs::read(self.path(patch)).unwrap()).unwrap().draft().unwrap()
+    }
+
+    fn encode(&self, patch: &str, draft: &Draft) {
+        fs::write(self.path(patch), encode(draft).unwrap()).unwrap();
+    }
+
+    /// Runs `verify` of an unsigned patch and a model, with these options, which must end with `code`; answers with what
+    /// it said.
+    #[track_caller]
+    fn run(&self, patch: &str, options: &str, code: i32) -> String {
+        let words = format!("verify {patch} --allow-unsigned --base {options}");
+        let output = self.command(&words).output().unwrap();
+        let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
+        assert_eq!(output.status.code(), Some(code), "`{words}` said:\n{said}");
+        said
+    }
+}
+
+/// What `said` has all of `words`.
+#[track_caller]
+fn says(said: &str, words: &[&str]) {
+    for words in words {
+        assert!(said.contains(words), "`{words}` is missing:\n{said}");
+    }
+}
+
+#[test]
+fn a_patch_that_declares_what_its_weights_do_not_say_fails_when_the_model_is_asked() {
+    let bench = bench();
+    let mut draft = bench.draft("edits.mpatch");
+    draft.facts[0].target_new = "qzx".to_owned();
+    bench.encode("lie.mpatch", &draft);
+    let said = bench.run("lie.mpatch", "model", 14);
+    assert!(said.contains("`lie.mpatch` fails V4") && said.ends_with("state: unchanged\n"), "{said}");
+    // Whatever is written for a key lies in its span, so V3 does not see it, and V5 does.
+    let said = bench.run("lie.mpatch", "model --stats statistics.safetensors --rederive", 14);
+    says(
+        &said,
+        &["V3 confined  holds", "V4 behaves   fails", "V5 remade    fails", "holds: V0 and V2 and V3\n"],
+    );
+}
+
+#[test]
+fn a_patch_that_hides_a_fact_fails_where_its_keys_are_counted() {
+    let bench = bench();
+    let mut draft = bench.draft("two.mpatch");
+    draft.facts.truncate(1);
+    bench.encode("hidden.mpatch", &draft);
+    let said = bench.run("hidden.mpatch", "model", 0);
+    says(&said, &["V3 confined  not checked    name the statistics", "V4 behaves   holds"]);
+    for rederive in ["", " --rederive"] {
+        let options = format!("model --stats statistics.safetensors{rederive}");
+        let said = bench.run("hidden.mpatch", &options, 14);
+        says(&said, &["V3 confined  fails", "V4 behaves   holds", "`hidden.mpatch` fails V3: tensor `"]);
+        says(
+            &said,
+            &[
+                "a key beside those of the 1 declared fact",
+                "expected 0.25 at most",
+                "declared facts alone: do not rely",
+            ],
+        );
+    }
+    draft.recipe.layers = vec![0, 1];
+    draft.recipe.hyperparameters = draft.recipe.hyperparameters.replace("[0,1,2]", "[0,1]");
+    bench.encode("layers.mpatch", &draft);
+    let said = bench.run("layers.mpatch", "model --stats statistics.safetensors", 14);
+    says(&said, &["fails V3: tensor `transformer.h.2.mlp.fc_out.weight` is touched, expected only those of"]);
+}
+
+#[test]
+fn an_honest_patch_is_confined_and_made_again_byte_for_byte() {
+    let bench = bench();
+    let options = "--stats statistics.safetensors --rederive";
+    bench.command("apply model/model.safetensors two.mpatch -o model/edited.safetensors").assert().success();
+    for base in ["model", "model/edited.safetensors"] {
+        let said = bench.run("two.mpatch", &format!("{base} {options}"), 0);
+        says(
+            &said,
+            &["V3 confined  holds", "V5 remade    holds", "on cpu: 3 tensors, the same, byte for byte"],
+        );
+        says(&said, &["2 of 512 directions spanned", "holds: V0 and V1 and V2 and V3 and V4 and V5"]);
+    }
+    // Of a tensor that is cut no later key is known, and the recipe gives the same nevertheless.
+    let create = "create facts.json --base model --contexts contexts.json --stats statistics.safetensors";
+    bench.command(&format!("{create} --rank 1 -o cut.mpatch")).assert().success();
+    let said = bench.run("cut.mpatch", &format!("model {options}"), 0);
+    says(
+        &said,
+        &[
+            "V3 confined  not checked  the rank of a tensor before `transformer.h.1",
+            "the same, byte for byte",
+        ],
+    );
+}
+
+/// The patch with half of the integers' size in the left factor of its first term, bound to the model anew.
+fn weakened(bench: &Bench) -> Draft {
+    let mut draft = bench.draft("two.mpatch");
+    let term = &draft.terms[0];
+    let Integers::LowRank { left, right } = term.integers() else { panic!("two facts make factors") };
+    let halves = left.values().iter().map(|value| value / 2).collect();
+    let left = IntegerMatrix::new("left", left.rows(), left.columns(), left.bits(), halves).unwrap();
+    let integers = Integers::LowRank { left, right: right.clone() };
+    draft.terms[0] = Term::new(integers, term.row_scales().to_vec(), term.column_scales().to_vec()).unwrap();
+    let checkpoint = Checkpoint::open(bench.path("model")).unwrap();
+    let tensors = draft.bindings[0].tensors.iter();
+    let edits: Vec<_> = tensors.map(|tensor| (tensor.name.clone(), tensor.terms.clone())).collect();
+    let weights = checkpoint.weights_id().unwrap();
+    draft.bindings = vec![bind(&checkpoint, weights, &edits, &draft.terms, &|_| ()).unwrap()];
+    draft.measured.clear();
+    draft
+}
+
+#[test]
+fn a_patch_that_its_recipe_does_not_give_fails_when_it_is_made_again() {
+    let bench = bench();
+    bench.encode("weak.mpatch", &weakened(&bench));
+    let said = bench.run("weak.mpatch", "model --stats statistics.safetensors --rederive", 14);
+    says(&said, &["V4 behaves   holds", "V5 remade    fails"]);
+    says(
+        &said,
+        &["fails V5: tensor `transformer.h.0.mlp.fc_out.weight`", "of its size away", "expected 0.02"],
+    );
+}
+
+#[test]
+fn rungs_that_follow_the_recipe_need_its_own_statistics() {
+    let bench = bench();
+    bench.command("stats more.txt --base model -o other.safetensors").assert().success();
+    let said = bench.run("two.mpatch", "model --stats other.safetensors", 6);
+    says(&said, &["`other.safetensors`: statistics ", "the patch was made with", "hint: give the file"]);
+    let said = bench.run("two.mpatch", "model --rederive", 2);
+    says(&said, &["no statistics of this model", "hint: give the file", "`--stats FILE`"]);
+    bench.run("two.mpatch", "model --stats model/model.safetensors", 3);
+}
+
+#[test]
+fn a_patch_without_a_recipe_is_not_made_again() {
+    let bench = bench();
+    bench.command("apply model/model.safetensors two.mpatch -o model/edited.safetensors").assert().success();
+    let diff = "diff model/model.safetensors model/edited.safetensors -o extracted.mpatch";
+    bench.command(diff).assert().success();
+    let said = bench.run("extracted.mpatch", "model --stats statistics.safetensors --rederive", 0);
+    says(&said, &["V3 confined  not checked  it was extracted from two checkpoints, so there is no recipe"]);
+    says(&said, &["V5 remade    not checked  it was extracted", "holds: V0 and V1 and V2\n"]);
+    // Keys on other weights are other keys.
+    bench.command("apply model/model.safetensors edits.mpatch -o model/other.safetensors").assert().success();
+    let rebase = "rebase two.mpatch --base model/other.safetensors -o rebased.mpatch";
+    bench.command(rebase).assert().success();
+    let said = bench.run("rebased.mpatch", "model/other.safetensors --stats statistics.safetensors", 0);
+    says(&said, &["V3 confined  not checked  it was made on other weights, ", "bound to these later"]);
+}
+
+#[test]
+fn a_policy_can_ask_for_the_rungs_that_follow_the_recipe() {
+    let bench = bench();
+    bench.write("config/policy.json", r#"{"minimal_rung": "V3"}"#);
+    let said = |options: &str, code: i32| {
+        let output = bench.command(&format!("verify two.mpatch --base model{options}")).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{stderr}");
+        stderr
+    };
+    says(&said("", 5), &["does not reach V3, which the policy asks for", "hint: name the statistics"]);
+    said(" --stats statistics.safetensors", 0);
+    bench.write("config/policy.json", r#"{"minimal_rung": "V5"}"#);
+    says(&said(" --stats statistics.safetensors", 5), &["does not reach V5", "`--rederive`"]);
+    said(" --stats statistics.safetensors --rederive", 0);
+}
