@@ -156,22 +156,13 @@ impl<'p> Adapter<'p> {
         base_model: Option<&str>,
         progress: Progress<'_>,
     ) -> Result<(), AdapterError> {
-        write_new_folder(target, |folder| {
-            self.write_files(folder, base_model, progress).map_err(|error| match error {
-                AdapterError::Checkpoint(error) => error.by_its_name(folder, target).into(),
-                error => error,
-            })
-        })
-    }
-
-    fn write_files(
-        &self,
-        folder: &Path,
-        base_model: Option<&str>,
-        progress: Progress<'_>,
-    ) -> Result<(), AdapterError> {
-        write_new(&folder.join(CONFIG_FILE), &self.config(base_model))?;
-        self.write_weights(&folder.join(WEIGHTS_FILE), progress)
+        let mut undecodable = None;
+        let written = write_new_folder(target, |folder| {
+            write_new(&folder.join(CONFIG_FILE), &self.config(base_model))?;
+            self.write_weights(&folder.join(WEIGHTS_FILE), &mut undecodable, progress)
+        });
+        undecodable.map_or(Ok(()), Err)?;
+        Ok(written?)
     }
 
     fn config(&self, base_model: Option<&str>) -> Vec<u8> {
@@ -197,7 +188,13 @@ impl<'p> Adapter<'p> {
         format!("{config:#}\n").into_bytes()
     }
 
-    fn write_weights(&self, path: &Path, progress: Progress<'_>) -> Result<(), AdapterError> {
+    /// What cannot be decoded goes into `undecodable`: the writers know no errors but the system's.
+    fn write_weights(
+        &self,
+        path: &Path,
+        undecodable: &mut Option<PatchError>,
+        progress: Progress<'_>,
+    ) -> Result<(), CheckpointError> {
         let manifest = self.patch.manifest();
         let weights = manifest.bindings.first().map(|binding| binding.weights.to_string());
         let metadata = BTreeMap::from([
@@ -205,22 +202,18 @@ impl<'p> Adapter<'p> {
             ("mpatch.patch".to_owned(), self.patch.id().to_string()),
             ("mpatch.weights".to_owned(), weights.unwrap_or_default()),
         ]);
-        let mut failure = None;
-        let written = write_safetensors(path, &metadata, &self.tensors(), |index, sink| {
+        write_safetensors(path, &metadata, &self.tensors(), |index, sink| {
             let module = &self.modules[index / 2];
             let terms = module.terms.iter().map(|&term| self.patch.term(term));
             match terms.collect::<Result<Vec<Term>, _>>() {
                 Ok(terms) if index.is_multiple_of(2) => self.write_right(module, &terms, sink, progress),
                 Ok(terms) => self.write_left(module, &terms, sink, progress),
                 Err(error) => {
-                    // It crosses a writer that knows no errors but the system's.
-                    failure = Some(error);
+                    *undecodable = Some(error);
                     Err(io::ErrorKind::InvalidData.into())
                 }
             }
-        });
-        failure.map_or(Ok(()), Err)?;
-        Ok(written?)
+        })
     }
 
     /// Both factors of each module, A first.

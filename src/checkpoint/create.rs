@@ -84,18 +84,26 @@ pub(crate) fn write_new_on(files: &Files, path: &Path, bytes: &[u8]) -> Result<(
 ///
 /// # Errors
 /// That of `fill`, [`CheckpointError::OutputExists`] or [`CheckpointError::Io`]; no part of a folder is left behind.
-pub fn write_new_folder<E: From<CheckpointError>>(
+pub fn write_new_folder(
     path: &Path,
-    fill: impl FnOnce(&Path) -> Result<(), E>,
-) -> Result<(), E> {
-    let (files, parent) = (Files::real(), folder_of(path));
+    fill: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    write_new_folder_on(&Files::real(), path, fill)
+}
+
+pub(crate) fn write_new_folder_on(
+    files: &Files,
+    path: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), CheckpointError>,
+) -> Result<(), CheckpointError> {
+    let parent = folder_of(path);
     let temporary =
-        Temporary::folder(&files, parent).map_err(CheckpointError::io(parent, "create a folder in"))?;
-    fill(temporary.path())?;
+        Temporary::folder(files, parent).map_err(CheckpointError::io(parent, "create a folder in"))?;
+    fill(temporary.path()).map_err(|error| error.by_its_name(temporary.path(), path))?;
     let moded = files.set_folder_mode(temporary.path(), FOLDER_MODE);
     moded.map_err(CheckpointError::io(path, "set the mode of"))?;
     files.sync_folder(temporary.path()).map_err(CheckpointError::io(path, "sync"))?;
-    Ok(temporary.place_new(path).map(drop)?)
+    temporary.place_new(path).map(drop)
 }
 
 /// A temporary file in the folder of `path`, on disk to its last byte; it goes away unless it is put in place.

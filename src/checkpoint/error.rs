@@ -179,6 +179,10 @@ impl CheckpointError {
             CheckpointError::Io { path, action, source } if path.starts_with(temporary) => {
                 CheckpointError::Io { path: target.to_owned(), action, source }
             }
+            // What is in a temporary goes with it, whether it would have lasted or not.
+            CheckpointError::NotDurable { path, source } if path.starts_with(temporary) => {
+                CheckpointError::Io { path: target.to_owned(), action: "sync", source }
+            }
             CheckpointError::Space { path, needed_bytes, free_bytes, source }
                 if path.starts_with(temporary) =>
             {

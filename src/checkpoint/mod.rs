@@ -41,7 +41,7 @@ use rayon::prelude::*;
 pub use self::companion::COMPANION_SIZE_BYTES_MAX;
 pub use self::create::{NewTensor, write_new, write_new_folder, write_safetensors};
 #[cfg(test)]
-pub(crate) use self::create::{write_new_on, write_safetensors_on};
+pub(crate) use self::create::{write_new_folder_on, write_new_on, write_safetensors_on};
 pub use self::error::CheckpointError;
 pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX};
 pub use self::in_place::{Rewrite, check_in_place};

@@ -19,7 +19,9 @@ use crate::bind::bind;
 use crate::checkpoint::disk::Files;
 use crate::checkpoint::disk::simulated::SimulatedDisk;
 use crate::checkpoint::recover::recover_on;
-use crate::checkpoint::{Checkpoint, CheckpointError, NewTensor, write_new_on, write_safetensors_on};
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, NewTensor, write_new_folder_on, write_new_on, write_safetensors_on,
+};
 use crate::digest::FileDigest;
 use crate::factors::{IntegerMatrix, Integers, Term};
 use crate::operation::{Direction, OperationError};
@@ -44,6 +46,7 @@ enum Act {
     Copy(Direction),
     InPlace(Direction),
     WriteNew,
+    WriteNewFolder,
     WriteOver,
 }
 
@@ -74,6 +77,7 @@ impl Scene {
             Self::new("apply in place, shards", Act::InPlace(Apply), folder),
             Self::new("revert in place, shards", Act::InPlace(Revert), folder),
             Self::new("a new patch", Act::WriteNew, file),
+            Self::new("a new adapter", Act::WriteNewFolder, file),
             Self::new("new statistics over old ones", Act::WriteOver, file),
         ]
     }
@@ -111,6 +115,10 @@ impl Scene {
             Act::Copy(direction) => self.change(files, direction, Some(Path::new("/out"))),
             Act::InPlace(direction) => self.change(files, direction, None),
             Act::WriteNew => Ok(write_new_on(files, Path::new("/m/new.mpatch"), self.patch.bytes())?),
+            Act::WriteNewFolder => Ok(write_new_folder_on(files, Path::new("/m/adapter"), |folder| {
+                write_new_on(files, &folder.join("adapter_config.json"), b"{}")?;
+                write_new_on(files, &folder.join("adapter_model.safetensors"), self.patch.bytes())
+            })?),
             Act::WriteOver => {
                 let shape = vec![ROWS as u64, COLUMNS as u64];
                 let tensor = NewTensor { name: "moment".to_owned(), dtype: Dtype::F32, shape };
@@ -159,7 +167,7 @@ impl Scene {
                 }
                 Ok(())
             }
-            Act::WriteNew | Act::WriteOver => match self.run(files) {
+            Act::WriteNew | Act::WriteNewFolder | Act::WriteOver => match self.run(files) {
                 Err(OperationError::Checkpoint(CheckpointError::OutputExists { .. })) => Ok(()),
                 outcome => outcome,
             },
