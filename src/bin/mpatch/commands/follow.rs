@@ -12,6 +12,7 @@ use mpatch::patch::Patch;
 use mpatch::patch::manifest::Recipe;
 use mpatch::verify::State;
 use mpatch::{extract, stack};
+use serde::Serialize;
 
 use super::stack::facts_file;
 use crate::editing::{
@@ -54,6 +55,32 @@ pub struct Followed {
 
 /// Why a rung is not climbed, in words.
 pub type Reason = String;
+
+/// What came of a rung: it holds where there is neither.
+#[derive(Debug, Default, Serialize)]
+pub struct Outcome {
+    /// Why nothing can be said.
+    pub not_checked: Option<Reason>,
+    /// What fails.
+    pub problem: Option<String>,
+}
+
+impl Outcome {
+    /// The rung was not climbed.
+    pub fn not_checked(reason: Reason) -> Self {
+        Self { not_checked: Some(reason), problem: None }
+    }
+
+    /// The rung holds.
+    pub fn holds(&self) -> bool {
+        self.words().is_none()
+    }
+
+    /// Why it does not.
+    pub fn words(&self) -> Option<&String> {
+        self.problem.as_ref().or(self.not_checked.as_ref())
+    }
+}
 
 /// Opens the base and the statistics that the recipe of `patch` names; a reason where there is no recipe to follow.
 ///

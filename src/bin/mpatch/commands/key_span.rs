@@ -11,7 +11,7 @@ use mpatch::edit::{EditError, FactPrompt};
 use mpatch::patch::{Patch, PatchError};
 use serde::Serialize;
 
-use super::follow::{Followed, Place, Reason};
+use super::follow::{Followed, Outcome, Place, Reason};
 use crate::editing::{edit_error, factor_cache};
 use crate::error::{CommandError, ExitKind};
 use crate::job::fact_prompt;
@@ -41,10 +41,9 @@ const COVERAGE_MOST: f64 = 0.4;
 pub struct KeySpanEvidence {
     /// One entry per layer of the recipe, where they were measured.
     tensors: Vec<TensorSpan>,
-    /// Why nothing can be said.
-    not_checked: Option<Reason>,
-    /// What fails.
-    problem: Option<String>,
+    /// What came of the rung.
+    #[serde(flatten)]
+    pub outcome: Outcome,
 }
 
 /// How far the update of one tensor does.
@@ -82,7 +81,10 @@ pub fn check(
     output: &Output,
 ) -> Result<KeySpanEvidence, CommandError> {
     if let Some(problem) = undeclared_tensor(patch, place, followed) {
-        return Ok(KeySpanEvidence { problem: Some(problem), ..KeySpanEvidence::default() });
+        return Ok(KeySpanEvidence {
+            outcome: Outcome { problem: Some(problem), not_checked: None },
+            ..KeySpanEvidence::default()
+        });
     }
     if let Some(reason) = cannot_tell(patch, followed) {
         return Ok(KeySpanEvidence::not_checked(reason));
@@ -213,34 +215,19 @@ impl TensorSpan {
 impl KeySpanEvidence {
     /// The rung was not climbed.
     pub fn not_checked(reason: Reason) -> Self {
-        Self { not_checked: Some(reason), ..Self::default() }
+        Self { outcome: Outcome::not_checked(reason), ..Self::default() }
     }
 
     fn of(tensors: Vec<TensorSpan>) -> Self {
         let problem = tensors.iter().find_map(TensorSpan::problem);
         let reason = tensors.iter().find_map(TensorSpan::reason);
         let not_checked = reason.filter(|_| problem.is_none());
-        Self { tensors, not_checked, problem }
-    }
-
-    /// The rung holds.
-    pub fn holds(&self) -> bool {
-        self.problem.is_none() && self.not_checked.is_none()
-    }
-
-    /// What fails.
-    pub fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
-    }
-
-    /// Why the rung was not climbed.
-    pub fn reason(&self) -> Option<&str> {
-        self.not_checked.as_deref()
+        Self { tensors, outcome: Outcome { not_checked, problem } }
     }
 
     /// The evidence in words.
     pub fn in_words(&self) -> String {
-        if let Some(words) = self.problem.as_ref().or(self.not_checked.as_ref()) {
+        if let Some(words) = self.outcome.words() {
             return words.clone();
         }
         let largest = |of: fn(&TensorSpan) -> f64| self.tensors.iter().map(of).fold(0.0, f64::max);

@@ -6,7 +6,7 @@ use mpatch::patch::manifest::About;
 use mpatch::patch::{Patch, PatchError};
 use serde::Serialize;
 
-use super::follow::{Followed, Place, Reason};
+use super::follow::{Followed, Outcome, Place, Reason};
 use crate::editing::arithmetic;
 use crate::error::{CommandError, ExitKind};
 use crate::job::{Job, compressed};
@@ -25,10 +25,9 @@ pub struct RemadeEvidence {
     device: String,
     /// One entry per edited tensor.
     tensors: Vec<Remade>,
-    /// Why the patch was not made again.
-    not_checked: Option<Reason>,
-    /// What fails.
-    problem: Option<String>,
+    /// What came of the rung.
+    #[serde(flatten)]
+    pub outcome: Outcome,
 }
 
 /// One tensor's update against the one made again.
@@ -83,8 +82,7 @@ pub fn check(
         recorded_device: recipe.device.clone(),
         device: arithmetic(&followed.model),
         tensors,
-        not_checked: None,
-        problem,
+        outcome: Outcome { not_checked: None, problem },
     })
 }
 
@@ -137,7 +135,8 @@ impl Remade {
         let (name, distance, most) = (&self.name, self.distance, self.most());
         let is_dense = matches!(stored.integers(), Integers::Dense(_));
         let dense = if is_dense { "; a dense term that was cut to a rank cannot be made again" } else { "" };
-        (!self.same && distance > most).then(|| {
+        let is_near = self.same || distance <= most;
+        (!is_near).then(|| {
             format!(
                 "tensor `{name}` is {distance:.3} of its size away from what the recipe gives, expected {most:.3} at \
                  most{dense}"
@@ -156,33 +155,19 @@ fn distance(term: &Term, exact: &[f64]) -> Result<f64, CommandError> {
     let entries = update.delta_rows(0..update.rows()).map_err(malformed)?;
     let difference: f64 = entries.iter().zip(exact).map(|(one, other)| (one - other).powi(2)).sum();
     let size: f64 = entries.iter().map(|entry| entry.powi(2)).sum();
-    Ok(if difference > 0.0 { (difference / size).sqrt() } else { 0.0 })
+    // What is no number stays none, and is no match.
+    Ok(if difference == 0.0 { 0.0 } else { (difference / size).sqrt() })
 }
 
 impl RemadeEvidence {
     /// The rung was not climbed.
     pub fn not_checked(reason: Reason) -> Self {
-        Self { not_checked: Some(reason), ..Self::default() }
-    }
-
-    /// The rung holds.
-    pub fn holds(&self) -> bool {
-        self.problem.is_none() && self.not_checked.is_none()
-    }
-
-    /// What fails.
-    pub fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
-    }
-
-    /// Why the rung was not climbed.
-    pub fn reason(&self) -> Option<&str> {
-        self.not_checked.as_deref()
+        Self { outcome: Outcome::not_checked(reason), ..Self::default() }
     }
 
     /// The evidence in words.
     pub fn in_words(&self) -> String {
-        if let Some(words) = self.problem.as_ref().or(self.not_checked.as_ref()) {
+        if let Some(words) = self.outcome.words() {
             return words.clone();
         }
         let tensors = count(self.tensors.len(), "tensor");

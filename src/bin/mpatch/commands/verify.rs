@@ -13,7 +13,7 @@ use mpatch::verify::{
 use serde::Serialize;
 
 use super::behaviour::{self, BehaviourEvidence};
-use super::follow::{Place, Reason, follow, no_recipe};
+use super::follow::{Outcome, Place, Reason, follow, no_recipe};
 use super::key_span::{self, KeySpanEvidence};
 use super::remake::{self, RemadeEvidence};
 use super::{open_checkpoint, open_patch, patch_word};
@@ -149,9 +149,9 @@ fn climb(
         ("V0", form.holds()),
         ("V1", judged.holds()),
         ("V2", digests.as_ref().is_some_and(DigestEvidence::holds)),
-        ("V3", key_span.as_ref().is_some_and(KeySpanEvidence::holds)),
+        ("V3", key_span.as_ref().is_some_and(|found| found.outcome.holds())),
         ("V4", behaviour.as_ref().is_some_and(BehaviourEvidence::holds)),
-        ("V5", remade.as_ref().is_some_and(RemadeEvidence::holds)),
+        ("V5", remade.as_ref().is_some_and(|found| found.outcome.holds())),
     ];
     Ok(LadderReport {
         patch: arguments.patch.clone(),
@@ -198,7 +198,7 @@ fn follow_recipe(
     if !arguments.rederive {
         return Ok((Some(key_span), None));
     }
-    let remade = match key_span.problem() {
+    let remade = match key_span.outcome.problem {
         // Hours that would tell nothing more.
         Some(_) => RemadeEvidence::not_checked("V3 fails".to_owned()),
         None => remake::check(patch, place, &followed, output)?,
@@ -247,9 +247,9 @@ impl LadderReport {
 
     /// The first rung that says the weights are not what the patch declares: its name, what it found, and a hint.
     fn contradiction(&self) -> Option<(&'static str, &str, &'static str)> {
-        let key_span = self.key_span.as_ref().and_then(KeySpanEvidence::problem);
+        let key_span = self.key_span.as_ref().and_then(|found| found.outcome.problem.as_deref());
         let behaviour = self.behaviour.as_ref().and_then(BehaviourEvidence::problem);
-        let remade = self.remade.as_ref().and_then(RemadeEvidence::problem);
+        let remade = self.remade.as_ref().and_then(|found| found.outcome.problem.as_deref());
         let found = [
             ("V3", key_span, "the update is not that of the declared facts alone: do not rely on it"),
             ("V4", behaviour, "the model does not do what the patch declares: do not rely on it"),
@@ -265,8 +265,8 @@ impl LadderReport {
             return Ok(());
         }
         let found = match wanted.as_str() {
-            "V3" => self.key_span.as_ref().and_then(KeySpanEvidence::reason),
-            "V5" => self.remade.as_ref().and_then(RemadeEvidence::reason),
+            "V3" => self.key_span.as_ref().and_then(|found| found.outcome.not_checked.as_deref()),
+            "V5" => self.remade.as_ref().and_then(|found| found.outcome.not_checked.as_deref()),
             _ => None,
         };
         let no_recipe = self.no_recipe.as_deref().filter(|_| ["V3", "V5"].contains(&wanted.as_str()));
@@ -321,7 +321,7 @@ impl LadderReport {
 
     fn key_span_row(&self) -> [String; 3] {
         let ask = (!self.follows_recipe).then_some("name the statistics that it was made with, `--stats`");
-        let found = self.key_span.as_ref().map(|found| (found.holds(), found.reason(), found.in_words()));
+        let found = self.key_span.as_ref().map(|found| (&found.outcome, found.in_words()));
         self.row_of_recipe("V3 confined", ask, found)
     }
 
@@ -339,20 +339,15 @@ impl LadderReport {
 
     fn remade_row(&self) -> [String; 3] {
         let ask = (!self.rederives).then_some("ask for it with `--rederive`, it takes as long as `create`");
-        let found = self.remade.as_ref().map(|found| (found.holds(), found.reason(), found.in_words()));
+        let found = self.remade.as_ref().map(|found| (&found.outcome, found.in_words()));
         self.row_of_recipe("V5 remade", ask, found)
     }
 
     /// The row of a rung that follows the recipe: whether it holds, or a reason why it was not climbed, and words.
-    fn row_of_recipe(
-        &self,
-        rung: &str,
-        ask: Option<&str>,
-        found: Option<(bool, Option<&str>, String)>,
-    ) -> [String; 3] {
+    fn row_of_recipe(&self, rung: &str, ask: Option<&str>, found: Option<(&Outcome, String)>) -> [String; 3] {
         let (outcome, evidence) = match (found, &self.no_recipe, ask) {
-            (Some((it_holds, None, words)), ..) => (holds(it_holds), words),
-            (Some((_, Some(_), words)), ..) => ("not checked".to_owned(), words),
+            (Some((outcome, words)), ..) if outcome.not_checked.is_none() => (holds(outcome.holds()), words),
+            (Some((_, words)), ..) => ("not checked".to_owned(), words),
             (None, Some(reason), _) => ("not checked".to_owned(), reason.clone()),
             (None, None, Some(_)) if !self.runs_the_model => {
                 ("not checked".to_owned(), "not asked for".to_owned())
