@@ -108,7 +108,7 @@ impl Bytes {
         debug_assert!(block.columns.start.is_multiple_of(PANEL), "a block begins with a panel");
         let stride = block.columns.len().next_multiple_of(PANEL);
         let rows = block.rows.len();
-        sums.clear();
+        // What an earlier block left there is overwritten: every kernel fills whole panels.
         sums.resize(rows * stride, 0);
         let depth = self.depth();
         let panel_size = self.groups * GROUP_BYTES;

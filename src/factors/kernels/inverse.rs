@@ -12,8 +12,9 @@
 //! Logging needs no exact sum: whether `W` lies between the two numbers of what it seems to become says whether it does.
 
 use super::Kernel;
+use super::halves::Halves;
 use super::lanes::{
-    Applied, Bits, Doubles, GROUP, Group, Lane, Terms, compiled_for_each, each, is_finite, ordinal,
+    Applied, Bits, Doubles, GROUP, Group, Lane, Terms, change, compiled_for_each, each, is_finite, ordinal,
 };
 
 /// Of a weight: it needs a closer look. Other numbers say how many weights become it, which is 1 for NaN and infinities,
@@ -62,21 +63,6 @@ fn origins<E: Lane>(after: &Bits, changes: &Group<E::Wide>, terms: Terms<'_>) ->
     Origins { lowest, counts }
 }
 
-/// The sum of the terms.
-#[inline(always)]
-fn change<E: Lane>(terms: Terms<'_>) -> Group<E::Wide> {
-    if terms.count == 1 {
-        return each!(terms.term(0), E::widest, E::Wide::default());
-    }
-    let mut sums: Doubles = Group::of(0.0);
-    for index in 0..terms.count {
-        for (sum, delta) in sums.iter_mut().zip(terms.term(index)) {
-            *sum += delta;
-        }
-    }
-    each!(&sums, E::widest, E::Wide::default())
-}
-
 /// Clears the weights whose terms are so large that rounding their sums may lead to the other side of an element.
 ///
 /// A single term needs no such question: it is no larger than the weight and its result together. An error of a sum in
@@ -97,7 +83,7 @@ fn require_reach<E: Lane>(counts: &mut Bits, after: &Bits, lowest: &Bits, terms:
 }
 
 #[inline(always)]
-fn restore_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, counts: &mut [u8]) {
+fn restore_stretch<E: Lane>(_: impl Halves, bytes: &mut [u8], terms: Terms<'_>, counts: &mut [u8]) {
     let groups = bytes.chunks_mut(GROUP * E::DTYPE.size_bytes()).zip(counts.chunks_mut(GROUP));
     for ((bytes, counts), terms) in groups.zip(terms.groups()) {
         restore_group::<E>(bytes, terms, counts);
@@ -135,30 +121,37 @@ pub(in super::super) struct Members<'a> {
 }
 
 #[inline(always)]
-fn log_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, members: Members<'_>) -> Applied {
+fn log_stretch<E: Lane>(
+    halves: impl Halves,
+    bytes: &mut [u8],
+    terms: Terms<'_>,
+    members: Members<'_>,
+) -> Applied {
     let mut total = Applied::default();
     let groups = bytes.chunks_mut(GROUP * E::DTYPE.size_bytes()).zip(terms.groups());
     let members = members.counts.chunks_mut(GROUP).zip(members.indices.chunks_mut(GROUP));
     for ((bytes, terms), (counts, indices)) in groups.zip(members) {
-        log_group::<E>(bytes, terms, counts, indices, &mut total);
+        log_group::<E>(halves, bytes, terms, Members { counts, indices }, &mut total);
     }
     total
 }
 
 #[inline(always)]
 fn log_group<E: Lane>(
+    halves: impl Halves,
     bytes: &mut [u8],
     terms: Terms<'_>,
-    counts: &mut [u8],
-    indices: &mut [u8],
+    found_members: Members<'_>,
     total: &mut Applied,
 ) {
-    let (mut before, mut after): (Bits, Bits) = (Group::of(0), Group::of(0));
+    let mut before: Bits = Group::of(0);
     E::unpack(bytes, &mut *before);
     let changes = change::<E>(terms);
-    for (after, (before, change)) in after.iter_mut().zip(before.iter().zip(&changes)) {
-        *after = E::nearest(E::wide(*before) + *change);
+    let mut sums = E::wides(&before, halves);
+    for (sum, change) in sums.iter_mut().zip(&changes) {
+        *sum = *sum + *change;
     }
+    let mut after = E::nearests(&sums, halves);
     let mut found = origins::<E>(&after, &changes, terms);
     let mut members: Bits = Group::of(0);
     let (mut not_finite, mut changed) = (0_u32, 0_u32);
@@ -174,8 +167,8 @@ fn log_group<E: Lane>(
         not_finite += stays;
         changed += u32::from(before != after);
     }
-    write_bytes(&found.counts, counts);
-    write_bytes(&members, indices);
+    write_bytes(&found.counts, found_members.counts);
+    write_bytes(&members, found_members.indices);
     E::pack(&*after, bytes);
     total.not_finite += u64::from(not_finite);
     total.changed += u64::from(changed);

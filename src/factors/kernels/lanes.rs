@@ -7,15 +7,16 @@
 //!
 //! The way back is in [`inverse`](super::inverse).
 //!
-//! Nothing is written for a particular processor: the loops have no branches, so the compiler makes vectors of them,
-//! of the width that the enclosing function may use. Each step is the one IEEE operation that the format names, and no
-//! compiler fuses them unasked, so the width never shows in the result.
+//! Nothing but the conversions of F16 is written for a particular processor: the loops have no branches, so the compiler
+//! makes vectors of them, of the width that the enclosing function may use. Each step is the one IEEE operation that the
+//! format names, and no compiler fuses them unasked, so the width never shows in the result.
 
 use std::ops::{Add, Deref, DerefMut, Sub};
 
 use half::{bf16, f16};
 
 use super::Kernel;
+use super::halves::Halves;
 use crate::tensor::{Element, round_to_odd};
 
 /// Longest stretch.
@@ -86,10 +87,18 @@ pub(in super::super) trait Lane: Element {
     fn halfway(value: f64) -> f32;
     /// Bits of the nearest element, ties to even.
     fn narrow(halfway: f32) -> u32;
-    /// The value of finite bits; anything for others.
-    fn wide(bits: u32) -> Self::Wide;
-    /// Bits of the nearest element.
-    fn nearest(value: Self::Wide) -> u32;
+    /// [`Lane::single`] of each.
+    fn singles(bits: &Bits, halves: impl Halves) -> Singles;
+    /// [`Lane::narrow`] of each.
+    fn narrowed(halfway: &Singles, halves: impl Halves) -> Bits;
+    /// The same in the wide type.
+    fn wides(bits: &Bits, halves: impl Halves) -> Group<Self::Wide>;
+    /// Bits of the nearest element of each.
+    fn nearests(values: &Group<Self::Wide>, halves: impl Halves) -> Bits;
+    /// Whether rounding two sums of the wide type takes fewer steps than rounding one in f64.
+    fn is_quick<H: Halves>() -> bool;
+    /// More than what `sum`, of a weight and `change`, and `change` itself lose in the wide type.
+    fn margin(sum: Self::Wide, change: Self::Wide) -> Self::Wide;
     /// The middles between a magnitude and the numbers before and after it; before 0 there is none, and anything.
     fn middles(magnitude: u32) -> [Self::Wide; 2];
     /// The nearest value of the wide type.
@@ -110,7 +119,8 @@ const PART_BITS: u32 = 12;
 macro_rules! lane {
     (
         $type:ty: $bits:ty, $infinity:expr, $single:expr, $halfway:expr, $narrow:expr;
-        $wide:ty: $wide_bits:ty, $shift:expr, $scale:expr
+        $wide:ty: $wide_bits:ty, $shift:expr, $scale:expr;
+        $halves:ident: $singles:expr, $narrowed:expr, $is_quick:expr
     ) => {
         impl Lane for $type {
             type Wide = $wide;
@@ -150,13 +160,33 @@ macro_rules! lane {
             }
 
             #[inline(always)]
-            fn wide(bits: u32) -> $wide {
-                Self::single(bits).into()
+            fn singles(bits: &Bits, $halves: impl Halves) -> Singles {
+                $singles(bits)
             }
 
             #[inline(always)]
-            fn nearest(value: $wide) -> u32 {
-                Self::narrow(value as f32)
+            fn narrowed(halfway: &Singles, $halves: impl Halves) -> Bits {
+                $narrowed(halfway)
+            }
+
+            #[inline(always)]
+            fn wides(bits: &Bits, halves: impl Halves) -> Group<$wide> {
+                each!(&Self::singles(bits, halves), <$wide>::from, 0.0)
+            }
+
+            #[inline(always)]
+            fn nearests(values: &Group<$wide>, halves: impl Halves) -> Bits {
+                Self::narrowed(&each!(values, |value| value as f32, 0.0), halves)
+            }
+
+            #[inline(always)]
+            fn is_quick<H: Halves>() -> bool {
+                $is_quick
+            }
+
+            #[inline(always)]
+            fn margin(sum: $wide, change: $wide) -> $wide {
+                (sum.abs() + change.abs()) * (2.0 * <$wide>::EPSILON) + <$wide>::MIN_POSITIVE
             }
 
             #[inline(always)]
@@ -214,17 +244,23 @@ const F32_SCALE: f64 = f64::from_bits((1023 + 1023 - 127) << 52);
 
 lane!(
     f32: u32, 0x7f80_0000, f32::from_bits, |value: f64| value as f32, f32::to_bits;
-    f64: u64, F32_SHIFT, F32_SCALE
+    f64: u64, F32_SHIFT, F32_SCALE;
+    _halves: |bits: &Bits| each!(bits, f32::from_bits, 0.0), |values: &Singles| each!(values, f32::to_bits, 0), false
 );
-lane!(f16: u16, 0x7c00, f16_single, round_to_odd, f16_narrow; f32: u32, F16_SHIFT, F16_SCALE);
 lane!(
-    bf16: u16, 0x7f80, |bits: u32| f32::from_bits(bits << BF16_SHIFT), round_to_odd, bf16_narrow;
-    f32: u32, BF16_SHIFT, 1.0
+    f16: u16, 0x7c00, f16_single, round_to_odd, f16_narrow;
+    f32: u32, F16_SHIFT, F16_SCALE;
+    halves: |bits| halves.singles(bits), |values| halves.bits(values), H::ARE_QUICK
+);
+lane!(
+    bf16: u16, 0x7f80, bf16_single, round_to_odd, bf16_narrow;
+    f32: u32, BF16_SHIFT, 1.0;
+    _halves: |bits: &Bits| each!(bits, bf16_single, 0.0), |values: &Singles| each!(values, bf16_narrow, 0), true
 );
 
 /// The exponent is too small by the difference of the biases, for subnormal numbers as well as for others.
 #[inline(always)]
-fn f16_single(bits: u32) -> f32 {
+pub(super) fn f16_single(bits: u32) -> f32 {
     let magnitude = f32::from_bits((bits & 0x7fff) << F16_SHIFT) * F16_SCALE;
     f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
@@ -232,7 +268,7 @@ fn f16_single(bits: u32) -> f32 {
 /// Among normal numbers the cut-off bits carry into those that stay when they are more than half, or half and odd. A
 /// subnormal number is added to one whose last bit is the type's smallest value, so that the addition rounds it.
 #[inline(always)]
-fn f16_narrow(halfway: f32) -> u32 {
+pub(super) fn f16_narrow(halfway: f32) -> u32 {
     const COARSE: f32 = 0.5;
     const SMALLEST_NORMAL: u32 = (F16_REBIAS + 1) << 23;
     let bits = halfway.to_bits();
@@ -242,6 +278,11 @@ fn f16_narrow(halfway: f32) -> u32 {
     let subnormal = (f32::from_bits(magnitude) + COARSE).to_bits().wrapping_sub(COARSE.to_bits());
     let rounded = if magnitude < SMALLEST_NORMAL { subnormal } else { normal };
     rounded | bits >> 31 << 15
+}
+
+#[inline(always)]
+fn bf16_single(bits: u32) -> f32 {
+    f32::from_bits(bits << BF16_SHIFT)
 }
 
 #[inline(always)]
@@ -282,14 +323,14 @@ pub(in super::super) fn result<E: Lane>(number: i32, terms: &[f64]) -> i32 {
 /// Weights whose buffers fit the nearest cache; vectors of every width divide it.
 pub(super) const GROUP: usize = 64;
 
-pub(super) type Bits = Group<u32>;
-type Singles = Group<f32>;
+pub(in super::super) type Bits = Group<u32>;
+pub(in super::super) type Singles = Group<f32>;
 pub(super) type Doubles = Group<f64>;
 
 /// A number for each weight of a group, aligned so that no vector lies on two lines of the cache.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-pub(super) struct Group<T>([T; GROUP]);
+pub(in super::super) struct Group<T>([T; GROUP]);
 
 impl<T: Copy> Group<T> {
     #[inline(always)]
@@ -338,16 +379,55 @@ pub(super) use each;
 
 /// The values of `bits`.
 #[inline(always)]
-fn values<E: Lane>(bits: &Bits) -> Doubles {
-    let singles: Singles = each!(bits, E::single, 0.0);
-    each!(&singles, f64::from, 0.0)
+fn values<E: Lane>(bits: &Bits, halves: impl Halves) -> Doubles {
+    each!(&E::singles(bits, halves), f64::from, 0.0)
 }
 
 /// The bits of `values`, rounded; in two loops, so that each width fills its registers.
 #[inline(always)]
-fn rounded<E: Lane>(values: &Doubles) -> Bits {
-    let halfway: Singles = each!(values, E::halfway, 0.0);
-    each!(&halfway, E::narrow, 0)
+fn rounded<E: Lane>(values: &Doubles, halves: impl Halves) -> Bits {
+    E::narrowed(&each!(values, E::halfway, 0.0), halves)
+}
+
+/// What a single term makes of weights, from sums of the wide type; none where one of them is so near to where two results
+/// part that only the exact sum tells.
+///
+/// Rounding never falls as its argument rises: where the least and the greatest number that the exact sum may be have one
+/// result, that is its result as well.
+#[inline(always)]
+fn quickly_rounded<E: Lane, H: Halves>(before: &Bits, terms: Terms<'_>, halves: H) -> Option<Bits> {
+    if !E::is_quick::<H>() || terms.count != 1 {
+        return None;
+    }
+    let (mut least, mut greatest) = (Group::of(E::Wide::default()), Group::of(E::Wide::default()));
+    let sums = E::wides(before, halves);
+    let bounds = least.iter_mut().zip(greatest.iter_mut());
+    for ((least, greatest), (weight, change)) in bounds.zip(sums.iter().zip(&change::<E>(terms))) {
+        let sum = *weight + *change;
+        let margin = E::margin(sum, *change);
+        (*least, *greatest) = (sum - margin, sum + margin);
+    }
+    let (least, greatest) = (E::nearests(&least, halves), E::nearests(&greatest, halves));
+    let mut differing = 0;
+    for (least, greatest) in least.iter().zip(&greatest) {
+        differing |= least ^ greatest;
+    }
+    (differing == 0).then_some(least)
+}
+
+/// The sum of the terms.
+#[inline(always)]
+pub(super) fn change<E: Lane>(terms: Terms<'_>) -> Group<E::Wide> {
+    if terms.count == 1 {
+        return each!(terms.term(0), E::widest, E::Wide::default());
+    }
+    let mut sums: Doubles = Group::of(0.0);
+    for index in 0..terms.count {
+        for (sum, delta) in sums.iter_mut().zip(terms.term(index)) {
+            *sum += delta;
+        }
+    }
+    each!(&sums, E::widest, E::Wide::default())
 }
 
 #[inline(always)]
@@ -363,6 +443,7 @@ fn add_terms(mut values: Doubles, terms: Terms<'_>) -> Doubles {
 /// Replaces `targets` by `(row_scale * column_scale) * sum`.
 #[inline(always)]
 fn scale_stretch<S: Copy + Into<f64>>(
+    _: impl Halves,
     row_scale: f32,
     column_scales: &[f32],
     sums: &[S],
@@ -375,11 +456,11 @@ fn scale_stretch<S: Copy + Into<f64>>(
 }
 
 #[inline(always)]
-fn apply_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>) -> Applied {
+fn apply_stretch<E: Lane>(halves: impl Halves, bytes: &mut [u8], terms: Terms<'_>) -> Applied {
     let mut total = Applied::default();
     let groups = bytes.chunks_mut(GROUP * E::DTYPE.size_bytes()).zip(terms.groups());
     for (index, (bytes, terms)) in groups.enumerate() {
-        if !apply_group::<E>(bytes, terms, &mut total) {
+        if !apply_group::<E>(halves, bytes, terms, &mut total) {
             total.overflow_from = Some(index * GROUP);
             break;
         }
@@ -389,10 +470,18 @@ fn apply_stretch<E: Lane>(bytes: &mut [u8], terms: Terms<'_>) -> Applied {
 
 /// Changes nothing and says no where a finite weight would become infinite.
 #[inline(always)]
-fn apply_group<E: Lane>(bytes: &mut [u8], terms: Terms<'_>, total: &mut Applied) -> bool {
+fn apply_group<E: Lane>(
+    halves: impl Halves,
+    bytes: &mut [u8],
+    terms: Terms<'_>,
+    total: &mut Applied,
+) -> bool {
     let mut before: Bits = Group::of(0);
     E::unpack(bytes, &mut *before);
-    let mut after = rounded::<E>(&add_terms(values::<E>(&before), terms));
+    let mut after = match quickly_rounded::<E, _>(&before, terms, halves) {
+        Some(after) => after,
+        None => rounded::<E>(&add_terms(values::<E>(&before, halves), terms), halves),
+    };
     let (mut not_finite, mut changed, mut overflowed) = (0_u32, 0_u32, 0_u32);
     for (before, after) in before.iter().zip(after.iter_mut()) {
         let finite = is_finite::<E>(*before);
@@ -421,12 +510,12 @@ macro_rules! compiled_for_each {
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
             fn avx512<$generic: $($bound +)+>($($argument: $type),*) $(-> $result)? {
-                $body::<$generic>($($argument),*)
+                $body::<$generic>(super::halves::ByAvx512::new(), $($argument),*)
             }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
             fn avx2<$generic: $($bound +)+>($($argument: $type),*) $(-> $result)? {
-                $body::<$generic>($($argument),*)
+                $body::<$generic>(super::halves::ByLoops, $($argument),*)
             }
             match kernel.supported() {
                 // SAFETY: `supported` has asked the processor for what these kernels need.
@@ -435,7 +524,7 @@ macro_rules! compiled_for_each {
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 Kernel::Avx2 => unsafe { avx2::<$generic>($($argument),*) },
-                _ => $body::<$generic>($($argument),*),
+                _ => $body::<$generic>(super::halves::ByLoops, $($argument),*),
             }
         }
     };
@@ -455,6 +544,7 @@ compiled_for_each!(
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::samples::Generator;
     use super::*;
     use crate::tensor::Dtype;
 
@@ -506,5 +596,57 @@ mod tests {
     #[test]
     fn bits_of_bf16_are_read_and_rounded_as_the_element_is() {
         lanes_are_the_element::<bf16>();
+    }
+
+    /// A change of a weight; now and then it leads to within a few last places of f32 of where two results part.
+    fn delta_of<E: Element>(weight: i64, generator: &mut Generator) -> f64 {
+        let value = |number: i64| E::from_ordinal(number).to_f64();
+        let after = weight + (generator.bits() % 7) as i64 - 3;
+        let (low, high) = (value(after), value(after + 1));
+        let part = match generator.bits() % 32 {
+            0 => 0.5 * (low.abs() + high.abs()) * 2.0_f64.powi(-24) * (generator.gaussian() * 6.0).round(),
+            _ => 0.4 * (high - low) * (2.0 * generator.uniform() - 1.0),
+        };
+        (low + high) / 2.0 + part - value(weight)
+    }
+
+    /// Enough groups for some to have nothing near a middle, and some to have that and nothing nearer.
+    fn applied_as_the_sum_in_f64<E: Lane>() {
+        let mut generator = Generator(7);
+        let highest = E::round(f64::INFINITY).ordinal() as u64 - 8;
+        for _ in 0..1000 {
+            let weights: Vec<i64> = (0..STRETCH_MAX)
+                .map(|_| (generator.bits() % highest) as i64 * [1, -1][(generator.bits() % 2) as usize])
+                .collect();
+            let deltas: Vec<f64> =
+                weights.iter().map(|weight| delta_of::<E>(*weight, &mut generator)).collect();
+            let written = |numbers: &mut dyn Iterator<Item = i64>| -> Vec<u8> {
+                let mut bytes = vec![0; STRETCH_MAX * E::DTYPE.size_bytes()];
+                let weights = bytes.chunks_exact_mut(E::DTYPE.size_bytes());
+                weights.zip(numbers).for_each(|(bytes, number)| E::from_ordinal(number).write(bytes));
+                bytes
+            };
+            let results = weights
+                .iter()
+                .zip(&deltas)
+                .map(|(weight, delta)| E::round(E::from_ordinal(*weight).to_f64() + delta).ordinal());
+            let (before, expected) = (written(&mut weights.iter().copied()), written(&mut { results }));
+            let terms = Terms { deltas: &deltas, stride: STRETCH_MAX, length: STRETCH_MAX, count: 1 };
+            for kernel in Kernel::ALL {
+                let mut found = before.clone();
+                apply::<E>(kernel, &mut found, terms);
+                assert!(found == expected, "{kernel}");
+            }
+        }
+    }
+
+    #[test]
+    fn f16_is_applied_as_the_sum_in_f64() {
+        applied_as_the_sum_in_f64::<f16>();
+    }
+
+    #[test]
+    fn bf16_is_applied_as_the_sum_in_f64() {
+        applied_as_the_sum_in_f64::<bf16>();
     }
 }

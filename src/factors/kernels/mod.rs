@@ -12,6 +12,7 @@
 
 mod blocked;
 mod bytes;
+mod halves;
 mod inverse;
 mod lanes;
 mod peak;
