@@ -4,6 +4,7 @@ use std::fs;
 
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
+use mpatch::digest::FileDigest;
 use mpatch::factors::{IntegerMatrix, Integers, Term};
 use mpatch::patch::{Draft, Patch, encode};
 
@@ -156,6 +157,31 @@ fn rungs_that_follow_the_recipe_need_its_own_statistics() {
     let said = bench.run("two.mpatch", "model --rederive", 2);
     says(&said, &["no statistics of this model", "hint: give the file", "`--stats FILE`"]);
     bench.run("two.mpatch", "model --stats model/model.safetensors", 3);
+}
+
+#[test]
+fn the_recipes_own_statistics_are_found_among_those_that_are_cached() {
+    let bench = bench();
+    // Of more tokens, so that `create` would take them.
+    bench.command("stats more.txt --base model -o more.safetensors").assert().success();
+    bench.command("stats --merge statistics.safetensors more.safetensors").assert().success();
+    let digest = |bytes: &[u8]| FileDigest::of(bytes).short();
+    let own = digest(&fs::read(bench.path("statistics.safetensors")).unwrap());
+    let merged = fs::read_dir(bench.path("cache/statistics")).unwrap().next().unwrap().unwrap().path();
+    let said = bench.run("two.mpatch", "model --rederive", 6);
+    let found = format!("{}` ({})", merged.display(), digest(&fs::read(&merged).unwrap()));
+    says(&said, &[&format!("made with statistics {own}, cached"), &found, "hint: give the file that"]);
+    // Whatever lies there and is something else is passed over.
+    bench.write("cache/statistics/note.txt", "no statistics");
+    bench.command("stats corpus.txt --base model").assert().success();
+    let said = bench.run("two.mpatch", "model --rederive", 0);
+    says(&said, &["V5 remade    holds", "the same, byte for byte"]);
+    // The name of a cached file says which weights it is of, and decides nothing.
+    let cached = bench.path("cache/statistics/of-another-model.safetensors");
+    fs::remove_dir_all(bench.path("cache")).unwrap();
+    fs::create_dir_all(cached.parent().unwrap()).unwrap();
+    fs::copy(bench.path("statistics.safetensors"), &cached).unwrap();
+    says(&bench.run("two.mpatch", "model --rederive", 0), &["V5 remade    holds"]);
 }
 
 #[test]

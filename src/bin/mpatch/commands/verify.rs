@@ -49,8 +49,8 @@ pub struct VerifyArguments {
     /// the patch was made with
     #[arg(long, value_name = "FILE", requires = "base")]
     stats: Option<PathBuf>,
-    /// Make the patch again from its recipe and compare (V5, and V3 first), with the statistics of `--stats`, or cached
-    /// ones
+    /// Make the patch again from its recipe and compare (V5, and V3 first), with the statistics of `--stats`, or
+    /// those in the cache that the recipe names
     #[arg(long, requires = "base")]
     rederive: bool,
     /// Hash the weights and stop: neither compute what the patch makes of them nor run the model
