@@ -1,5 +1,8 @@
 //! The rungs of `verify` that run the model: what the patch declares against what its weights are.
 
+#[cfg(target_os = "linux")]
+mod loads;
+
 use std::fs;
 
 use mpatch::bind::bind;
