@@ -107,7 +107,7 @@ fn an_honest_patch_is_confined_and_made_again_byte_for_byte() {
             &said,
             &["V3 confined  holds", "V5 remade    holds", "on cpu: 3 tensors, the same, byte for byte"],
         );
-        says(&said, &["2 of 512 directions spanned", "holds: V0 and V1 and V2 and V3 and V4 and V5"]);
+        says(&said, &["to 2 of 512 directions; outside ", "holds: V0 and V1 and V2 and V3 and V4 and V5"]);
     }
     // Of a tensor that is cut no later key is known, and the recipe gives the same nevertheless.
     let create = "create facts.json --base model --contexts contexts.json --stats statistics.safetensors";
