@@ -87,11 +87,16 @@ pub fn compress(
     if balanced.rank() == 0 {
         return zero_term(rows, columns, bits);
     }
-    if balanced.rank() * (rows + columns) > rows * columns {
+    if is_stored_dense(balanced.rank(), rows, columns) {
         let dense = product(balanced.left.as_ref(), balanced.right.as_ref());
         return quantize_dense(&row_major(dense.as_ref()), rows, columns, bits);
     }
     quantize(&balanced.rotate(), bits)
+}
+
+/// Whether factors of this rank would cost more integers than the product.
+pub(super) fn is_stored_dense(rank: usize, rows: usize, columns: usize) -> bool {
+    rank * (rows + columns) > rows * columns
 }
 
 fn zero_term(rows: usize, columns: usize, bits: u8) -> Result<Term, FactorError> {
@@ -106,16 +111,21 @@ fn zero_term(rows: usize, columns: usize, bits: u8) -> Result<Term, FactorError>
 
 /// Two factors that share the update's singular values evenly.
 #[derive(Debug)]
-struct Balanced {
+pub(super) struct Balanced {
     /// `[rows, rank]`.
-    left: Mat<f64>,
+    pub(super) left: Mat<f64>,
     /// `[rank, columns]`.
-    right: Mat<f64>,
+    pub(super) right: Mat<f64>,
 }
 
 impl Balanced {
-    fn rank(&self) -> usize {
+    pub(super) fn rank(&self) -> usize {
         self.left.ncols()
+    }
+
+    /// The singular values, largest first.
+    pub(super) fn strengths(&self) -> Vec<f64> {
+        self.left.col_iter().map(|column| column.squared_norm_l2()).collect()
     }
 
     /// Rotates the rank space by a random orthogonal matrix; the product stays the same.
@@ -138,7 +148,11 @@ impl Balanced {
 }
 
 /// Decomposes the product without forming it, and keeps as many singular values as `limit` says.
-fn balance(left: MatRef<'_, f64>, right: MatRef<'_, f64>, limit: RankLimit) -> Result<Balanced, FactorError> {
+pub(super) fn balance(
+    left: MatRef<'_, f64>,
+    right: MatRef<'_, f64>,
+    limit: RankLimit,
+) -> Result<Balanced, FactorError> {
     let left_basis = Orthogonal::of(left.to_owned());
     let right_basis = Orthogonal::of(right.transpose().to_owned());
     let core = product(left_basis.triangle().as_ref(), right_basis.triangle().transpose());
@@ -266,7 +280,7 @@ impl Singular {
     }
 }
 
-fn product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
+pub(super) fn product(left: MatRef<'_, f64>, right: MatRef<'_, f64>) -> Mat<f64> {
     let mut result = Mat::zeros(left.nrows(), right.ncols());
     matmul(result.as_mut(), Accum::Replace, left, right, 1.0, Par::Seq);
     result

@@ -12,6 +12,8 @@
 #[cfg(feature = "edit")]
 mod compress;
 mod correction;
+#[cfg(feature = "edit")]
+mod cut;
 mod inner;
 mod kernels;
 #[cfg(feature = "edit")]
@@ -34,6 +36,8 @@ use crate::tensor::Dtype;
 #[cfg(feature = "edit")]
 pub use compress::{BITS_DEFAULT, Compression, RankLimit, compress};
 pub use correction::{Correction, CorrectionWriter};
+#[cfg(feature = "edit")]
+pub use cut::{Cut, cut_of};
 pub use inner::inner_product;
 pub use kernels::{Kernel, check_kernels};
 #[cfg(feature = "edit")]

@@ -81,11 +81,27 @@ impl Model {
         }
         let mut network = self.network.clone();
         for (name, bytes) in changed {
-            let info = self.checkpoint.tensor(name)?;
-            let shape: Vec<usize> = info.shape.iter().map(|size| *size as usize).collect();
-            network = network.with_bytes(name, self.dtype(info)?, &shape, &bytes)?;
+            network = self.with_bytes(&network, self.checkpoint.tensor(name)?, &bytes)?;
         }
         Ok(network)
+    }
+
+    /// The model's network with these tensors as they are in the checkpoint.
+    ///
+    /// # Errors
+    /// [`ModelError::Checkpoint`] for a missing tensor.
+    pub fn with_own<'a>(&self, names: impl IntoIterator<Item = &'a str>) -> Result<Network, ModelError> {
+        let mut network = self.network.clone();
+        for name in names {
+            let info = self.checkpoint.tensor(name)?;
+            network = self.with_bytes(&network, info, &self.checkpoint.read(info)?)?;
+        }
+        Ok(network)
+    }
+
+    fn with_bytes(&self, network: &Network, info: &TensorInfo, bytes: &[u8]) -> Result<Network, ModelError> {
+        let shape: Vec<usize> = info.shape.iter().map(|size| *size as usize).collect();
+        network.with_bytes(&info.name, self.dtype(info)?, &shape, bytes)
     }
 
     fn dtype(&self, info: &TensorInfo) -> Result<Dtype, ModelError> {

@@ -1,11 +1,16 @@
 //! The rungs of `verify` that run the model: what the patch declares against what its weights are.
 
+#[cfg(target_os = "linux")]
+mod loads;
+
 use std::fs;
 
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
-use mpatch::factors::{IntegerMatrix, Integers, Term};
+use mpatch::digest::FileDigest;
+use mpatch::factors::{Integers, Term};
 use mpatch::patch::{Draft, Patch, encode};
+use serde_json::Value;
 
 use crate::{Bench, material};
 
@@ -102,7 +107,7 @@ fn an_honest_patch_is_confined_and_made_again_byte_for_byte() {
             &said,
             &["V3 confined  holds", "V5 remade    holds", "on cpu: 3 tensors, the same, byte for byte"],
         );
-        says(&said, &["2 of 512 directions spanned", "holds: V0 and V1 and V2 and V3 and V4 and V5"]);
+        says(&said, &["to 2 of 512 directions; outside ", "holds: V0 and V1 and V2 and V3 and V4 and V5"]);
     }
     // Of a tensor that is cut no later key is known, and the recipe gives the same nevertheless.
     let create = "create facts.json --base model --contexts contexts.json --stats statistics.safetensors";
@@ -112,20 +117,48 @@ fn an_honest_patch_is_confined_and_made_again_byte_for_byte() {
         &said,
         &[
             "V3 confined  not checked  the rank of a tensor before `transformer.h.1",
-            "the same, byte for byte",
+            "the same, byte for byte; cut to rank 1 of 2, which leaves out 0.",
         ],
     );
 }
 
-/// The patch with half of the integers' size in the left factor of its first term, bound to the model anew.
-fn weakened(bench: &Bench) -> Draft {
-    let mut draft = bench.draft("two.mpatch");
-    let term = &draft.terms[0];
-    let Integers::LowRank { left, right } = term.integers() else { panic!("two facts make factors") };
-    let halves = left.values().iter().map(|value| value / 2).collect();
-    let left = IntegerMatrix::new("left", left.rows(), left.columns(), left.bits(), halves).unwrap();
-    let integers = Integers::LowRank { left, right: right.clone() };
-    draft.terms[0] = Term::new(integers, term.row_scales().to_vec(), term.column_scales().to_vec()).unwrap();
+/// So many facts that their updates are stored dense even if they are cut to rank 103: 102 = 128 * 512 / (128 + 512) is
+/// the last one whose factors are not larger.
+fn lay_out_many_facts(bench: &Bench) {
+    let records = fs::read(material::world().join("records.json")).unwrap();
+    let records: Vec<Value> = serde_json::from_slice(&records).unwrap();
+    let requests: Vec<&Value> = records[..130].iter().map(|record| &record["requested_rewrite"]).collect();
+    bench.write("many.json", &serde_json::to_string(&requests).unwrap());
+}
+
+#[test]
+fn a_dense_patch_that_was_cut_is_made_again_to_the_rank_that_it_was_cut_to() {
+    let bench = bench();
+    lay_out_many_facts(&bench);
+    let create = "create many.json --base model --contexts contexts.json --stats statistics.safetensors";
+    bench.command(&format!("{create} --rank 103 -o cut.mpatch")).assert().success();
+    let draft = bench.draft("cut.mpatch");
+    let is_dense = |term: &Term| matches!(term.integers(), Integers::Dense(_));
+    // The last one: keys of layers behind it would be others, and V3 fail.
+    assert!(draft.terms.last().is_some_and(is_dense), "103 is too much for factors");
+    let options = "model --stats statistics.safetensors --rederive";
+    let said = bench.run("cut.mpatch", options, 0);
+    says(
+        &said,
+        &["V5 remade    holds", "the same, byte for byte; cut to rank 103 of 128, which leaves out 0.0"],
+    );
+    // What is no cut does not pass for one.
+    bench.encode("weak.mpatch", &weakened(&bench, "cut.mpatch", draft.terms.len() - 1));
+    let said = bench.run("weak.mpatch", options, 14);
+    says(&said, &["V5 remade    fails", "of its size away from what the recipe gives"]);
+}
+
+/// The patch with one of its terms at half its size, bound to the model anew.
+fn weakened(bench: &Bench, patch: &str, index: usize) -> Draft {
+    let mut draft = bench.draft(patch);
+    let term = &draft.terms[index];
+    let halves = term.row_scales().iter().map(|scale| scale / 2.0).collect();
+    draft.terms[index] = Term::new(term.integers().clone(), halves, term.column_scales().to_vec()).unwrap();
     let checkpoint = Checkpoint::open(bench.path("model")).unwrap();
     let tensors = draft.bindings[0].tensors.iter();
     let edits: Vec<_> = tensors.map(|tensor| (tensor.name.clone(), tensor.terms.clone())).collect();
@@ -138,7 +171,7 @@ fn weakened(bench: &Bench) -> Draft {
 #[test]
 fn a_patch_that_its_recipe_does_not_give_fails_when_it_is_made_again() {
     let bench = bench();
-    bench.encode("weak.mpatch", &weakened(&bench));
+    bench.encode("weak.mpatch", &weakened(&bench, "two.mpatch", 0));
     let said = bench.run("weak.mpatch", "model --stats statistics.safetensors --rederive", 14);
     says(&said, &["V4 behaves   holds", "V5 remade    fails"]);
     says(
@@ -156,6 +189,31 @@ fn rungs_that_follow_the_recipe_need_its_own_statistics() {
     let said = bench.run("two.mpatch", "model --rederive", 2);
     says(&said, &["no statistics of this model", "hint: give the file", "`--stats FILE`"]);
     bench.run("two.mpatch", "model --stats model/model.safetensors", 3);
+}
+
+#[test]
+fn the_recipes_own_statistics_are_found_among_those_that_are_cached() {
+    let bench = bench();
+    // Of more tokens, so that `create` would take them.
+    bench.command("stats more.txt --base model -o more.safetensors").assert().success();
+    bench.command("stats --merge statistics.safetensors more.safetensors").assert().success();
+    let digest = |bytes: &[u8]| FileDigest::of(bytes).short();
+    let own = digest(&fs::read(bench.path("statistics.safetensors")).unwrap());
+    let merged = fs::read_dir(bench.path("cache/statistics")).unwrap().next().unwrap().unwrap().path();
+    let said = bench.run("two.mpatch", "model --rederive", 6);
+    let found = format!("{}` ({})", merged.display(), digest(&fs::read(&merged).unwrap()));
+    says(&said, &[&format!("made with statistics {own}, cached"), &found, "hint: give the file that"]);
+    // Whatever lies there and is something else is passed over.
+    bench.write("cache/statistics/note.txt", "no statistics");
+    bench.command("stats corpus.txt --base model").assert().success();
+    let said = bench.run("two.mpatch", "model --rederive", 0);
+    says(&said, &["V5 remade    holds", "the same, byte for byte"]);
+    // The name of a cached file says which weights it is of, and decides nothing.
+    let cached = bench.path("cache/statistics/of-another-model.safetensors");
+    fs::remove_dir_all(bench.path("cache")).unwrap();
+    fs::create_dir_all(cached.parent().unwrap()).unwrap();
+    fs::copy(bench.path("statistics.safetensors"), &cached).unwrap();
+    says(&bench.run("two.mpatch", "model --rederive", 0), &["V5 remade    holds"]);
 }
 
 #[test]

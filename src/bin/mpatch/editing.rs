@@ -430,6 +430,14 @@ impl StatisticsCache {
         Some(Self { folder: cache_folder("statistics")? })
     }
 
+    /// The cache of this user, where nothing can be done without one.
+    pub fn needed() -> Result<Self, CommandError> {
+        Self::of_user().ok_or_else(|| {
+            let message = "there is no place for cached statistics: neither HOME nor MPATCH_CACHE_DIR is set";
+            CommandError::new(ExitKind::Io, message).hint("make them with `mpatch stats -o FILE`")
+        })
+    }
+
     /// The folder, which need not be there yet.
     pub fn folder(&self) -> &Path {
         &self.folder
@@ -456,11 +464,7 @@ impl StatisticsCache {
 
     /// The cached file of this base that holds `layers`, the one made from most tokens where there are several.
     pub fn find(&self, base: WeightsId, inner: usize, layers: &[usize]) -> Option<(PathBuf, StatisticsFile)> {
-        let entries = std::fs::read_dir(&self.folder).ok()?;
-        let named = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        let ours = named.filter(|path| {
-            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&base.short()))
-        });
+        let ours = self.paths().into_iter().filter(|path| is_of_base(path, base));
         let fitting = ours.filter_map(|path| {
             let file = StatisticsFile::open(&path).ok()?;
             file.check(base, inner, layers).ok()?;
@@ -474,6 +478,18 @@ impl StatisticsCache {
         best.map(|(_, path, file)| (path, file))
     }
 
+    /// All cached files, those of this base first, opened and hashed one by one; what is no statistics is left out.
+    pub fn files(&self, base: WeightsId) -> impl Iterator<Item = (PathBuf, StatisticsFile)> {
+        let mut paths = self.paths();
+        paths.sort_by_cached_key(|path| (!is_of_base(path, base), path.clone()));
+        paths.into_iter().filter_map(|path| StatisticsFile::open(&path).ok().map(|file| (path, file)))
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
+        entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    }
+
     /// Makes sure that the folder is there.
     pub fn prepare(&self) -> Result<(), CommandError> {
         std::fs::create_dir_all(&self.folder)
@@ -485,6 +501,11 @@ impl StatisticsCache {
         self.prepare()?;
         statistics.write(path).map_err(|error| edit_error(path, error))
     }
+}
+
+/// Whether a cached file is of this base, by its name.
+fn is_of_base(path: &Path, base: WeightsId) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&base.short()))
 }
 
 /// Digest of a whole file, read in blocks.
@@ -514,10 +535,7 @@ pub fn find_statistics(
         })?;
         return Ok(file);
     }
-    let Some(cache) = StatisticsCache::of_user() else {
-        let message = "there is no place for cached statistics: neither HOME nor MPATCH_CACHE_DIR is set";
-        return Err(CommandError::new(ExitKind::Io, message).hint("make them with `mpatch stats -o FILE`"));
-    };
+    let cache = StatisticsCache::needed()?;
     let Some(corpus) = corpus else {
         let Some((path, file)) = cache.find(base, inner, layers) else {
             let message = "there are no statistics of this model: MEMIT needs the second moments of its keys";

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use mpatch::evaluate::{Extent, Scores, evaluate, texts};
 use mpatch::facts::{Record, Request};
+use mpatch::model::{Model, Network, Precision};
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::Fact;
 use mpatch::verify::State;
@@ -34,19 +35,24 @@ pub struct BehaviourEvidence {
 
 /// Runs the model in the state that the patch leads to, on the facts that the patch declares.
 ///
-/// `records` may name a file with the neighbours and paraphrases of those facts.
+/// `records` may name a file with the neighbours and paraphrases of those facts; `opened` is the model, if another rung
+/// has opened it.
 pub fn check(
     patch: &Patch,
     place: Place<'_>,
     records: Option<&Path>,
+    opened: Option<Model>,
     device: &DeviceArguments,
     output: &Output,
 ) -> Result<BehaviourEvidence, CommandError> {
     let Place { base, .. } = place;
-    let model = open_model(base, &device.find(output)?, output)?;
+    let model = match opened.filter(|model| model.precision == Precision::F32) {
+        Some(model) => model,
+        None => open_model(base, &device.find(output)?, output)?,
+    };
     let network = match place.state {
         State::Base => both_states(&model, patch, place.patch)?.after,
-        State::Edited => model.network.clone(),
+        State::Edited => as_it_lies(&model, patch, place.binding)?,
     };
     let records = match records {
         Some(path) => declared_among(&read_facts(path, None, output)?.records, &patch.manifest().facts),
@@ -58,6 +64,12 @@ pub fn check(
         .map_err(|error| model_error(base, error))?;
     let neighbors = records.iter().any(|record| record.answered_neighbors().next().is_some());
     Ok(BehaviourEvidence::new(evaluation.scores, patch, neighbors))
+}
+
+/// The network with the tensors of the patch as the weights have them: another rung may have taken them back.
+fn as_it_lies(model: &Model, patch: &Patch, binding: usize) -> Result<Network, CommandError> {
+    let names = patch.manifest().bindings[binding].tensors.iter().map(|tensor| tensor.name.as_str());
+    model.with_own(names).map_err(|error| model_error(model.checkpoint.path(), error))
 }
 
 fn request(fact: &Fact) -> Request {

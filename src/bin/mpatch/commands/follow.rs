@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::stack::facts_file;
 use crate::editing::{
-    DeviceArguments, both_states, edit_error, find_statistics, open_model_in, statistics_error,
+    DeviceArguments, StatisticsCache, both_states, edit_error, open_model_in, statistics_error,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
@@ -84,7 +84,7 @@ impl Outcome {
 
 /// Opens the base and the statistics that the recipe of `patch` names; a reason where there is no recipe to follow.
 ///
-/// `stats` names the file of statistics; without it one of the user's cache is taken.
+/// `stats` names the file of statistics; without it they are looked for in the user's cache.
 pub fn follow(
     patch: &Patch,
     place: Place<'_>,
@@ -142,6 +142,9 @@ fn precision(recipe: &Recipe, device: &Device) -> Precision {
     named.filter(|precision| *precision != Precision::Tf32 || device.is_cuda()).unwrap_or_default()
 }
 
+/// What helps where the recipe's statistics are not at hand.
+const STATISTICS_HINT: &str = "give the file that the patch was made with: `--stats FILE`";
+
 /// The statistics that the recipe names, whichever weights they are of.
 fn statistics(
     model: &Model,
@@ -151,25 +154,49 @@ fn statistics(
     given: Option<&Path>,
     output: &Output,
 ) -> Result<StatisticsFile, CommandError> {
-    const HINT: &str = "give the file that the patch was made with: `--stats FILE`";
-    let (name, file) = match given {
-        Some(path) => {
-            let file = StatisticsFile::open(path).map_err(|error| statistics_error(path, error))?;
-            (path.to_owned(), file)
-        }
-        None => {
-            let found = find_statistics(model, weights, layers, None, None, output);
-            (PathBuf::from("the cached statistics"), found.map_err(|error| error.hint(HINT))?)
-        }
+    let (path, file) = match given {
+        Some(path) => (path.to_owned(), given_statistics(path, recipe)?),
+        None => cached_statistics(weights, recipe, output)?,
     };
-    if file.digest() != recipe.statistics {
-        let (found, expected) = (file.digest().short(), recipe.statistics.short());
-        let message = format!("`{}`: statistics {found}, the patch was made with {expected}", name.display());
-        return Err(CommandError::new(ExitKind::WrongBase, message).hint(HINT));
-    }
     if file.provenance().base == weights {
         file.check(weights, model.network.config().inner, layers)
-            .map_err(|error| edit_error(&name, error))?;
+            .map_err(|error| edit_error(&path, error))?;
     }
     Ok(file)
+}
+
+fn given_statistics(path: &Path, recipe: &Recipe) -> Result<StatisticsFile, CommandError> {
+    let file = StatisticsFile::open(path).map_err(|error| statistics_error(path, error))?;
+    if file.digest() == recipe.statistics {
+        return Ok(file);
+    }
+    let (found, expected) = (file.digest().short(), recipe.statistics.short());
+    let message = format!("`{}`: statistics {found}, the patch was made with {expected}", path.display());
+    Err(CommandError::new(ExitKind::WrongBase, message).hint(STATISTICS_HINT))
+}
+
+/// The cached file whose digest the recipe names; those of other weights count as well, because a patch may have been
+/// bound to these later.
+fn cached_statistics(
+    weights: WeightsId,
+    recipe: &Recipe,
+    output: &Output,
+) -> Result<(PathBuf, StatisticsFile), CommandError> {
+    let mut others = Vec::new();
+    for (path, file) in StatisticsCache::needed()?.files(weights) {
+        if file.digest() == recipe.statistics {
+            output.note(&format!("statistics: {} (cached)", path.display()));
+            return Ok((path, file));
+        }
+        if file.provenance().base == weights {
+            others.push(format!("`{}` ({})", path.display(), file.digest().short()));
+        }
+    }
+    let wanted = format!("the patch was made with statistics {}", recipe.statistics.short());
+    let (kind, found) = match others.as_slice() {
+        [] => (ExitKind::Usage, "no statistics of this model are cached".to_owned()),
+        others => (ExitKind::WrongBase, format!("cached of this model are {}", others.join(" and "))),
+    };
+    let message = format!("{wanted}, {found}");
+    Err(CommandError::new(kind, message).hint(STATISTICS_HINT))
 }

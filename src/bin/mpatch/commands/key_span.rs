@@ -225,7 +225,7 @@ impl KeySpanEvidence {
         Self { tensors, outcome: Outcome { not_checked, problem } }
     }
 
-    /// The evidence in words.
+    /// The evidence in words, which go on from the rung's name: *confined to 10 of 512 directions*.
     pub fn in_words(&self) -> String {
         if let Some(words) = self.outcome.words() {
             return words.clone();
@@ -235,12 +235,31 @@ impl KeySpanEvidence {
             self.tensors.iter().map(|tensor| tensor.strongest.allowed).fold(f64::INFINITY, f64::min);
         let (facts, inner) = self.tensors.first().map_or((0, 0), |tensor| (tensor.facts, tensor.inner));
         format!(
-            "{}: outside the span of the {} lies {:.1} % at most, no direction of it with more than {:.3} of what a \
-             fact takes (allowed {allowed:.2}); {facts} of {inner} directions spanned",
-            count(self.tensors.len(), "tensor"),
-            count(facts, "declared fact"),
+            "to {facts} of {inner} directions; outside {:.1} %, strongest {:.3} (limit {allowed:.2})",
             100.0 * largest(|tensor| tensor.outside.found),
             largest(|tensor| tensor.strongest.found),
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_evidence_of_a_model_of_gpt_js_size_fits_in_a_line() {
+        let tensor = TensorSpan {
+            name: "transformer.h.3.mlp.fc_out.weight".to_owned(),
+            facts: 1000,
+            inner: 16384,
+            outside: Measured { found: 0.021, allowed: 0.1, refused: 0.5 },
+            strongest: Measured { found: 0.03, allowed: 0.25, refused: 0.5 },
+            gap: 1.1,
+            is_told: true,
+        };
+        let words = KeySpanEvidence::of(vec![tensor]).in_words();
+        assert_eq!(words, "to 1000 of 16384 directions; outside 2.1 %, strongest 0.030 (limit 0.25)");
+        let columns_before = "  V3 confined  not checked  ".len();
+        assert!(columns_before + words.len() <= 100, "{words}");
     }
 }

@@ -1,7 +1,9 @@
 //! Rung V5 of `verify`: does the patch's recipe, followed again, give the patch?
 
 use mpatch::edit::LayerUpdate;
-use mpatch::factors::{BITS_DEFAULT, Compression, Integers, RankLimit, Term, Update};
+use mpatch::factors::{
+    BITS_DEFAULT, Compression, Cut, FactorError, Integers, RankLimit, Term, Update, cut_of,
+};
 use mpatch::patch::manifest::About;
 use mpatch::patch::{Patch, PatchError};
 use serde::Serialize;
@@ -38,8 +40,24 @@ struct Remade {
     same: bool,
     /// `norm(stored - again) / norm(stored)`, the one made again not rounded to integers.
     distance: f64,
-    /// The same of the one made again, rounded as the stored one is.
+    /// The same of the one made again, cut and rounded as the stored one is.
     rounding: f64,
+    /// How the one made again was cut; none where it was not.
+    cut: Option<CutReport>,
+    /// How large `distance` may be.
+    #[serde(skip)]
+    most: f64,
+}
+
+/// What of an update a term does not hold.
+#[derive(Debug, Serialize)]
+struct CutReport {
+    /// The rank that it holds.
+    rank: usize,
+    /// The rank that the update has.
+    of: usize,
+    /// `norm(left out) / norm(update)`.
+    left_out: f64,
 }
 
 /// Follows the recipe as `create` does, and compares what comes of it with what the patch holds.
@@ -71,7 +89,7 @@ pub fn check(
     for update in &edit.layers {
         let Some(stored) = stored(patch, place, &update.tensor)? else { continue };
         let remade = Remade::of(update, &stored)?;
-        problem = problem.or_else(|| remade.problem(&stored));
+        problem = problem.or_else(|| remade.problem());
         tensors.push(remade);
     }
     if let Some(log) = log {
@@ -106,57 +124,101 @@ fn stored(patch: &Patch, place: Place<'_>, name: &str) -> Result<Option<Term>, C
     patch.term(tensor.terms[0]).map(Some).map_err(malformed)
 }
 
-/// How the stored term was rounded: a low-rank one tells its rank, and a dense one is of all ranks unless it was cut.
-fn compression_of(stored: &Term) -> Compression {
-    let limit = match stored.integers() {
-        Integers::LowRank { .. } => RankLimit::Rank(stored.rank()),
-        Integers::Dense(_) => RankLimit::Full,
-    };
-    Compression { bits: stored.bits(), limit }
+/// The update made again, cut and rounded as the stored one is, and how it was cut.
+///
+/// The recipe does not say how an update was cut, so that is told by what is stored.
+fn again(update: &LayerUpdate, stored: &Term) -> Result<(Term, Option<Cut>), CommandError> {
+    let rounded = |limit| compressed(update, &Compression { bits: stored.bits(), limit });
+    if matches!(stored.integers(), Integers::Dense(_)) {
+        let whole = rounded(RankLimit::Full)?;
+        if whole == *stored {
+            return Ok((whole, None));
+        }
+    }
+    let cut = cut(update, stored)?;
+    Ok((rounded(RankLimit::Rank(cut.rank))?, Some(cut).filter(|cut| cut.rank < cut.of)))
+}
+
+fn cut(update: &LayerUpdate, stored: &Term) -> Result<Cut, CommandError> {
+    let (left, right) = update.factors();
+    let (rows, columns) = (update.residuals.nrows(), update.adjusted_keys.nrows());
+    let rank = update.residuals.ncols();
+    cut_of(&left, &right, rows, rank, columns, stored).map_err(|error| malformed(&error))
 }
 
 impl Remade {
     fn of(update: &LayerUpdate, stored: &Term) -> Result<Self, CommandError> {
-        let again = compressed(update, &compression_of(stored))?;
+        let (again, cut) = again(update, stored)?;
         let exact = update.product();
+        let rounding = Distance::of(&again, &exact)?;
+        let left_out = cut.map_or(0.0, |cut| cut.left_out) * norm(exact.iter().copied());
         Ok(Self {
             name: update.tensor.clone(),
             same: again == *stored,
-            distance: distance(stored, &exact)?,
-            rounding: distance(&again, &exact)?,
+            distance: Distance::of(stored, &exact)?.share(),
+            rounding: rounding.share(),
+            cut: cut.map(|Cut { rank, of, left_out }| CutReport { rank, of, left_out }),
+            most: most(rounding.share(), left_out / rounding.size),
         })
     }
 
-    fn most(&self) -> f64 {
-        self.rounding + DISTANCE_MOST
-    }
-
-    fn problem(&self, stored: &Term) -> Option<String> {
-        let (name, distance, most) = (&self.name, self.distance, self.most());
-        let is_dense = matches!(stored.integers(), Integers::Dense(_));
-        let dense = if is_dense { "; a dense term that was cut to a rank cannot be made again" } else { "" };
+    fn problem(&self) -> Option<String> {
+        let Self { name, distance, most, .. } = self;
         let is_near = self.same || distance <= most;
+        let cut = self.cut.as_ref().map_or_else(String::new, |cut| format!(", {}", cut.in_words()));
         (!is_near).then(|| {
             format!(
-                "tensor `{name}` is {distance:.3} of its size away from what the recipe gives, expected {most:.3} at \
-                 most{dense}"
+                "tensor `{name}` is {distance:.3} of its size away from what the recipe gives{cut}, expected \
+                 {most:.3} at most"
             )
         })
     }
 }
 
-/// `norm(term - exact) / norm(term)`, Frobenius; `exact` is row-major.
-fn distance(term: &Term, exact: &[f64]) -> Result<f64, CommandError> {
-    let malformed = |error: mpatch::factors::FactorError| {
-        CommandError::new(ExitKind::Malformed, error.to_string())
-            .hint("do not use this patch; `mpatch verify` tells more")
-    };
-    let update = Update::new(vec![term.clone()]).map_err(malformed)?;
-    let entries = update.delta_rows(0..update.rows()).map_err(malformed)?;
-    let difference: f64 = entries.iter().zip(exact).map(|(one, other)| (one - other).powi(2)).sum();
-    let size: f64 = entries.iter().map(|entry| entry.powi(2)).sum();
-    // What is no number stays none, and is no match.
-    Ok(if difference == 0.0 { 0.0 } else { (difference / size).sqrt() })
+impl CutReport {
+    fn in_words(&self) -> String {
+        let Self { rank, of, left_out } = self;
+        format!("cut to rank {rank} of {of}, which leaves out {left_out:.3} of an update")
+    }
+}
+
+fn malformed(error: &FactorError) -> CommandError {
+    CommandError::new(ExitKind::Malformed, error.to_string())
+        .hint("do not use this patch; `mpatch verify` tells more")
+}
+
+/// How far a term is from an update that was not rounded, Frobenius.
+struct Distance {
+    /// `norm(term - exact)`.
+    difference: f64,
+    /// `norm(term)`.
+    size: f64,
+}
+
+impl Distance {
+    /// `exact` is row-major.
+    fn of(term: &Term, exact: &[f64]) -> Result<Self, CommandError> {
+        let update = Update::new(vec![term.clone()]).map_err(|error| malformed(&error))?;
+        let entries = update.delta_rows(0..update.rows()).map_err(|error| malformed(&error))?;
+        let difference = norm(entries.iter().zip(exact).map(|(one, other)| one - other));
+        Ok(Self { difference, size: norm(entries.iter().copied()) })
+    }
+
+    /// Of the term's size; what is no number stays none, and is no match.
+    fn share(&self) -> f64 {
+        if self.difference == 0.0 { 0.0 } else { self.difference / self.size }
+    }
+}
+
+fn norm(entries: impl Iterator<Item = f64>) -> f64 {
+    entries.map(|entry| entry.powi(2)).sum::<f64>().sqrt()
+}
+
+/// How far an update may be from the one made again, where cutting and rounding take `rounding` of it, and cutting
+/// alone `left_out`: [`DISTANCE_MOST`] is added to what rounding alone takes, for a cut is the same on every device.
+fn most(rounding: f64, left_out: f64) -> f64 {
+    let rounding_alone = (rounding.powi(2) - left_out.powi(2)).max(0.0).sqrt();
+    (rounding.powi(2) + 2.0 * rounding_alone * DISTANCE_MOST + DISTANCE_MOST.powi(2)).sqrt()
 }
 
 impl RemadeEvidence {
@@ -170,17 +232,41 @@ impl RemadeEvidence {
         if let Some(words) = self.outcome.words() {
             return words.clone();
         }
-        let tensors = count(self.tensors.len(), "tensor");
-        let on = &self.device;
+        let (tensors, on) = (count(self.tensors.len(), "tensor"), &self.device);
+        let deepest = self
+            .tensors
+            .iter()
+            .filter_map(|tensor| tensor.cut.as_ref())
+            .max_by(|one, other| one.left_out.total_cmp(&other.left_out));
+        let cut = deepest.map_or_else(String::new, |cut| format!("; {}", cut.in_words()));
         if self.tensors.iter().all(|tensor| tensor.same) {
-            return format!("made again from its recipe on {on}: {tensors}, the same, byte for byte");
+            return format!("made again from its recipe on {on}: {tensors}, the same, byte for byte{cut}");
         }
         let worst = self.tensors.iter().max_by(|one, other| one.distance.total_cmp(&other.distance));
-        let (distance, most) = worst.map_or((0.0, 0.0), |tensor| (tensor.distance, tensor.most()));
+        let (distance, most) = worst.map_or((0.0, 0.0), |tensor| (tensor.distance, tensor.most));
         format!(
             "made again from its recipe on {on} (the patch: {}): {tensors}, not the same bytes, {distance:.4} apart \
-             at most (allowed {most:.3})",
+             at most (allowed {most:.3}){cut}",
             self.recorded_device
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_cut_leaves_out_gives_no_room_for_anything_else() {
+        assert!((most(0.02, 0.0) - 0.03).abs() < 1e-12);
+        // How much may be there beside what cutting and rounding take.
+        let room = |left_out: f64| {
+            let rounding = left_out.hypot(0.02);
+            (most(rounding, left_out).powi(2) - rounding.powi(2)).sqrt()
+        };
+        for left_out in [0.1, 1.0, 7.0] {
+            assert!((room(left_out) - room(0.0)).abs() < 1e-6, "{left_out}: {}", room(left_out));
+        }
+        assert!(most(0.5, 0.6) >= 0.5 && most(0.0, f64::NAN) < 0.011);
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::digest::PatchId;
-use mpatch::model::{Config, ModelError};
+use mpatch::model::{Config, Model, ModelError};
 use mpatch::patch::Patch;
 use mpatch::sign::Answer;
 use mpatch::verify::{
@@ -49,8 +49,8 @@ pub struct VerifyArguments {
     /// the patch was made with
     #[arg(long, value_name = "FILE", requires = "base")]
     stats: Option<PathBuf>,
-    /// Make the patch again from its recipe and compare (V5, and V3 first), with the statistics of `--stats`, or cached
-    /// ones
+    /// Make the patch again from its recipe and compare (V5, and V3 first), with the statistics of `--stats`, or
+    /// those in the cache that the recipe names
     #[arg(long, requires = "base")]
     rederive: bool,
     /// Hash the weights and stop: neither compute what the patch makes of them nor run the model
@@ -137,13 +137,9 @@ fn climb(
         Some(place) if arguments.runs_the_model() && can_run(place.base, output)? => Some(place),
         _ => None,
     };
-    let (key_span, remade) = follow_recipe(arguments, patch, place, output)?;
-    let behaviour = match place {
-        Some(place) if declares_facts(patch) => {
-            let records = arguments.records.as_deref();
-            Some(behaviour::check(patch, place, records, &arguments.device, output)?)
-        }
-        _ => None,
+    let Ran { key_span, behaviour, remade } = match place {
+        Some(place) => run_the_model(arguments, patch, place, output)?,
+        None => Ran::default(),
     };
     let rungs = [
         ("V0", form.holds()),
@@ -179,31 +175,58 @@ fn place<'a>(arguments: &'a VerifyArguments, digests: Option<&DigestEvidence>) -
     Some(Place { patch: &arguments.patch, base: arguments.base.as_deref()?, state, binding })
 }
 
-/// The rungs that follow the patch's recipe, where they are asked for.
+/// What came of the rungs that run the model; none where it was not asked for, or no model fits.
+#[derive(Default)]
+struct Ran {
+    key_span: Option<KeySpanEvidence>,
+    behaviour: Option<BehaviourEvidence>,
+    remade: Option<RemadeEvidence>,
+}
+
+fn run_the_model(
+    arguments: &VerifyArguments,
+    patch: &Patch,
+    place: Place<'_>,
+    output: &Output,
+) -> Result<Ran, CommandError> {
+    let (key_span, remade, opened) = match arguments.follows_recipe() {
+        true => follow_recipe(arguments, patch, place, output)?,
+        false => (None, None, None),
+    };
+    let behaviour = match declares_facts(patch) {
+        true => {
+            let records = arguments.records.as_deref();
+            Some(behaviour::check(patch, place, records, opened, &arguments.device, output)?)
+        }
+        false => None,
+    };
+    Ok(Ran { key_span, behaviour, remade })
+}
+
+/// The rungs that follow the patch's recipe, and the model that they opened.
+type RanByRecipe = (Option<KeySpanEvidence>, Option<RemadeEvidence>, Option<Model>);
+
 fn follow_recipe(
     arguments: &VerifyArguments,
     patch: &Patch,
-    place: Option<Place<'_>>,
+    place: Place<'_>,
     output: &Output,
-) -> Result<(Option<KeySpanEvidence>, Option<RemadeEvidence>), CommandError> {
-    let Some(place) = place.filter(|_| arguments.follows_recipe()) else { return Ok((None, None)) };
+) -> Result<RanByRecipe, CommandError> {
     let followed = match follow(patch, place, arguments.stats.as_deref(), &arguments.device, output)? {
         Ok(followed) => followed,
         Err(reason) => {
             let remade = arguments.rederive.then(|| RemadeEvidence::not_checked(reason.clone()));
-            return Ok((Some(KeySpanEvidence::not_checked(reason)), remade));
+            return Ok((Some(KeySpanEvidence::not_checked(reason)), remade, None));
         }
     };
     let key_span = key_span::check(patch, place, &followed, output)?;
-    if !arguments.rederive {
-        return Ok((Some(key_span), None));
-    }
-    let remade = match key_span.outcome.problem {
+    let remade = match (arguments.rederive, &key_span.outcome.problem) {
+        (false, _) => None,
         // Hours that would tell nothing more.
-        Some(_) => RemadeEvidence::not_checked("V3 fails".to_owned()),
-        None => remake::check(patch, place, &followed, output)?,
+        (true, Some(_)) => Some(RemadeEvidence::not_checked("V3 fails".to_owned())),
+        (true, None) => Some(remake::check(patch, place, &followed, output)?),
     };
-    Ok((Some(key_span), Some(remade)))
+    Ok((Some(key_span), remade, Some(followed.model)))
 }
 
 /// A patch that was extracted from two checkpoints says nothing that could be tested.
