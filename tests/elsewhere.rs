@@ -98,7 +98,7 @@ fn the_branch_that_somebody_else_is_on_is_not_moved_by_a_push() {
             errors.contains("`main` is the branch that `/") && errors.contains("/mine") != (there == "stock")
         );
         assert!(
-            errors.contains("`mpatch pull` over there") && errors.contains("state: unchanged"),
+            errors.contains("`pull` over there") && errors.contains("state: unchanged"),
             "{errors}"
         );
     }

@@ -448,7 +448,7 @@ fn the_command_that_is_suggested_works_as_it_stands() {
     for (words, way) in [
         ("checkout HEAD -o x.safetensors --store mine", "`--onto CHECKPOINT`"),
         ("bisect hello --expect world --store mine", "`--base MODEL`"),
-        ("status --store mine", "`mpatch status MODEL`"),
+        ("status --store mine", "`mpatch status MODEL --store mine`"),
     ] {
         let errors = place.bad(words, 2);
         assert!(errors.contains(way), "{words}: {errors}");
@@ -458,7 +458,45 @@ fn the_command_that_is_suggested_works_as_it_stands() {
     // The other side has patches there.
     place.git("clone -q --bare mine mine.git");
     let errors = place.bad("push main --to mine.git --store know", 11);
-    assert!(errors.contains("`mpatch pull` first"), "{errors}");
+    assert!(errors.contains("`mpatch pull --store know` first"), "{errors}");
+}
+
+#[test]
+fn what_is_suggested_names_the_history_that_was_named() {
+    let place = Place::new();
+    place.good("init know --base model.safetensors");
+    let subjects = ["A", "B", "C", "D", "E", "F"].map(|name| format!("Tower {name}")).join(" | ");
+    place.patch("model.safetensors", "one.mpatch", 1, &subjects);
+    for (words, suggested) in [
+        ("add one.mpatch", "mpatch checkout HEAD -o MODEL --store know"),
+        ("status", "mpatch checkout HEAD --onto model.safetensors -o MODEL --store know"),
+        (
+            "checkout HEAD --in-place --dry-run",
+            "mpatch checkout HEAD --onto model.safetensors --in-place --store know",
+        ),
+        ("checkout HEAD -o one.safetensors", "mpatch status --store know"),
+        ("status", "mpatch log --store know"),
+        ("branch side HEAD~1", "mpatch checkout side --store know"),
+        ("checkout side", "mpatch checkout HEAD -o MODEL --store know"),
+        ("merge main", "mpatch checkout HEAD -o MODEL --store know"),
+        ("undo", "mpatch redo --store know"),
+        ("redo", "mpatch undo --store know"),
+    ] {
+        let said = place.mpatch(&format!("{words} --store know"));
+        let said = String::from_utf8(said.stdout).unwrap();
+        assert!(said.ends_with(&format!("\nnext: {suggested}\n")), "{words}: {said}");
+    }
+    let errors = place.bad("checkout mian --store know", 2);
+    assert!(errors.contains("`mpatch log --store know`, `mpatch branch --store know` and"), "{errors}");
+    // `show` looks into the history that it is called in.
+    let said = place.good("log --store know");
+    assert!(said.contains("  and 1 more; `cd know && mpatch show "), "{said}");
+    let said = place.good("diff one.safetensors --store know");
+    let (_, show) = said.trim_end().split_once("\nnext: ").unwrap();
+    assert!(show.starts_with("cd know && mpatch show "), "{said}");
+    let folder = Path::new(assert_cmd::cargo::cargo_bin!("mpatch")).parent().unwrap();
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    assert!(place.command("sh").args(["-c", show]).env("PATH", path).output().unwrap().status.success());
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn their_branch(address: &str, name: &str) -> CommandError {
     let message =
         format!("`{branch}` is the branch that `{address}` is on, and would move under whoever works there");
     CommandError::new(ExitKind::Conflict, message).hint(
-        "`mpatch pull` over there fetches it; or send a branch of another name, to be merged there; or share a history that nobody works in, made by `git init --bare FOLDER`",
+        "`pull` over there fetches it; or send a branch of another name, to be merged there; or share a history that nobody works in, made by `git init --bare FOLDER`",
     )
 }
 
