@@ -127,6 +127,29 @@ fn two_branches_merge_into_one_state_whichever_side_it_is_reached_from() {
 }
 
 #[test]
+fn a_merge_that_fails_after_it_made_the_first_key_says_that_the_key_stays() {
+    let place = Place::begun();
+    place.good("branch side");
+    for (branch, seed, subject) in [("main", 1, "The Eiffel Tower"), ("side", 3, "The Space Needle")] {
+        place.good(&format!("checkout {branch}"));
+        place.patch("model.safetensors", &format!("{branch}.mpatch"), seed, subject);
+        place.good(&format!("add {branch}.mpatch"));
+    }
+    for name in ["config/key", "config/key.pub"] {
+        let _ = fs::remove_file(place.path(name));
+    }
+    // No operation can be announced where names lie below its name.
+    place.git("update-ref refs/mpatch/pending/x HEAD");
+    let errors = place.bad("merge main --onto model.safetensors", 3);
+    assert!(errors.contains("config/key` was made, and signs your patches from now on\n"), "{errors}");
+    assert!(errors.contains("state: unchanged") && place.path("config/key").exists(), "{errors}");
+    // That key is no news any more.
+    assert!(!place.bad("merge main --onto model.safetensors", 3).contains("was made"));
+    place.git("update-ref -d refs/mpatch/pending/x");
+    place.good("merge main --onto model.safetensors");
+}
+
+#[test]
 fn branches_that_contradict_each_other_merge_once_somebody_says_who_is_right() {
     let place = Place::begun();
     place.good("branch side");

@@ -19,7 +19,7 @@ use super::stack::{sides, stack_error, touched_size_bytes};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
 use crate::job::TOOL;
-use crate::keys::SigningArguments;
+use crate::keys::{Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path, series_at};
 use crate::trust::{TrustArguments, require};
@@ -82,6 +82,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     if change.view().head_commit() != Some(ours.id) {
         return Err(CommandError::new(ExitKind::Busy, "the history was changed meanwhile").hint("try again"));
     }
+    let mut signer = None;
     let (outcome, stacked) = match (ahead, behind) {
         (_, 0) => (Outcome::AlreadyThere, Vec::new()),
         (0, _) => {
@@ -92,18 +93,23 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
             let plan = Plan::new(&store, &ours, &theirs)?;
             let patch = match plan.beyond.is_empty() {
                 true => None,
-                false => Some(plan.stacked(&store, arguments, output)?),
+                false => {
+                    signer = arguments.signing.signer()?;
+                    Some(plan.stacked(&store, arguments, signer.as_ref(), output)?)
+                }
             };
             let title = format!("Merge {}", arguments.revision);
             let words = match &patch {
                 Some(patch) => message(patch.manifest(), patch.id(), Some(&title), vec![]),
                 None => mpatch::store::Message { title, ..mpatch::store::Message::default() },
             };
-            change.merge(theirs.id, &plan.series, patch.as_ref(), words)?;
+            let merged = change.merge(theirs.id, &plan.series, patch.as_ref(), words);
+            merged.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
             (Outcome::Merged, plan.beyond)
         }
     };
-    change.finish(&format!("merge {}", arguments.revision))?;
+    let finished = change.finish(&format!("merge {}", arguments.revision));
+    finished.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
     let view = store.view()?;
     let commit = CommitReport::new(store.commit(store.head()?)?, &view);
     let branch = branch_of(&view).map(str::to_owned);
@@ -148,6 +154,7 @@ impl Plan {
         &self,
         store: &Store,
         arguments: &MergeArguments,
+        signer: Option<&Signer>,
         output: &Output,
     ) -> Result<Patch, CommandError> {
         let path = model_path(store, arguments.onto.as_deref())?;
@@ -170,7 +177,6 @@ impl Plan {
         for (name, patch) in &patches {
             require(patch, std::path::Path::new(name), &arguments.trust, output)?;
         }
-        let signer = arguments.signing.signer()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
         let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
         let options = AddOptions { tool: TOOL.to_owned(), ..AddOptions::default() };
