@@ -390,6 +390,11 @@ impl SignatureReport {
         }
     }
 
+    /// Whether the signing changed something among the user's settings.
+    pub fn is_news(&self) -> bool {
+        self.made.is_some() || self.trusted_in.is_some()
+    }
+
     /// The lines that people read.
     pub fn write(&self, page: &mut Page) {
         page.line(&format!("signed with the key {}", self.key));
