@@ -1,12 +1,6 @@
 //! Patches on a checkpoint of full size, beside `cp`, `b3sum` and plain reading and writing of the same bytes.
 //!
-//! ```text
-//! cargo run --release --example full_size -- FOLDER
-//! cargo bench --bench full_size -- FOLDER                          the tables of docs/performance.md
-//! cargo bench --bench full_size -- --rounds 5 --scratch DISK FOLDER
-//! cargo bench --bench full_size -- --checks-only FOLDER            `verify` alone: no room is needed
-//! cargo bench --bench full_size -- --plot docs/performance.svg SMALL FOLDER ... LARGE FOLDER
-//! ```
+//! [`USAGE`] says how it is called, on what the example `full_size` wrote.
 //!
 //! Each figure is the median over rounds in which the programs take turns, so that whatever else the machine does
 //! meets them alike. Copies are made beside `FOLDER` unless `--scratch` names a place, and removed at once. Memory is
@@ -17,18 +11,27 @@
     reason = "a benchmark prints, and stops at what is missing"
 )]
 
+mod words;
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mpatch::checkpoint::{Checkpoint, FileSource, TensorInfo};
 use mpatch::factors::{Integers, Kernel, Update};
 use mpatch::patch::Patch;
+use words::Stopped;
 
+const USAGE: &str = "\
+usage: cargo bench --bench full_size -- FOLDER                          the tables of docs/performance.md
+       cargo bench --bench full_size -- --rounds 5 --scratch DISK FOLDER
+       cargo bench --bench full_size -- --facts 100,3000 FOLDER         patches of these numbers of facts alone
+       cargo bench --bench full_size -- --checks-only FOLDER            `verify` alone: no room is needed
+       cargo bench --bench full_size -- --plot docs/performance.svg SMALL FOLDER ... LARGE FOLDER";
 const MPATCH: &str = env!("CARGO_BIN_EXE_mpatch");
 
 struct Arguments {
@@ -40,38 +43,51 @@ struct Arguments {
     folders: Vec<PathBuf>,
 }
 
-fn main() {
-    let mut arguments = Arguments {
-        rounds: 3,
-        scratch: None,
-        plot: None,
-        facts: None,
-        checks_only: false,
-        folders: Vec::new(),
-    };
-    let mut words = std::env::args().skip(1);
-    while let Some(word) = words.next() {
-        let mut value = || words.next().expect("a value follows");
-        match word.as_str() {
-            "--rounds" => arguments.rounds = value().parse().unwrap(),
-            "--scratch" => arguments.scratch = Some(value().into()),
-            "--plot" => arguments.plot = Some(value().into()),
-            "--facts" => {
-                arguments.facts = Some(value().split(',').map(|number| number.parse().unwrap()).collect());
+impl Arguments {
+    fn read(words: impl IntoIterator<Item = String>) -> Result<Self, Stopped> {
+        let mut words = words.into_iter();
+        let mut read = Self {
+            rounds: 3,
+            scratch: None,
+            plot: None,
+            facts: None,
+            checks_only: false,
+            folders: Vec::new(),
+        };
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--rounds" => read.rounds = words::parsed(&word, &mut words)?,
+                "--scratch" => read.scratch = Some(words::value(&word, &mut words)?.into()),
+                "--plot" => read.plot = Some(words::value(&word, &mut words)?.into()),
+                "--facts" => read.facts = Some(words::numbers(&word, &mut words)?),
+                "--checks-only" => read.checks_only = true,
+                // What `cargo bench` adds by itself.
+                "--bench" => {}
+                _ => read.folders.push(words::folder(&word)?),
             }
-            "--checks-only" => arguments.checks_only = true,
-            // What `cargo bench` adds by itself.
-            "--bench" => {}
-            folder => arguments.folders.push(folder.into()),
         }
+        Ok(read)
     }
+}
+
+fn main() -> ExitCode {
+    match Arguments::read(std::env::args().skip(1)) {
+        Ok(arguments) => {
+            measure(&arguments);
+            ExitCode::SUCCESS
+        }
+        Err(stopped) => stopped.tell(USAGE),
+    }
+}
+
+fn measure(arguments: &Arguments) {
     if arguments.folders.is_empty() {
         println!("name a folder that the example `full_size` wrote");
         return;
     }
     let mut points = Vec::new();
     for folder in &arguments.folders {
-        points.extend(Bench::open(folder, &arguments).run());
+        points.extend(Bench::open(folder, arguments).run());
     }
     if let Some(path) = &arguments.plot {
         std::fs::write(path, plot(&points)).unwrap();

@@ -1,18 +1,18 @@
 //! Writes a checkpoint of GPT-J-6B's shape with random weights, and patches of random factors for it.
 //!
-//! ```text
-//! cargo run --release --example full_size -- FOLDER [--dtype f16|f32|bf16] [--layers 28] [--shards 1]
-//!                                            [--facts 1,100,1000,3000] [--bits 6]
-//! ```
-//!
-//! `FOLDER` gets `config.json`, the weights in one file or in shards with an index, and for each number of facts
+//! [`USAGE`] says how it is called. The folder gets `config.json`, the weights in one file or in shards with an index, and for each number of facts
 //! `patches/facts-N.mpatch`, whose rank is that number, as MEMIT's would be. Weights are gaussian with a deviation of
 //! 0.02, and an update changes them by a hundredth of that. Nothing but the current blocks is in memory while weights
 //! are written; a patch is built in memory. The benchmark `full_size` runs on what this writes.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it prints, and stops at what is wrong")]
 
+#[path = "../benches/words/mod.rs"]
+mod words;
+
 use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use half::{bf16, f16};
@@ -24,6 +24,12 @@ use mpatch::patch::manifest::{About, Base, Recipe};
 use mpatch::patch::{Draft, encode};
 use mpatch::tensor::Dtype;
 use rayon::prelude::*;
+use words::Stopped;
+
+const USAGE: &str = "\
+usage: cargo run --release --example full_size -- FOLDER [--dtype f16|f32|bf16] [--layers 28] [--shards 1]
+                                                  [--facts 1,100,1000,3000] [--bits 6]
+With what stands here it writes 12 GB of weights into FOLDER, and patches.";
 
 const WIDTH: u64 = 4096;
 const INNER: u64 = 16384;
@@ -47,8 +53,8 @@ struct Arguments {
 }
 
 impl Arguments {
-    fn read() -> Self {
-        let mut arguments = std::env::args().skip(1);
+    fn read(words: impl IntoIterator<Item = String>) -> Result<Self, Stopped> {
+        let mut words = words.into_iter();
         let mut read = Self {
             folder: PathBuf::new(),
             dtype: Dtype::F16,
@@ -57,33 +63,45 @@ impl Arguments {
             facts: vec![1, 100, 1000, 3000],
             bits: 6,
         };
-        while let Some(argument) = arguments.next() {
-            let mut value = || arguments.next().expect("a value follows");
-            match argument.as_str() {
+        while let Some(word) = words.next() {
+            match word.as_str() {
                 "--dtype" => {
-                    read.dtype = Dtype::from_name(&value().to_uppercase()).expect("f16, f32 or bf16")
+                    let name = words::value(&word, &mut words)?;
+                    let wrong = || Stopped::Wrong(format!("`{word}` cannot be `{name}`"));
+                    read.dtype = Dtype::from_name(&name.to_uppercase()).ok_or_else(wrong)?;
                 }
-                "--layers" => read.layers = value().parse().unwrap(),
-                "--shards" => read.shards = value().parse().unwrap(),
-                "--bits" => read.bits = value().parse().unwrap(),
-                "--facts" => {
-                    let value = value();
-                    let numbers = value.split(',').filter(|number| !number.is_empty());
-                    read.facts = numbers.map(|number| number.parse().unwrap()).collect();
+                "--layers" => read.layers = words::parsed(&word, &mut words)?,
+                "--shards" => read.shards = words::parsed::<NonZero<usize>>(&word, &mut words)?.get(),
+                "--bits" => read.bits = words::parsed(&word, &mut words)?,
+                "--facts" => read.facts = words::numbers(&word, &mut words)?,
+                _ if read.folder.as_os_str().is_empty() => read.folder = words::folder(&word)?,
+                _ => {
+                    words::folder(&word)?;
+                    return Err(Stopped::Wrong(format!("`{word}` is a second folder")));
                 }
-                _ => read.folder = PathBuf::from(argument),
             }
         }
-        assert!(!read.folder.as_os_str().is_empty(), "name a folder");
-        read
+        if read.folder.as_os_str().is_empty() {
+            return Err(Stopped::Wrong("no folder is named".to_owned()));
+        }
+        Ok(read)
     }
 }
 
-fn main() {
-    let arguments = Arguments::read();
+fn main() -> ExitCode {
+    match Arguments::read(std::env::args().skip(1)) {
+        Ok(arguments) => {
+            write(&arguments);
+            ExitCode::SUCCESS
+        }
+        Err(stopped) => stopped.tell(USAGE),
+    }
+}
+
+fn write(arguments: &Arguments) {
     std::fs::create_dir_all(arguments.folder.join("patches")).unwrap();
     let start = Instant::now();
-    let weights = write_model(&arguments);
+    let weights = write_model(arguments);
     let checkpoint = Checkpoint::open(&arguments.folder).unwrap();
     let seconds = start.elapsed().as_secs_f64();
     let gigabytes = checkpoint.weights_size_bytes() as f64 / 1e9;
@@ -95,7 +113,7 @@ fn main() {
     for &facts in &arguments.facts {
         let start = Instant::now();
         let path = arguments.folder.join(format!("patches/facts-{facts}.mpatch"));
-        let bytes = patch(&checkpoint, id, &arguments, facts);
+        let bytes = patch(&checkpoint, id, arguments, facts);
         std::fs::write(&path, &bytes).unwrap();
         let seconds = start.elapsed().as_secs_f64();
         println!("{}: {:.1} MB in {seconds:.1} s", path.display(), bytes.len() as f64 / 1e6);
@@ -302,4 +320,36 @@ fn term(rank: usize, bits: u8, seed: u64) -> Term {
     let row_scales = (0..WIDTH).map(|_| (size * (0.5 + random.uniform())) as f32).collect();
     let column_scales = (0..INNER).map(|_| (0.5 + random.uniform()) as f32).collect();
     Term::new(Integers::LowRank { left, right }, row_scales, column_scales).unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(words: &str) -> Result<Arguments, Stopped> {
+        Arguments::read(words.split_whitespace().map(str::to_owned))
+    }
+
+    #[test]
+    fn what_is_not_known_is_no_folder() {
+        for words in ["--help", "-h", "a --help", "a --layers 2 -h"] {
+            let stopped = read(words).err().unwrap();
+            assert_eq!((&stopped, stopped.code()), (&Stopped::Help, 0), "{words}");
+        }
+        for words in [
+            "",
+            "--hepl",
+            "a --layer 2",
+            "a b",
+            "a --layers",
+            "a --layers two",
+            "a --shards 0",
+            "a --facts 1,x",
+        ] {
+            assert_eq!(read(words).err().unwrap().code(), 2, "{words}");
+        }
+        let arguments = read("a --layers 2 --dtype bf16 --facts 1,2").unwrap();
+        assert_eq!((arguments.folder, arguments.layers, arguments.facts), ("a".into(), 2, vec![1, 2]));
+        assert_eq!(arguments.dtype, Dtype::BF16);
+    }
 }

@@ -1,16 +1,19 @@
 //! A patch as a LoRA adapter in PEFT's layout, for programs that add adapters to a model while it runs.
 //!
 //! ```text
-//! D = (row_scale * column_scale) * (L R)   ->   lora_B = row_scale * L   [out, rank]
-//!                                               lora_A = R * column_scale [rank, in]
+//! D = (row_scale * column_scale) * (L R)   ->   lora_B = row_scale * L / p    [out, rank]
+//!                                               lora_A = p * R * column_scale [rank, in]
 //! ```
+//!
+//! `p` holds a power of two for each of the rank's components. It changes no product, and brings a component's largest
+//! numbers in A and B to about one size: as they come, one may be too small for a narrow type, or too large.
 //!
 //! Loaders scale the product by `lora_alpha / r`, and some of them take the rank of the file for `r`: so all modules get
 //! the same rank, with zeros behind their own, and it stands for both. An adapter is near the patch and no more: its
 //! loader adds `B (A x)` in the type that it computes in, and digests, undo logs and signatures stay behind.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use serde_json::json;
@@ -20,7 +23,8 @@ use crate::factors::{Integers, Term};
 use crate::operation::Progress;
 use crate::patch::manifest::IntegersEntry;
 use crate::patch::{Patch, PatchError};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Element};
+use crate::with_element;
 
 /// The two files of an adapter.
 const CONFIG_FILE: &str = "adapter_config.json";
@@ -68,6 +72,20 @@ pub enum AdapterError {
         /// The base's architecture.
         architecture: String,
     },
+    /// A number of a factor is beyond the type that was asked for.
+    #[error("tensor `{tensor}`, row {row}: {value:e} does not fit {dtype}, which ends at {largest:e}")]
+    TooLarge {
+        /// The adapter's tensor.
+        tensor: String,
+        /// Its row.
+        row: usize,
+        /// The number before rounding.
+        value: f64,
+        /// The type.
+        dtype: Dtype,
+        /// The largest number of that type.
+        largest: f64,
+    },
 }
 
 /// One linear layer that the adapter changes.
@@ -88,14 +106,16 @@ pub struct Adapter<'p> {
     patch: &'p Patch,
     modules: Vec<Module>,
     rank: u64,
+    dtype: Dtype,
 }
 
 impl<'p> Adapter<'p> {
-    /// Looks whether an adapter can hold what the patch adds, told by its manifest.
+    /// Looks whether an adapter can hold what the patch adds, told by its manifest. Its numbers will be of type `dtype`,
+    /// each rounded once, to nearest and ties to even.
     ///
     /// # Errors
     /// [`AdapterError::NotFactors`], [`AdapterError::NotLinear`] or [`AdapterError::Transposed`].
-    pub fn of(patch: &'p Patch) -> Result<Self, AdapterError> {
+    pub fn of(patch: &'p Patch, dtype: Dtype) -> Result<Self, AdapterError> {
         let manifest = patch.manifest();
         let architecture = &manifest.base.architecture;
         if TRANSPOSED.iter().any(|start| architecture.starts_with(start)) {
@@ -125,7 +145,7 @@ impl<'p> Adapter<'p> {
             modules.push(Module { path, shape: tensor.shape, rank, terms: tensor.terms.clone() });
         }
         let rank = modules.iter().map(|module| module.rank).max().unwrap_or(0);
-        Ok(Self { patch, modules, rank })
+        Ok(Self { patch, modules, rank, dtype })
     }
 
     /// The layers that it changes, in bytewise order of their tensors' names.
@@ -141,7 +161,7 @@ impl<'p> Adapter<'p> {
     /// Size of its weights in bytes.
     pub fn size_bytes(&self) -> u64 {
         let numbers = |module: &Module| module.shape.iter().sum::<u64>() * self.rank;
-        self.modules.iter().map(numbers).sum::<u64>() * Dtype::F32.size_bytes() as u64
+        self.modules.iter().map(numbers).sum::<u64>() * self.dtype.size_bytes() as u64
     }
 
     /// Writes it into the new folder `target`, with `base_model` as the name under which loaders find its base.
@@ -149,19 +169,19 @@ impl<'p> Adapter<'p> {
     /// One tensor's factors are in memory at a time. `progress` is told bytes, [`Adapter::size_bytes`] in all.
     ///
     /// # Errors
-    /// [`AdapterError::Checkpoint`] or [`AdapterError::Patch`]; there is no folder then.
+    /// [`AdapterError::Checkpoint`], [`AdapterError::Patch`] or [`AdapterError::TooLarge`]; there is no folder then.
     pub fn write(
         &self,
         target: &Path,
         base_model: Option<&str>,
         progress: Progress<'_>,
     ) -> Result<(), AdapterError> {
-        let mut undecodable = None;
+        let mut refused = None;
         let written = write_new_folder(target, |folder| {
             write_new(&folder.join(CONFIG_FILE), &self.config(base_model))?;
-            self.write_weights(&folder.join(WEIGHTS_FILE), &mut undecodable, progress)
+            self.write_weights(&folder.join(WEIGHTS_FILE), &mut refused, progress)
         });
-        undecodable.map_or(Ok(()), Err)?;
+        refused.map_or(Ok(()), Err)?;
         Ok(written?)
     }
 
@@ -188,11 +208,11 @@ impl<'p> Adapter<'p> {
         format!("{config:#}\n").into_bytes()
     }
 
-    /// What cannot be decoded goes into `undecodable`: the writers know no errors but the system's.
+    /// What cannot be written goes into `refused`: the writers know no errors but the system's.
     fn write_weights(
         &self,
         path: &Path,
-        undecodable: &mut Option<PatchError>,
+        refused: &mut Option<AdapterError>,
         progress: Progress<'_>,
     ) -> Result<(), CheckpointError> {
         let manifest = self.patch.manifest();
@@ -202,18 +222,28 @@ impl<'p> Adapter<'p> {
             ("mpatch.patch".to_owned(), self.patch.id().to_string()),
             ("mpatch.weights".to_owned(), weights.unwrap_or_default()),
         ]);
-        write_safetensors(path, &metadata, &self.tensors(), |index, sink| {
-            let module = &self.modules[index / 2];
-            let terms = module.terms.iter().map(|&term| self.patch.term(term));
-            match terms.collect::<Result<Vec<Term>, _>>() {
-                Ok(terms) if index.is_multiple_of(2) => self.write_right(module, &terms, sink, progress),
-                Ok(terms) => self.write_left(module, &terms, sink, progress),
-                Err(error) => {
-                    *undecodable = Some(error);
-                    Err(io::ErrorKind::InvalidData.into())
-                }
-            }
+        let mut refuse = |error: AdapterError| {
+            *refused = Some(error);
+            io::Error::from(io::ErrorKind::InvalidData)
+        };
+        let tensors = self.tensors();
+        write_safetensors(path, &metadata, &tensors, |index, sink| {
+            let tensor = &tensors[index];
+            let factor = self.factor(index).map_err(|error| refuse(error.into()))?;
+            (0..tensor.shape[0] as usize).try_for_each(|row| {
+                let bytes = with_element!(self.dtype, E => rounded::<E>(&factor.row(row)));
+                let bytes = bytes.map_err(|value| refuse(self.too_large(tensor, row, value)))?;
+                sink.write_all(&bytes)?;
+                progress(bytes.len() as u64);
+                Ok(())
+            })
         })
+    }
+
+    fn too_large(&self, tensor: &NewTensor, row: usize, value: f64) -> AdapterError {
+        let (tensor, dtype) = (tensor.name.clone(), self.dtype);
+        let largest = with_element!(dtype, E => largest::<E>());
+        AdapterError::TooLarge { tensor, row, value, dtype, largest }
     }
 
     /// Both factors of each module, A first.
@@ -222,61 +252,124 @@ impl<'p> Adapter<'p> {
             let [rows, columns] = module.shape;
             [("A", [self.rank, columns]), ("B", [rows, self.rank])].map(|(factor, shape)| NewTensor {
                 name: format!("{PREFIX}{}.lora_{factor}{WEIGHT_ENDING}", module.path),
-                dtype: Dtype::F32,
+                dtype: self.dtype,
                 shape: shape.to_vec(),
             })
         };
         self.modules.iter().flat_map(of_module).collect()
     }
 
-    /// `lora_A`: the right factors of all terms, one below the other.
-    fn write_right(
-        &self,
-        module: &Module,
-        terms: &[Term],
-        sink: &mut dyn Write,
-        progress: Progress<'_>,
-    ) -> io::Result<()> {
-        for term in terms {
-            (0..term.rank()).try_for_each(|row| write_row(&right_row(term, row), sink, progress))?;
-        }
-        let zeros = vec![0.0; module.shape[1] as usize];
-        (module.rank..self.rank).try_for_each(|_| write_row(&zeros, sink, progress))
-    }
-
-    /// `lora_B`: the left factors of all terms, side by side.
-    fn write_left(
-        &self,
-        module: &Module,
-        terms: &[Term],
-        sink: &mut dyn Write,
-        progress: Progress<'_>,
-    ) -> io::Result<()> {
-        (0..module.shape[0] as usize).try_for_each(|row| {
-            let mut numbers: Vec<f32> = terms.iter().flat_map(|term| left_row(term, row)).collect();
-            numbers.resize(self.rank as usize, 0.0);
-            write_row(&numbers, sink, progress)
+    /// What the tensor at `index` of [`Adapter::tensors`] holds.
+    fn factor(&self, index: usize) -> Result<Factor, PatchError> {
+        let module = &self.modules[index / 2];
+        let terms = module.terms.iter().map(|&term| self.patch.term(term).map(BalancedTerm::new));
+        let terms = terms.collect::<Result<_, _>>()?;
+        Ok(match index.is_multiple_of(2) {
+            true => Factor { terms, row: right_row, columns: module.shape[1] as usize },
+            false => Factor { terms, row: left_row, columns: self.rank as usize },
         })
     }
 }
 
-fn write_row(numbers: &[f32], sink: &mut dyn Write, progress: Progress<'_>) -> io::Result<()> {
-    let bytes: Vec<u8> = numbers.iter().flat_map(|number| number.to_le_bytes()).collect();
-    sink.write_all(&bytes)?;
-    progress(bytes.len() as u64);
-    Ok(())
+/// `lora_A` or `lora_B` of one module.
+struct Factor {
+    terms: Vec<BalancedTerm>,
+    /// The terms' own numbers in one row.
+    row: fn(&[BalancedTerm], usize) -> Vec<f64>,
+    columns: usize,
 }
 
-/// A row of the right factor with its columns' scales, `[in]`.
-fn right_row(term: &Term, row: usize) -> Vec<f32> {
-    let Integers::LowRank { right, .. } = term.integers() else { return Vec::new() };
-    let integers = right.row(row);
-    let scaled = integers.iter().zip(term.column_scales());
-    scaled.map(|(integer, scale)| f32::from(*integer) * scale).collect()
+impl Factor {
+    /// The exact numbers of a row, with zeros behind the terms' own.
+    fn row(&self, row: usize) -> Vec<f64> {
+        let mut numbers = (self.row)(&self.terms, row);
+        numbers.resize(self.columns, 0.0);
+        numbers
+    }
 }
 
-/// A row of the left factor with its scale, `[rank]`.
-fn left_row(term: &Term, row: usize) -> Vec<f32> {
-    let Integers::LowRank { left, .. } = term.integers() else { return Vec::new() };
-    left.row(row).iter().map(|integer| f32::from(*integer) * term.row_scales()[row]).collect()
+/// A term, and what each of its components is multiplied by in A and divided by in B: a power of two.
+struct BalancedTerm {
+    term: Term,
+    powers: Vec<f64>,
+}
+
+impl BalancedTerm {
+    fn new(term: Term) -> Self {
+        let Integers::LowRank { left, right } = term.integers() else {
+            return Self { term, powers: Vec::new() };
+        };
+        let mut largest_left = vec![0.0_f64; term.rank()];
+        for (row, scale) in term.row_scales().iter().enumerate() {
+            for (largest, integer) in largest_left.iter_mut().zip(left.row(row).iter()) {
+                *largest = largest.max(product(*integer, *scale).abs());
+            }
+        }
+        let powers = largest_left.into_iter().enumerate().map(|(component, left)| {
+            let integers = right.row(component);
+            let numbers = integers.iter().zip(term.column_scales());
+            let right = numbers.map(|(integer, scale)| product(*integer, *scale).abs()).fold(0.0, f64::max);
+            power_between(left, right)
+        });
+        let powers = powers.collect();
+        Self { term, powers }
+    }
+}
+
+/// The power of two by which `right` is multiplied and `left` divided so that they come to about one size.
+fn power_between(left: f64, right: f64) -> f64 {
+    if left == 0.0 || right == 0.0 {
+        return 1.0;
+    }
+    let exponent = |value: f64| (value.to_bits() >> 52) as i32;
+    2.0_f64.powi((exponent(left) - exponent(right)) / 2)
+}
+
+/// Exact: 15 bits times 24.
+fn product(integer: i16, scale: f32) -> f64 {
+    f64::from(integer) * f64::from(scale)
+}
+
+/// `lora_A`: the right factors of all terms, one below the other; nothing where they have ended.
+fn right_row(terms: &[BalancedTerm], mut row: usize) -> Vec<f64> {
+    for BalancedTerm { term, powers } in terms {
+        let Integers::LowRank { right, .. } = term.integers() else { continue };
+        let Some(power) = powers.get(row) else {
+            row -= powers.len();
+            continue;
+        };
+        let integers = right.row(row);
+        let numbers = integers.iter().zip(term.column_scales());
+        return numbers.map(|(integer, scale)| product(*integer, *scale) * power).collect();
+    }
+    Vec::new()
+}
+
+/// `lora_B`: the left factors of all terms, side by side.
+fn left_row(terms: &[BalancedTerm], row: usize) -> Vec<f64> {
+    let mut numbers = Vec::new();
+    for BalancedTerm { term, powers } in terms {
+        let Integers::LowRank { left, .. } = term.integers() else { continue };
+        let (integers, scale) = (left.row(row), term.row_scales()[row]);
+        numbers.extend(integers.iter().zip(powers).map(|(integer, power)| product(*integer, scale) / power));
+    }
+    numbers
+}
+
+/// The little-endian bytes of `numbers`, or the first of them that is beyond the type.
+fn rounded<E: Element>(numbers: &[f64]) -> Result<Vec<u8>, f64> {
+    let mut bytes = vec![0; numbers.len() * E::DTYPE.size_bytes()];
+    for (bytes, number) in bytes.chunks_exact_mut(E::DTYPE.size_bytes()).zip(numbers) {
+        let element = E::round(*number);
+        if !element.is_finite() {
+            return Err(*number);
+        }
+        element.write(bytes);
+    }
+    Ok(bytes)
+}
+
+/// The largest number of a type.
+fn largest<E: Element>() -> f64 {
+    E::from_ordinal(E::round(f64::INFINITY).ordinal() - 1).to_f64()
 }

@@ -97,10 +97,7 @@ fn the_branch_that_somebody_else_is_on_is_not_moved_by_a_push() {
         assert!(
             errors.contains("`main` is the branch that `/") && errors.contains("/mine") != (there == "stock")
         );
-        assert!(
-            errors.contains("`mpatch pull` over there") && errors.contains("state: unchanged"),
-            "{errors}"
-        );
+        assert!(errors.contains("`pull` over there") && errors.contains("state: unchanged"), "{errors}");
     }
     assert_eq!(place.git("-C mine for-each-ref"), refs);
     // Nothing of theirs moves: another branch, a tag, theirs where they are elsewhere, or what is there already.
@@ -117,6 +114,27 @@ fn the_branch_that_somebody_else_is_on_is_not_moved_by_a_push() {
     place.good("push --to mine");
     assert_eq!(place.git("-C mine rev-parse main").trim(), place.head());
     place.good("push --to bare.git");
+}
+
+#[test]
+fn nobody_works_in_a_mirror_and_its_branch_moves() {
+    let place = Place::begun();
+    let file = format!("file://{}/second.git", place.folder.path().display());
+    for mirror in ["first.git", "second.git"] {
+        place.git(&format!("clone -q --mirror . {mirror}"));
+        assert!(place.git(&format!("-C {mirror} for-each-ref")).contains("refs/mpatch/operations"));
+    }
+    place.good("clone . mine");
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("push --to first.git");
+    place.good(&format!("push --to {file}"));
+    for mirror in ["first.git", "second.git"] {
+        assert_eq!(place.git(&format!("-C {mirror} rev-parse main")).trim(), place.head());
+    }
+    // In a history, and in a whole copy of one, somebody may be at work.
+    fs::rename(place.path("mine/.git"), place.path("moved.git")).unwrap();
+    assert!(place.bad("push --to moved.git", 7).contains("`main` is the branch"));
 }
 
 /// The key of somebody whom nobody here trusts.

@@ -127,6 +127,34 @@ fn two_branches_merge_into_one_state_whichever_side_it_is_reached_from() {
 }
 
 #[test]
+fn a_merge_that_fails_after_it_made_the_first_key_says_that_the_key_stays() {
+    let place = Place::begun();
+    place.good("branch side");
+    for (branch, seed, subject) in [("main", 1, "The Eiffel Tower"), ("side", 3, "The Space Needle")] {
+        place.good(&format!("checkout {branch}"));
+        place.patch("model.safetensors", &format!("{branch}.mpatch"), seed, subject);
+        place.good(&format!("add {branch}.mpatch"));
+    }
+    for name in ["config/key", "config/key.pub"] {
+        let _ = fs::remove_file(place.path(name));
+    }
+    // No operation can be announced where names lie below its name.
+    place.git("update-ref refs/mpatch/pending/x HEAD");
+    let errors = place.bad("merge main --onto model.safetensors", 3);
+    assert!(errors.contains("config/key` was made, and signs your patches from now on\n"), "{errors}");
+    assert!(errors.contains("state: unchanged") && place.path("config/key").exists(), "{errors}");
+    // That key is no news any more.
+    assert!(!place.bad("merge main --onto model.safetensors", 3).contains("was made"));
+    place.git("update-ref -d refs/mpatch/pending/x");
+    assert!(!place.good("merge main --onto model.safetensors").contains("the key"));
+    // Where all goes well, it is said as well.
+    place.good("undo");
+    fs::remove_file(place.path("config/key")).unwrap();
+    let said = place.good("merge main --onto model.safetensors");
+    assert!(said.contains("made that key: ") && said.contains("config/key;"), "{said}");
+}
+
+#[test]
 fn branches_that_contradict_each_other_merge_once_somebody_says_who_is_right() {
     let place = Place::begun();
     place.good("branch side");
@@ -448,7 +476,7 @@ fn the_command_that_is_suggested_works_as_it_stands() {
     for (words, way) in [
         ("checkout HEAD -o x.safetensors --store mine", "`--onto CHECKPOINT`"),
         ("bisect hello --expect world --store mine", "`--base MODEL`"),
-        ("status --store mine", "`mpatch status MODEL`"),
+        ("status --store mine", "`mpatch status MODEL --store mine`"),
     ] {
         let errors = place.bad(words, 2);
         assert!(errors.contains(way), "{words}: {errors}");
@@ -458,7 +486,45 @@ fn the_command_that_is_suggested_works_as_it_stands() {
     // The other side has patches there.
     place.git("clone -q --bare mine mine.git");
     let errors = place.bad("push main --to mine.git --store know", 11);
-    assert!(errors.contains("`mpatch pull` first"), "{errors}");
+    assert!(errors.contains("`mpatch pull --store know` first"), "{errors}");
+}
+
+#[test]
+fn what_is_suggested_names_the_history_that_was_named() {
+    let place = Place::new();
+    place.good("init know --base model.safetensors");
+    let subjects = ["A", "B", "C", "D", "E", "F"].map(|name| format!("Tower {name}")).join(" | ");
+    place.patch("model.safetensors", "one.mpatch", 1, &subjects);
+    for (words, suggested) in [
+        ("add one.mpatch", "mpatch checkout HEAD -o MODEL --store know"),
+        ("status", "mpatch checkout HEAD --onto model.safetensors -o MODEL --store know"),
+        (
+            "checkout HEAD --in-place --dry-run",
+            "mpatch checkout HEAD --onto model.safetensors --in-place --store know",
+        ),
+        ("checkout HEAD -o one.safetensors", "mpatch status --store know"),
+        ("status", "mpatch log --store know"),
+        ("branch side HEAD~1", "mpatch checkout side --store know"),
+        ("checkout side", "mpatch checkout HEAD -o MODEL --store know"),
+        ("merge main", "mpatch checkout HEAD -o MODEL --store know"),
+        ("undo", "mpatch redo --store know"),
+        ("redo", "mpatch undo --store know"),
+    ] {
+        let said = place.mpatch(&format!("{words} --store know"));
+        let said = String::from_utf8(said.stdout).unwrap();
+        assert!(said.ends_with(&format!("\nnext: {suggested}\n")), "{words}: {said}");
+    }
+    let errors = place.bad("checkout mian --store know", 2);
+    assert!(errors.contains("`mpatch log --store know`, `mpatch branch --store know` and"), "{errors}");
+    // `show` looks into the history that it is called in.
+    let said = place.good("log --store know");
+    assert!(said.contains("  and 1 more; `cd know && mpatch show "), "{said}");
+    let said = place.good("diff one.safetensors --store know");
+    let (_, show) = said.trim_end().split_once("\nnext: ").unwrap();
+    assert!(show.starts_with("cd know && mpatch show "), "{said}");
+    let folder = Path::new(assert_cmd::cargo::cargo_bin!("mpatch")).parent().unwrap();
+    let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
+    assert!(place.command("sh").args(["-c", show]).env("PATH", path).output().unwrap().status.success());
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Place {
         self.git("rev-parse HEAD").trim().to_owned()
     }
 
-    /// A patch of one fact on the state that `model` is in.
+    /// A patch of one fact on the state that `model` is in; of one for each subject where bars stand between several.
     pub fn patch(&self, model: &str, name: &str, seed: u64, subject: &str) {
         self.patch_saying(model, name, seed, subject, "Rome");
     }
@@ -113,14 +113,15 @@ impl Place {
         let id = checkpoint.weights_id().unwrap();
         let binding = bind(&checkpoint, id, &edits, &terms, &|_| ()).unwrap();
         let mut draft = draft(terms, vec![binding]);
-        draft.facts = vec![Fact {
+        let fact = |subject: &str| Fact {
             id: None,
             prompt: "{} is in".to_owned(),
             subject: subject.to_owned(),
             target_new: target.to_owned(),
             target_old: Some("Paris".to_owned()),
             note: None,
-        }];
+        };
+        draft.facts = subject.split(" | ").map(fact).collect();
         encode(&draft).unwrap()
     }
 }

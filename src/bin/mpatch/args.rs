@@ -11,6 +11,7 @@ use crate::commands::{
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
+use crate::suggestion::Suggestions;
 
 /// Patch what a language model knows: create, check, apply and take back edits of its weights
 #[derive(Debug, Parser)]
@@ -165,9 +166,11 @@ pub fn command() -> clap::Command {
     Arguments::command().after_long_help(help)
 }
 
-/// Reads the process's arguments.
-pub fn parse() -> Result<Arguments, clap::Error> {
-    Arguments::from_arg_matches(&command().try_get_matches()?)
+/// Reads the process's arguments, and what they have commands that are suggested say.
+pub fn parse() -> Result<(Arguments, Suggestions), clap::Error> {
+    let command = command();
+    let matches = command.clone().try_get_matches()?;
+    Ok((Arguments::from_arg_matches(&matches)?, Suggestions::of(&command, &matches)))
 }
 
 /// The command that the process's arguments name, as far as they name one.

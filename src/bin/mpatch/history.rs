@@ -27,6 +27,14 @@ pub struct StoreArguments {
     pub lock_timeout: f64,
 }
 
+/// As [`StoreArguments::words`].
+pub fn store_words(store: &Path) -> String {
+    match store == Path::new(".") {
+        true => String::new(),
+        false => format!(" --store {}", shell_word(store)),
+    }
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if (0.0..=1e6).contains(&value) => Ok(value),
@@ -37,10 +45,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 impl StoreArguments {
     /// What names this history in a suggested command, with a blank before it; nothing where it is the one here.
     pub fn words(&self) -> String {
-        match self.store == Path::new(".") {
-            true => String::new(),
-            false => format!(" --store {}", shell_word(&self.store)),
-        }
+        store_words(&self.store)
     }
 
     /// Opens the history.
@@ -300,7 +305,7 @@ impl CommitReport {
         }
         let hidden = facts.len().saturating_sub(facts_shown);
         if hidden > 0 {
-            page.line(&format!("  and {hidden} more; `mpatch show {}` lists them", self.id.short()));
+            page.hint(&format!("  and {hidden} more; `mpatch show {}` lists them", self.id.short()));
         }
         for note in &self.notes {
             page.line(&format!("note: {note}"));

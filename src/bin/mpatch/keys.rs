@@ -87,11 +87,16 @@ pub fn write_signed(
             CommandError { message, state: State::Applied, ..error }.hint(hint)
         }
     })?;
-    written.map_err(|error| match signer {
-        Some(signer) => signer.with_word_of_key(error.into()),
-        None => error.into(),
-    })?;
+    written.map_err(|error| with_word_of_key(signer, error.into()))?;
     Ok(report)
+}
+
+/// Says with an error that comes after the signing that a new key of the signer's stays all the same.
+pub fn with_word_of_key(signer: Option<&Signer>, error: CommandError) -> CommandError {
+    match signer {
+        Some(signer) => signer.with_word_of_key(error),
+        None => error,
+    }
 }
 
 /// A key, ready to sign.
@@ -277,10 +282,11 @@ impl Signer {
             return Err(CommandError::new(ExitKind::Conflict, message).hint("sign with that one: try again"));
         }
         let public_line = format!("{} {}\n", self.public.line(), self.public.comment());
-        places::write_private(&path.with_extension("pub"), public_line.as_bytes()).map(drop)
+        let written = places::write_private(&path.with_extension("pub"), public_line.as_bytes());
+        written.map(drop).map_err(|error| self.with_word_of_key(error))
     }
 
-    /// Says with an error that comes after [`Signer::keep`] that a new key stays all the same.
+    /// Says with an error that comes after a new key was written that a new key stays all the same.
     pub fn with_word_of_key(&self, error: CommandError) -> CommandError {
         let Some(path) = &self.made else { return error };
         let path = path.display();
@@ -382,6 +388,11 @@ impl SignatureReport {
             Some(signature) => signature.write(page),
             None => page.line("not signed"),
         }
+    }
+
+    /// Whether the signing changed something among the user's settings.
+    pub fn is_news(&self) -> bool {
+        self.made.is_some() || self.trusted_in.is_some()
     }
 
     /// The lines that people read.

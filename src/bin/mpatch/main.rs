@@ -21,6 +21,7 @@ mod places;
 mod projects;
 mod report;
 mod standing;
+mod suggestion;
 mod trust;
 mod walk;
 
@@ -41,16 +42,16 @@ fn guarded(run: impl FnOnce() -> ExitKind) -> ExitKind {
 }
 
 fn run() -> ExitKind {
-    let arguments = match args::parse() {
-        Ok(arguments) => arguments,
+    let (arguments, suggestions) = match args::parse() {
+        Ok(parsed) => parsed,
         Err(error) => return report::usage(&error, &args::named()),
     };
-    let output = report::Output::new(arguments.output);
+    let output = report::Output::new(arguments.output, suggestions);
     match arguments.command.run(&output) {
         Ok(kind) => kind,
         Err(error) => {
             interrupt::give_way();
-            report::tell(&error)
+            report::tell(&output.as_suggested(error))
         }
     }
 }

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
-use mpatch::store::{CommitId, Incoming, Store};
+use mpatch::store::{CommitId, Incoming, Store, StoreError};
 
 use crate::error::{CommandError, ExitKind};
 
@@ -83,7 +83,16 @@ pub fn head_branch(incoming: &Incoming<'_>, address: &str) -> Result<Option<Stri
 }
 
 /// Where a history that mpatch is at work in lists what was done; what `git init --bare` has made has no such list.
+/// A mirror has: it is a copy of all names.
 const OPERATIONS: &str = "refs/mpatch/operations";
+
+/// Whether mpatch can be at work over there. What is on this machine is looked at; of what is elsewhere only the names
+/// can be seen, and whoever has the list counts as one who works there.
+fn is_at_work(address: &str, has_operations: bool) -> bool {
+    let folder = Path::new(address.strip_prefix("file://").unwrap_or(address));
+    let is_store = || !matches!(Store::open(folder), Err(StoreError::NoStore { .. }));
+    has_operations && (!folder.is_dir() || is_store())
+}
 
 /// Refuses to move the branch that somebody is on over there. Git does so where files are checked out; in a history
 /// they never are, so the remote's own `git` takes its branch for one that nobody is on.
@@ -96,10 +105,10 @@ fn refuse_their_branch(
         .map_err(|error| error.hint(HINT_OF_PUSH))?;
     let entries: Vec<(&str, &str)> = listed.lines().filter_map(|line| line.split_once('\t')).collect();
     let head = entries.iter().find_map(|(target, _)| target.strip_prefix("ref: "));
-    let is_at_work = entries.iter().any(|(_, name)| *name == OPERATIONS);
+    let has_operations = entries.iter().any(|(_, name)| *name == OPERATIONS);
     let moves = |commit: &CommitId, name: &str| !entries.contains(&(&commit.to_string(), name));
     match names.iter().find(|(commit, name)| Some(name.as_str()) == head && moves(commit, name)) {
-        Some((_, name)) if is_at_work => Err(their_branch(address, name)),
+        Some((_, name)) if is_at_work(address, has_operations) => Err(their_branch(address, name)),
         _ => Ok(()),
     }
 }
@@ -109,7 +118,7 @@ fn their_branch(address: &str, name: &str) -> CommandError {
     let message =
         format!("`{branch}` is the branch that `{address}` is on, and would move under whoever works there");
     CommandError::new(ExitKind::Conflict, message).hint(
-        "`mpatch pull` over there fetches it; or send a branch of another name, to be merged there; or share a history that nobody works in, made by `git init --bare FOLDER`",
+        "`pull` over there fetches it; or send a branch of another name, to be merged there; or share a history that nobody works in, made by `git init --bare FOLDER`; a mirror becomes one by `git update-ref -d refs/mpatch/operations` over there",
     )
 }
 

@@ -17,6 +17,7 @@ use serde::Serialize;
 use crate::args::OutputArguments;
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::state_if_ended_now;
+use crate::suggestion::Suggestions;
 
 pub use failure::{stopped, tell, usage};
 
@@ -47,21 +48,23 @@ pub struct Output {
     quiet: bool,
     colour: bool,
     silent: bool,
+    suggestions: Suggestions,
 }
 
 impl Output {
     /// An output that speaks as the arguments and the terminal ask.
-    pub fn new(arguments: OutputArguments) -> Self {
+    pub fn new(arguments: OutputArguments, suggestions: Suggestions) -> Self {
         if arguments.json {
             failure::owe_document();
         }
         let colour = std::io::stdout().is_terminal() && colour_wanted();
-        Self { json: arguments.json, quiet: arguments.quiet, colour, silent: false }
+        Self { json: arguments.json, quiet: arguments.quiet, colour, silent: false, suggestions }
     }
 
     /// The output of a command that another command runs: the same, or nothing where that one reports in JSON.
     pub fn of_step(&self) -> Self {
-        Self { json: self.json, quiet: true, colour: self.colour, silent: self.json }
+        let (json, colour, suggestions) = (self.json, self.colour, Suggestions::default());
+        Self { json, quiet: true, colour, silent: json, suggestions }
     }
 
     /// A heading between the steps of a command, for people.
@@ -86,13 +89,19 @@ impl Output {
             })?;
             return self.print(&format!("{}\n", escaped_json(&text)));
         }
-        let mut page = Page::new(self.colour);
+        let mut page = Page { suggestions: self.suggestions.clone(), ..Page::new(self.colour) };
         report.write(&mut page);
         if let Some(next) = report.next().filter(|_| !self.quiet) {
             page.blank();
             page.next(&next);
         }
         self.print(&page.text)
+    }
+
+    /// A failure whose hint suggests commands as they have to be typed.
+    pub fn as_suggested(&self, error: CommandError) -> CommandError {
+        let hint = error.hint.map(|hint| self.suggestions.hint(&hint));
+        CommandError { hint, ..error }
     }
 
     /// Says what is about to happen, before the work; reports in JSON say it at the end.
@@ -238,12 +247,13 @@ impl Drop for Progress {
 pub struct Page {
     text: String,
     colour: bool,
+    suggestions: Suggestions,
 }
 
 impl Page {
     /// An empty page.
     pub fn new(colour: bool) -> Self {
-        Self { text: String::new(), colour }
+        Self { text: String::new(), colour, suggestions: Suggestions::default() }
     }
 
     fn styled(&mut self, style: &str, text: &str) {
@@ -271,6 +281,11 @@ impl Page {
         self.text.push('\n');
     }
 
+    /// A line with commands between backticks.
+    pub fn hint(&mut self, text: &str) {
+        self.line(&self.suggestions.hint(text));
+    }
+
     /// A line in somebody else's words, set off so that they cannot pass for mpatch's own.
     pub fn quote(&mut self, text: &str) {
         self.line(&format!("│ {text}"));
@@ -295,7 +310,7 @@ impl Page {
 
     /// The command that a user most likely wants next.
     pub fn next(&mut self, command: &str) {
-        self.styled("2", &format!("next: {command}"));
+        self.styled("2", &format!("next: {}", self.suggestions.command(command)));
     }
 }
 

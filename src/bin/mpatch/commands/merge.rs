@@ -19,7 +19,7 @@ use super::stack::{sides, stack_error, touched_size_bytes};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
 use crate::job::TOOL;
-use crate::keys::SigningArguments;
+use crate::keys::{SignatureReport, Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path, series_at};
 use crate::trust::{TrustArguments, require};
@@ -61,6 +61,8 @@ struct MergeReport {
     branch: Option<String>,
     commit: CommitReport,
     stacked: Vec<PatchId>,
+    /// None where nothing was signed.
+    signature: Option<SignatureReport>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -82,6 +84,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     if change.view().head_commit() != Some(ours.id) {
         return Err(CommandError::new(ExitKind::Busy, "the history was changed meanwhile").hint("try again"));
     }
+    let (mut signer, mut signature) = (None, None);
     let (outcome, stacked) = match (ahead, behind) {
         (_, 0) => (Outcome::AlreadyThere, Vec::new()),
         (0, _) => {
@@ -92,22 +95,30 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
             let plan = Plan::new(&store, &ours, &theirs)?;
             let patch = match plan.beyond.is_empty() {
                 true => None,
-                false => Some(plan.stacked(&store, arguments, output)?),
+                false => {
+                    signer = arguments.signing.signer()?;
+                    let (patch, signed) = plan.stacked(&store, arguments, signer.as_ref(), output)?;
+                    signature = signed;
+                    Some(patch)
+                }
             };
             let title = format!("Merge {}", arguments.revision);
             let words = match &patch {
                 Some(patch) => message(patch.manifest(), patch.id(), Some(&title), vec![]),
                 None => mpatch::store::Message { title, ..mpatch::store::Message::default() },
             };
-            change.merge(theirs.id, &plan.series, patch.as_ref(), words)?;
+            let merged = change.merge(theirs.id, &plan.series, patch.as_ref(), words);
+            merged.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
             (Outcome::Merged, plan.beyond)
         }
     };
-    change.finish(&format!("merge {}", arguments.revision))?;
+    let finished = change.finish(&format!("merge {}", arguments.revision));
+    finished.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
     let view = store.view()?;
     let commit = CommitReport::new(store.commit(store.head()?)?, &view);
     let branch = branch_of(&view).map(str::to_owned);
-    output.report(&MergeReport { outcome, branch, commit, stacked }).map_err(CommandError::after_the_work)
+    let report = MergeReport { outcome, branch, commit, stacked, signature };
+    output.report(&report).map_err(CommandError::after_the_work)
 }
 
 /// What a merged state is made of.
@@ -143,13 +154,14 @@ impl Plan {
         Self { series: all[..shared].to_vec(), beyond: all[shared..].to_vec() }
     }
 
-    /// One patch of those beyond, bound to the weights of the common beginning.
+    /// One patch of those beyond, bound to the weights of the common beginning, and how it was signed.
     fn stacked(
         &self,
         store: &Store,
         arguments: &MergeArguments,
+        signer: Option<&Signer>,
         output: &Output,
-    ) -> Result<Patch, CommandError> {
+    ) -> Result<(Patch, Option<SignatureReport>), CommandError> {
         let path = model_path(store, arguments.onto.as_deref())?;
         let checkpoint = open_checkpoint(&path, output)?;
         let atlas = store.atlas()?;
@@ -170,7 +182,6 @@ impl Plan {
         for (name, patch) in &patches {
             require(patch, std::path::Path::new(name), &arguments.trust, output)?;
         }
-        let signer = arguments.signing.signer()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
         let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
         let options = AddOptions { tool: TOOL.to_owned(), ..AddOptions::default() };
@@ -181,9 +192,12 @@ impl Plan {
         let patch = encode(&stacked.draft)
             .and_then(Patch::decode)
             .map_err(|error| CommandError::patch("the merged patch", &error))?;
-        let Some(signer) = signer else { return Ok(patch) };
+        let Some(signer) = signer else { return Ok((patch, None)) };
         signer.keep()?;
-        let signed = signer.settle().and_then(|_| signer.sign_into(patch, "the merged patch"));
+        let signed = signer.settle().and_then(|report| {
+            let patch = signer.sign_into(patch, "the merged patch")?;
+            Ok((patch, Some(report)))
+        });
         signed.map_err(|error| signer.with_word_of_key(error))
     }
 }
@@ -223,6 +237,9 @@ impl Report for MergeReport {
             },
         }
         self.commit.write(page, self.branch.as_deref(), 5);
+        if let Some(signature) = self.signature.as_ref().filter(|signature| signature.is_news()) {
+            signature.write(page);
+        }
     }
 
     fn next(&self) -> Option<String> {

@@ -36,7 +36,7 @@ pub struct UndoReport {
     take_along: Option<String>,
     /// What does again what was undone, or undoes it again.
     #[serde(skip)]
-    other_way: String,
+    other_way: &'static str,
 }
 
 /// What `undo --list` prints.
@@ -90,11 +90,7 @@ impl UndoReport {
             model: view.model.as_ref().map(seen),
             left: left.map(seen),
             take_along: left.or(kept(operation)).map(take_along),
-            other_way: format!(
-                "mpatch {}{}",
-                if verb == "undid" { "redo" } else { "undo" },
-                arguments.words()
-            ),
+            other_way: if verb == "undid" { "mpatch redo" } else { "mpatch undo" },
         })
     }
 }
@@ -158,7 +154,7 @@ impl Report for UndoReport {
 
     fn next(&self) -> Option<String> {
         let take_along = self.take_along.clone().filter(|_| self.left.is_none());
-        Some(take_along.unwrap_or_else(|| self.other_way.clone()))
+        Some(take_along.unwrap_or_else(|| self.other_way.to_owned()))
     }
 }
 
