@@ -190,13 +190,13 @@ impl Model {
         precision: Precision,
         progress: &dyn Fn(u64),
     ) -> Result<Self, ModelError> {
-        if precision == Precision::Tf32 {
-            if !device.is_cuda() {
-                let what = "`tf32` is a precision of CUDA, and this is the processor".to_owned();
-                return Err(ModelError::NoDevice { what });
-            }
-            candle_core::cuda::set_gemm_reduced_precision_f32(true);
+        let is_tf32 = precision == Precision::Tf32;
+        if is_tf32 && !device.is_cuda() {
+            let what = "`tf32` is a precision of CUDA, and this is the processor".to_owned();
+            return Err(ModelError::NoDevice { what });
         }
+        // Of the whole process: what the last model that was opened wants holds for all.
+        candle_core::cuda::set_gemm_reduced_precision_f32(is_tf32);
         let checkpoint = Checkpoint::open(path)?;
         let missing = |file| ModelError::Missing { folder: checkpoint.folder().to_owned(), file };
         let config_bytes = checkpoint.companion("config.json")?.ok_or_else(|| missing("`config.json`"))?;
