@@ -71,13 +71,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match Arguments::read(std::env::args().skip(1)) {
-        Ok(arguments) => {
-            measure(&arguments);
-            ExitCode::SUCCESS
-        }
-        Err(stopped) => stopped.tell(USAGE),
-    }
+    words::run(Arguments::read(std::env::args().skip(1)), USAGE, measure)
 }
 
 fn measure(arguments: &Arguments) {

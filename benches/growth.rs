@@ -44,7 +44,8 @@ fn main() {
                 return one(facts, &statistics);
             }
             "--factor" => return factor(number()),
-            other => println!("`{other}` is not known"),
+            // Before much work, and before a picture is replaced.
+            other => panic!("`{other}` is not known"),
         }
     }
     let scratch = tempfile::tempdir().unwrap();

@@ -89,13 +89,7 @@ impl Arguments {
 }
 
 fn main() -> ExitCode {
-    match Arguments::read(std::env::args().skip(1)) {
-        Ok(arguments) => {
-            write(&arguments);
-            ExitCode::SUCCESS
-        }
-        Err(stopped) => stopped.tell(USAGE),
-    }
+    words::run(Arguments::read(std::env::args().skip(1)), USAGE, write)
 }
 
 fn write(arguments: &Arguments) {

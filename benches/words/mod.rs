@@ -24,12 +24,23 @@ impl Stopped {
 
     /// Prints what is wrong, and how the program is used.
     #[allow(clippy::print_stdout, clippy::print_stderr, reason = "the programs print")]
-    pub fn tell(self, usage: &str) -> ExitCode {
+    fn tell(self, usage: &str) -> ExitCode {
         match &self {
             Stopped::Help => println!("{usage}"),
             Stopped::Wrong(what) => eprintln!("error: {what}\n{usage}"),
         }
         ExitCode::from(self.code())
+    }
+}
+
+/// Does a program's `work`, unless its words stop it before.
+pub fn run<A>(read: Result<A, Stopped>, usage: &str, work: impl FnOnce(&A)) -> ExitCode {
+    match read {
+        Ok(arguments) => {
+            work(&arguments);
+            ExitCode::SUCCESS
+        }
+        Err(stopped) => stopped.tell(usage),
     }
 }
 
