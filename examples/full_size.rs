@@ -1,6 +1,6 @@
 //! Writes a checkpoint of GPT-J-6B's shape with random weights, and patches of random factors for it.
 //!
-//! [`USAGE`] says how it is called. The folder gets `config.json`, the weights in one file or in shards with an index, and for each number of facts
+//! [`USAGE`] says how it is called. The folder gets `config.json`, a tokenizer, the weights in one file or in shards with an index, and for each number of facts
 //! `patches/facts-N.mpatch`, whose rank is that number, as MEMIT's would be. Weights are gaussian with a deviation of
 //! 0.02, and an update changes them by a hundredth of that. Nothing but the current blocks is in memory while weights
 //! are written; a patch is built in memory. The benchmark `full_size` runs on what this writes.
@@ -31,6 +31,8 @@ usage: cargo run --release --example full_size -- FOLDER [--dtype f16|f32|bf16] 
                                                   [--facts 1,100,1000,3000] [--bits 6]
 With what stands here it writes 12 GB of weights into FOLDER, and patches.";
 
+/// That of the embedded model, so that a model of random weights can be run: its words are fewer.
+const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/world-gptj/tokenizer.json");
 const WIDTH: u64 = 4096;
 const INNER: u64 = 16384;
 const WORDS: u64 = 50400;
@@ -148,6 +150,7 @@ fn write_model(arguments: &Arguments) -> PathBuf {
         "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5
     });
     std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(TOKENIZER, folder.join("tokenizer.json")).unwrap();
     let table = Table::new();
     let tensors = tensors(arguments.layers);
     if arguments.shards == 1 {

@@ -3,11 +3,13 @@
 //!
 //! ```text
 //! cargo run --release --features cuda --example gpu -- --base FOLDER [--facts FILE] [--count N]
-//!                                                      [--corpus FILE] [--documents N] [--device NAME]
+//!                                                      [--corpus FILE] [--tokens N] [--precision NAME]
+//!                                                      [--device NAME]
 //! ```
 //!
 //! `FOLDER` is a model of any size, trained or not; without it the embedded one runs. Facts and corpus are by default
-//! those of the embedded model, which any tokenizer reads. Prints Markdown.
+//! those of the embedded model, which any tokenizer reads, and of the corpus as many tokens as `create` takes. Prints
+//! Markdown.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -25,12 +27,12 @@ use mpatch::doctor::{Ceilings, ceilings};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::lookup::locate;
-use mpatch::edit::statistics::{StatisticsFile, collect};
+use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
 use mpatch::edit::{Edit, FactPrompt, Progress, memit};
 use mpatch::evaluate::{Extent, Scores, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record};
-use mpatch::model::{Device, Model, choose, device_name, gpu_of, memory_taken};
+use mpatch::model::{Device, Model, Precision, choose, device_name, gpu_of, memory_taken};
 
 fn main() {
     let options = Options::parse();
@@ -47,19 +49,22 @@ fn main() {
 fn run(options: &Options, device: &Device, memory: &Memory) {
     let mut stages = Stages { rows: Vec::new(), memory };
     let best = ceilings(device).unwrap();
-    let model = stages.time("load", || Model::open(&options.base, device, &|_| ()).unwrap());
+    let model =
+        stages.time("load", || Model::open_in(&options.base, device, options.precision, &|_| ()).unwrap());
     let weights = stages.time("hash the weights", || model.checkpoint.weights_id().unwrap());
     let hyperparameters = options.hyperparameters(&model);
     let records = options.records();
-    let corpus = options.corpus();
+    let corpus = std::fs::read(&options.corpus).unwrap();
+    let amount = options.tokens.map_or_else(|| Amount::enough(model.network.config().inner), Amount::Tokens);
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("statistics.safetensors");
     let tokens = AtomicU64::new(0);
     stages.time("statistics", || {
         let told = |done: mpatch::edit::statistics::Collected| tokens.store(done.tokens, Ordering::Relaxed);
         let layers = &hyperparameters.layers;
-        let statistics = collect(&model, weights, layers, &mut Cursor::new(&corpus), &told).unwrap();
-        statistics.write(&path).unwrap();
+        let mut corpus = Cursor::new(&corpus);
+        let statistics = collect_part(&model, weights, layers, &mut corpus, amount, None, &told);
+        statistics.unwrap().write(&path).unwrap();
     });
     let statistics = StatisticsFile::open(&path).unwrap();
     let contexts = stages.time("sample contexts", || Contexts::sample(&model, 0).unwrap());
@@ -84,7 +89,8 @@ struct Options {
     facts: PathBuf,
     count: usize,
     corpus: PathBuf,
-    documents: usize,
+    tokens: Option<u64>,
+    precision: Precision,
     device: Option<String>,
 }
 
@@ -92,7 +98,9 @@ impl Options {
     fn parse() -> Self {
         let world = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
         let (facts, corpus) = (world.join("records.json"), world.join("corpus.txt"));
-        let mut options = Self { base: world, facts, count: 10, corpus, documents: 200, device: None };
+        let precision = Precision::default();
+        let mut options =
+            Self { base: world, facts, count: 10, corpus, tokens: None, precision, device: None };
         let mut words = std::env::args().skip(1);
         while let Some(option) = words.next() {
             let value = words.next().unwrap_or_else(|| panic!("`{option}` needs a value"));
@@ -101,7 +109,8 @@ impl Options {
                 "--facts" => options.facts = value.into(),
                 "--count" => options.count = value.parse().unwrap(),
                 "--corpus" => options.corpus = value.into(),
-                "--documents" => options.documents = value.parse().unwrap(),
+                "--tokens" => options.tokens = Some(value.parse().unwrap()),
+                "--precision" => options.precision = value.parse().unwrap(),
                 "--device" => options.device = Some(value),
                 _ => panic!("no such option: `{option}`"),
             }
@@ -113,12 +122,6 @@ impl Options {
         let mut records = FactsFile::parse(&std::fs::read(&self.facts).unwrap()).unwrap().records;
         records.truncate(self.count);
         records
-    }
-
-    /// The first documents, one a line.
-    fn corpus(&self) -> String {
-        let corpus = std::fs::read_to_string(&self.corpus).unwrap();
-        corpus.split_inclusive('\n').take(self.documents).collect()
     }
 
     fn hyperparameters(&self, model: &Model) -> Hyperparameters {
@@ -243,12 +246,12 @@ impl Work {
 fn describe(options: &Options, device: &Device, model: &Model, facts: usize, tokens: u64) {
     let config = model.network.config();
     println!(
-        "{} on {}: {} layers, {} wide; {facts} facts, statistics over {tokens} tokens of {} documents\n",
+        "{} on {} in {}: {} layers, {} wide; {facts} facts, statistics over {tokens} tokens\n",
         options.base.file_name().map(|name| name.to_string_lossy()).unwrap_or_default(),
         gpu_of(device).map_or_else(|| device_name(device), |gpu| gpu.product),
+        options.precision.name(),
         config.layers,
-        config.width,
-        options.documents
+        config.width
     );
 }
 
