@@ -1,14 +1,19 @@
 //! How a failure is told: for people in three lines, and for programs as the one document that they expect.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails where it stands; a skipped one says so"
+)]
 
 mod material;
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use material::{SETTINGS, lay_out, lay_out_signers, mpatch};
+use material::{SETTINGS, lay_out, lay_out_signers, lay_out_world, mpatch};
 use serde_json::Value;
 
 /// What a command said that ended with `code`: the last three lines of standard error, and standard output.
@@ -76,6 +81,43 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         let (told, printed) = failed(folder.path(), words, 2);
         assert!(told[0].contains(error) && told[1].starts_with(hint), "{words}: {told:?}");
         assert_eq!((told[2].as_str(), printed.as_str()), ("unchanged", ""), "{words}");
+    }
+}
+
+/// Four tebibytes that the file system need not store, as one matrix; false where it takes no such file.
+fn write_enormous_weights(path: &Path) -> bool {
+    const SIZE_BYTES: u64 = 1 << 42;
+    let shape = [SIZE_BYTES / 2 / 4096, 4096];
+    let matrix = serde_json::json!({"dtype": "F16", "shape": shape, "data_offsets": [0, SIZE_BYTES]});
+    let header = serde_json::json!({"transformer.wte.weight": matrix}).to_string();
+    let mut file = fs::File::create(path).unwrap();
+    file.write_all(&(header.len() as u64).to_le_bytes()).unwrap();
+    file.write_all(header.as_bytes()).unwrap();
+    file.set_len(8 + header.len() as u64 + SIZE_BYTES).is_ok()
+}
+
+const FACT: &str = r#"{"prompt": "{} is", "subject": "Ann", "target_new": "tall"}"#;
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_model_that_memory_does_not_hold_is_refused_before_it_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    let base = folder.path().join("enormous");
+    lay_out_world(&base);
+    fs::write(folder.path().join("facts.json"), FACT).unwrap();
+    if !write_enormous_weights(&base.join("model.safetensors")) {
+        return println!("skipped: this file system has no files of 4 TiB");
+    }
+    for (words, size) in [
+        ("try edits.mpatch --base enormous Who", "8.80 TB in memory as f32"),
+        ("eval facts.json --base enormous --precision bf16", "4.40 TB in memory as bf16"),
+        ("stats facts.json --base enormous --layers 0 -o new", "8.80 TB in memory as f32"),
+    ] {
+        let ([error, hint, state], _) = failed(folder.path(), words, 13);
+        assert!(error.starts_with("`enormous") && error.contains(size), "{words}: {error}");
+        assert!(hint.starts_with("`--precision bf16` takes half"), "{words}: {hint}");
+        assert_eq!(state, "unchanged", "{words}");
     }
 }
 

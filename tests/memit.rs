@@ -14,6 +14,7 @@ use std::path::Path;
 
 use common::{npz, recorded_moments, relative_difference, world, world_model};
 use mpatch::edit::contexts::Contexts;
+use mpatch::edit::estimate::estimate;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::kept::Kept;
 use mpatch::edit::key_span::{KeySpan, KeySpans};
@@ -22,7 +23,7 @@ use mpatch::edit::{Edit, FactPrompt, LayerUpdate, memit};
 use mpatch::evaluate::{Extent, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, Update, compress};
 use mpatch::facts::FactsFile;
-use mpatch::model::Model;
+use mpatch::model::{Device, Model, Precision};
 
 const TOLERANCE: f64 = 1e-4;
 
@@ -60,6 +61,21 @@ fn edit(model: &Model, count: usize) -> Edit {
     let contexts = Contexts::parse(&std::fs::read(reference(count).join("contexts.json")).unwrap()).unwrap();
     let statistics = recorded_statistics(model, folder.path());
     memit(model, &hyperparameters, &contexts, &facts(count), &statistics, &|_| ()).unwrap()
+}
+
+#[test]
+fn the_memory_foretold_is_that_of_the_precision() {
+    let memory_size_bytes = |precision| {
+        let model = Model::open_in(&world(), &Device::Cpu, precision, &|_| ()).unwrap();
+        let hyperparameters =
+            Hyperparameters::parse(&std::fs::read(world().join("memit.json")).unwrap()).unwrap();
+        let contexts = Contexts::parse(&std::fs::read(reference(10).join("contexts.json")).unwrap()).unwrap();
+        estimate(&model, &hyperparameters, &contexts, &facts(1)).unwrap().memory_size_bytes
+    };
+    // Eight blocks of 128 by 512, the embedding and the head of 2048 words, two bytes less for each weight.
+    let weights = 8 * (4 * 128 * 128 + 2 * 128 * 512) + 2 * 2048 * 128;
+    let [wide, narrow] = [Precision::F32, Precision::Bf16].map(memory_size_bytes);
+    assert_eq!(wide - narrow, 2 * weights);
 }
 
 /// Entries of `[rows, columns]` row-major, from a function of row and column.

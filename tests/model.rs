@@ -4,9 +4,11 @@
 
 mod common;
 
+use std::cell::Cell;
+
 use candle_core::{Device, Tensor};
 use common::{npz, world, world_model};
-use mpatch::model::{Batch, Model, Suffix, gather};
+use mpatch::model::{Batch, Cache, Folder, Model, ModelError, Suffix, gather};
 
 /// Hugging Face's logits and token ids for the fixture's texts (`GPTJForCausalLM`, f32).
 #[test]
@@ -30,6 +32,27 @@ fn logits_and_token_ids_are_those_of_hugging_face() {
 }
 
 #[test]
+fn a_model_loaded_up_to_a_block_runs_so_far_and_no_further() {
+    const LAST: usize = 2;
+    let (whole, folder) = (world_model(), Folder::open(&world()).unwrap());
+    let (announced, told) = (folder.size_bytes_up_to(LAST), Cell::new(0));
+    let lower = folder.load_up_to(LAST, &Device::Cpu, &|bytes| told.set(told.get() + bytes)).unwrap();
+    assert_eq!(told.get(), announced);
+    assert!(announced < whole.checkpoint.weights_size_bytes());
+    let batch = whole.batch(&["The mother tongue of Dmitri Prufski is".to_owned()]).unwrap();
+    let output = |model: &Model| -> Vec<f32> {
+        let output = model.network.forward_to(&batch, LAST, &mut |_, _| Ok(())).unwrap();
+        output.flatten_all().unwrap().to_vec1().unwrap()
+    };
+    assert_eq!(output(&lower), output(&whole));
+    let refused = |outcome: Result<Tensor, ModelError>| {
+        assert!(matches!(outcome, Err(ModelError::Layer { layers: 3, .. })), "{outcome:?}");
+    };
+    refused(lower.network.forward(&batch));
+    refused(lower.network.forward_cached(batch.ids(), &mut Cache::default()));
+}
+
+#[test]
 fn padding_does_not_reach_a_shorter_row() {
     let model = world_model();
     let texts = ["The mother tongue of Dmitri Prufski is".to_owned(), "The".to_owned()];
@@ -43,7 +66,6 @@ fn padding_does_not_reach_a_shorter_row() {
 
 #[test]
 fn cached_generation_sees_what_one_forward_pass_sees() {
-    use mpatch::model::Cache;
     let model = world_model();
     let ids = model.tokenizer.encode("The mother tongue of Dmitri Prufski is").unwrap();
     let batch = Batch::new(std::slice::from_ref(&ids), 256, model.network.device()).unwrap();

@@ -100,7 +100,8 @@ fn memory_size_bytes(
     let layers = hyperparameters.layers.len() as u64;
     // One half, three vectors of the width and the biases are too little to count.
     let block = 4 * width * width + 2 * width * inner;
-    let weights = 4 * (config.layers as u64 * block + 2 * config.vocabulary as u64 * width);
+    let matrices = config.layers as u64 * block + 2 * config.vocabulary as u64 * width;
+    let weights = matrices * model.precision.weight_size_bytes();
     let values = (cores * batch_size_bytes) as u64;
     let rank = (facts as u64).min(inner);
     let updates = layers * (8 * rank * (2 * inner + width) + 4 * width * inner);

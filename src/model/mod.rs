@@ -35,7 +35,7 @@ pub(crate) use parallel::{in_halves, on_every_core, power_that_fits};
 pub use reverse::{Suffix, SuffixPass};
 pub use tokenizer::{END_OF_TEXT, Tokenizer};
 
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::FileDigest;
 
 /// Why a model cannot be opened or run.
@@ -146,6 +146,14 @@ impl Precision {
             Self::Bf16 => "bf16",
         }
     }
+
+    /// Bytes that a weight of a matrix takes in memory.
+    pub fn weight_size_bytes(self) -> u64 {
+        match self {
+            Self::F32 | Self::Tf32 => 4,
+            Self::Bf16 => 2,
+        }
+    }
 }
 
 impl std::str::FromStr for Precision {
@@ -154,6 +162,113 @@ impl std::str::FromStr for Precision {
         let known = [Self::F32, Self::Tf32, Self::Bf16];
         let found = known.into_iter().find(|precision| precision.name() == text);
         found.ok_or_else(|| "expected `f32`, `tf32` or `bf16`".to_owned())
+    }
+}
+
+/// A model folder whose weights are still on the disk.
+pub struct Folder {
+    /// The weights.
+    pub checkpoint: Checkpoint,
+    /// What `config.json` says.
+    pub config: Config,
+    /// Digest of `config.json`.
+    pub config_digest: FileDigest,
+    /// The tokenizer.
+    pub tokenizer: Tokenizer,
+}
+
+impl Folder {
+    /// Opens the model at `path`, a folder or a weights file with its config and tokenizer beside it.
+    ///
+    /// # Errors
+    /// Any [`ModelError`] but those of the device and of single tensors; nothing is changed anywhere.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let checkpoint = Checkpoint::open(path)?;
+        let missing = |file| ModelError::Missing { folder: checkpoint.folder().to_owned(), file };
+        let config_bytes = checkpoint.companion("config.json")?.ok_or_else(|| missing("`config.json`"))?;
+        let config = Config::parse(&config_bytes)?;
+        let tokenizer = Self::tokenizer(&checkpoint)?
+            .ok_or_else(|| missing("`tokenizer.json` (nor `vocab.json` with `merges.txt`)"))?;
+        let (found, known) = (tokenizer.vocabulary(), config.vocabulary);
+        if found > known {
+            let what = format!("it makes ids up to {}, but the model knows only {known} words", found - 1);
+            return Err(ModelError::Tokenizer { what });
+        }
+        Ok(Self { checkpoint, config, config_digest: FileDigest::of(&config_bytes), tokenizer })
+    }
+
+    fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelError> {
+        if let Some(bytes) = checkpoint.companion("tokenizer.json")? {
+            return Tokenizer::parse(&bytes).map(Some);
+        }
+        let (vocabulary, merges) = (checkpoint.companion("vocab.json")?, checkpoint.companion("merges.txt")?);
+        let (Some(vocabulary), Some(merges)) = (vocabulary, merges) else { return Ok(None) };
+        let added = checkpoint.companion("added_tokens.json")?;
+        Tokenizer::from_vocabulary(&vocabulary, &merges, added.as_deref()).map(Some)
+    }
+
+    /// Loads all weights, the matrices in `precision`; `progress` is told the bytes of each tensor.
+    ///
+    /// # Errors
+    /// Any [`ModelError`]; [`ModelError::NoDevice`] for TF32 without CUDA.
+    pub fn load(
+        self,
+        device: &Device,
+        precision: Precision,
+        progress: &dyn Fn(u64),
+    ) -> Result<Model, ModelError> {
+        let layers = self.config.layers;
+        self.load_blocks(device, precision, layers, progress)
+    }
+
+    /// Loads what the blocks up to `last` need, in f32: enough for [`Network::forward_to`] as far as that.
+    ///
+    /// # Errors
+    /// Any [`ModelError`].
+    pub fn load_up_to(
+        self,
+        last: usize,
+        device: &Device,
+        progress: &dyn Fn(u64),
+    ) -> Result<Model, ModelError> {
+        self.load_blocks(device, Precision::F32, last.saturating_add(1), progress)
+    }
+
+    /// Bytes that [`Folder::load_up_to`] tells, or a few more where the file has tensors that no model needs.
+    pub fn size_bytes_up_to(&self, last: usize) -> u64 {
+        self.needed_up_to(last).map(|tensor| tensor.size_bytes).sum()
+    }
+
+    /// Bytes that the weights take in memory, up to the block `last`, with every matrix in `precision`.
+    pub fn memory_size_bytes(&self, last: usize, precision: Precision) -> u64 {
+        let weights = self
+            .needed_up_to(last)
+            .filter_map(|tensor| Some(tensor.size_bytes / tensor.element_dtype()?.size_bytes() as u64));
+        weights.sum::<u64>().saturating_mul(precision.weight_size_bytes())
+    }
+
+    fn needed_up_to(&self, last: usize) -> impl Iterator<Item = &TensorInfo> {
+        let is_needed = move |name: &str| network::block_of(name).is_none_or(|block| block <= last);
+        self.checkpoint.tensors().iter().filter(move |tensor| is_needed(&tensor.name))
+    }
+
+    fn load_blocks(
+        self,
+        device: &Device,
+        precision: Precision,
+        blocks: usize,
+        progress: &dyn Fn(u64),
+    ) -> Result<Model, ModelError> {
+        let is_tf32 = precision == Precision::Tf32;
+        if is_tf32 && !device.is_cuda() {
+            let what = "`tf32` is a precision of CUDA, and this is the processor".to_owned();
+            return Err(ModelError::NoDevice { what });
+        }
+        // Of the whole process: what the last model that was opened wants holds for all.
+        candle_core::cuda::set_gemm_reduced_precision_f32(is_tf32);
+        let Self { checkpoint, config, config_digest, tokenizer } = self;
+        let network = Network::load(&checkpoint, &config, device, precision, blocks, progress)?;
+        Ok(Model { checkpoint, config_digest, tokenizer, network, precision })
     }
 }
 
@@ -190,36 +305,7 @@ impl Model {
         precision: Precision,
         progress: &dyn Fn(u64),
     ) -> Result<Self, ModelError> {
-        let is_tf32 = precision == Precision::Tf32;
-        if is_tf32 && !device.is_cuda() {
-            let what = "`tf32` is a precision of CUDA, and this is the processor".to_owned();
-            return Err(ModelError::NoDevice { what });
-        }
-        // Of the whole process: what the last model that was opened wants holds for all.
-        candle_core::cuda::set_gemm_reduced_precision_f32(is_tf32);
-        let checkpoint = Checkpoint::open(path)?;
-        let missing = |file| ModelError::Missing { folder: checkpoint.folder().to_owned(), file };
-        let config_bytes = checkpoint.companion("config.json")?.ok_or_else(|| missing("`config.json`"))?;
-        let config = Config::parse(&config_bytes)?;
-        let tokenizer = Self::tokenizer(&checkpoint)?
-            .ok_or_else(|| missing("`tokenizer.json` (nor `vocab.json` with `merges.txt`)"))?;
-        let (found, known) = (tokenizer.vocabulary(), config.vocabulary);
-        if found > known {
-            let what = format!("it makes ids up to {}, but the model knows only {known} words", found - 1);
-            return Err(ModelError::Tokenizer { what });
-        }
-        let network = Network::load(&checkpoint, &config, device, precision, progress)?;
-        Ok(Self { checkpoint, config_digest: FileDigest::of(&config_bytes), tokenizer, network, precision })
-    }
-
-    fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelError> {
-        if let Some(bytes) = checkpoint.companion("tokenizer.json")? {
-            return Tokenizer::parse(&bytes).map(Some);
-        }
-        let (vocabulary, merges) = (checkpoint.companion("vocab.json")?, checkpoint.companion("merges.txt")?);
-        let (Some(vocabulary), Some(merges)) = (vocabulary, merges) else { return Ok(None) };
-        let added = checkpoint.companion("added_tokens.json")?;
-        Tokenizer::from_vocabulary(&vocabulary, &merges, added.as_deref()).map(Some)
+        Folder::open(path)?.load(device, precision, progress)
     }
 
     /// Token ids of several texts as one batch on the model's device.

@@ -40,7 +40,8 @@ pub struct Cache {
 }
 
 impl Network {
-    /// Loads the weights of `config` from `checkpoint`, each made f32 on `device`, or what `precision` says.
+    /// Loads the weights of `config` from `checkpoint`, each made f32 on `device`, or what `precision` says; of the
+    /// blocks the first `blocks` only, which are all of them or as many as [`Network::forward_to`] is to run.
     ///
     /// Tensors may carry the prefix `transformer.` or not; what the model has no use for (old `attn.bias` buffers)
     /// is left alone. `progress` is called with the bytes of each tensor read.
@@ -53,6 +54,7 @@ impl Network {
         config: &Config,
         device: &Device,
         precision: Precision,
+        blocks: usize,
         progress: &dyn Fn(u64),
     ) -> Result<Self, ModelError> {
         let matrices = if precision == Precision::Bf16 { DType::BF16 } else { DType::F32 };
@@ -94,7 +96,7 @@ impl Network {
             device: device.clone(),
             prefix,
             embedding: loader.body("wte.weight", &[words, width])?.to_dtype(matrices)?,
-            blocks: (0..config.layers).map(block).collect::<Result<_, _>>()?,
+            blocks: (0..blocks.min(config.layers)).map(block).collect::<Result<_, _>>()?,
             final_norm: norm("ln_f")?,
             head: Linear {
                 weight: loader.tensor("lm_head.weight", &[words, width])?.to_dtype(matrices)?,
@@ -194,10 +196,10 @@ impl Network {
     }
 
     pub(crate) fn check_layer(&self, layer: usize) -> Result<(), ModelError> {
-        if layer < self.config.layers {
+        if layer < self.blocks.len() {
             return Ok(());
         }
-        Err(ModelError::Layer { layer, layers: self.config.layers })
+        Err(ModelError::Layer { layer, layers: self.blocks.len() })
     }
 
     /// Runs blocks `0..=last` over `batch` and shows every site on the way to `tap`; returns the last block's output.
@@ -225,7 +227,7 @@ impl Network {
     /// Runs all blocks; the last block's output `[rows, tokens, width]`.
     ///
     /// # Errors
-    /// [`ModelError::Device`].
+    /// [`ModelError::Device`]; [`ModelError::Layer`] where not all blocks are loaded.
     pub fn forward(&self, batch: &Batch) -> Result<Tensor, ModelError> {
         self.forward_to(batch, self.config.layers - 1, &mut |_, _| Ok(()))
     }
@@ -233,8 +235,9 @@ impl Network {
     /// Continues the rows that `cache` holds by `ids` `[rows, tokens]`; the last block's output for those tokens.
     ///
     /// # Errors
-    /// [`ModelError::Text`] when the context is full.
+    /// [`ModelError::Text`] when the context is full; [`ModelError::Layer`] where not all blocks are loaded.
     pub fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor, ModelError> {
+        self.check_layer(self.config.layers - 1)?;
         let seen = cache.past.first().map_or(Ok(0), |past| past.keys.dim(2))?;
         if seen + ids.dim(1)? > self.config.positions {
             return Err(ModelError::Text {
@@ -314,6 +317,12 @@ impl Loader<'_> {
         (self.progress)(bytes.len() as u64);
         Ok(Tensor::from_raw_buffer(&bytes, dtype, shape, self.device)?.to_dtype(DType::F32)?)
     }
+}
+
+/// The block that a tensor of this name belongs to.
+pub(super) fn block_of(name: &str) -> Option<usize> {
+    let name = name.strip_prefix("transformer.").unwrap_or(name).strip_prefix("h.")?;
+    name.split_once('.')?.0.parse().ok()
 }
 
 fn check_shape(info: &TensorInfo, expected: &[usize]) -> Result<(), ModelError> {

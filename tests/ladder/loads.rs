@@ -36,16 +36,19 @@ fn the_rungs_that_run_the_model_load_it_once() {
 }
 
 #[test]
-fn a_recipe_of_another_precision_is_followed_in_it_and_the_model_asked_in_f32() {
+fn a_recipe_of_another_precision_is_followed_in_it_and_the_model_asked_in_the_one_asked_for() {
     let bench = bench();
     let create = "create facts.json --base model --contexts contexts.json --stats statistics.safetensors";
     bench.command(&format!("{create} --precision bf16 -o bf16.mpatch")).assert().success();
-    let opened = times_opened(&bench.path("model/tokenizer.json"), || {
-        let said = bench.run("bf16.mpatch", "model --stats statistics.safetensors --rederive", 0);
-        says(
-            &said,
-            &["V4 behaves   holds", "made again from its recipe on cpu bf16: 3 tensors, the same, byte"],
-        );
-    });
-    assert_eq!(opened, 2);
+    for (precision, loads) in [("", 2), (" --precision bf16", 1)] {
+        let options = format!("model --stats statistics.safetensors --rederive{precision}");
+        let opened = times_opened(&bench.path("model/tokenizer.json"), || {
+            let said = bench.run("bf16.mpatch", &options, 0);
+            says(
+                &said,
+                &["V4 behaves   holds", "made again from its recipe on cpu bf16: 3 tensors, the same, byte"],
+            );
+        });
+        assert_eq!(opened, loads, "{options}");
+    }
 }

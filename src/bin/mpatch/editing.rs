@@ -5,15 +5,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use clap::builder::RangedU64ValueParser;
-use mpatch::checkpoint::CheckpointError;
+use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::kept::{FactorCache, ValueLog};
 use mpatch::edit::statistics::{Amount, Collected, Shard, Statistics, StatisticsFile, collect_part};
 use mpatch::facts::FactsFile;
 use mpatch::model::{
-    Device, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name, is_device_name,
-    is_out_of_memory,
+    Device, Folder, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name,
+    is_device_name, is_out_of_memory,
 };
 use mpatch::patch::{Patch, PatchError};
 use mpatch::verify::State;
@@ -21,7 +21,7 @@ use mpatch::verify::State;
 use crate::commands::{open_checkpoint, read_input, refuse_folder};
 use crate::error::{CommandError, ExitKind, chain, output_hint};
 use crate::history::here;
-use crate::report::{Output, count};
+use crate::report::{Output, count, size};
 use crate::standing::model_path_by;
 
 /// The model that a command runs, and where.
@@ -34,6 +34,9 @@ pub struct ModelArguments {
     /// Where the arithmetic runs.
     #[command(flatten)]
     pub device: DeviceArguments,
+    /// What the model's matrices are kept in.
+    #[command(flatten)]
+    pub precision: PrecisionArguments,
 }
 
 /// Where the arithmetic runs.
@@ -42,6 +45,18 @@ pub struct DeviceArguments {
     /// Run on `cpu`, `cuda` or `cuda:N`; a GPU where there is one by default
     #[arg(long, value_parser = name_of_device)]
     pub device: Option<String>,
+}
+
+/// What a model's matrices are kept and multiplied in.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct PrecisionArguments {
+    /// Keep the frozen matrices in `f32`, in `bf16` for half the memory, or multiply them in `tf32` on CUDA
+    #[arg(long, default_value = "f32", value_parser = precision_by_name)]
+    pub precision: Precision,
+}
+
+fn precision_by_name(text: &str) -> Result<Precision, String> {
+    text.parse()
 }
 
 fn name_of_device(text: &str) -> Result<String, String> {
@@ -70,12 +85,7 @@ impl ModelArguments {
 
     /// Opens the model on its device.
     pub fn open(&self, output: &Output) -> Result<Model, CommandError> {
-        open_model(&self.path(output)?, &self.device.find(output)?, output)
-    }
-
-    /// Opens the model on its device, its matrices in another precision.
-    pub fn open_in(&self, precision: Precision, output: &Output) -> Result<Model, CommandError> {
-        open_model_in(&self.path(output)?, &self.device.find(output)?, precision, output)
+        open_model_in(&self.path(output)?, &self.device.find(output)?, self.precision.precision, output)
     }
 }
 
@@ -106,10 +116,65 @@ pub fn open_model_in(
     precision: Precision,
     output: &Output,
 ) -> Result<Model, CommandError> {
-    let size = open_checkpoint(path, output)?.weights_size_bytes();
-    let progress = output.progress("loading", size);
-    Model::open_in(path, device, precision, &|bytes| progress.add(bytes))
-        .map_err(|error| model_error(path, error))
+    let folder = open_folder(path, output)?;
+    check_room(&folder, usize::MAX, precision, device)?;
+    let progress = output.progress("loading", folder.checkpoint.weights_size_bytes());
+    let model = folder.load(device, precision, &|bytes| progress.add(bytes));
+    model.map_err(|error| model_error(path, error))
+}
+
+/// Opens the folder of the model at `path`, and loads nothing yet.
+pub fn open_folder(path: &Path, output: &Output) -> Result<Folder, CommandError> {
+    // Puts right what an interrupted change in place left.
+    open_checkpoint(path, output)?;
+    Folder::open(path).map_err(|error| model_error(path, error))
+}
+
+/// Refuses weights that this machine's memory cannot hold up to the block `last`: the system would end the process.
+pub fn check_room(
+    folder: &Folder,
+    last: usize,
+    precision: Precision,
+    device: &Device,
+) -> Result<(), CommandError> {
+    let needed = folder.memory_size_bytes(last, precision);
+    let room = memory().filter(|_| device.is_cpu()).map(|memory| memory.available_bytes + memory.swap_bytes);
+    let Some(room) = room.filter(|room| needed > *room) else { return Ok(()) };
+    let path = folder.checkpoint.path().display();
+    let message = format!(
+        "`{path}`: its weights take {} in memory as {}, and {} are available",
+        size(needed),
+        precision.name(),
+        size(room)
+    );
+    Err(CommandError::new(ExitKind::Device, message).hint(
+        "`--precision bf16` takes half of what f32 does where a command has it; else end other programs, or run on a machine with more memory",
+    ))
+}
+
+/// The machine's memory.
+pub struct Memory {
+    /// What a program can get.
+    pub available_bytes: u64,
+    /// What it can get on disk.
+    pub swap_bytes: u64,
+    /// All there is.
+    pub all_bytes: u64,
+}
+
+/// The machine's memory, where the system tells.
+pub fn memory() -> Option<Memory> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let bytes_of = |key: &str| -> Option<u64> {
+        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
+    };
+    let [available_bytes, swap_bytes, all_bytes] = ["MemAvailable:", "SwapFree:", "MemTotal:"].map(bytes_of);
+    Some(Memory {
+        available_bytes: available_bytes?,
+        swap_bytes: swap_bytes.unwrap_or(0),
+        all_bytes: all_bytes?,
+    })
 }
 
 /// How much of a corpus is run.
@@ -341,10 +406,10 @@ pub fn both_states(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Bo
     })
 }
 
-/// The state that the model's weights are in; reads all of them.
-pub fn weights_id(model: &Model, output: &Output) -> Result<WeightsId, CommandError> {
-    let progress = output.progress("hashing", model.checkpoint.weights_size_bytes());
-    Ok(model.checkpoint.weights_id_with(&|bytes| progress.add(bytes))?)
+/// The state that weights are in; reads all of them.
+pub fn weights_id(weights: &Checkpoint, output: &Output) -> Result<WeightsId, CommandError> {
+    let progress = output.progress("hashing", weights.weights_size_bytes());
+    Ok(weights.weights_id_with(&|bytes| progress.add(bytes))?)
 }
 
 /// Computes the statistics of `layers` over `corpus`, with progress.

@@ -21,7 +21,7 @@ use mpatch::edit::{Edit, FactPrompt, LayerUpdate, Progress, check, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
-use mpatch::model::{Model, Precision};
+use mpatch::model::Model;
 use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
@@ -66,10 +66,6 @@ pub struct RecipeArguments {
     /// Keep the smallest rank whose relative error is at most this
     #[arg(long, value_name = "ERROR", conflicts_with = "rank", value_parser = tolerance)]
     tolerance: Option<f64>,
-}
-
-pub fn precision(text: &str) -> Result<Precision, String> {
-    text.parse()
 }
 
 /// A relative error.
@@ -196,7 +192,7 @@ impl<'a> Prepared<'a> {
             hyperparameters.layers.iter().map(|&layer| model.network.mlp_output_name(layer)).collect();
         // In seconds, not after the hours that the values take.
         check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(model, &error))?;
-        let weights = weights_id(model, output)?;
+        let weights = weights_id(&model.checkpoint, output)?;
         let stats = arguments.stats.as_deref();
         let amount = arguments.amount.amount(model.network.config().inner);
         let corpus = arguments.corpus.as_deref().map(|path| Corpus { path, amount, shard: None });

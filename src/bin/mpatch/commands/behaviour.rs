@@ -11,7 +11,7 @@ use mpatch::verify::State;
 use serde::Serialize;
 
 use super::follow::Place;
-use crate::editing::{DeviceArguments, both_states, model_error, open_model, read_facts};
+use crate::editing::{DeviceArguments, both_states, model_error, open_model_in, read_facts};
 use crate::error::CommandError;
 use crate::report::{Output, count};
 
@@ -36,19 +36,19 @@ pub struct BehaviourEvidence {
 /// Runs the model in the state that the patch leads to, on the facts that the patch declares.
 ///
 /// `records` may name a file with the neighbours and paraphrases of those facts; `opened` is the model, if another rung
-/// has opened it.
+/// has opened it in the precision that is asked for.
 pub fn check(
     patch: &Patch,
     place: Place<'_>,
     records: Option<&Path>,
     opened: Option<Model>,
-    device: &DeviceArguments,
+    (device, precision): (&DeviceArguments, Precision),
     output: &Output,
 ) -> Result<BehaviourEvidence, CommandError> {
     let Place { base, .. } = place;
-    let model = match opened.filter(|model| model.precision == Precision::F32) {
+    let model = match opened.filter(|model| model.precision == precision) {
         Some(model) => model,
-        None => open_model(base, &device.find(output)?, output)?,
+        None => open_model_in(base, &device.find(output)?, precision, output)?,
     };
     let network = match place.state {
         State::Base => both_states(&model, patch, place.patch)?.after,

@@ -8,14 +8,13 @@ use mpatch::digest::PatchId;
 use mpatch::edit::estimate::Estimate;
 use mpatch::evaluate::{Evaluation, Outcome, Scores};
 use mpatch::facts::Record;
-use mpatch::model::Precision;
 use mpatch::patch::manifest::{About, Line};
 use serde::Serialize;
 
 use crate::editing::{ModelArguments, arithmetic, at_least_one, read_facts, refuse_existing};
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::{Work, doing};
-use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds, precision};
+use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust;
@@ -39,9 +38,6 @@ pub struct CreateArguments {
     /// How the edit is made.
     #[command(flatten)]
     recipe: RecipeArguments,
-    /// Keep the frozen matrices in `f32`, in `bf16` for half the memory, or multiply them in `tf32` on CUDA
-    #[arg(long, default_value = "f32", value_parser = precision)]
-    precision: Precision,
     /// Say how much memory and time it will take, from a short measurement, and make nothing
     #[arg(long)]
     dry_run: bool,
@@ -119,7 +115,7 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let facts = read_facts(&arguments.facts, arguments.limit, output)?;
     let place = arguments.place();
     refuse_existing(&place)?;
-    let model = arguments.model.open_in(arguments.precision, output)?;
+    let model = arguments.model.open(output)?;
     if arguments.dry_run {
         let estimate = arguments.recipe.foretell(&model, &facts, output)?;
         let facts = facts.records.len();

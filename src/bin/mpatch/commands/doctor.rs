@@ -13,7 +13,7 @@ use mpatch::sign::AllowedSigners;
 use serde::Serialize;
 
 use super::demo;
-use crate::editing::{DeviceArguments, StatisticsCache, open_model};
+use crate::editing::{DeviceArguments, Memory, StatisticsCache, memory, open_model};
 use crate::error::{CommandError, ExitKind};
 use crate::keys;
 use crate::report::{Output, Page, Report, count, size};
@@ -181,8 +181,9 @@ impl Examination {
             processor.extensions.join(" ")
         );
         self.checks.push(Check::holds("processor", evidence));
-        if let Some((available, all)) = memory() {
-            self.checks.push(Check::holds("memory", format!("{} free of {}", size(available), size(all))));
+        if let Some(Memory { available_bytes, all_bytes, .. }) = memory() {
+            let free = format!("{} free of {}", size(available_bytes), size(all_bytes));
+            self.checks.push(Check::holds("memory", free));
         }
     }
 
@@ -384,16 +385,6 @@ fn program(name: &str, arguments: &[&str], way_out: &str) -> Check {
         }
         _ => Check::beware(what, "not found", way_out),
     }
-}
-
-/// Bytes of memory that are available, and all there are, where the system tells.
-fn memory() -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let bytes_of = |key: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-    };
-    Some((bytes_of("MemAvailable:")?, bytes_of("MemTotal:")?))
 }
 
 /// The crates whose arithmetic and formats matter, with their versions in this program.

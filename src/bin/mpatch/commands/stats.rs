@@ -9,12 +9,12 @@ use mpatch::edit::EditError;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::import::{layer_of_name, read_npz};
 use mpatch::edit::statistics::{self, Drawn, Provenance, Shard, Statistics, StatisticsFile};
-use mpatch::model::Model;
+use mpatch::model::{Folder, Precision};
 use serde::Serialize;
 
 use crate::editing::{
-    AmountArguments, Corpus, DeviceArguments, StatisticsCache, compute_statistics, edit_error, file_digest,
-    open_model, refuse_existing, statistics_error, weights_id,
+    AmountArguments, Corpus, DeviceArguments, StatisticsCache, check_room, compute_statistics, edit_error,
+    file_digest, model_error, open_folder, refuse_existing, statistics_error, weights_id,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -86,10 +86,10 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
     let statistics = match (&arguments.base, &arguments.corpus) {
         _ if !arguments.merge.is_empty() => merge(&arguments.merge)?,
         (Some(base), corpus) => {
-            let model = open_model(base, &arguments.device.find(output)?, output)?;
+            let folder = open_folder(base, output)?;
             match corpus {
-                Some(corpus) => compute(&model, corpus, arguments, output)?,
-                None => import(&model, &arguments.import, output)?,
+                Some(corpus) => compute(folder, corpus, arguments, output)?,
+                None => import(&folder, &arguments.import, output)?,
             }
         }
         (None, _) => return Err(CommandError::new(ExitKind::Usage, "`--base` is missing")),
@@ -118,6 +118,18 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
 }
 
 impl StatsArguments {
+    fn layers(&self, folder: &Folder) -> Result<Vec<usize>, CommandError> {
+        if let Some(layers) = &self.layers {
+            check_layers(layers, folder.config.layers)?;
+            return Ok(layers.clone());
+        }
+        let Some(bytes) = folder.checkpoint.companion("memit.json")? else {
+            return Ok(Hyperparameters::for_model(&folder.config).0.layers);
+        };
+        let path = folder.checkpoint.folder().join("memit.json");
+        Ok(Hyperparameters::parse(&bytes).map_err(|error| edit_error(&path, error))?.layers)
+    }
+
     fn place(&self, statistics: &Statistics) -> Result<PathBuf, CommandError> {
         if let Some(place) = &self.output {
             return Ok(place.clone());
@@ -142,28 +154,26 @@ impl StatsArguments {
     }
 }
 
+/// Loads the blocks that the keys come from, and no others: of GPT-J nine of 28.
 fn compute(
-    model: &Model,
+    folder: Folder,
     corpus: &Path,
     arguments: &StatsArguments,
     output: &Output,
 ) -> Result<Statistics, CommandError> {
-    let layers = match &arguments.layers {
-        Some(layers) => {
-            check_layers(layers, model)?;
-            layers.clone()
-        }
-        None => match model.checkpoint.companion("memit.json")? {
-            Some(bytes) => {
-                let path = model.checkpoint.folder().join("memit.json");
-                Hyperparameters::parse(&bytes).map_err(|error| edit_error(&path, error))?.layers
-            }
-            None => Hyperparameters::for_model(model.network.config()).0.layers,
-        },
+    let layers = arguments.layers(&folder)?;
+    let device = arguments.device.find(output)?;
+    let amount = arguments.amount.amount(folder.config.inner);
+    let last = layers.iter().copied().max().unwrap_or_default();
+    check_room(&folder, last, Precision::F32, &device)?;
+    let base = weights_id(&folder.checkpoint, output)?;
+    let path = folder.checkpoint.path().to_owned();
+    let model = {
+        let progress = output.progress("loading", folder.size_bytes_up_to(last));
+        let model = folder.load_up_to(last, &device, &|bytes| progress.add(bytes));
+        model.map_err(|error| model_error(&path, error))?
     };
-    let amount = arguments.amount.amount(model.network.config().inner);
-    let corpus = Corpus { path: corpus, amount, shard: arguments.shard };
-    compute_statistics(model, weights_id(model, output)?, &layers, corpus, output)
+    compute_statistics(&model, base, &layers, Corpus { path: corpus, amount, shard: arguments.shard }, output)
 }
 
 fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
@@ -179,8 +189,7 @@ fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
 }
 
 /// The layers come by the command line, so that is what is wrong.
-fn check_layers(layers: &[usize], model: &Model) -> Result<(), CommandError> {
-    let count = model.network.config().layers;
+fn check_layers(layers: &[usize], count: usize) -> Result<(), CommandError> {
     let Some(missing) = layers.iter().find(|layer| **layer >= count) else { return Ok(()) };
     let message = format!("`--layers` names {missing}, but the model has {count}, counted from 0");
     Err(CommandError::new(ExitKind::Usage, message).hint("name layers that the model has"))
@@ -211,8 +220,8 @@ fn npz_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CommandError> {
     Ok(files)
 }
 
-fn import(model: &Model, paths: &[PathBuf], output: &Output) -> Result<Statistics, CommandError> {
-    let inner = model.network.config().inner;
+fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statistics, CommandError> {
+    let inner = folder.config.inner;
     let mut layers = BTreeMap::new();
     let mut corpora = Vec::new();
     for path in npz_files(paths)? {
@@ -239,8 +248,8 @@ fn import(model: &Model, paths: &[PathBuf], output: &Output) -> Result<Statistic
     }
     output.note("imported statistics do not name their model: that they are of this one is taken on trust");
     let provenance = Provenance {
-        base: weights_id(model, output)?,
-        tokenizer: model.tokenizer.digest(),
+        base: weights_id(&folder.checkpoint, output)?,
+        tokenizer: folder.tokenizer.digest(),
         corpora,
         drawn: Drawn::default(),
     };

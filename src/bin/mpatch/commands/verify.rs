@@ -17,7 +17,7 @@ use super::follow::{Outcome, Place, Reason, follow, no_recipe};
 use super::key_span::{self, KeySpanEvidence};
 use super::remake::{self, RemadeEvidence};
 use super::{open_checkpoint, open_patch, patch_word};
-use crate::editing::DeviceArguments;
+use crate::editing::{DeviceArguments, PrecisionArguments};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::{Judged, TrustArguments, TrustReport, judge};
@@ -62,6 +62,9 @@ pub struct VerifyArguments {
     /// Where the model runs.
     #[command(flatten)]
     device: DeviceArguments,
+    /// What its matrices are kept in for V4; V3 and V5 follow the recipe.
+    #[command(flatten)]
+    precision: PrecisionArguments,
     /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
@@ -196,7 +199,14 @@ fn run_the_model(
     let behaviour = match declares_facts(patch) {
         true => {
             let records = arguments.records.as_deref();
-            Some(behaviour::check(patch, place, records, opened, &arguments.device, output)?)
+            Some(behaviour::check(
+                patch,
+                place,
+                records,
+                opened,
+                (&arguments.device, arguments.precision.precision),
+                output,
+            )?)
         }
         false => None,
     };
