@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, Seek, SeekFrom};
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha20Rng;
@@ -129,8 +129,7 @@ fn run<'a>(
 /// Sums on the device while a corpus runs.
 struct Sums<'a> {
     model: &'a Model,
-    /// `[inner, inner]` f32 by layer.
-    sums: BTreeMap<usize, Tensor>,
+    sums: BTreeMap<usize, KeySum>,
     last: usize,
 }
 
@@ -139,9 +138,9 @@ impl<'a> Sums<'a> {
         let Some(&last) = layers.iter().max() else {
             return Err(EditError::Statistics { what: "no layer was asked for".to_owned() });
         };
-        let inner = model.network.config().inner;
-        let zeros = Tensor::zeros((inner, inner), candle_core::DType::F32, model.network.device())?;
-        Ok(Self { model, sums: layers.iter().map(|layer| (*layer, zeros.clone())).collect(), last })
+        let (inner, device) = (model.network.config().inner, model.network.device());
+        let sum = |layer: &usize| Ok((*layer, KeySum::new(inner, COLUMNS_PER_BLOCK, device)?));
+        Ok(Self { model, sums: layers.iter().map(sum).collect::<Result<_, EditError>>()?, last })
     }
 
     fn add(&mut self, rows: &[Vec<u32>]) -> Result<(), EditError> {
@@ -151,11 +150,10 @@ impl<'a> Sums<'a> {
         let sums = &mut self.sums;
         network.forward_to(&batch, self.last, &mut |site, vectors| {
             let Site::MlpOutputInput(layer) = site else { return Ok(()) };
-            if let Some(sum) = sums.get_mut(&layer) {
-                let keys = gather(vectors, &real)?;
-                *sum = (&*sum + keys.t()?.matmul(&keys)?)?;
+            match sums.get_mut(&layer) {
+                Some(sum) => Ok(sum.add(&gather(vectors, &real)?)?),
+                None => Ok(()),
             }
-            Ok(())
         })?;
         Ok(())
     }
@@ -170,12 +168,65 @@ impl<'a> Sums<'a> {
         let tokenizer = self.model.tokenizer.digest();
         let provenance = Provenance { base, tokenizer, corpora: vec![corpus], drawn };
         let inner = self.model.network.config().inner;
-        let layers = self
-            .sums
-            .into_iter()
-            .map(|(layer, sum)| Ok((layer, LayerSum { sum: sum.flatten_all()?.to_vec1()?, count })))
-            .collect::<Result<_, EditError>>()?;
-        Ok(Statistics { layers, inner, provenance })
+        let layers =
+            self.sums.into_iter().map(|(layer, sum)| Ok((layer, LayerSum { sum: sum.whole()?, count })));
+        Ok(Statistics { layers: layers.collect::<Result<_, EditError>>()?, inner, provenance })
+    }
+}
+
+/// Columns of a second moment that are summed together: GPT-J's has eight blocks of them.
+const COLUMNS_PER_BLOCK: usize = 2048;
+
+/// `sum k k^T` of one layer on the device: it is symmetric, so of each block of columns nothing below the diagonal block
+/// is kept or computed, which of many blocks is nearly half.
+struct KeySum {
+    inner: usize,
+    /// The first column of each block, and its rows down to the end of the diagonal block, f32.
+    blocks: Vec<(usize, Tensor)>,
+}
+
+impl KeySum {
+    fn new(inner: usize, columns_per_block: usize, device: &Device) -> candle_core::Result<Self> {
+        let block = |start: usize| {
+            let end = inner.min(start + columns_per_block);
+            Ok((start, Tensor::zeros((end, end - start), DType::F32, device)?))
+        };
+        let blocks = (0..inner).step_by(columns_per_block).map(block);
+        Ok(Self { inner, blocks: blocks.collect::<candle_core::Result<_>>()? })
+    }
+
+    /// Adds `keys` `[tokens, inner]`.
+    fn add(&mut self, keys: &Tensor) -> candle_core::Result<()> {
+        // Turned around once, so that every block is contiguous, as CUDA wants it.
+        let keys = keys.t()?.contiguous()?;
+        for (start, sum) in &mut self.blocks {
+            let (rows, columns) = sum.dims2()?;
+            let product = keys.narrow(0, 0, rows)?.matmul(&keys.narrow(0, *start, columns)?.t()?)?;
+            *sum = (&*sum + product)?;
+        }
+        Ok(())
+    }
+
+    /// All of it, `[inner, inner]` row-major.
+    fn whole(self) -> candle_core::Result<Vec<f32>> {
+        // Rows of a block that are turned around together, so that what is written is close together.
+        const ROWS: usize = 32;
+        let inner = self.inner;
+        let mut whole = vec![0.0; inner * inner];
+        for (start, sum) in self.blocks {
+            let columns = sum.dim(1)?;
+            let sum: Vec<f32> = sum.flatten_all()?.to_vec1()?;
+            for (index, rows) in sum.chunks(ROWS * columns).enumerate() {
+                let first = index * ROWS;
+                for column in 0..columns {
+                    for (row, entries) in (first..).zip(rows.chunks(columns)) {
+                        whole[row * inner + start + column] = entries[column];
+                        whole[(start + column) * inner + row] = entries[column];
+                    }
+                }
+            }
+        }
+        Ok(whole)
     }
 }
 
@@ -329,4 +380,34 @@ fn document(line: &str) -> Result<String, String> {
     let object: Object = serde_json::from_str(line)
         .map_err(|error| format!("expected a JSON object with a `text`, or plain text: {error}"))?;
     Ok(object.text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_columns_sum_up_to_the_whole_second_moment() {
+        const INNER: usize = 70;
+        let keys = |seed: usize| {
+            let entries =
+                (0..5 * INNER).map(|index| ((index * 31 + seed * 7) as f32 * 0.618).sin()).collect();
+            Tensor::from_vec(entries, (5, INNER), &Device::Cpu).unwrap()
+        };
+        let all = Tensor::cat(&[keys(1), keys(2)], 0).unwrap();
+        let expected: Vec<Vec<f32>> = all.t().unwrap().matmul(&all).unwrap().to_vec2().unwrap();
+        for columns_per_block in [1, 16, 35, INNER, 2 * INNER] {
+            let mut sum = KeySum::new(INNER, columns_per_block, &Device::Cpu).unwrap();
+            sum.add(&keys(1)).unwrap();
+            sum.add(&keys(2)).unwrap();
+            let found = sum.whole().unwrap();
+            for (row, expected) in expected.iter().enumerate() {
+                for (column, expected) in expected.iter().enumerate() {
+                    let entry = found[row * INNER + column];
+                    assert!((entry - expected).abs() < 1e-5, "{entry} instead of {expected}");
+                    assert_eq!(entry, found[column * INNER + row], "{row}, {column}");
+                }
+            }
+        }
+    }
 }
