@@ -390,6 +390,11 @@ impl SignatureReport {
         }
     }
 
+    /// What a suggested command that will judge the patch has to say where it has no signature.
+    pub fn words_of(signature: Option<&Self>) -> &'static str {
+        if signature.is_none() { " --allow-unsigned" } else { "" }
+    }
+
     /// Whether the signing changed something among the user's settings.
     pub fn is_news(&self) -> bool {
         self.made.is_some() || self.trusted_in.is_some()

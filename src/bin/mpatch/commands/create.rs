@@ -331,7 +331,8 @@ impl Report for CreateReport {
     }
 
     fn next(&self) -> Option<String> {
-        Some(format!("mpatch apply {} {}", shell_word(&self.base), shell_word(&self.output)))
+        let words = SignatureReport::words_of(self.signature.as_ref());
+        Some(format!("mpatch apply {} {}{words}", shell_word(&self.base), shell_word(&self.output)))
     }
 }
 

@@ -487,6 +487,8 @@ impl Report for ExtractReport {
     }
 
     fn next(&self) -> Option<String> {
-        Some(format!("mpatch verify {} --base {}", shell_word(&self.output), shell_word(&self.base)))
+        let words = SignatureReport::words_of(self.signature.as_ref());
+        let (output, base) = (shell_word(&self.output), shell_word(&self.base));
+        Some(format!("mpatch verify {output} --base {base}{words}"))
     }
 }

@@ -196,6 +196,8 @@ impl Report for RebaseReport {
     }
 
     fn next(&self) -> Option<String> {
-        Some(format!("mpatch verify {} --base {}", patch_word(&self.output), shell_word(&self.base)))
+        let words = SignatureReport::words_of(self.signature.as_ref());
+        let (output, base) = (patch_word(&self.output), shell_word(&self.base));
+        Some(format!("mpatch verify {output} --base {base}{words}"))
     }
 }

@@ -366,12 +366,13 @@ impl Report for StackReport {
     }
 
     fn next(&self) -> Option<String> {
+        if let Some(created) = &self.created {
+            return created.next();
+        }
         let (output, base) = (shell_word(&self.output), shell_word(&self.base));
-        Some(match self.created {
-            // What adding does to the facts has not been measured yet.
-            None => format!("mpatch verify {output} --base {base}"),
-            Some(_) => format!("mpatch apply {base} {output}"),
-        })
+        let words = SignatureReport::words_of(self.signature.as_ref());
+        // What adding does to the facts has not been measured yet.
+        Some(format!("mpatch verify {output} --base {base}{words}"))
     }
 }
 
