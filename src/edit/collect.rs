@@ -174,6 +174,11 @@ impl<'a> Sums<'a> {
     }
 }
 
+/// Bytes that the second moments of so many layers take in the end, as f32; on the way it is less.
+pub const fn sums_size_bytes(inner: usize, layers: usize) -> u64 {
+    4 * (inner as u64).pow(2) * layers as u64
+}
+
 /// Columns of a second moment that are summed together: GPT-J's has eight blocks of them.
 const COLUMNS_PER_BLOCK: usize = 2048;
 

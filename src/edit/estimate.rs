@@ -9,7 +9,7 @@ use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
 use super::solve::Factor;
 use super::{EditError, FactPrompt, key, value};
-use crate::model::{Model, Site};
+use crate::model::{Config, Model, Site};
 
 /// What an edit will take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -97,14 +97,18 @@ fn memory_size_bytes(
 ) -> u64 {
     let config = model.network.config();
     let (width, inner) = (config.width as u64, config.inner as u64);
-    let layers = hyperparameters.layers.len() as u64;
     // One half, three vectors of the width and the biases are too little to count.
     let block = 4 * width * width + 2 * width * inner;
     let matrices = config.layers as u64 * block + 2 * config.vocabulary as u64 * width;
     let weights = matrices * model.precision.weight_size_bytes();
     let values = (cores * batch_size_bytes) as u64;
+    weights + values.max(solve_size_bytes(config, hyperparameters.layers.len(), facts))
+}
+
+/// What the last layer's solve takes beside the weights: a second moment in f64, keys, and the updates so far.
+pub fn solve_size_bytes(config: &Config, layers: usize, facts: usize) -> u64 {
+    let (width, inner) = (config.width as u64, config.inner as u64);
     let rank = (facts as u64).min(inner);
-    let updates = layers * (8 * rank * (2 * inner + width) + 4 * width * inner);
-    let solve = 8 * inner * inner + 24 * rank * inner + updates;
-    weights + values.max(solve)
+    let updates = layers as u64 * (8 * rank * (2 * inner + width) + 4 * width * inner);
+    8 * inner * inner + 24 * rank * inner + updates
 }

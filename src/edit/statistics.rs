@@ -14,7 +14,7 @@ use std::path::Path;
 use faer::Mat;
 
 use super::EditError;
-pub use super::collect::{Collected, collect, collect_part};
+pub use super::collect::{Collected, collect, collect_part, sums_size_bytes};
 pub use super::drawn::{Amount, Drawn, Shard};
 use crate::checkpoint::{Checkpoint, NewTensor, TensorInfo, write_safetensors};
 use crate::digest::{FileDigest, WeightsId};

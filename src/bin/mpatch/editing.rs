@@ -9,7 +9,9 @@ use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::kept::{FactorCache, ValueLog};
-use mpatch::edit::statistics::{Amount, Collected, Shard, Statistics, StatisticsFile, collect_part};
+use mpatch::edit::statistics::{
+    Amount, Collected, Shard, Statistics, StatisticsFile, collect_part, sums_size_bytes,
+};
 use mpatch::facts::FactsFile;
 use mpatch::model::{
     Device, Folder, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name,
@@ -117,7 +119,8 @@ pub fn open_model_in(
     output: &Output,
 ) -> Result<Model, CommandError> {
     let folder = open_folder(path, output)?;
-    check_room(&folder, usize::MAX, precision, device)?;
+    let weights = format!("`{}`: its weights as {}", path.display(), precision.name());
+    check_memory(&weights, folder.memory_size_bytes(usize::MAX, precision), device)?;
     let progress = output.progress("loading", folder.checkpoint.weights_size_bytes());
     let model = folder.load(device, precision, &|bytes| progress.add(bytes));
     model.map_err(|error| model_error(path, error))
@@ -130,23 +133,13 @@ pub fn open_folder(path: &Path, output: &Output) -> Result<Folder, CommandError>
     Folder::open(path).map_err(|error| model_error(path, error))
 }
 
-/// Refuses weights that this machine's memory cannot hold up to the block `last`: the system would end the process.
-pub fn check_room(
-    folder: &Folder,
-    last: usize,
-    precision: Precision,
-    device: &Device,
-) -> Result<(), CommandError> {
-    let needed = folder.memory_size_bytes(last, precision);
+/// Refuses what this machine's memory cannot hold: the system would end the process.
+///
+/// `what` takes `needed` bytes.
+pub fn check_memory(what: &str, needed: u64, device: &Device) -> Result<(), CommandError> {
     let room = memory().filter(|_| device.is_cpu()).map(|memory| memory.available_bytes + memory.swap_bytes);
     let Some(room) = room.filter(|room| needed > *room) else { return Ok(()) };
-    let path = folder.checkpoint.path().display();
-    let message = format!(
-        "`{path}`: its weights take {} in memory as {}, and {} are available",
-        size(needed),
-        precision.name(),
-        size(room)
-    );
+    let message = format!("{what} take {} in memory, and {} are available", size(needed), size(room));
     Err(CommandError::new(ExitKind::Device, message).hint(
         "`--precision bf16` takes half of what f32 does where a command has it; else end other programs, or run on a machine with more memory",
     ))
@@ -420,6 +413,9 @@ pub fn compute_statistics(
     corpus: Corpus<'_>,
     output: &Output,
 ) -> Result<Statistics, CommandError> {
+    let network = &model.network;
+    let sums = sums_size_bytes(network.config().inner, layers.len());
+    check_memory("the second moments", sums, network.device())?;
     let failed = |error: std::io::Error| CommandError::io("read", corpus.path, &error);
     let file = std::fs::File::open(corpus.path).map_err(failed)?;
     let progress = match corpus.amount {

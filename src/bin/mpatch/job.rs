@@ -13,7 +13,7 @@ use clap::Args;
 use mpatch::bind::{BindError, bind, check_finite};
 use mpatch::digest::{PatchId, WeightsId};
 use mpatch::edit::contexts::Contexts;
-use mpatch::edit::estimate::{Estimate, estimate};
+use mpatch::edit::estimate::{Estimate, estimate, solve_size_bytes};
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
@@ -27,8 +27,8 @@ use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
 use crate::editing::{
-    AmountArguments, Corpus, arithmetic, edit_error, factor_cache, find_statistics, model_error, value_log,
-    weights_id,
+    AmountArguments, Corpus, arithmetic, check_memory, edit_error, factor_cache, find_statistics,
+    model_error, value_log, weights_id,
 };
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, count};
@@ -283,6 +283,11 @@ pub struct Seconds {
 impl Job<'_> {
     /// Edits, rounds to integers, tests those, and lays out the patch; values are taken from `log` and added to it.
     pub fn make(&self, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
+        let network = &self.model.network;
+        let (layers, facts) = (self.hyperparameters.layers.len(), self.facts.records.len());
+        let solve = solve_size_bytes(network.config(), layers, facts);
+        // Now, not after the hours that the values take.
+        check_memory("the solve's matrices", solve, network.device())?;
         let mut seconds = Seconds::default();
         let edit = timed(&mut seconds.values_and_solve, || self.edit(log, output))?;
         let (names, terms) = timed(&mut seconds.compress, || self.compress(&edit))?;

@@ -8,12 +8,12 @@ use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::import::{layer_of_name, read_npz};
-use mpatch::edit::statistics::{self, Drawn, Provenance, Shard, Statistics, StatisticsFile};
+use mpatch::edit::statistics::{self, Drawn, Provenance, Shard, Statistics, StatisticsFile, sums_size_bytes};
 use mpatch::model::{Folder, Precision};
 use serde::Serialize;
 
 use crate::editing::{
-    AmountArguments, Corpus, DeviceArguments, StatisticsCache, check_room, compute_statistics, edit_error,
+    AmountArguments, Corpus, DeviceArguments, StatisticsCache, check_memory, compute_statistics, edit_error,
     file_digest, model_error, open_folder, refuse_existing, statistics_error, weights_id,
 };
 use crate::error::{CommandError, ExitKind};
@@ -165,9 +165,16 @@ fn compute(
     let device = arguments.device.find(output)?;
     let amount = arguments.amount.amount(folder.config.inner);
     let last = layers.iter().copied().max().unwrap_or_default();
-    check_room(&folder, last, Precision::F32, &device)?;
-    let base = weights_id(&folder.checkpoint, output)?;
     let path = folder.checkpoint.path().to_owned();
+    let needed = folder
+        .memory_size_bytes(last, Precision::F32)
+        .saturating_add(sums_size_bytes(folder.config.inner, layers.len()));
+    check_memory(
+        &format!("`{}`: its weights and their second moments as f32", path.display()),
+        needed,
+        &device,
+    )?;
+    let base = weights_id(&folder.checkpoint, output)?;
     let model = {
         let progress = output.progress("loading", folder.size_bytes_up_to(last));
         let model = folder.load_up_to(last, &device, &|bytes| progress.add(bytes));
