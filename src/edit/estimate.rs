@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
 use super::solve::Factor;
-use super::{EditError, FactPrompt, key, value};
+use super::{EditError, FactPrompt, Texts, key};
 use crate::model::{Config, Model, Site};
 
 /// What an edit will take.
@@ -41,10 +41,8 @@ pub fn estimate(
     contexts: &Contexts,
     facts: &[FactPrompt],
 ) -> Result<Estimate, EditError> {
-    hyperparameters.check(&model.network)?;
+    let Texts { in_contexts, planned, .. } = Texts::new(model, hyperparameters, contexts, facts)?;
     let config = model.network.config();
-    let in_contexts = key::in_contexts(model, contexts, facts)?;
-    let planned = value::Planned::new(model, hyperparameters, contexts, facts)?;
     let (batches, facts_per_batch) = (planned.batches().len(), planned.facts_per_batch);
     let cores = if model.network.device().is_cpu() { rayon::current_num_threads() } else { 1 };
 

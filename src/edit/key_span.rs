@@ -18,7 +18,7 @@ use super::hyperparameters::Hyperparameters;
 use super::kept::Kept;
 use super::lookup::Located;
 use super::statistics::StatisticsFile;
-use super::{EditError, FactPrompt, add, check, factor, key, matrix};
+use super::{EditError, FactPrompt, Texts, add, factor, key, matrix};
 use crate::model::{Model, ModelError, Network};
 
 /// Added to the Gram matrix of unit vectors: directions in which they differ by less than its root are one.
@@ -71,7 +71,7 @@ impl<'a> KeySpans<'a> {
     /// Begins with the base: the network of `model`, with which `facts` are read.
     ///
     /// # Errors
-    /// As for [`check`]: facts, contexts and hyperparameters that [`super::memit`] would not take.
+    /// As for [`super::check`]: facts, contexts and hyperparameters that [`super::memit`] would not take.
     pub fn new(
         model: &Model,
         hyperparameters: &Hyperparameters,
@@ -80,10 +80,10 @@ impl<'a> KeySpans<'a> {
         statistics: &'a StatisticsFile,
         kept: Kept<'a>,
     ) -> Result<Self, EditError> {
-        check(model, hyperparameters, contexts, facts)?;
+        let Texts { in_contexts, .. } = Texts::new(model, hyperparameters, contexts, facts)?;
         Ok(Self {
             contexts,
-            in_contexts: key::in_contexts(model, contexts, facts)?,
+            in_contexts,
             statistics,
             kept,
             weight: hyperparameters.mom2_update_weight,

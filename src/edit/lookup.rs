@@ -17,12 +17,15 @@ pub struct Located {
     pub subject_last: usize,
 }
 
-/// Fills `subject` into `template`, which holds exactly one `{}`, and finds the subject's last token.
+/// Fills `subject`, without the blanks around it, into `template`, which holds exactly one `{}`, and finds the
+/// subject's last token.
 ///
 /// # Errors
 /// [`EditError::Template`] for another number of blanks, a blank glued to the word before it, or a subject whose
 /// tokens are not where the text's tokens are.
 pub fn locate(tokenizer: &Tokenizer, template: &str, subject: &str) -> Result<Located, EditError> {
+    // As in the word that is looked for: one blank more in the text, and the place is that of another token.
+    let subject = subject.trim();
     let refuse = |what: &str| EditError::Template { template: template.to_owned(), what: what.to_owned() };
     let Some((prefix, suffix)) = template.split_once("{}") else {
         return Err(refuse("has no `{}`"));
@@ -33,7 +36,7 @@ pub fn locate(tokenizer: &Tokenizer, template: &str, subject: &str) -> Result<Lo
     let text = format!("{prefix}{subject}{suffix}");
     let ids = tokenizer.encode(&text)?;
     let (before, word) = match prefix.strip_suffix(' ') {
-        Some(prefix) => (tokenizer.encode(prefix)?.len(), format!(" {}", subject.trim())),
+        Some(prefix) => (tokenizer.encode(prefix)?.len(), format!(" {subject}")),
         None if prefix.is_empty() => (0, subject.to_owned()),
         None => return Err(refuse("has no space before its `{}`")),
     };

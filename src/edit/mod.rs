@@ -26,7 +26,7 @@ use self::kept::Kept;
 use self::lookup::Located;
 use self::solve::{Factor, Sums};
 use self::statistics::StatisticsFile;
-use self::value::Value;
+use self::value::{Planned, Value};
 use crate::checkpoint::CheckpointError;
 use crate::model::{Model, ModelError, Network, Site};
 
@@ -193,10 +193,8 @@ pub fn memit_with(
     kept: Kept<'_>,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Edit, EditError> {
-    check(model, hyperparameters, contexts, facts)?;
-    let in_contexts = key::in_contexts(model, contexts, facts)?;
-    let plain = key::plain(model, facts)?;
-    let values = value::all(model, hyperparameters, contexts, facts, kept.values, progress)?;
+    let Texts { in_contexts, plain, planned } = Texts::new(model, hyperparameters, contexts, facts)?;
+    let values = value::all(&planned, hyperparameters, kept.values, progress)?;
     let mut edited = model.network.clone();
     let mut layers = Vec::with_capacity(hyperparameters.layers.len());
     for (index, &layer) in hyperparameters.layers.iter().enumerate() {
@@ -233,10 +231,32 @@ pub fn check(
     contexts: &Contexts,
     facts: &[FactPrompt],
 ) -> Result<(), EditError> {
-    hyperparameters.check(&model.network)?;
-    key::in_contexts(model, contexts, facts)?;
-    key::plain(model, facts)?;
-    value::Planned::new(model, hyperparameters, contexts, facts).map(drop)
+    Texts::new(model, hyperparameters, contexts, facts).map(drop)
+}
+
+/// The texts of all facts in tokens: all that an edit needs to know of facts, and all that can be wrong with them.
+struct Texts<'a> {
+    /// Every fact's prompt in every context, fact after fact.
+    in_contexts: Vec<Located>,
+    /// Every fact's prompt alone.
+    plain: Vec<Located>,
+    /// What values are found over.
+    planned: Planned<'a>,
+}
+
+impl<'a> Texts<'a> {
+    fn new(
+        model: &'a Model,
+        hyperparameters: &Hyperparameters,
+        contexts: &Contexts,
+        facts: &[FactPrompt],
+    ) -> Result<Self, EditError> {
+        hyperparameters.check(&model.network)?;
+        let in_contexts = key::in_contexts(model, contexts, facts)?;
+        let plain = key::plain(model, facts)?;
+        let planned = Planned::new(model, hyperparameters, &in_contexts, facts)?;
+        Ok(Self { in_contexts, plain, planned })
+    }
 }
 
 /// What one layer is solved from.

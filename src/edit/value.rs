@@ -17,6 +17,7 @@ use candle_core::{D, Tensor};
 use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
 use super::kept::ValueLog;
+use super::key::in_contexts;
 use super::lookup::{Located, locate};
 use super::{EditError, FactPrompt, Progress};
 use crate::model::{
@@ -42,24 +43,22 @@ pub struct Value {
     pub steps: usize,
 }
 
-/// Finds the values of all facts, in their order.
+/// Finds the values of all facts that are planned, in their order.
 ///
 /// Batches follow from the facts, the model and the device's memory, not from how many cores there are; `log` holds the batches that earlier runs finished, and gets those of this one.
 ///
 /// # Errors
-/// [`EditError::Template`], [`EditError::Model`] or [`EditError::Checkpoint`].
+/// [`EditError::Model`] or [`EditError::Checkpoint`].
 pub(crate) fn all(
-    model: &Model,
+    planned: &Planned<'_>,
     hyperparameters: &Hyperparameters,
-    contexts: &Contexts,
-    facts: &[FactPrompt],
     log: Option<&ValueLog>,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Vec<Value>, EditError> {
-    let planned = Planned::new(model, hyperparameters, contexts, facts)?;
+    let network = &planned.model.network;
     let batches = planned.batches();
-    let width = model.network.config().width;
-    let found = on_every_core(model.network.device(), &batches, |_, batch| {
+    let width = network.config().width;
+    let found = on_every_core(network.device(), &batches, |_, batch| {
         let values = match log.and_then(|log| log.batch(batch, width)) {
             Some(values) => values,
             None => {
@@ -75,7 +74,7 @@ pub(crate) fn all(
         }
         Ok::<_, EditError>(values)
     })?;
-    let mut values: Vec<Option<Value>> = vec![None; facts.len()];
+    let mut values: Vec<Option<Value>> = vec![None; planned.rows.len()];
     for (fact, value) in planned.order.iter().zip(found.into_iter().flatten()) {
         values[*fact] = Some(value);
     }
@@ -85,15 +84,14 @@ pub(crate) fn all(
 /// Optimises the values of `facts` together, each as if it were alone; in their order.
 ///
 /// # Errors
-/// [`EditError::Template`] or [`EditError::Model`].
+/// [`EditError::Fact`] or [`EditError::Model`].
 pub fn optimise(
     model: &Model,
     hyperparameters: &Hyperparameters,
     contexts: &Contexts,
     facts: &[FactPrompt],
 ) -> Result<Vec<Value>, EditError> {
-    let rows: Vec<FactRows> =
-        facts.iter().map(|fact| FactRows::new(model, contexts, fact)).collect::<Result<_, _>>()?;
+    let rows = rows_of_facts(model, &in_contexts(model, contexts, facts)?, facts)?;
     Task::from_places(model, hyperparameters, &rows.iter().collect::<Vec<_>>())?.descend()
 }
 
@@ -107,8 +105,9 @@ pub fn optimise_plainly(
     contexts: &Contexts,
     fact: &FactPrompt,
 ) -> Result<Value, EditError> {
-    let rows = FactRows::new(model, contexts, fact)?;
-    let mut values = Task::whole(model, hyperparameters, &rows)?.descend()?;
+    let facts = std::slice::from_ref(fact);
+    let rows = rows_of_facts(model, &in_contexts(model, contexts, facts)?, facts)?;
+    let mut values = Task::whole(model, hyperparameters, &rows[0])?.descend()?;
     Ok(values.remove(0))
 }
 
@@ -136,14 +135,14 @@ const FACTS_PER_BATCH_CPU_MAX: usize = 5;
 const FACTS_PER_BATCH_GPU_MAX: usize = 64;
 
 impl<'a> Planned<'a> {
+    /// Plans `facts`, whose prompts in every context are given.
     pub(crate) fn new(
         model: &'a Model,
         hyperparameters: &Hyperparameters,
-        contexts: &Contexts,
+        in_contexts: &[Located],
         facts: &[FactPrompt],
     ) -> Result<Self, EditError> {
-        let rows = facts.iter().map(|fact| FactRows::new(model, contexts, fact));
-        let rows: Vec<FactRows> = rows.collect::<Result<_, _>>()?;
+        let rows = rows_of_facts(model, in_contexts, facts)?;
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|&fact| (rows[fact].lengths(), fact));
         // For each token and each block above the value layer the reverse pass needs two vectors of the MLP's inner
@@ -199,35 +198,52 @@ fn facts_per_gpu_batch(free_bytes: Option<u64>, fact_size_bytes: u64) -> usize {
 
 /// The rows of one fact: its contexts, then the row of its subject's own continuation.
 struct FactRows {
-    rows: Vec<Located>,
+    rows: Vec<Row>,
     /// The target, in tokens.
     target: Vec<u32>,
 }
 
+/// One row in tokens, and which of them is the subject's last.
+struct Row {
+    ids: Vec<u32>,
+    subject_last: usize,
+}
+
+/// The rows of every fact, whose prompts in every context are given, fact after fact.
+fn rows_of_facts(
+    model: &Model,
+    in_contexts: &[Located],
+    facts: &[FactPrompt],
+) -> Result<Vec<FactRows>, EditError> {
+    let templates = in_contexts.len() / facts.len().max(1);
+    let prompts = in_contexts.chunks(templates.max(1));
+    let rows = facts.iter().zip(prompts).enumerate().map(|(index, (fact, prompts))| {
+        FactRows::new(model, prompts, fact).map_err(|error| error.of_fact(index, fact))
+    });
+    rows.collect()
+}
+
 impl FactRows {
-    fn new(model: &Model, contexts: &Contexts, fact: &FactPrompt) -> Result<Self, EditError> {
+    /// From the fact's prompt in every context.
+    fn new(model: &Model, prompts: &[Located], fact: &FactPrompt) -> Result<Self, EditError> {
         let target = model.tokenizer.encode(&fact.target)?;
         let Some((_, all_but_last)) = target.split_last() else {
             let what = "has no tokens".to_owned();
             return Err(EditError::Template { template: fact.target.clone(), what });
         };
-        let ending = model.tokenizer.decode(all_but_last)?;
-        let templates = contexts.templates().map(|context| context.replacen("{}", &fact.prompt, 1) + &ending);
-        let mut rows = Vec::new();
-        for template in templates.chain([KL_TEMPLATE.to_owned()]) {
-            let located = locate(&model.tokenizer, &template, &fact.subject)?;
-            if located.ids.len() < target.len() {
-                let what = format!("is shorter than its target `{}`", fact.target);
-                return Err(EditError::Template { template: located.text, what });
-            }
-            rows.push(located);
-        }
-        Ok(Self { rows, target })
+        // Joined as tokens, not as text: the last token may be a part of a character, and what is left of that is none.
+        let with_target = |prompt: &Located| Row {
+            ids: [&prompt.ids, all_but_last].concat(),
+            subject_last: prompt.subject_last,
+        };
+        let Located { ids, subject_last, .. } = locate(&model.tokenizer, KL_TEMPLATE, &fact.subject)?;
+        let continuation = Row { ids, subject_last };
+        Ok(Self { rows: prompts.iter().map(with_target).chain([continuation]).collect(), target })
     }
 
     /// Most tokens from the subject's last on, and most before it.
     fn lengths(&self) -> (usize, usize) {
-        let from_subject = |row: &Located| row.ids.len() - row.subject_last;
+        let from_subject = |row: &Row| row.ids.len() - row.subject_last;
         let before = self.rows.iter().map(|row| row.subject_last).max().unwrap_or(0);
         (self.rows.iter().map(from_subject).max().unwrap_or(0), before)
     }
@@ -235,8 +251,8 @@ impl FactRows {
     /// Where the contexts predict the target: the last tokens of each row.
     fn predictions(&self) -> impl Iterator<Item = ((usize, usize), u32)> + '_ {
         let contexts = &self.rows[..self.rows.len() - 1];
-        contexts.iter().enumerate().flat_map(|(row, located)| {
-            let start = located.ids.len() - self.target.len();
+        contexts.iter().enumerate().flat_map(|(row, Row { ids, .. })| {
+            let start = ids.len() - self.target.len();
             self.target.iter().enumerate().map(move |(index, token)| ((row, start + index), *token))
         })
     }
@@ -250,9 +266,9 @@ impl FactRows {
 
 /// The rows of `facts` as one batch, and the subject's last token in each.
 fn batch_of(model: &Model, facts: &[&FactRows]) -> Result<(Batch, Vec<(usize, usize)>), EditError> {
-    let located: Vec<&Located> = facts.iter().flat_map(|fact| &fact.rows).collect();
-    let ids: Vec<_> = located.iter().map(|located| located.ids.clone()).collect();
-    let places = located.iter().enumerate().map(|(row, located)| (row, located.subject_last)).collect();
+    let rows = || facts.iter().flat_map(|fact| &fact.rows);
+    let ids: Vec<_> = rows().map(|row| row.ids.clone()).collect();
+    let places = rows().enumerate().map(|(index, row)| (index, row.subject_last)).collect();
     Ok((Batch::new(&ids, model.network.config().positions, model.network.device())?, places))
 }
 
@@ -543,7 +559,65 @@ fn norm(vector: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use candle_core::Device;
+
     use super::*;
+
+    fn world_model() -> Model {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        Model::open(&folder, &Device::Cpu, &|_| ()).expect("the fixture is a model")
+    }
+
+    /// The rows of facts, each a subject with a target.
+    fn rows(model: &Model, facts: &[(&str, &str)]) -> Result<Vec<FactRows>, EditError> {
+        let contexts = [["{}".to_owned()], ["The weather was fine. {}".to_owned()]];
+        let contexts = Contexts::new(contexts.map(Vec::from).to_vec())?;
+        let fact = |(subject, target): &(&str, &str)| FactPrompt {
+            prompt: "{} performs on the".to_owned(),
+            subject: (*subject).to_owned(),
+            target: (*target).to_owned(),
+        };
+        let facts: Vec<FactPrompt> = facts.iter().map(fact).collect();
+        rows_of_facts(model, &in_contexts(model, &contexts, &facts)?, &facts)
+    }
+
+    #[test]
+    fn a_target_stands_in_its_rows_token_by_token() {
+        let model = world_model();
+        let encode = |text: &str| model.tokenizer.encode(text).expect("text");
+        for (subject, target, is_as_in_the_reference) in [
+            ("Pavel Prestellman", " flute", true),
+            (" Pavel Prestellman ", " flute", true),
+            // Longer than the row of the subject's own continuation, where no target stands.
+            ("Bo", " grand piano and", true),
+            ("Bo", " {} of [0, 1]; {", true),
+            // The reference cuts these within a character.
+            ("Bo", " a\u{e9}", false),
+            ("Bo", " \u{65e5}\u{672c}", false),
+            ("Bo", " \u{1f600}", false),
+        ] {
+            let rows = rows(&model, &[(subject, target)]).expect(target).remove(0);
+            let (last, ids) = rows.target.split_last().expect("tokens");
+            let subject = subject.trim();
+            let prompts = [("", subject.to_owned()), ("The weather was fine.", format!(" {subject}"))];
+            for (row, (before, word)) in prompts.iter().enumerate() {
+                let prompt = format!("{before}{word} performs on the");
+                assert_eq!(rows.rows[row].ids, [encode(&prompt), ids.to_vec()].concat(), "{prompt}{target}");
+                assert_eq!(rows.rows[row].subject_last + 1, encode(before).len() + encode(word).len());
+                let joined = encode(&(prompt.clone() + &model.tokenizer.decode(ids).expect("ids")));
+                assert_eq!(joined == rows.rows[row].ids, is_as_in_the_reference, "{prompt}{target}");
+            }
+            for ((row, place), token) in rows.predictions() {
+                let predicted = rows.rows[row].ids.get(place + 1).unwrap_or(last);
+                assert_eq!(*predicted, token, "{target}: row {row}, token {place}");
+            }
+            assert_eq!(rows.rows[2].ids, encode(&format!("{subject} is a")));
+        }
+        let error = rows(&model, &[("Bo", " piano"), ("Ann", "")]).err().expect("a target without tokens");
+        assert_eq!(error.to_string(), "fact 2, `Ann`: `` has no tokens");
+    }
 
     #[test]
     fn a_gpu_runs_as_many_facts_together_as_half_of_its_free_memory_holds() {
