@@ -17,7 +17,7 @@ use mpatch::digest::FileDigest;
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::kept::{FactorCache, Kept, ValueLog};
-use mpatch::edit::statistics::{Amount, Shard, Statistics, StatisticsFile, collect, collect_part, merge};
+use mpatch::edit::statistics::{Amount, Shard, Statistics, StatisticsFile, collect_part, merge};
 use mpatch::edit::value::optimise;
 use mpatch::edit::{Edit, EditError, FactPrompt, memit, memit_with};
 use mpatch::facts::FactsFile;
@@ -51,7 +51,8 @@ fn corpus(lines: usize) -> BufReader<Cursor<Vec<u8>>> {
 fn statistics(model: &Model, folder: &Path) -> StatisticsFile {
     let base = model.checkpoint.weights_id().unwrap();
     let path = folder.join("statistics.safetensors");
-    collect(model, base, &[0, 1, 2], &mut corpus(60), &|_| ()).unwrap().write(&path).unwrap();
+    let made = collect_part(model, base, &[0, 1, 2], &mut corpus(60), Amount::All, None, &|_| ()).unwrap();
+    made.write(&path).unwrap();
     StatisticsFile::open(&path).unwrap()
 }
 

@@ -18,7 +18,7 @@ use mpatch::edit::estimate::estimate;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::kept::Kept;
 use mpatch::edit::key_span::{KeySpan, KeySpans};
-use mpatch::edit::statistics::{StatisticsFile, collect};
+use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
 use mpatch::edit::{Edit, FactPrompt, LayerUpdate, memit};
 use mpatch::evaluate::{Extent, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, Update, compress};
@@ -152,7 +152,7 @@ fn second_moments_of_the_corpus_are_those_of_the_reference() {
     let model = world_model();
     let base = model.checkpoint.weights_id().unwrap();
     let mut corpus = std::io::BufReader::new(std::fs::File::open(world().join("corpus.txt")).unwrap());
-    let ours = collect(&model, base, &[0, 1, 2], &mut corpus, &|_| ()).unwrap();
+    let ours = collect_part(&model, base, &[0, 1, 2], &mut corpus, Amount::All, None, &|_| ()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let recorded = recorded_statistics(&model, folder.path());
     for (layer, sum) in &ours.layers {

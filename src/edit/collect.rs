@@ -24,7 +24,7 @@ const TOKENS_PER_BATCH: usize = 6144;
 /// Documents read ahead and sorted by length, so that batches need little padding.
 const DOCUMENTS_READ_AHEAD: usize = 512;
 
-/// How far [`collect`] is.
+/// How far [`collect_part`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Collected {
     /// Documents run.
@@ -35,38 +35,17 @@ pub struct Collected {
     pub bytes: u64,
 }
 
-/// Runs all of `corpus` through the model once and sums the keys of all `layers`.
+/// Runs `corpus`, all of it or an amount that is drawn, and of that a shard, through the model once and sums the keys
+/// of all `layers`.
 ///
 /// The corpus holds one document a line: plain text, or JSON objects with a `text`. Documents longer than the
 /// model's context are cut, as in the reference.
 ///
+/// A part's documents are drawn without regard to where they stand, always the same ones: the reference, too, draws a
+/// subset, and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 8 bytes for each.
+///
 /// # Errors
 /// [`EditError::Corpus`] names the line; [`EditError::Model`].
-pub fn collect(
-    model: &Model,
-    base: WeightsId,
-    layers: &[usize],
-    corpus: &mut dyn BufRead,
-    progress: &dyn Fn(Collected),
-) -> Result<Statistics, EditError> {
-    let mut documents = InOrder { reader: Lines::new(corpus), shard: None };
-    let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
-    let corpus = FileDigest::finish(&documents.reader.hasher);
-    sums.finish(
-        base,
-        corpus,
-        Drawn { amount: Amount::All, shard: None, documents: done.documents },
-        done.tokens,
-    )
-}
-
-/// Runs a part of `corpus`: an amount that is drawn, and of that a shard.
-///
-/// Documents are drawn without regard to where they stand, always the same ones: the reference, too, draws a subset,
-/// and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 8 bytes for each.
-///
-/// # Errors
-/// As [`collect`].
 pub fn collect_part(
     model: &Model,
     base: WeightsId,
@@ -279,7 +258,7 @@ fn refuse(line: usize, what: impl fmt::Display) -> EditError {
 /// The tokens of the document on a line, cut at the model's context; none for an empty one.
 fn tokens(model: &Model, line: &[u8], number: usize) -> Result<Option<Vec<u32>>, EditError> {
     let text = std::str::from_utf8(line).map_err(|error| refuse(number, error))?;
-    let text = document(text).map_err(|what| refuse(number, what))?;
+    let text = document(text, number).map_err(|what| refuse(number, what))?;
     let mut ids = model.tokenizer.encode(&text)?;
     ids.truncate(model.network.config().positions);
     Ok(Some(ids).filter(|ids| !ids.is_empty()))
@@ -372,17 +351,23 @@ impl<C: BufRead + Seek> Documents<'_, C> {
     }
 }
 
-/// The text of a line: a JSON object's `text`, else the line itself.
-fn document(line: &str) -> Result<String, String> {
+/// The text of the line with this number, from 1: a JSON object's `text`, else the line itself.
+fn document(line: &str, number: usize) -> Result<String, String> {
     #[derive(serde::Deserialize)]
     struct Object {
         text: String,
     }
     let line = line.trim_end_matches(['\n', '\r']);
-    if !line.starts_with('{') {
+    // What some editors begin a file with, to say that it is Unicode.
+    let line = line.strip_prefix('\u{feff}').filter(|_| number == 1).unwrap_or(line);
+    let start = line.trim_start();
+    if start.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with('{')) {
+        return Err("a JSON array of objects, expected one JSON object a line".to_owned());
+    }
+    if !start.starts_with('{') {
         return Ok(line.to_owned());
     }
-    let object: Object = serde_json::from_str(line)
+    let object: Object = serde_json::from_str(start)
         .map_err(|error| format!("expected a JSON object with a `text`, or plain text: {error}"))?;
     Ok(object.text)
 }
@@ -390,6 +375,28 @@ fn document(line: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn json_is_never_taken_for_plain_text() {
+        for (line, number, expected) in [
+            ("Plain text.\r\n", 1, Ok("Plain text.")),
+            ("  [1] as it stands", 2, Ok("  [1] as it stands")),
+            ("{\"text\": \"a\"}\n", 1, Ok("a")),
+            (" \t{\"text\": \"a\"}", 2, Ok("a")),
+            ("\u{feff}{\"text\": \"a\"}", 1, Ok("a")),
+            ("\u{feff}Plain text.", 1, Ok("Plain text.")),
+            ("\u{feff}Plain text.", 2, Ok("\u{feff}Plain text.")),
+            ("[{\"text\": \"a\"}, {\"text\": \"b\"}]\n", 1, Err("one JSON object a line")),
+            (" [ {", 2, Err("one JSON object a line")),
+            (" {\"text\": \"a\"},", 2, Err("expected a JSON object with a `text`, or plain text")),
+        ] {
+            match (document(line, number), expected) {
+                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{line:?}"),
+                (Err(found), Err(expected)) => assert!(found.contains(expected), "{line:?}: {found}"),
+                (found, _) => panic!("{line:?}: {found:?}"),
+            }
+        }
+    }
 
     #[test]
     fn blocks_of_columns_sum_up_to_the_whole_second_moment() {

@@ -5,8 +5,8 @@
 //! ```
 //!
 //! An artifact of its own: a safetensors file with the *sums* (so that files can be merged), the counts, and the
-//! digests of what they were made from. All layers are collected in one pass, over the whole corpus ([`collect`]) or
-//! a part of it ([`collect_part`]), which may be shared out between machines.
+//! digests of what they were made from. All layers are collected in one pass over the corpus, or a part of it
+//! ([`collect_part`]), which may be shared out between machines.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,7 +14,7 @@ use std::path::Path;
 use faer::Mat;
 
 use super::EditError;
-pub use super::collect::{Collected, collect, collect_part, sums_size_bytes};
+pub use super::collect::{Collected, collect_part, sums_size_bytes};
 pub use super::drawn::{Amount, Drawn, Shard};
 use crate::checkpoint::{Checkpoint, NewTensor, TensorInfo, write_safetensors};
 use crate::digest::{FileDigest, WeightsId};
