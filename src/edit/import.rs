@@ -23,7 +23,7 @@ pub struct Imported {
 /// Reads one archive; `mom2.mom2` is the sum, `mom2.count` the number of tokens.
 ///
 /// # Errors
-/// [`EditError::Statistics`] says what the archive lacks.
+/// [`EditError::Statistics`] says what the archive lacks, or which of its sums no keys have.
 pub fn read_npz(archive: impl Read + Seek) -> Result<Imported, EditError> {
     let mut archive =
         ZipArchive::new(archive).map_err(|error| refuse(&format!("is no .npz file: {error}")))?;
@@ -36,6 +36,7 @@ pub fn read_npz(archive: impl Read + Seek) -> Result<Imported, EditError> {
         return Err(refuse(&format!("has sums of shape {shape:?}, expected a square matrix")));
     }
     let sum = floats(sum).map_err(|error| refuse(&format!("has unreadable sums: {error}")))?;
+    check_sums(&sum, rows as usize).map_err(|what| refuse(&what))?;
     let count = member(&mut archive, "mom2.count")?;
     let count: Vec<i64> = count
         .into_vec()
@@ -48,6 +49,16 @@ pub fn read_npz(archive: impl Read + Seek) -> Result<Imported, EditError> {
         [count] => Err(refuse(&format!("has the count {count}, expected a positive number"))),
         _ => Err(refuse(&format!("has {} counts, expected one positive number", count.len()))),
     }
+}
+
+/// Refuses, hours before a solve would fail on them, sums that are no numbers, or of squares and negative.
+fn check_sums(sums: &[f32], inner: usize) -> Result<(), String> {
+    let is_wrong =
+        |(index, sum): &(usize, &f32)| !sum.is_finite() || (index / inner == index % inner && **sum < 0.0);
+    let Some((index, sum)) = sums.iter().enumerate().find(is_wrong) else { return Ok(()) };
+    let (row, column) = (index / inner, index % inner);
+    let expected = if sum.is_finite() { "0 or more on the diagonal" } else { "a finite number" };
+    Err(format!("has the sum {sum} at row {row}, column {column}, expected {expected}"))
 }
 
 /// The layer that a file of the reference is about, by its name: `transformer.h.3.mlp.fc_out_float32_mom2_100000.npz`.
@@ -167,6 +178,21 @@ mod tests {
         let found = read_npz(archive(header, &data)).expect("it is right");
         let sum = LayerSum { sum: vec![1.0, 2.0, 3.0, 4.0], count: 5 };
         assert_eq!(found, Imported { sum, inner: 2 });
+    }
+
+    #[test]
+    fn sums_that_no_keys_have_are_refused_with_their_place() {
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }        \n";
+        for (sums, expected) in [
+            ([1.0, f32::NAN, 0.0, 1.0], "the sum NaN at row 0, column 1, expected a finite number"),
+            ([1.0, 0.0, f32::NEG_INFINITY, 1.0], "the sum -inf at row 1, column 0, expected a finite number"),
+            ([1.0, 0.0, 0.0, -1.0], "the sum -1 at row 1, column 1, expected 0 or more on the diagonal"),
+        ] {
+            let data: Vec<u8> = sums.iter().flat_map(|sum: &f32| sum.to_le_bytes()).collect();
+            let found = read_npz(archive(header, &data)).expect_err("must be refused").to_string();
+            assert!(found.ends_with(expected), "{found}");
+        }
+        assert_eq!(check_sums(&[-0.0, -1.0, -1.0, 0.0], 2), Ok(()));
     }
 
     #[test]

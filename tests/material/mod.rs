@@ -88,7 +88,8 @@ pub fn lay_out_world(folder: &Path) {
 }
 
 /// What `create`, `try` and `eval` need: the embedded model with settings that are quick rather than good, one fact
-/// with its paraphrases and neighbours, a corpus, statistics and a patch.
+/// with its paraphrases and neighbours, a corpus, statistics and a patch; statistics that name another tokenizer, and
+/// recorded moments under the name of a layer that the model does not have.
 ///
 /// The statistics and the patch are made once and copied from then on.
 pub fn lay_out_editing(folder: &Path) {
@@ -119,6 +120,12 @@ pub fn lay_out_editing(folder: &Path) {
     for name in ["statistics.safetensors", "edits.mpatch"] {
         fs::copy(made.path().join(name), folder.join(name)).unwrap();
     }
+    let other = folder.join("other-tokenizer.safetensors");
+    fs::copy(folder.join("statistics.safetensors"), &other).unwrap();
+    alter_header(&other, |header| header["__metadata__"]["tokenizer"] = "0".repeat(64).into());
+    fs::create_dir(folder.join("moments")).unwrap();
+    let moments = world().join("reference/moments/transformer.h.0.mlp.fc_out_float32_mom2_4000.npz");
+    fs::copy(moments, folder.join("moments/transformer.h.8.mlp.fc_out_float32_mom2_4000.npz")).unwrap();
 }
 
 /// Fewer steps than an edit is worth.

@@ -42,13 +42,13 @@ pub struct StatsArguments {
     #[command(flatten)]
     device: DeviceArguments,
     /// Collect these layers instead of those that MEMIT edits in this model, e.g. `3,4,5`
-    #[arg(long, value_delimiter = ',', value_name = "LAYERS")]
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS", conflicts_with_all = ["import", "merge"])]
     layers: Option<Vec<usize>>,
     /// How much of the corpus.
     #[command(flatten)]
     amount: AmountArguments,
     /// Run this part of the documents only, e.g. `3/16`; `--merge` adds the parts up
-    #[arg(long, value_name = "I/N", value_parser = shard)]
+    #[arg(long, value_name = "I/N", value_parser = shard, conflicts_with_all = ["import", "merge"])]
     shard: Option<Shard>,
     /// Write the statistics here; by default they are kept where `create` finds them
     #[arg(short, long, value_name = "FILE")]
@@ -228,7 +228,7 @@ fn npz_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CommandError> {
 }
 
 fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statistics, CommandError> {
-    let inner = folder.config.inner;
+    let (inner, layers_of_model) = (folder.config.inner, folder.config.layers);
     let mut layers = BTreeMap::new();
     let mut corpora = Vec::new();
     for path in npz_files(paths)? {
@@ -243,10 +243,18 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
                     .to_owned(),
             )
         })?;
+        if layer >= layers_of_model {
+            let what = format!("is of layer {layer}, but the model has {layers_of_model}, counted from 0");
+            return Err(refuse(what));
+        }
         let file = std::fs::File::open(&path).map_err(|error| CommandError::io("open", &path, &error))?;
-        let imported = read_npz(file).map_err(|error| refuse(format!("cannot be imported: {error}")))?;
+        let imported = read_npz(file)
+            .map_err(|error| refuse(format!("cannot be imported as layer {layer}: {error}")))?;
         if imported.inner != inner {
-            return Err(refuse(format!("holds keys of width {}, the model's have {inner}", imported.inner)));
+            let found = imported.inner;
+            return Err(refuse(format!(
+                "holds keys of width {found} in layer {layer}, the model's have {inner}"
+            )));
         }
         if layers.insert(layer, imported.sum).is_some() {
             return Err(refuse(format!("is the second file of layer {layer}")));
