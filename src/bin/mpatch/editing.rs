@@ -258,8 +258,9 @@ pub fn model_error(path: &Path, error: ModelError) -> CommandError {
             refused(ExitKind::Malformed, "give the weights and the `config.json` of one model, as floats")
         }
         ModelError::Device(error) => refused(ExitKind::Device, device_hint(&error)),
+        // Devices are found before, so this is a precision that the device does not have.
         ModelError::NoDevice { .. } => {
-            refused(ExitKind::Device, "try `--device cpu`; `mpatch doctor` tells more")
+            refused(ExitKind::Device, "leave `--precision` out, or name a GPU with `--device cuda`")
         }
         ModelError::Text { .. } => refused(ExitKind::Malformed, "shorten the text, or leave it out"),
         ModelError::Update { .. } => {
