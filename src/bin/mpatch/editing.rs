@@ -480,7 +480,7 @@ pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
     }
 }
 
-/// Where statistics are kept between runs: by base, corpus and layers.
+/// Where statistics are kept between runs: by base, corpus, tokenizer and layers.
 #[derive(Debug)]
 pub struct StatisticsCache {
     folder: PathBuf,
@@ -505,15 +505,16 @@ impl StatisticsCache {
         &self.folder
     }
 
-    /// The file for one base, corpus, what was drawn from it, and choice of layers.
+    /// The file for one base, corpus, tokenizer, what was drawn from the corpus, and choice of layers.
     pub fn path(
         &self,
         base: WeightsId,
         corpus: FileDigest,
+        tokenizer: FileDigest,
         (amount, shard): (Amount, Option<Shard>),
         layers: &[usize],
     ) -> PathBuf {
-        let mut name = format!("{}-{}-", base.short(), corpus.short());
+        let mut name = format!("{}-{}-{}-", base.short(), corpus.short(), tokenizer.short());
         if amount != Amount::All {
             name += &format!("{}-", amount.to_string().replace(' ', "_"));
         }
@@ -524,8 +525,15 @@ impl StatisticsCache {
         self.folder.join(format!("{name}{}.safetensors", layers.join("_")))
     }
 
-    /// The cached file of this base that holds `layers`, the one made from most tokens where there are several.
-    pub fn find(&self, base: WeightsId, inner: usize, layers: &[usize]) -> Option<(PathBuf, StatisticsFile)> {
+    /// The cached file of this base that holds `layers`; of several one made with the model's own tokenizer, and of
+    /// those the one made from most tokens.
+    pub fn find(
+        &self,
+        model: &Model,
+        base: WeightsId,
+        layers: &[usize],
+    ) -> Option<(PathBuf, StatisticsFile)> {
+        let (inner, tokenizer) = (model.network.config().inner, model.tokenizer.digest());
         let ours = self.paths().into_iter().filter(|path| is_of_base(path, base));
         let fitting = ours.filter_map(|path| {
             let file = StatisticsFile::open(&path).ok()?;
@@ -533,11 +541,11 @@ impl StatisticsCache {
             // A shard is no statistics of anything by itself.
             file.provenance().drawn.shard.is_none().then_some(())?;
             let tokens = file.counts().values().copied().max()?;
-            Some((tokens, path, file))
+            // The path decides between equals, so that the choice does not depend on the order of a folder.
+            Some(((file.provenance().tokenizer == tokenizer, tokens, path), file))
         });
-        // The path decides between equals, so that the choice does not depend on the order of a folder.
-        let best = fitting.max_by(|one, other| (one.0, &one.1).cmp(&(other.0, &other.1)));
-        best.map(|(_, path, file)| (path, file))
+        let best = fitting.max_by(|(one, _), (other, _)| one.cmp(other));
+        best.map(|((_, _, path), file)| (path, file))
     }
 
     /// All cached files, those of this base first, opened and hashed one by one; what is no statistics is left out.
@@ -577,8 +585,32 @@ pub fn file_digest(path: &Path) -> Result<FileDigest, CommandError> {
     FileDigest::of_reader(file).map_err(failed)
 }
 
-/// Statistics for `layers` of `model`: the file given, else one cached for this base, else computed from `corpus`.
+/// Statistics for `layers` of `model`: the file given, else one cached for this base, else computed from `corpus`; says
+/// where they were made with another tokenizer.
 pub fn find_statistics(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    given: Option<&Path>,
+    corpus: Option<Corpus<'_>>,
+    output: &Output,
+) -> Result<StatisticsFile, CommandError> {
+    let file = statistics_of_base(model, base, layers, given, corpus, output)?;
+    let (made_with, ours) = (file.provenance().tokenizer, model.tokenizer.digest());
+    if made_with != ours {
+        // No error: one tokenizer comes as one file or as several, with other digests.
+        output.note(&format!(
+            "warning: the statistics were made with the tokenizer {}, the model's is {}: they are of use only where \
+             both are the same in other files",
+            made_with.short(),
+            ours.short()
+        ));
+    }
+    Ok(file)
+}
+
+/// As [`find_statistics`], whatever the tokenizer.
+fn statistics_of_base(
     model: &Model,
     base: WeightsId,
     layers: &[usize],
@@ -599,7 +631,7 @@ pub fn find_statistics(
     }
     let cache = StatisticsCache::needed()?;
     let Some(corpus) = corpus else {
-        let Some((path, file)) = cache.find(base, inner, layers) else {
+        let Some((path, file)) = cache.find(model, base, layers) else {
             let message = "there are no statistics of this model: MEMIT needs the second moments of its keys";
             return Err(CommandError::new(ExitKind::Usage, message).hint(
                 "give `--corpus FILE` (text, one document a line) to compute them, or `--stats FILE`",
@@ -608,7 +640,8 @@ pub fn find_statistics(
         output.note(&format!("statistics: {} (cached)", path.display()));
         return Ok(file);
     };
-    let path = cache.path(base, file_digest(corpus.path)?, (corpus.amount, corpus.shard), layers);
+    let (digest, tokenizer) = (file_digest(corpus.path)?, model.tokenizer.digest());
+    let path = cache.path(base, digest, tokenizer, (corpus.amount, corpus.shard), layers);
     if let Ok(file) = StatisticsFile::open(&path) {
         file.check(base, inner, layers).map_err(|error| edit_error(&path, error))?;
         output.note(&format!("statistics: {} (cached)", path.display()));

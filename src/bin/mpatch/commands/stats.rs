@@ -149,8 +149,8 @@ impl StatsArguments {
             _ => FileDigest::of(&corpora),
         };
         cache.prepare()?;
-        let drawn = statistics.provenance.drawn;
-        Ok(cache.path(statistics.provenance.base, corpus, (drawn.amount, drawn.shard), &layers))
+        let Provenance { base, tokenizer, drawn, .. } = statistics.provenance;
+        Ok(cache.path(base, corpus, tokenizer, (drawn.amount, drawn.shard), &layers))
     }
 }
 
