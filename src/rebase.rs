@@ -7,7 +7,7 @@
 use crate::bind::{BindError, NotFinite, bind_with};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::digest::{PatchId, WeightsId};
-use crate::operation::Progress;
+use crate::operation::{Direction, Progress, Standing, standing};
 use crate::patch::{Draft, Patch, PatchError};
 
 /// A patch that cannot be bound to a state.
@@ -26,6 +26,12 @@ pub enum RebaseError {
     /// It fits already.
     #[error("the patch fits weights {} already", weights.short())]
     Fits {
+        /// The state.
+        weights: WeightsId,
+    },
+    /// It is in them already: bound to its own result, it would change the weights twice.
+    #[error("the patch is in weights {} already", weights.short())]
+    Applied {
         /// The state.
         weights: WeightsId,
     },
@@ -61,10 +67,15 @@ pub fn rebase(
     options: &RebaseOptions,
     progress: Progress<'_>,
 ) -> Result<Draft, RebaseError> {
-    let weights = checkpoint.weights_id_with(progress)?;
+    let digests = checkpoint.digests_with(&Vec::from_iter(checkpoint.tensors()), progress)?;
+    let weights = checkpoint.weights_id_of(&digests);
     let bindings = &patch.manifest().bindings;
     if bindings.iter().any(|binding| binding.weights == weights) {
         return Err(RebaseError::Fits { weights });
+    }
+    let digests = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str()).zip(digests).collect();
+    if let Standing::End(_) = standing(checkpoint, bindings, &digests, Direction::Apply) {
+        return Err(RebaseError::Applied { weights });
     }
     // The format asks for one binding at least, and all touch what the first touches as a rule.
     let tensors = bindings.iter().take(1).flat_map(|binding| &binding.tensors);

@@ -16,14 +16,13 @@ use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
-use crate::trust::{TrustArguments, require};
+use crate::trust::{TrustArguments, TrustReport, require};
 
 /// Arguments of `rebase`.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  mpatch rebase b.mpatch --base gptj-with-a/ --after a.mpatch -o b-on-a.mpatch\n  \
-                  mpatch rebase edits.mpatch --base gptj-bf16/ --keep -o edits.mpatch.new"
-)]
+#[command(after_help = "Examples:\n  mpatch rebase b.mpatch --base gptj-with-a/ --after a.mpatch \\\n      \
+                  -o b-on-a.mpatch\n  \
+                  mpatch rebase edits.mpatch --base gptj-bf16/ --keep -o edits.mpatch.new")]
 pub struct RebaseArguments {
     /// Bind this patch: a file, or the id or the revision of one in the history here; `-` reads
     /// it from standard input
@@ -56,7 +55,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let patch = read_patch(&arguments.patch)?;
     let place = arguments.place();
     refuse_existing(&place)?;
-    require(&patch, &arguments.patch, &arguments.trust, output)?;
+    let trust = require(&patch, &arguments.patch, &arguments.trust, output)?.report;
     let signer = arguments.signing.signer()?;
     let base = open_checkpoint(&arguments.base, output)?;
     let parents = arguments.after.iter().map(|path| parent(path, &base, output)).collect::<Result<_, _>>()?;
@@ -89,6 +88,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
         size_bytes: bound.size_bytes() as u64,
         signature,
         kept: arguments.keep,
+        trust,
         bindings: bindings.collect(),
         parents: bound.manifest().parents.clone(),
     };
@@ -134,6 +134,10 @@ fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError
         RebaseError::Checkpoint(error) => error.into(),
         RebaseError::Patch(error) => CommandError::patch(&patch.to_string(), &error),
         RebaseError::Fits { .. } => refused(ExitKind::Conflict, "apply it as it is"),
+        RebaseError::Applied { .. } => {
+            let (base, patch) = (shell_word(&arguments.base), patch_word(&arguments.patch));
+            refused(ExitKind::Conflict, &format!("`mpatch revert {base} {patch}` takes it back"))
+        }
         RebaseError::Correction { .. } => refused(
             ExitKind::Conflict,
             "`--drop-corrections` binds its terms alone: nearly the same change, not exactly",
@@ -156,6 +160,8 @@ struct RebaseReport {
     signature: Option<SignatureReport>,
     /// The old bindings are still there.
     kept: bool,
+    /// Who signed the patch that was bound, and what had to be allowed.
+    trust: TrustReport,
     bindings: Vec<BindingReport>,
     parents: Vec<PatchId>,
 }

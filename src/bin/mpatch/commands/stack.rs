@@ -22,7 +22,7 @@ use crate::error::{CommandError, ExitKind, chain};
 use crate::job::{Prepared, RecipeArguments, TOOL, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
-use crate::trust::{TrustArguments, require};
+use crate::trust::{TrustArguments, TrustReport, require};
 
 /// Smallest principal angle below which two patches are said to share keys, in degrees.
 const OVERLAP_ANGLE_DEGREES: f64 = 30.0;
@@ -34,7 +34,8 @@ const OVERLAP_ANGLE_DEGREES: f64 = 30.0;
                   were alone.\nWith it the facts of all are written again at once, as `create` does: it takes as \
                   long, and keeps them better.\n\n\
                   Examples:\n  mpatch stack a.mpatch b.mpatch --base model.safetensors -o ab.mpatch\n  \
-                  mpatch stack a.mpatch b.mpatch --base gptj/ --theirs --resolve --stats gptj.stats.safetensors -o ab.mpatch\n  \
+                  mpatch stack a.mpatch b.mpatch --base gptj/ --theirs --resolve \\\n      \
+                  --stats gptj.stats.safetensors -o ab.mpatch\n  \
                   mpatch stack *.mpatch --base gptj/ --squash 0.05 -o all.mpatch"
 )]
 pub struct StackArguments {
@@ -97,8 +98,10 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     refuse_existing(&arguments.output)?;
     let patches = arguments.patches.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
     // The result carries the signature of whoever stacks, so what goes into it has to be trusted first.
+    let mut trust = Vec::new();
     for (patch, path) in patches.iter().zip(&arguments.patches) {
-        require(patch, path, &arguments.trust, output)?;
+        let judged = require(patch, path, &arguments.trust, output)?;
+        trust.push(PatchTrust { patch: path.clone(), trust: judged.report });
     }
     let signer = arguments.signing.signer()?;
     let names: Vec<String> = arguments.patches.iter().map(|path| path.display().to_string()).collect();
@@ -109,11 +112,12 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     let progress = output.progress("comparing", base.weights_size_bytes());
     let plan = plan(&base, &named, &sides, &|bytes| progress.add(bytes)).map_err(stack_error)?;
     drop(progress);
-    let report = if arguments.resolve {
+    let made = if arguments.resolve {
         arguments.resolve(plan, &named, signer.as_ref(), output)?
     } else {
         arguments.add(plan, &base, &named, signer.as_ref(), output)?
     };
+    let report = StackReport { trust, ..made };
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
@@ -209,6 +213,7 @@ impl StackArguments {
             duplicates: plan.duplicates,
             changed: plan.changed,
             decided: plan.decided,
+            trust: Vec::new(),
             tensors: tensors
                 .map(|tensor| TensorReport {
                     name: tensor.name.clone(),
@@ -323,6 +328,8 @@ struct StackReport {
     duplicates: Vec<Clash>,
     changed: Vec<Clash>,
     decided: Vec<Decision>,
+    /// In the order of the command line.
+    trust: Vec<PatchTrust>,
     tensors: Vec<TensorReport>,
     /// Overlaps are warned of below this angle, in degrees.
     overlap_angle: f64,
@@ -330,6 +337,14 @@ struct StackReport {
     squashed: Vec<Squashed>,
     /// What solving again came to; none where updates were added.
     created: Option<CreateReport>,
+}
+
+/// Who signed one of the patches, and what had to be allowed for it.
+#[derive(Debug, Serialize)]
+struct PatchTrust {
+    patch: PathBuf,
+    #[serde(flatten)]
+    trust: TrustReport,
 }
 
 #[derive(Debug, Serialize)]
