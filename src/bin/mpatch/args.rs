@@ -31,7 +31,7 @@ pub struct OutputArguments {
     /// Print the report as one JSON document
     #[arg(long, global = true)]
     pub json: bool,
-    /// Print results and errors only: no progress, no suggestions
+    /// Print neither progress nor suggestions
     #[arg(short, long, global = true)]
     pub quiet: bool,
 }

@@ -341,7 +341,7 @@ pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<
     facts.records.truncate(limit.unwrap_or(usize::MAX));
     output.note(&format!("{name}: {} ({})", count(facts.records.len(), "fact"), facts.layout));
     for warning in facts.warnings() {
-        output.note(&format!("warning: {warning}"));
+        output.warn(&warning);
     }
     Ok(facts)
 }
@@ -467,14 +467,11 @@ pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
     match ValueLog::open(&folder, inputs, VALUES_SIZE_BYTES_MAX) {
         Ok(Some(log)) => Some(log),
         Ok(None) => {
-            output.note(
-                "warning: another process is making this very patch; this one keeps no log of its values",
-            );
+            output.warn("another process is making this very patch; this one keeps no log of its values");
             None
         }
         Err(error) => {
-            output
-                .note(&format!("warning: no log of values is kept, an interrupted run begins anew: {error}"));
+            output.warn(&format!("no log of values is kept, an interrupted run begins anew: {error}"));
             None
         }
     }

@@ -65,7 +65,7 @@ pub fn here(output: &Output) -> Result<Option<Store>, CommandError> {
         Ok(store) => Ok(Some(store)),
         Err(StoreError::NoStore { .. }) => Ok(None),
         Err(error @ StoreError::Owner { .. }) => {
-            output.note(&format!("warning: no record is kept: {error}"));
+            output.warn(&format!("no record is kept: {error}"));
             Ok(None)
         }
         Err(error) => Err(error.into()),

@@ -104,11 +104,16 @@ impl Output {
         CommandError { hint, ..error }
     }
 
-    /// Says what is about to happen, before the work; reports in JSON say it at the end.
+    /// Says what is about to happen, before the work, to people who watch; what must not be missed is a warning.
     pub fn note(&self, text: &str) {
         if !self.json && !self.quiet {
             say(&escaped(text));
         }
+    }
+
+    /// Warns of something, whatever else is left unsaid: reports do not hold it.
+    pub fn warn(&self, text: &str) {
+        say(&format!("warning: {}", escaped(text)));
     }
 
     /// Asks a question that a user can say yes to; none if nobody is there to be asked.

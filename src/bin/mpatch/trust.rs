@@ -550,7 +550,7 @@ impl TrustFiles {
     /// As [`TrustFiles::load`], and says what could not be heeded.
     pub fn load_with_a_word(output: &Output) -> Result<Self, CommandError> {
         let files = Self::load()?;
-        files.warnings.iter().for_each(|warning| output.note(&format!("warning: {warning}")));
+        files.warnings.iter().for_each(|warning| output.warn(warning));
         Ok(files)
     }
 
