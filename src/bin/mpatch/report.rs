@@ -11,7 +11,7 @@ use std::io::{IsTerminal, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use serde::Serialize;
 
 use crate::args::OutputArguments;
@@ -148,14 +148,12 @@ impl Output {
 
     /// A bar over `total` bytes of work.
     pub fn progress(&self, what: &'static str, total: u64) -> Progress {
-        let template = "{msg} {wide_bar} {bytes}/{total_bytes}, {bytes_per_sec}, {eta} left";
-        Progress::new(what, total, template, self.shows_progress())
+        Progress::new(what, total, |bytes| size(bytes as u64), self.shows_progress())
     }
 
     /// A bar over `total` things to be done.
     pub fn counter(&self, what: &'static str, total: u64) -> Progress {
-        let template = "{msg} {wide_bar} {pos}/{len}, {per_sec}, {eta} left";
-        Progress::new(what, total, template, self.shows_progress())
+        Progress::new(what, total, number, self.shows_progress())
     }
 
     fn shows_progress(&self) -> bool {
@@ -218,8 +216,18 @@ impl Progress {
     /// Work that is done sooner than this needs no bar.
     const PATIENCE: Duration = Duration::from_secs(1);
 
-    fn new(what: &'static str, total: u64, template: &str, wanted: bool) -> Self {
+    /// `shown` writes what is done, all that there is, and what is done in a second.
+    fn new(what: &'static str, total: u64, shown: fn(f64) -> String, wanted: bool) -> Self {
+        let template = "{msg} {wide_bar} {done}/{all}, {rate}/s, {eta} left";
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let key = move |of: fn(&ProgressState) -> f64| {
+            move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+                let _ = text.write_str(&shown(of(state)));
+            }
+        };
+        let style = style.with_key("done", key(|state| state.pos() as f64));
+        let style = style.with_key("all", key(|state| state.len().unwrap_or_default() as f64));
+        let style = style.with_key("rate", key(ProgressState::per_sec));
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
         bar.set_style(style.progress_chars("=> "));
         bar.set_message(what);
@@ -411,6 +419,12 @@ pub fn size(bytes: u64) -> String {
     format!("{value:.decimals$} {}", UNITS[unit])
 }
 
+/// A number of things, or of things in a second, which may be few.
+fn number(value: f64) -> String {
+    let decimals = usize::from(value < 10.0 && value.fract() != 0.0);
+    format!("{value:.decimals$}")
+}
+
 /// `count` with its noun.
 pub fn count(count: usize, noun: &str) -> String {
     let plural = match noun {
@@ -562,6 +576,11 @@ mod tests {
             "12.1 GB",
         ];
         assert_eq!(sizes.map(size), texts);
+    }
+
+    #[test]
+    fn rates_have_decimals_where_they_are_small() {
+        assert_eq!([3.0, 0.3217, 18_172.9757].map(number), ["3", "0.3", "18173"]);
     }
 
     #[test]
