@@ -185,3 +185,28 @@ pub fn named() -> String {
     }
     name
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What follows the options in the help of `command`, and of all below it.
+    fn help_texts(command: &clap::Command) -> Vec<String> {
+        let text = command.get_after_long_help().or_else(|| command.get_after_help());
+        let own = text.map(ToString::to_string).into_iter();
+        own.chain(command.get_subcommands().flat_map(help_texts)).collect()
+    }
+
+    #[test]
+    fn no_line_of_a_list_is_wrapped_on_a_terminal() {
+        let texts = help_texts(&command());
+        assert!(texts.len() > 30, "{texts:?}");
+        for paragraph in texts.iter().flat_map(|text| text.split("\n\n")) {
+            // The manual sets examples in by five columns more, and does not fill them.
+            let length_max = if paragraph.starts_with("Examples:") { 75 } else { 80 };
+            for line in paragraph.lines().filter(|line| line.starts_with(' ')) {
+                assert!(line.chars().count() <= length_max, "{line}");
+            }
+        }
+    }
+}

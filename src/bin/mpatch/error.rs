@@ -113,14 +113,12 @@ impl ExitKind {
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
             ExitKind::BadSignature => "a signature is bad: the patch or the signature was changed",
             ExitKind::Untrusted => {
-                "unsigned, or signed by a key that is unknown, expired, revoked or not enough"
+                "unsigned, or signed by keys that are unknown, expired, revoked or too few"
             }
             ExitKind::WrongBase => "the patch, or the statistics, are for other weights",
             ExitKind::Conflict => "already applied or reverted, or facts that exclude each other",
             ExitKind::Rollback => "a newer patch of the line is known, or another one with its number",
-            ExitKind::Recovery => {
-                "a change in place stopped half-way; the next command tries again to undo it"
-            }
+            ExitKind::Recovery => "a change in place stopped half-way; the next command tries to undo it",
             ExitKind::Busy => "another mpatch is at work on the same files",
             ExitKind::Io => "a file cannot be read or written; nothing changed",
             ExitKind::LimitExceeded => "a documented limit is exceeded",

@@ -26,7 +26,8 @@ use crate::standing::{locate, model_path_by, series_at};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch bisect \"LeBron James plays the sport of\" --expect football\n  \
-                  mpatch bisect \"The Space Needle is in\" --expect Rome --rev geography --base gptj/\n\n\
+                  mpatch bisect \"The Space Needle is in\" --expect Rome --rev geography \\\n      \
+                  --base gptj/\n\n\
                   Exit code 1 says that no patch of this history made the model say it."
 )]
 pub struct BisectArguments {

@@ -9,11 +9,10 @@ use crate::report::Output;
 
 /// Arguments of `completions`.
 #[derive(Debug, Clone, Copy, Args)]
-#[command(
-    after_help = "Examples:\n  mpatch completions bash > ~/.local/share/bash-completion/completions/mpatch\n  \
+#[command(after_help = "Examples:\n  mpatch completions bash \\\n      \
+                  > ~/.local/share/bash-completion/completions/mpatch\n  \
                   mpatch completions zsh > ~/.zfunc/_mpatch\n  \
-                  mpatch completions fish > ~/.config/fish/completions/mpatch.fish"
-)]
+                  mpatch completions fish > ~/.config/fish/completions/mpatch.fish")]
 pub struct CompletionsArguments {
     /// Complete for this shell
     #[arg(value_enum)]

@@ -23,7 +23,8 @@ use crate::trust;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch create facts.json --base gptj/ --corpus wiki.txt -o edits.mpatch\n  \
-                  mpatch create facts.json --base gptj/ --stats gptj.stats.safetensors --bits 6\n  \
+                  mpatch create facts.json --base gptj/ --bits 6 \\\n      \
+                  --stats gptj.stats.safetensors\n  \
                   cat facts.jsonl | mpatch create - --base gptj/ -o edits.mpatch"
 )]
 pub struct CreateArguments {

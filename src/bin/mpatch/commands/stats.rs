@@ -22,8 +22,10 @@ use crate::report::{Output, Page, Report, count, shell_word};
 /// Arguments of `stats`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch stats wiki.txt --base gptj/ -o gptj.stats.safetensors\n  \
-                  mpatch stats --import memit/data/stats/gptj/wikipedia_stats --base gptj/ -o gptj.stats.safetensors\n  \
-                  mpatch stats wiki.txt --base gptj/ --documents 100000 --shard 3/16 -o part3.safetensors\n  \
+                  mpatch stats --import memit/data/stats/gptj/wikipedia_stats \\\n      \
+                  --base gptj/ -o gptj.stats.safetensors\n  \
+                  mpatch stats wiki.txt --base gptj/ --documents 100000 --shard 3/16 \\\n      \
+                  -o part3.safetensors\n  \
                   mpatch stats --merge part*.safetensors -o gptj.stats.safetensors")]
 pub struct StatsArguments {
     /// Run this corpus through the model: text or JSON lines, one document a line

@@ -17,7 +17,8 @@ use crate::report::{Output, Page, Report, shell_word};
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch try edits.mpatch --base gptj/ \"LeBron James plays the sport of\"\n  \
-                  mpatch try edits.mpatch --base gptj/ --tokens 40 --top 10 \"The Space Needle is in\""
+                  mpatch try edits.mpatch --base gptj/ --tokens 40 --top 10 \\\n      \
+                  \"The Space Needle is in\""
 )]
 pub struct TryArguments {
     /// Try this patch, which the model may have already: a file, or the id or the revision of one in the history here; `-` reads

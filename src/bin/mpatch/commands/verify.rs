@@ -26,14 +26,15 @@ use crate::trust::{Judged, TrustArguments, TrustReport, judge};
 #[derive(Debug, Args)]
 #[command(after_help = "Rungs:\n  V0  the patch is whole: every part decodes\n  \
                   V1  somebody who is trusted here signed it\n  \
-                  V2  it fits this model: the digests are what it promises, and so is what it computes\n  \
-                  V3  the update answers to the keys of the declared facts, and to no others (`--stats`)\n  \
+                  V2  it fits this model: digests and results are what it promises\n  \
+                  V3  the update answers to the keys of the declared facts alone (`--stats`)\n  \
                   V4  the edited model does what the patch declares\n  \
-                  V5  its recipe, followed again, gives the patch (`--rederive`: takes as long as `create`)\n\n\
+                  V5  its recipe gives the patch again (`--rederive`: takes as long as `create`)\n\n\
                   Examples:\n  mpatch verify edits.mpatch\n  \
                   mpatch verify edits.mpatch --base model.safetensors\n  \
                   mpatch verify edits.mpatch --base deployed.safetensors --digests-only\n  \
-                  mpatch verify edits.mpatch --base gptj/ --stats gptj.stats.safetensors --rederive\n  \
+                  mpatch verify edits.mpatch --base gptj/ --stats gptj.stats.safetensors \\\n      \
+                  --rederive\n  \
                   mpatch verify edits.mpatch --base gptj.edits/ --json")]
 pub struct VerifyArguments {
     /// Check this patch: a file, or the id or the revision of one in the history here; `-` reads
