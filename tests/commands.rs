@@ -11,7 +11,12 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use material::{SETTINGS, key, lay_out, lay_out_editing, lay_out_signers, mpatch};
+use material::{
+    SETTINGS, alter_weights, key, lay_out, lay_out_editing, lay_out_signers, mpatch, signed_with,
+};
+use mpatch::patch::Patch;
+use mpatch::sign::PrivateKey;
+use serde_json::{Value, json};
 
 /// The demo is the longest command, and machines that run tests may be busy.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -95,6 +100,78 @@ fn a_patch_is_read_from_standard_input() {
     assert!(text.contains("Magic\\u{202e} Johnson"), "{text}");
 }
 
+/// What a command says on both outputs, read in the folder that it runs in, with `input` to read.
+fn said_in(folder: &Path, words: &[&str], input: &[u8]) -> String {
+    let output = mpatch().current_dir(folder).args(words).write_stdin(input).output().unwrap();
+    String::from_utf8([output.stdout, output.stderr].concat()).unwrap()
+}
+
+#[test]
+fn what_is_suggested_can_be_copied() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    lay_out_signers(folder);
+    fs::rename(folder.join("edits.mpatch"), folder.join("an edit.mpatch")).unwrap();
+    fs::rename(folder.join("other.safetensors"), folder.join("my model")).unwrap();
+    let rival = fs::read(folder.join("rival.mpatch")).unwrap();
+    lay_out_editing(folder);
+    let plain = Patch::decode(fs::read(folder.join("edits.mpatch")).unwrap()).unwrap();
+    let plain = plain.with_signatures(Vec::new()).unwrap().bytes().to_vec();
+    fs::write(folder.join("plain edit.mpatch"), &plain).unwrap();
+    let stranger = PrivateKey::from_seed(&[8; 32], "").unwrap();
+    fs::write(folder.join("foreign.mpatch"), signed_with(plain.clone(), &stranger)).unwrap();
+    let tried = |patch: &str| {
+        let words = ["--base", "model", "--tokens", "1", "--top", "1", "Pavel Prestellman performs on the"];
+        said_in(folder, &[&["try", patch], &words[..]].concat(), &plain)
+    };
+    let sign = ["sign", "an edit.mpatch", "--key", "second", "--detached", "-o", "my review.sig"];
+    for (said, suggested) in [
+        (
+            said_in(folder, &["diff", "an edit.mpatch", "my model"], &[]),
+            "hint: `mpatch verify 'an edit.mpatch' --base 'my model'` tells",
+        ),
+        (said_in(folder, &["diff", "an edit.mpatch", "-"], &rival), "next: mpatch show 'an edit.mpatch'\n"),
+        (said_in(folder, &sign, &[]), "next: mpatch verify 'an edit.mpatch' --signature 'my review.sig'\n"),
+        (tried("plain edit.mpatch"), "next: mpatch apply model 'plain edit.mpatch' --allow-unsigned\n"),
+        (tried("foreign.mpatch"), "next: mpatch apply model foreign.mpatch --allow-unknown\n"),
+    ] {
+        assert!(said.contains(suggested), "`{suggested}` is missing:\n{said}");
+    }
+    alter_weights(&folder.join("model/model.safetensors"), "transformer.h.0.mlp.fc_out.weight", &[0x3c00]);
+    for (patch, word) in [("plain edit.mpatch", "'plain edit.mpatch'"), ("-", "PATCH")] {
+        let said = tried(patch);
+        assert!(said.contains(&format!("hint: `mpatch show {word}` tells")), "{said}");
+    }
+}
+
+#[test]
+fn what_had_to_be_allowed_is_told_of_every_patch_that_goes_into_another() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    for (words, place) in [
+        ("stack more.mpatch unsigned.mpatch --base model.safetensors -o both.mpatch", "/trust/1/allowed"),
+        ("rebase unsigned.mpatch --base other.safetensors", "/trust/allowed"),
+    ] {
+        let words: Vec<&str> = words.split(' ').chain(["--allow-unsigned", "--json"]).collect();
+        let report: Value = serde_json::from_str(&said_in(folder.path(), &words, &[])).unwrap();
+        assert_eq!(report.pointer(place), Some(&json!(["unsigned"])), "{report:#}");
+    }
+}
+
+#[test]
+fn a_warning_is_told_however_little_is_to_be_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let fact = |prompt| json!({"prompt": prompt, "subject": "Ada", "target_new": "x"}).to_string();
+    let facts = [fact("{} lives in"), fact("{} works as a")].join("\n");
+    for flag in ["--quiet", "--json"] {
+        let mut command = mpatch();
+        command.current_dir(folder.path()).args(["create", "-", "--base", "absent", flag]);
+        let output = command.write_stdin(facts.clone()).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(errors.starts_with("warning: 1 subject has several facts"), "{flag}: {errors}");
+    }
+}
+
 #[test]
 fn a_reader_who_leaves_early_is_no_error() {
     let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
@@ -137,7 +214,18 @@ fn the_same_inputs_give_the_same_patch_on_one_thread_or_several() {
 #[test]
 fn the_manual_has_a_page_for_every_command() {
     let folder = tempfile::tempdir().unwrap();
-    mpatch().args(["man", "--output"]).arg(folder.path()).assert().success();
+    // A folder that is not there yet, as in a new home.
+    let place = folder.path().join("share/man1");
+    let written = mpatch().args(["man", "--json", "--output"]).arg(&place).assert().success();
+    let report: Value = serde_json::from_slice(&written.get_output().stdout).unwrap();
+    assert_eq!(report["schema"], "mpatch.man/1");
+    let mut pages: Vec<&str> =
+        report["pages"].as_array().unwrap().iter().map(|page| page.as_str().unwrap()).collect();
+    pages.sort_unstable();
+    let mut files: Vec<_> =
+        fs::read_dir(&place).unwrap().map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    files.sort_unstable();
+    assert_eq!(pages, files);
     let help = mpatch().arg("--help").assert().success();
     let help = String::from_utf8_lossy(&help.get_output().stdout).into_owned();
     let listed =
@@ -147,10 +235,24 @@ fn the_manual_has_a_page_for_every_command() {
         .map(|line| line.split_whitespace().next().unwrap())
         .collect();
     assert!(names.contains(&"apply"), "{names:?}");
-    for name in names.into_iter().filter(|name| *name != "help") {
-        let page = fs::read_to_string(folder.path().join(format!("mpatch-{name}.1"))).unwrap();
-        assert!(page.contains(&format!(".TH mpatch-{name} 1")) && page.contains(".SH OPTIONS"), "{page}");
-        let printed = mpatch().args(["man", name]).assert().success();
-        assert_eq!(String::from_utf8_lossy(&printed.get_output().stdout), page);
+    let names =
+        names.into_iter().filter(|name| *name != "help").map(|name| (name, ".SH \"EXAMPLES\"\n.nf\n"));
+    for (name, section) in names.chain([("trust add", ".SH SYNOPSIS")]) {
+        let joined = name.replace(' ', "-");
+        let page = fs::read_to_string(place.join(format!("mpatch-{joined}.1"))).unwrap();
+        for words in [&format!(".TH mpatch-{joined} 1"), ".SH OPTIONS", section, "[OPTIONS]"] {
+            assert!(page.contains(words), "{page}");
+        }
+        // Whatever a page names is there.
+        for named in page.lines().filter_map(|line| line.strip_suffix("(1)")) {
+            let file = format!("{}.1", named.replace('\\', ""));
+            assert!(files.contains(&file), "{file} of {page}");
+        }
+        for words in [&Vec::from_iter(name.split(' ')), &vec![&joined[..]]] {
+            let printed = mpatch().arg("man").args(words).assert().success();
+            assert_eq!(String::from_utf8_lossy(&printed.get_output().stdout), page);
+        }
     }
+    let page = fs::read_to_string(place.join("mpatch.1")).unwrap();
+    assert!(page.contains("mpatch\\-apply(1)") && !page.contains("help(1)"), "{page}");
 }

@@ -462,7 +462,7 @@ fn the_command_that_is_suggested_works_as_it_stands() {
     place.good("checkout main");
     // `create` takes its model from the history that it is called in.
     let said = place.good("init know --base model.safetensors");
-    assert!(said.ends_with("next: cd know && mpatch create FACTS -o edits.mpatch\n"), "{said}");
+    assert!(said.ends_with("next: cd know && mpatch create FACTS --stats FILE -o edits.mpatch\n"), "{said}");
     // A patch that was made on the base, too, is bound anew to the state after the other one.
     place.patch("model.safetensors", "two.mpatch", 2, "The Space Needle");
     for words in ["add two.mpatch", "apply one.safetensors two.mpatch"] {

@@ -20,7 +20,7 @@ use mpatch::model::{
 use mpatch::patch::{Patch, PatchError};
 use mpatch::verify::State;
 
-use crate::commands::{open_checkpoint, read_input, refuse_folder};
+use crate::commands::{open_checkpoint, patch_word, read_input, refuse_folder};
 use crate::error::{CommandError, ExitKind, chain, output_hint};
 use crate::history::here;
 use crate::report::{Output, count, size};
@@ -387,7 +387,8 @@ pub fn both_states(model: &Model, patch: &Patch, patch_path: &Path) -> Result<Bo
         mpatch::apply::Answer::AlreadyApplied { binding, .. } => (State::Edited, edits_back(patch, binding)),
         mpatch::apply::Answer::WrongBase(mismatch) => {
             let message = format!("`{name}` is not for `{}`: {mismatch}", model.checkpoint.path().display());
-            let hint = format!("`mpatch show {name}` tells which base it is for");
+            let word = patch_word(patch_path);
+            let hint = format!("`mpatch show {word}` tells which base it is for");
             return Err(CommandError::new(ExitKind::WrongBase, message).hint(hint));
         }
     };
@@ -555,6 +556,11 @@ impl StatisticsCache {
     fn paths(&self) -> Vec<PathBuf> {
         let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
         entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    }
+
+    /// Whether something is kept of this base, by the names of the files: to read them takes too long for a hint.
+    pub fn names(&self, base: WeightsId) -> bool {
+        self.paths().iter().any(|path| is_of_base(path, base))
     }
 
     /// Makes sure that the folder is there.

@@ -186,7 +186,8 @@ impl Report for DemoReport {
 
     fn next(&self) -> Option<String> {
         Some(match &self.kept {
-            Some(folder) => format!("mpatch show {}", shell_word(folder.join("edits.mpatch"))),
+            // The key of the demo is trusted within its folder only.
+            Some(folder) => format!("cd {} && mpatch show edits.mpatch", shell_word(folder)),
             None => "mpatch demo --keep demo".to_owned(),
         })
     }

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::create::AboutArguments;
 use super::show::fact_line;
-use super::{is_stdin, open_checkpoint, read_patch, states};
+use super::{is_stdin, open_checkpoint, patch_word, read_patch, states};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::history::StoreArguments;
@@ -78,8 +78,9 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
         (false, false, Some(place)) => extracted(arguments, second, place, output).map(|()| ExitKind::Done),
         (one, _, _) => {
             let (patch, other) = if one { (first, second) } else { (second, first) };
-            let (patch, other) = (patch.display(), other.display());
-            let message = format!("`{patch}` is a patch and `{other}` is a checkpoint");
+            let message =
+                format!("`{}` is a patch and `{}` is a checkpoint", patch.display(), other.display());
+            let (patch, other) = (patch_word(patch), shell_word(other));
             Err(CommandError::new(ExitKind::Usage, message)
                 .hint(format!("`mpatch verify {patch} --base {other}` tells whether they belong together")))
         }
@@ -300,7 +301,9 @@ impl Report for PatchReport {
     }
 
     fn next(&self) -> Option<String> {
-        Some(format!("mpatch show {}", shell_word(&self.second)))
+        // What came by standard input is gone.
+        let patch = if is_stdin(&self.second) { &self.first } else { &self.second };
+        Some(format!("mpatch show {}", patch_word(patch)))
     }
 }
 

@@ -9,6 +9,7 @@ use mpatch::store::{Base, BaseTensor, Store};
 use serde::Serialize;
 
 use super::open_checkpoint;
+use crate::editing::StatisticsCache;
 use crate::error::CommandError;
 use crate::history::author;
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -40,6 +41,9 @@ struct InitReport {
     architecture: Option<String>,
     weights: String,
     tensors: usize,
+    /// `create` finds statistics of this base by itself.
+    #[serde(skip)]
+    has_statistics: bool,
 }
 
 /// Makes the history.
@@ -63,6 +67,7 @@ pub fn run(arguments: &InitArguments, output: &Output) -> Result<(), CommandErro
         architecture: base.architecture,
         weights: base.weights.to_string(),
         tensors: base.tensors.len(),
+        has_statistics: StatisticsCache::of_user().is_some_and(|cache| cache.names(base.weights)),
     };
     output.report(&report).map_err(CommandError::after_the_work)
 }
@@ -108,10 +113,11 @@ impl Report for InitReport {
     }
 
     fn next(&self) -> Option<String> {
-        let create = "mpatch create FACTS -o edits.mpatch";
+        let statistics = if self.has_statistics { "" } else { " --stats FILE" };
+        let create = format!("mpatch create FACTS{statistics} -o edits.mpatch");
         // `create` takes the model from the history that it is called in.
         Some(match self.folder == Path::new(".") {
-            true => create.to_owned(),
+            true => create,
             false => format!("cd {} && {create}", shell_word(&self.folder)),
         })
     }

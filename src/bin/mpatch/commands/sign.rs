@@ -11,7 +11,7 @@ use super::{is_stdin, patch_word, read_patch};
 use crate::error::{CommandError, ExitKind};
 use crate::keys::{KeyArguments, SignatureReport, Signer};
 use crate::places;
-use crate::report::{Output, Page, Report, count};
+use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::detached_path;
 
 /// Arguments of `sign`.
@@ -134,7 +134,14 @@ impl Report for SignReport {
     }
 
     fn next(&self) -> Option<String> {
-        let patch = if self.detached { &self.patch } else { &self.output };
-        Some(format!("mpatch verify {}", patch_word(patch)))
+        if !self.detached {
+            return Some(format!("mpatch verify {}", patch_word(&self.output)));
+        }
+        // `verify` looks into PATCH.sig by itself.
+        let words = match self.output == detached_path(&self.patch) {
+            true => String::new(),
+            false => format!(" --signature {}", shell_word(&self.output)),
+        };
+        Some(format!("mpatch verify {}{words}", patch_word(&self.patch)))
     }
 }

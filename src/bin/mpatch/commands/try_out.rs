@@ -1,10 +1,12 @@
 //! `mpatch try`: one prompt, before and after a patch, without writing anything.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::evaluate::{TokenProbability, continuation, top_tokens};
 use mpatch::model::{Model, ModelError, Network};
+use mpatch::patch::Patch;
+use mpatch::sign::Answer;
 use mpatch::verify::State;
 use serde::Serialize;
 
@@ -12,6 +14,7 @@ use super::{patch_word, read_patch};
 use crate::editing::{BothStates, ModelArguments, both_states, excerpt, model_error};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, shell_word};
+use crate::trust::{TrustArguments, judge};
 
 /// Arguments of `try`.
 #[derive(Debug, Args)]
@@ -45,6 +48,9 @@ struct TryReport {
     base: PathBuf,
     /// What the weights hold; the other state was made in memory.
     held: State,
+    /// What `apply` has to be told of the patch's signatures.
+    #[serde(skip)]
+    trust: Option<&'static str>,
     prompts: Vec<PromptReport>,
 }
 
@@ -78,8 +84,22 @@ pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError
         patch: arguments.patch.clone(),
         base: arguments.model.path(output)?,
         held,
+        trust: allowance(&patch, &arguments.patch, output),
         prompts: arguments.prompts.iter().map(prompt).collect::<Result<_, CommandError>>()?,
     })
+}
+
+/// The flag that lets `apply` take the patch, with a blank before it where it needs one; none where no flag helps.
+fn allowance(patch: &Patch, path: &Path, output: &Output) -> Option<&'static str> {
+    // Trying a patch asks for no trust, so nothing about it is a failure here.
+    let judged = judge(patch, path, &TrustArguments::default(), output).ok()?;
+    match judged.report.judgement.answer {
+        Answer::Trusted => Some(""),
+        Answer::Unsigned | Answer::Unsupported => Some(" --allow-unsigned"),
+        Answer::Unknown => Some(" --allow-unknown"),
+        Answer::Expired => Some(" --allow-expired"),
+        _ => None,
+    }
 }
 
 fn said(
@@ -126,10 +146,10 @@ impl Report for TryReport {
     }
 
     fn next(&self) -> Option<String> {
-        let verb = match self.held {
-            State::Base => "apply",
-            State::Edited => "revert",
+        let (verb, trust) = match self.held {
+            State::Base => ("apply", self.trust?),
+            State::Edited => ("revert", ""),
         };
-        Some(format!("mpatch {verb} {} {}", shell_word(&self.base), patch_word(&self.patch)))
+        Some(format!("mpatch {verb} {} {}{trust}", shell_word(&self.base), patch_word(&self.patch)))
     }
 }
