@@ -602,8 +602,8 @@ pub fn find_statistics(
     let (made_with, ours) = (file.provenance().tokenizer, model.tokenizer.digest());
     if made_with != ours {
         // No error: one tokenizer comes as one file or as several, with other digests.
-        output.note(&format!(
-            "warning: the statistics were made with the tokenizer {}, the model's is {}: they are of use only where \
+        output.warn(&format!(
+            "the statistics were made with the tokenizer {}, the model's is {}: they are of use only where \
              both are the same in other files",
             made_with.short(),
             ours.short()

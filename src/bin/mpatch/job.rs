@@ -97,10 +97,12 @@ impl RecipeArguments {
             (None, None, Some(bytes)) => (parse(&beside, &bytes)?, beside),
             (None, None, None) => {
                 let (found, source) = Hyperparameters::for_model(model.network.config());
-                output.note(match source {
-                    Source::GptJ6B => "hyperparameters: those published for GPT-J-6B",
-                    _ => "warning: hyperparameters guessed from the model's depth, never tuned; give `--hparams`",
-                });
+                match source {
+                    Source::GptJ6B => output.note("hyperparameters: those published for GPT-J-6B"),
+                    _ => output.warn(
+                        "hyperparameters guessed from the model's depth, never tuned; give `--hparams`",
+                    ),
+                }
                 (found, model.checkpoint.path().to_owned())
             }
         };
@@ -335,10 +337,7 @@ impl Job<'_> {
                 progress.add(1);
             }
             if let Some(error) = log.and_then(ValueLog::take_failure) {
-                output.note(&format!(
-                    "warning: no more values are kept for a run after this one: {}",
-                    chain(&error)
-                ));
+                output.warn(&format!("no more values are kept for a run after this one: {}", chain(&error)));
             }
         };
         // What is refused leaves no folder behind either.
