@@ -140,7 +140,7 @@ mod tests {
     use std::path::PathBuf;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use super::super::disk::Access;
+    use super::super::disk::{Access, Audience};
     use super::*;
 
     const SIZE_BYTES: u64 = 2 * PART_BYTES + 7;
@@ -174,7 +174,7 @@ mod tests {
         ) -> Result<(Vec<u8>, u64), CheckpointError> {
             let path = self.folder.path().join("copy");
             _ = std::fs::remove_file(&path);
-            let file = self.disk.open(&path, Access::CreateNew).unwrap();
+            let file = self.disk.open(&path, Access::CreateNew(Audience::Owner)).unwrap();
             file.set_size(SIZE_BYTES).unwrap();
             let told = AtomicU64::new(0);
             let progress = |bytes| _ = told.fetch_add(bytes, Ordering::Relaxed);

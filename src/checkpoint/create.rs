@@ -9,15 +9,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::disk::{Files, Sink};
+use super::disk::{Audience, Files, Sink};
 use super::temporary::Temporary;
 use super::{CheckpointError, folder_of};
 use crate::tensor::Dtype;
-
-/// The mode of new files: readable by all, as files are.
-const MODE: u32 = 0o644;
-/// That of new folders.
-const FOLDER_MODE: u32 = 0o755;
 
 /// A tensor to be written: its name, type and shape.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,28 +92,28 @@ pub(crate) fn write_new_folder_on(
     fill: impl FnOnce(&Path) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
     let parent = folder_of(path);
-    let temporary =
-        Temporary::folder(files, parent).map_err(CheckpointError::io(parent, "create a folder in"))?;
+    let temporary = Temporary::folder(files, parent, Audience::All)
+        .map_err(CheckpointError::io(parent, "create a folder in"))?;
     fill(temporary.path()).map_err(|error| error.by_its_name(temporary.path(), path))?;
-    let moded = files.set_folder_mode(temporary.path(), FOLDER_MODE);
-    moded.map_err(CheckpointError::io(path, "set the mode of"))?;
     files.sync_folder(temporary.path()).map_err(CheckpointError::io(path, "sync"))?;
     temporary.place_new(path).map(drop)
 }
 
 /// A temporary file in the folder of `path`, on disk to its last byte; it goes away unless it is put in place.
+///
+/// It may be read by all whom the process's umask does not keep out, as files are.
 pub(super) fn written_beside(
     files: &Files,
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<Temporary, CheckpointError> {
     let failed = |action| CheckpointError::io(path, action);
-    let temporary = Temporary::file(files, folder_of(path)).map_err(failed("create a temporary file for"))?;
+    let temporary = Temporary::file(files, folder_of(path), Audience::All);
+    let temporary = temporary.map_err(failed("create a temporary file for"))?;
     let file = temporary.handle();
     let mut sink = BufWriter::new(Sink::new(file));
     write(&mut sink).and_then(|()| sink.flush()).map_err(failed("write"))?;
     drop(sink);
-    file.set_mode(MODE).map_err(failed("set the mode of"))?;
     file.sync().map_err(failed("sync"))?;
     Ok(temporary)
 }

@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use super::blocks::{BLOCK_BYTES, BlockHash};
-use super::disk::{About, Access, File, Files, Kind, Lock, Locked, PAGE_BYTES};
+use super::disk::{About, Access, Audience, File, Files, Kind, Lock, Locked, PAGE_BYTES};
 use super::temporary::Temporary;
 use super::{CheckpointError, HASH_BLOCK_BYTES, folder_of};
 use crate::digest::TensorDigest;
@@ -191,7 +191,7 @@ impl Journal {
     ) -> Result<Self, CheckpointError> {
         let failed = |action| CheckpointError::io(path, action);
         let text = header.encode().map_err(failed("write"))?;
-        let temporary = Temporary::file(files, folder_of(path)).map_err(failed("create"))?;
+        let temporary = Temporary::file(files, folder_of(path), Audience::Owner).map_err(failed("create"))?;
         let (size, hash) = ((text.len() as u64).to_le_bytes(), blake3::derive_key(HEADER_CONTEXT, &text));
         let first_frame = [MAGIC, &size[..], &text, &hash].concat();
         let last_frame = [&text[..], &hash, &size, MAGIC].concat();

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::disk::{Access, File, Files, Kind, Lock, Locked};
+use super::disk::{Access, Audience, File, Files, Kind, Lock, Locked};
 use super::{CheckpointError, folder_of};
 
 /// How temporaries begin; a number follows.
@@ -25,25 +25,35 @@ pub(super) struct Temporary {
 
 impl Temporary {
     /// A new empty file in `folder`.
-    pub(super) fn file(files: &Files, folder: &Path) -> io::Result<Self> {
-        Self::new(files, folder, Kind::File)
+    pub(super) fn file(files: &Files, folder: &Path, audience: Audience) -> io::Result<Self> {
+        Self::new(files, folder, Kind::File, |path| files.open(path, Access::CreateNew(audience)).map(Some))
     }
 
     /// A new empty folder in `folder`.
-    pub(super) fn folder(files: &Files, folder: &Path) -> io::Result<Self> {
-        Self::new(files, folder, Kind::Folder)
+    pub(super) fn folder(files: &Files, folder: &Path, audience: Audience) -> io::Result<Self> {
+        Self::new(files, folder, Kind::Folder, |path| {
+            files.create_folder(path, audience)?;
+            match files.open_folder(path) {
+                // Somebody swept it away before it was opened.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+                opened => opened.map(Some),
+            }
+        })
     }
 
-    fn new(files: &Files, folder: &Path, kind: Kind) -> io::Result<Self> {
+    /// `create` makes and opens it; none where it is gone already.
+    fn new(
+        files: &Files,
+        folder: &Path,
+        kind: Kind,
+        create: impl Fn(&Path) -> io::Result<Option<File>>,
+    ) -> io::Result<Self> {
         sweep(files, folder);
         for number in 0..TEMPORARIES_MAX {
             let path = folder.join(format!("{PREFIX}{number}"));
-            let created = match kind {
-                Kind::Folder => files.create_folder(&path).and_then(|()| files.open_folder(&path)),
-                _ => files.open(&path, Access::CreateNew),
-            };
-            let handle = match created {
-                Ok(handle) => handle,
+            let handle = match create(&path) {
+                Ok(Some(handle)) => handle,
+                Ok(None) => continue,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(error),
             };
@@ -140,7 +150,7 @@ impl PassingFolder {
     /// # Errors
     /// [`CheckpointError::Io`] where that is not possible.
     pub fn create(folder: &Path) -> Result<Self, CheckpointError> {
-        let made = Temporary::folder(&Files::real(), folder);
+        let made = Temporary::folder(&Files::real(), folder, Audience::Owner);
         made.map(Self).map_err(CheckpointError::io(folder, "write to"))
     }
 
@@ -150,7 +160,7 @@ impl PassingFolder {
     }
 }
 
-/// Removes temporaries that no living process holds; what cannot be judged or removed is left.
+/// Removes temporaries of this user's that no living process holds; what cannot be judged or removed is left.
 pub(super) fn sweep(files: &Files, folder: &Path) {
     let Ok(names) = files.list(folder) else { return };
     for name in names.iter().filter(|name| is_temporary(&name.to_string_lossy())) {
@@ -175,8 +185,40 @@ fn sweep_one(files: &Files, path: &Path) -> io::Result<()> {
     if !is_free || !files.is_named(path, &handle)? {
         return Ok(());
     }
+    // What another user has laid there is his to remove, and his to rearrange meanwhile; even root leaves it to him.
+    if handle.about()?.owner != files.user() {
+        return Ok(());
+    }
     match named.kind {
         Kind::Folder => files.remove_whole_folder(path),
         _ => files.remove_file(path),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::disk::fault::{Fault, FaultyDisk, Schedule};
+    use super::super::disk::simulated::SimulatedDisk;
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_swept_away_before_it_is_opened_is_made_again() {
+        // What was there is listed, a folder is made, and opening it fails.
+        let schedule = Schedule { at: 2, fault: Fault::Missing, for_good: false };
+        let files = Files::on(FaultyDisk::new(SimulatedDisk::new(), schedule));
+        let made = Temporary::folder(&files, Path::new("/"), Audience::Owner).unwrap();
+        assert_eq!(made.path(), Path::new("/.mpatch-tmp-1"));
+    }
+
+    #[test]
+    fn what_another_user_has_laid_there_is_not_swept() {
+        const STRANGER: u32 = 2000;
+        let disk = SimulatedDisk::new();
+        for name in ["/.mpatch-tmp-0", "/.mpatch-tmp-1"] {
+            disk.put(name, b"half a model");
+        }
+        disk.give_away(Path::new("/.mpatch-tmp-1"), STRANGER);
+        sweep(&Files::on(disk.clone()), Path::new("/"));
+        assert_eq!(Vec::from_iter(disk.contents().into_keys()), [Path::new("/.mpatch-tmp-1")]);
     }
 }

@@ -23,7 +23,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::copy::{Source, Target, copy_ranges, share_contents, share_or_reserve};
-use super::disk::{Access, DirectWay, File, Files, Gather, Kind};
+use super::disk::{Access, Audience, DirectWay, File, Files, Gather, Kind};
 use super::in_place::InPlace;
 use super::journal::{JOURNAL_SUFFIX, reserve};
 use super::keep::Told;
@@ -305,8 +305,8 @@ impl<'a> CheckpointCopy<'a> {
         check_output(checkpoint, target)?;
         let (disk, folder) = (checkpoint.disk(), folder_of(target));
         let temporary = match checkpoint.layout() {
-            Layout::File => Temporary::file(disk, folder),
-            Layout::Folder => Temporary::folder(disk, folder),
+            Layout::File => Temporary::file(disk, folder, Audience::Owner),
+            Layout::Folder => Temporary::folder(disk, folder, Audience::Owner),
         };
         let temporary = temporary.map_err(CheckpointError::io(folder, "write to"))?;
         let (shards, target) = (BTreeMap::new(), target.to_owned());
@@ -540,7 +540,7 @@ fn copy_companion(disk: &Files, source: &Path, target: &Path) -> Result<(), Chec
 }
 
 fn create_new(disk: &Files, path: &Path) -> Result<File, CheckpointError> {
-    disk.open(path, Access::CreateNew).map_err(CheckpointError::io(path, "create"))
+    disk.open(path, Access::CreateNew(Audience::Owner)).map_err(CheckpointError::io(path, "create"))
 }
 
 #[cfg(test)]
@@ -624,7 +624,7 @@ mod tests {
         let elsewhere = tempfile::tempdir().unwrap();
         write(&elsewhere, "secret", "of the user's");
         std::os::unix::fs::symlink(elsewhere.path().join("secret"), folder.path().join("README.md")).unwrap();
-        let _others = Temporary::file(&Files::real(), folder.path()).unwrap();
+        let _others = Temporary::file(&Files::real(), folder.path(), Audience::Owner).unwrap();
         std::fs::create_dir(folder.path().join("onnx")).unwrap();
         let outside = tempfile::tempdir().unwrap();
         let target = outside.path().join("edited");

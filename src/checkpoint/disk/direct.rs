@@ -120,6 +120,7 @@ impl Pages {
 mod tests {
     use std::path::PathBuf;
 
+    use super::super::Audience;
     use super::*;
 
     #[test]
@@ -135,7 +136,7 @@ mod tests {
     fn case() -> (tempfile::TempDir, Files, File, PathBuf) {
         let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
         let path = folder.path().join("file");
-        let file = files.open(&path, Access::CreateNew).unwrap();
+        let file = files.open(&path, Access::CreateNew(Audience::Owner)).unwrap();
         (folder, files, file, path)
     }
 

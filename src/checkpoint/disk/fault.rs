@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{About, Access, Disk, Handle, Lock, Locked};
+use super::{About, Access, Audience, Disk, Handle, Kind, Lock, Locked};
 
 /// How an operation fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub(crate) enum Fault {
     Interrupted,
     /// Reads and writes do half of what they were asked; everything else works.
     Short,
+    /// Somebody else has just removed what was asked for (ENOENT).
+    Missing,
     /// The process is gone: neither this operation happens nor any later one.
     Killed,
 }
@@ -30,6 +32,7 @@ impl Fault {
         match self {
             Fault::StorageFull => Some(io::ErrorKind::StorageFull.into()),
             Fault::Device => Some(io::Error::from_raw_os_error(EIO)),
+            Fault::Missing => Some(io::ErrorKind::NotFound.into()),
             Fault::Interrupted => Some(io::ErrorKind::Interrupted.into()),
             Fault::Killed => Some(io::Error::other("the process is gone")),
             Fault::Short => None,
@@ -125,9 +128,9 @@ impl<D: Disk> Disk for FaultyDisk<D> {
         self.disk.list(folder)
     }
 
-    fn create_folder(&self, path: &Path) -> io::Result<()> {
+    fn create_folder(&self, path: &Path, audience: Audience) -> io::Result<()> {
         self.counter.count()?;
-        self.disk.create_folder(path)
+        self.disk.create_folder(path, audience)
     }
 
     fn set_folder_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
@@ -140,9 +143,16 @@ impl<D: Disk> Disk for FaultyDisk<D> {
         self.disk.remove_file(path)
     }
 
-    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+    /// Name by name, as the system does it: any of them may be where it fails.
+    fn remove_whole_folder(&self, path: &Path) -> io::Result<()> {
+        for inside in self.list(path)?.iter().map(|name| path.join(name)) {
+            match self.about_name(&inside)?.kind {
+                Kind::Folder => self.remove_whole_folder(&inside)?,
+                _ => self.remove_file(&inside)?,
+            }
+        }
         self.counter.count()?;
-        self.disk.remove_folder(path)
+        self.disk.remove_whole_folder(path)
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -68,11 +68,20 @@ pub(crate) enum Access {
     Read,
     /// Reading and writing a file that exists; the name must not be a symlink.
     ReadWrite,
-    /// Reading and writing a file that must not exist yet; until it is given another mode, its owner's alone.
-    CreateNew,
+    /// Reading and writing a file that must not exist yet.
+    CreateNew(Audience),
     /// Writing whole pages of a file that exists, past the system's memory; refused where that is not known to be
     /// faster. The name must not be a symlink.
     Direct,
+}
+
+/// Whom a new file or folder is for, until it is given another mode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// Its owner alone.
+    Owner,
+    /// All whom the process's umask does not keep out.
+    All,
 }
 
 /// How a file is held; a lock ends with its handle, and with the process at the latest.
@@ -105,10 +114,12 @@ pub(crate) trait Disk: Debug + Send + Sync {
     fn real_path(&self, path: &Path) -> io::Result<PathBuf>;
     /// The names in a folder, in no order.
     fn list(&self, folder: &Path) -> io::Result<Vec<OsString>>;
-    fn create_folder(&self, path: &Path) -> io::Result<()>;
+    fn create_folder(&self, path: &Path, audience: Audience) -> io::Result<()>;
     fn set_folder_mode(&self, path: &Path, mode: u32) -> io::Result<()>;
     fn remove_file(&self, path: &Path) -> io::Result<()>;
-    fn remove_folder(&self, path: &Path) -> io::Result<()>;
+    /// Removes a folder with all that is in it; symlinks in it are removed and never followed, whoever puts them there
+    /// meanwhile.
+    fn remove_whole_folder(&self, path: &Path) -> io::Result<()>;
     /// Gives a file or folder another name, which must be free.
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Gives a file another name, in place of a file that may have it.
@@ -242,8 +253,8 @@ impl Files {
         Ok(names)
     }
 
-    pub(crate) fn create_folder(&self, path: &Path) -> io::Result<()> {
-        retried(|| self.0.create_folder(path))
+    pub(crate) fn create_folder(&self, path: &Path, audience: Audience) -> io::Result<()> {
+        retried(|| self.0.create_folder(path, audience))
     }
 
     pub(crate) fn set_folder_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
@@ -254,16 +265,8 @@ impl Files {
         retried(|| self.0.remove_file(path))
     }
 
-    /// Removes a folder with all that is in it.
     pub(crate) fn remove_whole_folder(&self, path: &Path) -> io::Result<()> {
-        for name in self.list(path)? {
-            let inside = path.join(name);
-            match self.about_name(&inside)?.kind {
-                Kind::Folder => self.remove_whole_folder(&inside)?,
-                _ => self.remove_file(&inside)?,
-            }
-        }
-        retried(|| self.0.remove_folder(path))
+        retried(|| self.0.remove_whole_folder(path))
     }
 
     pub(crate) fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {

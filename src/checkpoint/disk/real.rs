@@ -3,14 +3,14 @@
 use std::ffi::OsString;
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{About, Access, Disk, Handle, Kind, Lock, Locked, PAGE_BYTES};
+use super::{About, Access, Audience, Disk, Handle, Kind, Lock, Locked, PAGE_BYTES};
 
 /// The bits of a mode that concern rights.
 const MODE_BITS: u32 = 0o7777;
@@ -56,7 +56,10 @@ impl Disk for RealDisk {
         match access {
             Access::Read => {}
             Access::ReadWrite => _ = options.write(true).custom_flags(OFlags::NOFOLLOW.bits() as i32),
-            Access::CreateNew => _ = options.write(true).create_new(true).mode(0o600),
+            Access::CreateNew(audience) => {
+                let mode = if audience == Audience::Owner { 0o600 } else { 0o666 };
+                options.write(true).create_new(true).mode(mode);
+            }
             Access::Direct => return Ok(Box::new(open_direct(path)?)),
         }
         Ok(Box::new(options.open(path)?))
@@ -82,10 +85,9 @@ impl Disk for RealDisk {
         fs::read_dir(folder)?.map(|entry| entry.map(|entry| entry.file_name())).collect()
     }
 
-    fn create_folder(&self, path: &Path) -> io::Result<()> {
-        use std::os::unix::fs::DirBuilderExt;
-        // Private until it is finished.
-        fs::DirBuilder::new().mode(0o700).create(path)
+    fn create_folder(&self, path: &Path, audience: Audience) -> io::Result<()> {
+        let mode = if audience == Audience::Owner { 0o700 } else { 0o777 };
+        fs::DirBuilder::new().mode(mode).create(path)
     }
 
     fn set_folder_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
@@ -96,8 +98,8 @@ impl Disk for RealDisk {
         fs::remove_file(path)
     }
 
-    fn remove_folder(&self, path: &Path) -> io::Result<()> {
-        fs::remove_dir(path)
+    fn remove_whole_folder(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {

@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::{About, Access, Disk, Handle, Kind, Lock, Locked};
+use super::{About, Access, Audience, Disk, Handle, Kind, Lock, Locked};
 
 /// What a power cut does with the parts of a write: `keeps()` is asked for each, and `grain` is their size.
 pub(crate) trait Fate {
@@ -302,9 +302,9 @@ impl Disk for SimulatedDisk {
     fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn Handle>> {
         let mut state = self.state();
         let node = match access {
-            Access::CreateNew => {
-                let file =
-                    Node::File { bytes: vec![], mode: 0o600, owner: USER, synced: vec![], changes: vec![] };
+            Access::CreateNew(audience) => {
+                let mode = if audience == Audience::Owner { 0o600 } else { 0o644 };
+                let file = Node::File { bytes: vec![], mode, owner: USER, synced: vec![], changes: vec![] };
                 state.add(path, file)?
             }
             Access::Read | Access::ReadWrite | Access::Direct => state.find(path)?,
@@ -338,7 +338,7 @@ impl Disk for SimulatedDisk {
         Ok(state.names(state.find(folder)?)?.keys().cloned().collect())
     }
 
-    fn create_folder(&self, path: &Path) -> io::Result<()> {
+    fn create_folder(&self, path: &Path, _: Audience) -> io::Result<()> {
         self.state().add(path, folder()).map(drop)
     }
 
@@ -362,12 +362,9 @@ impl Disk for SimulatedDisk {
         Ok(())
     }
 
-    fn remove_folder(&self, path: &Path) -> io::Result<()> {
+    fn remove_whole_folder(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        let node = state.find(path)?;
-        if !state.names(node)?.is_empty() {
-            return Err(io::ErrorKind::DirectoryNotEmpty.into());
-        }
+        state.find(path).and_then(|node| state.names(node).map(drop))?;
         let (folder, name) = state.place(path)?;
         state.rename(folder, vec![(name, None)]);
         Ok(())
