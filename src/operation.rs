@@ -343,8 +343,8 @@ pub struct Written {
     pub not_finite: u64,
     /// Weights whose bits changed; counted when applying.
     pub changed: u64,
-    /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited, and links
-    /// that lead out of it.
+    /// What of the base's folder was not taken along: weights in other forms, which nobody edited, links that lead out
+    /// of it or nowhere, and what is no file.
     pub left_out: Vec<String>,
     /// Untouched shards that are the base's own files under a second name, where blocks cannot be shared.
     pub linked: Vec<String>,

@@ -1,10 +1,15 @@
-//! The small files beside the weights: config, tokenizer, hyperparameters.
+//! The small files beside the weights: config, tokenizer, hyperparameters, and the index of shards.
 
 use std::path::Path;
 
-use super::disk::Kind;
+use super::copy::{Source, Target, copy_ranges, share_or_reserve};
+use super::disk::{File, Kind};
+use super::journal::JOURNAL_SUFFIX;
+use super::keep::Told;
 use super::source::open_regular;
-use super::{Checkpoint, CheckpointError, HASH_BLOCK_BYTES, folder_of};
+use super::temporary::is_temporary;
+use super::write::{create_new, untouched};
+use super::{Checkpoint, CheckpointError, folder_of, hash_range};
 use crate::digest::FileDigest;
 
 /// No config or tokenizer file comes near this; what is larger is something else.
@@ -14,20 +19,66 @@ const OTHER_WEIGHTS: [&str; 10] =
     ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "gguf", "onnx", "ot"];
 
 impl Checkpoint {
-    /// Whether a file beside the weights goes along into a copy of their folder: it holds no weights, and is not a link
-    /// that whoever made the folder laid to something of the user's.
+    /// Copies what lies beside the weights into the folder `target`; returns the names of what does not go along.
+    pub(super) fn copy_companions(&self, target: &Path) -> Result<Vec<String>, CheckpointError> {
+        let (disk, base) = (&self.disk, self.folder());
+        let mut left_out = Vec::new();
+        for name in disk.list(base).map_err(CheckpointError::io(base, "list"))? {
+            let (source, target) = (base.join(&name), target.join(&name));
+            let is_shard = self.files.iter().any(|file| file.path.file_name() == Some(&name));
+            let text = name.to_string_lossy();
+            if is_shard || text.ends_with(JOURNAL_SUFFIX) || is_temporary(&text) {
+                continue;
+            }
+            match &self.index {
+                // What it said made the folder a checkpoint, so it goes along wherever it was found.
+                Some((index, file)) if index.file_name() == Some(&name) => {
+                    self.copy_companion(&source, file, &target)?;
+                }
+                _ if self.takes_along(&source)? => {
+                    let file = open_regular(disk, &source).map_err(CheckpointError::io(&source, "open"))?;
+                    self.copy_companion(&source, &file, &target)?;
+                }
+                _ => left_out.push(text.into_owned()),
+            }
+        }
+        Ok(left_out)
+    }
+
+    fn copy_companion(&self, path: &Path, file: &File, target: &Path) -> Result<(), CheckpointError> {
+        let about = file.about().map_err(CheckpointError::io(path, "examine"))?;
+        let copy = create_new(&self.disk, target)?;
+        let source = Source { file, path, size_bytes: about.size_bytes };
+        let into = Target { disk: &self.disk, file: &copy, path: target };
+        if !share_or_reserve(&source, &into)? {
+            let told = Told { progress: &|_| (), stop: &|| self.check_stop() };
+            copy_ranges(&source, &into, &untouched(about.size_bytes, Vec::new()), &told)?;
+        }
+        let group = copy.about().map_err(CheckpointError::io(target, "examine"))?.group;
+        copy.set_mode(about.mode_for(group)).map_err(CheckpointError::io(target, "set the mode of"))?;
+        copy.sync().map_err(CheckpointError::io(target, "sync"))
+    }
+
+    /// Whether something beside the weights goes along into a copy of their folder: it is a file that holds no weights,
+    /// and no link that whoever made the folder laid to something of the user's.
     ///
     /// A hub's cache links the companions into the folder that it links the weights into.
-    pub(super) fn takes_along(&self, path: &Path) -> Result<bool, CheckpointError> {
+    fn takes_along(&self, path: &Path) -> Result<bool, CheckpointError> {
         let ending = path.extension().unwrap_or_default();
         if OTHER_WEIGHTS.iter().any(|other| ending == *other) {
             return Ok(false);
         }
-        let examined = |error| CheckpointError::io(path, "examine")(error);
-        if self.disk.about_name(path).map_err(examined)?.kind != Kind::Symlink {
-            return Ok(true);
+        match self.disk.about_name(path).map_err(CheckpointError::io(path, "examine"))?.kind {
+            Kind::Symlink => {}
+            kind => return Ok(kind == Kind::File),
         }
-        let real = self.disk.real_path(path).map_err(examined)?;
+        // One that leads round in a circle, or where the user may not go, is no better than one that leads nowhere.
+        let (Ok(real), Ok(about)) = (self.disk.real_path(path), self.disk.about(path)) else {
+            return Ok(false);
+        };
+        if about.kind != Kind::File {
+            return Ok(false);
+        }
         let weights = self.files.iter().filter_map(|file| self.disk.real_path(&file.path).ok());
         let mut homes = Vec::from_iter(weights.map(|weights| folder_of(&weights).to_owned()));
         homes.extend(self.disk.real_path(self.folder()));
@@ -60,17 +111,61 @@ impl Checkpoint {
     /// [`CheckpointError::Io`].
     pub fn file_digest(&self, index: usize) -> Result<FileDigest, CheckpointError> {
         let file = &self.files[index];
-        let mut hasher = blake3::Hasher::new();
-        let mut block = vec![0; HASH_BLOCK_BYTES.min(file.size_bytes) as usize];
-        let mut offset = 0;
-        while offset < file.size_bytes {
-            let size = HASH_BLOCK_BYTES.min(file.size_bytes - offset) as usize;
-            file.file
-                .read_exact_at(&mut block[..size], offset)
-                .map_err(CheckpointError::io(&file.path, "read"))?;
-            hasher.update(&block[..size]);
-            offset += size as u64;
+        let hashed = hash_range(file.size_bytes, |bytes, offset| file.file.read_exact_at(bytes, offset));
+        hashed.map(|hasher| FileDigest::finish(&hasher)).map_err(CheckpointError::io(&file.path, "read"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+    use std::path::PathBuf;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::checkpoint::tests::{sharded, write};
+
+    const INDEX: &str = "model.safetensors.index.json";
+
+    #[test]
+    fn what_leads_nowhere_or_is_no_file_is_named_and_left_out_and_the_index_never_is() {
+        let folder = sharded(serde_json::json!({"a": "two.safetensors"}));
+        let (path, elsewhere) = (folder.path(), tempfile::tempdir().unwrap());
+        write(&folder, "config.json", "{}");
+        let index = std::fs::read(path.join(INDEX)).unwrap();
+        std::fs::remove_file(path.join(INDEX)).unwrap();
+        for (name, target) in [
+            ("circle", PathBuf::from("circle")),
+            ("in a file", "config.json/x".into()),
+            (INDEX, write(&elsewhere, "index", &index)),
+            ("nowhere", "nothing".into()),
+            ("up", "..".into()),
+        ] {
+            symlink(target, path.join(name)).unwrap();
         }
-        Ok(FileDigest::finish(&hasher))
+        std::fs::create_dir(path.join("folder")).unwrap();
+        let pipe = std::process::Command::new("mkfifo").arg(path.join("pipe")).status();
+        assert!(pipe.unwrap().success());
+        let checkpoint = Checkpoint::open(path).unwrap();
+        // What was read is what is copied.
+        write(&elsewhere, "other", "something else");
+        std::fs::rename(elsewhere.path().join("other"), elsewhere.path().join("index")).unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let left_out = checkpoint.copy_companions(target.path()).unwrap();
+        let expected = ["circle", "folder", "in a file", "nowhere", "one.safetensors", "pipe", "up"];
+        assert_eq!(left_out, expected);
+        assert_eq!(std::fs::read(target.path().join(INDEX)).unwrap(), index);
+        assert!(target.path().join("config.json").is_file());
+        assert_eq!(std::fs::read_dir(target.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn the_copy_of_what_lies_beside_the_weights_is_stopped_like_any_other() {
+        let folder = sharded(serde_json::json!({"a": "two.safetensors"}));
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let checkpoint = checkpoint.stopping_on(Arc::new(AtomicBool::new(true)));
+        let stopped = checkpoint.copy_companions(tempfile::tempdir().unwrap().path());
+        assert!(matches!(stopped, Err(CheckpointError::Stopped { .. })), "{stopped:?}");
     }
 }

@@ -49,7 +49,13 @@ pub fn check_in_place<'t>(
     let mut indices: Vec<usize> = touched.into_iter().map(|tensor| tensor.file_index).collect();
     indices.sort_unstable();
     indices.dedup();
-    indices.into_iter().try_for_each(|index| check_file(checkpoint, index))
+    indices.iter().try_for_each(|&index| check_file(checkpoint, index))?;
+    let Some(first) = indices.first() else { return Ok(()) };
+    let writable = checkpoint.disk().check_writable(checkpoint.folder());
+    writable.map_err(|error| CheckpointError::InPlace {
+        path: checkpoint.files()[*first].path().to_owned(),
+        reason: format!("no journal can be made beside it: {error}"),
+    })
 }
 
 fn check_file(checkpoint: &Checkpoint, index: usize) -> Result<(), CheckpointError> {
@@ -197,7 +203,8 @@ impl<'a> InPlace<'a> {
     pub(super) fn commit(mut self) -> Result<(), CheckpointError> {
         let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
-        let (error, syncs) = match journal.sync(&targets) {
+        let synced = journal.sync(&targets).inspect(|()| self.checkpoint.tell_of_last_step());
+        let (error, syncs) = match synced {
             Err(error) => (error, Syncs::Doubted),
             Ok(()) => match journal.remove() {
                 Ok(()) => return Ok(()),

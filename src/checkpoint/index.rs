@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 
 use super::CheckpointError;
-use super::disk::Files;
+use super::disk::{File, Files};
 use super::header::UniqueMap;
 use super::source::open_regular;
 
@@ -30,8 +30,8 @@ struct RawIndex {
 }
 
 impl Index {
-    /// Reads and checks the index at `path`.
-    pub(super) fn read(disk: &Files, path: &Path) -> Result<Self, CheckpointError> {
+    /// Reads and checks the index at `path`; the file stays open.
+    pub(super) fn read(disk: &Files, path: &Path) -> Result<(Self, File), CheckpointError> {
         let file = open_regular(disk, path).map_err(CheckpointError::io(path, "open"))?;
         let text = file.read_to_end(INDEX_SIZE_BYTES_MAX + 1).map_err(CheckpointError::io(path, "read"))?;
         let found = text.len() as u64;
@@ -44,7 +44,10 @@ impl Index {
                 found,
             });
         }
-        parse(&text).map_err(|reason| CheckpointError::Index { path: path.to_owned(), reason })
+        match parse(&text) {
+            Ok(index) => Ok((index, file)),
+            Err(reason) => Err(CheckpointError::Index { path: path.to_owned(), reason }),
+        }
     }
 
     /// The shards' file names, ascending.

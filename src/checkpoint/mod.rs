@@ -146,8 +146,12 @@ pub struct Checkpoint {
     layout: Layout,
     disk: Files,
     files: Vec<CheckpointFile>,
+    /// The index that named the shards, where there is one.
+    index: Option<(PathBuf, File)>,
     /// Set by whoever wants work on this checkpoint to end.
     stop: Option<Arc<AtomicBool>>,
+    /// Called by whoever makes an output last.
+    before_last_step: Option<fn()>,
     /// In bytewise order of names, each once.
     tensors: Vec<TensorInfo>,
 }
@@ -169,14 +173,17 @@ impl Checkpoint {
 
     pub(crate) fn open_on(disk: &Files, path: &Path) -> Result<Self, CheckpointError> {
         let Located { weights, layout, folder } = locate(disk, path)?;
-        let (files, tensors) = if is_index(&weights) {
-            open_shards(disk, &weights, &folder)?
+        let (opened, index) = if is_index(&weights) {
+            let (index, file) = Index::read(disk, &weights)?;
+            (open_shards(disk, &weights, &index, &folder)?, Some((weights, file)))
         } else {
-            open_single(disk, &weights)?
+            (open_single(disk, &weights)?, None)
         };
+        let (files, tensors) = opened;
         let paths: Vec<PathBuf> = files.iter().map(|file| file.path.clone()).collect();
         recover::refuse_pending(disk, &paths)?;
-        Ok(Self { path: path.to_owned(), folder, layout, disk: disk.clone(), files, stop: None, tensors })
+        let (path, disk) = (path.to_owned(), disk.clone());
+        Ok(Self { path, folder, layout, disk, files, index, stop: None, before_last_step: None, tensors })
     }
 
     /// The files that hold the weights of the checkpoint at `path`.
@@ -185,7 +192,7 @@ impl Checkpoint {
         if !is_index(&weights) {
             return Ok(vec![weights]);
         }
-        let index = Index::read(disk, &weights)?;
+        let (index, _) = Index::read(disk, &weights)?;
         Ok(index.shards().into_iter().map(|name| folder.join(name)).collect())
     }
 
@@ -197,6 +204,20 @@ impl Checkpoint {
     pub fn stopping_on(mut self, stop: Arc<AtomicBool>) -> Self {
         self.stop = Some(stop);
         self
+    }
+
+    /// Has `told` called just before an output made of this checkpoint gets its name, or a change in place is final:
+    /// from there on the work is not stopped any more.
+    #[must_use]
+    pub fn before_last_step(mut self, told: fn()) -> Self {
+        self.before_last_step = Some(told);
+        self
+    }
+
+    fn tell_of_last_step(&self) {
+        if let Some(told) = self.before_last_step {
+            told();
+        }
     }
 
     /// Whether it is time to stop.
@@ -303,18 +324,12 @@ impl Checkpoint {
         tensor: &TensorInfo,
         progress: &(dyn Fn(u64) + Sync),
     ) -> Result<TensorDigest, CheckpointError> {
-        let mut hasher = blake3::Hasher::new();
-        let mut block = vec![0; tensor.size_bytes.min(HASH_BLOCK_BYTES) as usize];
-        let mut offset = 0;
-        while offset < tensor.size_bytes {
-            let size = HASH_BLOCK_BYTES.min(tensor.size_bytes - offset);
-            let bytes = &mut block[..size as usize];
+        let hashed = hash_range(tensor.size_bytes, |bytes, offset| {
             self.read_at(tensor, offset, bytes)?;
-            hasher.update(bytes);
-            offset += size;
-            progress(size);
-        }
-        Ok(TensorDigest::finish(&hasher))
+            progress(bytes.len() as u64);
+            Ok(())
+        });
+        hashed.map(|hasher| TensorDigest::finish(&hasher))
     }
 
     /// Identity of all weights, whatever their sharding.
@@ -362,6 +377,23 @@ impl Checkpoint {
     }
 }
 
+/// Hashes `size_bytes` bytes; `read` fills a block of them, from the offset that it is given.
+fn hash_range<E>(
+    size_bytes: u64,
+    mut read: impl FnMut(&mut [u8], u64) -> Result<(), E>,
+) -> Result<blake3::Hasher, E> {
+    let mut hasher = blake3::Hasher::new();
+    let mut block = vec![0; size_bytes.min(HASH_BLOCK_BYTES) as usize];
+    let mut offset = 0;
+    while offset < size_bytes {
+        let bytes = &mut block[..HASH_BLOCK_BYTES.min(size_bytes - offset) as usize];
+        read(bytes, offset)?;
+        hasher.update(bytes);
+        offset += bytes.len() as u64;
+    }
+    Ok(hasher)
+}
+
 /// The folder that a path lies in.
 fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
@@ -378,8 +410,12 @@ fn open_single(disk: &Files, path: &Path) -> Result<Opened, CheckpointError> {
     Ok((vec![file], tensors))
 }
 
-fn open_shards(disk: &Files, index_path: &Path, folder: &Path) -> Result<Opened, CheckpointError> {
-    let index = Index::read(disk, index_path)?;
+fn open_shards(
+    disk: &Files,
+    index_path: &Path,
+    index: &Index,
+    folder: &Path,
+) -> Result<Opened, CheckpointError> {
     let mut file_names = Vec::new();
     let mut files = Vec::new();
     let mut tensors = Vec::new();
@@ -397,7 +433,7 @@ fn open_shards(disk: &Files, index_path: &Path, folder: &Path) -> Result<Opened,
         tensors.append(&mut shard_tensors);
     }
     tensors.sort_by(|left, right| left.name.cmp(&right.name));
-    check_against_index(index_path, &index, &file_names, &files, &tensors)?;
+    check_against_index(index_path, index, &file_names, &files, &tensors)?;
     Ok((files, tensors))
 }
 

@@ -22,16 +22,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::copy::{Source, Target, copy_ranges, share_contents, share_or_reserve};
-use super::disk::{Access, Audience, DirectWay, File, Files, Gather, Kind};
+use super::copy::{Target, copy_ranges, share_contents, share_or_reserve};
+use super::disk::{Access, Audience, DirectWay, File, Files, Gather};
 use super::in_place::InPlace;
-use super::journal::{JOURNAL_SUFFIX, reserve};
+use super::journal::reserve;
 use super::keep::Told;
-use super::temporary::{Temporary, is_temporary};
-use super::{Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, folder_of, is_file};
+use super::temporary::Temporary;
+use super::{Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, folder_of};
 
-/// The bits of a mode that are kept: never set-user-id and its like.
-const MODE_BITS: u32 = 0o777;
 /// Told bytes as they are done, from any thread.
 type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 
@@ -46,8 +44,13 @@ pub fn check_output(checkpoint: &Checkpoint, target: &Path) -> Result<(), Checkp
     }
     let refuse =
         |reason: &str| CheckpointError::Output { path: target.to_owned(), reason: reason.to_owned() };
-    if target.file_name().is_none() {
+    let text = target.as_os_str().as_encoded_bytes();
+    // A path drops the dot of `x/.`, and the system knows no such name for something new.
+    if target.file_name().is_none() || ends_in_a_dot(text) {
         return Err(refuse("it is not a name for a new file or folder"));
+    }
+    if checkpoint.layout() == Layout::File && text.ends_with(b"/") {
+        return Err(refuse("the base is one file, so the output is no folder"));
     }
     let looks_like_file =
         target.extension().is_some_and(|extension| extension == "safetensors" || extension == "json");
@@ -56,6 +59,11 @@ pub fn check_output(checkpoint: &Checkpoint, target: &Path) -> Result<(), Checkp
     }
     let folder = folder_of(target);
     disk.check_writable(folder).map_err(CheckpointError::io(folder, "write to"))
+}
+
+/// Whether a path ends in `/.`, with or without more slashes.
+fn ends_in_a_dot(path: &[u8]) -> bool {
+    path.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty()) == Some(b".")
 }
 
 /// A checkpoint in the making; dropped before [`Output::commit`], it leaves everything as it was.
@@ -80,8 +88,8 @@ pub struct Filled(());
 pub struct Committed {
     /// Where it lies.
     pub path: PathBuf,
-    /// Files of the base's folder that were not taken along: weights in other forms, which nobody edited, and links
-    /// that lead out of it.
+    /// What of the base's folder was not taken along: weights in other forms, which nobody edited, links that lead out
+    /// of it or nowhere, and what is no file.
     pub left_out: Vec<String>,
     /// Untouched shards that are the base's own files under a second name, where blocks cannot be shared.
     pub linked: Vec<String>,
@@ -345,7 +353,8 @@ impl<'a> CheckpointCopy<'a> {
                 self.shards.insert(file_index, ShardCopy { path, file });
             }
         }
-        self.fill_with_companions()
+        self.left_out = checkpoint.copy_companions(self.temporary.path())?;
+        Ok(())
     }
 
     /// An untouched shard: its blocks shared, else the file itself linked, else to be copied; open where it is new.
@@ -383,27 +392,6 @@ impl<'a> CheckpointCopy<'a> {
             let target = Target { disk: self.checkpoint.disk(), file, path };
             let told = Told { progress: if *counts { told.progress } else { &|_| () }, stop: told.stop };
             copy_ranges(&self.checkpoint.files()[*file_index].contents(), &target, ranges, &told)?;
-        }
-        Ok(())
-    }
-
-    /// Copies the files that lie beside the weights, and notes those left out.
-    fn fill_with_companions(&mut self) -> Result<(), CheckpointError> {
-        let checkpoint = self.checkpoint;
-        let (disk, base) = (checkpoint.disk(), checkpoint.folder());
-        for name in disk.list(base).map_err(CheckpointError::io(base, "list"))? {
-            let (source, target) = (base.join(&name), self.temporary.path().join(&name));
-            let is_shard = checkpoint.files().iter().any(|file| file.path.file_name() == Some(&name));
-            let text = name.to_string_lossy();
-            let is_ours = text.ends_with(JOURNAL_SUFFIX) || is_temporary(&text);
-            if is_shard || is_ours || !is_file(disk, &source)? {
-                continue;
-            }
-            if checkpoint.takes_along(&source)? {
-                copy_companion(disk, &source, &target)?;
-            } else {
-                self.left_out.push(text.into_owned());
-            }
         }
         Ok(())
     }
@@ -456,8 +444,9 @@ impl<'a> CheckpointCopy<'a> {
         let writer = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         let settled = self.finish_writing(writer).and_then(|()| self.settle());
         settled.map_err(|error| self.by_its_name(error))?;
-        let Self { target, left_out, linked, copied, shards, temporary, .. } = self;
+        let Self { checkpoint, target, left_out, linked, copied, shards, temporary, .. } = self;
         drop(shards);
+        checkpoint.tell_of_last_step();
         temporary.place_new(&target)?;
         Ok(Committed { path: target, left_out, linked, copied })
     }
@@ -467,16 +456,18 @@ impl<'a> CheckpointCopy<'a> {
         for (file_index, source) in self.checkpoint.files().iter().enumerate() {
             let Some((path, copy)) = self.copy_of(file_index) else { continue };
             let about = source.file.about().map_err(CheckpointError::io(&source.path, "examine"))?;
-            copy.set_mode(about.mode & MODE_BITS).map_err(CheckpointError::io(path, "set the mode of"))?;
+            let group = copy.about().map_err(CheckpointError::io(path, "examine"))?.group;
+            copy.set_mode(about.mode_for(group)).map_err(CheckpointError::io(path, "set the mode of"))?;
             copy.sync().map_err(CheckpointError::io(path, "sync"))?;
         }
         if self.checkpoint.layout() == Layout::File {
             return Ok(());
         }
         let (disk, base, path) = (self.checkpoint.disk(), self.checkpoint.folder(), self.temporary.path());
-        let mode = disk.about(base).map_err(CheckpointError::io(base, "examine"))?.mode & MODE_BITS;
+        let about = disk.about(base).map_err(CheckpointError::io(base, "examine"))?;
+        let group = disk.about(path).map_err(CheckpointError::io(path, "examine"))?.group;
         // The owner keeps his rights: without them neither the sync nor a later removal would work.
-        let moded = disk.set_folder_mode(path, mode | 0o700);
+        let moded = disk.set_folder_mode(path, about.mode_for(group) | 0o700);
         moded.map_err(CheckpointError::io(path, "set the mode of"))?;
         disk.sync_folder(path).map_err(CheckpointError::io(path, "sync"))
     }
@@ -500,7 +491,7 @@ fn begin(
 }
 
 /// What is left of a file of `size_bytes` without the `touched` ranges, which do not overlap.
-fn untouched(size_bytes: u64, mut touched: Vec<Range<u64>>) -> Vec<Range<u64>> {
+pub(super) fn untouched(size_bytes: u64, mut touched: Vec<Range<u64>>) -> Vec<Range<u64>> {
     touched.sort_unstable_by_key(|range| range.start);
     let starts = std::iter::once(0).chain(touched.iter().map(|range| range.end));
     let ends = touched.iter().map(|range| range.start).chain(std::iter::once(size_bytes));
@@ -524,22 +515,7 @@ fn link(disk: &Files, source: &CheckpointFile, path: &Path) -> bool {
     }
 }
 
-fn copy_companion(disk: &Files, source: &Path, target: &Path) -> Result<(), CheckpointError> {
-    let opened = disk.open(source, Access::Read).map_err(CheckpointError::io(source, "open"))?;
-    let about = opened.about().map_err(CheckpointError::io(source, "examine"))?;
-    debug_assert_eq!(about.kind, Kind::File, "only files are taken along");
-    let file = create_new(disk, target)?;
-    let source = Source { file: &opened, path: source, size_bytes: about.size_bytes };
-    let copy = Target { disk, file: &file, path: target };
-    if !share_or_reserve(&source, &copy)? {
-        let told = Told { progress: &|_| (), stop: &|| Ok(()) };
-        copy_ranges(&source, &copy, &untouched(about.size_bytes, Vec::new()), &told)?;
-    }
-    file.set_mode(about.mode & MODE_BITS).map_err(CheckpointError::io(target, "set the mode of"))?;
-    file.sync().map_err(CheckpointError::io(target, "sync"))
-}
-
-fn create_new(disk: &Files, path: &Path) -> Result<File, CheckpointError> {
+pub(super) fn create_new(disk: &Files, path: &Path) -> Result<File, CheckpointError> {
     disk.open(path, Access::CreateNew(Audience::Owner)).map_err(CheckpointError::io(path, "create"))
 }
 
@@ -633,15 +609,38 @@ mod tests {
         let output = Output::create(&checkpoint, &target, [tensor], &none).unwrap();
         let (_, filled) = output.fill(&none, || output.write_at(tensor, 0, &[0; 4])).unwrap();
         let committed = output.commit(filled).unwrap();
-        assert_eq!(committed.left_out, ["README.md", "pytorch_model.bin"]);
+        assert_eq!(committed.left_out, ["README.md", "onnx", "pytorch_model.bin"]);
         assert_eq!(committed.linked, ["one.safetensors"]);
         let expected = ["config.json", "model.safetensors.index.json", "one.safetensors", "two.safetensors"];
         assert_eq!(names(&target), expected);
         let inode = |path: PathBuf| std::fs::metadata(path).unwrap().ino();
         let same = |name: &str| inode(target.join(name)) == inode(folder.path().join(name));
         assert_eq!(expected.map(same), [false, false, true, false]);
-        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & MODE_BITS;
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
         assert_eq!(mode(&target), mode(folder.path()));
+    }
+
+    #[test]
+    fn a_copy_gives_no_group_what_the_base_gives_another_one() {
+        let folder = sharded(serde_json::json!({"a": "two.safetensors"}));
+        let config = write(&folder, "config.json", "{}");
+        let outside = tempfile::tempdir().unwrap();
+        let other = std::fs::metadata(outside.path()).unwrap().gid() + 1;
+        for path in [folder.path().to_owned(), folder.path().join("two.safetensors"), config] {
+            std::fs::set_permissions(&path, Permissions::from_mode(0o750)).unwrap();
+            if std::os::unix::fs::chown(path, None, Some(other)).is_err() {
+                // Only root may give files to any group.
+                return;
+            }
+        }
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let target = outside.path().join("copy");
+        let output = Output::create(&checkpoint, &target, checkpoint.tensors(), &none).unwrap();
+        let (_, filled) = output.fill(&none, || Ok::<_, CheckpointError>(())).unwrap();
+        output.commit(filled).unwrap();
+        for path in [target.clone(), target.join("two.safetensors"), target.join("config.json")] {
+            assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o700, "{}", path.display());
+        }
     }
 
     #[test]
@@ -673,6 +672,16 @@ mod tests {
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
         let found = check_output(&checkpoint, &folder.path().join("x.safetensors")).unwrap_err().to_string();
         assert!(found.ends_with("the base has several files, so the output is a folder"), "{found}");
+        assert!(check_output(&checkpoint, &folder.path().join("x/")).is_ok());
+        let single = Checkpoint::open(folder.path().join("two.safetensors")).unwrap();
+        for (base, name, reason) in [
+            (&checkpoint, "x/.", "it is not a name for a new file or folder"),
+            (&checkpoint, "x/.//", "it is not a name for a new file or folder"),
+            (&single, "x/", "the base is one file, so the output is no folder"),
+        ] {
+            let found = check_output(base, &folder.path().join(name)).unwrap_err().to_string();
+            assert!(found.ends_with(reason), "{name}: {found}");
+        }
         let found = check_output(&checkpoint, Path::new("/no/such/place/x")).unwrap_err().to_string();
         assert!(found.starts_with("cannot write to `/no/such/place`: "), "{found}");
     }

@@ -1,7 +1,8 @@
 //! Signals: Ctrl-C and termination end a command cleanly, and a file that grows too large is an error.
 //!
 //! A command that changes files asks a flag before each block, and ends as after any error: with the old state. All
-//! others change nothing before their last step, so they end at once. A second signal does not wait.
+//! others change nothing before their last step, so they end at once. A second signal does not wait, but for the last
+//! step, in which a result gets its name.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -54,6 +55,17 @@ impl Drop for Doing {
 /// From here on signals wait for this work to wind up.
 pub fn doing(work: Work) -> Doing {
     Doing { before: WORK.swap(work as u8, Ordering::SeqCst) }
+}
+
+/// Held while a signal ends the process, and while the last step begins: one of the two comes first.
+static ENDING: Mutex<()> = Mutex::new(());
+
+/// From here on the result gets its name, which takes a moment: signals wait for it.
+///
+/// Does not return where a signal is ending the process already, which says that there is no result.
+pub fn last_step() {
+    let _turn = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    WORK.store(Work::Finishing as u8, Ordering::SeqCst);
 }
 
 /// Set while a signal is ending the process.
@@ -133,6 +145,7 @@ fn hear(signal: i32) {
         return;
     }
     let is_first = HEARD.fetch_add(1, Ordering::SeqCst) == 0;
+    let _turn = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
     let work = WORK.load(Ordering::SeqCst);
     if work == Work::Finishing as u8 || (is_first && work != Work::Reading as u8) {
         return;

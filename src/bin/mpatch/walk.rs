@@ -11,7 +11,7 @@ use mpatch::{apply, revert};
 use crate::commands::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, here, in_words, message};
-use crate::interrupt::{Work, doing};
+use crate::interrupt::{Work, doing, last_step};
 use crate::report::Output;
 use crate::standing::{locate, remembered};
 use crate::trust::{TrustArguments, require};
@@ -34,6 +34,7 @@ pub fn walk(
     let Some((last, before)) = steps.split_last() else {
         let progress = output.progress("copying", checkpoint.weights_size_bytes());
         let told = |bytes| progress.add(bytes);
+        let checkpoint = checkpoint.before_last_step(last_step);
         let copy = Copy::create(&checkpoint, target, [], &told)?;
         let ((), filled) = copy.fill(&told, || Ok::<_, CheckpointError>(()))?;
         copy.commit(filled)?;
@@ -58,7 +59,7 @@ pub fn walk(
             removed.map_err(|error| CommandError::io("remove", &old, &error))?;
         }
     }
-    take(store, &current, *last, Some(target), output)
+    take(store, &current.before_last_step(last_step), *last, Some(target), output)
 }
 
 /// Takes the checkpoint at `path` along the way where it lies; whatever stops it leaves one of the states on the way,

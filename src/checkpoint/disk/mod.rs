@@ -60,6 +60,18 @@ impl About {
     pub(crate) fn is_same_file(&self, other: &About) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
     }
+
+    /// The rights that what belongs to `group` may have to be open to nobody who is kept out here; never set-user-id
+    /// and its like.
+    ///
+    /// Of another group it is not known who is in which, so both the group and all others get what both have here.
+    pub(crate) fn mode_for(&self, group: u32) -> u32 {
+        if self.group == group {
+            return self.mode & 0o777;
+        }
+        let common = (self.mode >> 3) & self.mode & 0o7;
+        (self.mode & 0o700) | (common << 3) | common
+    }
 }
 
 /// What a file is opened for.
@@ -428,5 +440,35 @@ impl Write for Sink<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_given_on_keep_out_whom_the_original_kept_out() {
+        const GROUP: u32 = 7;
+        for (mode, same, other) in [
+            (0o640, 0o640, 0o600),
+            (0o644, 0o644, 0o644),
+            (0o604, 0o604, 0o600),
+            (0o664, 0o664, 0o644),
+            (0o4751, 0o751, 0o711),
+        ] {
+            let about = About {
+                kind: Kind::File,
+                size_bytes: 0,
+                device: 1,
+                inode: 1,
+                links: 1,
+                created_ns: None,
+                mode,
+                owner: 0,
+                group: GROUP,
+            };
+            assert_eq!([about.mode_for(GROUP), about.mode_for(GROUP + 1)], [same, other], "{mode:o}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use super::{lasting_patch_word, open_checkpoint, open_patch};
 use crate::error::CommandError;
-use crate::interrupt::{Work, doing};
+use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{Judged, TrustReport};
 use crate::walk::Record;
@@ -93,7 +93,7 @@ impl Change {
         output: &Output,
     ) -> Result<Self, CommandError> {
         let patch = open_patch(patch_path)?;
-        let checkpoint = open_checkpoint(checkpoint, output)?;
+        let checkpoint = open_checkpoint(checkpoint, output)?.before_last_step(last_step);
         if let Target::Copy(path) = &target {
             check_output(&checkpoint, path)?;
         }
@@ -238,7 +238,8 @@ fn write_remarks(written: &Written, page: &mut Page) {
     if !written.left_out.is_empty() {
         let files = written.left_out.join(", ");
         page.line(&format!(
-            "not taken along, since they hold the weights unedited in another form, or lead out of the folder: {files}"
+            "not taken along, since they hold the weights unedited in another form, lead out of the folder or nowhere, \
+             or are no files: {files}"
         ));
     }
     if !written.linked.is_empty() {
