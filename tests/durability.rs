@@ -17,8 +17,9 @@ mod place;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crash::{Bench, Contents, stderr};
 use material::{SETTINGS, lay_out_shards};
@@ -49,6 +50,31 @@ fn can_trace() -> bool {
 /// The words that run a command under strace, with its system calls tampered with.
 fn tampered(injection: &str) -> [String; 6] {
     ["strace", "-f", "-qq", "-o", "/dev/null", &format!("--inject={injection}")].map(str::to_owned)
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+/// Runs a command for which permissions count: as another user where this one is root.
+fn run_as_a_mere_user(bench: &Bench, words: &str) -> Output {
+    const NOBODY: u32 = 65_534;
+    let mut command = bench.command(&[], words);
+    if fs::metadata(bench.folder.path()).unwrap().uid() == 0 {
+        command.uid(NOBODY).gid(NOBODY);
+    }
+    command.output().unwrap()
+}
+
+/// Whether [`run_as_a_mere_user`] can run commands: another user may not come where root has built them.
+fn can_run_as_a_mere_user() -> bool {
+    let root = fs::metadata("/proc/self").is_ok_and(|about| about.uid() == 0);
+    let program = assert_cmd::cargo::cargo_bin!("mpatch");
+    !root
+        || program
+            .ancestors()
+            .skip(1)
+            .all(|folder| fs::metadata(folder).unwrap().permissions().mode() & 1 != 0)
 }
 
 // ------------------------------------------------------------------------------------------------------ in place --
@@ -173,6 +199,79 @@ fn what_a_killed_copy_leaves_is_swept_by_the_next() {
     assert!(!bench.path(".mpatch-tmp-2").exists());
 }
 
+#[test]
+fn new_files_and_folders_are_open_to_whom_the_umask_leaves() {
+    let bench = Bench::new();
+    bench.succeeds("apply model.safetensors edits.mpatch -o edited.safetensors");
+    for (umask, file, folder) in [("077", 0o600, 0o700), ("002", 0o664, 0o775)] {
+        let mode = |words: &str, name: &str| {
+            let script = format!("umask {umask}; exec \"$@\"");
+            let output = bench.command(&["sh", "-c", &script, "sh"], words).output().unwrap();
+            assert!(output.status.success(), "{}", stderr(&output));
+            fs::metadata(bench.path(name)).unwrap().mode() & 0o777
+        };
+        let words = format!("diff model.safetensors edited.safetensors -o {umask}.mpatch");
+        assert_eq!(mode(&words, &format!("{umask}.mpatch")), file);
+        assert_eq!(mode(&format!("export edits.mpatch -o {umask}"), umask), folder);
+    }
+}
+
+#[test]
+fn what_others_lay_beside_a_model_stops_nobody() {
+    if !can_run_as_a_mere_user() {
+        return skipped("another user cannot come to the command under test");
+    }
+    let bench = Bench::new();
+    let gptj = bench.path("gptj");
+    fs::create_dir(bench.path("closed")).unwrap();
+    fs::write(bench.path("closed/vocabulary"), "").unwrap();
+    symlink("../closed/vocabulary", gptj.join("vocabulary")).unwrap();
+    fs::write(gptj.join("other.safetensors.mpatch-journal"), "whatever it holds").unwrap();
+    fs::write(gptj.join("junk.mpatch-journal"), "never one").unwrap();
+    fs::write(gptj.join("zzz.mpatch-journal"), "mpatch-journal\n2 and more").unwrap();
+    fs::create_dir(bench.path("theirs")).unwrap();
+    for (name, mode) in [
+        ("theirs", 0o777),
+        ("closed", 0),
+        ("gptj/other.safetensors.mpatch-journal", 0),
+        ("gptj", 0o555),
+        ("", 0o555),
+    ] {
+        set_mode(&bench.path(name), mode);
+    }
+    let output = run_as_a_mere_user(&bench, "apply gptj edits.mpatch -o theirs/edited");
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(told.contains("or are no files: vocabulary\n"), "{told}");
+
+    // Nothing can be put beside it either, which a dry run tells like the real one.
+    for words in ["apply gptj edits.mpatch --in-place", "apply gptj edits.mpatch --in-place --dry-run"] {
+        let output = run_as_a_mere_user(&bench, words);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(11), "{words}: {said}");
+        assert!(said.contains("no journal can be made beside it: Permission denied"), "{said}");
+        assert!(said.contains("hint: leave `--in-place` out"), "{said}");
+    }
+
+    // One that bears the model's own name may hold its old bytes.
+    set_mode(&gptj, 0o755);
+    let journal = gptj.join("model.safetensors.mpatch-journal");
+    fs::rename(gptj.join("other.safetensors.mpatch-journal"), &journal).unwrap();
+    let output = run_as_a_mere_user(&bench, "apply gptj edits.mpatch -o theirs/again");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(9), "{said}");
+    assert!(said.contains("and cannot be opened: Permission denied"), "{said}");
+    assert!(
+        said.contains("hint: have the user whose journal it is run an mpatch command on the model"),
+        "{said}"
+    );
+    assert!(said.ends_with("state: recovery pending\n"), "{said}");
+    for name in ["", "closed"] {
+        set_mode(&bench.path(name), 0o755);
+    }
+}
+
 // ----------------------------------------------------------------------------------------------------- recovery --
 
 /// A bench with a change in place that was killed after its last byte, before the journal was gone.
@@ -209,10 +308,36 @@ fn the_next_command_brings_a_change_that_stopped_half_way_to_an_end() {
     }
     let other = Checkpoint::open(bench.path("model.safetensors"));
     assert!(other.is_ok(), "another checkpoint is nobody's concern");
+    // A copy has files of its own: only where it was made do the old bytes find their way.
+    let copied = Command::new("cp").arg("-r").args([bench.path("shards"), bench.path("copy")]).status();
+    assert!(copied.unwrap().success());
+    let output = bench.run("verify shards.mpatch --base copy --digests-only");
+    assert_eq!(output.status.code(), Some(9));
+    let said = stderr(&output);
+    assert!(
+        said.contains("hint: if this is a copy of the model, open the one that it was copied from"),
+        "{said}"
+    );
+    fs::remove_dir_all(bench.path("copy")).unwrap();
     let said = bench.succeeds("verify shards.mpatch --base shards --digests-only");
     assert!(said.contains("which had stopped half-way: the old bytes are back"), "{said}");
     assert!(said.contains("this is its base"), "{said}");
     assert!(bench.contents() == before);
+}
+
+#[test]
+fn a_journal_is_found_where_nobody_may_look_around() {
+    if !can_trace() || !can_run_as_a_mere_user() {
+        return skipped("strace may not trace, or another user cannot come to the command under test");
+    }
+    let (bench, _) = half_way("shards", "shards.mpatch").unwrap();
+    set_mode(bench.folder.path(), 0o755);
+    set_mode(&bench.path("shards"), 0o111);
+    let output = run_as_a_mere_user(&bench, "verify shards.mpatch --base shards --digests-only");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(9), "{said}");
+    assert!(said.ends_with("state: recovery pending\n"), "{said}");
+    set_mode(&bench.path("shards"), 0o755);
 }
 
 #[test]
@@ -329,6 +454,20 @@ fn a_command_that_is_told_to_stop_ends_with_the_old_state() {
             assert!(bench.contents() == before, "{words}: {:?}", bench.contents().keys());
         }
     }
+}
+
+#[test]
+fn a_command_whose_result_has_its_name_is_not_ended_by_a_second_signal() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let bench = Bench::new();
+    // The copy is synced, gets its name, and then its folder is synced.
+    let tampering = tampered("fsync:signal=INT:delay_exit=300000:when=1..2");
+    let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+    let output = bench.command(&tampering, "apply model.safetensors edits.mpatch").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(bench.path("model.edits.safetensors").exists());
 }
 
 #[test]

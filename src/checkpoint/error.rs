@@ -144,6 +144,8 @@ pub enum CheckpointError {
         journal: PathBuf,
         /// Why the old bytes are not back yet.
         reason: String,
+        /// What there is to do first; none where the next command that opens it puts them back.
+        way_out: Option<&'static str>,
     },
     /// Whoever opened the checkpoint asked to stop.
     #[error("stopped on request, while working on `{path}`")]

@@ -7,9 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::disk::{Access, File, Kind, Lock};
-use super::journal::{
-    Extent, Header, JOURNAL_SUFFIX, Journal, JournaledFile, Outcome, Syncs, lock_exclusive,
-};
+use super::journal::{Extent, Header, Journal, JournaledFile, Outcome, Syncs, journal_of, lock_exclusive};
 use super::keep::{Cover, Told};
 use super::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::TensorDigest;
@@ -163,9 +161,7 @@ impl<'a> InPlace<'a> {
     /// Beside the weights, named after their file, or after the first where there are several.
     fn journal_path(&self) -> PathBuf {
         let first = self.targets.keys().next().map(|index| self.checkpoint.files()[*index].path());
-        let mut name = first.and_then(|path| path.file_name()).unwrap_or_default().to_owned();
-        name.push(JOURNAL_SUFFIX);
-        self.checkpoint.folder().join(name)
+        journal_of(first.unwrap_or(self.checkpoint.path()))
     }
 
     pub(super) fn checkpoint(&self) -> &'a Checkpoint {

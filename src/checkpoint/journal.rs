@@ -22,12 +22,12 @@ use serde::{Deserialize, Serialize};
 use super::blocks::{BLOCK_BYTES, BlockHash};
 use super::disk::{About, Access, Audience, File, Files, Kind, Lock, Locked, PAGE_BYTES};
 use super::temporary::Temporary;
-use super::{CheckpointError, HASH_BLOCK_BYTES, folder_of};
+use super::{CheckpointError, folder_of, hash_range};
 use crate::digest::TensorDigest;
 
 /// What is added to the name of the checkpoint's file, or of its index.
 pub(super) const JOURNAL_SUFFIX: &str = ".mpatch-journal";
-pub(super) const MAGIC: &[u8; 16] = b"mpatch-journal\n3";
+const MAGIC: &[u8; 16] = b"mpatch-journal\n3";
 pub(super) const HASH_BYTES: u64 = 32;
 /// Magic and size of the header.
 const FRAME_BYTES: u64 = 24;
@@ -35,6 +35,17 @@ const FRAME_BYTES: u64 = 24;
 const HEADER_BYTES_MAX: u64 = 64 << 20;
 /// The `derive_key` context of the header's hash.
 const HEADER_CONTEXT: &str = "mpatch 2026 journal header";
+
+/// What there is to do about a journal that only another user can follow.
+pub(super) const ASK_ITS_AUTHOR: &str = "have the user whose journal it is run an mpatch command on the model, or \
+                                         remove the journal if nobody knows of a change that stopped";
+
+/// The journal of a change whose first file is `first`.
+pub(super) fn journal_of(first: &Path) -> PathBuf {
+    let mut path = first.as_os_str().to_owned();
+    path.push(JOURNAL_SUFFIX);
+    path.into()
+}
 
 /// What a journal is about; written twice, at its start and at its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -214,6 +225,7 @@ impl Journal {
                 path: folder_of(path).join(&header.files[0].name),
                 journal: path.to_owned(),
                 reason: source.to_string(),
+                way_out: None,
             }),
             Err(error) => Err(error),
         }
@@ -248,14 +260,10 @@ pub(super) fn reserve(files: &Files, file: &File, path: &Path, size: u64) -> Res
     })
 }
 
-/// The rights that all of `targets` give; their group's where the journal has the same one.
+/// The rights that all of `targets` give.
 fn common_mode(targets: &[&File], journal: &File) -> io::Result<u32> {
     let group = journal.about()?.group;
-    targets.iter().try_fold(0o666, |mode, target| {
-        let about = target.about()?;
-        let others = if about.group == group { 0o777 } else { 0o707 };
-        Ok(mode & about.mode & others)
-    })
+    targets.iter().try_fold(0o666, |mode, target| Ok(mode & target.about()?.mode_for(group)))
 }
 
 // ------------------------------------------------------------------------------------------------------ reading --
@@ -263,6 +271,11 @@ fn common_mode(targets: &[&File], journal: &File) -> io::Result<u32> {
 /// What has the name of a journal.
 pub(super) enum Found {
     Whole(Journal),
+    /// One that this user may not read, or that has another layout: why, and what there is to do.
+    Closed {
+        reason: String,
+        way_out: &'static str,
+    },
     /// A file in which neither header is whole.
     Invalid(File),
     /// It is gone by now, or is no file.
@@ -274,16 +287,20 @@ impl Journal {
     pub(super) fn open(files: &Files, path: &Path) -> Result<Found, CheckpointError> {
         let failed = |action| CheckpointError::io(path, action);
         let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
-        match files.about_name(path) {
-            Ok(about) if about.kind == Kind::File => {}
+        let owner = match files.about_name(path) {
+            Ok(about) if about.kind == Kind::File => about.owner,
             // Opening a pipe would wait for somebody to write to it.
             Ok(_) => return Ok(Found::Nothing),
             Err(error) if is_gone(&error) => return Ok(Found::Nothing),
             Err(error) => return Err(failed("examine")(error)),
-        }
+        };
         let file = match files.open(path, Access::Read) {
             Ok(file) => file,
             Err(error) if is_gone(&error) => return Ok(Found::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                let reason = format!("it is user {owner}'s, and cannot be opened: {error}");
+                return Ok(Found::Closed { reason, way_out: ASK_ITS_AUTHOR });
+            }
             Err(error) => return Err(failed("open")(error)),
         };
         let size = file.about().map_err(failed("examine"))?.size_bytes;
@@ -294,7 +311,12 @@ impl Journal {
                 return Ok(Found::Whole(Self { files, path, file, header, header_size_bytes, header_hash }));
             }
         }
-        Ok(Found::Invalid(file))
+        match other_layout(&file).map_err(failed("read"))? {
+            Some(reason) => {
+                Ok(Found::Closed { reason, way_out: "open it with the mpatch that wrote the journal" })
+            }
+            None => Ok(Found::Invalid(file)),
+        }
     }
 
     /// The old bytes of a block, or none where the journal itself is damaged.
@@ -316,6 +338,20 @@ impl Journal {
         let mut hasher = blake3::Hasher::new_keyed(&self.header_hash);
         *hasher.update(&at.to_le_bytes()).update(&block.branch).finalize().as_bytes()
     }
+}
+
+/// In which other layout a file is a journal, in words; none if it begins as none does, or as this mpatch's do.
+fn other_layout(file: &File) -> io::Result<Option<String>> {
+    let start = file.read_to_end(MAGIC.len() as u64)?;
+    // The last byte is the version of the layout.
+    let is_other = start.len() == MAGIC.len() && start[..15] == MAGIC[..15] && start != MAGIC;
+    Ok(is_other.then(|| {
+        format!(
+            "an mpatch whose journals have layout `{}` wrote it, and this one's have `{}`",
+            start[15..].escape_ascii(),
+            MAGIC[15..].escape_ascii(),
+        )
+    }))
 }
 
 /// One of the two headers, if it is whole.
@@ -382,16 +418,8 @@ fn digests(header: &Header, targets: &[&File]) -> io::Result<Vec<TensorDigest>> 
 }
 
 fn digest(file: &File, extent: &Extent) -> io::Result<TensorDigest> {
-    let mut hasher = blake3::Hasher::new();
-    let mut bytes = vec![0; extent.size_bytes.min(HASH_BLOCK_BYTES) as usize];
-    let mut done = 0;
-    while done < extent.size_bytes {
-        let size = HASH_BLOCK_BYTES.min(extent.size_bytes - done) as usize;
-        file.read_exact_at(&mut bytes[..size], extent.offset + done)?;
-        hasher.update(&bytes[..size]);
-        done += size as u64;
-    }
-    Ok(TensorDigest::finish(&hasher))
+    let read = |bytes: &mut [u8], offset| file.read_exact_at(bytes, extent.offset + offset);
+    hash_range(extent.size_bytes, read).map(|hasher| TensorDigest::finish(&hasher))
 }
 
 /// Makes what was written last, and the next reads ones of the disk.
@@ -483,7 +511,14 @@ impl Journal {
     }
 
     pub(super) fn unfinished(&self, reason: String) -> CheckpointError {
-        CheckpointError::Recovery { path: self.first_target(), journal: self.path.clone(), reason }
+        let (path, journal) = (self.first_target(), self.path.clone());
+        CheckpointError::Recovery { path, journal, reason, way_out: None }
+    }
+
+    /// The same where no command can do it before its user has done something.
+    pub(super) fn unfinished_until(&self, way_out: &'static str, reason: String) -> CheckpointError {
+        let (path, journal) = (self.first_target(), self.path.clone());
+        CheckpointError::Recovery { path, journal, reason, way_out: Some(way_out) }
     }
 
     fn first_target(&self) -> PathBuf {

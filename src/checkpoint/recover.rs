@@ -4,7 +4,8 @@
 //! journals beside the weights  ->  those about them  ->  locks of their files  ->  back to one of the two states
 //! ```
 //!
-//! A journal says which bytes go where, so it is believed only of one who could have written there himself.
+//! A journal says which bytes go where, so it is believed only of one who could have written there himself. One that
+//! cannot be read speaks by its name alone: whose weights' name it bears, theirs are the old bytes in it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,8 @@ use serde::Serialize;
 
 use super::disk::{About, Access, File, Files, Lock, Locked};
 use super::journal::{
-    Found, JOURNAL_SUFFIX, Journal, JournaledFile, MAGIC, Outcome, Standing, Syncs, lock_exclusive, standing,
+    ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, Outcome, Standing, Syncs, journal_of,
+    lock_exclusive, standing,
 };
 use super::temporary::sweep;
 use super::{Checkpoint, CheckpointError, folder_of};
@@ -46,10 +48,11 @@ pub fn recover(path: impl AsRef<Path>) -> Result<Vec<Recovered>, CheckpointError
 pub(crate) fn recover_on(files: &Files, path: &Path) -> Result<Vec<Recovered>, CheckpointError> {
     let mut recovered = Vec::new();
     let weights = Checkpoint::weights_files(files, path)?;
-    for folder in real_folders(files, &weights) {
-        sweep(files, &folder);
-        for journal in journals_in(files, &folder)? {
-            recovered.extend(recover_one(files, &journal, &weights)?);
+    let real = real_paths(files, &weights);
+    for folder in folders_of(&real) {
+        sweep(files, folder);
+        for journal in journals_in(files, folder, &real)? {
+            recovered.extend(recover_one(files, &journal, &weights, &real)?);
         }
     }
     Ok(recovered)
@@ -57,25 +60,29 @@ pub(crate) fn recover_on(files: &Files, path: &Path) -> Result<Vec<Recovered>, C
 
 /// Refuses a checkpoint with a change that stopped half-way.
 pub(super) fn refuse_pending(files: &Files, weights: &[PathBuf]) -> Result<(), CheckpointError> {
-    for folder in real_folders(files, weights) {
-        for path in journals_in(files, &folder)? {
+    let real = real_paths(files, weights);
+    for folder in folders_of(&real) {
+        for path in journals_in(files, folder, &real)? {
             match Journal::open(files, &path)? {
                 Found::Whole(journal) if journal.is_about(weights) => {
                     return Err(journal.unfinished("it has to be recovered first".to_owned()));
                 }
-                _ => {}
+                Found::Closed { reason, way_out } => refuse_closed(&path, &real, reason, way_out)?,
+                Found::Whole(_) | Found::Invalid(_) | Found::Nothing => {}
             }
         }
     }
     Ok(())
 }
 
-/// The folders that the files really lie in; a journal lies beside the file itself, not beside a link to it.
-fn real_folders(files: &Files, weights: &[PathBuf]) -> Vec<PathBuf> {
-    let mut folders: Vec<PathBuf> = Vec::new();
-    for path in weights {
-        let real = files.real_path(path).unwrap_or_else(|_| path.clone());
-        let folder = folder_of(&real).to_owned();
+/// Where the files really lie; a journal lies beside the file itself, not beside a link to it.
+fn real_paths(files: &Files, weights: &[PathBuf]) -> Vec<PathBuf> {
+    weights.iter().map(|path| files.real_path(path).unwrap_or_else(|_| path.clone())).collect()
+}
+
+fn folders_of(real: &[PathBuf]) -> Vec<&Path> {
+    let mut folders = Vec::new();
+    for folder in real.iter().map(|path| folder_of(path)) {
         if !folders.contains(&folder) {
             folders.push(folder);
         }
@@ -83,15 +90,33 @@ fn real_folders(files: &Files, weights: &[PathBuf]) -> Vec<PathBuf> {
     folders
 }
 
-fn journals_in(files: &Files, folder: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let names = match files.list(folder) {
-        Ok(names) => names,
-        // Where nobody may look, nobody has changed anything in place either.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Vec::new(),
-        Err(error) => return Err(CheckpointError::io(folder, "list")(error)),
-    };
-    let journals = names.iter().filter(|name| name.to_string_lossy().ends_with(JOURNAL_SUFFIX));
-    Ok(journals.map(|name| folder.join(name)).collect())
+/// The journals in one of the folders that files lie in, of whatever files they are.
+fn journals_in(files: &Files, folder: &Path, real: &[PathBuf]) -> Result<Vec<PathBuf>, CheckpointError> {
+    match files.list(folder) {
+        Ok(names) => {
+            let journals = names.iter().filter(|name| name.to_string_lossy().ends_with(JOURNAL_SUFFIX));
+            Ok(journals.map(|name| folder.join(name)).collect())
+        }
+        // Where nobody may look around, what has a name that is known is still found.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            let inside = real.iter().filter(|path| folder_of(path) == folder);
+            Ok(inside.map(|path| journal_of(path)).collect())
+        }
+        Err(error) => Err(CheckpointError::io(folder, "list")(error)),
+    }
+}
+
+/// Refuses weights whose name a journal bears that cannot be read; any other such journal is somebody else's concern,
+/// and anybody may lay one there.
+fn refuse_closed(
+    journal: &Path,
+    real: &[PathBuf],
+    reason: String,
+    way_out: &'static str,
+) -> Result<(), CheckpointError> {
+    let Some(path) = real.iter().find(|path| journal_of(path) == journal) else { return Ok(()) };
+    let (path, journal) = (path.clone(), journal.to_owned());
+    Err(CheckpointError::Recovery { path, journal, reason, way_out: Some(way_out) })
 }
 
 impl Journal {
@@ -151,11 +176,8 @@ impl Journal {
         if [self.files.user(), ROOT, target.owner].contains(&author) {
             return Ok(());
         }
-        Err(self.unfinished(format!(
-            "user {author} wrote it, who does not own `{}`; have that user run a command on it, or remove it if \
-             nobody knows of a change that stopped",
-            path.display()
-        )))
+        let reason = format!("user {author} wrote it, who does not own `{}`", path.display());
+        Err(self.unfinished_until(ASK_ITS_AUTHOR, reason))
     }
 }
 
@@ -163,12 +185,20 @@ fn recover_one(
     files: &Files,
     path: &Path,
     weights: &[PathBuf],
+    real: &[PathBuf],
 ) -> Result<Option<Recovered>, CheckpointError> {
     let failed = |action| CheckpointError::io(path, action);
     let journal = match Journal::open(files, path)? {
         Found::Whole(journal) if journal.is_about(weights) => journal,
         Found::Whole(_) | Found::Nothing => return Ok(None),
-        Found::Invalid(file) => return remove_invalid(files, path, &file).map(|()| None),
+        Found::Closed { reason, way_out } => {
+            return refuse_closed(path, real, reason, way_out).map(|()| None);
+        }
+        Found::Invalid(file) => {
+            // One that stays harms nobody.
+            _ = remove_invalid(files, path, &file);
+            return Ok(None);
+        }
     };
     let targets = journal.targets(weights)?;
     // With the locks in hand, whoever was at it is gone; perhaps he has finished meanwhile, and another one begun.
@@ -191,28 +221,13 @@ fn recover_one(
 ///
 /// Whoever else is about to remove it waits for its lock in vain, so the name cannot be given to a true one between our
 /// asking and our removing.
-fn remove_invalid(files: &Files, path: &Path, file: &File) -> Result<(), CheckpointError> {
-    let failed = |action| CheckpointError::io(path, action);
-    let is_ours = file.lock(Lock::Exclusive).map_err(failed("lock"))? != Locked::Busy;
-    if !is_ours || !files.is_named(path, file).map_err(failed("examine"))? {
+fn remove_invalid(files: &Files, path: &Path, file: &File) -> io::Result<()> {
+    let is_ours = file.lock(Lock::Exclusive)? != Locked::Busy;
+    if !is_ours || !files.is_named(path, file)? {
         return Ok(());
     }
-    let start = file.read_to_end(MAGIC.len() as u64).map_err(failed("read"))?;
-    // The last byte is the version of the layout.
-    if start.len() == MAGIC.len() && start[..15] == MAGIC[..15] && start != MAGIC {
-        return Err(CheckpointError::Recovery {
-            path: PathBuf::from(path.to_string_lossy().trim_end_matches(JOURNAL_SUFFIX)),
-            journal: path.to_owned(),
-            reason: format!(
-                "an mpatch whose journals have layout `{}` wrote it, and this one's have `{}`; the next command of \
-                 that one puts them back",
-                start[15..].escape_ascii(),
-                MAGIC[15..].escape_ascii(),
-            ),
-        });
-    }
-    files.remove_file(path).map_err(failed("remove"))?;
-    files.sync_folder(folder_of(path)).map_err(CheckpointError::io(folder_of(path), "sync"))
+    files.remove_file(path)?;
+    files.sync_folder(folder_of(path))
 }
 
 impl Journal {
@@ -222,7 +237,10 @@ impl Journal {
         if stands != Standing::Between {
             return Ok(());
         }
-        Err(self.unfinished(format!("it was written for another file that was called `{name}` then")))
+        let way_out = "if this is a copy of the model, open the one that it was copied from, where the next mpatch \
+                       command puts the old bytes back, and copy it again; if it is another model, remove the journal";
+        let reason = format!("it was written for another file that was called `{name}` then");
+        Err(self.unfinished_until(way_out, reason))
     }
 }
 

@@ -307,7 +307,10 @@ impl From<CheckpointError> for CommandError {
                 refused.hint("check it with `mpatch verify` before you rely on it").after_the_work()
             }
             CheckpointError::Busy { .. } => refused.hint("try again when that one has finished"),
-            CheckpointError::Recovery { .. } => refused.with_recovery_pending(),
+            CheckpointError::Recovery { way_out: Some(way_out), .. } => {
+                refused.with_recovery_pending().hint(*way_out)
+            }
+            CheckpointError::Recovery { way_out: None, .. } => refused.with_recovery_pending(),
             CheckpointError::Stopped { .. } => refused.hint("run the same command again to go on"),
             CheckpointError::Changed { .. } => {
                 refused.hint("the file was changed meanwhile: wait until nobody writes to it, and try again")
