@@ -155,8 +155,11 @@ impl Store {
     /// Opens the store that `from` lies in: its own, or that of the nearest folder above.
     ///
     /// # Errors
-    /// As [`Store::open`]; a repository of something else is passed by.
+    /// As [`Store::open`]; a repository of something else is passed by. [`StoreError::Io`] where `from` is no folder: a
+    /// slip must not lead to whatever lies above it.
     pub fn discover(from: &Path) -> Result<Self, StoreError> {
+        // The dot is there in folders only.
+        std::fs::metadata(from.join(".")).map_err(StoreError::io(from, "open"))?;
         let absolute = std::path::absolute(from).map_err(StoreError::io(from, "find"))?;
         for folder in absolute.ancestors() {
             if folder.join(GIT).symlink_metadata().is_ok() {
