@@ -117,6 +117,106 @@ fn the_branch_that_somebody_else_is_on_is_not_moved_by_a_push() {
 }
 
 #[test]
+fn a_name_that_has_no_room_is_reported_and_is_in_nobodys_way() {
+    let place = Place::begun();
+    place.good("clone . mine");
+    place.good("tag v");
+    place.good("branch topic/one");
+    place.good("tag v/1 --store mine");
+    let said = place.good("pull --store mine");
+    assert!(said.contains("refs/tags/v was left out: git has no room for it beside refs/tags/v/1"), "{said}");
+    place.good("tag after --store mine");
+    // A branch whose folder was a branch's, which is gone there.
+    place.good("branch -d topic/one");
+    place.good("branch topic --store mine");
+    place.good("push topic --store mine");
+    let remotes = place.git("-C mine for-each-ref --format=%(refname) refs/remotes");
+    assert_eq!(remotes, "refs/remotes/origin/main\nrefs/remotes/origin/topic\n");
+    // What was announced and is impossible is taken back by whoever comes next.
+    place.good("tag w --store mine");
+    let announced = place.git("-C mine rev-parse refs/mpatch/operations");
+    place.good("undo --store mine");
+    place.git("-C mine update-ref refs/tags/w/x HEAD");
+    place.git(&format!("-C mine update-ref refs/mpatch/pending {announced}").trim_end());
+    place.good("tag z --store mine");
+    place.bad("tag w --store mine", 7);
+    let tags = place.git("-C mine for-each-ref --format=%(refname:short) refs/tags refs/mpatch/pending");
+    assert_eq!(tags, "after\nv/1\nw/x\nz\n");
+}
+
+#[test]
+fn what_somebody_else_keeps_in_the_repository_is_passed_by() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    let as_x = "-c user.name=x -c user.email=y";
+    place.git("init -q other");
+    place.git(&format!("-C other {as_x} commit -q --allow-empty -m readme"));
+    place.git("-C other push -q ../.git HEAD:refs/heads/docs");
+    place.good("undo");
+    place.good("redo");
+    place.git("tag tree HEAD^{tree}");
+    place.git(&format!("{as_x} tag -a -m x object"));
+    place.good("branch q");
+    assert_eq!(place.good("tag").lines().count(), 1);
+    place.bad("tag tree", 7);
+    place.git("tag -d object");
+    place.good("branch r");
+    place.git("gc -q --prune=now");
+    for words in [
+        "status",
+        "gc",
+        "branch",
+        "show HEAD",
+        "verify HEAD",
+        "checkout HEAD --onto model.safetensors -o again.safetensors",
+    ] {
+        place.good(words);
+    }
+    let said = place.good("fsck");
+    for words in ["whole: ", "it is no state of a model", "refs/tags/tree  ", "which alone kept it"] {
+        assert!(said.contains(words), "`{words}`: {said}");
+    }
+    // Nor does it come along.
+    place.good("clone . mine");
+    let names = place.git("-C mine for-each-ref --format=%(refname) refs/remotes refs/tags");
+    assert_eq!(names.lines().count(), 3, "{names}");
+    place.good("tag last");
+    (0..6).for_each(|_| drop(place.good("undo")));
+    place.good("fsck");
+}
+
+#[test]
+fn tracking_names_say_where_the_remembered_history_is() {
+    let place = Place::begun();
+    place.git("init -q --bare bare.git");
+    place.good("clone . mine");
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("push --to bare.git");
+    let refs = place.git("-C mine for-each-ref refs/remotes");
+    let said = place.good("pull --from bare.git --store mine");
+    assert!(said.contains("main went forward") && said.contains("which have no names here"), "{said}");
+    assert_eq!(place.git("-C mine for-each-ref refs/remotes"), refs);
+    // Names that only end alike are no counterparts.
+    place.good("branch feature/main");
+    place.good("push feature/main");
+    let said = String::from_utf8(place.mpatch("status").stdout).unwrap();
+    assert!(said.contains("ahead of origin/main") && !said.contains("origin/feature/main"), "{said}");
+    for words in ["push main~1", "push main main~1"] {
+        let errors = place.bad(words, 2);
+        assert!(errors.contains("`main~1` is no branch and no tag"), "{errors}");
+    }
+    // What is there is there, though nobody can write that down.
+    place.good("branch late");
+    let lock = fs::File::options().write(true).open(place.path(".git/mpatch.lock")).unwrap();
+    lock.lock().unwrap();
+    let errors = place.bad("push late --lock-timeout 0.1", 10);
+    assert!(errors.contains("state: applied"), "{errors}");
+    place.git("-C bare.git rev-parse late");
+}
+
+#[test]
 fn nobody_works_in_a_mirror_and_its_branch_moves() {
     let place = Place::begun();
     let file = format!("file://{}/second.git", place.folder.path().display());
@@ -486,7 +586,7 @@ fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     }
 
     place.git("init -q other");
-    assert!(place.bad("log --store /", 2).contains("no mpatch store"));
+    assert!(place.bad("log --store /", 2).contains("no history of mpatch"));
     place.bad("init other --base model.safetensors", 7);
     place.git("config mpatch.version 2");
     assert!(place.bad("log", 15).contains("version 2"));

@@ -188,19 +188,20 @@ impl Change<'_> {
     /// [`StoreError::Name`] or [`StoreError::Taken`].
     pub fn name(&mut self, kind: Kind, name: &str, commit: CommitId) -> Result<(), StoreError> {
         let full = kind.full_name(name)?;
-        let refs = &mut self.journal.after.refs;
-        if let Some(at) = refs.get(&full) {
-            return Err(kind.taken(name, *at));
+        if let Some(at) = self.target(&full) {
+            return Err(kind.taken(name, at));
         }
-        // In a folder of refs a name is a file or a folder, never both.
-        let clash = |other: &&String| {
-            other.starts_with(&format!("{full}/")) || full.starts_with(&format!("{other}/"))
-        };
-        if let Some(other) = refs.keys().find(clash).cloned() {
-            return Err(kind.taken(other.strip_prefix(kind.prefix()).unwrap_or(&other), refs[&other]));
-        }
-        refs.insert(full, commit.0);
+        self.journal.after.check_room(&full)?;
+        self.journal.after.refs.insert(full, commit.0);
         Ok(())
+    }
+
+    /// What a name leads to; those that lead to no commit are in no view.
+    pub(super) fn target(&self, full: &str) -> Option<Oid> {
+        let Journal { before, after, .. } = &self.journal;
+        let is_known = before.refs.contains_key(full);
+        let foreign = || self.store.repository.refname_to_id(full).ok().filter(|_| !is_known);
+        after.refs.get(full).copied().or_else(foreign)
     }
 
     /// Takes a name away; what it named stays, for as long as the operation is known.
@@ -256,7 +257,7 @@ impl Change<'_> {
         if view.head_commit().is_none() {
             return Err(nothing());
         }
-        self.journal.after = view.clone();
+        self.journal.after = view.clone().without_lost(&self.journal.before, &self.store.repository);
         self.journal.finish(&self.store.repository, &format!("{verb} {}", chosen.title), deed)?;
         Ok(chosen)
     }

@@ -18,9 +18,10 @@ use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use serde::Serialize;
 
 use super::error::StoreError;
+use super::log::{Targets, is_strange};
 use super::objects::{Snapshot, Stored, bytes_of, odb_alone};
 use super::operations;
-use super::refs::{CommitId, View};
+use super::refs::{self, CommitId, View};
 use super::state::Paths;
 use super::{Store, TEMPORARY_PREFIX, lfs};
 use crate::digest::PatchId;
@@ -50,6 +51,8 @@ pub struct Checked {
     pub patches: usize,
     /// Bytes of patches.
     pub patch_size_bytes: u64,
+    /// What somebody else keeps in the same repository: it is no state of the model, and does no harm.
+    pub foreign: Vec<Problem>,
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
 }
@@ -66,6 +69,10 @@ impl Checked {
             cause = error.source();
         }
         self.problems.push(Problem { place: place.into(), what });
+    }
+
+    fn foreign(&mut self, place: impl Into<String>, what: &str) {
+        self.foreign.push(Problem { place: place.into(), what: what.to_owned() });
     }
 }
 
@@ -124,6 +131,10 @@ impl Store {
             checked.commits += 1;
             // One at a time: what the trees of a long history say does not fit in memory.
             let place = format!("commit {commit}");
+            if is_strange(&self.repository, commit) {
+                checked.foreign(place, "it is no state of a model");
+                continue;
+            }
             match self.snapshot(CommitId(commit)) {
                 Ok(snapshot) => {
                     self.check_patches(&snapshot, &mut seen, &mut checked);
@@ -158,17 +169,21 @@ impl Store {
 
     /// All commits that can be reached, past those that cannot be read.
     fn commits_there(&self, checked: &mut Checked) -> Vec<Oid> {
-        let mut waiting = Vec::new();
-        match operations::list(&self.repository) {
-            Ok(operations) => {
-                let views = operations.iter().flat_map(|operation| [&operation.before, &operation.after]);
-                waiting.extend(views.flat_map(View::targets));
-            }
-            Err(error) => checked.problem("the operations", &error),
+        let operations = operations::list(&self.repository);
+        let operations =
+            operations.map_err(|error| checked.problem("the operations", &error)).unwrap_or_default();
+        let now = View::of(&self.repository, None).map(|view| view.targets());
+        let now = now.map_err(|error| checked.problem("the names", &error)).unwrap_or_default();
+        for name in refs::foreign(&self.repository).unwrap_or_default() {
+            checked.foreign(name, "it names no commit");
         }
-        match View::of(&self.repository, None) {
-            Ok(view) => waiting.extend(view.targets()),
-            Err(error) => checked.problem("the names", &error),
+        let Targets { commits: mut waiting, foreign, gone } =
+            Targets::of(&self.repository, &operations, &now);
+        for (oids, what) in [
+            (foreign, "an operation has recorded its name, and it is no commit"),
+            (gone, "an operation has recorded its name, which alone kept it, and it is gone"),
+        ] {
+            oids.iter().for_each(|oid| checked.foreign(format!("git object {oid}"), what));
         }
         let mut seen = BTreeSet::new();
         while let Some(oid) = waiting.pop() {

@@ -15,9 +15,9 @@ use git2::{Oid, Repository, RepositoryInitOptions};
 
 use super::error::StoreError;
 use super::lfs::{self, Pointer};
-use super::log::reachable;
+use super::log::{is_strange, reachable};
 use super::objects::{ObjectStore, Stored};
-use super::refs::{CommitId, Kind};
+use super::refs::{CommitId, Kind, is_foreign};
 use super::state::Paths;
 use super::{Change, Store, TEMPORARY_PREFIX};
 use crate::digest::PatchId;
@@ -50,6 +50,8 @@ pub struct Received {
     pub tags: BTreeMap<String, CommitId>,
     /// Tags that name something else here, and were left as they are.
     pub tags_kept: Vec<String>,
+    /// Names that have no room beside others here, and were left out: each with the one in its way.
+    pub left_out: BTreeMap<String, String>,
     /// Commits that are new here.
     pub commits: usize,
 }
@@ -110,13 +112,13 @@ impl Store {
     /// What is wrong with a commit.
     pub fn large_patches(&self, commits: &[CommitId]) -> Result<Vec<Pointer>, StoreError> {
         let targets: Vec<Oid> = commits.iter().map(|commit| commit.0).collect();
-        pointers(self.objects(), &targets)
+        pointers(self.objects(), self.states(&targets)?)
     }
 }
 
-fn pointers(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Vec<Pointer>, StoreError> {
+fn pointers(objects: ObjectStore<'_>, commits: Vec<Oid>) -> Result<Vec<Pointer>, StoreError> {
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
-    for (id, stored) in patches(objects, &trees(objects, targets)?)? {
+    for (id, stored) in patches(objects, &trees(objects, commits)?)? {
         // Any number of ids may name one blob.
         if seen.insert(stored.blob) {
             found.extend(objects.pointer(id, stored)?);
@@ -127,15 +129,15 @@ fn pointers(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Vec<Pointer>, S
     Ok(found)
 }
 
-/// The trees that `targets` lead to, each with its commits, the newest first.
+/// The trees of `commits`, each with those that have it.
 ///
 /// A small pack may hold many thousand commits, and large trees that differ in little: each tree is read once, and
 /// one at a time.
 type Trees = Vec<(Oid, Vec<CommitId>)>;
 
-fn trees(objects: ObjectStore<'_>, targets: &[Oid]) -> Result<Trees, StoreError> {
+fn trees(objects: ObjectStore<'_>, commits: Vec<Oid>) -> Result<Trees, StoreError> {
     let (mut trees, mut places) = (Trees::new(), BTreeMap::new());
-    for commit in reachable(objects.repository, targets)? {
+    for commit in commits {
         let found = objects.repository.find_commit(commit).map_err(StoreError::git("read a commit"))?;
         let place = *places.entry(found.tree_id()).or_insert(trees.len());
         if place == trees.len() {
@@ -172,14 +174,21 @@ impl Incoming<'_> {
         ObjectStore { repository: &self.repository, lfs: self.store.lfs() }
     }
 
-    /// Names of one kind that came.
+    /// Names of one kind that came, and the states of the model that they lead to.
     fn names(&self, kind: Kind) -> Result<BTreeMap<String, Oid>, StoreError> {
         let failed = || StoreError::git("read what came in");
         let mut names = BTreeMap::new();
         let pattern = format!("{}*", kind.prefix());
         for reference in self.repository.references_glob(&pattern).map_err(failed())? {
             let reference = reference.map_err(failed())?;
+            // What is no state of a model is no concern of ours, there as little as here.
+            if reference.target().is_some_and(|target| is_foreign(&self.repository, target)) {
+                continue;
+            }
             let commit = reference.peel_to_commit().map_err(failed())?;
+            if is_strange(&self.repository, commit.id()) {
+                continue;
+            }
             let full = reference.name().map_err(failed())?;
             let name = full.strip_prefix(kind.prefix()).unwrap_or(full);
             // Checked again: what a remote calls its branches reaches terminals and paths.
@@ -200,19 +209,20 @@ impl Incoming<'_> {
             None => BTreeSet::new(),
             Some(_) => {
                 let here = self.store.objects();
-                let here = patches(here, &trees(here, &self.store.everything()?)?)?;
+                let here = patches(here, &trees(here, self.store.everything()?)?)?;
                 here.into_iter().map(|(_, stored)| stored.blob).collect()
             }
         };
-        let came = patches(self.objects(), &trees(self.objects(), &self.targets()?)?)?;
+        let came = patches(self.objects(), &trees(self.objects(), self.commits()?)?)?;
         let new = came.into_iter().filter(move |(_, stored)| !known.contains(&stored.blob));
         Ok(new.map(|(id, stored)| self.objects().read_patch(id, stored)))
     }
 
-    /// Everything that has a name there.
-    fn targets(&self) -> Result<Vec<Oid>, StoreError> {
+    /// Every commit that a name there leads to, the newest first.
+    fn commits(&self) -> Result<Vec<Oid>, StoreError> {
         let (branches, tags) = (self.names(Kind::Branch)?, self.names(Kind::Tag)?);
-        Ok(branches.into_values().chain(tags.into_values()).collect())
+        let targets: Vec<Oid> = branches.into_values().chain(tags.into_values()).collect();
+        reachable(&self.repository, &targets)
     }
 
     /// Large patches of what came that are not here yet.
@@ -220,15 +230,15 @@ impl Incoming<'_> {
     /// # Errors
     /// What is wrong with a commit.
     pub fn missing(&self) -> Result<Vec<Pointer>, StoreError> {
-        let mut found = pointers(self.objects(), &self.targets()?)?;
+        let mut found = pointers(self.objects(), self.commits()?)?;
         found.retain(|pointer| self.store.lfs().read(pointer).is_err());
         Ok(found)
     }
 
     /// Checks everything that came: each commit, tree and patch, and that every series leads to what it claims.
-    fn check(&self, targets: &[Oid], with_base: bool) -> Result<usize, StoreError> {
+    fn check(&self, with_base: bool) -> Result<usize, StoreError> {
         let objects = self.objects();
-        let trees = trees(objects, targets)?;
+        let trees = trees(objects, self.commits()?)?;
         let mut bindings = BTreeMap::new();
         for (id, stored) in patches(objects, &trees)? {
             let patch = objects.read_patch(id, stored)?;
@@ -276,39 +286,53 @@ impl Incoming<'_> {
         Ok(())
     }
 
-    /// Checks what came, moves it into the store, and gives it names under `remote`. After an error nothing of it
-    /// has a name.
+    /// Checks what came, moves it into the store, and gives it names: tags, and branches under `remote` where the other
+    /// store has a name here. After an error nothing of it has one.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn receive(&self, change: &mut Change<'_>, remote: &str) -> Result<Received, StoreError> {
+    pub fn receive(&self, change: &mut Change<'_>, remote: Option<&str>) -> Result<Received, StoreError> {
         let (branches, tags) = (self.names(Kind::Branch)?, self.names(Kind::Tag)?);
-        let targets: Vec<Oid> = branches.values().chain(tags.values()).copied().collect();
         let has_base = change.view().head_commit().is_some();
-        let commits = self.check(&targets, has_base)?;
+        let commits = self.check(has_base)?;
         move_packs(self.repository.path(), self.store.git_folder())?;
         let odb = self.store.repository.odb().and_then(|odb| odb.refresh());
         odb.map_err(StoreError::git("read what came in"))?;
         let mut received = Received { commits, ..Received::default() };
-        let refs = &mut change.journal.after.refs;
-        let prefix = format!("{}{remote}/", Kind::Remote.prefix());
-        refs.retain(|name, _| !name.starts_with(&prefix));
-        for (name, commit) in branches {
-            refs.insert(format!("{prefix}{name}"), commit);
-            received.branches.insert(name, CommitId(commit));
+        if let Some(remote) = remote {
+            let prefix = format!("{}{remote}/", Kind::Remote.prefix());
+            change.journal.after.refs.retain(|name, _| !name.starts_with(&prefix));
+            for (name, commit) in &branches {
+                received.name(change, format!("{prefix}{name}"), *commit);
+            }
         }
+        received.branches = branches.into_iter().map(|(name, commit)| (name, CommitId(commit))).collect();
         for (name, commit) in tags {
             let full = format!("{}{name}", Kind::Tag.prefix());
-            match refs.get(&full) {
+            match change.target(&full) {
                 None => {
-                    refs.insert(full, commit);
-                    received.tags.insert(name, CommitId(commit));
+                    if received.name(change, full, commit) {
+                        received.tags.insert(name, CommitId(commit));
+                    }
                 }
-                Some(known) if *known == commit => {}
+                Some(known) if known == commit => {}
                 Some(_) => received.tags_kept.push(name),
             }
         }
         Ok(received)
+    }
+}
+
+impl Received {
+    /// Gives a commit a name that is new here, where there is room for it.
+    fn name(&mut self, change: &mut Change<'_>, full: String, commit: Oid) -> bool {
+        let after = &mut change.journal.after;
+        let Some(other) = after.clash(&full).map(str::to_owned) else {
+            after.refs.insert(full, commit);
+            return true;
+        };
+        self.left_out.insert(full, other);
+        false
     }
 }
 
@@ -325,10 +349,15 @@ impl Change<'_> {
         config.set_str(&format!("remote.{remote}.fetch"), &fetch).map_err(failed())
     }
 
-    /// Remembers that the other store's branch is here.
+    /// Remembers that the other store's branch is here. A name in its way is that of a branch which is there no more, or
+    /// the other store could not have this one.
     pub fn sent(&mut self, remote: &str, branch: &str, commit: CommitId) {
         let full = format!("{}{remote}/{branch}", Kind::Remote.prefix());
-        self.journal.after.refs.insert(full, commit.0);
+        let after = &mut self.journal.after;
+        while let Some(stale) = after.clash(&full).map(str::to_owned) {
+            after.refs.remove(&stale);
+        }
+        after.refs.insert(full, commit.0);
     }
 
     /// A branch of this store at a commit that has just come.

@@ -1,11 +1,14 @@
 //! Commits as data, and the walks over them.
 
-use git2::{Oid, Repository, Sort};
+use std::collections::BTreeSet;
+
+use git2::{ErrorCode, Oid, Repository, Sort};
 
 use super::error::StoreError;
 use super::message::Message;
-use super::operations::{self, Author};
-use super::refs::CommitId;
+use super::objects::is_state;
+use super::operations::{self, Author, Operation};
+use super::refs::{CommitId, is_foreign};
 use super::{Store, View};
 use crate::digest::{PatchId, WeightsId};
 
@@ -84,7 +87,16 @@ impl Store {
         }
     }
 
-    /// Every commit that a name or an operation leads to, the newest first.
+    /// The words of a commit, whether it is a state of the model or not.
+    ///
+    /// # Errors
+    /// [`StoreError::Git`].
+    pub fn message(&self, id: CommitId) -> Result<Message, StoreError> {
+        let commit = self.repository.find_commit(id.0).map_err(StoreError::git("read a commit"))?;
+        Ok(Message::parse(&String::from_utf8_lossy(commit.message_bytes())).0)
+    }
+
+    /// Every state that a name or an operation leads to, the newest first.
     ///
     /// # Errors
     /// What is wrong with one of them.
@@ -92,15 +104,58 @@ impl Store {
         self.everything()?.into_iter().map(|commit| self.commit(CommitId(commit))).collect()
     }
 
-    /// Every commit that a name or an operation leads to.
+    /// Every commit that a name or an operation leads to and that is a state of the model.
+    ///
+    /// What somebody else's names lead to is passed by: whatever lies in this repository, an operation that has recorded
+    /// its name stays.
     pub(super) fn everything(&self) -> Result<Vec<Oid>, StoreError> {
         let operations = operations::list(&self.repository)?;
+        let Targets { commits, .. } = Targets::of(&self.repository, &operations, &self.view()?.targets());
+        self.states(&commits)
+    }
+
+    /// The states of the model that these names lead to, the newest first.
+    pub(super) fn states(&self, targets: &[Oid]) -> Result<Vec<Oid>, StoreError> {
+        let mut commits = reachable(&self.repository, targets)?;
+        commits.retain(|commit| !is_strange(&self.repository, *commit));
+        Ok(commits)
+    }
+}
+
+/// Whether a commit is no state of the model, but somebody else's; one that cannot be read is not.
+pub(super) fn is_strange(repository: &Repository, commit: Oid) -> bool {
+    let tree = repository.find_commit(commit).and_then(|commit| commit.tree());
+    tree.is_ok_and(|tree| !is_state(&tree))
+}
+
+/// What operations and names lead to.
+#[derive(Debug, Default)]
+pub(super) struct Targets {
+    /// Commits, and what cannot be read: whoever walks there says so.
+    pub(super) commits: Vec<Oid>,
+    /// Somebody else's trees and files.
+    pub(super) foreign: Vec<Oid>,
+    /// What only a name kept that is there no more.
+    pub(super) gone: Vec<Oid>,
+}
+
+impl Targets {
+    /// Of `operations`, and of the names `now`.
+    pub(super) fn of(repository: &Repository, operations: &[Operation], now: &[Oid]) -> Self {
         let views = operations.iter().flat_map(|operation| [&operation.before, &operation.after]);
-        let now = self.view()?;
-        let mut targets: Vec<Oid> = views.chain([&now]).flat_map(View::targets).collect();
-        targets.sort_unstable();
-        targets.dedup();
-        reachable(&self.repository, &targets)
+        let all: BTreeSet<Oid> = views.flat_map(View::targets).chain(now.iter().copied()).collect();
+        let is_missing = |target: &Oid| {
+            let found = repository.find_object(*target, None);
+            found.is_err_and(|error| error.code() == ErrorCode::NotFound)
+        };
+        let (missing, mut commits): (Vec<Oid>, Vec<Oid>) = all.into_iter().partition(is_missing);
+        let kept =
+            if missing.is_empty() { BTreeSet::new() } else { operations::kept(repository, operations) };
+        let (damage, gone): (Vec<Oid>, Vec<Oid>) =
+            missing.into_iter().partition(|target| kept.contains(target) || now.contains(target));
+        commits.extend(damage);
+        let (foreign, commits) = commits.into_iter().partition(|target| is_foreign(repository, *target));
+        Self { commits, foreign, gone }
     }
 }
 

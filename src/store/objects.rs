@@ -232,6 +232,11 @@ impl ObjectStore<'_> {
     }
 }
 
+/// Whether a tree is that of a state, and not of something else in the same repository.
+pub(super) fn is_state(tree: &Tree<'_>) -> bool {
+    [BASE, SERIES].iter().all(|name| tree.get_name(name).is_some())
+}
+
 /// What a tree has of this name, which must be of this kind.
 fn entry(tree: &Tree<'_>, name: &str, kind: ObjectType) -> Result<Oid, StoreError> {
     match tree.get_name(name) {

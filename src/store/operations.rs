@@ -7,8 +7,10 @@
 //!
 //! An operation is written first, then announced under `refs/mpatch/pending`, then the names move, and then it is
 //! the last of `refs/mpatch/operations`. A process that dies in between leaves the announcement, and whoever changes
-//! the store next finishes the work. Names that stock git moved meanwhile become an operation as well.
+//! the store next finishes the work, or takes it back where it is impossible. Names that stock git moved meanwhile become
+//! an operation as well.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use git2::{Commit as GitCommit, ErrorCode, Oid, Repository, Signature, Time};
@@ -124,6 +126,13 @@ pub(super) fn list_up_to_date(repository: &Repository) -> Result<Vec<Operation>,
         (None, None) => {}
     }
     Ok(operations)
+}
+
+/// All commits that operations keep because names led to them. Tag objects are kept by their names alone, and git may
+/// have swept them away since.
+pub(super) fn kept(repository: &Repository, operations: &[Operation]) -> BTreeSet<Oid> {
+    let commits = operations.iter().filter_map(|operation| repository.find_commit(operation.id.0).ok());
+    commits.flat_map(|commit| Vec::from_iter(commit.parent_ids())).collect()
 }
 
 /// Where the operations end, a name and an id a line, whether they can be read or not.
@@ -250,21 +259,34 @@ impl Journal {
             Deed::Do | Deed::Outside => String::new(),
         };
         let message = format!("{title}\n{trailer}");
+        self.after.refs.keys().try_for_each(|name| self.after.check_room(name))?;
         let operation = write(repository, &self.author, &message, &self.before, &self.after)?;
         point(repository, PENDING, operation)?;
-        self.after.install(&self.before, repository)?;
-        point(repository, OPERATIONS, operation)?;
-        forget_pending(repository)
+        carry_out(repository, operation, &self.before, &self.after)
     }
+}
+
+/// Moves the names as an announced operation says. Where that is impossible they go back, and it is announced no
+/// longer: it would be in the way of everything after it.
+fn carry_out(repository: &Repository, operation: Oid, before: &View, after: &View) -> Result<(), StoreError> {
+    let moved = after.install(before, repository);
+    match &moved {
+        Ok(()) => point(repository, OPERATIONS, operation)?,
+        Err(_) => before.install(after, repository)?,
+    }
+    forget_pending(repository)?;
+    moved
 }
 
 /// Ends what a process began that died before it could.
 fn finish_pending(repository: &Repository) -> Result<(), StoreError> {
     let Some(commit) = last_commit(repository, PENDING)? else { return Ok(()) };
     let operation = read(repository, &commit)?;
-    operation.after.install(&operation.before, repository)?;
-    point(repository, OPERATIONS, commit.id())?;
-    forget_pending(repository)
+    match carry_out(repository, commit.id(), &operation.before, &operation.after) {
+        // Nobody was told that it was done, and the names are as they were before it.
+        Err(_) if last_commit(repository, PENDING)?.is_none() => Ok(()),
+        ended => ended,
+    }
 }
 
 fn forget_pending(repository: &Repository) -> Result<(), StoreError> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use git2::{ObjectType, Oid, Reference, Repository};
+use git2::{ErrorCode, ObjectType, Oid, Reference, Repository};
 use serde::{Serialize, Serializer};
 
 use super::error::StoreError;
@@ -110,9 +110,8 @@ impl View {
         let mut refs = BTreeMap::new();
         for reference in repository.references().map_err(failed())? {
             let reference = reference.map_err(failed())?;
-            // Symbolic refs (`refs/remotes/origin/HEAD`) name what others name already.
-            if let (Ok(name), Some(target)) = (reference.name(), reference.target())
-                && Kind::ALL.iter().any(|kind| name.starts_with(kind.prefix()))
+            if let Some((name, target)) = named(&reference)
+                && !is_foreign(repository, target)
             {
                 refs.insert(name.to_owned(), target);
             }
@@ -155,6 +154,30 @@ impl View {
         targets.sort_unstable();
         targets.dedup();
         targets
+    }
+
+    /// A name that cannot stand beside `full`: in a folder of refs a name is a file or a folder, never both.
+    pub(super) fn clash(&self, full: &str) -> Option<&str> {
+        let folder = format!("{full}/");
+        let above = full.match_indices('/').map(|(end, _)| &full[..end]);
+        let mut above = above.filter_map(|name| self.refs.get_key_value(name));
+        let beneath = self.refs.range(folder.clone()..).next().filter(|(name, _)| name.starts_with(&folder));
+        beneath.or_else(|| above.next()).map(|(name, _)| name.as_str())
+    }
+
+    /// Refuses a name that another one leaves no room for.
+    pub(super) fn check_room(&self, full: &str) -> Result<(), StoreError> {
+        let Some(other) = self.clash(full) else { return Ok(()) };
+        let kind =
+            Kind::ALL.into_iter().find(|kind| other.starts_with(kind.prefix())).unwrap_or(Kind::Branch);
+        Err(kind.taken(other.strip_prefix(kind.prefix()).unwrap_or(other), self.refs[other]))
+    }
+
+    /// The view without what was named once and can be no more: a tag object of somebody else's that git has swept away.
+    pub(super) fn without_lost(mut self, now: &View, repository: &Repository) -> Self {
+        let is_there = |target: Oid| repository.find_object(target, None).is_ok();
+        self.refs.retain(|name, target| now.refs.get(name) == Some(target) || is_there(*target));
+        self
     }
 
     /// A line for each name.
@@ -200,8 +223,10 @@ impl View {
             }
         }
         for (name, target) in &self.refs {
-            if before.refs.get(name) != Some(target) {
-                repository.reference(name, *target, true, "mpatch").map_err(failed())?;
+            let known = before.refs.get(name);
+            if known != Some(target) && repository.refname_to_id(name).ok() != Some(*target) {
+                // What is there and in no view is somebody else's.
+                repository.reference(name, *target, known.is_some(), "mpatch").map_err(failed())?;
             }
         }
         if self.head != before.head {
@@ -215,9 +240,43 @@ impl View {
     }
 }
 
+/// The name and target of a reference that can be in a view. Symbolic ones (`refs/remotes/origin/HEAD`) name what others
+/// name already.
+fn named<'r>(reference: &'r Reference<'_>) -> Option<(&'r str, Oid)> {
+    let name =
+        reference.name().ok().filter(|name| Kind::ALL.iter().any(|kind| name.starts_with(kind.prefix())))?;
+    Some((name, reference.target()?))
+}
+
+/// Whether what a name leads to is no commit but somebody else's tree or file; what is missing or damaged is not.
+pub(super) fn is_foreign(repository: &Repository, target: Oid) -> bool {
+    let found = repository.find_object(target, None);
+    let Err(error) = found.and_then(|object| object.peel(ObjectType::Commit)) else { return false };
+    matches!(error.code(), ErrorCode::Peel | ErrorCode::InvalidSpec)
+}
+
+/// Names that lead to no commit, and are in no view.
+pub(super) fn foreign(repository: &Repository) -> Result<Vec<String>, StoreError> {
+    let failed = || StoreError::git("read its refs");
+    let mut names = Vec::new();
+    for reference in repository.references().map_err(failed())? {
+        let reference = reference.map_err(failed())?;
+        let found = named(&reference).filter(|(_, target)| is_foreign(repository, *target));
+        names.extend(found.map(|(name, _)| name.to_owned()));
+    }
+    Ok(names)
+}
+
 /// The commit that `revision` names: `HEAD`, a branch, tag, remote branch, `main~2`, or the start of a commit's id.
 pub(super) fn resolve(repository: &Repository, view: &View, revision: &str) -> Result<CommitId, StoreError> {
-    let found = repository.revparse_single(revision).and_then(|object| object.peel(ObjectType::Commit));
+    // Of a branch and a tag of one name git takes the tag; the head would go to the one and the weights to the other.
+    let end = revision.find(['~', '^', ':']).into_iter().chain(revision.find("@{")).min();
+    let branch = format!("{HEADS}{}", &revision[..end.unwrap_or(revision.len())]);
+    let full = match view.refs.contains_key(&branch) {
+        true => format!("{HEADS}{revision}"),
+        false => revision.to_owned(),
+    };
+    let found = repository.revparse_single(&full).and_then(|object| object.peel(ObjectType::Commit));
     match found {
         Ok(commit) => Ok(CommitId(commit.id())),
         Err(_) => {
@@ -250,6 +309,22 @@ mod tests {
         let detached = View { head: Head::Detached(CommitId(oid("2"))), model: None, ..view };
         assert_eq!(View::parse(&detached.text().unwrap()), Some(detached));
         assert_eq!(View::parse("nonsense"), None);
+    }
+
+    #[test]
+    fn a_name_is_a_file_or_a_folder() {
+        let named = ["refs/heads/a/b", "refs/tags/a", "refs/tags/a.b"];
+        let refs = named.map(|name| (name.to_owned(), Oid::ZERO_SHA1)).into();
+        let view = View { refs, head: Head::Branch("main".to_owned()), model: None };
+        for (name, clash) in [
+            ("refs/heads/a", Some("refs/heads/a/b")),
+            ("refs/heads/a/b/c", Some("refs/heads/a/b")),
+            ("refs/heads/a/bc", None),
+            ("refs/tags/a/b", Some("refs/tags/a")),
+            ("refs/tags/a", None),
+        ] {
+            assert_eq!(view.clash(name), clash, "{name}");
+        }
     }
 
     #[test]

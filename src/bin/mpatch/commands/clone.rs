@@ -85,7 +85,7 @@ fn copy(address: &str, folder: &Path, base: Option<&Path>, output: &Output) -> R
     let head = head_branch(&incoming, address)?;
     let patches = judge_arrivals(&incoming, output)?;
     let mut change = made.change(Duration::ZERO, author())?;
-    let received = incoming.receive(&mut change, REMOTE)?;
+    let received = incoming.receive(&mut change, Some(REMOTE))?;
     let known = |name: &String| received.branches.contains_key(name);
     let branch = head.filter(known).or_else(|| received.branches.keys().next().cloned());
     let Some(branch) = branch else {

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::patch::Patch;
-use mpatch::store::fsck::Checked;
+use mpatch::store::fsck::{Checked, Problem};
 use serde::Serialize;
 
 use super::open_patch;
@@ -93,7 +93,7 @@ impl Report for FsckReport {
 
     fn write(&self, page: &mut Page) {
         self.mended.iter().for_each(|what| page.line(&format!("mended: {what}")));
-        let Checked { objects, commits, patches, patch_size_bytes, problems } = &self.checked;
+        let Checked { objects, commits, patches, patch_size_bytes, foreign, problems } = &self.checked;
         let read = format!(
             "read {}, {}, {} ({})",
             count(*objects, "git object"),
@@ -105,7 +105,11 @@ impl Report for FsckReport {
             0 => page.title(&format!("whole: {read}")),
             _ => page.title(&format!("damaged: {read}")),
         }
-        let rows = problems.iter().map(|problem| vec![problem.place.clone(), problem.what.clone()]);
-        page.table(&rows.collect::<Vec<_>>());
+        let row = |problem: &Problem| vec![problem.place.clone(), problem.what.clone()];
+        page.table(&problems.iter().map(row).collect::<Vec<_>>());
+        if !foreign.is_empty() {
+            page.line("foreign, and passed by:");
+            page.table(&foreign.iter().map(row).collect::<Vec<_>>());
+        }
     }
 }

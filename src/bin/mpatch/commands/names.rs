@@ -66,7 +66,7 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
             name: name.to_owned(),
             is_current: current == Some(name),
             commit,
-            title: store.commit(commit)?.message.title,
+            title: store.message(commit)?.title,
         })
     };
     // A tag that somebody else wrote may name a tag object: what it leads to is resolved by its name.

@@ -1,14 +1,16 @@
 //! `mpatch pull`: what another history has comes here, checked; and the current branch follows where it only went on.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
-use mpatch::store::StoreError;
+use mpatch::store::{CommitId, StoreError};
 use serde::Serialize;
 
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::network::{REMOTE, address, fetch};
-use crate::report::{Output, Page, Report, count};
+use crate::report::{Output, Page, Report, count, shell_word};
 
 /// Arguments of `pull`.
 #[derive(Debug, Args)]
@@ -16,7 +18,8 @@ use crate::report::{Output, Page, Report, count};
                   What came is refused whole where a signature is bad, or a policy does not let a patch pass; what \
                   is unsigned, or signed by somebody unknown, is pointed out.")]
 pub struct PullArguments {
-    /// Fetch from this address instead of the remembered one; the first one given is remembered
+    /// Fetch from this address instead of the remembered one; the first one given is remembered, and what comes from
+    /// another one gets no names but its tags
     #[arg(long, value_name = "ADDRESS")]
     from: Option<String>,
     /// The history.
@@ -34,6 +37,10 @@ struct PullReport {
     tags: usize,
     /// Tags that name something else here, and were left as they are.
     tags_kept: Vec<String>,
+    /// Names that have no room beside others here, and were left out: each with the one in its way.
+    left_out: BTreeMap<String, String>,
+    /// The branches of an address that is not the remembered one, which have no names here.
+    unnamed: BTreeMap<String, CommitId>,
     went_forward: bool,
     /// Patches that are new here, and what their signatures say.
     patches: Vec<ArrivalReport>,
@@ -56,7 +63,9 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
     fetch(&incoming, &address)?;
     let patches = judge_arrivals(&incoming, output)?;
     let mut change = arguments.store.change(&store)?;
-    let received = incoming.receive(&mut change, REMOTE)?;
+    // What has a name under this one says where that history is, and no other.
+    let is_known = remembered.as_ref().is_none_or(|known| *known == address);
+    let received = incoming.receive(&mut change, is_known.then_some(REMOTE))?;
     if remembered.is_none() {
         change.set_remote(REMOTE, &address)?;
     }
@@ -71,8 +80,10 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
                 went_forward = true;
             }
             (ahead, behind) => {
-                let theirs = format!("{REMOTE}/{branch}");
-                apart = Some(StoreError::Diverged { ours: branch.clone(), theirs, ahead, behind });
+                let theirs = if is_known { format!("{REMOTE}/{branch}") } else { theirs.short() };
+                let ours = branch.clone();
+                let error = StoreError::Diverged { ours, theirs: theirs.clone(), ahead, behind };
+                apart = Some((error, theirs));
             }
         }
     }
@@ -85,6 +96,8 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
         branches: received.branches.len(),
         tags: received.tags.len(),
         tags_kept: received.tags_kept,
+        left_out: received.left_out,
+        unnamed: if is_known { BTreeMap::new() } else { received.branches },
         went_forward,
         patches,
         head: CommitReport::new(store.commit(store.head()?)?, &view),
@@ -92,8 +105,8 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
     output.report(&report).map_err(CommandError::after_the_work)?;
     match apart {
         None => Ok(()),
-        Some(error) => Err(CommandError::from(error)
-            .hint(format!("`mpatch merge {REMOTE}/{}` joins the two", report.branch.unwrap_or_default()))
+        Some((error, theirs)) => Err(CommandError::from(error)
+            .hint(format!("`mpatch merge {}` joins the two", shell_word(theirs)))
             .after_the_work()),
     }
 }
@@ -107,6 +120,14 @@ impl Report for PullReport {
         write_arrivals(&self.patches, page);
         for tag in &self.tags_kept {
             page.line(&format!("warning: the tag {tag} names something else there, and was left as it is"));
+        }
+        for (name, other) in &self.left_out {
+            page.line(&format!("warning: {name} was left out: git has no room for it beside {other}"));
+        }
+        if !self.unnamed.is_empty() {
+            page.hint("its branches, which have no names here; `mpatch branch NAME ID` gives one:");
+            let row = |(name, commit): (&String, &CommitId)| vec![commit.short(), name.clone()];
+            page.table(&self.unnamed.iter().map(row).collect::<Vec<_>>());
         }
         match (&self.branch, self.went_forward) {
             (Some(branch), true) => page.line(&format!("{branch} went forward")),

@@ -1,13 +1,13 @@
 //! `mpatch push`: branches and tags go to another history, their large patches first.
 
 use clap::Args;
-use mpatch::store::Kind;
+use mpatch::store::{CommitId, Kind, Store, View};
 use serde::Serialize;
 
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, branch_of};
 use crate::network::{self, REMOTE, address};
-use crate::report::{Output, Page, Report};
+use crate::report::{Output, Page, Report, shell_word};
 
 /// Arguments of `push`.
 #[derive(Debug, Args)]
@@ -56,34 +56,49 @@ pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandErro
             );
         }
     };
-    let mut sent = Vec::new();
-    for name in &names {
-        let of_kind = |kind| view.names(kind).find(|(known, _)| known == name).map(|(_, commit)| commit);
-        let target = match (of_kind(Kind::Branch), of_kind(Kind::Tag)) {
-            (Some(commit), _) => (commit, format!("refs/heads/{name}")),
-            (None, Some(commit)) => (commit, format!("refs/tags/{name}")),
-            (None, None) => {
-                store.resolve(&format!("refs/heads/{name}"))?;
-                continue;
-            }
-        };
-        sent.push(target);
-    }
+    let sent = names.iter().map(|name| target(&store, &view, name)).collect::<Result<Vec<_>, _>>()?;
     let incoming = store.incoming()?;
     network::push(&store, &incoming, &address, &sent)?;
-    let mut change = arguments.store.change(&store)?;
-    if remembered.is_none() {
-        change.set_remote(REMOTE, &address)?;
-    }
-    if remembered.is_none_or(|known| known == address) {
-        for (commit, full) in &sent {
-            if let Some(branch) = full.strip_prefix("refs/heads/") {
-                change.sent(REMOTE, branch, *commit);
-            }
+    // The other history has it, whatever becomes of our word for that.
+    let is_known = remembered.as_ref().is_none_or(|known| *known == address);
+    let news: &[_] = if is_known { &sent } else { &[] };
+    remember(arguments, &store, remembered.is_none().then_some(address.as_str()), news)
+        .and_then(|()| output.report(&PushReport { address, sent: names }))
+        .map_err(CommandError::after_the_work)
+}
+
+/// The commit that is sent, and its full name there.
+fn target(store: &Store, view: &View, name: &str) -> Result<(CommitId, String), CommandError> {
+    let of_kind = |kind| view.names(kind).find(|(known, _)| *known == name).map(|(_, commit)| commit);
+    match (of_kind(Kind::Branch), of_kind(Kind::Tag)) {
+        (Some(commit), _) => Ok((commit, format!("refs/heads/{name}"))),
+        (None, Some(commit)) => Ok((commit, format!("refs/tags/{name}"))),
+        (None, None) => {
+            store.resolve(name)?;
+            let message = format!("`{name}` is no branch and no tag, and has no name to be sent under");
+            Err(CommandError::new(ExitKind::Usage, message)
+                .hint(format!("give it one: `mpatch branch NAME {}`", shell_word(name))))
         }
     }
-    change.finish("push")?;
-    output.report(&PushReport { address, sent: names }).map_err(CommandError::after_the_work)
+}
+
+/// Records the address, where it is to be remembered, and which branches are there now.
+fn remember(
+    arguments: &PushArguments,
+    store: &Store,
+    address: Option<&str>,
+    sent: &[(CommitId, String)],
+) -> Result<(), CommandError> {
+    let mut change = arguments.store.change(store)?;
+    if let Some(address) = address {
+        change.set_remote(REMOTE, address)?;
+    }
+    for (commit, full) in sent {
+        if let Some(branch) = full.strip_prefix("refs/heads/") {
+            change.sent(REMOTE, branch, *commit);
+        }
+    }
+    Ok(change.finish("push")?)
 }
 
 impl Report for PushReport {

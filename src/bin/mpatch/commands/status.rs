@@ -119,8 +119,8 @@ fn state(
 /// How the current branch lies to the same branch elsewhere.
 fn remotes(store: &Store, view: &View) -> Result<Vec<RemoteReport>, CommandError> {
     let (Some(branch), Some(head)) = (branch_of(view), view.head_commit()) else { return Ok(Vec::new()) };
-    let ends = format!("/{branch}");
-    let same = view.names(Kind::Remote).filter(|(name, _)| name.ends_with(&ends));
+    let of_branch = |name: &str| name.split_once('/').is_some_and(|(_, there)| there == branch);
+    let same = view.names(Kind::Remote).filter(|(name, _)| of_branch(name));
     same.map(|(name, commit)| {
         let (ahead, behind) = store.ahead_behind(head, commit)?;
         Ok(RemoteReport { name: name.to_owned(), ahead, behind })
