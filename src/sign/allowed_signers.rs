@@ -146,6 +146,8 @@ fn unquoted(text: &str) -> String {
 }
 
 const AUTHORITY: &str = "cert-authority";
+/// Options that have a value.
+const VALUED: [&str; 3] = ["namespaces", "valid-after", "valid-before"];
 
 #[derive(Debug, Default)]
 struct Options {
@@ -160,7 +162,14 @@ impl Options {
         let mut options = Self::default();
         for option in split_outside_quotes(text) {
             let (name, value) = option.split_once('=').unwrap_or((option, ""));
-            let value = unquoted(value);
+            let value = match value.strip_prefix('"').and_then(|value| value.strip_suffix('"')) {
+                Some(quoted) => quoted.to_owned(),
+                // OpenSSH refuses the line, too.
+                None if VALUED.contains(&&*name.to_ascii_lowercase()) => {
+                    return Err(format!("`{name}` needs a value in quotes"));
+                }
+                None => String::new(),
+            };
             let no_time = || format!("`{value}` is no time: expected YYYYMMDD[HHMM[SS]][Z]");
             let is_new = match name.to_ascii_lowercase().as_str() {
                 AUTHORITY => !std::mem::replace(&mut options.is_authority, true),
@@ -274,7 +283,7 @@ mod tests {
         assert_eq!(plain.key.comment(), "her laptop");
         assert!(plain.namespaces.is_none() && !plain.is_authority);
         let full = format!(
-            "\"alice@example.org,bob smith\" namespaces=\"git,mpatch\",valid-after=\"20260101Z\",valid-before=20270101Z {KEY}"
+            "\"alice@example.org,bob smith\" namespaces=\"git,mpatch\",valid-after=\"20260101Z\",valid-before=\"20270101Z\" {KEY}"
         );
         let full = one(&full);
         assert!(full.principals.matches("bob smith"));
@@ -290,7 +299,9 @@ mod tests {
             (format!("alice restrict {KEY}"), "neither a key nor options"),
             (format!("alice namespaces=\"a\",namespaces=\"b\" {KEY}"), "twice"),
             (format!("alice valid-before=\"tomorrow\" {KEY}"), "no time"),
-            (format!("alice valid-after=20270101Z,valid-before=20260101Z {KEY}"), "ends before"),
+            (format!("alice valid-after=\"20270101Z\",valid-before=\"20260101Z\" {KEY}"), "ends before"),
+            (format!("alice valid-before=20270101Z {KEY}"), "`valid-before` needs a value in quotes"),
+            (format!("alice namespaces=mpatch {KEY}"), "`namespaces` needs a value in quotes"),
             (format!("alice namespaces=\"mpatch {KEY}"), "quote"),
             (format!(",, {KEY}"), "no principal"),
             (KEY.to_owned(), "neither a key nor options"),

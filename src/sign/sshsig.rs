@@ -27,6 +27,8 @@ const ARMOUR_BEGIN: &str = "-----BEGIN SSH SIGNATURE-----";
 const ARMOUR_END: &str = "-----END SSH SIGNATURE-----";
 /// The flags of a security key and its counter.
 const HARDWARE_TRAILER_SIZE_BYTES: usize = 5;
+/// The longest name of an algorithm that SSH allows.
+const ALGORITHM_NAME_LENGTH_MAX: usize = 64;
 /// As `ssh-keygen` breaks its lines.
 const ARMOUR_LINE_CHARACTERS: usize = 70;
 
@@ -214,7 +216,17 @@ fn public_key(wire: &[u8]) -> Result<PublicKey, SshSigError> {
     if algorithm.contains("-cert-v01@") {
         return Err(SshSigError::Unsupported(KeyError::Unsupported(format!("`{algorithm}`"))));
     }
-    PublicKey::from_wire(wire).map_err(|error| malformed(error.to_string()))
+    PublicKey::from_wire(wire).map_err(|error| match is_unheard_of(&algorithm) {
+        true => SshSigError::Unsupported(KeyError::Unsupported(format!("`{algorithm}`"))),
+        false => malformed(error.to_string()),
+    })
+}
+
+/// Whether a name is that of an algorithm that a later OpenSSH may well have.
+fn is_unheard_of(name: &str) -> bool {
+    let is_plain = |sign: u8| sign.is_ascii_alphanumeric() || b"-.@_".contains(&sign);
+    let is_known = Algorithm::new(name).is_ok_and(|known| !matches!(known, Algorithm::Other(_)));
+    !name.is_empty() && name.len() <= ALGORITHM_NAME_LENGTH_MAX && name.bytes().all(is_plain) && !is_known
 }
 
 /// The innermost part: algorithm and signature, and for keys on hardware their flags and counter.
@@ -290,6 +302,26 @@ mod tests {
         assert!(SshSig::from_armour(&armour.replace('\n', "\r\n")).is_ok());
         for broken in ["", "-----BEGIN SSH SIGNATURE-----", &armour[1..], &armour.replacen('A', "!", 1)] {
             assert!(SshSig::from_armour(broken).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_kind_of_key_that_is_unheard_of_is_unsupported_and_no_sign_of_tampering() {
+        let field = |bytes: &[u8]| [&be_u32(bytes.len() as u32)[..], bytes].concat();
+        for (algorithm, is_unsupported) in
+            [("ssh-ed448", true), ("ssh-mldsa65", true), ("ssh-ed25519", false), ("", false), ("a b", false)]
+        {
+            let key = [field(algorithm.as_bytes()), field(&[7; 57])].concat();
+            let fields = [
+                &key[..],
+                b"mpatch",
+                b"",
+                b"sha512",
+                &[field(algorithm.as_bytes()), field(&[7; 114])].concat(),
+            ];
+            let bytes = [&b"SSHSIG\0\0\0\x01"[..], &fields.map(field).concat()].concat();
+            let found = SshSig::parse(&bytes).unwrap_err();
+            assert_eq!(matches!(found, SshSigError::Unsupported(_)), is_unsupported, "{algorithm}: {found}");
         }
     }
 
