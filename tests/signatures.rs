@@ -5,6 +5,7 @@
 
 mod bench;
 mod ed25519;
+mod git_settings;
 mod material;
 
 use std::fs;
@@ -263,48 +264,6 @@ fn a_key_with_a_passphrase_signs_once_ssh_keygen_knows_it() {
     let words = said(&command.env("DISPLAY", ":0").output().unwrap(), "sign with a passphrase", 0);
     assert!(!words.contains("secret"), "{words}");
     assert_eq!(bench.answer("unsigned.mpatch", 0)["answer"], "trusted");
-}
-
-#[test]
-fn the_signers_that_git_allows_are_trusted_and_those_it_revokes_are_not() {
-    if !openssh_is_here() {
-        return;
-    }
-    let bench = Bench::new();
-    let line = bench.make_key("ed25519", "theirs");
-    bench.write("git_signers", &line);
-    bench.sign_with_openssh("theirs", "mpatch");
-    bench.run("verify unsigned.mpatch", 5);
-    let with_git = |settings: &str, code: i32| {
-        let files = format!(
-            "[gpg \"ssh\"]\n\tallowedSignersFile = {}\n{settings}",
-            bench.path("git_signers").display()
-        );
-        bench.write("gitconfig", files);
-        let mut command = bench.command("verify unsigned.mpatch");
-        let output = command.env("GIT_CONFIG_GLOBAL", bench.path("gitconfig")).output().unwrap();
-        said(&output, settings, code)
-    };
-    with_git("", 0);
-    fs::copy(bench.path("theirs.pub"), bench.path("gone")).unwrap();
-    let revocation = format!("\trevocationFile = {}\n", bench.path("gone").display());
-    assert!(with_git(&revocation, 5).contains("revoked"));
-    // A binary list cannot be read here: then git's keys are not believed, and that is said.
-    said(&bench.ssh_keygen("-q -k -f krl theirs.pub", b""), "make a list", 0);
-    let binary = format!("\trevocationFile = {}\n", bench.path("krl").display());
-    assert!(with_git(&binary, 5).contains("in binary, which is not read here"));
-    // Nor is a file believed that whoever made the folder at hand wrote.
-    bench.write("gitconfig", "[gpg \"ssh\"]\n\tallowedSignersFile = git_signers\n");
-    let output =
-        bench.command("verify unsigned.mpatch").env("GIT_CONFIG_GLOBAL", bench.path("gitconfig")).output();
-    assert!(said(&output.unwrap(), "a relative path", 5).contains("are not an absolute path"));
-    // What a repository says of itself is not heeded.
-    let git =
-        |words: &str| Command::new("git").current_dir(bench.folder.path()).args(words.split(' ')).status();
-    if git("init -q .").is_ok_and(|status| status.success()) {
-        git("config gpg.ssh.allowedSignersFile git_signers").unwrap();
-        bench.run("verify unsigned.mpatch", 5);
-    }
 }
 
 // --------------------------------------------------------------------------------------------- the five answers --

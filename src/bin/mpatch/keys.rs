@@ -144,28 +144,28 @@ enum Chosen {
 impl KeyArguments {
     /// The key that is named, or the user's own; where there is none, a new one, which [`Signer::keep`] writes.
     pub fn find(&self) -> Result<Signer, CommandError> {
-        match self.choose() {
+        match self.choose()? {
             Chosen::File(path, _) => Signer::open(&path),
             Chosen::Line(line) => Signer::of_line(&line),
             Chosen::Own(git) => Signer::own(&git),
         }
     }
 
-    fn choose(&self) -> Chosen {
+    fn choose(&self) -> Result<Chosen, CommandError> {
         if let Some(path) = &self.key {
-            return Chosen::File(path.clone(), "`--key`");
+            return Ok(Chosen::File(path.clone(), "`--key`"));
         }
         if let Some(path) = places::variable(VARIABLE) {
-            return Chosen::File(path.into(), VARIABLE);
+            return Ok(Chosen::File(path.into(), VARIABLE));
         }
-        let git = GitSettings::read();
-        match &git.signing_key {
+        let git = GitSettings::read()?;
+        Ok(match &git.signing_key {
             Some(key) => match literal(key) {
                 Some(line) => Chosen::Line(line.to_owned()),
                 None => Chosen::File(key.into(), GIT_SETTING),
             },
             None => Chosen::Own(git),
-        }
+        })
     }
 }
 
@@ -182,7 +182,7 @@ pub struct Prospect {
 
 /// The key that would sign if nothing named one on the command line; none is made.
 pub fn prospect() -> Result<Prospect, CommandError> {
-    let (signer, place, reason) = match (KeyArguments { key: None }).choose() {
+    let (signer, place, reason) = match (KeyArguments { key: None }).choose()? {
         Chosen::File(path, named_by) => {
             (Some(Signer::open(&path)?), path.display().to_string(), format!("{named_by} names it"))
         }
@@ -210,8 +210,7 @@ fn literal(value: &str) -> Option<&str> {
 impl Signer {
     /// Opens a key file, private or public.
     fn open(path: &Path) -> Result<Self, CommandError> {
-        let missing = || CommandError::io("read", path, &std::io::ErrorKind::NotFound.into());
-        let text = Zeroizing::new(places::read_text(path)?.ok_or_else(missing)?);
+        let text = Zeroizing::new(places::read_text(path)?.ok_or_else(|| places::missing(path))?);
         if let Ok(public) = PublicKey::parse(&text) {
             return Self::new(Means::Program(path.to_owned()), public, path);
         }
@@ -343,7 +342,7 @@ impl Signer {
         if files.knows(&self.public) {
             return Ok(report);
         }
-        let git = GitSettings::read();
+        let git = GitSettings::read()?;
         let names = [Some(self.public.comment().to_owned()), git.email, places::variable("USER")];
         let principal = names.into_iter().flatten().find_map(|name| principal_of(&name));
         let principal = principal.unwrap_or_else(|| "me".to_owned());

@@ -75,6 +75,12 @@ fn holds_something(folder: &Path) -> bool {
     PROJECT_FILES.into_iter().any(is_there)
 }
 
+/// A file that has to be there and is not, in the system's words.
+pub fn missing(path: &Path) -> CommandError {
+    let error = std::fs::metadata(path).err().unwrap_or_else(|| ErrorKind::NotFound.into());
+    CommandError::io("read", path, &error)
+}
+
 /// The bytes of a small file, if it is there.
 pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, CommandError> {
     let file = match open(path) {
@@ -234,30 +240,99 @@ pub struct GitSettings {
 impl GitSettings {
     /// Asks git for the user's own settings. Those of the repository at hand are left out: whoever made it may have
     /// written them.
-    pub fn read() -> Self {
-        let names =
-            r"^(gpg\.format|user\.signingkey|user\.email|gpg\.ssh\.(allowedsignersfile|revocationfile))$";
-        let mut command = Command::new("git");
-        command.args(["config", "--global", "--includes", "--type=path", "--null", "--get-regexp", names]);
-        // Without git, or without settings, there is nothing to heed.
-        let Ok(output) = command.stdin(Stdio::null()).stderr(Stdio::null()).output() else {
-            return Self::default();
-        };
+    pub fn read() -> Result<Self, CommandError> {
         let mut settings = Self::default();
         let mut is_ssh = false;
-        for entry in String::from_utf8_lossy(&output.stdout).split('\0') {
-            let Some((name, value)) = entry.split_once('\n') else { continue };
-            // The last of several counts.
-            match name {
-                "gpg.format" => is_ssh = value == "ssh",
-                "user.signingkey" => settings.signing_key = Some(value.to_owned()),
-                "user.email" => settings.email = Some(value.to_owned()),
-                "gpg.ssh.allowedsignersfile" => settings.allowed_signers = Some(value.into()),
-                "gpg.ssh.revocationfile" => settings.revocations = Some(value.into()),
-                _ => {}
+        for file in git_files() {
+            let Some(text) = ask_git(&file)? else { continue };
+            for entry in text.split_terminator('\0') {
+                let (name, value) = entry.split_once('\n').unwrap_or((entry, ""));
+                // The last of several counts.
+                match name {
+                    "gpg.format" => is_ssh = value == "ssh",
+                    "user.signingkey" => settings.signing_key = Some(in_home(value)),
+                    "user.email" => settings.email = Some(value.to_owned()),
+                    "gpg.ssh.allowedsignersfile" => settings.allowed_signers = Some(in_home(value).into()),
+                    "gpg.ssh.revocationfile" => settings.revocations = Some(in_home(value).into()),
+                    _ => {}
+                }
             }
         }
         settings.signing_key = settings.signing_key.filter(|_| is_ssh);
-        settings
+        settings.check_revocations()?;
+        Ok(settings)
+    }
+
+    /// Without its list nobody knows which keys are revoked, so it has to be found from everywhere.
+    fn check_revocations(&self) -> Result<(), CommandError> {
+        let Some(path) = &self.revocations else { return Ok(()) };
+        let refused = if path.is_relative() {
+            let message = format!("git's revoked keys `{}` are not an absolute path", path.display());
+            CommandError::new(ExitKind::Malformed, message)
+        } else if path.symlink_metadata().is_err() {
+            missing(path)
+        } else {
+            return Ok(());
+        };
+        Err(refused
+            .hint("git's `gpg.ssh.revocationFile` names it: give the full path of a file that is there"))
+    }
+}
+
+/// The files of the user's own git settings, in the order in which git reads them; the later one counts.
+fn git_files() -> Vec<PathBuf> {
+    let home = variable("HOME").map(PathBuf::from);
+    let files = match std::env::var_os("GIT_CONFIG_GLOBAL") {
+        Some(file) => vec![file.into()],
+        None => {
+            let folder = variable("XDG_CONFIG_HOME").map(PathBuf::from);
+            let folder = folder.or_else(|| Some(home.as_ref()?.join(".config")));
+            let files =
+                [folder.map(|folder| folder.join("git/config")), home.map(|home| home.join(".gitconfig"))];
+            files.into_iter().flatten().collect()
+        }
+    };
+    // What may not be looked at is there, and says so when it is read.
+    let is_there = |file: &PathBuf| {
+        let absent = [ErrorKind::NotFound, ErrorKind::NotADirectory];
+        file.symlink_metadata().map_or_else(|error| !absent.contains(&error.kind()), |_| true)
+    };
+    files.into_iter().filter(is_there).collect()
+}
+
+/// What a file of git's says of signing. What git cannot read may revoke a key, so it is an error.
+fn ask_git(file: &Path) -> Result<Option<String>, CommandError> {
+    let failed = |error| CommandError::io("read", file, &error);
+    // Git takes what it may not read for empty.
+    if open(file).and_then(|file| file.metadata()).map_err(failed)?.is_dir() {
+        return Err(failed(ErrorKind::IsADirectory.into()));
+    }
+    let names = r"^(gpg\.format|user\.signingkey|user\.email|gpg\.ssh\.(allowedsignersfile|revocationfile))$";
+    let mut command = Command::new("git");
+    command.args(["config", "--includes", "--null", "--file"]).arg(file).args(["--get-regexp", names]);
+    let output = match command.stdin(Stdio::null()).output() {
+        Ok(output) => output,
+        // Without git there is nothing to heed.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(CommandError::io("run", Path::new("git"), &error)),
+    };
+    match output.status.code() {
+        Some(0) => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
+        // Nothing of this is set.
+        Some(1) => Ok(None),
+        _ => {
+            let said = String::from_utf8_lossy(&output.stderr);
+            let message = format!("git cannot read its settings in `{}`: {}", file.display(), said.trim());
+            Err(CommandError::new(ExitKind::Malformed, message)
+                .hint("mend them: they may say which keys are revoked"))
+        }
+    }
+}
+
+/// A path of git's, which may begin in the user's own folder.
+fn in_home(path: &str) -> String {
+    match (path.strip_prefix("~/"), variable("HOME")) {
+        (Some(rest), Some(home)) => format!("{}/{rest}", home.trim_end_matches('/')),
+        _ => path.to_owned(),
     }
 }

@@ -329,8 +329,7 @@ fn signatures(patch: &Patch, path: &Path, files: &[PathBuf]) -> Result<Vec<(Stri
         all.push((beside.display().to_string(), binary(bytes)));
     }
     for file in files {
-        let missing = || CommandError::io("read", file, &std::io::ErrorKind::NotFound.into());
-        let bytes = places::read_optional(file)?.ok_or_else(missing)?;
+        let bytes = places::read_optional(file)?.ok_or_else(|| places::missing(file))?;
         all.push((file.display().to_string(), binary(bytes)));
     }
     Ok(all)
@@ -543,7 +542,7 @@ impl TrustFiles {
         }
         // They only ask for more, so it does not matter who wrote them; nor that another project lies between.
         projects.iter().try_for_each(|folder| files.read_restrictions(folder))?;
-        files.read_git(&GitSettings::read())?;
+        files.read_git(&GitSettings::read()?)?;
         Ok(files)
     }
 
