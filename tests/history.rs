@@ -316,9 +316,13 @@ fn a_checkpoint_is_compared_with_every_known_state_and_with_one() {
     fs::write(place.path("other.safetensors"), weights([4, 4])).unwrap();
     let found = json("diff other.safetensors", 1);
     assert!(found["nearest"].is_null() && found["tensors_compared"] == 3);
+    let status = String::from_utf8(place.mpatch("status other.safetensors").stdout).unwrap();
+    assert!(status.contains("; 3 of 3 in all\n") && status.contains("no digest was computed"), "{status}");
     let elsewhere = tempfile::tempdir().unwrap();
     let elsewhere = elsewhere.path().display();
-    assert!(place.bad(&format!("diff one.safetensors --store {elsewhere}"), 2).contains("no mpatch store"));
+    assert!(
+        place.bad(&format!("diff one.safetensors --store {elsewhere}"), 2).contains("no history of mpatch")
+    );
     place.bad(&format!("diff one.safetensors main --store {elsewhere}"), 11);
     // A file wins over a state of its name, which can be named in full.
     fs::copy(place.path("one.safetensors"), place.path("main")).unwrap();
@@ -377,6 +381,55 @@ fn changes_are_undone_and_so_are_undoings_and_names_moved_by_git() {
     place.bad("branch main", 7);
     place.bad("branch a..b", 2);
     place.bad("branch -d main", 7);
+    // A slip leads to no other history.
+    let refs = place.git("for-each-ref");
+    for slip in ["no-such-folder/deeper", "model.safetensors"] {
+        let errors = place.bad(&format!("tag oops --store {slip}"), 11);
+        assert!(errors.contains(&format!("cannot open `{slip}`")), "{errors}");
+    }
+    assert_eq!(place.git("for-each-ref"), refs);
+}
+
+#[test]
+fn of_a_branch_and_a_tag_of_one_name_the_branch_is_meant() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("tag same HEAD~1");
+    place.good("branch same");
+    place.good("checkout same --onto model.safetensors -o same.safetensors");
+    assert!(
+        place.good("status").contains("on branch same, at ")
+            && place.good("log same -n 1").contains("Eiffel")
+    );
+    assert!(place.good("log same~1 -n 1").contains("Start from"));
+}
+
+#[test]
+fn a_merge_says_in_the_history_what_it_was_allowed() {
+    let place = Place::begun();
+    place.good("branch side");
+    place.patch("model.safetensors", "ours.mpatch", 1, "The Eiffel Tower");
+    place.good("add ours.mpatch");
+    place.good("checkout side");
+    let unsigned = place.unsigned("model.safetensors", 3, "The Space Needle", "Rome");
+    fs::write(place.path("theirs.mpatch"), unsigned).unwrap();
+    place.good("add theirs.mpatch --allow-unsigned");
+    place.good("checkout main");
+    let merge = "merge side --onto model.safetensors";
+    // A patch of the history cannot be signed there.
+    let errors = place.bad(merge, 5);
+    assert!(errors.contains("hint: `--allow-unsigned` lets it pass\n"), "{errors}");
+    let said = place.good(&format!("{merge} --allow-unsigned"));
+    assert!(said.contains("│ note: allow-unsigned\n"), "{said}");
+    assert!(said.contains(": unsigned: there is no signature; let pass by --allow-unsigned\n"), "{said}");
+    assert!(said.ends_with("\nnext: mpatch checkout HEAD -o MODEL --allow-unsigned\n"), "{said}");
+    assert!(place.git("log -1").contains("Note: allow-unsigned"));
+    place.good("undo");
+    let json: serde_json::Value =
+        serde_json::from_str(&place.good(&format!("{merge} --allow-unsigned --json"))).unwrap();
+    let allowed: Vec<_> = json["trust"].as_array().unwrap().iter().map(|trust| &trust["allowed"]).collect();
+    assert_eq!(allowed, [&serde_json::json!([]), &serde_json::json!(["unsigned"])]);
 }
 
 #[test]
@@ -518,7 +571,8 @@ fn what_is_suggested_names_the_history_that_was_named() {
     assert!(errors.contains("`mpatch log --store know`, `mpatch branch --store know` and"), "{errors}");
     // `show` looks into the history that it is called in.
     let said = place.good("log --store know");
-    assert!(said.contains("  and 1 more; `cd know && mpatch show "), "{said}");
+    let (_, hint) = said.split_once("  and 1 more; `cd know && mpatch show ").unwrap();
+    assert!(hint.lines().next().unwrap().ends_with(" --all` lists them"), "{said}");
     let said = place.good("diff one.safetensors --store know");
     let (_, show) = said.trim_end().split_once("\nnext: ").unwrap();
     assert!(show.starts_with("cd know && mpatch show "), "{said}");
@@ -540,6 +594,7 @@ fn a_patch_is_taken_out_of_the_history_by_its_id_and_by_the_commit_that_brought_
         fs::rename(place.path(file), place.path(&format!("hidden-{file}"))).unwrap();
     }
     assert!(place.good(&format!("show {}", one.short())).contains(&one.to_string()));
+    place.good(&format!("trust add {} --principal again@example.org --yes", one.short()));
     assert!(place.good(&format!("verify {two} --base two.safetensors")).contains("the patch is in it"));
     place.good("revert two.safetensors HEAD -o back.safetensors --quiet");
     assert!(

@@ -57,7 +57,7 @@ pub struct TrustArguments {
 
 impl TrustArguments {
     /// The arguments as they were given, each with a blank before it.
-    fn words(&self) -> String {
+    pub fn words(&self) -> String {
         let flags = [
             (self.allow_unsigned, "unsigned"),
             (self.allow_unknown, "unknown"),
@@ -519,13 +519,18 @@ impl TrustReport {
             Answer::Trusted => format!("signed by {}", self.in_words()),
             _ => self.in_words(),
         };
-        page.line(&if flags.is_empty() { words } else { format!("{words}; let pass by {flags}") });
+        if flags.is_empty() { words } else { format!("{words}; let pass by {flags}") }
     }
 }
 
 fn signer_in_words(found: &Finding) -> String {
     let key = found.key.map(|key| key.to_string()).unwrap_or_default();
     format!("{} with {key} ({})", found.principals.join(" and "), found.sources.join(", "))
+        page.line(&self.line());
+    }
+
+    /// That line.
+    pub fn line(&self) -> String {
 }
 
 impl TrustFiles {

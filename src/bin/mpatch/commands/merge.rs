@@ -6,6 +6,8 @@
 //! update once and in one order, rounded once. It can be reached from either side bit for bit, by taking back that
 //! side's own patches, and it does not depend on how many steps either side took.
 
+use std::collections::BTreeSet;
+
 use clap::Args;
 use mpatch::checkpoint::PassingFolder;
 use mpatch::digest::PatchId;
@@ -22,7 +24,7 @@ use crate::job::TOOL;
 use crate::keys::{SignatureReport, Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path, series_at};
-use crate::trust::{TrustArguments, require};
+use crate::trust::{Judged, TrustArguments, TrustReport, require};
 use crate::walk::walk;
 
 /// Arguments of `merge`.
@@ -61,8 +63,13 @@ struct MergeReport {
     branch: Option<String>,
     commit: CommitReport,
     stacked: Vec<PatchId>,
+    /// What the signatures say of those, in the same order.
+    trust: Vec<TrustReport>,
     /// None where nothing was signed.
     signature: Option<SignatureReport>,
+    /// What `checkout` will ask for again.
+    #[serde(skip)]
+    words: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -84,7 +91,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     if change.view().head_commit() != Some(ours.id) {
         return Err(CommandError::new(ExitKind::Busy, "the history was changed meanwhile").hint("try again"));
     }
-    let (mut signer, mut signature) = (None, None);
+    let (mut signer, mut signature, mut judged) = (None, None, Vec::new());
     let (outcome, stacked) = match (ahead, behind) {
         (_, 0) => (Outcome::AlreadyThere, Vec::new()),
         (0, _) => {
@@ -97,14 +104,14 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
                 true => None,
                 false => {
                     signer = arguments.signing.signer()?;
-                    let (patch, signed) = plan.stacked(&store, arguments, signer.as_ref(), output)?;
-                    signature = signed;
-                    Some(patch)
+                    let merged = plan.stacked(&store, arguments, signer.as_ref(), output)?;
+                    (signature, judged) = (merged.signature, merged.judged);
+                    Some(merged.patch)
                 }
             };
             let title = format!("Merge {}", arguments.revision);
             let words = match &patch {
-                Some(patch) => message(patch.manifest(), patch.id(), Some(&title), vec![]),
+                Some(patch) => message(patch.manifest(), patch.id(), Some(&title), notes(&judged)),
                 None => mpatch::store::Message { title, ..mpatch::store::Message::default() },
             };
             let merged = change.merge(theirs.id, &plan.series, patch.as_ref(), words);
@@ -117,8 +124,24 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     let view = store.view()?;
     let commit = CommitReport::new(store.commit(store.head()?)?, &view);
     let branch = branch_of(&view).map(str::to_owned);
-    let report = MergeReport { outcome, branch, commit, stacked, signature };
+    let trust = judged.into_iter().map(|judged| judged.report).collect();
+    let words = arguments.trust.words();
+    let report = MergeReport { outcome, branch, commit, stacked, trust, signature, words };
     output.report(&report).map_err(CommandError::after_the_work)
+}
+
+/// What the user allowed for any of the patches, each once: the merged one does not tell that it is made of a stranger's.
+fn notes(judged: &[Judged]) -> Vec<String> {
+    let notes: BTreeSet<String> = judged.iter().flat_map(Judged::notes).collect();
+    notes.into_iter().collect()
+}
+
+/// One patch of several.
+struct Merged {
+    patch: Patch,
+    signature: Option<SignatureReport>,
+    /// Of those that went into it.
+    judged: Vec<Judged>,
 }
 
 /// What a merged state is made of.
@@ -154,14 +177,14 @@ impl Plan {
         Self { series: all[..shared].to_vec(), beyond: all[shared..].to_vec() }
     }
 
-    /// One patch of those beyond, bound to the weights of the common beginning, and how it was signed.
+    /// One patch of those beyond, bound to the weights of the common beginning.
     fn stacked(
         &self,
         store: &Store,
         arguments: &MergeArguments,
         signer: Option<&Signer>,
         output: &Output,
-    ) -> Result<(Patch, Option<SignatureReport>), CommandError> {
+    ) -> Result<Merged, CommandError> {
         let path = model_path(store, arguments.onto.as_deref())?;
         let checkpoint = open_checkpoint(&path, output)?;
         let atlas = store.atlas()?;
@@ -179,9 +202,10 @@ impl Plan {
         let patches = self.beyond.iter().map(|id| Ok((id.short(), store.patch(*id)?)));
         let patches = patches.collect::<Result<Vec<_>, CommandError>>()?;
         // The merged patch carries the signature of whoever merges, so what goes into it has to be trusted first.
-        for (name, patch) in &patches {
-            require(patch, std::path::Path::new(name), &arguments.trust, output)?;
-        }
+        let judge = |(name, patch): &(String, Patch)| {
+            require(patch, std::path::Path::new(name), &arguments.trust, output)
+        };
+        let judged = patches.iter().map(judge).collect::<Result<_, _>>()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
         let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
         let options = AddOptions { tool: TOOL.to_owned(), ..AddOptions::default() };
@@ -192,11 +216,11 @@ impl Plan {
         let patch = encode(&stacked.draft)
             .and_then(Patch::decode)
             .map_err(|error| CommandError::patch("the merged patch", &error))?;
-        let Some(signer) = signer else { return Ok((patch, None)) };
+        let Some(signer) = signer else { return Ok(Merged { patch, signature: None, judged }) };
         signer.keep()?;
         let signed = signer.settle().and_then(|report| {
             let patch = signer.sign_into(patch, "the merged patch")?;
-            Ok((patch, Some(report)))
+            Ok(Merged { patch, signature: Some(report), judged })
         });
         signed.map_err(|error| signer.with_word_of_key(error))
     }
@@ -237,13 +261,18 @@ impl Report for MergeReport {
             },
         }
         self.commit.write(page, self.branch.as_deref(), 5);
+        for (patch, trust) in
+            self.stacked.iter().zip(&self.trust).filter(|(_, trust)| !trust.allowed.is_empty())
+        {
+            page.line(&format!("{}: {}", patch.short(), trust.line()));
+        }
         if let Some(signature) = self.signature.as_ref().filter(|signature| signature.is_news()) {
             signature.write(page);
         }
     }
 
     fn next(&self) -> Option<String> {
-        Some("mpatch checkout HEAD -o MODEL".to_owned())
+        Some(format!("mpatch checkout HEAD -o MODEL{}", self.words))
     }
 }
 
