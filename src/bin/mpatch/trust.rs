@@ -152,6 +152,7 @@ pub fn judge(
     let case = Case {
         name: path.display().to_string(),
         word: super::commands::patch_word(path),
+        is_file: super::commands::is_stdin(path) || path.symlink_metadata().is_ok(),
         arguments,
         policy: &files.policy,
     };
@@ -170,7 +171,8 @@ pub fn judge_arrival(patch: &Patch, files: &TrustFiles) -> Result<Judged, Comman
         signature: Vec::new(),
     };
     let name = patch.id().short();
-    let case = Case { word: name.clone(), name, arguments: &arguments, policy: &files.policy };
+    let case =
+        Case { word: name.clone(), name, is_file: false, arguments: &arguments, policy: &files.policy };
     let mut judged = judge_with(patch, &own_signatures(patch), &case, files)?;
     // A key may be revoked long after it signed; that is no reason to be without the history.
     if judged.report.judgement.answer == Answer::Revoked && !files.policy.forbids_exceptions() {
@@ -359,6 +361,8 @@ struct Case<'a> {
     name: String,
     /// The patch as a word of a suggested command.
     word: String,
+    /// It lies in a file, which signatures can be added to.
+    is_file: bool,
     arguments: &'a TrustArguments,
     policy: &'a Policy,
 }
@@ -382,7 +386,7 @@ impl Case<'_> {
                 return (Vec::new(), Some(refuse(ExitKind::Untrusted, "is signed with a revoked key", hint)));
             }
             Answer::Insufficient => {
-                let hint = format!("`mpatch sign {word}` adds a signature");
+                let hint = self.sign_hint("adds a signature");
                 return (Vec::new(), Some(refuse(ExitKind::Untrusted, "lacks signatures", &hint)));
             }
             Answer::Unknown => {
@@ -407,7 +411,7 @@ impl Case<'_> {
                 (self.arguments.allow_unsigned, "unsigned", refusal)
             }
             _ => {
-                let hint = format!("`mpatch sign {word}` signs a patch of your own; or `--allow-unsigned`");
+                let hint = self.sign_hint("signs a patch of your own; or `--allow-unsigned`");
                 let refusal = refuse(ExitKind::Untrusted, "is unsigned", &hint);
                 (self.arguments.allow_unsigned, "unsigned", refusal)
             }
@@ -420,6 +424,15 @@ impl Case<'_> {
                 (Vec::new(), Some(CommandError { message, ..refusal }.hint(hint)))
             }
             (false, _) => (Vec::new(), Some(refusal)),
+        }
+    }
+
+    /// A patch of a history stays there as it is, so it is allowed, or recorded anew with more signatures.
+    fn sign_hint(&self, what: &str) -> String {
+        match (self.is_file, what.split_once("; or ")) {
+            (true, _) => format!("`mpatch sign {}` {what}", self.word),
+            (false, Some((_, flag))) => format!("{flag} lets it pass"),
+            (false, None) => "have it recorded with the signatures that the policy asks for".to_owned(),
         }
     }
 
@@ -513,6 +526,11 @@ impl TrustReport {
 
     /// Who signed and what the user had to allow, in a line of its own.
     pub fn write(&self, page: &mut Page) {
+        page.line(&self.line());
+    }
+
+    /// That line.
+    pub fn line(&self) -> String {
         let flags: Vec<_> = self.allowed.iter().map(|what| format!("--allow-{what}")).collect();
         let flags = flags.join(" and ");
         let words = match self.judgement.answer {
@@ -526,11 +544,6 @@ impl TrustReport {
 fn signer_in_words(found: &Finding) -> String {
     let key = found.key.map(|key| key.to_string()).unwrap_or_default();
     format!("{} with {key} ({})", found.principals.join(" and "), found.sources.join(", "))
-        page.line(&self.line());
-    }
-
-    /// That line.
-    pub fn line(&self) -> String {
 }
 
 impl TrustFiles {

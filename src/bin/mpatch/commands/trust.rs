@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::{read_patch, refuse_folder};
 use crate::error::{CommandError, ExitKind};
+use crate::history::recorded_patch;
 use crate::places;
 use crate::projects;
 use crate::report::{Output, Page, Report, count};
@@ -53,7 +54,7 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct AddArguments {
-    /// A file (public key, allowed signers or patch), or a line of allowed signers itself
+    /// A file (public key, allowed signers or patch), a patch of the history here, or a line of allowed signers itself
     what: String,
     /// Whom the key stands for, e.g. an address; the key's comment by default
     #[arg(long, value_name = "NAME")]
@@ -248,7 +249,8 @@ fn candidates(arguments: &AddArguments) -> Result<Candidates, CommandError> {
     })?
     else {
         if !what.contains(' ') {
-            return Err(CommandError::io("read", path, &std::io::ErrorKind::NotFound.into()));
+            let patch = recorded_patch(path)?.ok_or_else(|| places::missing(path))?;
+            return Candidates::new(signers_of(&patch, path, arguments.principal.as_deref())?, true, what);
         }
         let line = key_line(what, arguments.principal.as_deref(), what)?;
         return Candidates::new(vec![line], false, what);
@@ -449,7 +451,7 @@ fn project(arguments: &ProjectArguments) -> Result<TrustListReport, CommandError
             ..TrustListReport::new("withdraw")
         });
     }
-    let missing = || CommandError::io("read", &path, &std::io::ErrorKind::NotFound.into());
+    let missing = || places::missing(&path).hint("`mpatch trust add KEY.pub --project` begins one");
     let text = places::read_text(&path)?.ok_or_else(missing)?;
     projects::accept(&folder, &text)?;
     let signers = AllowedSigners::parse(&text);
