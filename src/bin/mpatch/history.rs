@@ -296,7 +296,7 @@ impl CommitReport {
     /// The commit on a page, with at most `facts_shown` facts.
     pub fn write(&self, page: &mut Page, branch: Option<&str>, facts_shown: usize) {
         page.title(&self.heading(branch));
-        page.line(&format!("{}, {}", self.date, self.author));
+        page.quote(&format!("{}, {}", self.date, self.author));
         page.quote(&self.title);
         // A patch of one fact is called by it.
         let facts: &[String] = if self.facts == [self.title.clone()] { &[] } else { &self.facts };
@@ -308,7 +308,7 @@ impl CommitReport {
             page.hint(&format!("  and {hidden} more; `mpatch show {}` lists them", self.id.short()));
         }
         for note in &self.notes {
-            page.line(&format!("note: {note}"));
+            page.quote(&format!("note: {note}"));
         }
     }
 }
