@@ -11,7 +11,7 @@ use crate::patch::PatchError;
 #[non_exhaustive]
 pub enum StoreError {
     /// There is none.
-    #[error("`{path}` is no mpatch store, nor is any folder above it")]
+    #[error("`{path}` is no history of mpatch, nor is any folder above it")]
     NoStore {
         /// Where one was looked for.
         path: PathBuf,
@@ -25,7 +25,7 @@ pub enum StoreError {
         what: &'static str,
     },
     /// A later mpatch made it.
-    #[error("the store `{path}` has version {found}, this program knows version {known}")]
+    #[error("the history `{path}` has version {found}, this program knows version {known}")]
     Version {
         /// The store.
         path: PathBuf,
@@ -36,14 +36,14 @@ pub enum StoreError {
     },
     /// It, or its configuration, belongs to somebody else or is everybody's to write: it is not to be trusted.
     #[error(
-        "the store `{path}` belongs to another user of this machine, or others can write to its configuration"
+        "the history `{path}` belongs to another user of this machine, or others can write to its configuration"
     )]
     Owner {
         /// The store.
         path: PathBuf,
     },
     /// Another process changes it, and did not end in time.
-    #[error("the store `{path}` is being changed by another process, for {seconds} s now")]
+    #[error("the history `{path}` is being changed by another process, for {seconds} s now")]
     Busy {
         /// The store.
         path: PathBuf,
@@ -51,7 +51,7 @@ pub enum StoreError {
         seconds: f64,
     },
     /// git objects or refs cannot be read or written.
-    #[error("the store cannot {action}: {source}")]
+    #[error("the history cannot {action}: {source}")]
     Git {
         /// What was tried.
         action: String,
@@ -155,7 +155,7 @@ pub enum StoreError {
         verb: &'static str,
     },
     /// Two histories have nothing in common.
-    #[error("{what} is about another base: weights {found}, this store's base has {expected}")]
+    #[error("{what} is about another base: weights {found}, this history's base has {expected}")]
     OtherBase {
         /// The other history.
         what: String,

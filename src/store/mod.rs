@@ -375,7 +375,7 @@ fn refuse_others(repository: &Repository, folder: &Path) -> Result<(), StoreErro
 /// Refuses a folder with a repository in it.
 fn refuse_repository(folder: &Path) -> Result<(), StoreError> {
     match Store::open(folder) {
-        Ok(_) => Err(StoreError::Exists { path: folder.to_owned(), what: "an mpatch store" }),
+        Ok(_) => Err(StoreError::Exists { path: folder.to_owned(), what: "a history of mpatch" }),
         Err(StoreError::NoStore { .. }) if folder.join(GIT).symlink_metadata().is_err() => Ok(()),
         Err(StoreError::NoStore { .. }) => {
             Err(StoreError::Exists { path: folder.to_owned(), what: "a git repository of something else" })

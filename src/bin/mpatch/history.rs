@@ -117,7 +117,7 @@ impl From<StoreError> for CommandError {
             StoreError::NoStore { .. } => {
                 (ExitKind::Usage, "`mpatch init --base MODEL` begins a history, `mpatch clone` copies one")
             }
-            StoreError::Exists { .. } => (ExitKind::Conflict, "choose an empty folder"),
+            StoreError::Exists { .. } => (ExitKind::Conflict, "choose another folder, in which no `.git` is"),
             StoreError::Version { .. } => (ExitKind::Unsupported, "update mpatch"),
             StoreError::Owner { .. } => (
                 ExitKind::Io,
@@ -305,7 +305,7 @@ impl CommitReport {
         }
         let hidden = facts.len().saturating_sub(facts_shown);
         if hidden > 0 {
-            page.hint(&format!("  and {hidden} more; `mpatch show {}` lists them", self.id.short()));
+            page.hint(&format!("  and {hidden} more; `mpatch show {} --all` lists them", self.id.short()));
         }
         for note in &self.notes {
             page.quote(&format!("note: {note}"));

@@ -73,7 +73,7 @@ pub fn locate(
         let (tensor, strangers) = (first.name.clone(), misfits.len());
         let tensors = atlas.base().tensors.len();
         let stranger = Stranger { tensor, found: None, strangers, tensors };
-        return Ok(Located { standing: Standing::Unknown(stranger), compared: tensors });
+        return Ok(Located { standing: Standing::Unknown(stranger), compared: 0 });
     }
     let digests = digests(atlas, checkpoint, all, output)?;
     Ok(Located { standing: atlas.locate(&digests), compared: digests.len() })
@@ -164,5 +164,5 @@ pub fn stranger_words(stranger: &Stranger) -> String {
         Some(found) => format!("tensor `{tensor}` hashes to {found}, as in none of them"),
         None => format!("tensor `{tensor}` is missing, or has another type or shape than in the base"),
     };
-    if *strangers > 1 { format!("{problem}; so do {strangers} of {tensors}") } else { problem }
+    if *strangers > 1 { format!("{problem}; {strangers} of {tensors} in all") } else { problem }
 }

@@ -154,8 +154,12 @@ impl Report for StatusReport {
                 page.line(&stranger_words(stranger));
             }
         }
-        let all = if self.tensors_compared == self.tensors { "all" } else { "those that patches touch" };
-        page.line(&format!("by the digests of {}: {all}", count(self.tensors_compared, "tensor")));
+        let tensors = count(self.tensors_compared, "tensor");
+        page.line(&match self.tensors_compared {
+            0 => "by the names, types and shapes of its tensors; no digest was computed".to_owned(),
+            all if all == self.tensors => format!("by the digests of {tensors}: all"),
+            _ => format!("by the digests of {tensors}: those that patches touch"),
+        });
         for remote in &self.remotes {
             let RemoteReport { name, ahead, behind } = remote;
             page.line(&format!("{} ahead of {name}, {behind} behind", count(*ahead, "commit")));
