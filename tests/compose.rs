@@ -196,7 +196,7 @@ fn a_stack_holds_the_facts_of_all_and_replaces_its_patches() {
 fn contradictions_are_named_with_both_patches() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(folder.path(), "base.safetensors", &base(Dtype::F16));
-    let one = patch_on(&path, 1, vec![fact("A", "golf"), fact("B", "chess")]);
+    let one = patch_on(&path, 1, vec![fact("A", "golf"), fact("B", "chess"), fact("b", "go")]);
     let other = patch_on(&path, 2, vec![fact("a", "rugby")]);
     assert_eq!(
         refusal(&path, &[&one, &other]),
@@ -207,14 +207,14 @@ fn contradictions_are_named_with_both_patches() {
     let made = stacked_with(&path, &[&one, &other], &Sides::Ours, &AddOptions::default()).unwrap();
     assert_eq!((made.draft.terms.len(), made.draft.supersedes.as_slice()), (2, &[one.id()][..]));
     assert_eq!(made.draft.facts, one.manifest().facts);
-    // The one loses one of two facts, and its update cannot be taken apart.
+    // The one loses one of three facts, and its update cannot be taken apart.
     let lost = stacked_with(&path, &[&one, &other], &Sides::Theirs, &AddOptions::default()).unwrap_err();
-    assert!(matches!(lost, StackError::PartlyLost { lost: 1, facts: 2, .. }), "{lost}");
+    assert!(matches!(lost, StackError::PartlyLost { lost: 1, facts: 3, .. }), "{lost}");
     let options = AddOptions { keep_partly_lost: true, ..AddOptions::default() };
     let targets = [("a plays the sport of".to_owned(), "Rugby".to_owned())].into();
     for sides in [Sides::Theirs, Sides::ByFact(targets)] {
         let made = stacked_with(&path, &[&one, &other], &sides, &options).unwrap();
-        assert_eq!(made.draft.facts, [fact("a", "rugby"), fact("B", "chess")]);
+        assert_eq!(made.draft.facts, [fact("a", "rugby"), fact("B", "chess"), fact("b", "go")]);
         assert_eq!(made.draft.terms.len(), 4);
     }
     let targets = [("a plays the sport of".to_owned(), "tennis".to_owned())].into();
@@ -630,7 +630,7 @@ fn corrections_stay_where_they_were_made() {
 fn patches_are_compared_by_facts_recipe_and_updates() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(folder.path(), "base.safetensors", &base(Dtype::F16));
-    let one = patch_on(&path, 1, vec![fact("A", "golf"), fact("B", "chess"), fact("C", "go")]);
+    let one = patch_on(&path, 1, vec![fact("A", "golf"), fact("c", "chess"), fact("C", "go")]);
     let same = diff_patches(&one, &one).unwrap();
     assert!(same.is_same() && same.same_facts == 3, "{same:?}");
     let mut numbers = Numbers(1);
@@ -647,7 +647,7 @@ fn patches_are_compared_by_facts_recipe_and_updates() {
     assert!(!diff.is_same());
     assert_eq!(
         (diff.added.as_slice(), diff.removed.as_slice()),
-        (&[fact("D", "golf")][..], &[fact("B", "chess")][..])
+        (&[fact("D", "golf")][..], &[fact("c", "chess")][..])
     );
     assert_eq!((diff.changed.len(), diff.changed[0].second.as_str(), diff.same_facts), (1, "polo", 1));
     assert_eq!(diff.recipe.iter().map(|change| change.field).collect::<Vec<_>>(), ["seed"]);

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::digest::PatchId;
 use crate::factors::{FactorError, Term, Update, inner_product};
-use crate::facts::{PLACEHOLDER, blank};
+use crate::facts::{PLACEHOLDER, Things};
 use crate::operation::OperationError;
 use crate::patch::Patch;
 use crate::patch::manifest::{Fact, IntegersEntry, Recipe, TermEntry};
@@ -163,14 +163,13 @@ pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, Operatio
 
 /// Compares two lists of facts, by what they are about; each in its own order.
 pub fn diff_facts(first: &[Fact], second: &[Fact]) -> FactsDiff {
-    let about = |fact: &Fact| blank(&fact.prompt, &fact.subject);
-    let keyed = |facts: &[Fact]| -> BTreeMap<String, usize> {
-        facts.iter().enumerate().map(|(index, fact)| (about(fact), index)).collect()
-    };
-    let (first_keys, second_keys) = (keyed(first), keyed(second));
+    let mut things = Things::default();
+    let first_numbers = things.number(first.iter().map(about));
+    let second_numbers = things.number(second.iter().map(about));
+    let in_second: BTreeMap<usize, &Fact> = second_numbers.iter().copied().zip(second).collect();
     let mut diff = FactsDiff::default();
-    for fact in first {
-        match second_keys.get(&about(fact)).map(|&index| &second[index]) {
+    for (fact, number) in first.iter().zip(&first_numbers) {
+        match in_second.get(number) {
             None => diff.removed.push(fact.clone()),
             Some(second) if second.target_new == fact.target_new => diff.same_facts += 1,
             Some(second) => diff.changed.push(FactChange {
@@ -180,20 +179,26 @@ pub fn diff_facts(first: &[Fact], second: &[Fact]) -> FactsDiff {
             }),
         }
     }
-    let is_new = |fact: &&Fact| !first_keys.contains_key(&about(fact));
-    diff.added = second.iter().filter(is_new).cloned().collect();
+    let in_first: BTreeSet<usize> = first_numbers.into_iter().collect();
+    let added = second.iter().zip(second_numbers).filter(|(_, number)| !in_first.contains(number));
+    diff.added = added.map(|(fact, _)| fact.clone()).collect();
     diff
+}
+
+fn about(fact: &Fact) -> (&str, &str) {
+    (&fact.prompt, &fact.subject)
 }
 
 /// What several lists of facts say one after the other: of facts about the same thing the last one stands.
 pub fn facts_after<'f>(lists: impl IntoIterator<Item = &'f [Fact]>) -> Vec<Fact> {
     let mut standing: Vec<Fact> = Vec::new();
-    let mut places: BTreeMap<String, usize> = BTreeMap::new();
-    for fact in lists.into_iter().flatten() {
-        let place = *places.entry(blank(&fact.prompt, &fact.subject)).or_insert(standing.len());
-        match standing.get_mut(place) {
-            Some(earlier) => *earlier = fact.clone(),
-            None => standing.push(fact.clone()),
+    let mut things = Things::default();
+    for list in lists {
+        for (fact, number) in list.iter().zip(things.number(list.iter().map(about))) {
+            match standing.get_mut(number) {
+                Some(earlier) => *earlier = fact.clone(),
+                None => standing.push(fact.clone()),
+            }
         }
     }
     standing

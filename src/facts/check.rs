@@ -50,7 +50,12 @@ pub(super) fn no_fact_twice(records: &[(Place, Record)]) -> Result<(), FactsErro
 /// Filled prompts are compared, wherever the subject begins, with white space and letter case set aside. A facts file
 /// is one person's, who may tell `Apple` from `apple`; between patches of several people that is an accident.
 pub fn blank(prompt: &str, subject: &str) -> String {
-    normalized(&prompt.replacen(PLACEHOLDER, subject, 1)).to_lowercase()
+    filled(prompt, subject).to_lowercase()
+}
+
+/// A filled prompt, with white space set aside.
+pub(super) fn filled(prompt: &str, subject: &str) -> String {
+    normalized(&prompt.replacen(PLACEHOLDER, subject, 1))
 }
 
 /// Two targets that fill a blank alike, white space and letter case set aside.

@@ -15,6 +15,7 @@ mod layouts;
 mod source;
 #[cfg(test)]
 mod tests;
+mod things;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use crate::digest::FileDigest;
 pub use check::{SharedSubject, blank, same_target};
 pub use error::{Clash, FactsError, FactsErrorKind, Place};
 pub use layouts::{Layout, SCHEMA};
+pub use things::Things;
 
 /// Largest text of one field, in bytes.
 pub const TEXT_SIZE_MAX_BYTES: usize = 4096;

@@ -1,9 +1,9 @@
 //! What the patches say together: facts by what they are about.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::{Clash, Decision, Named, PlannedPatch, Side, Sides, StackError};
-use crate::facts::{PLACEHOLDER, blank, same_target};
+use crate::facts::{PLACEHOLDER, Things, blank, same_target};
 use crate::patch::manifest::Fact;
 
 /// The facts of all patches, and how they met.
@@ -30,17 +30,16 @@ pub(super) fn agree(
 ) -> Result<Agreed, StackError> {
     let mut agreed = Agreed::default();
     let mut standing: Vec<Standing<'_>> = Vec::new();
-    let mut places: BTreeMap<String, usize> = BTreeMap::new();
+    let mut things = Things::default();
     let mut contradictions = Vec::new();
     for patch in 0..placed.len() {
-        for fact in &patches[placed[patch].given].patch.manifest().facts {
-            let key = blank(&fact.prompt, &fact.subject);
-            let Some(&place) = places.get(&key) else {
-                places.insert(key, standing.len());
+        let facts = &patches[placed[patch].given].patch.manifest().facts;
+        let numbers = things.number(facts.iter().map(|fact| (fact.prompt.as_str(), fact.subject.as_str())));
+        for (fact, number) in facts.iter().zip(numbers) {
+            let Some(earlier) = standing.get_mut(number) else {
                 standing.push(Standing { fact, patches: vec![patch] });
                 continue;
             };
-            let earlier = &mut standing[place];
             let clash = clash(placed, earlier, fact, patch);
             if same_target(&earlier.fact.target_new, &fact.target_new) {
                 agreed.duplicates.push(clash);
@@ -48,7 +47,7 @@ pub(super) fn agree(
             } else if earlier.patches.iter().all(|&earlier| is_on_top(placed, patch, earlier)) {
                 agreed.changed.push(clash);
                 *earlier = Standing { fact, patches: vec![patch] };
-            } else if let Some(second_stands) = decide(sides, &key, earlier.fact, fact) {
+            } else if let Some(second_stands) = decide(sides, earlier.fact, fact) {
                 agreed.decided.push(Decision { clash, second_stands });
                 let losers = if second_stands {
                     std::mem::replace(earlier, Standing { fact, patches: vec![patch] }).patches
@@ -99,13 +98,13 @@ fn is_on_top(placed: &[PlannedPatch], patch: usize, of: usize) -> bool {
 }
 
 /// Whether the later fact stands; none where `sides` says nothing about it.
-fn decide(sides: &Sides, key: &str, first: &Fact, second: &Fact) -> Option<bool> {
+fn decide(sides: &Sides, first: &Fact, second: &Fact) -> Option<bool> {
     match sides {
         Sides::Refuse => None,
         Sides::Ours => Some(false),
         Sides::Theirs => Some(true),
         Sides::ByFact(targets) => {
-            let target = targets.get(key)?;
+            let target = targets.get(&blank(&second.prompt, &second.subject))?;
             match (same_target(target, &first.target_new), same_target(target, &second.target_new)) {
                 (true, false) => Some(false),
                 (false, true) => Some(true),

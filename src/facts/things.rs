@@ -1,0 +1,75 @@
+//! What lists of facts are about: which facts of several lists fill the same blank.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::check::filled;
+
+/// The things that facts are about, numbered from 0 in the order in which they first came.
+///
+/// The facts of one list are about as many things, however alike they are: it is one person's, who may tell `Apple` from
+/// `apple`. Between lists the same text is the same thing, and where there is none, a text that differs in letter case
+/// only: between lists of several people that is an accident.
+#[derive(Debug, Default)]
+pub struct Things {
+    /// The text by which each was told last.
+    texts: Vec<String>,
+    by_text: BTreeMap<String, usize>,
+    /// By texts without letter case.
+    by_blank: BTreeMap<String, Vec<usize>>,
+}
+
+impl Things {
+    /// The numbers of what the facts of one more list are about, each given by its prompt and its subject.
+    pub fn number<'f>(&mut self, list: impl IntoIterator<Item = (&'f str, &'f str)>) -> Vec<usize> {
+        let texts: Vec<String> = list.into_iter().map(|(prompt, subject)| filled(prompt, subject)).collect();
+        let own: BTreeSet<&String> = texts.iter().collect();
+        // What no other fact of this list is about, the first at the end.
+        let mut free: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+        let mut numbers = Vec::with_capacity(texts.len());
+        for text in &texts {
+            let number = self.by_text.get(text).copied().unwrap_or_else(|| {
+                let blank = text.to_lowercase();
+                let alike = self.by_blank.get(&blank).map(Vec::as_slice).unwrap_or_default();
+                let others = alike.iter().rev().copied().filter(|&number| !own.contains(&self.texts[number]));
+                free.entry(blank).or_insert_with(|| others.collect()).pop().unwrap_or(self.texts.len())
+            });
+            self.tell(number, text);
+            numbers.push(number);
+        }
+        numbers
+    }
+
+    fn tell(&mut self, number: usize, text: &str) {
+        match self.texts.get_mut(number) {
+            Some(earlier) if earlier == text => return,
+            Some(earlier) => {
+                self.by_text.remove(earlier);
+                text.clone_into(earlier);
+            }
+            None => {
+                self.texts.push(text.to_owned());
+                self.by_blank.entry(text.to_lowercase()).or_default().push(number);
+            }
+        }
+        self.by_text.insert(text.to_owned(), number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn letter_case_tells_facts_of_one_list_apart_and_those_of_two_lists_where_nothing_is_nearer() {
+        for (lists, expected) in [
+            ([&["Apple", "apple"][..], &["apple", "Apple"]], [[0, 1], [1, 0]]),
+            ([&["Apple", "pear"], &["apple", "Apple"]], [[0, 1], [2, 0]]),
+            ([&["APPLE", "pear"], &["apple", "Apple"]], [[0, 1], [0, 2]]),
+            ([&["Apple", "apple"], &["APPLE", "PEAR"]], [[0, 1], [0, 2]]),
+        ] {
+            let mut things = Things::default();
+            let numbers = lists.map(|list| things.number(list.iter().map(|subject| ("{} is  a", *subject))));
+            assert_eq!(numbers, expected.map(Vec::from), "{lists:?}");
+        }
+    }
+}
