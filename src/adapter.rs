@@ -35,6 +35,8 @@ const PREFIX: &str = "base_model.model.";
 const WEIGHT_ENDING: &str = ".weight";
 /// Layers of GPT-J as they are called where the checkpoint leaves `transformer.` out.
 const BARE_LAYER: &str = "h.";
+/// Last names of matrices that tokens or positions are looked up in: such layers have factors of other names.
+const EMBEDDINGS: [&str; 3] = ["wte", "wpe", "embed_tokens"];
 /// Architectures whose matrices are stored `[in, out]`.
 const TRANSPOSED: [&str; 2] = ["GPT2", "OpenAIGPT"];
 
@@ -136,7 +138,10 @@ impl<'p> Adapter<'p> {
                 }
             }
             let [rows, columns] = tensor.shape;
-            let path = tensor.name.strip_suffix(WEIGHT_ENDING).filter(|_| rows > 1);
+            let is_linear = |path: &&str| {
+                rows > 1 && path.rsplit('.').next().is_some_and(|name| !EMBEDDINGS.contains(&name))
+            };
+            let path = tensor.name.strip_suffix(WEIGHT_ENDING).filter(is_linear);
             let Some(path) = path else {
                 return Err(AdapterError::NotLinear { tensor: tensor.name.clone(), rows, columns });
             };

@@ -200,6 +200,13 @@ fn a_patch_that_is_more_than_factors_becomes_no_adapter() {
     let (_, extracted) = extracted_exactly(&path, &edited);
     let found = refusal(&extracted);
     assert!(found.contains("a correction") && found.contains(SECOND), "{found}");
+    let mut embedding: Draft = bound(vec![numbers.low_rank(SHAPE, 2, 6, 0.3)]);
+    embedding.bindings[0].tensors[0].name = "transformer.wte.weight".into();
+    let found = refusal(&decoded(&embedding));
+    assert!(
+        found.contains("`transformer.wte.weight`") && found.contains("not the weight of a linear"),
+        "{found}"
+    );
     let mut transposed: Draft = bound(vec![numbers.low_rank(SHAPE, 2, 6, 0.3)]);
     transposed.base.architecture = "GPT2LMHeadModel".into();
     assert!(refusal(&decoded(&transposed)).contains("[in, out]"));
