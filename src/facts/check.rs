@@ -5,15 +5,6 @@ use std::collections::HashMap;
 use super::error::{Clash, FactsError, Place};
 use super::{PLACEHOLDER, Record, Request};
 
-/// A subject that several records speak of.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SharedSubject {
-    /// The subject.
-    pub subject: String,
-    /// Positions of its records, from 1, ascending.
-    pub positions: Vec<usize>,
-}
-
 /// `text` with every run of white space as one space, and none at the ends.
 fn normalized(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
@@ -63,20 +54,6 @@ pub fn same_target(one: &str, other: &str) -> bool {
     normalized(one).to_lowercase() == normalized(other).to_lowercase()
 }
 
-pub(super) fn shared_subjects(records: &[Record]) -> Vec<SharedSubject> {
-    let mut subjects: Vec<SharedSubject> = Vec::new();
-    let mut index_of: HashMap<String, usize> = HashMap::new();
-    for (index, Record { request, .. }) in records.iter().enumerate() {
-        let subject_index = *index_of.entry(normalized(&request.subject)).or_insert(subjects.len());
-        if subject_index == subjects.len() {
-            subjects.push(SharedSubject { subject: request.subject.clone(), positions: Vec::new() });
-        }
-        subjects[subject_index].positions.push(index + 1);
-    }
-    subjects.retain(|shared| shared.positions.len() > 1);
-    subjects
-}
-
 pub(super) fn warnings(records: &[Record]) -> Vec<String> {
     shared_warning(records).into_iter().chain(unanswered_warning(records)).collect()
 }
@@ -91,16 +68,22 @@ fn unanswered_warning(records: &[Record]) -> Option<String> {
 }
 
 fn shared_warning(records: &[Record]) -> Option<String> {
-    let shared = shared_subjects(records);
-    let first = shared.first()?;
-    let positions: Vec<String> = first.positions.iter().take(4).map(usize::to_string).collect();
-    let more = if first.positions.len() > 4 { ", ..." } else { "" };
-    let subjects =
-        if shared.len() == 1 { "1 subject has" } else { &format!("{} subjects have", shared.len()) };
+    let mut positions: HashMap<String, Vec<usize>> = HashMap::new();
+    for (index, Record { request, .. }) in records.iter().enumerate() {
+        positions.entry(normalized(&request.subject)).or_default().push(index + 1);
+    }
+    let shared = || positions.values().filter(|positions| positions.len() > 1);
+    let first = shared().min_by_key(|positions| positions[0])?;
+    let subjects = match shared().count() {
+        1 => "1 subject has".to_owned(),
+        count => format!("{count} subjects have"),
+    };
+    let more = if first.len() > 4 { ", ..." } else { "" };
+    let shown: Vec<String> = first.iter().take(4).map(usize::to_string).collect();
     Some(format!(
         "{subjects} several facts (`{}`: records {}{more}): their edits meet at the same token, and MEMIT writes \
          each less surely than alone",
-        first.subject,
-        positions.join(", "),
+        records[first[0] - 1].request.subject,
+        shown.join(", "),
     ))
 }

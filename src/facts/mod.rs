@@ -23,7 +23,7 @@ use serde::{Serialize, Serializer};
 
 use crate::digest::FileDigest;
 
-pub use check::{SharedSubject, blank, same_target};
+pub use check::{blank, same_target};
 pub use error::{Clash, FactsError, FactsErrorKind, Place};
 pub use layouts::{Layout, SCHEMA};
 pub use things::Things;
@@ -111,11 +111,6 @@ impl FactsFile {
     /// The requests, in order.
     pub fn requests(&self) -> impl ExactSizeIterator<Item = &Request> {
         self.records.iter().map(|record| &record.request)
-    }
-
-    /// Subjects that more than one record speaks of, in order of first appearance.
-    pub fn shared_subjects(&self) -> Vec<SharedSubject> {
-        check::shared_subjects(&self.records)
     }
 
     /// What is allowed and yet worth knowing before a long run, one sentence each.

@@ -316,10 +316,6 @@ fn facts_that_share_a_subject_are_allowed_and_mentioned() {
     assert_eq!(parse(BALL).warnings(), Vec::<String>::new());
     let facts = parse(&format!("[{BALL}, {}]", BALL.replace("plays the sport of", "was born in")));
     assert_eq!(
-        facts.shared_subjects(),
-        [SharedSubject { subject: "LeBron James".into(), positions: vec![1, 2] }]
-    );
-    assert_eq!(
         facts.warnings(),
         [
             "1 subject has several facts (`LeBron James`: records 1, 2): their edits meet at the same token, and \
