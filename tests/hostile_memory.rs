@@ -202,10 +202,10 @@ fn hollow_patches() {
 fn facts() {
     let many = |count: usize, text: &str| vec![text; count].join(",");
     let (name, count) = ("s".repeat(100_000), 5_000);
-    let (texts, none) = (many(count, r#""a""#), many(count, r#""""#));
+    let (texts, least) = (many(count, r#""a""#), many(count, r#""n""#));
     let call = format!(
         r#"{{"prompts":[{}],"subject":[{}],"target_new":[{texts}],
-            "locality_inputs":{{"{name}":{{"prompt":[{none}],"ground_truth":[{none}]}}}}}}"#,
+            "locality_inputs":{{"{name}":{{"prompt":[{least}],"ground_truth":[{least}]}}}}}}"#,
         (0..count).map(|index| format!(r#""a{index}""#)).collect::<Vec<_>>().join(","),
         texts,
     );
@@ -213,7 +213,7 @@ fn facts() {
         r#"[{{"requested_rewrite":{{"prompt":"{{}} x","subject":"a","target_new":{{"str":"b"}},
             "target_true":{{"str":"{}"}}}},"neighborhood_prompts":[{}]}}]"#,
         "o".repeat(4_096),
-        many(20_000, r#""""#),
+        many(20_000, r#""n""#),
     );
     for text in [call, counterfact] {
         let peak = peak_bytes(|| FactsFile::parse(text.as_bytes()).unwrap());

@@ -75,7 +75,7 @@ impl<'a> Fields<'a> {
     }
 
     fn not_blank(&self, name: &str, text: String) -> Result<String, FactsError> {
-        if text.trim().is_empty() {
+        if is_blank(&text) {
             return Err(FactsError::EmptyText { place: self.place.clone(), field: self.path(name) });
         }
         Ok(text)
@@ -110,8 +110,17 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Texts in field `name`: a list, one alone, or none.
+    /// Texts in field `name`: a list, one alone, or none. Each must say something.
     pub fn texts(&self, name: &str) -> Result<Vec<String>, FactsError> {
+        let texts = self.texts_or_blanks(name)?;
+        let Some(index) = texts.iter().position(|text| is_blank(text)) else { return Ok(texts) };
+        let is_list = self.value(name).is_some_and(Value::is_array);
+        let field = if is_list { format!("{}[{index}]", self.path(name)) } else { self.path(name) };
+        Err(FactsError::EmptyText { place: self.place.clone(), field })
+    }
+
+    /// As [`Fields::texts`], with those that say nothing.
+    pub fn texts_or_blanks(&self, name: &str) -> Result<Vec<String>, FactsError> {
         match self.value(name) {
             Some(Value::String(text)) => Ok(vec![self.checked(name, text)?]),
             Some(Value::Array(values)) => values.iter().map(|value| self.text_in(name, value)).collect(),
@@ -133,10 +142,12 @@ impl<'a> Fields<'a> {
 
     /// The fact in the fields `prompt`, `subject` and `target_new`, its prompt with `{}`.
     pub fn request(&self, target_old: &str) -> Result<Request, FactsError> {
+        let prompt = self.one_placeholder(self.text("prompt")?)?;
+        let (prompt, subject) = set_apart(&prompt, &self.text("subject")?);
         Ok(Request {
             id: self.id()?,
-            prompt: self.one_placeholder(self.text("prompt")?)?,
-            subject: self.text("subject")?,
+            prompt,
+            subject,
             target_new: self.target("target_new")?,
             target_old: self.optional_target(target_old)?,
             note: self.optional_text("note")?,
@@ -173,6 +184,23 @@ impl<'a> Fields<'a> {
         let (place, subject, prompt) = (self.place.clone(), excerpt(subject), excerpt(text));
         Err(FactsError::SubjectInPrompt { place, subject, prompt, found })
     }
+}
+
+/// Says nothing.
+pub(super) fn is_blank(text: &str) -> bool {
+    text.trim().is_empty()
+}
+
+/// A prompt and its subject without the blanks around it, at which the model would be edited instead of at the
+/// subject's end; where the prompt has none in their place, it gets one.
+pub(super) fn set_apart(prompt: &str, subject: &str) -> (String, String) {
+    let (before, after) = prompt.split_once(PLACEHOLDER).unwrap_or((prompt, ""));
+    let is_bare = |text: &str, end: Option<char>| !text.is_empty() && !end.is_some_and(char::is_whitespace);
+    let begins = subject.starts_with(char::is_whitespace) && is_bare(before, before.chars().next_back());
+    let ends = subject.ends_with(char::is_whitespace) && is_bare(after, after.chars().next());
+    let space = |needed| if needed { " " } else { "" };
+    let prompt = format!("{before}{}{PLACEHOLDER}{}{after}", space(begins), space(ends));
+    (prompt, subject.trim().to_owned())
 }
 
 /// The id of a record, whichever of the usual names and kinds it has.

@@ -73,7 +73,7 @@ pub struct Request {
     pub id: Option<String>,
     /// The prompt; holds `{}` exactly once.
     pub prompt: String,
-    /// The subject; not empty.
+    /// The subject; not empty, and without blanks around it.
     pub subject: String,
     /// What the model is to say, without the one space that sets it off from the prompt.
     pub target_new: String,

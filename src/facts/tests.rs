@@ -274,6 +274,44 @@ fn blank_and_unprintable_texts_are_refused() {
 }
 
 #[test]
+fn prompts_that_say_nothing_are_refused_where_somebody_wrote_them_and_left_out_where_fields_are_filled_up() {
+    let zsre =
+        r#"{"src": "What does Pele play?", "subject": "Pele", "answers": ["football"], "rephrase": " "}"#;
+    assert_eq!(message(zsre), "record 1: field `rephrase` is empty");
+    let second = r#"{"prompt": "{} is", "subject": "x", "target_new": "y", "paraphrases": ["It is", "\n"]}"#;
+    assert_eq!(message(second), "record 1: field `paraphrases[1]` is empty");
+    let easy_edit = r#"{"prompt": "LeBron James plays", "subject": "LeBron James", "target_new": "football",
+        "rephrase_prompt": "", "rephrase": ["He plays", ""], "portability_prompt": "",
+        "locality": {"other": {"prompt": ["", "Who sang"], "ground_truth": ["a", "b"]}}}"#;
+    let facts = parse(easy_edit);
+    assert_eq!(facts.records[0].paraphrases, ["He plays"]);
+    assert_eq!(facts.records[0].neighbors, [neighbor("Who sang", Some("b"))]);
+    assert_eq!(facts.warnings(), Vec::<String>::new());
+}
+
+#[test]
+fn blanks_around_a_subject_go_to_the_prompt_or_away() {
+    for (prompt, subject, expected) in [
+        ("{} plays", " Pele", "{} plays"),
+        ("Now {} plays", " Pele\t", "Now {} plays"),
+        ("Now{}plays", " Pele ", "Now {} plays"),
+        ("Now{}plays", "Pele", "Now{}plays"),
+        ("Who is {}", "Pele ", "Who is {}"),
+        ("Pele plays", " Pele ", "{} plays"),
+    ] {
+        let fact = serde_json::json!({ "prompt": prompt, "subject": subject, "target_new": "chess" });
+        let request = parse(&fact.to_string()).records.remove(0).request;
+        assert_eq!(
+            (request.prompt.as_str(), request.subject.as_str()),
+            (expected, "Pele"),
+            "{prompt}{subject}"
+        );
+    }
+    let zsre = parse(r#"{"src": "What does Pele play?", "subject": "Pele ", "answers": ["football"]}"#);
+    assert_eq!(zsre.records[0].request.prompt, "What does {} play?");
+}
+
+#[test]
 fn texts_are_accepted_at_the_limit_and_refused_one_past_it() {
     let of_size = |size: usize| BALL.replace("football", &"f".repeat(size));
     assert_eq!(parse(&of_size(TEXT_SIZE_MAX_BYTES)).records.len(), 1);

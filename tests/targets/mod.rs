@@ -206,7 +206,8 @@ pub fn facts(data: &[u8]) {
         Ok(file) => {
             for request in file.requests() {
                 assert_eq!(request.prompt.matches(PLACEHOLDER).count(), 1, "{:?}", request.prompt);
-                assert!(!request.subject.trim().is_empty() && request.text().contains(&request.subject));
+                assert!(!request.subject.is_empty() && request.subject.trim() == request.subject);
+                assert!(request.text().contains(&request.subject));
             }
             // At most one about shared subjects, and one about neighbours.
             assert!(!file.records.is_empty() && file.warnings().len() <= 2);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::Object;
 use crate::facts::error::FactsError;
-use crate::facts::fields::Fields;
+use crate::facts::fields::{Fields, is_blank, set_apart};
 use crate::facts::{Neighbor, PLACEHOLDER, Record, Request, unspaced};
 
 /// Fields that no other layout has.
@@ -29,8 +29,10 @@ const NO_TARGET: &str = "<|endoftext|>";
 
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     let request = request(fields)?;
-    let mut paraphrases = fields.texts("rephrase_prompt")?;
-    paraphrases.extend(fields.texts("rephrase")?);
+    let mut paraphrases = fields.texts_or_blanks("rephrase_prompt")?;
+    paraphrases.extend(fields.texts_or_blanks("rephrase")?);
+    // Fields that every record of a data set has are left blank where there is nothing to say.
+    paraphrases.retain(|text| !is_blank(text));
     let mut neighbors = named_probes(fields, "locality")?;
     neighbors.extend(flat_probes(fields, "locality_prompt", &["locality_ground_truth", "locality_answer"])?);
     let mut portability = named_probes(fields, "portability")?;
@@ -40,10 +42,11 @@ pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
 
 fn request(fields: &Fields<'_>) -> Result<Request, FactsError> {
     let (prompt, subject) = (fields.text("prompt")?, fields.text("subject")?);
-    let prompt = if prompt.contains(PLACEHOLDER) {
-        fields.one_placeholder(prompt)?
+    let (prompt, subject) = if prompt.contains(PLACEHOLDER) {
+        set_apart(&fields.one_placeholder(prompt)?, &subject)
     } else {
-        fields.lift_subject(&prompt, &subject)?
+        let subject = subject.trim();
+        (fields.lift_subject(&prompt, subject)?, subject.to_owned())
     };
     let target_old = fields.value("ground_truth").or_else(|| fields.value("target_old")).and_then(first_text);
     Ok(Request {
@@ -79,12 +82,12 @@ fn flat_probes(fields: &Fields<'_>, prompt: &str, answers: &[&str]) -> Result<Ve
         Some(Value::Array(values)) => values.get(index).and_then(first_text),
         other => other.filter(|_| index == 0).and_then(first_text),
     };
-    let prompts = fields.texts(prompt)?.into_iter().enumerate();
+    let prompts = fields.texts_or_blanks(prompt)?.into_iter().enumerate();
     let probe = |(index, prompt)| {
         let expected = answer(fields, name, answer_at(index))?.map(Arc::from);
         Ok(Neighbor { prompt, expected })
     };
-    prompts.map(probe).collect()
+    prompts.filter(|(_, prompt)| !is_blank(prompt)).map(probe).collect()
 }
 
 /// Probes by name: `{"neighborhood": {"prompt": ..., "ground_truth": ...}}`, or a list of such under each name.

@@ -141,9 +141,11 @@ fn recognise(object: &Object, before: Option<Layout>, place: &Place) -> Result<L
 }
 
 fn subject_is_written_out(object: &Object) -> bool {
-    let text = |name: &str| object.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
+    let text = |name: &str| object.get(name).and_then(Value::as_str).map(str::trim);
     match (text("prompt"), text("subject")) {
-        (Some(prompt), Some(subject)) => !prompt.contains(PLACEHOLDER) && prompt.contains(subject),
+        (Some(prompt), Some(subject)) => {
+            !prompt.contains(PLACEHOLDER) && !subject.is_empty() && prompt.contains(subject)
+        }
         _ => false,
     }
 }

@@ -10,7 +10,7 @@ use crate::facts::fields::Fields;
 use crate::facts::{Neighbor, Record, Request, unspaced};
 
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
-    let subject = fields.text("subject")?;
+    let subject = fields.text("subject")?.trim().to_owned();
     let request = Request {
         id: fields.id()?,
         prompt: fields.lift_subject(&fields.text("src")?, &subject)?,
@@ -30,7 +30,9 @@ fn first_answer(fields: &Fields<'_>) -> Result<String, FactsError> {
 }
 
 fn neighbors(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
-    let expected = fields.optional_target("loc_ans")?.map(Arc::from);
-    let question = fields.optional_text("loc")?;
-    Ok(question.map(|question| Neighbor { prompt: format!("{question}?"), expected }).into_iter().collect())
+    let expected: Option<Arc<str>> = fields.optional_target("loc_ans")?.map(Arc::from);
+    let questions = fields.texts("loc")?.into_iter();
+    Ok(questions
+        .map(|question| Neighbor { prompt: format!("{question}?"), expected: expected.clone() })
+        .collect())
 }
