@@ -55,7 +55,8 @@ pub fn same_target(one: &str, other: &str) -> bool {
 }
 
 pub(super) fn warnings(records: &[Record]) -> Vec<String> {
-    shared_warning(records).into_iter().chain(unanswered_warning(records)).collect()
+    let warnings = [shared_warning(records), unanswered_warning(records), portability_warning(records)];
+    warnings.into_iter().flatten().collect()
 }
 
 /// Neighbours that cannot be asked, which would otherwise be missed in the scores only.
@@ -65,6 +66,13 @@ fn unanswered_warning(records: &[Record]) -> Option<String> {
     (answered < all).then(|| {
         format!("{} of {all} neighbours have no answer of their own: they are not asked", all - answered)
     })
+}
+
+/// Prompts that somebody wrote to be asked, and that nothing here asks.
+fn portability_warning(records: &[Record]) -> Option<String> {
+    let having = records.iter().filter(|record| record.has_portability).count();
+    let all = records.len();
+    (having > 0).then(|| format!("{having} of {all} records have portability prompts: they are not measured"))
 }
 
 fn shared_warning(records: &[Record]) -> Option<String> {

@@ -58,12 +58,11 @@ pub struct Record {
     pub paraphrases: Vec<String>,
     /// Prompts about other things, whose answers must stay as they are.
     pub neighbors: Vec<Neighbor>,
-    /// Prompts of other subjects that already have the new target.
-    pub attribute_prompts: Vec<String>,
     /// Openings for free text about the subject.
     pub generation_prompts: Vec<String>,
-    /// Prompts whose answers follow from the new fact.
-    pub portability: Vec<Neighbor>,
+    /// The file has prompts whose answers follow from the new fact, too. Nothing here measures those.
+    #[serde(skip)]
+    pub has_portability: bool,
 }
 
 /// One fact: this prompt, filled with this subject, is to go on with the new target.
@@ -126,9 +125,8 @@ impl Record {
             request,
             paraphrases: Vec::new(),
             neighbors: Vec::new(),
-            attribute_prompts: Vec::new(),
             generation_prompts: Vec::new(),
-            portability: Vec::new(),
+            has_portability: false,
         }
     }
 

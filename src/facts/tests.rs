@@ -76,11 +76,17 @@ fn counterfact_records_bring_their_measures() {
             request,
             paraphrases: vec!["Hail. LeBron James plays".into()],
             neighbors: vec![neighbor("Magic Johnson plays", Some("basketball"))],
-            attribute_prompts: vec!["Pele plays".into()],
             generation_prompts: vec!["LeBron James trains".into()],
-            portability: vec![],
+            has_portability: false,
         }
     );
+    // The same, taken out of the record.
+    let flat = parse(
+        r#"[{"case_id": 7, "prompt": "{} plays the sport of", "subject": "LeBron James", "target_new": {"str": "football"},
+            "target_true": {"str": "basketball"}, "paraphrase_prompts": ["Hail. LeBron James plays"],
+            "neighborhood_prompts": ["Magic Johnson plays"], "generation_prompts": ["LeBron James trains"]}]"#,
+    );
+    assert_eq!((flat.layout, flat.records), (Layout::Requests, facts.records));
 }
 
 #[test]
@@ -117,7 +123,7 @@ fn easyedit_records_have_their_subject_lifted_out() {
     assert_eq!(first.request, request);
     assert_eq!(first.paraphrases, ["LeBron James plays"]);
     assert_eq!(first.neighbors, [neighbor("Magic Johnson plays", Some("basketball"))]);
-    assert_eq!(first.portability, [neighbor("His ball is", Some("round"))]);
+    assert!(first.has_portability && !facts.records[1].has_portability);
     assert_eq!(facts.records[1].request.target_old, None);
 }
 
@@ -142,13 +148,12 @@ fn a_native_file_says_its_schema_and_carries_everything() {
     let text = r#"{"schema": "mpatch.facts/1", "facts": [{"id": "ball", "prompt": "{} plays the sport of",
         "subject": "LeBron James", "target_new": "football", "target_old": "basketball", "note": "made up",
         "paraphrases": ["LeBron James plays"], "neighbors": [{"prompt": "Magic Johnson plays", "expected": "basketball"}],
-        "attribute_prompts": ["Pele plays"], "generation_prompts": ["He"], "portability": ["His ball is"]}]}"#;
+        "attribute_prompts": ["Pele plays"], "generation_prompts": ["He"], "portability": []}]}"#;
     let facts = parse(text);
     assert_eq!(facts.layout, Layout::Native);
     let record = &facts.records[0];
     assert_eq!(record.request.note.as_deref(), Some("made up"));
     assert_eq!(record.neighbors, [neighbor("Magic Johnson plays", Some("basketball"))]);
-    assert_eq!(record.portability, [neighbor("His ball is", None)]);
 
     // A record written out is a fact of this layout again.
     let mut again = serde_json::to_value(record).expect("a record is JSON");
@@ -363,9 +368,13 @@ fn facts_that_share_a_subject_are_allowed_and_mentioned() {
 }
 
 #[test]
-fn neighbors_that_cannot_be_asked_are_mentioned() {
-    let zsre = r#"{"src": "What does Pele play?", "subject": "Pele", "answers": ["football"], "loc": "nq question: who sang"}"#;
-    let said = ["1 of 1 neighbours have no answer of their own: they are not asked"];
+fn prompts_that_are_not_asked_are_mentioned() {
+    let zsre = r#"{"src": "What does Pele play?", "subject": "Pele", "answers": ["football"], "loc": "nq question: who sang",
+        "portability": {"New Question": "What shape has Pele's ball?", "New Answer": "round"}}"#;
+    let said = [
+        "1 of 1 neighbours have no answer of their own: they are not asked",
+        "1 of 1 records have portability prompts: they are not measured",
+    ];
     assert_eq!(parse(zsre).warnings(), said);
 }
 

@@ -4,20 +4,22 @@ use std::sync::Arc;
 
 use crate::facts::error::FactsError;
 use crate::facts::fields::Fields;
-use crate::facts::{Neighbor, Record};
+use crate::facts::{Neighbor, Record, Request};
 
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
-    let request = fields.object("requested_rewrite")?.request("target_true")?;
+    with_measures(fields, fields.object("requested_rewrite")?.request("target_true")?)
+}
+
+/// `request` with CounterFact's prompts, which stand in `fields`.
+pub(super) fn with_measures(fields: &Fields<'_>, request: Request) -> Result<Record, FactsError> {
     // Neighbours are chosen to share the old target: it is what they must go on saying. A long one is not to be kept
     // for each of many short prompts.
     let expected: Option<Arc<str>> = request.target_old.as_deref().map(Arc::from);
     let neighbor = |prompt| Neighbor { prompt, expected: expected.clone() };
     Ok(Record {
-        request,
         paraphrases: fields.texts("paraphrase_prompts")?,
         neighbors: fields.texts("neighborhood_prompts")?.into_iter().map(neighbor).collect(),
-        attribute_prompts: fields.texts("attribute_prompts")?,
         generation_prompts: fields.texts("generation_prompts")?,
-        portability: Vec::new(),
+        ..Record::of(request)
     })
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::Object;
+use super::{Object, is_empty};
 use crate::facts::error::FactsError;
 use crate::facts::fields::{Fields, is_blank, set_apart};
 use crate::facts::{Neighbor, PLACEHOLDER, Record, Request, unspaced};
@@ -35,9 +35,7 @@ pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     paraphrases.retain(|text| !is_blank(text));
     let mut neighbors = named_probes(fields, "locality")?;
     neighbors.extend(flat_probes(fields, "locality_prompt", &["locality_ground_truth", "locality_answer"])?);
-    let mut portability = named_probes(fields, "portability")?;
-    portability.extend(flat_probes(fields, "portability_prompt", &["portability_answer"])?);
-    Ok(Record { paraphrases, neighbors, portability, ..Record::of(request) })
+    Ok(Record { paraphrases, neighbors, ..Record::of(request) })
 }
 
 fn request(fields: &Fields<'_>) -> Result<Request, FactsError> {
@@ -136,15 +134,18 @@ pub(super) fn transpose(call: &Fields<'_>) -> Result<Vec<Object>, FactsError> {
             set(&mut records, field, column(call, name, Some(count))?);
         }
     }
-    for (name, field) in [("locality_inputs", "locality"), ("portability_inputs", "portability")] {
-        if call.value(name).is_some() {
-            transpose_probes(&call.object(name)?, field, &mut records)?;
-        }
+    if call.value("locality_inputs").is_some() {
+        transpose_locality(&call.object("locality_inputs")?, &mut records)?;
+    }
+    // Nothing measures them: that they are there is enough for a warning.
+    if let Some(inputs) = call.value("portability_inputs") {
+        let is_there = Value::Bool(!is_empty(inputs));
+        set(&mut records, "portability", vec![is_there; count]);
     }
     Ok(records)
 }
 
-fn transpose_probes(sets: &Fields<'_>, field: &str, records: &mut [Object]) -> Result<(), FactsError> {
+fn transpose_locality(sets: &Fields<'_>, records: &mut [Object]) -> Result<(), FactsError> {
     let mut named: Vec<Object> = vec![Object::new(); records.len()];
     for (index, set_name) in sets.object.keys().filter(|name| sets.value(name).is_some()).enumerate() {
         let set = sets.object(set_name)?;
@@ -156,7 +157,7 @@ fn transpose_probes(sets: &Fields<'_>, field: &str, records: &mut [Object]) -> R
             named.insert(key.clone(), json!({ "prompt": prompt, "ground_truth": answer }));
         }
     }
-    set(records, field, named.into_iter().map(Value::Object).collect());
+    set(records, "locality", named.into_iter().map(Value::Object).collect());
     Ok(())
 }
 

@@ -6,13 +6,13 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use super::{Object, SCHEMA};
+use super::{Object, SCHEMA, counterfact};
 use crate::facts::error::{FactsError, excerpt};
 use crate::facts::fields::Fields;
 use crate::facts::{Neighbor, Record};
 
 /// Every field of a fact in mpatch's own layout. Others are refused: a misspelt list of neighbours would
-/// otherwise be left out without a word.
+/// otherwise be left out without a word. Of `attribute_prompts` there is nothing that needs them.
 const NATIVE_FIELDS: &[&str] = &[
     "schema",
     "id",
@@ -57,28 +57,26 @@ fn no_other_field(fields: &Fields<'_>, known: &[&str]) -> Result<(), FactsError>
     }
 }
 
-/// A request; fields of mpatch's own layout beside it are read too.
+/// A request; fields of mpatch's own layout beside it are read too, and the prompts of CounterFact, which somebody may
+/// have taken it out of.
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     let target_old = if fields.object.contains_key("target_true") { "target_true" } else { "target_old" };
-    Ok(Record {
-        request: fields.request(target_old)?,
-        paraphrases: fields.texts("paraphrases")?,
-        neighbors: neighbors(fields, "neighbors")?,
-        attribute_prompts: fields.texts("attribute_prompts")?,
-        generation_prompts: fields.texts("generation_prompts")?,
-        portability: neighbors(fields, "portability")?,
-    })
+    let mut record = counterfact::with_measures(fields, fields.request(target_old)?)?;
+    record.paraphrases.extend(fields.texts("paraphrases")?);
+    record.neighbors.extend(neighbors(fields)?);
+    Ok(record)
 }
 
 /// Prompts with their answers: texts, or objects with `prompt` and `expected`.
-fn neighbors(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsError> {
-    if fields.list(name)?.iter().all(Value::is_string) {
-        let prompts = fields.texts(name)?.into_iter();
+fn neighbors(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
+    const NAME: &str = "neighbors";
+    if fields.list(NAME)?.iter().all(Value::is_string) {
+        let prompts = fields.texts(NAME)?.into_iter();
         return Ok(prompts.map(|prompt| Neighbor { prompt, expected: None }).collect());
     }
     let neighbor = |fields: Fields<'_>| {
         let expected = fields.optional_target("expected")?.map(Arc::from);
         Ok(Neighbor { prompt: fields.text("prompt")?, expected })
     };
-    fields.objects(name)?.into_iter().map(neighbor).collect()
+    fields.objects(NAME)?.into_iter().map(neighbor).collect()
 }
