@@ -42,15 +42,16 @@ impl Question {
     /// A record's questions: its prompt, then its paraphrases, then the neighbours whose answers are known.
     pub fn of_record(record: &Record) -> Vec<Self> {
         let request = &record.request;
+        // A target does not compete with itself.
+        let old = request.target_old.as_deref().filter(|old| old.trim() != request.target_new.trim());
         let new = |prompt: &str| Self {
             prompt: prompt.to_owned(),
             right: request.target_new.clone(),
-            wrong: request.target_old.clone(),
+            wrong: old.map(str::to_owned),
         };
         let text = request.text();
         let edited =
             std::iter::once(text.as_str()).chain(record.paraphrases.iter().map(String::as_str)).map(new);
-        let old = request.target_old.as_deref();
         let neighbors = record.answered_neighbors().map(|(prompt, expected)| Self {
             prompt: prompt.to_owned(),
             right: expected.to_owned(),
@@ -249,6 +250,15 @@ mod tests {
             "neighborhood_prompts": ["Magic Johnson plays"]}"#;
         let [prompt, right, wrong] = ["Magic Johnson plays", "basketball", "football"].map(str::to_owned);
         assert_eq!(asked_of_neighbors(counterfact), [(prompt, right, Some(wrong))]);
+    }
+
+    #[test]
+    fn a_target_does_not_compete_with_itself() {
+        let same = r#"{"requested_rewrite": {"prompt": "{} plays", "subject": "LeBron James",
+            "target_new": {"str": "football"}, "target_true": {"str": "football "}},
+            "neighborhood_prompts": ["Magic Johnson plays"]}"#;
+        let record = FactsFile::parse(same.as_bytes()).expect("a facts file").records.remove(0);
+        assert!(Question::of_record(&record).iter().all(|question| question.wrong.is_none()));
     }
 
     #[test]
