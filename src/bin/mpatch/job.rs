@@ -21,7 +21,7 @@ use mpatch::edit::{Edit, FactPrompt, LayerUpdate, Progress, check, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
-use mpatch::model::Model;
+use mpatch::model::{Model, ModelError};
 use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
@@ -231,6 +231,10 @@ fn bind_error(model: &Model, error: &BindError) -> CommandError {
     CommandError::new(ExitKind::Malformed, message).hint("fetch the model again, or edit other layers")
 }
 
+/// What helps where an edit takes a weight beyond what its type can hold.
+const TOO_STRONG_HINT: &str =
+    "edit fewer facts at once or other layers, raise `mom2_update_weight`, or edit the model in BF16 or F32";
+
 /// The program, as a recipe names it.
 pub const TOOL: &str = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
 
@@ -369,7 +373,11 @@ impl Job<'_> {
     ) -> Result<(Evaluation, Evaluation), CommandError> {
         let edits = names.iter().zip(terms).map(|(name, term)| (name.as_str(), vec![term.clone()]));
         let path = self.model.checkpoint.path();
-        let edited = self.model.with_terms(edits).map_err(|error| model_error(path, error))?;
+        let edited = self.model.with_terms(edits).map_err(|error| {
+            let is_too_strong = matches!(error, ModelError::Update { .. });
+            let refused = model_error(path, error);
+            if is_too_strong { refused.hint(TOO_STRONG_HINT) } else { refused }
+        })?;
         let extent = Extent { generation: true, ngram_entropy_records: 0, seed: self.seed };
         let records = &self.facts.records;
         let progress = output.counter("testing", 2 * texts(records, extent));
