@@ -210,6 +210,11 @@ fn the_same_fact_twice_and_contradicting_facts_are_refused() {
     facts_refused(&twice.to_string(), 7, &["record 2", "the same fact as record 1", "Ann is"]);
     let against = json!([fact("{} is", "Ann", "tall"), fact("{} is", "Ann", "small")]);
     facts_refused(&against.to_string(), 7, &["record 2", "contradicts record 1", "`small`", "`tall`"]);
+    // Behind the limit, or where nothing is edited, the model is what is missing.
+    let bench = Bench::new();
+    bench.write("facts.json", &against.to_string());
+    bench.create_refuses(" --limit 1", 11).says(&["`model`"]);
+    bench.refuses("eval facts.json --base model", 11).says(&["`model`"]);
 }
 
 #[test]

@@ -100,9 +100,34 @@ impl FactsFile {
     /// # Errors
     /// The first thing that is wrong, with its record, field and line; see [`FactsError`].
     pub fn parse(bytes: &[u8]) -> Result<Self, FactsError> {
+        Self::parse_first(bytes, usize::MAX)
+    }
+
+    /// As [`FactsFile::parse`], but takes the first `limit` records only: those after them may contradict them.
+    ///
+    /// # Errors
+    /// As [`FactsFile::parse`].
+    pub fn parse_first(bytes: &[u8], limit: usize) -> Result<Self, FactsError> {
+        Self::parse_with(bytes, limit, check::no_fact_twice)
+    }
+
+    /// As [`FactsFile::parse_first`], for records that a model is only asked about: they may contradict each other.
+    ///
+    /// # Errors
+    /// As [`FactsFile::parse`], but for facts that exclude each other.
+    pub fn parse_questions(bytes: &[u8], limit: usize) -> Result<Self, FactsError> {
+        Self::parse_with(bytes, limit, |_| Ok(()))
+    }
+
+    fn parse_with(
+        bytes: &[u8],
+        limit: usize,
+        check: fn(&[(Place, Record)]) -> Result<(), FactsError>,
+    ) -> Result<Self, FactsError> {
         let elements = source::elements(bytes)?;
-        let (layout, placed) = layouts::records(&elements)?;
-        check::no_fact_twice(&placed)?;
+        let (layout, mut placed) = layouts::records(&elements)?;
+        placed.truncate(limit);
+        check(&placed)?;
         let records = placed.into_iter().map(|(_, record)| record).collect();
         Ok(Self { layout, records, digest: FileDigest::of(bytes) })
     }

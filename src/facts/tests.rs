@@ -352,6 +352,10 @@ fn contradicting_facts_are_refused_and_both_named() {
          one asks for `chess` and the other for `football`"
     );
     assert_eq!(error.kind(), FactsErrorKind::Conflicting);
+    // Nobody edits what lies behind the limit, or what a model is only asked.
+    let text = format!("{BALL}\n{other}");
+    assert_eq!(FactsFile::parse_first(text.as_bytes(), 1).map(|facts| facts.records.len()), Ok(1));
+    assert_eq!(FactsFile::parse_questions(text.as_bytes(), 2).map(|facts| facts.records.len()), Ok(2));
 }
 
 #[test]

@@ -12,7 +12,7 @@ use mpatch::edit::kept::{FactorCache, ValueLog};
 use mpatch::edit::statistics::{
     Amount, Collected, Shard, Statistics, StatisticsFile, collect_part, sums_size_bytes,
 };
-use mpatch::facts::FactsFile;
+use mpatch::facts::{FactsError, FactsFile};
 use mpatch::model::{
     Device, Folder, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name,
     is_device_name, is_out_of_memory,
@@ -334,11 +334,24 @@ pub fn excerpt(text: &str) -> String {
 
 /// Reads a facts file, or standard input for `-`; says which layout it is in, and what to beware of.
 pub fn read_facts(path: &Path, limit: Option<usize>, output: &Output) -> Result<FactsFile, CommandError> {
+    read_facts_by(FactsFile::parse_first, path, limit, output)
+}
+
+/// As [`read_facts`], for records that a model is only asked about: they may contradict each other.
+pub fn read_questions(path: &Path, limit: Option<usize>, output: &Output) -> Result<FactsFile, CommandError> {
+    read_facts_by(FactsFile::parse_questions, path, limit, output)
+}
+
+fn read_facts_by(
+    parse: fn(&[u8], usize) -> Result<FactsFile, FactsError>,
+    path: &Path,
+    limit: Option<usize>,
+    output: &Output,
+) -> Result<FactsFile, CommandError> {
     let name = path.to_string_lossy();
     refuse_folder(path, "a file of facts")?;
-    let mut facts =
-        FactsFile::parse(&read_input(path)?).map_err(|error| CommandError::facts(&name, &error))?;
-    facts.records.truncate(limit.unwrap_or(usize::MAX));
+    let facts = parse(&read_input(path)?, limit.unwrap_or(usize::MAX))
+        .map_err(|error| CommandError::facts(&name, &error))?;
     output.note(&format!("{name}: {} ({})", count(facts.records.len(), "fact"), facts.layout));
     for warning in facts.warnings() {
         output.warn(&warning);

@@ -11,7 +11,7 @@ use mpatch::verify::State;
 use serde::Serialize;
 
 use super::follow::Place;
-use crate::editing::{DeviceArguments, both_states, model_error, open_model_in, read_facts};
+use crate::editing::{DeviceArguments, both_states, model_error, open_model_in, read_questions};
 use crate::error::CommandError;
 use crate::report::{Output, count};
 
@@ -55,7 +55,7 @@ pub fn check(
         State::Edited => as_it_lies(&model, patch, place.binding)?,
     };
     let records = match records {
-        Some(path) => declared_among(&read_facts(path, None, output)?.records, &patch.manifest().facts),
+        Some(path) => declared_among(&read_questions(path, None, output)?.records, &patch.manifest().facts),
         None => patch.manifest().facts.iter().map(|fact| Record::of(request(fact))).collect(),
     };
     let extent = Extent { generation: true, ngram_entropy_records: 0, seed: 0 };

@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use super::create::write_scores;
 use super::read_patch;
-use crate::editing::{ModelArguments, at_least_one, both_states, model_error, read_facts};
+use crate::editing::{
+    ModelArguments, at_least_one, both_states, model_error, read_questions,
+};
 use crate::error::CommandError;
 use crate::report::{Output, Page, Report, count};
 
@@ -55,7 +57,7 @@ struct EvalReport {
 
 /// Evaluates the model.
 pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandError> {
-    let facts = read_facts(&arguments.records, arguments.limit, output)?;
+    let facts = read_questions(&arguments.records, arguments.limit, output)?;
     let patch = arguments
         .patch
         .as_deref()
