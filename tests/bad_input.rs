@@ -224,11 +224,36 @@ fn facts_that_are_not_there_are_an_error_of_reading() {
 }
 
 #[test]
-fn a_subject_longer_than_the_context_is_refused_before_the_long_work() {
+fn texts_longer_than_the_context_are_refused_before_the_long_work() {
     let bench = Bench::with_model();
-    bench.write("facts.json", &fact("{} is", &"Ann ".repeat(300), "tall").to_string());
+    let long = "Ann ".repeat(300);
+    // A text that only tests the edit counts as well.
+    let mut tested = fact("{} is", "Ann", "tall");
+    (tested["id"], tested["paraphrases"]) = ("a".into(), json!(["So Ann is", long]));
+    for (fact, place) in
+        [(fact("{} is", &long, "tall"), "record 1: `Ann"), (tested, "record 1 (id `a`): `Ann")]
+    {
+        bench.write("facts.json", &fact.to_string());
+        let words = ["`facts.json`, ", place, "...` with `tall` has 60", "tokens", "context only 256"];
+        bench.create_refuses("", 3).says(&words);
+        bench.refuses("eval facts.json --base model", 3).says(&words);
+    }
+    bench.write("facts.json", &fact("{} is", "Ann", "tall").to_string());
+    bench.write("contexts.json", &json!([[long + "{}"]]).to_string());
     let options = format!(" --layers 0 --contexts contexts.json --stats {}", statistics().display());
-    bench.create_refuses(&options, 3).says(&["fact 1", "603 tokens", "context only 256", "..."]);
+    bench.create_refuses(&options, 3).says(&["fact 1", "tokens", "context only 256", "..."]);
+}
+
+#[test]
+fn an_edit_that_the_weights_type_cannot_hold_is_refused_with_what_helps() {
+    let bench = Bench::new();
+    material::lay_out_editing(bench.folder.path());
+    bench.alter_json("model/memit.json", json!({"v_lr": 1e8, "clamp_norm_factor": 1e8}));
+    let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch";
+    let refused = bench.command(&format!("{create} --stats statistics.safetensors")).assert().code(3);
+    let stderr = String::from_utf8(refused.get_output().stderr.clone()).unwrap();
+    let hint = "does not fit F16\nhint: edit fewer facts at once";
+    assert!(stderr.contains(hint) && !bench.path("new.mpatch").exists(), "{stderr}");
 }
 
 // Models

@@ -62,6 +62,21 @@ impl Question {
     }
 }
 
+/// A question that is longer than the model's context.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooLong {
+    /// Index of its record.
+    pub record: usize,
+    /// The text before the target.
+    pub prompt: String,
+    /// The target.
+    pub target: String,
+    /// Tokens of both.
+    pub tokens: usize,
+    /// Tokens that the model's context holds.
+    pub positions: usize,
+}
+
 /// One prompt with one target, in tokens.
 struct Sequence {
     ids: Vec<u32>,
@@ -75,6 +90,33 @@ struct Sequence {
 struct Answer {
     nll: f64,
     correct: bool,
+}
+
+/// The first question of `records` that is longer than the model's context.
+///
+/// # Errors
+/// [`ModelError`].
+pub fn too_long(model: &Model, records: &[Record]) -> Result<Option<TooLong>, ModelError> {
+    let positions = model.network.config().positions;
+    for (record, Question { prompt, right, wrong }) in with_index(records) {
+        for target in std::iter::once(right).chain(wrong) {
+            // A token has a byte at least, and the target a space before it.
+            if prompt.len() + target.len() < positions {
+                continue;
+            }
+            let tokens = sequence(model, &prompt, &target)?.ids.len();
+            if tokens > positions {
+                return Ok(Some(TooLong { record, prompt, target, tokens, positions }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+fn with_index(records: &[Record]) -> impl Iterator<Item = (usize, Question)> {
+    let of_record =
+        |(index, record)| Question::of_record(record).into_iter().map(move |asked| (index, asked));
+    records.iter().enumerate().flat_map(of_record)
 }
 
 /// Answers `questions`, in their order.

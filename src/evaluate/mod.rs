@@ -15,7 +15,7 @@ mod likelihood;
 use serde::Serialize;
 
 pub use generation::{Continuation, continuation, continuations, ngram_entropy};
-pub use likelihood::{Outcome, Question, TokenProbability, outcomes, top_tokens};
+pub use likelihood::{Outcome, Question, TokenProbability, TooLong, outcomes, too_long, top_tokens};
 
 use crate::facts::Record;
 use crate::model::{Model, ModelError, Network};

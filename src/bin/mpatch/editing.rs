@@ -12,7 +12,8 @@ use mpatch::edit::kept::{FactorCache, ValueLog};
 use mpatch::edit::statistics::{
     Amount, Collected, Shard, Statistics, StatisticsFile, collect_part, sums_size_bytes,
 };
-use mpatch::facts::{FactsError, FactsFile};
+use mpatch::evaluate::{TooLong, too_long};
+use mpatch::facts::{FactsError, FactsFile, Place};
 use mpatch::model::{
     Device, Folder, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name,
     is_device_name, is_out_of_memory,
@@ -357,6 +358,21 @@ fn read_facts_by(
         output.warn(&warning);
     }
     Ok(facts)
+}
+
+/// Refuses facts of `path` with a question that the model cannot be asked: now, not after the hours that an edit takes.
+pub fn check_questions(model: &Model, facts: &FactsFile, path: &Path) -> Result<(), CommandError> {
+    let failed = |error| model_error(model.checkpoint.path(), error);
+    let Some(found) = too_long(model, &facts.records).map_err(failed)? else { return Ok(()) };
+    let TooLong { record, prompt, target, tokens, positions } = found;
+    let place = Place { position: record + 1, id: facts.records[record].request.id.clone(), line: None };
+    let message = format!(
+        "`{}`, {place}: {} with {} has {tokens} tokens, and the model's context only {positions}",
+        path.display(),
+        excerpt(&prompt),
+        excerpt(&target),
+    );
+    Err(CommandError::new(ExitKind::Malformed, message).hint("shorten that text, or leave it out"))
 }
 
 /// What a patch does to each tensor of one of its bindings.

@@ -11,7 +11,9 @@ use mpatch::facts::Record;
 use mpatch::patch::manifest::{About, Line};
 use serde::Serialize;
 
-use crate::editing::{ModelArguments, arithmetic, at_least_one, read_facts, refuse_existing};
+use crate::editing::{
+    ModelArguments, arithmetic, at_least_one, check_questions, read_facts, refuse_existing,
+};
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::{Work, doing};
 use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds};
@@ -117,6 +119,7 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let place = arguments.place();
     refuse_existing(&place)?;
     let model = arguments.model.open(output)?;
+    check_questions(&model, &facts, &arguments.facts)?;
     if arguments.dry_run {
         let estimate = arguments.recipe.foretell(&model, &facts, output)?;
         let facts = facts.records.len();

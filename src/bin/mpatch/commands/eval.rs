@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::create::write_scores;
 use super::read_patch;
 use crate::editing::{
-    ModelArguments, at_least_one, both_states, model_error, read_questions,
+    ModelArguments, at_least_one, both_states, check_questions, model_error, read_questions,
 };
 use crate::error::CommandError;
 use crate::report::{Output, Page, Report, count};
@@ -64,6 +64,7 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
         .map(|path| Ok::<_, CommandError>((path, read_patch(path)?)))
         .transpose()?;
     let model = arguments.model.open(output)?;
+    check_questions(&model, &facts, &arguments.records)?;
     let states = patch.as_ref().map(|(path, patch)| both_states(&model, patch, path)).transpose()?;
     let extent =
         Extent { generation: true, ngram_entropy_records: arguments.entropy_records, seed: arguments.seed };
