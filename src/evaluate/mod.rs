@@ -78,6 +78,18 @@ impl Scores {
     }
 }
 
+/// How many prompts of `records` the metric of this name, one of [`Scores::named`], is measured over.
+pub fn prompts(records: &[Record], metric: &str) -> usize {
+    let paraphrases = || records.iter().map(|record| record.paraphrases.len()).sum::<usize>();
+    let neighbors = || records.iter().map(|record| record.answered_neighbors().count()).sum::<usize>();
+    match metric {
+        "score" => records.len() + paraphrases() + neighbors(),
+        "paraphrase" | "paraphrase_accuracy" => paraphrases(),
+        "neighborhood" | "neighborhood_accuracy" => neighbors(),
+        _ => records.len(),
+    }
+}
+
 /// What to measure beyond likelihoods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {

@@ -18,7 +18,7 @@ use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
 use mpatch::edit::{Edit, FactPrompt, LayerUpdate, Progress, check, memit_with};
-use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, texts};
+use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
 use mpatch::model::{Model, ModelError};
@@ -479,19 +479,10 @@ fn declared(request: &Request) -> Fact {
 
 /// The scores by their names, each with the number of prompts it was measured over.
 fn metrics(records: &[Record], before: &Scores, after: &Scores) -> Vec<Metric> {
-    let facts = records.len();
-    let paraphrases: usize = records.iter().map(|record| record.paraphrases.len()).sum();
-    let neighbors: usize = records.iter().map(|record| record.answered_neighbors().count()).sum();
-    let prompts_of = |name: &str| match name {
-        "score" => facts + paraphrases + neighbors,
-        "paraphrase" | "paraphrase_accuracy" => paraphrases,
-        "neighborhood" | "neighborhood_accuracy" => neighbors,
-        _ => facts,
-    };
     let pairs = before.named().into_iter().zip(after.named());
     pairs
         .filter_map(|((name, before), (_, after))| {
-            let prompts = prompts_of(name) as u64;
+            let prompts = prompts(records, name) as u64;
             Some(Metric { name: name.to_owned(), before: before?, after: after?, prompts })
         })
         .collect()

@@ -2,16 +2,16 @@
 
 use std::path::Path;
 
-use mpatch::evaluate::{Extent, Scores, evaluate, texts};
+use mpatch::evaluate::{Extent, Scores, evaluate, prompts, texts};
 use mpatch::facts::{Record, Request};
 use mpatch::model::{Model, Network, Precision};
 use mpatch::patch::Patch;
-use mpatch::patch::manifest::Fact;
+use mpatch::patch::manifest::{Fact, Metric};
 use mpatch::verify::State;
 use serde::Serialize;
 
 use super::follow::Place;
-use crate::editing::{DeviceArguments, both_states, model_error, open_model_in, read_questions};
+use crate::editing::{DeviceArguments, arithmetic, both_states, model_error, open_model_in, read_questions};
 use crate::error::CommandError;
 use crate::report::{Output, count};
 
@@ -25,8 +25,12 @@ const WINS_MIN_PERCENT: f64 = 50.0;
 pub struct BehaviourEvidence {
     /// Measured now, on the edited model.
     scores: Scores,
-    /// Declared rates that were measured again: name, declared, found.
+    /// Where it was asked: the kind of device and, where it is not f32, the precision.
+    arithmetic: String,
+    /// Declared rates that were measured again, over as many prompts: name, declared, found.
     compared: Vec<(String, f64, f64)>,
+    /// Declared rates that were not: name, prompts that it was declared over, prompts asked now.
+    not_compared: Vec<(String, u64, u64)>,
     /// Neighbours were asked, too.
     neighbors: bool,
     /// What fails.
@@ -62,8 +66,7 @@ pub fn check(
     let progress = output.counter("asking", texts(&records, extent));
     let evaluation = evaluate(&model, &network, &records, extent, &|texts| progress.add(texts))
         .map_err(|error| model_error(base, error))?;
-    let neighbors = records.iter().any(|record| record.answered_neighbors().next().is_some());
-    Ok(BehaviourEvidence::new(evaluation.scores, patch, neighbors))
+    Ok(BehaviourEvidence::new(evaluation.scores, &patch.manifest().measured, &records, arithmetic(&model)))
 }
 
 /// The network with the tensors of the patch as the weights have them: another rung may have taken them back.
@@ -98,16 +101,22 @@ fn declared_among(records: &[Record], facts: &[Fact]) -> Vec<Record> {
 }
 
 impl BehaviourEvidence {
-    fn new(scores: Scores, patch: &Patch, neighbors: bool) -> Self {
-        let declared = &patch.manifest().measured;
-        let measured = scores.named();
-        let compared: Vec<(String, f64, f64)> = declared
-            .iter()
-            .filter_map(|metric| {
-                let (_, found) = measured.iter().find(|(name, _)| *name == metric.name)?;
-                Some((metric.name.clone(), metric.after, (*found)?))
-            })
-            .collect();
+    fn new(scores: Scores, declared: &[Metric], records: &[Record], arithmetic: String) -> Self {
+        let (mut compared, mut not_compared) = (Vec::new(), Vec::new());
+        for metric in declared {
+            let found = scores.named().into_iter().find(|(name, _)| *name == metric.name);
+            let found = found.and_then(|(name, found)| Some((found?, prompts(records, name) as u64)));
+            // A mean over some of the prompts is another one than that over all of them.
+            match found {
+                Some((found, asked)) if asked == metric.prompts => {
+                    compared.push((metric.name.clone(), metric.after, found));
+                }
+                _ => {
+                    let asked = found.map_or(0, |(_, asked)| asked);
+                    not_compared.push((metric.name.clone(), metric.prompts, asked));
+                }
+            }
+        }
         let problem = compared
             .iter()
             .find(|(_, declared, found)| *found < declared - SLACK_POINTS)
@@ -115,7 +124,8 @@ impl BehaviourEvidence {
         let wins = scores.efficacy.or(scores.rewrite_accuracy).unwrap_or(0.0);
         let too_few =
             (wins < WINS_MIN_PERCENT).then(|| format!("only {wins:.2} % of the declared facts win"));
-        Self { scores, compared, neighbors, problem: problem.or(too_few) }
+        let neighbors = records.iter().any(|record| record.answered_neighbors().next().is_some());
+        Self { scores, arithmetic, compared, not_compared, neighbors, problem: problem.or(too_few) }
     }
 
     /// The rung holds.
@@ -131,7 +141,7 @@ impl BehaviourEvidence {
     /// The evidence in words.
     pub fn in_words(&self) -> String {
         if let Some(problem) = &self.problem {
-            return problem.clone();
+            return format!("{problem}{}", self.precision_in_words());
         }
         let percent =
             |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1} %"));
@@ -141,11 +151,28 @@ impl BehaviourEvidence {
             "neighbours not asked (name their file with `--records`)".to_owned()
         };
         format!(
-            "{}: likelier than the old {}, every token first {}, said freely {}; {neighbors}",
+            "{}{}: likelier than the old {}, every token first {}, said freely {}; {neighbors}{}",
             count(self.scores.facts, "fact"),
+            self.precision_in_words(),
             percent(self.scores.efficacy),
             percent(self.scores.rewrite_accuracy),
             percent(self.scores.generation),
+            self.not_compared_in_words(),
         )
+    }
+
+    /// How they were asked, where it is not as usual.
+    fn precision_in_words(&self) -> String {
+        if self.arithmetic.contains(' ') { format!(", asked on {}", self.arithmetic) } else { String::new() }
+    }
+
+    /// What was asked of other prompts than declared; what was not asked at all has words of its own.
+    fn not_compared_in_words(&self) -> String {
+        let asked = self.not_compared.iter().filter(|(.., asked)| *asked > 0);
+        let names: Vec<&str> = asked.map(|(name, ..)| name.as_str()).collect();
+        if names.is_empty() {
+            return String::new();
+        }
+        format!("; asked over other prompts than declared, so not compared: {}", names.join(", "))
     }
 }
