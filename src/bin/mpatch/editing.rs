@@ -58,7 +58,8 @@ pub struct PrecisionArguments {
     pub precision: Precision,
 }
 
-fn precision_by_name(text: &str) -> Result<Precision, String> {
+/// Reads a precision.
+pub fn precision_by_name(text: &str) -> Result<Precision, String> {
     text.parse()
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::digest::PatchId;
-use mpatch::model::{Config, Model, ModelError};
+use mpatch::model::{Config, Model, ModelError, Precision};
 use mpatch::patch::Patch;
 use mpatch::sign::Answer;
 use mpatch::verify::{
@@ -17,7 +17,7 @@ use super::follow::{Outcome, Place, Reason, follow, no_recipe};
 use super::key_span::{self, KeySpanEvidence};
 use super::remake::{self, RemadeEvidence};
 use super::{open_checkpoint, open_patch, patch_word};
-use crate::editing::{DeviceArguments, PrecisionArguments};
+use crate::editing::{DeviceArguments, precision_by_name};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::{Judged, TrustArguments, TrustReport, judge};
@@ -63,9 +63,10 @@ pub struct VerifyArguments {
     /// Where the model runs.
     #[command(flatten)]
     device: DeviceArguments,
-    /// What its matrices are kept in for V4; V3 and V5 follow the recipe.
-    #[command(flatten)]
-    precision: PrecisionArguments,
+    /// Ask the model (V4) with its matrices in `f32`, in `bf16` for half the memory, or multiplied in `tf32` on CUDA; V3
+    /// and V5 follow the recipe
+    #[arg(long, default_value = "f32", value_parser = precision_by_name)]
+    precision: Precision,
     /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
@@ -205,7 +206,7 @@ fn run_the_model(
                 place,
                 records,
                 opened,
-                (&arguments.device, arguments.precision.precision),
+                (&arguments.device, arguments.precision),
                 output,
             )?)
         }
