@@ -92,7 +92,7 @@ fn a_patch_that_hides_a_fact_fails_where_its_keys_are_counted() {
     draft.facts.truncate(1);
     bench.encode("hidden.mpatch", &draft);
     let said = bench.run("hidden.mpatch", "model", 0);
-    says(&said, &["V3 confined  not checked    name the statistics", "V4 behaves   holds"]);
+    says(&said, &["V3 confined  not checked  name the statistics", "V4 behaves   holds"]);
     for rederive in ["", " --rederive"] {
         let options = format!("model --stats statistics.safetensors{rederive}");
         let said = bench.run("hidden.mpatch", &options, 14);

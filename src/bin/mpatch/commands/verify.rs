@@ -6,7 +6,6 @@ use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::model::{Config, Model, ModelError, Precision};
 use mpatch::patch::Patch;
-use mpatch::sign::Answer;
 use mpatch::verify::{
     Depth, DigestEvidence, FormEvidence, State, TensorEvidence, verify, verify_form, verify_size_bytes,
 };
@@ -99,6 +98,9 @@ struct LadderReport {
     follows_recipe: bool,
     #[serde(skip)]
     rederives: bool,
+    /// Nothing that was looked at is wrong, and nothing that is asked for is missing.
+    #[serde(skip)]
+    passes: bool,
 }
 
 impl VerifyArguments {
@@ -115,9 +117,11 @@ impl VerifyArguments {
 pub fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), CommandError> {
     let patch = open_patch(&arguments.patch)?;
     let mut judged = judge(&patch, &arguments.patch, &arguments.trust, output)?;
-    let report = climb(arguments, &patch, &judged, output)?;
+    let mut report = climb(arguments, &patch, &judged, output)?;
+    let outcome = report.outcome(&mut judged);
+    report.passes = outcome.is_ok();
     output.report(&report)?;
-    report.outcome(&mut judged)
+    outcome
 }
 
 fn climb(
@@ -165,6 +169,7 @@ fn climb(
         no_recipe: no_recipe(patch),
         follows_recipe: arguments.follows_recipe(),
         rederives: arguments.rederive,
+        passes: false,
         form,
         digests,
         key_span,
@@ -338,12 +343,7 @@ impl LadderReport {
     }
 
     fn signature_row(&self) -> [String; 3] {
-        let outcome = match (self.trust.judgement.answer, self.reached.contains(&"V1")) {
-            (_, true) => "holds",
-            (Answer::Unsigned, _) => "does not hold",
-            _ => "fails",
-        };
-        ["V1 signed".to_owned(), outcome.to_owned(), self.trust.in_words()]
+        ["V1 signed".to_owned(), holds(self.reached.contains(&"V1")), self.trust.in_words()]
     }
 
     fn digests_row(&self) -> [String; 3] {
@@ -457,13 +457,13 @@ impl Report for LadderReport {
     }
 
     fn next(&self) -> Option<String> {
+        if !self.passes {
+            return None;
+        }
         let (patch, trust) = (patch_word(&self.patch), &self.trust.words);
         let Some(base) = &self.base else {
             return Some(format!("mpatch verify {patch} --base MODEL{trust}"));
         };
-        if self.contradiction().is_some() {
-            return None;
-        }
         let digests = self.digests.as_ref().filter(|digests| digests.holds())?;
         let base = shell_word(base);
         match digests.state? {
