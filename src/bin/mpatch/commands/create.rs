@@ -191,6 +191,8 @@ pub struct FactReport {
     probability_after: f64,
     /// What the model says by itself, after.
     says: String,
+    /// The target stands first in that, and the old one does not follow.
+    is_said: bool,
     /// The target is the likelier answer now: than the old one, or than any where the old one is not known.
     holds: bool,
 }
@@ -211,12 +213,14 @@ impl Made {
             |outcome: Option<Outcome>| outcome.map_or(0.0, |outcome| (-outcome.nll_right).exp());
         let of_record = |(index, record): (usize, &Record)| {
             let (before, after) = (rewrite(&self.before, index), rewrite(&self.after, index));
+            let said = self.after.said.get(index);
             FactReport {
                 prompt: record.request.text(),
                 target: record.request.target_new.clone(),
                 probability_before: probability(before),
                 probability_after: probability(after),
-                says: self.after.said.get(index).map(|said| said.text.clone()).unwrap_or_default(),
+                says: said.map(|said| said.text.clone()).unwrap_or_default(),
+                is_said: said.is_some_and(|said| said.success),
                 holds: after.is_some_and(|outcome| outcome.success.unwrap_or(outcome.correct)),
             }
         };
@@ -340,15 +344,17 @@ impl Report for CreateReport {
     }
 }
 
-/// Facts that are shown one by one; of more, those that did not take.
+/// Facts that are shown one by one; of more, those that the model does not say.
 const FACTS_SHOWN_MAX: usize = 12;
 
 impl CreateReport {
     fn write_facts(&self, page: &mut Page) {
-        let failed: Vec<&FactReport> = self.outcomes.iter().filter(|fact| !fact.holds).collect();
+        let failed: Vec<&FactReport> = self.outcomes.iter().filter(|fact| !fact.is_said).collect();
         let all = self.outcomes.len() <= FACTS_SHOWN_MAX;
         if !failed.is_empty() {
-            page.line(&format!("{} of {} did not take", failed.len(), count(self.facts, "fact")));
+            let are = if failed.len() == 1 { "is" } else { "are" };
+            let all = count(self.facts, "fact");
+            page.line(&format!("{} of {all} {are} not said by the model", failed.len()));
         }
         let shown: Vec<&FactReport> = if all {
             self.outcomes.iter().collect()
