@@ -16,7 +16,9 @@ use mpatch::store::{Atlas, CommitId, Step, Store, StoreError, way};
 use serde::Serialize;
 
 use super::open_checkpoint;
-use crate::editing::{DeviceArguments, edits_back, edits_of, excerpt, model_error, open_model};
+use crate::editing::{
+    DeviceArguments, PrecisionArguments, edits_back, edits_of, excerpt, model_error, open_model_in,
+};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, message};
 use crate::report::{Output, Page, Report, count};
@@ -48,6 +50,9 @@ pub struct BisectArguments {
     /// Where the arithmetic runs.
     #[command(flatten)]
     device: DeviceArguments,
+    /// What its matrices are kept in.
+    #[command(flatten)]
+    precision: PrecisionArguments,
     /// The history.
     #[command(flatten)]
     store: StoreArguments,
@@ -92,7 +97,8 @@ pub fn run(arguments: &BisectArguments, output: &Output) -> Result<ExitKind, Com
     let path = model_path_by("--base MODEL", &store, arguments.base.as_deref())?;
     let atlas = store.atlas()?;
     let start = start(&atlas, &path, &series, output)?;
-    let model = open_model(&path, &arguments.device.find(output)?, output)?;
+    let precision = arguments.precision.precision;
+    let model = open_model_in(&path, &arguments.device.find(output)?, precision, output)?;
     let needed = start.iter().chain(&series).map(|id| Ok((*id, store.patch(*id)?)));
     let patches = needed.collect::<Result<_, CommandError>>()?;
     let mut search = Search {

@@ -7,6 +7,7 @@ use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::PatchId;
 use mpatch::facts::{FactsFile, SCHEMA, blank};
+use mpatch::model::Precision;
 use mpatch::patch::manifest::{Fact, Recipe};
 use mpatch::patch::{Patch, encode};
 use mpatch::stack::{
@@ -17,7 +18,9 @@ use serde::Serialize;
 
 use super::create::{AboutArguments, CreateReport};
 use super::{open_checkpoint, read_patch};
-use crate::editing::{DeviceArguments, open_model, read_facts, refuse_existing};
+use crate::editing::{
+    DeviceArguments, PrecisionArguments, check_questions, open_model_in, read_facts, refuse_existing,
+};
 use crate::error::{CommandError, ExitKind, chain};
 use crate::job::{Prepared, RecipeArguments, TOOL, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
@@ -84,6 +87,9 @@ pub struct StackArguments {
     /// Where the model runs.
     #[command(flatten)]
     device: DeviceArguments,
+    /// What its matrices are kept in.
+    #[command(flatten)]
+    precision: PrecisionArguments,
     /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
@@ -91,7 +97,8 @@ pub struct StackArguments {
 
 /// Stacks the patches and writes the result.
 pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandError> {
-    if arguments.recipe.is_given() && !arguments.resolve {
+    let is_given = arguments.recipe.is_given() || arguments.precision.precision != Precision::F32;
+    if is_given && !arguments.resolve {
         return Err(CommandError::new(ExitKind::Usage, "options of `create` are for `--resolve` only")
             .hint("add `--resolve`, or leave them out"));
     }
@@ -183,7 +190,9 @@ impl StackArguments {
         if recorded.is_none() {
             output.note("the patches were not made alike: hyperparameters and contexts as for `create`");
         }
-        let model = open_model(&self.base, &self.device.find(output)?, output)?;
+        let precision = self.precision.precision;
+        let model = open_model_in(&self.base, &self.device.find(output)?, precision, output)?;
+        check_questions(&model, &facts, Path::new("the patches' facts"))?;
         let base = Prepared::new(&model, &self.recipe, recorded, output)?;
         let mut job = base.job(&facts, &self.recipe, self.about.about());
         job.supersedes = plan.added().map(|patch| patch.id).collect();
