@@ -137,7 +137,7 @@ fn a_name_that_has_no_room_is_reported_and_is_in_nobodys_way() {
     let announced = place.git("-C mine rev-parse refs/mpatch/operations");
     place.good("undo --store mine");
     place.git("-C mine update-ref refs/tags/w/x HEAD");
-    place.git(&format!("-C mine update-ref refs/mpatch/pending {announced}").trim_end());
+    place.git(format!("-C mine update-ref refs/mpatch/pending {announced}").trim_end());
     place.good("tag z --store mine");
     place.bad("tag w --store mine", 7);
     let tags = place.git("-C mine for-each-ref --format=%(refname:short) refs/tags refs/mpatch/pending");

@@ -108,7 +108,7 @@ impl FactsFile {
     /// # Errors
     /// As [`FactsFile::parse`].
     pub fn parse_first(bytes: &[u8], limit: usize) -> Result<Self, FactsError> {
-        Self::parse_with(bytes, limit, check::no_fact_twice)
+        Self::parse_checked(bytes, limit, true)
     }
 
     /// As [`FactsFile::parse_first`], for records that a model is only asked about: they may contradict each other.
@@ -116,18 +116,16 @@ impl FactsFile {
     /// # Errors
     /// As [`FactsFile::parse`], but for facts that exclude each other.
     pub fn parse_questions(bytes: &[u8], limit: usize) -> Result<Self, FactsError> {
-        Self::parse_with(bytes, limit, |_| Ok(()))
+        Self::parse_checked(bytes, limit, false)
     }
 
-    fn parse_with(
-        bytes: &[u8],
-        limit: usize,
-        check: fn(&[(Place, Record)]) -> Result<(), FactsError>,
-    ) -> Result<Self, FactsError> {
+    fn parse_checked(bytes: &[u8], limit: usize, are_facts: bool) -> Result<Self, FactsError> {
         let elements = source::elements(bytes)?;
         let (layout, mut placed) = layouts::records(&elements)?;
         placed.truncate(limit);
-        check(&placed)?;
+        if are_facts {
+            check::no_fact_twice(&placed)?;
+        }
         let records = placed.into_iter().map(|(_, record)| record).collect();
         Ok(Self { layout, records, digest: FileDigest::of(bytes) })
     }

@@ -580,7 +580,7 @@ mod tests {
 
     #[test]
     fn rates_have_decimals_where_they_are_small() {
-        assert_eq!([3.0, 0.3217, 18_172.9757].map(number), ["3", "0.3", "18173"]);
+        assert_eq!([3.0, 0.3217, 18_172.975_7].map(number), ["3", "0.3", "18173"]);
     }
 
     #[test]
