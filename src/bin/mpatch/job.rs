@@ -26,12 +26,10 @@ use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
-use crate::editing::{
-    AmountArguments, Corpus, arithmetic, check_memory, edit_error, factor_cache, find_statistics,
-    model_error, value_log, weights_id,
-};
+use crate::editing::{arithmetic, check_memory, edit_error, model_error, weights_id};
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, count};
+use crate::statistics::{AmountArguments, Corpus, factor_cache, find_statistics, value_log};
 
 /// How an edit is made and stored.
 #[derive(Debug, Args)]

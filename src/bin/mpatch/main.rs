@@ -21,6 +21,7 @@ mod places;
 mod projects;
 mod report;
 mod standing;
+mod statistics;
 mod suggestion;
 mod trust;
 mod walk;

@@ -9,13 +9,13 @@ use mpatch::sign::allowed_signers::line_of;
 use serde::Serialize;
 
 use crate::args::{Arguments, command};
-use crate::editing::file_digest;
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::Passing;
 use crate::keys::{new_key, private_text};
 use crate::places;
 use crate::projects;
 use crate::report::{Output, Page, Report, shell_word};
+use crate::statistics::file_digest;
 use crate::trust::ALLOWED_SIGNERS;
 
 /// Arguments of `demo`.

@@ -13,10 +13,11 @@ use mpatch::sign::AllowedSigners;
 use serde::Serialize;
 
 use super::demo;
-use crate::editing::{DeviceArguments, Memory, StatisticsCache, memory, open_model};
+use crate::editing::{DeviceArguments, Memory, memory, open_model};
 use crate::error::{CommandError, ExitKind};
 use crate::keys;
 use crate::report::{Output, Page, Report, count, size};
+use crate::statistics::StatisticsCache;
 use crate::trust::TrustFiles;
 
 /// Arguments of `doctor`.

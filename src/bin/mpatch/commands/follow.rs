@@ -15,11 +15,10 @@ use mpatch::{extract, stack};
 use serde::Serialize;
 
 use super::stack::facts_file;
-use crate::editing::{
-    DeviceArguments, StatisticsCache, both_states, edit_error, open_model_in, statistics_error,
-};
+use crate::editing::{DeviceArguments, both_states, edit_error, open_model_in};
 use crate::error::{CommandError, ExitKind};
 use crate::report::Output;
+use crate::statistics::{StatisticsCache, statistics_error};
 
 /// The method of `create`.
 const MEMIT: &str = "memit";

@@ -9,11 +9,11 @@ use mpatch::store::{Base, BaseTensor, Store};
 use serde::Serialize;
 
 use super::open_checkpoint;
-use crate::editing::StatisticsCache;
 use crate::error::CommandError;
 use crate::history::author;
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{remembered, shown};
+use crate::statistics::StatisticsCache;
 
 /// Arguments of `init`.
 #[derive(Debug, Args)]

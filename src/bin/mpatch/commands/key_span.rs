@@ -12,10 +12,11 @@ use mpatch::patch::{Patch, PatchError};
 use serde::Serialize;
 
 use super::follow::{Followed, Outcome, Place, Reason};
-use crate::editing::{edit_error, factor_cache};
+use crate::editing::edit_error;
 use crate::error::{CommandError, ExitKind};
 use crate::job::fact_prompt;
 use crate::report::{Output, count};
+use crate::statistics::factor_cache;
 
 /// What rounding to [`BITS`] leaves in the strongest direction outside, at most, in shares of what a fact takes; a bit
 /// less leaves twice as much.

@@ -13,11 +13,13 @@ use mpatch::model::{Folder, Precision};
 use serde::Serialize;
 
 use crate::editing::{
-    AmountArguments, Corpus, DeviceArguments, StatisticsCache, check_memory, compute_statistics, edit_error,
-    file_digest, model_error, open_folder, refuse_existing, statistics_error, weights_id,
+    DeviceArguments, check_memory, edit_error, model_error, open_folder, refuse_existing, weights_id,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
+use crate::statistics::{
+    AmountArguments, Corpus, StatisticsCache, compute_statistics, file_digest, statistics_error,
+};
 
 /// Arguments of `stats`.
 #[derive(Debug, Args)]

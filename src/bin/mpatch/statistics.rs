@@ -1,0 +1,322 @@
+//! Statistics from the command line: from what they are computed, where they are kept, and what else is kept between
+//! runs.
+
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use mpatch::checkpoint::CheckpointError;
+use mpatch::digest::{FileDigest, WeightsId};
+use mpatch::edit::EditError;
+use mpatch::edit::kept::{FactorCache, ValueLog};
+use mpatch::edit::statistics::{
+    Amount, Collected, Shard, Statistics, StatisticsFile, collect_part, sums_size_bytes,
+};
+use mpatch::model::Model;
+
+use crate::editing::{check_memory, edit_error};
+use crate::error::{CommandError, ExitKind};
+use crate::report::Output;
+
+/// How much of a corpus is run.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct AmountArguments {
+    /// Run documents of the corpus until they have this many tokens, or `all` of it; ten times the width of a key by
+    /// default
+    #[arg(long, value_name = "TOKENS", requires = "corpus", value_parser = amount_of_tokens)]
+    tokens: Option<Amount>,
+    /// Run this many documents of the corpus; the paper's own number is 100000
+    #[arg(long, value_name = "COUNT", requires = "corpus", conflicts_with = "tokens", value_parser = clap::value_parser!(u64).range(1..))]
+    documents: Option<u64>,
+}
+
+fn amount_of_tokens(text: &str) -> Result<Amount, String> {
+    match text.parse::<u64>() {
+        Ok(count) if count > 0 => Ok(Amount::Tokens(count)),
+        _ if text == "all" => Ok(Amount::All),
+        _ => Err("expected a number of tokens, or `all`".to_owned()),
+    }
+}
+
+impl AmountArguments {
+    /// What was asked for, else what is enough for keys of this width.
+    pub fn amount(self, inner: usize) -> Amount {
+        let asked = self.tokens.or(self.documents.map(Amount::Documents));
+        asked.unwrap_or_else(|| Amount::enough(inner))
+    }
+}
+
+/// A part of a corpus that is to be run.
+#[derive(Debug, Clone, Copy)]
+pub struct Corpus<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// How much of it.
+    pub amount: Amount,
+    /// Which part of that, where others run the rest.
+    pub shard: Option<Shard>,
+}
+
+/// What was given as a file of statistics is refused.
+pub fn statistics_error(path: &Path, error: EditError) -> CommandError {
+    let is_another_file = matches!(
+        &error,
+        EditError::Checkpoint(CheckpointError::Header { .. } | CheckpointError::NotACheckpoint { .. })
+    );
+    let refused = edit_error(path, error);
+    if is_another_file {
+        refused.hint("give a file of statistics: `mpatch stats` makes them")
+    } else {
+        refused
+    }
+}
+
+/// Computes the statistics of `layers` over `corpus`, with progress.
+pub fn compute_statistics(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    corpus: Corpus<'_>,
+    output: &Output,
+) -> Result<Statistics, CommandError> {
+    let network = &model.network;
+    let sums = sums_size_bytes(network.config().inner, layers.len());
+    check_memory("the second moments", sums, network.device())?;
+    let failed = |error: std::io::Error| CommandError::io("read", corpus.path, &error);
+    let file = std::fs::File::open(corpus.path).map_err(failed)?;
+    let progress = match corpus.amount {
+        Amount::Tokens(count) => output.counter("statistics, tokens", count),
+        Amount::Documents(count) => output.counter("statistics, documents", count),
+        Amount::All | Amount::Mixed => output.progress("statistics", file.metadata().map_err(failed)?.len()),
+    };
+    let shards = corpus.shard.map_or(1, |shard| u64::from(shard.count));
+    let tell = |collected: Collected| match corpus.amount {
+        Amount::Tokens(_) => progress.reach(collected.tokens * shards),
+        Amount::Documents(_) => progress.reach(collected.documents * shards),
+        Amount::All | Amount::Mixed => progress.reach(collected.bytes),
+    };
+    let mut reader = BufReader::new(file);
+    let collected = collect_part(model, base, layers, &mut reader, corpus.amount, corpus.shard, &tell);
+    collected.map_err(|error| match error {
+        EditError::Corpus { .. } => edit_error(corpus.path, error),
+        error => edit_error(model.checkpoint.path(), error),
+    })
+}
+
+/// What mpatch keeps of this user's runs, all of which can be made again: `MPATCH_CACHE_DIR`, else
+/// `XDG_CACHE_HOME/mpatch`, else `~/.cache/mpatch`.
+fn cache_folder(name: &str) -> Option<PathBuf> {
+    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = set("MPATCH_CACHE_DIR")
+        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("mpatch")))
+        .or_else(|| Some(set("HOME")?.join(".cache/mpatch")))?;
+    Some(root.join(name))
+}
+
+/// Most that kept factors take: those of ten layers of GPT-J-6B.
+const FACTORS_SIZE_BYTES_MAX: u64 = 11 << 30;
+/// Most that logs of interrupted runs take: the values of 60 000 facts of GPT-J-6B.
+const VALUES_SIZE_BYTES_MAX: u64 = 1 << 30;
+
+/// The cache of factors; none where there is no place for one.
+pub fn factor_cache() -> Option<FactorCache> {
+    let folder = cache_folder("factors")?;
+    std::fs::create_dir_all(&folder).ok()?;
+    Some(FactorCache::new(&folder, FACTORS_SIZE_BYTES_MAX))
+}
+
+/// The log of values of these inputs; none where there is no place for one, or another process writes it.
+pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
+    let folder = cache_folder("values")?;
+    std::fs::create_dir_all(&folder).ok()?;
+    match ValueLog::open(&folder, inputs, VALUES_SIZE_BYTES_MAX) {
+        Ok(Some(log)) => Some(log),
+        Ok(None) => {
+            output.warn("another process is making this very patch; this one keeps no log of its values");
+            None
+        }
+        Err(error) => {
+            output.warn(&format!("no log of values is kept, an interrupted run begins anew: {error}"));
+            None
+        }
+    }
+}
+
+/// Where statistics are kept between runs: by base, corpus, tokenizer and layers.
+#[derive(Debug)]
+pub struct StatisticsCache {
+    folder: PathBuf,
+}
+
+impl StatisticsCache {
+    /// The cache of this user.
+    pub fn of_user() -> Option<Self> {
+        Some(Self { folder: cache_folder("statistics")? })
+    }
+
+    /// The cache of this user, where nothing can be done without one.
+    pub fn needed() -> Result<Self, CommandError> {
+        Self::of_user().ok_or_else(|| {
+            let message = "there is no place for cached statistics: neither HOME nor MPATCH_CACHE_DIR is set";
+            CommandError::new(ExitKind::Io, message).hint("make them with `mpatch stats -o FILE`")
+        })
+    }
+
+    /// The folder, which need not be there yet.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The file for one base, corpus, tokenizer, what was drawn from the corpus, and choice of layers.
+    pub fn path(
+        &self,
+        base: WeightsId,
+        corpus: FileDigest,
+        tokenizer: FileDigest,
+        (amount, shard): (Amount, Option<Shard>),
+        layers: &[usize],
+    ) -> PathBuf {
+        let mut name = format!("{}-{}-{}-", base.short(), corpus.short(), tokenizer.short());
+        if amount != Amount::All {
+            name += &format!("{}-", amount.to_string().replace(' ', "_"));
+        }
+        if let Some(shard) = shard {
+            name += &format!("shard_{}_of_{}-", shard.index, shard.count);
+        }
+        let layers: Vec<_> = layers.iter().map(ToString::to_string).collect();
+        self.folder.join(format!("{name}{}.safetensors", layers.join("_")))
+    }
+
+    /// The cached file of this base that holds `layers`; of several one made with the model's own tokenizer, and of
+    /// those the one made from most tokens.
+    pub fn find(
+        &self,
+        model: &Model,
+        base: WeightsId,
+        layers: &[usize],
+    ) -> Option<(PathBuf, StatisticsFile)> {
+        let (inner, tokenizer) = (model.network.config().inner, model.tokenizer.digest());
+        let ours = self.paths().into_iter().filter(|path| is_of_base(path, base));
+        let fitting = ours.filter_map(|path| {
+            let file = StatisticsFile::open(&path).ok()?;
+            file.check(base, inner, layers).ok()?;
+            // A shard is no statistics of anything by itself.
+            file.provenance().drawn.shard.is_none().then_some(())?;
+            let tokens = file.counts().values().copied().max()?;
+            // The path decides between equals, so that the choice does not depend on the order of a folder.
+            Some(((file.provenance().tokenizer == tokenizer, tokens, path), file))
+        });
+        let best = fitting.max_by(|(one, _), (other, _)| one.cmp(other));
+        best.map(|((_, _, path), file)| (path, file))
+    }
+
+    /// All cached files, those of this base first, opened and hashed one by one; what is no statistics is left out.
+    pub fn files(&self, base: WeightsId) -> impl Iterator<Item = (PathBuf, StatisticsFile)> {
+        let mut paths = self.paths();
+        paths.sort_by_cached_key(|path| (!is_of_base(path, base), path.clone()));
+        paths.into_iter().filter_map(|path| StatisticsFile::open(&path).ok().map(|file| (path, file)))
+    }
+
+    fn paths(&self) -> Vec<PathBuf> {
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten();
+        entries.filter_map(|entry| Some(entry.ok()?.path())).collect()
+    }
+
+    /// Whether something is kept of this base, by the names of the files: to read them takes too long for a hint.
+    pub fn names(&self, base: WeightsId) -> bool {
+        self.paths().iter().any(|path| is_of_base(path, base))
+    }
+
+    /// Makes sure that the folder is there.
+    pub fn prepare(&self) -> Result<(), CommandError> {
+        std::fs::create_dir_all(&self.folder)
+            .map_err(|error| CommandError::io("create", &self.folder, &error))
+    }
+
+    /// Writes statistics into the cache.
+    pub fn store(&self, path: &Path, statistics: &Statistics) -> Result<(), CommandError> {
+        self.prepare()?;
+        statistics.write(path).map_err(|error| edit_error(path, error))
+    }
+}
+
+/// Whether a cached file is of this base, by its name.
+fn is_of_base(path: &Path, base: WeightsId) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(&base.short()))
+}
+
+/// Digest of a whole file, read in blocks.
+pub fn file_digest(path: &Path) -> Result<FileDigest, CommandError> {
+    let failed = |error: std::io::Error| CommandError::io("read", path, &error);
+    let file = std::fs::File::open(path).map_err(failed)?;
+    FileDigest::of_reader(file).map_err(failed)
+}
+
+/// Statistics for `layers` of `model`: the file given, else one cached for this base, else computed from `corpus`; says
+/// where they were made with another tokenizer.
+pub fn find_statistics(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    given: Option<&Path>,
+    corpus: Option<Corpus<'_>>,
+    output: &Output,
+) -> Result<StatisticsFile, CommandError> {
+    let file = statistics_of_base(model, base, layers, given, corpus, output)?;
+    let (made_with, ours) = (file.provenance().tokenizer, model.tokenizer.digest());
+    if made_with != ours {
+        // No error: one tokenizer comes as one file or as several, with other digests.
+        output.warn(&format!(
+            "the statistics were made with the tokenizer {}, the model's is {}: they are of use only where \
+             both are the same in other files",
+            made_with.short(),
+            ours.short()
+        ));
+    }
+    Ok(file)
+}
+
+/// As [`find_statistics`], whatever the tokenizer.
+fn statistics_of_base(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    given: Option<&Path>,
+    corpus: Option<Corpus<'_>>,
+    output: &Output,
+) -> Result<StatisticsFile, CommandError> {
+    let inner = model.network.config().inner;
+    let open = |path: &Path| StatisticsFile::open(path).map_err(|error| statistics_error(path, error));
+    if let Some(path) = given {
+        let file = open(path)?;
+        file.check(base, inner, layers).map_err(|error| {
+            let refused = edit_error(path, error);
+            let of_another_base = file.provenance().base != base;
+            CommandError { kind: if of_another_base { ExitKind::WrongBase } else { refused.kind }, ..refused }
+        })?;
+        return Ok(file);
+    }
+    let cache = StatisticsCache::needed()?;
+    let Some(corpus) = corpus else {
+        let Some((path, file)) = cache.find(model, base, layers) else {
+            let message = "there are no statistics of this model: MEMIT needs the second moments of its keys";
+            return Err(CommandError::new(ExitKind::Usage, message).hint(
+                "give `--corpus FILE` (text, one document a line) to compute them, or `--stats FILE`",
+            ));
+        };
+        output.note(&format!("statistics: {} (cached)", path.display()));
+        return Ok(file);
+    };
+    let (digest, tokenizer) = (file_digest(corpus.path)?, model.tokenizer.digest());
+    let path = cache.path(base, digest, tokenizer, (corpus.amount, corpus.shard), layers);
+    if let Ok(file) = StatisticsFile::open(&path) {
+        file.check(base, inner, layers).map_err(|error| edit_error(&path, error))?;
+        output.note(&format!("statistics: {} (cached)", path.display()));
+        return Ok(file);
+    }
+    output.note(&format!("statistics: computing them from {} ({})", corpus.path.display(), corpus.amount));
+    let statistics = compute_statistics(model, base, layers, corpus, output)?;
+    cache.store(&path, &statistics)?;
+    output.note(&format!("statistics: kept in {}", path.display()));
+    open(&path)
+}
