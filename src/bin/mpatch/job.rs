@@ -29,7 +29,9 @@ use serde::Serialize;
 use crate::editing::{arithmetic, check_memory, edit_error, model_error, weights_id};
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, count};
-use crate::statistics::{AmountArguments, Corpus, factor_cache, find_statistics, value_log};
+use crate::statistics::{
+    AmountArguments, Corpus, factor_cache, find_statistics, value_log, warn_of_tokenizer,
+};
 
 /// How an edit is made and stored.
 #[derive(Debug, Args)]
@@ -197,6 +199,7 @@ impl<'a> Prepared<'a> {
         let amount = arguments.amount.amount(model.network.config().inner);
         let corpus = arguments.corpus.as_deref().map(|path| Corpus { path, amount, shard: None });
         let statistics = find_statistics(model, weights, &hyperparameters.layers, stats, corpus, output)?;
+        warn_of_tokenizer(model, &statistics, output);
         let contexts = arguments.contexts(model, recorded, output)?;
         Ok(Self { model, weights, hyperparameters, contexts, statistics, seed: arguments.seed(recorded) })
     }

@@ -252,20 +252,12 @@ pub fn file_digest(path: &Path) -> Result<FileDigest, CommandError> {
     FileDigest::of_reader(file).map_err(failed)
 }
 
-/// Statistics for `layers` of `model`: the file given, else one cached for this base, else computed from `corpus`; says
-/// where they were made with another tokenizer.
-pub fn find_statistics(
-    model: &Model,
-    base: WeightsId,
-    layers: &[usize],
-    given: Option<&Path>,
-    corpus: Option<Corpus<'_>>,
-    output: &Output,
-) -> Result<StatisticsFile, CommandError> {
-    let file = statistics_of_base(model, base, layers, given, corpus, output)?;
-    let (made_with, ours) = (file.provenance().tokenizer, model.tokenizer.digest());
+/// Warns of statistics that were made with another tokenizer than the model's.
+///
+/// They are no error: one tokenizer comes as one file or as several, with other digests.
+pub fn warn_of_tokenizer(model: &Model, statistics: &StatisticsFile, output: &Output) {
+    let (made_with, ours) = (statistics.provenance().tokenizer, model.tokenizer.digest());
     if made_with != ours {
-        // No error: one tokenizer comes as one file or as several, with other digests.
         output.warn(&format!(
             "the statistics were made with the tokenizer {}, the model's is {}: they are of use only where \
              both are the same in other files",
@@ -273,11 +265,10 @@ pub fn find_statistics(
             ours.short()
         ));
     }
-    Ok(file)
 }
 
-/// As [`find_statistics`], whatever the tokenizer.
-fn statistics_of_base(
+/// Statistics for `layers` of `model`: the file given, else one cached for this base, else computed from `corpus`.
+pub fn find_statistics(
     model: &Model,
     base: WeightsId,
     layers: &[usize],
