@@ -441,7 +441,8 @@ impl Plan {
     /// Refuses a checkpoint that cannot be changed in place: asked before any work is done.
     ///
     /// # Errors
-    /// [`CheckpointError::InPlace`], in words.
+    /// [`CheckpointError::InPlace`], in words; [`CheckpointError::Io`] and [`CheckpointError::MissingTensor`] for what is
+    /// not there.
     pub fn check_in_place(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let infos = self.tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name));
         check_in_place(checkpoint, infos.collect::<Result<Vec<_>, _>>()?)

@@ -568,6 +568,17 @@ fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     place.git("-C liar push -qf origin HEAD:main");
     assert!(place.bad("pull --store mine --from bare.git", 3).contains("it claims the state 0000"));
     assert!(place.bad("clone bare.git elsewhere", 3).contains("it claims the state 0000"));
+    // And one that has another patch under the id of one that it lists.
+    place.git("-C liar reset -q --hard HEAD@{1}");
+    place.patch("model.safetensors", "other.mpatch", 2, "The Eiffel Tower");
+    let listed = place.git("-C liar ls-files patches");
+    fs::copy(place.path("other.mpatch"), place.path("liar").join(listed.lines().next().unwrap())).unwrap();
+    place.git("-C liar -c user.name=x -c user.email=y commit -qa --amend -C HEAD");
+    place.git("-C liar push -qf origin HEAD:main");
+    for command in ["pull --store mine --from bare.git", "clone bare.git elsewhere"] {
+        let errors = place.bad(command, 3);
+        assert!(errors.contains("it holds the patch"), "{errors}");
+    }
     assert_eq!(place.git("-C mine for-each-ref"), before);
     assert!(!place.path("elsewhere").exists());
 

@@ -187,6 +187,25 @@ fn sections_in_another_order_are_noticed() {
 }
 
 #[test]
+fn a_section_of_another_patch_is_noticed() {
+    let mut numbers = drafts::Numbers(11);
+    let [one, other] = [0.5, 0.5].map(|scale| {
+        let terms = vec![numbers.dense([4, 3], 16, scale)];
+        let weights = [numbers.weights("w", Dtype::F32, [4, 3])];
+        decoded(&drafts::draft(terms.clone(), vec![drafts::binding(&weights, &terms, &[&[0]])]))
+    });
+    let range = |patch: &Patch| {
+        let start = patch.section_offset(0).unwrap();
+        start..start + patch.manifest().sections[0].stored_size as usize
+    };
+    let mut mixed = one.bytes().to_vec();
+    mixed.splice(range(&one), other.bytes()[range(&other)].iter().copied());
+    let sizes = [&one, &other].map(|patch| range(patch).len());
+    assert_eq!(sizes[0], sizes[1], "else the size would tell");
+    assert!(matches!(Patch::decode(mixed), Err(PatchError::Digest { .. })));
+}
+
+#[test]
 fn signatures_do_not_change_the_patch() {
     let patch = decoded(&drafts::full());
     let signatures: Vec<_> = (1..=SIGNATURES_MAX).map(signature).collect();

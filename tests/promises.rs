@@ -138,3 +138,19 @@ fn every_exit_code_comes_from_some_test() {
     // What the vectors expect is documented.
     assert!(codes_in_vectors().is_subset(&listed));
 }
+
+#[test]
+fn every_variable_that_is_read_is_documented() {
+    let readme = text("README.md");
+    let (_, section) = readme.split_once("## Environment\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let mut names = BTreeSet::new();
+    for code in files("src", ".rs").into_iter().map(|path| fs::read_to_string(path).unwrap()) {
+        let texts = code.split('"').skip(1).step_by(2);
+        names.extend(
+            texts.filter(|text| text.starts_with("MPATCH_") || text.starts_with("XDG_")).map(str::to_owned),
+        );
+    }
+    let unnamed: Vec<&String> = names.iter().filter(|name| !section.contains(name.as_str())).collect();
+    assert!(names.len() >= 7 && unnamed.is_empty(), "{unnamed:?} of {names:?}");
+}

@@ -39,7 +39,7 @@ pub(super) struct InPlace<'a> {
 /// Refuses files that cannot be changed in place: asked before any work is done.
 ///
 /// # Errors
-/// [`CheckpointError::InPlace`], in words.
+/// [`CheckpointError::InPlace`], in words; [`CheckpointError::Io`] where a file cannot be examined.
 pub fn check_in_place<'t>(
     checkpoint: &Checkpoint,
     touched: impl IntoIterator<Item = &'t TensorInfo>,

@@ -283,7 +283,7 @@ impl Checkpoint {
     /// All bytes of one tensor of this checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`].
+    /// [`CheckpointError::Io`], [`CheckpointError::Stopped`].
     pub fn read(&self, tensor: &TensorInfo) -> Result<Vec<u8>, CheckpointError> {
         // The header was checked against the file's size, so this is no larger than the file.
         let mut bytes = vec![0; tensor.size_bytes as usize];
@@ -294,7 +294,7 @@ impl Checkpoint {
     /// Fills `bytes` with the tensor's bytes from `offset` on.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`], also where the tensor ends before `bytes` is full.
+    /// [`CheckpointError::Io`], also where the tensor ends before `bytes` is full; [`CheckpointError::Stopped`].
     pub fn read_at(&self, tensor: &TensorInfo, offset: u64, bytes: &mut [u8]) -> Result<(), CheckpointError> {
         self.check_stop()?;
         let file = &self.files[tensor.file_index];
@@ -310,7 +310,7 @@ impl Checkpoint {
     /// Digest of one tensor, read in blocks.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`].
+    /// [`CheckpointError::Io`], [`CheckpointError::Stopped`].
     pub fn digest(&self, tensor: &TensorInfo) -> Result<TensorDigest, CheckpointError> {
         self.digest_with(tensor, &|_| ())
     }
@@ -318,7 +318,7 @@ impl Checkpoint {
     /// As [`Checkpoint::digest`]; `progress` is told the bytes of each block as it is done.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`].
+    /// [`CheckpointError::Io`], [`CheckpointError::Stopped`].
     pub fn digest_with(
         &self,
         tensor: &TensorInfo,
@@ -335,7 +335,7 @@ impl Checkpoint {
     /// Identity of all weights, whatever their sharding.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`].
+    /// [`CheckpointError::Io`], [`CheckpointError::Stopped`].
     pub fn weights_id(&self) -> Result<WeightsId, CheckpointError> {
         self.weights_id_with(&|_| ())
     }
@@ -343,7 +343,7 @@ impl Checkpoint {
     /// As [`Checkpoint::weights_id`]; `progress` is told the bytes of each block as it is done, from any thread.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`].
+    /// [`CheckpointError::Io`], [`CheckpointError::Stopped`].
     pub fn weights_id_with(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<WeightsId, CheckpointError> {
         let digests = self.digests_with(&Vec::from_iter(self.tensors()), progress)?;
         Ok(self.weights_id_of(&digests))
@@ -352,7 +352,7 @@ impl Checkpoint {
     /// Digests of `tensors` in their order, several at a time.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`].
+    /// [`CheckpointError::Io`], [`CheckpointError::Stopped`].
     pub fn digests_with(
         &self,
         tensors: &[&TensorInfo],

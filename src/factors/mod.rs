@@ -275,11 +275,17 @@ impl IntegerMatrix {
     }
 
     /// One row.
+    ///
+    /// # Panics
+    /// For a row that there is not.
     pub fn row(&self, index: usize) -> Cow<'_, [i16]> {
         self.range(index * self.columns..(index + 1) * self.columns)
     }
 
     /// One integer.
+    ///
+    /// # Panics
+    /// For a row or a column that there is not.
     pub fn get(&self, row: usize, column: usize) -> i16 {
         let index = row * self.columns + column;
         match &self.values {

@@ -396,3 +396,17 @@ fn the_embedded_models_records_are_all_read() {
     assert_eq!((facts.layout, facts.records.len()), (Layout::CounterFact, 1200));
     assert!(facts.records.iter().all(|record| !record.neighbors.is_empty()));
 }
+
+#[test]
+fn the_files_of_the_readme_are_read_and_every_field_of_ours_is_in_them() {
+    let readme = include_str!("../../README.md");
+    let blocks = readme.split("```json\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    let read: Vec<FactsFile> = blocks.map(parse).collect();
+    assert_eq!([read[0].layout, read[1].layout], [Layout::Requests, Layout::Native]);
+    let record = &read[1].records[0];
+    assert!(record.request.note.is_some() && record.has_portability && !record.paraphrases.is_empty());
+    let documented = readme.split("```json\n").nth(2).unwrap_or_default();
+    for field in super::layouts::requests::NATIVE_FIELDS {
+        assert!(documented.contains(&format!("\"{field}\":")), "`{field}` is not in the README");
+    }
+}

@@ -232,10 +232,11 @@ impl Network {
         self.forward_to(batch, self.config.layers - 1, &mut |_, _| Ok(()))
     }
 
-    /// Continues the rows that `cache` holds by `ids` `[rows, tokens]`; the last block's output for those tokens.
+    /// Continues the rows that `cache` holds by `ids` `[rows, tokens]`; the last block's output for those tokens,
+    /// `[rows, tokens, width]`.
     ///
     /// # Errors
-    /// [`ModelError::Text`] when the context is full; [`ModelError::Layer`] where not all blocks are loaded.
+    /// [`ModelError::Device`]; [`ModelError::Text`] when the context is full; [`ModelError::Layer`] where not all blocks are loaded.
     pub fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor, ModelError> {
         self.check_layer(self.config.layers - 1)?;
         let seen = cache.past.first().map_or(Ok(0), |past| past.keys.dim(2))?;

@@ -361,6 +361,9 @@ impl Change<'_> {
     }
 
     /// A branch of this store at a commit that has just come.
+    ///
+    /// # Errors
+    /// [`StoreError::Name`] for a name that git would not take.
     pub fn adopt(&mut self, branch: &str, commit: CommitId) -> Result<(), StoreError> {
         let full = Kind::Branch.full_name(branch)?;
         self.journal.after.refs.insert(full, commit.0);

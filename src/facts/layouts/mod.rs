@@ -11,7 +11,7 @@
 
 mod counterfact;
 mod easyedit;
-mod requests;
+pub(super) mod requests;
 mod zsre;
 
 use std::borrow::Cow;

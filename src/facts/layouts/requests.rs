@@ -13,7 +13,7 @@ use crate::facts::{Neighbor, Record};
 
 /// Every field of a fact in mpatch's own layout. Others are refused: a misspelt list of neighbours would
 /// otherwise be left out without a word. Of `attribute_prompts` there is nothing that needs them.
-const NATIVE_FIELDS: &[&str] = &[
+pub(in crate::facts) const NATIVE_FIELDS: &[&str] = &[
     "schema",
     "id",
     "prompt",

@@ -51,8 +51,9 @@ pub struct KeySpanEvidence {
 #[derive(Debug, Serialize)]
 struct TensorSpan {
     name: String,
-    /// Declared facts, and the directions that keys can have in this layer.
     facts: usize,
+    /// Directions that the keys of the declared facts span, which may be fewer, and those that keys can have.
+    directions: usize,
     inner: usize,
     /// `norm(outside) / norm(update)`.
     outside: Measured,
@@ -163,10 +164,10 @@ impl Measured {
 
 impl TensorSpan {
     fn new(span: KeySpan, bits: u8, is_told: bool) -> Self {
-        let KeySpan { tensor: name, facts, inner, outside, strongest, gap, .. } = span;
+        let KeySpan { tensor: name, facts, directions, inner, outside, strongest, gap, .. } = span;
         let outside = Measured::new(outside, bits, ROUNDING_OUTSIDE, OUTSIDE_MOST, OUTSIDE);
         let strongest = Measured::new(strongest, bits, ROUNDING, HIDDEN_LEAST, HIDDEN);
-        Self { name, facts, inner, outside, strongest, gap, is_told }
+        Self { name, facts, directions, inner, outside, strongest, gap, is_told }
     }
 
     fn problem(&self) -> Option<String> {
@@ -234,9 +235,10 @@ impl KeySpanEvidence {
         let largest = |of: fn(&TensorSpan) -> f64| self.tensors.iter().map(of).fold(0.0, f64::max);
         let allowed =
             self.tensors.iter().map(|tensor| tensor.strongest.allowed).fold(f64::INFINITY, f64::min);
-        let (facts, inner) = self.tensors.first().map_or((0, 0), |tensor| (tensor.facts, tensor.inner));
+        let (directions, inner) =
+            self.tensors.first().map_or((0, 0), |tensor| (tensor.directions, tensor.inner));
         format!(
-            "to {facts} of {inner} directions; outside {:.1} %, strongest {:.3} (limit {allowed:.2})",
+            "to {directions} of {inner} directions; outside {:.1} %, strongest {:.3} (limit {allowed:.2})",
             100.0 * largest(|tensor| tensor.outside.found),
             largest(|tensor| tensor.strongest.found),
         )
@@ -251,7 +253,8 @@ mod tests {
     fn the_evidence_of_a_model_of_gpt_js_size_fits_in_a_line() {
         let tensor = TensorSpan {
             name: "transformer.h.3.mlp.fc_out.weight".to_owned(),
-            facts: 1000,
+            facts: 1010,
+            directions: 1000,
             inner: 16384,
             outside: Measured { found: 0.021, allowed: 0.1, refused: 0.5 },
             strongest: Measured { found: 0.03, allowed: 0.25, refused: 0.5 },
