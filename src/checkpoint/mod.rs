@@ -26,6 +26,7 @@ mod records;
 pub(crate) mod recover;
 mod source;
 mod space;
+mod target;
 mod temporary;
 mod waiting;
 mod write;
@@ -52,8 +53,9 @@ pub use self::records::{RecordLog, limit_folder, read_records, touch, write_reco
 pub use self::recover::{Recovered, recover};
 pub use self::source::FileSource;
 pub use self::space::free_space_bytes;
+pub use self::target::check_output;
 pub use self::temporary::PassingFolder;
-pub use self::write::{Committed, Filled, Output, check_output};
+pub use self::write::{Committed, Filled, Output};
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};
 use self::header::HEADER_SIZE_FIELD_BYTES;

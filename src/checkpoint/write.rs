@@ -28,48 +28,19 @@ use super::in_place::InPlace;
 use super::journal::reserve;
 use super::keep::Told;
 use super::temporary::Temporary;
-use super::{Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, folder_of};
+use super::{
+    Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, check_output, folder_of,
+};
 
 /// Told bytes as they are done, from any thread.
 type Progress<'a> = &'a (dyn Fn(u64) + Sync);
-
-/// Refuses a target that exists, or whose folder cannot be written: asked before any work is done.
-///
-/// # Errors
-/// [`CheckpointError::OutputExists`], [`CheckpointError::Output`] or [`CheckpointError::Io`].
-pub fn check_output(checkpoint: &Checkpoint, target: &Path) -> Result<(), CheckpointError> {
-    let disk = checkpoint.disk();
-    if disk.is_taken(target).map_err(CheckpointError::io(target, "examine"))? {
-        return Err(CheckpointError::OutputExists { path: target.to_owned() });
-    }
-    let refuse =
-        |reason: &str| CheckpointError::Output { path: target.to_owned(), reason: reason.to_owned() };
-    let text = target.as_os_str().as_encoded_bytes();
-    // A path drops the dot of `x/.`, and the system knows no such name for something new.
-    if target.file_name().is_none() || ends_in_a_dot(text) {
-        return Err(refuse("it is not a name for a new file or folder"));
-    }
-    if checkpoint.layout() == Layout::File && text.ends_with(b"/") {
-        return Err(refuse("the base is one file, so the output is no folder"));
-    }
-    let looks_like_file =
-        target.extension().is_some_and(|extension| extension == "safetensors" || extension == "json");
-    if checkpoint.layout() == Layout::Folder && looks_like_file {
-        return Err(refuse("the base has several files, so the output is a folder"));
-    }
-    let folder = folder_of(target);
-    disk.check_writable(folder).map_err(CheckpointError::io(folder, "write to"))
-}
-
-/// Whether a path ends in `/.`, with or without more slashes.
-fn ends_in_a_dot(path: &[u8]) -> bool {
-    path.rsplit(|byte| *byte == b'/').find(|part| !part.is_empty()) == Some(b".")
-}
 
 /// A checkpoint in the making; dropped before [`Output::commit`], it leaves everything as it was.
 #[derive(Debug)]
 pub struct Output<'a> {
     kind: OutputKind<'a>,
+    /// Some of the work has failed, so that the rest is for nothing.
+    given_up: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -116,7 +87,7 @@ impl<'a> Output<'a> {
             ranges.entry(tensor.file_index).or_default().push(range);
         }
         let copy = CheckpointCopy::create(checkpoint, target, ranges, progress)?;
-        Ok(Self { kind: OutputKind::Copy(copy) })
+        Ok(Self::of(OutputKind::Copy(copy)))
     }
 
     /// Makes a journal, into which [`Output::fill`] puts the old bytes of the tensors of `rewrites`.
@@ -131,7 +102,11 @@ impl<'a> Output<'a> {
         rewrites: &[Rewrite<'_>],
         label: &str,
     ) -> Result<Self, CheckpointError> {
-        Ok(Self { kind: OutputKind::InPlace(InPlace::create(checkpoint, rewrites, label)?) })
+        Ok(Self::of(OutputKind::InPlace(InPlace::create(checkpoint, rewrites, label)?)))
+    }
+
+    fn of(kind: OutputKind<'a>) -> Self {
+        Self { kind, given_up: AtomicBool::new(false) }
     }
 
     /// Has `rewrite` write all of the touched tensors, and meanwhile copies what is not touched, or keeps what they overwrite.
@@ -147,19 +122,20 @@ impl<'a> Output<'a> {
         progress: Progress<'_>,
         rewrite: impl FnOnce() -> Result<T, E>,
     ) -> Result<(T, Filled), E> {
-        let given_up = AtomicBool::new(false);
-        let stop = || match given_up.load(Ordering::Relaxed) {
-            true => Err(CheckpointError::Stopped { path: self.path().to_owned() }),
-            false => self.checkpoint().check_stop(),
-        };
+        let stop = || self.check_given_up().and_then(|()| self.checkpoint().check_stop());
         let told = Told { progress, stop: &stop };
+        let give_up_if = |failed| self.given_up.fetch_or(failed, Ordering::Relaxed);
         std::thread::scope(|scope| {
-            let others = scope.spawn(|| match &self.kind {
-                OutputKind::Copy(copy) => copy.copy_rest(&told).map_err(|error| copy.by_its_name(error)),
-                OutputKind::InPlace(in_place) => in_place.keep(&told),
+            let others = scope.spawn(|| {
+                let done = match &self.kind {
+                    OutputKind::Copy(copy) => copy.copy_rest(&told).map_err(|error| copy.by_its_name(error)),
+                    OutputKind::InPlace(in_place) => in_place.keep(&told),
+                };
+                give_up_if(done.is_err());
+                done
             });
             let rewritten = rewrite();
-            given_up.store(rewritten.is_err(), Ordering::Relaxed);
+            give_up_if(rewritten.is_err());
             match (others.join().unwrap_or_else(|panic| resume_unwind(panic)), rewritten) {
                 // Told to stop because the rewriting failed, or like it.
                 (Err(CheckpointError::Stopped { .. }), Err(error)) => Err(error),
@@ -167,6 +143,13 @@ impl<'a> Output<'a> {
                 (Ok(()), rewritten) => rewritten.map(|rewritten| (rewritten, Filled(()))),
             }
         })
+    }
+
+    fn check_given_up(&self) -> Result<(), CheckpointError> {
+        match self.given_up.load(Ordering::Relaxed) {
+            true => Err(CheckpointError::Stopped { path: self.path().to_owned() }),
+            false => Ok(()),
+        }
     }
 
     fn checkpoint(&self) -> &'a Checkpoint {
@@ -191,6 +174,7 @@ impl<'a> Output<'a> {
     /// [`CheckpointError::Io`]; [`CheckpointError::Output`] for bytes outside the touched tensors;
     /// [`CheckpointError::Stopped`].
     pub fn write_at(&self, tensor: &TensorInfo, offset: u64, bytes: &[u8]) -> Result<(), CheckpointError> {
+        self.check_given_up()?;
         let inside = offset.checked_add(bytes.len() as u64).is_some_and(|end| end <= tensor.size_bytes);
         let written = match &self.kind {
             _ if !inside => None,
