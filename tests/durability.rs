@@ -413,6 +413,33 @@ fn a_journal_of_another_layout_is_left_to_the_mpatch_that_wrote_it() {
 }
 
 #[test]
+fn a_damaged_journal_is_never_taken_away() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    let [journal, other] =
+        ["model", "other"].map(|name| bench.path(&format!("{name}.safetensors.mpatch-journal")));
+    let whole = fs::read(&journal).unwrap();
+    let mut both_headers = whole.clone();
+    both_headers[0] ^= 1;
+    *both_headers.last_mut().unwrap() ^= 1;
+    for damaged in [&[][..], b"notes", &vec![0; whole.len()], &both_headers] {
+        fs::write(&journal, damaged).unwrap();
+        let said = waits_for_recovery(&bench);
+        assert!(said.contains("neither of its two headers is whole"), "{said}");
+        assert!(fs::read(&journal).unwrap() == damaged);
+    }
+    // Beside other weights it is nobody's concern.
+    fs::rename(&journal, &other).unwrap();
+    bench.succeeds("verify edits.mpatch --base model.safetensors --digests-only");
+    fs::remove_file(&other).unwrap();
+    fs::write(&journal, whole).unwrap();
+    bench.succeeds("revert model.safetensors edits.mpatch --in-place");
+    assert!(bench.contents() == before);
+}
+
+#[test]
 fn old_bytes_that_cannot_be_put_back_keep_their_journal() {
     if !can_trace() {
         return skipped("strace is not there, or may not trace");

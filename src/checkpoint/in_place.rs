@@ -208,7 +208,7 @@ impl<'a> InPlace<'a> {
                 Err(error) => (error, Syncs::AllWell),
             },
         };
-        match journal.roll_back(&targets, syncs) {
+        match journal.roll_back(&targets, syncs, self.cover.kept()) {
             // All new bytes are there, after all.
             Ok(Outcome::Finished) => Ok(()),
             Err(pending @ CheckpointError::Recovery { .. }) => Err(pending),
@@ -225,7 +225,7 @@ impl<'a> InPlace<'a> {
     fn undo(&mut self) -> Result<(), CheckpointError> {
         let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
-        journal.roll_back(&targets, Syncs::AllWell).map(drop)
+        journal.roll_back(&targets, Syncs::AllWell, self.cover.kept()).map(drop)
     }
 }
 

@@ -40,6 +40,10 @@ const HEADER_CONTEXT: &str = "mpatch 2026 journal header";
 pub(super) const ASK_ITS_AUTHOR: &str = "have the user whose journal it is run an mpatch command on the model, or \
                                          remove the journal if nobody knows of a change that stopped";
 
+/// What there is to do about one that says nothing any more.
+const PUT_BACK_AND_REMOVE: &str = "it may be damaged, and hold the only old bytes of a change that stopped: compare the \
+                                   model with a copy of it, and take the journal away once the model is whole";
+
 /// The journal of a change whose first file is `first`.
 pub(super) fn journal_of(first: &Path) -> PathBuf {
     let mut path = first.as_os_str().to_owned();
@@ -271,13 +275,11 @@ fn common_mode(targets: &[&File], journal: &File) -> io::Result<u32> {
 /// What has the name of a journal.
 pub(super) enum Found {
     Whole(Journal),
-    /// One that this user may not read, or that has another layout: why, and what there is to do.
+    /// One that this user may not read, that has another layout, or is damaged: why, and what there is to do.
     Closed {
         reason: String,
         way_out: &'static str,
     },
-    /// A file in which neither header is whole.
-    Invalid(File),
     /// It is gone by now, or is no file.
     Nothing,
 }
@@ -311,12 +313,12 @@ impl Journal {
                 return Ok(Found::Whole(Self { files, path, file, header, header_size_bytes, header_hash }));
             }
         }
-        match other_layout(&file).map_err(failed("read"))? {
-            Some(reason) => {
-                Ok(Found::Closed { reason, way_out: "open it with the mpatch that wrote the journal" })
-            }
-            None => Ok(Found::Invalid(file)),
-        }
+        let (reason, way_out) = match other_layout(&file).map_err(failed("read"))? {
+            Some(reason) => (reason, "open it with the mpatch that wrote the journal"),
+            // A true one gets its name when all of it is on disk, so no crash leaves a part of one.
+            None => ("neither of its two headers is whole".to_owned(), PUT_BACK_AND_REMOVE),
+        };
+        Ok(Found::Closed { reason, way_out })
     }
 
     /// The old bytes of a block, or none where the journal itself is damaged.
@@ -438,6 +440,28 @@ pub(super) enum Syncs {
     Doubted,
 }
 
+/// How much of the old bytes, in the journal's order, is known to have been kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// Whoever kept them is gone: what is in the journal as it was written, and every tensor has to be at its start.
+    Unknown,
+    /// So many bytes, and nothing was written over any other. A tensor of which some are missing may never have been at
+    /// its start: another program has written to it since it was surveyed, and what that wrote is left.
+    Bytes(u64),
+}
+
+impl Kept {
+    /// Whether what ends at `end` is known to be kept.
+    fn has(self, end: u64) -> bool {
+        matches!(self, Self::Bytes(bytes) if end <= bytes)
+    }
+
+    /// Whether what ends at `end` is known not to be, or not as a whole.
+    fn is_without(self, end: u64) -> bool {
+        matches!(self, Self::Bytes(bytes) if end > bytes)
+    }
+}
+
 impl Journal {
     /// Makes the new bytes last.
     pub(super) fn sync(&self, targets: &[&File]) -> Result<(), CheckpointError> {
@@ -449,19 +473,24 @@ impl Journal {
     ///
     /// # Errors
     /// With the journal still there, except for [`CheckpointError::NotDurable`].
-    pub(super) fn roll_back(&self, targets: &[&File], syncs: Syncs) -> Result<Outcome, CheckpointError> {
-        let outcome = self.restore(targets, syncs).map_err(|reason| self.unfinished(reason))?;
+    pub(super) fn roll_back(
+        &self,
+        targets: &[&File],
+        syncs: Syncs,
+        kept: Kept,
+    ) -> Result<Outcome, CheckpointError> {
+        let outcome = self.restore(targets, syncs, kept).map_err(|reason| self.unfinished(reason))?;
         self.remove().map(|()| outcome)
     }
 
-    fn restore(&self, targets: &[&File], syncs: Syncs) -> Result<Outcome, String> {
+    fn restore(&self, targets: &[&File], syncs: Syncs, kept: Kept) -> Result<Outcome, String> {
         let words = |error: io::Error| error.to_string();
         let is_settled = settle(targets).is_ok() && syncs == Syncs::AllWell;
         let stands = standing(&self.header, targets).map_err(words)?;
         let outcome = match stands {
             Standing::Start => Outcome::Untouched,
             Standing::End => Outcome::Finished,
-            Standing::Between => return self.put_back(targets),
+            Standing::Between => return self.put_back(targets, kept),
         };
         if !is_settled {
             self.write_again(targets).map_err(words)?;
@@ -483,19 +512,26 @@ impl Journal {
         settle(targets)
     }
 
-    fn put_back(&self, targets: &[&File]) -> Result<Outcome, String> {
+    fn put_back(&self, targets: &[&File], kept: Kept) -> Result<Outcome, String> {
         let words = |error: io::Error| error.to_string();
-        let mut damaged = 0;
+        let (mut damaged, mut lost, mut end) = (0, false, 0);
         for (at, block) in self.placed_blocks() {
+            end += block.size_bytes;
             match self.old_bytes(at, block).map_err(words)? {
                 Some(bytes) => targets[block.file].write_all_at(&bytes, block.offset).map_err(words)?,
                 // It may be one that was not kept yet, and so not overwritten; the digests will tell.
-                None => damaged += 1,
+                None => (damaged, lost) = (damaged + 1, lost || kept.has(end)),
             }
         }
         settle(targets).map_err(words)?;
-        match standing(&self.header, targets).map_err(words)? {
-            Standing::Start => Ok(Outcome::RolledBack),
+        let mut end = 0;
+        let found = digests(&self.header, targets).map_err(words)?;
+        let is_back = self.header.extents().zip(found).all(|((_, extent), found)| {
+            end += extent.size_bytes;
+            found == extent.start || kept.is_without(end)
+        });
+        match is_back {
+            true if !lost => Ok(Outcome::RolledBack),
             _ if damaged > 0 => Err(format!("{damaged} of its blocks are damaged")),
             _ => Err("the bytes that were put back did not come out as they were".to_owned()),
         }

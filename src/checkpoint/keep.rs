@@ -13,7 +13,7 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 use super::CheckpointError;
 use super::blocks::{BlockHash, digest_of_blocks};
 use super::disk::{DirectWay, File, Pages};
-use super::journal::{Block, HASH_BYTES, Journal};
+use super::journal::{Block, HASH_BYTES, Journal, Kept};
 use super::waiting::map_waiting;
 
 /// Blocks of the journal between two syncs.
@@ -49,6 +49,11 @@ impl Cover {
         let waits = |state: &mut CoverState| state.size_bytes < size_bytes && !state.is_final;
         let state = self.changed.wait_while(self.state(), waits);
         state.unwrap_or_else(|poisoned| poisoned.into_inner()).size_bytes >= size_bytes
+    }
+
+    /// What is kept, when nobody keeps any more.
+    pub(super) fn kept(&self) -> Kept {
+        Kept::Bytes(self.state().size_bytes)
     }
 
     fn grow(&self, size_bytes: u64) {
@@ -169,7 +174,10 @@ mod tests {
         let mut left = vec![0; block.journaled_size_bytes() as usize];
         earlier.file.read_exact_at(&mut left, at).unwrap();
         target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
-        assert_eq!(earlier.roll_back(&[&target], Syncs::AllWell).unwrap(), Outcome::RolledBack);
+        assert_eq!(
+            earlier.roll_back(&[&target], Syncs::AllWell, Kept::Unknown).unwrap(),
+            Outcome::RolledBack
+        );
         assert_eq!(std::fs::read(&path).unwrap(), [1; SIZE_BYTES]);
         // Of the next one nothing was kept, and a crash left the blocks of the earlier one in its place.
         target.write_all_at(&[2; SIZE_BYTES], 0).unwrap();
@@ -178,9 +186,37 @@ mod tests {
         next.file.write_all_at(&left, at).unwrap();
         // As after a sync that failed: all that the journal has is put back.
         target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
-        let found = next.roll_back(&[&target], Syncs::AllWell).unwrap_err().to_string();
+        let found = next.roll_back(&[&target], Syncs::AllWell, Kept::Unknown).unwrap_err().to_string();
         assert!(found.contains("1 of its blocks are damaged"), "{found}");
         assert_eq!(std::fs::read(&path).unwrap(), [9; SIZE_BYTES]);
+    }
+
+    #[test]
+    fn what_another_program_writes_meanwhile_is_no_reason_to_keep_the_journal() {
+        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
+        let path = folder.path().join("model");
+        std::fs::write(&path, [7; SIZE_BYTES]).unwrap();
+        let target = files.open(&path, Access::ReadWrite).unwrap();
+        let told = Told { progress: &|_| (), stop: &|| Ok(()) };
+        // The first change was surveyed when there were ones.
+        let made = || journal(&files, folder.path(), &target, [1, 2]);
+        let kept_then = |journal: &Journal, kept| {
+            let cover = Cover::default();
+            let error = journal.keep(&[&target], &cover, &told).unwrap_err();
+            assert!(matches!(error, CheckpointError::Changed { .. }), "{error}");
+            assert_eq!(cover.kept(), Kept::Bytes(0));
+            journal.roll_back(&[&target], Syncs::AllWell, kept)
+        };
+        let refused = kept_then(&made(), Kept::Unknown).unwrap_err();
+        assert!(matches!(refused, CheckpointError::Recovery { .. }), "{refused}");
+        std::fs::remove_file(folder.path().join("journal")).unwrap();
+        assert_eq!(kept_then(&made(), Kept::Bytes(0)).unwrap(), Outcome::RolledBack);
+        assert_eq!(std::fs::read(&path).unwrap(), [7; SIZE_BYTES]);
+        assert!(!folder.path().join("journal").exists());
+        // A block that is known to be kept, and is not in the journal, is lost.
+        let journal = made();
+        let lost = journal.roll_back(&[&target], Syncs::AllWell, Kept::Bytes(SIZE_BYTES as u64)).unwrap_err();
+        assert!(lost.to_string().contains("1 of its blocks are damaged"), "{lost}");
     }
 
     #[test]

@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::disk::{About, Access, File, Files, Lock, Locked};
+use super::disk::{About, Access, File, Files};
 use super::journal::{
-    ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, Outcome, Standing, Syncs, journal_of,
-    lock_exclusive, standing,
+    ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, Kept, Outcome, Standing, Syncs,
+    journal_of, lock_exclusive, standing,
 };
 use super::temporary::sweep;
 use super::{Checkpoint, CheckpointError, folder_of};
@@ -68,7 +68,7 @@ pub(super) fn refuse_pending(files: &Files, weights: &[PathBuf]) -> Result<(), C
                     return Err(journal.unfinished("it has to be recovered first".to_owned()));
                 }
                 Found::Closed { reason, way_out } => refuse_closed(&path, &real, reason, way_out)?,
-                Found::Whole(_) | Found::Invalid(_) | Found::Nothing => {}
+                Found::Whole(_) | Found::Nothing => {}
             }
         }
     }
@@ -194,11 +194,6 @@ fn recover_one(
         Found::Closed { reason, way_out } => {
             return refuse_closed(path, real, reason, way_out).map(|()| None);
         }
-        Found::Invalid(file) => {
-            // One that stays harms nobody.
-            _ = remove_invalid(files, path, &file);
-            return Ok(None);
-        }
     };
     let targets = journal.targets(weights)?;
     // With the locks in hand, whoever was at it is gone; perhaps he has finished meanwhile, and another one begun.
@@ -212,22 +207,8 @@ fn recover_one(
         journal.allow_another_file(&handles, &file.name)?;
     }
     // Nobody knows what whoever was at it had been told.
-    let outcome = journal.roll_back(&handles, Syncs::Doubted)?;
+    let outcome = journal.roll_back(&handles, Syncs::Doubted, Kept::Unknown)?;
     Ok(Some(Recovered { journal: path.to_owned(), label: journal.header.label.clone(), outcome }))
-}
-
-/// Removes what has a journal's name and no journal in it: a true one gets its name only when all of it is on disk,
-/// so nothing was changed under the cover of this one.
-///
-/// Whoever else is about to remove it waits for its lock in vain, so the name cannot be given to a true one between our
-/// asking and our removing.
-fn remove_invalid(files: &Files, path: &Path, file: &File) -> io::Result<()> {
-    let is_ours = file.lock(Lock::Exclusive)? != Locked::Busy;
-    if !is_ours || !files.is_named(path, file)? {
-        return Ok(());
-    }
-    files.remove_file(path)?;
-    files.sync_folder(folder_of(path))
 }
 
 impl Journal {
@@ -247,27 +228,6 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_has_taken_the_name_of_an_invalid_journal_is_left_alone() {
-        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
-        let path = folder.path().join("model.mpatch-journal");
-        std::fs::write(&path, "never one").unwrap();
-        let Found::Invalid(file) = Journal::open(&files, &path).unwrap() else { panic!("it is one") };
-        let other = folder.path().join("true one");
-        std::fs::write(&other, "a true one").unwrap();
-        std::fs::rename(&other, &path).unwrap();
-        remove_invalid(&files, &path, &file).unwrap();
-        assert!(files.is_taken(&path).unwrap());
-        let held = files.open(&path, Access::Read).unwrap();
-        let other = files.open(&path, Access::Read).unwrap();
-        held.lock(Lock::Exclusive).unwrap();
-        remove_invalid(&files, &path, &other).unwrap();
-        assert!(files.is_taken(&path).unwrap(), "another process is about to remove it");
-        drop(held);
-        remove_invalid(&files, &path, &other).unwrap();
-        assert!(!files.is_taken(&path).unwrap());
-    }
 
     #[test]
     fn a_pipe_under_the_name_of_a_journal_keeps_nobody_waiting() {
