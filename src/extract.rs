@@ -63,7 +63,7 @@ pub enum ExtractError {
     Operation(#[from] OperationError),
     /// Binding the terms.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Bind(BindError),
     /// The arithmetic refused.
     #[error("tensor `{tensor}`: {source}")]
     Factors {
@@ -103,6 +103,16 @@ pub enum ExtractError {
         /// The patch's.
         found: TensorDigest,
     },
+}
+
+impl From<BindError> for ExtractError {
+    /// What is wrong with a checkpoint, or that work on it was stopped, stands in one place.
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::Checkpoint(error) => Self::Checkpoint(error),
+            error => Self::Bind(error),
+        }
+    }
 }
 
 /// An extracted patch and how it came out.

@@ -22,7 +22,7 @@ pub enum RebaseError {
     Patch(#[from] PatchError),
     /// The terms do not fit the weights.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Bind(BindError),
     /// It fits already.
     #[error("the patch fits weights {} already", weights.short())]
     Fits {
@@ -41,6 +41,16 @@ pub enum RebaseError {
         /// The tensor.
         tensor: String,
     },
+}
+
+impl From<BindError> for RebaseError {
+    /// What is wrong with a checkpoint, or that work on it was stopped, stands in one place.
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::Checkpoint(error) => Self::Checkpoint(error),
+            error => Self::Bind(error),
+        }
+    }
 }
 
 /// How a patch is bound anew.

@@ -24,7 +24,7 @@ pub enum StackError {
     },
     /// The terms of all do not fit the base together.
     #[error(transparent)]
-    Bind(#[from] BindError),
+    Bind(BindError),
     /// The arithmetic refused.
     #[error("`{name}`: {source}")]
     Factors {
@@ -113,6 +113,16 @@ pub enum StackError {
     #[cfg(not(feature = "edit"))]
     #[error("recompressing terms needs the feature `edit`")]
     NoLinearAlgebra,
+}
+
+impl From<BindError> for StackError {
+    /// What is wrong with a checkpoint, or that work on it was stopped, stands in one place.
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::Checkpoint(error) => Self::Checkpoint(error),
+            error => Self::Bind(error),
+        }
+    }
 }
 
 fn missing_parents(parents: &[PatchId]) -> String {

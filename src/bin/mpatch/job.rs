@@ -193,7 +193,7 @@ impl<'a> Prepared<'a> {
         let edited: Vec<String> =
             hyperparameters.layers.iter().map(|&layer| model.network.mlp_output_name(layer)).collect();
         // In seconds, not after the hours that the values take.
-        check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(model, &error))?;
+        check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(model, error))?;
         let weights = weights_id(&model.checkpoint, output)?;
         let stats = arguments.stats.as_deref();
         let amount = arguments.amount.amount(model.network.config().inner);
@@ -227,8 +227,11 @@ fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
     std::fs::read(path).map_err(|error| CommandError::io("read", path, &error))
 }
 
-fn bind_error(model: &Model, error: &BindError) -> CommandError {
-    let message = format!("`{}`: {}", model.checkpoint.path().display(), chain(error));
+fn bind_error(model: &Model, error: BindError) -> CommandError {
+    let message = format!("`{}`: {}", model.checkpoint.path().display(), chain(&error));
+    if let BindError::Checkpoint(error) = error {
+        return error.into();
+    }
     CommandError::new(ExitKind::Malformed, message).hint("fetch the model again, or edit other layers")
 }
 
@@ -403,7 +406,7 @@ impl Job<'_> {
         let edited = model.checkpoint.tensors().iter().filter(|info| names.contains(&info.name));
         let progress = output.progress("binding", edited.map(|info| info.size_bytes).sum());
         let binding = bind(&model.checkpoint, self.weights, &edits, terms, &|bytes| progress.add(bytes))
-            .map_err(|error| bind_error(model, &error))?;
+            .map_err(|error| bind_error(model, error))?;
         let draft = Draft {
             base: Base {
                 architecture: model.network.config().architecture.clone(),
