@@ -9,17 +9,18 @@ use std::thread;
 ///
 /// `read` fills a buffer that may hold anything, `compute` changes it, and `write` gets what `compute` left there. All
 /// reading and writing is done by one thread, which waits for the disk, in the same order on every run; `compute` has
-/// the caller's.
+/// the caller's. Where the system has no thread, the caller's does it all.
 pub(crate) fn pipeline<B: Sync, E: Send>(
     blocks: &[B],
     mut read: impl FnMut(&B, &mut Vec<u8>) -> Result<(), E> + Send,
     mut compute: impl FnMut(&B, &mut Vec<u8>) -> Result<(), E>,
     mut write: impl FnMut(&B, &[u8]) -> Result<(), E> + Send,
 ) -> Result<(), E> {
-    thread::scope(|scope| {
+    let moved = thread::scope(|scope| {
         let (to_compute, computable) = sync_channel::<Vec<u8>>(1);
         let (to_write, writable) = sync_channel::<Vec<u8>>(1);
-        let mover = scope.spawn(move || {
+        let (read, write) = (&mut read, &mut write);
+        let mover = thread::Builder::new().spawn_scoped(scope, move || {
             let mut spare = vec![Vec::new(), Vec::new()];
             for index in 0..=blocks.len() {
                 if let Some(block) = blocks.get(index) {
@@ -36,6 +37,7 @@ pub(crate) fn pipeline<B: Sync, E: Send>(
             }
             Ok(())
         });
+        let mover = mover.ok()?;
         let mut computed = Ok(());
         for block in blocks {
             // Nobody reads any more after an error there.
@@ -47,7 +49,15 @@ pub(crate) fn pipeline<B: Sync, E: Send>(
         }
         drop((computable, to_write));
         let moved = mover.join().unwrap_or_else(|panic| resume_unwind(panic));
-        computed.and(moved)
+        Some(computed.and(moved))
+    });
+    moved.unwrap_or_else(|| {
+        let mut bytes = Vec::new();
+        blocks.iter().try_for_each(|block| {
+            read(block, &mut bytes)?;
+            compute(block, &mut bytes)?;
+            write(block, &bytes)
+        })
     })
 }
 

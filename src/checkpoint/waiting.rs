@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Builder;
 
 /// As many keep a disk busy: one hands over what another one has just read.
 const THREADS: usize = 2;
@@ -28,7 +29,10 @@ pub(super) fn map_waiting<T: Sync, S: Default, R: Send, E: Send>(
         }
     };
     std::thread::scope(|scope| {
-        (1..THREADS.min(items.len())).for_each(|_| _ = scope.spawn(run));
+        for _ in 1..THREADS.min(items.len()) {
+            // Where the system has no thread, those that there are do it all.
+            _ = Builder::new().spawn_scoped(scope, run);
+        }
         run();
     });
     let mut done = done.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());

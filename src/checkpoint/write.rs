@@ -21,6 +21,7 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::Builder;
 
 use super::copy::{Target, copy_ranges, share_contents, share_or_reserve};
 use super::disk::{Access, Audience, DirectWay, File, Files, Gather};
@@ -125,15 +126,20 @@ impl<'a> Output<'a> {
         let stop = || self.check_given_up().and_then(|()| self.checkpoint().check_stop());
         let told = Told { progress, stop: &stop };
         let give_up_if = |failed| self.given_up.fetch_or(failed, Ordering::Relaxed);
+        let others = || {
+            let done = match &self.kind {
+                OutputKind::Copy(copy) => copy.copy_rest(&told).map_err(|error| copy.by_its_name(error)),
+                OutputKind::InPlace(in_place) => in_place.keep(&told),
+            };
+            give_up_if(done.is_err());
+            done
+        };
         std::thread::scope(|scope| {
-            let others = scope.spawn(|| {
-                let done = match &self.kind {
-                    OutputKind::Copy(copy) => copy.copy_rest(&told).map_err(|error| copy.by_its_name(error)),
-                    OutputKind::InPlace(in_place) => in_place.keep(&told),
-                };
-                give_up_if(done.is_err());
-                done
-            });
+            let Ok(others) = Builder::new().spawn_scoped(scope, others) else {
+                // Where the system has no thread, one comes after the other.
+                others()?;
+                return rewrite().map(|rewritten| (rewritten, Filled(())));
+            };
             let rewritten = rewrite();
             give_up_if(rewritten.is_err());
             match (others.join().unwrap_or_else(|panic| resume_unwind(panic)), rewritten) {

@@ -2,6 +2,7 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::Builder;
 
 use super::{Device, ModelError};
 
@@ -40,7 +41,16 @@ pub(crate) fn on_every_core<T: Sync, R: Send, E: Send + From<ModelError>>(
     };
     let cores = rayon::current_num_threads().min(items.len());
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..cores).map(|_| scope.spawn(|| alone(take_items))).collect();
+        let start = || Builder::new().spawn_scoped(scope, || alone(take_items));
+        let mut threads = Vec::with_capacity(cores);
+        for _ in 0..cores {
+            match start() {
+                Ok(thread) => threads.push(thread),
+                Err(error) if threads.is_empty() => return Err(no_thread(error)),
+                // Fewer do it all, too.
+                Err(_) => break,
+            }
+        }
         threads
             .into_iter()
             .try_for_each(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
@@ -77,9 +87,12 @@ pub(crate) fn power_that_fits(room_bytes: u64, size_bytes: u64, most: usize) -> 
 /// Runs `work` with this thread as the only one of its pool, so that whatever it calls stays on this core.
 fn alone(work: impl FnOnce() + Send) -> Result<(), ModelError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();
-    let pool = pool.map_err(|error| candle_core::Error::msg(format!("cannot start a thread: {error}")))?;
-    pool.install(work);
+    pool.map_err(no_thread)?.install(work);
     Ok(())
+}
+
+fn no_thread(error: impl std::fmt::Display) -> ModelError {
+    candle_core::Error::msg(format!("cannot start a thread: {error}")).into()
 }
 
 #[cfg(test)]
