@@ -10,6 +10,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::disk::{Audience, Files, Sink};
+use super::last_step::tell_of_last_step;
 use super::temporary::Temporary;
 use super::{CheckpointError, folder_of};
 use crate::tensor::Dtype;
@@ -67,6 +68,7 @@ pub(crate) fn write_safetensors_on(
 /// # Errors
 /// [`CheckpointError::OutputExists`] or [`CheckpointError::Io`]; no part of a file is left behind.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    tell_of_last_step();
     write_new_on(&Files::real(), path, bytes)
 }
 
@@ -83,6 +85,7 @@ pub fn write_new_folder(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), CheckpointError>,
 ) -> Result<(), CheckpointError> {
+    tell_of_last_step();
     write_new_folder_on(&Files::real(), path, fill)
 }
 

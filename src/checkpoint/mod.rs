@@ -20,6 +20,7 @@ mod in_place;
 mod index;
 mod journal;
 mod keep;
+mod last_step;
 mod locate;
 mod pipeline;
 mod records;
@@ -48,6 +49,9 @@ pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_M
 pub use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
 pub use self::journal::Outcome;
+pub use self::last_step::on_last_step;
+#[cfg(feature = "history")]
+pub(crate) use self::last_step::tell_of_last_step;
 pub(crate) use self::pipeline::pipeline;
 pub use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
 pub use self::recover::{Recovered, recover};

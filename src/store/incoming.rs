@@ -20,6 +20,7 @@ use super::objects::{ObjectStore, Stored};
 use super::refs::{CommitId, Kind, is_foreign};
 use super::state::Paths;
 use super::{Change, Store, TEMPORARY_PREFIX};
+use crate::checkpoint::tell_of_last_step;
 use crate::digest::PatchId;
 use crate::patch::Patch;
 use crate::patch::manifest::Binding;
@@ -343,6 +344,7 @@ impl Change<'_> {
     /// [`StoreError::Git`].
     pub fn set_remote(&mut self, remote: &str, address: &str) -> Result<(), StoreError> {
         let failed = || StoreError::git("write its configuration");
+        tell_of_last_step();
         let mut config = self.store.repository.config().map_err(failed())?;
         config.set_str(&format!("remote.{remote}.url"), address).map_err(failed())?;
         let fetch = format!("+{}*:{}{remote}/*", Kind::Branch.prefix(), Kind::Remote.prefix());

@@ -37,6 +37,7 @@ use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlag
 
 use self::objects::{ObjectStore, Snapshot, Stored};
 use self::operations::Journal;
+use crate::checkpoint::tell_of_last_step;
 use crate::digest::PatchId;
 use crate::patch::{Manifest, Patch};
 
@@ -350,6 +351,7 @@ impl NewStore {
         sync_below(temporary.path())?;
         let target = folder.join(GIT);
         refuse_repository(folder)?;
+        tell_of_last_step();
         std::fs::rename(temporary.path(), &target).map_err(StoreError::io(&target, "create"))?;
         // It has another name now, and is not to be removed.
         let _ = temporary.keep();

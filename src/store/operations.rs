@@ -18,6 +18,7 @@ use git2::{Commit as GitCommit, ErrorCode, Oid, Repository, Signature, Time};
 use super::error::StoreError;
 use super::lock::Lock;
 use super::refs::{CommitId, View};
+use crate::checkpoint::tell_of_last_step;
 
 const OPERATIONS: &str = "refs/mpatch/operations";
 const PENDING: &str = "refs/mpatch/pending";
@@ -260,6 +261,7 @@ impl Journal {
         };
         let message = format!("{title}\n{trailer}");
         self.after.refs.keys().try_for_each(|name| self.after.check_room(name))?;
+        tell_of_last_step();
         let operation = write(repository, &self.author, &message, &self.before, &self.after)?;
         point(repository, PENDING, operation)?;
         carry_out(repository, operation, &self.before, &self.after)

@@ -126,8 +126,8 @@ impl ExitKind {
             ExitKind::ContentCheck => "the weights do not do what the patch declares",
             ExitKind::Unsupported => "the file needs a newer mpatch, or a feature that this one lacks",
             ExitKind::Bug => "mpatch has a bug",
-            ExitKind::Interrupted => "interrupted (Ctrl-C); nothing changed",
-            ExitKind::Terminated => "terminated; nothing changed",
+            ExitKind::Interrupted => "interrupted (Ctrl-C)",
+            ExitKind::Terminated => "terminated",
         }
     }
 }
@@ -199,7 +199,7 @@ impl CommandError {
     }
 
     /// Says that old bytes are still to be put back.
-    fn with_recovery_pending(self) -> Self {
+    pub fn with_recovery_pending(self) -> Self {
         Self { kind: ExitKind::Recovery, state: State::RecoveryPending, ..self }.hint(
             "let no other program read it meanwhile; the next mpatch command that opens it puts the old bytes back",
         )

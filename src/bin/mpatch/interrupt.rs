@@ -1,14 +1,15 @@
 //! Signals: Ctrl-C and termination end a command cleanly, and a file that grows too large is an error.
 //!
 //! A command that changes files asks a flag before each block, and ends as after any error: with the old state. All
-//! others change nothing before their last step, so they end at once. A second signal does not wait, but for the last
-//! step, in which a result gets its name.
+//! others change nothing before their last step, so they end at once; a second signal does not wait. From the last step
+//! on, in which a result gets its name, signals change nothing any more: the command ends as if none had come.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use mpatch::checkpoint::on_last_step;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
@@ -35,7 +36,7 @@ pub enum Work {
     Copying,
     /// Changing a checkpoint where it lies.
     InPlace,
-    /// The last step, which takes a moment: it is finished.
+    /// The last step and what comes after it, to the end of the process.
     Finishing,
 }
 
@@ -48,28 +49,51 @@ pub struct Doing {
 
 impl Drop for Doing {
     fn drop(&mut self) {
-        WORK.store(self.before, Ordering::SeqCst);
+        change_work(self.before);
     }
 }
 
 /// From here on signals wait for this work to wind up.
+///
+/// Does not return where a signal is ending the process already, which says that there is no such work.
 pub fn doing(work: Work) -> Doing {
-    Doing { before: WORK.swap(work as u8, Ordering::SeqCst) }
+    let _turn = turn();
+    Doing { before: change_work(work as u8) }
 }
 
-/// Held while a signal ends the process, and while the last step begins: one of the two comes first.
+/// Says what is done now, and answers with what was done before; nothing comes after the last step.
+fn change_work(work: u8) -> u8 {
+    let change = |now| (now != Work::Finishing as u8).then_some(work);
+    WORK.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change).unwrap_or_else(|now| now)
+}
+
+/// Held while a signal ends the process, and while some other work begins: one of the two comes first.
 static ENDING: Mutex<()> = Mutex::new(());
 
-/// From here on the result gets its name, which takes a moment: signals wait for it.
+fn turn() -> MutexGuard<'static, ()> {
+    ENDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From here on the result gets its name, and signals change nothing any more. What is made in a [`Passing`] folder is no
+/// result before the folder is kept.
 ///
 /// Does not return where a signal is ending the process already, which says that there is no result.
 pub fn last_step() {
-    let _turn = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
-    WORK.store(Work::Finishing as u8, Ordering::SeqCst);
+    let _turn = turn();
+    if passing().is_none() {
+        change_work(Work::Finishing as u8);
+    }
 }
 
-/// Set while a signal is ending the process.
-static LEAVING: AtomicBool = AtomicBool::new(false);
+/// The command has come to its end: what it says of it, and its exit code, are not a signal's any more.
+///
+/// Does not return where a signal is ending the process already: what failed meanwhile was its doing, and it has the
+/// word.
+pub fn end() {
+    let _turn = turn();
+    change_work(Work::Finishing as u8);
+}
+
 /// The folder of a command that is at work, see [`Passing`].
 static PASSING: Mutex<Option<PathBuf>> = Mutex::new(None);
 
@@ -86,9 +110,11 @@ impl Passing {
         Self
     }
 
-    /// The work is done, and stays.
+    /// The work is done, and stays: this is the command's last step, or the beginning of it.
     pub fn keep(self) {
+        let _turn = turn();
         passing().take();
+        change_work(Work::Finishing as u8);
     }
 }
 
@@ -129,6 +155,7 @@ pub fn exit_kind() -> ExitKind {
 
 /// Begins to listen; flags are set at once, and the rest is done in a thread of its own.
 pub fn listen() {
+    on_last_step(last_step);
     for signal in [SIGINT, SIGTERM] {
         // Where the system refuses, signals do what they always did, and journals repair what they leave.
         _ = flag::register_usize(signal, Arc::clone(&SIGNAL), signal as usize);
@@ -145,23 +172,14 @@ fn hear(signal: i32) {
         return;
     }
     let is_first = HEARD.fetch_add(1, Ordering::SeqCst) == 0;
-    let _turn = ENDING.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = turn();
     let work = WORK.load(Ordering::SeqCst);
     if work == Work::Finishing as u8 || (is_first && work != Work::Reading as u8) {
         return;
     }
-    LEAVING.store(true, Ordering::SeqCst);
     remove_passing();
     let kind = report::stopped(exit_kind(), state_if_ended_now());
     leave(kind);
-}
-
-/// Waits for the end of the process where a signal is bringing it about: what fails meanwhile is its doing, and it has
-/// the word.
-pub fn give_way() {
-    while LEAVING.load(Ordering::SeqCst) {
-        std::thread::park();
-    }
 }
 
 /// What the running command would leave behind if it ended here.

@@ -26,20 +26,33 @@ mod suggestion;
 mod trust;
 mod walk;
 
+use std::error::Error as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
-use error::ExitKind;
+use error::{CommandError, ExitKind};
 
 fn main() -> ExitCode {
-    report::announce_panics();
+    report::remember_panics();
     interrupt::listen();
     guarded(run).into()
 }
 
-/// What `run` ends with; a panic, which the hook has announced when it arrives here, is a bug.
+/// What `run` ends with; a panic is a bug, told once unwinding has put back what was half-way.
 fn guarded(run: impl FnOnce() -> ExitKind) -> ExitKind {
-    catch_unwind(AssertUnwindSafe(run)).unwrap_or(ExitKind::Bug)
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| {
+        interrupt::end();
+        report::panicked()
+    })
+}
+
+/// Starts the threads that share all computing: as many as there are processors, or as `RAYON_NUM_THREADS` says.
+fn start_threads() -> Result<(), CommandError> {
+    rayon::ThreadPoolBuilder::new().build_global().map_err(|error| {
+        let cause = error.source().map(ToString::to_string).unwrap_or_else(|| error.to_string());
+        CommandError::new(ExitKind::Device, format!("threads cannot be started: {cause}"))
+            .hint("set RAYON_NUM_THREADS=1, or raise the limits that `ulimit -u` and `ulimit -v` tell")
+    })
 }
 
 fn run() -> ExitKind {
@@ -48,13 +61,9 @@ fn run() -> ExitKind {
         Err(error) => return report::usage(&error, &args::named()),
     };
     let output = report::Output::new(arguments.output, suggestions);
-    match arguments.command.run(&output) {
-        Ok(kind) => kind,
-        Err(error) => {
-            interrupt::give_way();
-            report::tell(&output.as_suggested(error))
-        }
-    }
+    let outcome = start_threads().and_then(|()| arguments.command.run(&output));
+    interrupt::end();
+    outcome.unwrap_or_else(|error| report::tell(&output.as_suggested(error)))
 }
 
 #[cfg(test)]

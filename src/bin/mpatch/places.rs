@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::error::{CommandError, ExitKind};
+use crate::interrupt::last_step;
 use crate::trust::{ALLOWED_SIGNERS, POLICY, REVOKED};
 
 /// Files of keys and of state are small; what is larger is something else.
@@ -188,6 +189,7 @@ pub fn change<T>(path: &Path, change: impl FnOnce(&mut String) -> T) -> Result<T
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
     let failed = |error: std::io::Error| unwritable("write", path, &error);
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    last_step();
     let mut file = temporary(&target, bytes).map_err(failed)?;
     if let Ok(metadata) = std::fs::metadata(&target) {
         file.as_file_mut().set_permissions(metadata.permissions()).map_err(failed)?;
@@ -199,6 +201,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
 /// Writes a new file that only its owner can read; says whether it did, or there was one already.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
     let failed = |error: std::io::Error| unwritable("write", path, &error);
+    last_step();
     match temporary(path, bytes).map_err(failed)?.persist_noclobber(path) {
         Ok(_) => sync_folder(path).map(|()| true).map_err(failed),
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),

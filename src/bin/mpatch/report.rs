@@ -8,6 +8,7 @@ mod failure;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,6 @@ use serde::Serialize;
 
 use crate::args::OutputArguments;
 use crate::error::{CommandError, ExitKind};
-use crate::interrupt::state_if_ended_now;
 use crate::suggestion::Suggestions;
 
 pub use failure::{stopped, tell, usage};
@@ -188,19 +188,29 @@ fn colour_wanted() -> bool {
     !set("NO_COLOR") && std::env::var_os("TERM").is_none_or(|term| term != "dumb")
 }
 
-/// From here on a panic says that it is a bug of mpatch, and where.
-pub fn announce_panics() {
+/// What the first panic says; those after it follow from it.
+static PANIC: OnceLock<String> = OnceLock::new();
+
+/// From here on it is remembered what a panic says, and where it was.
+pub fn remember_panics() {
     std::panic::set_hook(Box::new(|panic| {
         let payload = panic.payload();
         let words = payload.downcast_ref::<String>().map(String::as_str);
         let words = words.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
-        let bug = CommandError::new(ExitKind::Bug, format!("mpatch has a bug: {words} ({place})"));
-        let bug = bug.hint(
-            "please report it, with the command and this message; files are replaced only when complete",
-        );
-        tell(&CommandError { state: state_if_ended_now(), ..bug });
+        _ = PANIC.set(format!("{words} ({place})"));
     }));
+}
+
+/// Tells that a panic ended the command.
+pub fn panicked() -> ExitKind {
+    let words = PANIC.get().map_or("a panic", String::as_str);
+    let bug = CommandError::new(ExitKind::Bug, format!("mpatch has a bug: {words}"));
+    tell(
+        &bug.hint(
+            "please report it, with the command and this message; files are replaced only when complete",
+        ),
+    )
 }
 
 /// Progress of long work: a bar with rate and time left, on a terminal, once a second has passed.

@@ -19,12 +19,14 @@ use crate::trust::{TrustArguments, require};
 /// Takes a copy of `checkpoint` along the way, into the new `target`.
 ///
 /// Each step is an operation with its own digests, compared before its result has a name; steps before the last are
-/// passing copies in the target's folder.
+/// passing copies in the target's folder. `before_last_step` is called as
+/// [`Checkpoint::before_last_step`] says.
 pub fn walk(
     store: &Store,
     checkpoint: Checkpoint,
     steps: &[Step],
     target: &Path,
+    before_last_step: fn(),
     trust: &TrustArguments,
     output: &Output,
 ) -> Result<(), CommandError> {
@@ -34,7 +36,7 @@ pub fn walk(
     let Some((last, before)) = steps.split_last() else {
         let progress = output.progress("copying", checkpoint.weights_size_bytes());
         let told = |bytes| progress.add(bytes);
-        let checkpoint = checkpoint.before_last_step(last_step);
+        let checkpoint = checkpoint.before_last_step(before_last_step);
         let copy = Copy::create(&checkpoint, target, [], &told)?;
         let ((), filled) = copy.fill(&told, || Ok::<_, CheckpointError>(()))?;
         copy.commit(filled)?;
@@ -59,7 +61,7 @@ pub fn walk(
             removed.map_err(|error| CommandError::io("remove", &old, &error))?;
         }
     }
-    take(store, &current.before_last_step(last_step), *last, Some(target), output)
+    take(store, &current.before_last_step(before_last_step), *last, Some(target), output)
 }
 
 /// Takes the checkpoint at `path` along the way where it lies; whatever stops it leaves one of the states on the way,
@@ -74,8 +76,11 @@ pub fn walk_in_place(
     require_all(store, steps, trust, output)?;
     let _doing = doing(Work::InPlace);
     for (done, step) in steps.iter().enumerate() {
-        let taken = open_checkpoint(path, output)
-            .and_then(|checkpoint| take(store, &checkpoint, *step, None, output));
+        let taken = open_checkpoint(path, output).and_then(|checkpoint| {
+            let is_last = done + 1 == steps.len();
+            let checkpoint = if is_last { checkpoint.before_last_step(last_step) } else { checkpoint };
+            take(store, &checkpoint, *step, None, output)
+        });
         taken.map_err(|error| error.between_steps(path, done, steps.len()))?;
     }
     Ok(())

@@ -130,8 +130,6 @@ impl Change {
         };
         let _doing = (!dry_run).then(|| doing(work));
         let written = if dry_run { None } else { Some(self.write(&plan, output)?) };
-        // The result stands: what is left to do about it takes a moment.
-        let _finishing = (!dry_run).then(|| doing(Work::Finishing));
         if let Some(record) = record {
             let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
             record

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{beside, open_checkpoint};
 use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, branch_of};
-use crate::interrupt::{Work, doing};
+use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::standing::{locate, model_path, remembered, series_at};
 use crate::trust::TrustArguments;
@@ -84,7 +84,7 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
     };
     if !arguments.dry_run {
         // The weights are where they should be already: from here on only names move.
-        let _finishing = doing(Work::Finishing);
+        last_step();
         let named = move_names(arguments, &store, head, moved.as_ref());
         named.map_err(|error| if moved.is_some() { error.after_the_work() } else { error })?;
     }
@@ -138,7 +138,7 @@ fn take_along(
     let words = way.iter().map(|step| step_words(store, *step)).collect::<Result<_, _>>()?;
     match (arguments.dry_run, arguments.in_place) {
         (true, _) => {}
-        (false, false) => walk(store, checkpoint, &way, &to, &arguments.trust, output)?,
+        (false, false) => walk(store, checkpoint, &way, &to, last_step, &arguments.trust, output)?,
         (false, true) => {
             // Two that hold one file would be in each other's way.
             drop(checkpoint);

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, author};
+use crate::interrupt::Passing;
 use crate::network::{REMOTE, address, fetch, head_branch};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{remembered, shown};
@@ -52,7 +53,8 @@ pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandErr
     if made_folder {
         std::fs::create_dir(&folder).map_err(|error| CommandError::io("create", &folder, &error))?;
     }
-    let copied = copy(&address, &folder, arguments.base.as_deref(), output);
+    let passing = made_folder.then(|| Passing::begin(folder.clone()));
+    let copied = copy(&address, &folder, passing, arguments.base.as_deref(), output);
     if copied.is_err() && made_folder {
         let _ = std::fs::remove_dir(&folder);
     }
@@ -78,8 +80,16 @@ struct Copied {
     patches: Vec<ArrivalReport>,
 }
 
-fn copy(address: &str, folder: &Path, base: Option<&Path>, output: &Output) -> Result<Copied, CommandError> {
+/// `passing` is the folder, if it has just been made.
+fn copy(
+    address: &str,
+    folder: &Path,
+    passing: Option<Passing>,
+    base: Option<&Path>,
+    output: &Output,
+) -> Result<Copied, CommandError> {
     let made = Store::begin(folder, "main")?;
+    let passing = passing.unwrap_or_else(|| Passing::begin(made.git_folder().to_owned()));
     let incoming = made.incoming()?;
     fetch(&incoming, address)?;
     let head = head_branch(&incoming, address)?;
@@ -99,6 +109,7 @@ fn copy(address: &str, folder: &Path, base: Option<&Path>, output: &Output) -> R
     }
     change.finish("clone")?;
     drop(incoming);
+    passing.keep();
     Ok(Copied { store: made.settle(folder)?, branch, received, patches })
 }
 

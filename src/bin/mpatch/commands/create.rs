@@ -15,7 +15,7 @@ use crate::editing::{
     ModelArguments, arithmetic, at_least_one, check_questions, read_facts, refuse_existing,
 };
 use crate::error::{CommandError, ExitKind};
-use crate::interrupt::{Work, doing};
+use crate::interrupt::last_step;
 use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -134,7 +134,7 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let log = job.value_log(output);
     let mut made = job.make(log.as_ref(), output)?;
     // Not worth stopping any more.
-    let _doing = doing(Work::Finishing);
+    last_step();
     let signature = write_signed(&mut made.patch, signer.as_ref(), &place)?;
     if let Some(log) = log {
         // The patch is there; that a log is left behind is no failure.

@@ -94,12 +94,12 @@ pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandErro
         step.run(output)?;
     }
     let report = DemoReport::new(arguments.keep.clone())?;
+    if arguments.keep.is_some() && report.equal {
+        passing.keep();
+    }
     output.report(&report)?;
     if !report.equal {
         return Err(CommandError::new(ExitKind::Bug, "the reverted file is not the base"));
-    }
-    if arguments.keep.is_some() {
-        passing.keep();
     }
     Ok(())
 }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::open_checkpoint;
 use crate::error::CommandError;
 use crate::history::author;
+use crate::interrupt::{Passing, last_step};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{remembered, shown};
 use crate::statistics::StatisticsCache;
@@ -54,7 +55,8 @@ pub fn run(arguments: &InitArguments, output: &Output) -> Result<(), CommandErro
     if made_folder {
         std::fs::create_dir(folder).map_err(|error| CommandError::io("create", folder, &error))?;
     }
-    let made = begin(&checkpoint, arguments, output);
+    let passing = made_folder.then(|| Passing::begin(folder.clone()));
+    let made = begin(&checkpoint, arguments, passing, output);
     if made.is_err() && made_folder {
         // Only ours, and empty: the library leaves nothing behind.
         let _ = std::fs::remove_dir(folder);
@@ -72,10 +74,21 @@ pub fn run(arguments: &InitArguments, output: &Output) -> Result<(), CommandErro
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
-fn begin(checkpoint: &Checkpoint, arguments: &InitArguments, output: &Output) -> Result<Base, CommandError> {
+/// `passing` is the folder, if it has just been made.
+fn begin(
+    checkpoint: &Checkpoint,
+    arguments: &InitArguments,
+    passing: Option<Passing>,
+    output: &Output,
+) -> Result<Base, CommandError> {
     let InitArguments { folder, base: model, branch } = arguments;
     let base = base(checkpoint, output)?;
     let model = remembered(folder, model)?;
+    // To begin a history takes a moment; what a signal left of one would be litter.
+    if let Some(passing) = passing {
+        passing.keep();
+    }
+    last_step();
     Store::create(folder, branch, &base, Some(model), author())?;
     Ok(base)
 }

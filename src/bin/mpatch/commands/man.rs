@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::args;
 use crate::error::{CommandError, ExitKind};
+use crate::interrupt::last_step;
 use crate::report::{Output, Page, Report, count, shell_word};
 
 /// Arguments of `man`.
@@ -41,6 +42,7 @@ pub fn run(arguments: &ManArguments, output: &Output) -> Result<(), CommandError
     let Some(folder) = &arguments.output else {
         return output.raw(&page(find(&all, &arguments.command)?)?, "a page of the manual");
     };
+    last_step();
     std::fs::create_dir_all(folder).map_err(|error| CommandError::io("create", folder, &error))?;
     let mut pages = Vec::new();
     write_pages(&all, folder, &mut pages)?;

@@ -196,7 +196,8 @@ impl Plan {
             checkpoint
         } else {
             let place = passing.path().join("common");
-            walk(store, checkpoint, &steps, &place, &arguments.trust, output)?;
+            // What the merged patch is made on is no result.
+            walk(store, checkpoint, &steps, &place, || (), &arguments.trust, output)?;
             open_checkpoint(&place, output)?
         };
         let patches = self.beyond.iter().map(|id| Ok((id.short(), store.patch(*id)?)));

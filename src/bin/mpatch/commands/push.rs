@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, branch_of};
+use crate::interrupt::last_step;
 use crate::network::{self, REMOTE, address};
 use crate::report::{Output, Page, Report, shell_word};
 
@@ -58,6 +59,8 @@ pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandErro
     };
     let sent = names.iter().map(|name| target(&store, &view, name)).collect::<Result<Vec<_>, _>>()?;
     let incoming = store.incoming()?;
+    // Nobody can say any more what the other history has, once it is being sent.
+    last_step();
     network::push(&store, &incoming, &address, &sent)?;
     // The other history has it, whatever becomes of our word for that.
     let is_known = remembered.as_ref().is_none_or(|known| *known == address);

@@ -16,6 +16,7 @@ use crate::editing::{
     DeviceArguments, check_memory, edit_error, model_error, open_folder, refuse_existing, weights_id,
 };
 use crate::error::{CommandError, ExitKind};
+use crate::interrupt::last_step;
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::statistics::{
     AmountArguments, Corpus, StatisticsCache, compute_statistics, file_digest, statistics_error,
@@ -99,6 +100,8 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
         (None, _) => return Err(CommandError::new(ExitKind::Usage, "`--base` is missing")),
     };
     let place = arguments.place(&statistics)?;
+    // Not worth stopping any more.
+    last_step();
     statistics.write(&place).map_err(|error| edit_error(&place, error))?;
     let written = StatisticsFile::open(&place).map_err(|error| edit_error(&place, error))?;
     let base = arguments.base.as_deref().map_or_else(|| "MODEL".to_owned(), shell_word);

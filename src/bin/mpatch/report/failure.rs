@@ -55,8 +55,14 @@ pub fn tell(error: &CommandError) -> ExitKind {
 
 /// Tells that a signal ended the command, and what it leaves behind.
 pub fn stopped(kind: ExitKind, state: State) -> ExitKind {
-    let stopped = CommandError::new(kind, kind.meaning()).hint("run the same command again to begin anew");
-    tell(&CommandError { state, ..stopped })
+    let stopped = |what: &str| CommandError::new(kind, format!("{}; {what}", kind.meaning()));
+    tell(&match state {
+        State::RecoveryPending => {
+            let pending = stopped("what was being changed is half-way").with_recovery_pending();
+            CommandError { kind, ..pending }
+        }
+        _ => stopped("nothing changed").hint("run the same command again to begin anew"),
+    })
 }
 
 /// Prints what clap has to say: help and versions, or what is wrong with the command line, of the command `name`.
