@@ -31,7 +31,7 @@ const SETTINGS: [&str; 16] = [
     "protocol.ssh.allow=always",
 ];
 /// Variables that would lead `git` elsewhere.
-const VARIABLES: [&str; 8] = [
+const VARIABLES: [&str; 9] = [
     "GIT_DIR",
     "GIT_WORK_TREE",
     "GIT_INDEX_FILE",
@@ -40,6 +40,7 @@ const VARIABLES: [&str; 8] = [
     "GIT_NAMESPACE",
     "GIT_COMMON_DIR",
     "GIT_CONFIG",
+    "GIT_QUARANTINE_PATH",
 ];
 
 /// What to look at where nothing can be sent.

@@ -86,7 +86,7 @@ pub fn missing(path: &Path) -> CommandError {
 pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, CommandError> {
     let file = match open(path) {
         Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if is_absent(&error) => return Ok(None),
         Err(error) => return Err(CommandError::io("open", path, &error)),
     };
     let mut bytes = Vec::new();
@@ -97,6 +97,12 @@ pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, CommandError> {
         return Err(CommandError::new(ExitKind::LimitExceeded, message).hint("check the path"));
     }
     Ok(Some(bytes))
+}
+
+/// Whether the system says that there is no such file, nor can be one in the folder that `HOME` or another variable
+/// names. What may not be looked at is there, and says so when it is read.
+fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
@@ -295,11 +301,7 @@ fn git_files() -> Vec<PathBuf> {
             files.into_iter().flatten().collect()
         }
     };
-    // What may not be looked at is there, and says so when it is read.
-    let is_there = |file: &PathBuf| {
-        let absent = [ErrorKind::NotFound, ErrorKind::NotADirectory];
-        file.symlink_metadata().map_or_else(|error| !absent.contains(&error.kind()), |_| true)
-    };
+    let is_there = |file: &PathBuf| file.symlink_metadata().map_or_else(|error| !is_absent(&error), |_| true);
     files.into_iter().filter(is_there).collect()
 }
 
@@ -311,8 +313,12 @@ fn ask_git(file: &Path) -> Result<Option<String>, CommandError> {
         return Err(failed(ErrorKind::IsADirectory.into()));
     }
     let names = r"^(gpg\.format|user\.signingkey|user\.email|gpg\.ssh\.(allowedsignersfile|revocationfile))$";
+    // From the root: git does not run in a folder that is deleted. Nor does it where such a variable is wrong, and it
+    // is this file alone that is asked about.
+    let from_root = std::path::absolute(file).map_err(failed)?;
     let mut command = Command::new("git");
-    command.args(["config", "--includes", "--null", "--file"]).arg(file).args(["--get-regexp", names]);
+    command.current_dir("/").env_remove("GIT_CONFIG_COUNT").env_remove("GIT_CONFIG_PARAMETERS");
+    command.args(["config", "--includes", "--null", "--file"]).arg(from_root).args(["--get-regexp", names]);
     let output = match command.stdin(Stdio::null()).output() {
         Ok(output) => output,
         // Without git there is nothing to heed.
