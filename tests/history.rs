@@ -495,6 +495,9 @@ fn a_model_is_named_as_seen_from_the_working_folder_whichever_folder_the_history
     place.good(command);
     let json: serde_json::Value = serde_json::from_str(&place.good("undo --store know --json")).unwrap();
     assert_eq!(json["model"], "model.safetensors");
+    fs::remove_file(place.path("model.safetensors")).unwrap();
+    let said = place.bad("checkout HEAD --store know -o new.safetensors", 11);
+    assert!(said.contains("name the model with `--onto CHECKPOINT`"), "{said}");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Where a checkpoint stands: which one is meant, and which of the states that a history knows its digests show.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use mpatch::checkpoint::Checkpoint;
@@ -28,7 +29,12 @@ pub fn model_path_by(way: &str, store: &Store, given: Option<&Path>) -> Result<P
                 "name it with `{way}`; `mpatch checkout` and `apply` remember where their results lie"
             )));
     };
-    Ok(shown(&store.folder().join(model)))
+    let path = shown(&store.folder().join(model));
+    match path.symlink_metadata() {
+        Err(error) if error.kind() == ErrorKind::NotFound => Err(CommandError::io("open", &path, &error)
+            .hint(format!("the history remembers it there: name the model with `{way}`"))),
+        _ => Ok(path),
+    }
 }
 
 /// How a history remembers `path`: from its own folder on, where it lies in it.
