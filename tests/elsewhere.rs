@@ -138,6 +138,11 @@ fn a_name_that_has_no_room_is_reported_and_is_in_nobodys_way() {
     place.good("undo --store mine");
     place.git("-C mine update-ref refs/tags/w/x HEAD");
     place.git(format!("-C mine update-ref refs/mpatch/pending {announced}").trim_end());
+    let lock = place.path("mine/.git/refs/mpatch/pending.lock");
+    fs::write(&lock, "").unwrap();
+    let said = place.bad("tag z --store mine", 9);
+    assert!(said.ends_with("state: recovery pending\n"), "{said}");
+    fs::remove_file(&lock).unwrap();
     place.good("tag z --store mine");
     place.bad("tag w --store mine", 7);
     let tags = place.git("-C mine for-each-ref --format=%(refname:short) refs/tags refs/mpatch/pending");
@@ -184,6 +189,82 @@ fn what_somebody_else_keeps_in_the_repository_is_passed_by() {
     place.good("tag last");
     (0..6).for_each(|_| drop(place.good("undo")));
     place.good("fsck");
+}
+
+#[test]
+fn a_change_that_a_lock_of_gits_stops_is_not_made_later() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    let locked = |name: &str, words: &str| {
+        let lock = place.path(name);
+        fs::write(&lock, "").unwrap();
+        let said = place.bad(words, 10);
+        assert!(said.contains(&format!("left `{}`: remove it", lock.display())), "{said}");
+        fs::remove_file(&lock).unwrap();
+        said
+    };
+    // The weights are changed by then, and what is suggested records it.
+    let words = "apply model.safetensors one.mpatch --in-place";
+    let said = locked(".git/refs/mpatch/operations.lock", words);
+    assert!(said.contains("; `mpatch add one.mpatch` records the patch\nstate: applied\n"), "{said}");
+    place.good("add one.mpatch");
+    place.good("status");
+    let said = locked(".git/HEAD.lock", "checkout HEAD~1");
+    assert!(said.ends_with("state: unchanged\n"), "{said}");
+    place.good("tag after");
+    assert_eq!(place.git("symbolic-ref HEAD"), "refs/heads/main\n");
+    // What can be seen before the work stops it there.
+    let before = fs::read(place.path("model.safetensors")).unwrap();
+    fs::remove_file(place.path(".git/mpatch.lock")).unwrap();
+    fs::create_dir(place.path(".git/mpatch.lock")).unwrap();
+    place.bad("revert model.safetensors one.mpatch --in-place", 11);
+    assert!(fs::read(place.path("model.safetensors")).unwrap() == before);
+}
+
+#[test]
+fn a_repository_that_is_no_history_is_passed_by_even_where_it_cannot_be_opened() {
+    let place = Place::new();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    let passed_by = |how: &str| {
+        place.good(&format!("apply model.safetensors one.mpatch -o {how}.safetensors"));
+        place.bad("init --base model.safetensors", 7);
+    };
+    place.git("init -q --object-format=sha256 .");
+    passed_by("sha256");
+    fs::write(place.path(".git/config"), "[broken").unwrap();
+    passed_by("broken");
+    fs::remove_dir_all(place.path(".git")).unwrap();
+    fs::write(place.path(".git"), "").unwrap();
+    passed_by("empty");
+    fs::remove_file(place.path(".git")).unwrap();
+    place.good("init --base model.safetensors");
+    place.git("worktree add -q --detach tree");
+    let said = place.bad("log --store tree", 2);
+    assert!(said.contains("is a worktree that git made of the history"), "{said}");
+    // Of a history it is an error.
+    fs::write(place.path(".git/config"), "[broken").unwrap();
+    place.bad("log", 3);
+}
+
+#[test]
+fn what_variables_say_of_git_stops_nothing() {
+    let place = Place::begun();
+    let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap().to_owned();
+    let with = |name: &str, value: &str, words: &str| {
+        let mut command = place.command(&program);
+        let output = command.env(name, value).args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "{name}={value} mpatch {words}: {output:?}");
+    };
+    with("GIT_COMMITTER_EMAIL", "", "tag a");
+    let committer = place.git("log -1 --format=%cn,%ce refs/mpatch/operations");
+    assert_eq!(committer, "Ada,mpatch@localhost\n");
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    fs::write(place.path("git-settings"), "[user]\n").unwrap();
+    let mut command = place.command(&program);
+    command.env("GIT_CONFIG_GLOBAL", "git-settings").env("GIT_CONFIG_COUNT", "x");
+    let output = command.args(["verify", "one.mpatch"]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    with("MPATCH_STATE_DIR", "/dev/null", "verify one.mpatch");
 }
 
 #[test]

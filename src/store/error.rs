@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use git2::{ErrorClass, ErrorCode};
+
 use super::state::Misfit;
 use crate::digest::PatchId;
 use crate::patch::PatchError;
@@ -42,6 +44,14 @@ pub enum StoreError {
         /// The store.
         path: PathBuf,
     },
+    /// A folder of git's into which a history is checked out; its names and objects lie elsewhere.
+    #[error("`{path}` is a worktree that git made of the history `{main}`")]
+    Worktree {
+        /// The folder.
+        path: PathBuf,
+        /// The folder of the history.
+        main: PathBuf,
+    },
     /// Another process changes it, and did not end in time.
     #[error("the history `{path}` is being changed by another process, for {seconds} s now")]
     Busy {
@@ -57,6 +67,28 @@ pub enum StoreError {
         action: String,
         /// libgit2's words.
         source: git2::Error,
+    },
+    /// git, or another program, holds one of git's lock files.
+    #[error("the history cannot {action}: `{lock}` is there, so another program is at work on it")]
+    Locked {
+        /// What was tried.
+        action: String,
+        /// The lock file.
+        lock: String,
+    },
+    /// The system refuses what git objects or refs need.
+    #[error("the history cannot {action}: {source}")]
+    System {
+        /// What was tried.
+        action: String,
+        /// libgit2's words, with the system's.
+        source: git2::Error,
+    },
+    /// A change was announced, and could be neither made nor taken back.
+    #[error("{source}; the change that was begun is neither made nor taken back")]
+    Pending {
+        /// Why it could not be made.
+        source: Box<StoreError>,
     },
     /// A file cannot be read or written.
     #[error("cannot {action} `{path}`")]
@@ -183,7 +215,13 @@ pub enum StoreError {
 impl StoreError {
     pub(super) fn git(action: impl Into<String>) -> impl FnOnce(git2::Error) -> Self {
         let action = action.into();
-        move |source| Self::Git { action, source }
+        move |source| match (lock_file(&source), source.code(), source.class()) {
+            (Some(lock), _, _) => Self::Locked { lock: lock.to_owned(), action },
+            // What is not there is damage, not a refusal.
+            (None, ErrorCode::NotFound, _) => Self::Git { action, source },
+            (None, _, ErrorClass::Os) => Self::System { action, source },
+            (None, _, _) => Self::Git { action, source },
+        }
     }
 
     pub(super) fn io(path: &Path, action: &'static str) -> impl FnOnce(std::io::Error) -> Self {
@@ -194,4 +232,10 @@ impl StoreError {
     pub(super) fn malformed(place: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Malformed { place: place.into(), what: what.into() }
     }
+}
+
+/// The lock file in whose way another program's was, in libgit2's words: it says "locked" of what may not be read, too.
+fn lock_file(error: &git2::Error) -> Option<&str> {
+    let path = error.message().split('\'').nth(1)?;
+    (error.code() == ErrorCode::Locked && path.ends_with(".lock")).then_some(path)
 }

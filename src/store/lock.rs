@@ -17,6 +17,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use super::GIT;
 use super::error::StoreError;
 
 /// The file that is locked, in the repository's folder; it stays.
@@ -79,6 +80,11 @@ impl Drop for Lock {
     }
 }
 
+/// Whether the lock of a repository in `folder` was ever taken, as it is before anything is recorded.
+pub(super) fn was_taken(folder: &Path) -> bool {
+    [folder.join(GIT), folder.to_owned()].iter().any(|git| git.join(NAME).exists())
+}
+
 /// Removes what a process left that died while it had the lock.
 fn sweep(git: &Path) -> Result<(), StoreError> {
     let ends_with_lock = |name: &str| name.ends_with(".lock");
@@ -110,7 +116,8 @@ fn is_same(one: &Metadata, other: &Metadata) -> bool {
     about(one) == about(other)
 }
 
-fn remove(path: &Path) -> Result<(), StoreError> {
+/// Removes a file that somebody else may remove at the same time.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(StoreError::io(path, "remove")(error))

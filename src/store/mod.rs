@@ -137,6 +137,8 @@ impl Store {
         let repository = opened.map_err(|error| match error.code() {
             ErrorCode::NotFound => no_store(),
             ErrorCode::Owner => StoreError::Owner { path: folder.to_owned() },
+            // Of what is newer or broken, only a history is this program's business.
+            _ if !lock::was_taken(folder) => no_store(),
             _ => StoreError::git("be opened")(error),
         })?;
         let config = repository.config().and_then(|mut config| config.snapshot());
@@ -148,6 +150,7 @@ impl Store {
             }
             Err(_) => return Err(no_store()),
         }
+        refuse_worktree(&repository, folder)?;
         refuse_others(&repository, folder)?;
         let lfs = lfs::Objects::of(repository.path());
         Ok(Self { folder: folder.to_owned(), repository, lfs, places: RefCell::default() })
@@ -358,6 +361,16 @@ impl NewStore {
         lfs::sync_folder(folder)?;
         Store::open(folder)
     }
+}
+
+/// Refuses a repository whose names and configuration are those of another one.
+fn refuse_worktree(repository: &Repository, folder: &Path) -> Result<(), StoreError> {
+    let common = repository.commondir();
+    if common == repository.path() {
+        return Ok(());
+    }
+    let above = common.parent().filter(|_| common.ends_with(GIT));
+    Err(StoreError::Worktree { path: folder.to_owned(), main: above.unwrap_or(common).to_owned() })
 }
 
 /// Refuses a repository whose configuration another user can have written; whose its folder is, libgit2 has asked.

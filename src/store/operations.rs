@@ -271,18 +271,26 @@ impl Journal {
 /// Moves the names as an announced operation says. Where that is impossible they go back, and it is announced no
 /// longer: it would be in the way of everything after it.
 fn carry_out(repository: &Repository, operation: Oid, before: &View, after: &View) -> Result<(), StoreError> {
-    let moved = after.install(before, repository);
-    match &moved {
-        Ok(()) => point(repository, OPERATIONS, operation)?,
-        Err(_) => before.install(after, repository)?,
+    let moved = after.install(before, repository).and_then(|()| point(repository, OPERATIONS, operation));
+    let Err(cause) = moved else {
+        // It is recorded: an announcement that stays is taken away by the next change.
+        let _ = forget_pending(repository);
+        return Ok(());
+    };
+    match before.install(after, repository).and_then(|()| forget_pending(repository)) {
+        Ok(()) => Err(cause),
+        Err(_) => Err(StoreError::Pending { source: Box::new(cause) }),
     }
-    forget_pending(repository)?;
-    moved
 }
 
-/// Ends what a process began that died before it could.
+/// Ends what a process began that died, or was refused, before it could.
 fn finish_pending(repository: &Repository) -> Result<(), StoreError> {
     let Some(commit) = last_commit(repository, PENDING)? else { return Ok(()) };
+    let last = last_commit(repository, OPERATIONS)?;
+    if last.is_some_and(|last| last.id() == commit.id()) {
+        // Its names have moved; others may have moved them on since.
+        return forget_pending(repository);
+    }
     let operation = read(repository, &commit)?;
     match carry_out(repository, commit.id(), &operation.before, &operation.after) {
         // Nobody was told that it was done, and the names are as they were before it.

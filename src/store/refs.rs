@@ -45,6 +45,19 @@ pub enum Head {
     Detached(CommitId),
 }
 
+impl Head {
+    fn of(repository: &Repository) -> Result<Self, StoreError> {
+        let head = repository.find_reference(HEAD).map_err(StoreError::git("read its refs"))?;
+        match (head.symbolic_target(), head.target()) {
+            (Ok(Some(name)), _) if name.starts_with(HEADS) => {
+                Ok(Head::Branch(name[HEADS.len()..].to_owned()))
+            }
+            (_, Some(target)) => Ok(Head::Detached(CommitId(target))),
+            _ => Err(StoreError::malformed(HEAD, "it names neither a branch nor a commit")),
+        }
+    }
+}
+
 /// What kind of name a commit has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -116,13 +129,7 @@ impl View {
                 refs.insert(name.to_owned(), target);
             }
         }
-        let head = repository.find_reference(HEAD).map_err(failed())?;
-        let head = match (head.symbolic_target(), head.target()) {
-            (Ok(Some(name)), _) if name.starts_with(HEADS) => Head::Branch(name[HEADS.len()..].to_owned()),
-            (_, Some(target)) => Head::Detached(CommitId(target)),
-            _ => return Err(StoreError::malformed(HEAD, "it names neither a branch nor a commit")),
-        };
-        Ok(Self { refs, head, model })
+        Ok(Self { refs, head: Head::of(repository)?, model })
     }
 
     /// The commit that the head stands on.
@@ -229,7 +236,8 @@ impl View {
                 repository.reference(name, *target, known.is_some(), "mpatch").map_err(failed())?;
             }
         }
-        if self.head != before.head {
+        // What is right already is not written again: going back must work where going on was refused.
+        if self.head != before.head && Head::of(repository).ok().as_ref() != Some(&self.head) {
             match &self.head {
                 Head::Branch(name) => repository.set_head(&format!("{HEADS}{name}")),
                 Head::Detached(commit) => repository.set_head_detached(commit.0),

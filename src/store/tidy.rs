@@ -4,6 +4,7 @@
 //! no commit that a name or any operation leads to has a pointer to them, so whatever can be undone still can be.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use git2::Oid;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use super::error::StoreError;
 use super::incoming::move_packs;
 use super::objects::odb_alone;
-use super::{Change, CommitId, Store, TEMPORARY_PREFIX, lfs};
+use super::{Change, CommitId, Store, TEMPORARY_PREFIX, lfs, lock};
 
 /// Age in seconds from which a temporary folder is what a killed process left behind.
 const ABANDONED_SECONDS: i64 = 24 * 60 * 60;
@@ -99,9 +100,8 @@ impl Store {
         drop(alone);
         move_packs(folder.path(), git)?;
         odb.refresh().map_err(failed())?;
-        for (_, path) in &loose {
-            std::fs::remove_file(path).map_err(StoreError::io(path, "remove"))?;
-        }
+        // Stock git may sweep at the same time.
+        loose.iter().try_for_each(|(_, path)| lock::remove(path))?;
         Ok(loose.len())
     }
 
@@ -116,7 +116,12 @@ impl Store {
             if start.len() != 2 || !folder.is_dir() {
                 continue;
             }
-            for entry in std::fs::read_dir(&folder).map_err(StoreError::io(&folder, "list"))? {
+            let entries = match std::fs::read_dir(&folder) {
+                // Stock git has swept meanwhile.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                entries => entries.map_err(StoreError::io(&folder, "list"))?,
+            };
+            for entry in entries {
                 let path = entry.map_err(StoreError::io(&folder, "list"))?.path();
                 let end =
                     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();

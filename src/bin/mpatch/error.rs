@@ -32,9 +32,9 @@ pub enum ExitKind {
     Conflict,
     /// An older patch passes for news, or one line tells two stories.
     Rollback,
-    /// A change in place stopped half-way, and its old bytes could not be put back yet.
+    /// A change in place, or of a history, stopped half-way, and could not be taken back yet.
     Recovery,
-    /// Another mpatch is at work on the same files.
+    /// Another mpatch, or git, is at work on the same files.
     Busy,
     /// The system said no to reading or writing.
     Io,
@@ -118,8 +118,10 @@ impl ExitKind {
             ExitKind::WrongBase => "the patch, or the statistics, are for other weights",
             ExitKind::Conflict => "already applied or reverted, or facts that exclude each other",
             ExitKind::Rollback => "a newer patch of the line is known, or another one with its number",
-            ExitKind::Recovery => "a change in place stopped half-way; the next command tries to undo it",
-            ExitKind::Busy => "another mpatch is at work on the same files",
+            ExitKind::Recovery => {
+                "a change stopped half-way; the next command tries to undo it, or to end it"
+            }
+            ExitKind::Busy => "another mpatch, or `git`, is at work on the same files",
             ExitKind::Io => "a file cannot be read or written; nothing changed",
             ExitKind::LimitExceeded => "a documented limit is exceeded",
             ExitKind::Device => "the device or its memory does not suffice",
@@ -145,7 +147,8 @@ pub enum State {
     Unchanged,
     /// The result stands; only telling of it failed.
     Applied,
-    /// A checkpoint is half-way, and the next command that opens it puts the old bytes back.
+    /// A checkpoint is half-way, and the next command that opens it puts the old bytes back; or a history is, and the
+    /// next one that changes it makes the change or takes it back.
     RecoveryPending,
 }
 
@@ -203,6 +206,12 @@ impl CommandError {
         Self { kind: ExitKind::Recovery, state: State::RecoveryPending, ..self }.hint(
             "let no other program read it meanwhile; the next mpatch command that opens it puts the old bytes back",
         )
+    }
+
+    /// Says that a change of a history is still to be made or taken back.
+    pub fn pending_in_history(self) -> Self {
+        Self { state: State::RecoveryPending, ..self }
+            .hint("see to what stood in its way; the next command that changes the history makes it, or takes it back")
     }
 
     /// A system call on `path` failed; `action` is a verb.

@@ -64,7 +64,7 @@ pub fn here(output: &Output) -> Result<Option<Store>, CommandError> {
     match Store::discover(Path::new(".")) {
         Ok(store) => Ok(Some(store)),
         Err(StoreError::NoStore { .. }) => Ok(None),
-        Err(error @ StoreError::Owner { .. }) => {
+        Err(error @ (StoreError::Owner { .. } | StoreError::Worktree { .. })) => {
             output.warn(&format!("no record is kept: {error}"));
             Ok(None)
         }
@@ -123,8 +123,24 @@ impl From<StoreError> for CommandError {
                 ExitKind::Io,
                 "clone it, or make it yours and nobody else's to write to (`chmod -R o-w .git`): its configuration is not to be trusted",
             ),
+            StoreError::Worktree { main, .. } => {
+                let hint = format!("give the history itself: `--store {}`", shell_word(main));
+                return Self::new(ExitKind::Usage, chain(&error)).hint(hint);
+            }
             StoreError::Busy { .. } => (ExitKind::Busy, "wait for it, or give a longer `--lock-timeout`"),
             StoreError::Io { source, .. } => (ExitKind::Io, io_hint(source)),
+            StoreError::System { .. } => {
+                (ExitKind::Io, "free some space, or change the permissions, and try again")
+            }
+            StoreError::Locked { lock, .. } => {
+                let hint = format!(
+                    "try again once it is gone; where no `git` runs, one that died left `{lock}`: remove it"
+                );
+                return Self::new(ExitKind::Busy, chain(&error)).hint(hint);
+            }
+            StoreError::Pending { .. } => {
+                return Self::new(ExitKind::Recovery, chain(&error)).pending_in_history();
+            }
             StoreError::NoRevision { .. } => {
                 (ExitKind::Usage, "`mpatch log`, `mpatch branch` and `mpatch tag` list what there is")
             }
@@ -166,11 +182,14 @@ pub fn author() -> Author {
     let asked = Command::new("git").args(["var", "GIT_COMMITTER_IDENT"]).output();
     let asked = asked.ok().filter(|answer| answer.status.success());
     let asked = asked.and_then(|answer| parse_ident(&String::from_utf8_lossy(&answer.stdout)));
+    let user = || variable("USER").unwrap_or_else(|| "mpatch".to_owned());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
-    let mut author = asked.unwrap_or_else(|| {
-        let name = variable("USER").unwrap_or_else(|| "mpatch".to_owned());
-        Author { email: format!("{name}@localhost"), name, seconds: now, offset_minutes: 0 }
-    });
+    let unknown = || Author { name: user(), email: String::new(), seconds: now, offset_minutes: 0 };
+    let mut author = asked.unwrap_or_else(unknown);
+    // Git takes an empty address, and libgit2 does not.
+    if author.email.is_empty() {
+        author.email = format!("{}@localhost", user());
+    }
     if let (None, Some(epoch)) = (variable("GIT_COMMITTER_DATE"), variable("SOURCE_DATE_EPOCH"))
         && let Ok(seconds) = epoch.parse()
     {
