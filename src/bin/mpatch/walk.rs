@@ -1,16 +1,18 @@
 //! Taking a checkpoint from one state to another, step by step, and the record that a history keeps of a step.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use mpatch::checkpoint::{Checkpoint, CheckpointError, Layout, Output as Copy, PassingFolder};
-use mpatch::operation::{Plan, survey_size_bytes};
+use mpatch::digest::PatchId;
+use mpatch::operation::{Direction, Plan, survey_size_bytes};
 use mpatch::patch::Patch;
-use mpatch::store::{Commit, Message, Standing, Step, Store};
+use mpatch::store::{Change, Commit, Message, Standing, Step, Store, StoreError};
 use mpatch::{apply, revert};
 
 use crate::commands::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
-use crate::history::{StoreArguments, here, in_words, message};
+use crate::history::{author, here, in_words, message};
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::Output;
 use crate::standing::{locate, remembered};
@@ -165,62 +167,84 @@ pub fn step_words(store: &Store, step: Step) -> Result<String, CommandError> {
 pub struct Record {
     store: Store,
     head: Commit,
-    start: Start,
+    entry: Entry,
 }
 
-/// Where the weights stood.
+/// What is recorded.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Start {
-    AtHead,
-    Known,
-    Unknown,
+pub enum Entry {
+    /// A commit that brings the patch.
+    Patch,
+    /// A commit that takes the last patch back.
+    TakenBack,
+    /// Where the model lies: the weights were not in the state of HEAD.
+    Model,
+    /// Nothing: the history does not know these weights.
+    Nothing,
 }
 
 impl Record {
-    /// Looks where `checkpoint` stands in the history of the working folder, if there is one.
-    pub fn begin(checkpoint: &Checkpoint, output: &Output) -> Result<Option<Self>, CommandError> {
+    /// Looks where `checkpoint` stands in the history of the working folder, if there is one, and whether that can be
+    /// written.
+    pub fn begin(
+        checkpoint: &Checkpoint,
+        direction: Direction,
+        patch: PatchId,
+        output: &Output,
+    ) -> Result<Option<Self>, CommandError> {
         let Some(store) = here(output)? else { return Ok(None) };
         let atlas = store.atlas()?;
         let head = store.commit(store.head()?)?;
-        let start = match &locate(&atlas, checkpoint, false, output)?.standing {
+        let entry = match &locate(&atlas, checkpoint, false, output)?.standing {
             Standing::At(found) => {
                 let state = found.first().map(|&index| &atlas.known()[index].state);
-                if state == atlas.state_after(&head.series) { Start::AtHead } else { Start::Known }
+                let at_head = state == atlas.state_after(&head.series);
+                match direction {
+                    Direction::Apply if at_head && !head.series.contains(&patch) => Entry::Patch,
+                    Direction::Revert if at_head && head.series.last() == Some(&patch) => Entry::TakenBack,
+                    _ => Entry::Model,
+                }
             }
-            _ => Start::Unknown,
+            _ => Entry::Nothing,
         };
-        Ok(Some(Self { store, head, start }))
+        if entry != Entry::Nothing {
+            // Not held during the work, which may take longer than anybody waits.
+            drop(change(&store)?);
+        }
+        Ok(Some(Self { store, head, entry }))
     }
 
-    /// Records that `plan` was carried out, and that its result lies at `target`.
+    /// What will be recorded.
+    pub fn entry(&self) -> Entry {
+        self.entry
+    }
+
+    /// Records that the patch was applied, or taken out, and that the result lies at `target`.
     pub fn finish(
         self,
-        plan: &Plan,
         patch: &Patch,
         target: &Path,
         notes: Vec<String>,
         output: &Output,
     ) -> Result<(), CommandError> {
-        use mpatch::operation::Direction;
-        let Self { store, head, start } = self;
-        if start == Start::Unknown {
+        let Self { store, head, entry } = self;
+        if entry == Entry::Nothing {
             output.note("not recorded: these weights are in no state that the history here knows");
             return Ok(());
         }
-        let arguments = StoreArguments { store: store.folder().to_owned(), lock_timeout: 10.0 };
-        let mut change = arguments.change(&store)?;
-        let (at_head, manifest) = (start == Start::AtHead, patch.manifest());
-        let verb = match plan.direction {
-            Direction::Apply if at_head && !head.series.contains(&patch.id()) => {
+        let mut change = change(&store)?;
+        let manifest = patch.manifest();
+        let verb = match entry {
+            Entry::Patch => {
                 change.add(patch, message(manifest, patch.id(), None, notes))?;
                 "apply"
             }
-            Direction::Revert if at_head && head.series.last() == Some(&patch.id()) => {
+            Entry::TakenBack => {
                 let title = format!("Revert \"{}\"", message(manifest, patch.id(), None, vec![]).title);
                 change.take_back_last(Message { title, ..Message::default() })?;
                 "revert"
             }
-            _ => {
+            Entry::Model | Entry::Nothing => {
                 output.note("not recorded as a commit: these weights were not in the state of HEAD");
                 "model"
             }
@@ -233,4 +257,18 @@ impl Record {
         }
         Ok(())
     }
+}
+
+/// Takes the right to change the history here, for commands that do so by the way.
+fn change(store: &Store) -> Result<Change<'_>, CommandError> {
+    store.change(Duration::from_secs(10), author()).map_err(|error| {
+        let hint = match &error {
+            StoreError::Busy { .. } => "wait for it, and run this again",
+            StoreError::Io { .. } | StoreError::System { .. } => {
+                "see that the history can be written; a command that is run outside of its folder keeps no record"
+            }
+            _ => return error.into(),
+        };
+        CommandError::from(error).hint(hint)
+    })
 }

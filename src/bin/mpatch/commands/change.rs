@@ -13,7 +13,7 @@ use crate::error::CommandError;
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{Judged, TrustReport};
-use crate::walk::Record;
+use crate::walk::{Entry, Record};
 
 /// Where a result goes, and whether it is to be written at all.
 #[derive(Debug, Args)]
@@ -123,7 +123,10 @@ impl Change {
         if self.target == Target::InPlace {
             plan.check_in_place(&self.checkpoint)?;
         }
-        let record = if dry_run { None } else { Record::begin(&self.checkpoint, output)? };
+        let record = match dry_run {
+            true => None,
+            false => Record::begin(&self.checkpoint, plan.direction, self.patch.id(), output)?,
+        };
         let work = match self.target {
             Target::Copy(_) => Work::Copying,
             Target::InPlace => Work::InPlace,
@@ -132,9 +135,9 @@ impl Change {
         let written = if dry_run { None } else { Some(self.write(&plan, output)?) };
         if let Some(record) = record {
             let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
-            record
-                .finish(&plan, &self.patch, self.result(), notes, output)
-                .map_err(CommandError::after_the_work)?;
+            let entry = record.entry();
+            let recorded = record.finish(&self.patch, self.result(), notes, output);
+            recorded.map_err(|error| self.unrecorded(entry, error))?;
         }
         let report = ChangeReport {
             direction: plan.direction,
@@ -152,6 +155,30 @@ impl Change {
         }
         let told = output.report(&report);
         if dry_run { told } else { told.map_err(CommandError::after_the_work) }
+    }
+
+    /// Says that the result stands, but not in the history, and how it comes there.
+    fn unrecorded(&self, entry: Entry, error: CommandError) -> CommandError {
+        let (result, patch) =
+            (shell_word(self.result()), lasting_patch_word(&self.patch_path, self.patch.id()));
+        let trust = self.trust.as_ref().map_or("", |judged| &judged.report.words);
+        let hint = match (entry, &self.target) {
+            (Entry::Patch, _) => format!("`mpatch add {patch}{trust}` records the patch"),
+            (Entry::TakenBack, Target::Copy(_)) => format!("remove {result} and run this again to record it"),
+            (Entry::TakenBack, Target::InPlace) => {
+                format!("`mpatch apply {result} {patch} --in-place` and then this again record it")
+            }
+            (Entry::Model | Entry::Nothing, _) => {
+                format!("name it with `--onto {result}` where the history is asked about it")
+            }
+        };
+        let message =
+            format!("`{}` is as it was to be, but not recorded: {}", self.result().display(), error.message);
+        let hint = match error.hint {
+            Some(way_out) => format!("{way_out}; {hint}"),
+            None => hint,
+        };
+        CommandError { message, hint: Some(hint), ..error }.after_the_work()
     }
 
     fn write(&self, plan: &Plan, output: &Output) -> Result<Written, CommandError> {
