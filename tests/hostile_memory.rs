@@ -98,6 +98,8 @@ fn what_is_small_costs_little() {
     headers();
     #[cfg(feature = "edit")]
     archives();
+    #[cfg(feature = "edit")]
+    tokenizers();
 }
 
 fn lengths_in_a_manifest() {
@@ -276,4 +278,35 @@ fn archives() {
     let archive = archive.finish().unwrap();
     let peak = peak_bytes(|| mpatch::edit::import::read_npz(archive).unwrap_err());
     assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
+}
+
+/// Tokenizers of a kibibyte that write a text out a million times longer: refused before they see one.
+#[cfg(feature = "edit")]
+fn tokenizers() {
+    use mpatch::model::Tokenizer;
+    let file = |part: &str, steps: &str| {
+        let model = r#""model":{"type":"BPE","vocab":{"x":0},"merges":[]}"#;
+        format!(r#"{{"version":"1.0","{part}":{steps},{model}}}"#).into_bytes()
+    };
+    let many = |field: &str, step: &str, count| {
+        format!(r#"{{"type":"Sequence","{field}":[{}]}}"#, vec![step; count].join(","))
+    };
+    let replace =
+        format!(r#"{{"type":"Replace","pattern":{{"String":"x"}},"content":"{}"}}"#, "x".repeat(30));
+    for hostile in [
+        file("normalizer", &many("normalizers", &replace, 6)),
+        file("normalizer", &many("normalizers", r#"{"type":"ByteLevel"}"#, 24)),
+        file("decoder", &many("decoders", &replace, 6)),
+    ] {
+        assert!(hostile.len() < 1 << 10);
+        let peak = peak_bytes(|| Tokenizer::parse(&hostile).unwrap_err());
+        assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
+    }
+    // A text said a hundred times over, by the step that adds tokens, is said once.
+    let again = vec![r#"{"Sequence":{"id":"A","type_id":0}}"#; 100].join(",");
+    let template = format!(
+        r#"{{"type":"TemplateProcessing","single":[{again}],"pair":[{again}],"special_tokens":{{}}}}"#
+    );
+    let tokenizer = Tokenizer::parse(&file("post_processor", &template)).unwrap();
+    assert_eq!(tokenizer.encode("xx").unwrap(), [0, 0]);
 }

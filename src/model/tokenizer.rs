@@ -1,9 +1,11 @@
 //! Text to token ids and back, by the model's own tokenizer files.
 
+mod steps;
+
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use tokenizers::Tokenizer as Implementation;
+use tokenizers::{PostProcessorWrapper, Tokenizer as Implementation};
 
 use super::ModelError;
 use crate::digest::FileDigest;
@@ -24,10 +26,13 @@ impl Tokenizer {
     /// # Errors
     /// [`ModelError::Tokenizer`] says what the file holds instead.
     pub fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
+        steps::check(bytes).map_err(invalid)?;
         let mut implementation = Implementation::from_bytes(bytes).map_err(invalid)?;
         // Settings for a training pipeline, not for us: rows are padded and bounded by the model.
         implementation.with_padding(None);
         implementation.with_truncation(None).map_err(invalid)?;
+        // It adds the tokens that nobody asks for here, and can say a text as often as its file likes.
+        implementation.with_post_processor(None::<PostProcessorWrapper>);
         Ok(Self { implementation, digest: FileDigest::of(bytes) })
     }
 
