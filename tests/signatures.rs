@@ -94,6 +94,22 @@ fn a_signature_of_another_manifest_is_bad() {
 }
 
 #[test]
+fn a_signature_that_adds_nothing_to_a_trusted_one_is_named_all_the_same() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    for (kind, words) in [("ed25519", "and one by a key that is unknown, SHA256:"), ("rsa", "`ssh-rsa` keys")]
+    {
+        bench.make_key(kind, kind);
+        let made = bench.ssh_keygen(&format!("-Y sign -f {kind} -n mpatch"), &bench.manifest("edits.mpatch"));
+        bench.write("theirs.sig", made.stdout);
+        let report = bench.run("verify edits.mpatch --signature theirs.sig", 0);
+        assert!(report.contains("V1 signed    holds") && report.contains(words), "{report}");
+    }
+}
+
+#[test]
 fn kinds_of_keys_that_are_not_judged_are_named() {
     if !openssh_is_here() {
         return;

@@ -2,7 +2,8 @@
 //! remembered, and what the user allows nevertheless. Every verb that lets a patch touch something asks
 //! [`require`].
 
-use std::collections::BTreeSet;
+mod report;
+
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -13,16 +14,16 @@ use mpatch::patch::manifest::Line;
 use mpatch::sign::allowed_signers::{self, AllowedSigners};
 use mpatch::sign::line::{KnownLines, Standing};
 use mpatch::sign::policy::Rung;
-use mpatch::sign::trust::Finding;
 use mpatch::sign::{
     Answer, Fingerprint, Judgement, Keyring, Policy, PublicKey, SshSig, Unaccepted, judge as judge_signatures,
 };
-use serde::Serialize;
 
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, GitSettings};
 use crate::projects;
-use crate::report::{Output, Page, shell_word};
+use crate::report::{Output, shell_word};
+
+pub use report::{LineReport, TrustReport};
 
 /// The file of believed keys, in the user's settings and in a project's `.mpatch`.
 pub const ALLOWED_SIGNERS: &str = "allowed_signers";
@@ -92,36 +93,6 @@ pub struct Judged {
     keys: Vec<Fingerprint>,
     refusal: Option<CommandError>,
     minimal_rung: Rung,
-}
-
-/// What a command tells of a patch's signatures.
-#[derive(Debug, Clone, Serialize)]
-pub struct TrustReport {
-    /// The judgement itself.
-    #[serde(flatten)]
-    pub judgement: Judgement,
-    /// The patch's line, if it has one.
-    pub line: Option<LineReport>,
-    /// What was asked of the signatures, if a policy was found.
-    pub policy: Option<Policy>,
-    /// What the user had to allow for this patch, e.g. `unsigned`.
-    pub allowed: Vec<&'static str>,
-    /// The user's own words for that, at the end of a suggested command that will ask again: ` --allow-unsigned`.
-    #[serde(skip)]
-    pub words: String,
-}
-
-/// What a command tells of a patch's line.
-#[derive(Debug, Clone, Serialize)]
-pub struct LineReport {
-    /// The line's name.
-    pub name: String,
-    /// The patch's number in it.
-    pub sequence: u64,
-    /// How it stands to what is remembered: `first`, `newer`, `same`, `older`, `conflicting`, `far ahead`.
-    pub standing: &'static str,
-    /// The highest number remembered.
-    pub known: Option<u64>,
 }
 
 /// Judges `patch`, which was read from `path`, and refuses it unless it is trusted or the user allows it.
@@ -493,57 +464,6 @@ impl Case<'_> {
         );
         Err(CommandError::new(ExitKind::Rollback, message).hint("fetch it again; or `--allow-rollback`"))
     }
-}
-
-impl TrustReport {
-    /// The outcome in one line.
-    pub fn in_words(&self) -> String {
-        let judgement = &self.judgement;
-        let words = match (&judgement.answer, &judgement.reason) {
-            (Answer::Trusted, _) => {
-                // A key that signed twice is named once.
-                let mut keys = BTreeSet::new();
-                let trusted = judgement.signatures.iter().filter(|found| found.answer == Answer::Trusted);
-                let trusted = trusted.filter(|found| keys.insert(found.key));
-                trusted.map(signer_in_words).collect::<Vec<_>>().join("; ")
-            }
-            (answer, Some(reason)) => {
-                let key = judgement
-                    .signatures
-                    .iter()
-                    .find(|found| found.answer == *answer)
-                    .and_then(|found| found.key);
-                let key = key.map(|key| format!(" ({key})")).unwrap_or_default();
-                format!("{answer}{key}: {reason}")
-            }
-            (answer, None) => answer.to_string(),
-        };
-        match &self.line {
-            Some(line) => format!("{words}; number {} of the line {}", line.sequence, line.name),
-            None => words,
-        }
-    }
-
-    /// Who signed and what the user had to allow, in a line of its own.
-    pub fn write(&self, page: &mut Page) {
-        page.line(&self.line());
-    }
-
-    /// That line.
-    pub fn line(&self) -> String {
-        let flags: Vec<_> = self.allowed.iter().map(|what| format!("--allow-{what}")).collect();
-        let flags = flags.join(" and ");
-        let words = match self.judgement.answer {
-            Answer::Trusted => format!("signed by {}", self.in_words()),
-            _ => self.in_words(),
-        };
-        if flags.is_empty() { words } else { format!("{words}; let pass by {flags}") }
-    }
-}
-
-fn signer_in_words(found: &Finding) -> String {
-    let key = found.key.map(|key| key.to_string()).unwrap_or_default();
-    format!("{} with {key} ({})", found.principals.join(" and "), found.sources.join(", "))
 }
 
 impl TrustFiles {

@@ -1,0 +1,100 @@
+//! What a command tells of a patch's signatures.
+
+use std::collections::BTreeSet;
+
+use mpatch::sign::trust::Finding;
+use mpatch::sign::{Answer, Judgement, Policy};
+use serde::Serialize;
+
+use crate::report::Page;
+
+/// What a command tells of a patch's signatures.
+#[derive(Debug, Clone, Serialize)]
+pub struct TrustReport {
+    /// The judgement itself.
+    #[serde(flatten)]
+    pub judgement: Judgement,
+    /// The patch's line, if it has one.
+    pub line: Option<LineReport>,
+    /// What was asked of the signatures, if a policy was found.
+    pub policy: Option<Policy>,
+    /// What the user had to allow for this patch, e.g. `unsigned`.
+    pub allowed: Vec<&'static str>,
+    /// The user's own words for that, at the end of a suggested command that will ask again: ` --allow-unsigned`.
+    #[serde(skip)]
+    pub words: String,
+}
+
+/// What a command tells of a patch's line.
+#[derive(Debug, Clone, Serialize)]
+pub struct LineReport {
+    /// The line's name.
+    pub name: String,
+    /// The patch's number in it.
+    pub sequence: u64,
+    /// How it stands to what is remembered: `first`, `newer`, `same`, `older`, `conflicting`, `far ahead`.
+    pub standing: &'static str,
+    /// The highest number remembered.
+    pub known: Option<u64>,
+}
+
+impl TrustReport {
+    /// The outcome in one line.
+    pub fn in_words(&self) -> String {
+        let judgement = &self.judgement;
+        let words = match (&judgement.answer, &judgement.reason) {
+            (Answer::Trusted, _) => {
+                let is_trusted = |found: &&Finding| found.answer == Answer::Trusted;
+                let (trusted, others): (Vec<_>, Vec<_>) = judgement.signatures.iter().partition(is_trusted);
+                // A key that signed twice is named once.
+                let mut keys = BTreeSet::new();
+                let named = trusted.into_iter().chain(others);
+                let named = named.filter(|found| found.key.is_none_or(|key| keys.insert(key)));
+                named.map(signature_in_words).collect::<Vec<_>>().join("; ")
+            }
+            (answer, Some(reason)) => {
+                let key = judgement
+                    .signatures
+                    .iter()
+                    .find(|found| found.answer == *answer)
+                    .and_then(|found| found.key);
+                let key = key.map(|key| format!(" ({key})")).unwrap_or_default();
+                format!("{answer}{key}: {reason}")
+            }
+            (answer, None) => answer.to_string(),
+        };
+        match &self.line {
+            Some(line) => format!("{words}; number {} of the line {}", line.sequence, line.name),
+            None => words,
+        }
+    }
+
+    /// Who signed and what the user had to allow, in a line of its own.
+    pub fn write(&self, page: &mut Page) {
+        page.line(&self.line());
+    }
+
+    /// That line.
+    pub fn line(&self) -> String {
+        let flags: Vec<_> = self.allowed.iter().map(|what| format!("--allow-{what}")).collect();
+        let flags = flags.join(" and ");
+        let words = match self.judgement.answer {
+            Answer::Trusted => format!("signed by {}", self.in_words()),
+            _ => self.in_words(),
+        };
+        if flags.is_empty() { words } else { format!("{words}; let pass by {flags}") }
+    }
+}
+
+/// One of the signatures of a patch that is trusted: also one that adds nothing, since somebody may ask about just it.
+fn signature_in_words(found: &Finding) -> String {
+    let key = found.key.map(|key| key.to_string()).unwrap_or_default();
+    let reason = found.reason.as_deref().unwrap_or_default();
+    match found.answer {
+        Answer::Trusted => {
+            format!("{} with {key} ({})", found.principals.join(" and "), found.sources.join(", "))
+        }
+        Answer::Unsupported => format!("and one that is not judged: {reason}"),
+        answer => format!("and one by a key that is {answer}, {key}: {reason}"),
+    }
+}
