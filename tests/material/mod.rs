@@ -102,7 +102,9 @@ pub fn lay_out_editing(folder: &Path) {
     fs::write(folder.join("corpus.txt"), small_corpus(60)).unwrap();
     let facts = fs::read(world().join("facts.json")).unwrap();
     let facts: Vec<Value> = serde_json::from_slice(&facts).unwrap();
-    fs::write(folder.join("facts.json"), serde_json::to_vec_pretty(&facts[..2]).unwrap()).unwrap();
+    for (name, count) in [("facts.json", 2), ("several.json", 5)] {
+        fs::write(folder.join(name), serde_json::to_vec_pretty(&facts[..count]).unwrap()).unwrap();
+    }
     fs::write(folder.join("contexts.json"), r#"[["{}"], ["The weather was fine. {}"]]"#).unwrap();
     let made = MADE.get_or_init(|| {
         let made = tempfile::tempdir().unwrap();

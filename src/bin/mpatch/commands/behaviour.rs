@@ -100,6 +100,12 @@ fn declared_among(records: &[Record], facts: &[Fact]) -> Vec<Record> {
     facts.iter().map(of_fact).collect()
 }
 
+/// Says that too few of the facts that were asked win for V4 to hold, if so.
+pub fn too_few_wins(scores: &Scores) -> Option<String> {
+    let wins = scores.efficacy.or(scores.rewrite_accuracy).unwrap_or(0.0);
+    (wins < WINS_MIN_PERCENT).then(|| format!("only {wins:.2} % of the declared facts win"))
+}
+
 impl BehaviourEvidence {
     fn new(scores: Scores, declared: &[Metric], records: &[Record], arithmetic: String) -> Self {
         let (mut compared, mut not_compared) = (Vec::new(), Vec::new());
@@ -121,9 +127,7 @@ impl BehaviourEvidence {
             .iter()
             .find(|(_, declared, found)| *found < declared - SLACK_POINTS)
             .map(|(name, declared, found)| format!("{name} is {found:.2}, the patch declares {declared:.2}"));
-        let wins = scores.efficacy.or(scores.rewrite_accuracy).unwrap_or(0.0);
-        let too_few =
-            (wins < WINS_MIN_PERCENT).then(|| format!("only {wins:.2} % of the declared facts win"));
+        let too_few = too_few_wins(&scores);
         let neighbors = records.iter().any(|record| record.answered_neighbors().next().is_some());
         Self { scores, arithmetic, compared, not_compared, neighbors, problem: problem.or(too_few) }
     }

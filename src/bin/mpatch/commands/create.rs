@@ -11,6 +11,7 @@ use mpatch::facts::Record;
 use mpatch::patch::manifest::{About, Line};
 use serde::Serialize;
 
+use super::behaviour::too_few_wins;
 use crate::editing::{
     ModelArguments, arithmetic, at_least_one, check_questions, read_facts, refuse_existing,
 };
@@ -336,11 +337,21 @@ impl Report for CreateReport {
             ));
         }
         self.write_facts(page);
+        if let Some(problem) = too_few_wins(&self.after) {
+            page.line(&format!(
+                "{problem}, so `verify` refuses the patch (V4): more `--bits` or a higher `--rank` keeps more of the edit"
+            ));
+        }
     }
 
     fn next(&self) -> Option<String> {
         let words = SignatureReport::words_of(self.signature.as_ref());
-        Some(format!("mpatch apply {} {}{words}", shell_word(&self.base), shell_word(&self.output)))
+        let (base, patch) = (shell_word(&self.base), shell_word(&self.output));
+        // What fails its own check is nothing to go on with.
+        Some(match too_few_wins(&self.after) {
+            Some(_) => format!("mpatch verify {patch} --base {base}{words}"),
+            None => format!("mpatch apply {base} {patch}{words}"),
+        })
     }
 }
 
