@@ -82,10 +82,12 @@ fn every_threat_names_tests_that_there_are() {
     assert!(problems.is_empty(), "\n{}\n", problems.join("\n"));
 }
 
-/// How tests ask for an exit code: `refuses("...", 11)`, `facts_refused(..., 3, ...)`, `status.code(), Some(2)`,
-/// `.code(6)`, `run("...", 8)`, a table of signals and their codes, and of the table itself `kind.code(), 70`.
-const QUESTIONS: [&str; 6] =
-    ["refuses(", "_refused(", ".code(), ", ".code(", ".run(", "for (signal, code) in "];
+/// How tests ask for an exit code, which is the first number after these words: `refuses("...", 11)`,
+/// `facts_refused(..., 3, ...)`, `status.code(), Some(2)`, `.code(6)`, `run("...", 8)`, `bad("...", 5)`, and of the
+/// table itself `kind.code(), 70`.
+const QUESTIONS: [&str; 6] = ["refuses(", "_refused(", ".code(), ", ".code(", ".run(", ".bad("];
+/// A table of signals, each with its code.
+const SIGNALS: &str = "for (signal, code) in ";
 
 /// Codes that tests of the command line ask for.
 fn codes_in_tests() -> BTreeSet<u8> {
@@ -96,13 +98,21 @@ fn codes_in_tests() -> BTreeSet<u8> {
     let of_modules = of_modules.filter_map(|code| Some(code.split_once("#[cfg(test)]")?.1.to_owned()));
     for code in tests.chain(of_modules) {
         for question in QUESTIONS {
-            // To the end of the statement; a code stands alone between commas or parentheses.
-            let statements = code.split(question).skip(1).filter_map(|rest| rest.split(';').next());
-            let words = statements.flat_map(|statement| statement.split([',', '(', ')', ']']));
-            codes.extend(words.filter_map(|word| word.trim().parse::<u8>().ok()));
+            codes.extend(code.split(question).skip(1).filter_map(|rest| numbers(rest).next()));
         }
+        let tables = code.split(SIGNALS).skip(1).filter_map(|rest| rest.split('{').next());
+        codes.extend(tables.flat_map(numbers));
     }
     codes
+}
+
+/// The numbers in a statement that stand alone between commas or parentheses, outside of texts.
+fn numbers(code: &str) -> impl Iterator<Item = u8> {
+    let without_texts: String = code.split('"').step_by(2).collect();
+    let statement = without_texts.split(';').next().unwrap_or_default().to_owned();
+    let words: Vec<u8> =
+        statement.split([',', '(', ')', ']']).filter_map(|word| word.trim().parse().ok()).collect();
+    words.into_iter()
 }
 
 /// Exit codes of transcripts: `? 3` after a command, none for success.

@@ -69,6 +69,8 @@ impl Place {
         let output = self.mpatch(words);
         let errors = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "mpatch {words}: {errors}");
+        let last = errors.lines().last().unwrap_or_default();
+        assert!(last.starts_with("state: "), "mpatch {words}: {errors}");
         errors
     }
 

@@ -75,4 +75,26 @@ mod tests {
         assert_eq!(guarded(|| panic!("a test's own")).code(), 70);
         assert_eq!(guarded(|| ExitKind::Done).code(), 0);
     }
+
+    /// Set for the process in which this very test panics as the command would.
+    const PANICS: &str = "THIS_TEST_PANICS";
+
+    #[test]
+    fn a_panic_tells_that_it_is_a_bug_and_what_it_leaves() {
+        if std::env::var_os(PANICS).is_some() {
+            report::announce_panics();
+            guarded(|| panic!("a test's own"));
+            return;
+        }
+        let program = std::env::current_exe().expect("the test's program");
+        let mut command = std::process::Command::new(program);
+        command.args(["--exact", "tests::a_panic_tells_that_it_is_a_bug_and_what_it_leaves", "--nocapture"]);
+        let output = command.env(PANICS, "1").output().expect("it runs");
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let told = errors.split_once("error: mpatch has a bug: a test's own (").expect("the panic is told").1;
+        assert!(
+            told.contains("\nhint: please report it") && told.ends_with("\nstate: unchanged\n"),
+            "{told}"
+        );
+    }
 }
