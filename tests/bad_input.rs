@@ -631,9 +631,14 @@ fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
         assert_eq!(ended.status.code(), Some(11));
         String::from_utf8(ended.stderr).unwrap()
     };
-    let shown = run(&["show", "edits.mpatch"]);
-    assert!(shown.contains("`stdout`") && shown.ends_with("state: unchanged\n"), "{shown}");
-    assert!(shown.contains("hint: free some space where the output goes, or send it elsewhere"), "{shown}");
+    for words in [&["show", "edits.mpatch"][..], &["--help"], &["apply", "-h"], &["--version"]] {
+        let shown = run(words);
+        assert!(shown.contains("`stdout`") && shown.ends_with("state: unchanged\n"), "{shown}");
+        assert!(
+            shown.contains("hint: free some space where the output goes, or send it elsewhere"),
+            "{shown}"
+        );
+    }
     let applied = run(&["apply", "model.safetensors", "edits.mpatch", "-o", "new.safetensors"]);
     assert!(applied.contains("`stdout`") && applied.ends_with("state: applied\n"), "{applied}");
     assert!(bench.path("new.safetensors").exists());

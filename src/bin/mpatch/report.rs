@@ -57,7 +57,7 @@ impl Output {
         if arguments.json {
             failure::owe_document();
         }
-        let colour = std::io::stdout().is_terminal() && colour_wanted();
+        let colour = stdout_colour();
         Self { json: arguments.json, quiet: arguments.quiet, colour, silent: false, suggestions }
     }
 
@@ -177,6 +177,10 @@ fn raw(bytes: &[u8]) -> Result<(), CommandError> {
 /// Writes a line to stderr; when nobody listens there is nobody to tell.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+fn stdout_colour() -> bool {
+    std::io::stdout().is_terminal() && colour_wanted()
 }
 
 fn stderr_colour() -> bool {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::error::ErrorKind;
 use serde::Serialize;
 
-use super::{Document, escaped, escaped_json, raw, say, stderr_colour};
+use super::{Document, escaped, escaped_json, raw, say, stderr_colour, stdout_colour};
 use crate::error::{CommandError, ExitKind, State};
 
 /// JSON was asked for, and nothing has been printed yet. Signals and panics end a command, too, and know no
@@ -68,9 +68,12 @@ pub fn stopped(kind: ExitKind, state: State) -> ExitKind {
 /// Prints what clap has to say: help and versions, or what is wrong with the command line, of the command `name`.
 pub fn usage(error: &clap::Error, name: &str) -> ExitKind {
     if !error.use_stderr() {
-        // Help into a closed pipe is help enough.
-        let _ = error.print();
-        return ExitKind::Done;
+        let text = error.render();
+        let text = if stdout_colour() { text.ansi().to_string() } else { text.to_string() };
+        return match raw(text.as_bytes()) {
+            Ok(()) => ExitKind::Done,
+            Err(error) => tell(&error),
+        };
     }
     if std::env::args_os().take_while(|word| word != "--").any(|word| word == "--json") {
         owe_document();
