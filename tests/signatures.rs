@@ -262,7 +262,8 @@ fn a_key_in_an_agent_signs() {
     said(&output, "sign by git's key", 0);
     assert_eq!(fs::read(bench.path("one.mpatch")).unwrap(), fs::read(bench.path("two.mpatch")).unwrap());
     // Without the agent there is no signature, and no file.
-    bench.run("sign unsigned.mpatch --key theirs.pub -o three.mpatch", 11);
+    let words = bench.run("sign unsigned.mpatch --key theirs.pub -o three.mpatch", 11);
+    assert!(words.contains("`ssh-add -l`") && words.contains("`theirs` has to lie beside it"), "{words}");
     assert!(!bench.path("three.mpatch").exists());
 }
 
@@ -276,10 +277,39 @@ fn a_key_with_a_passphrase_signs_once_ssh_keygen_knows_it() {
     bench.write("ask", "#!/bin/sh\necho secret\n");
     fs::set_permissions(bench.path("ask"), fs::Permissions::from_mode(0o700)).unwrap();
     let mut command = bench.command("sign unsigned.mpatch --key locked");
+    // Nobody is there to be asked.
+    let unasked =
+        command.env("SSH_ASKPASS", "/bin/false").env("SSH_ASKPASS_REQUIRE", "force").output().unwrap();
+    let words = said(&unasked, "sign without a passphrase", 11);
+    assert!(
+        words.contains("passphrase is asked for on a terminal") && words.contains("`ssh-add locked`"),
+        "{words}"
+    );
+    let mut command = bench.command("sign unsigned.mpatch --key locked");
     let command = command.env("SSH_ASKPASS", bench.path("ask")).env("SSH_ASKPASS_REQUIRE", "force");
     let words = said(&command.env("DISPLAY", ":0").output().unwrap(), "sign with a passphrase", 0);
     assert!(!words.contains("secret"), "{words}");
     assert_eq!(bench.answer("unsigned.mpatch", 0)["answer"], "trusted");
+}
+
+#[test]
+fn a_key_of_gits_settings_that_cannot_sign_is_called_so() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.make_key("rsa", "theirs");
+    let setting =
+        format!("[gpg]\n\tformat = ssh\n[user]\n\tsigningkey = {}\n", bench.path("theirs").display());
+    bench.write("gitconfig", setting);
+    let compare = "diff model.safetensors model.safetensors -o new.mpatch";
+    for (words, ways) in
+        [("sign unsigned.mpatch", "with `--key`\n"), (compare, "with `--key`, or give `--no-sign`\n")]
+    {
+        let output = bench.command(words).env("GIT_CONFIG_GLOBAL", bench.path("gitconfig")).output().unwrap();
+        let said = said(&output, words, 15);
+        assert!(said.contains("; git's `user.signingkey` names this key") && said.contains(ways), "{said}");
+    }
 }
 
 // --------------------------------------------------------------------------------------------- the five answers --

@@ -194,7 +194,12 @@ impl PrivateKey {
     pub fn signs_by_itself(&self) -> bool {
         let on_hardware =
             matches!(self.key.algorithm(), Algorithm::SkEd25519 | Algorithm::SkEcdsaSha2NistP256);
-        !self.key.is_encrypted() && !on_hardware
+        !self.is_encrypted() && !on_hardware
+    }
+
+    /// The secret half is behind a passphrase.
+    pub fn is_encrypted(&self) -> bool {
+        self.key.is_encrypted()
     }
 
     /// The text of a key file, as `ssh-keygen` reads it.

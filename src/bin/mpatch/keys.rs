@@ -57,7 +57,12 @@ impl SigningArguments {
         if self.no_sign {
             return Ok(None);
         }
-        let signer = self.key.find()?;
+        let found = self.key.find();
+        let signer = found.map_err(|error| match error.hint.clone() {
+            // The key may have been named years ago, for something else.
+            Some(hint) if self.key.key.is_none() => error.hint(format!("{hint}, or give `--no-sign`")),
+            _ => error,
+        })?;
         signer.check_not_revoked()?;
         Ok(Some(signer))
     }
@@ -113,9 +118,20 @@ enum Means {
     /// The secret is at hand.
     Here(Box<PrivateKey>),
     /// `ssh-keygen` has to be asked, with this file.
-    Program(PathBuf),
+    Program(PathBuf, Secret),
     /// The same, with a file that lasts as long as this.
     Literal(NamedTempFile),
+}
+
+/// Where the secret half of a key is that does not sign here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Secret {
+    /// With an agent, or in the file beside the public half.
+    Elsewhere,
+    /// In its file, behind a passphrase.
+    Locked,
+    /// On hardware, whose file is there.
+    OnHardware,
 }
 
 /// What a command tells of the signature it made.
@@ -145,10 +161,18 @@ impl KeyArguments {
     /// The key that is named, or the user's own; where there is none, a new one, which [`Signer::keep`] writes.
     pub fn find(&self) -> Result<Signer, CommandError> {
         match self.choose()? {
-            Chosen::File(path, _) => Signer::open(&path),
-            Chosen::Line(line) => Signer::of_line(&line),
+            Chosen::File(path, named_by) => Signer::open(&path).map_err(|error| self.named(error, named_by)),
+            Chosen::Line(line) => Signer::of_line(&line).map_err(|error| self.named(error, GIT_SETTING)),
             Chosen::Own(git) => Signer::own(&git),
         }
+    }
+
+    /// Says of a key that cannot sign who named it, where that was not the command line.
+    fn named(&self, error: CommandError, named_by: &str) -> CommandError {
+        if self.key.is_some() {
+            return error;
+        }
+        CommandError { message: format!("{}; {named_by} names this key", error.message), ..error }
     }
 
     fn choose(&self) -> Result<Chosen, CommandError> {
@@ -212,14 +236,15 @@ impl Signer {
     fn open(path: &Path) -> Result<Self, CommandError> {
         let text = Zeroizing::new(places::read_text(path)?.ok_or_else(|| places::missing(path))?);
         if let Ok(public) = PublicKey::parse(&text) {
-            return Self::new(Means::Program(path.to_owned()), public, path);
+            return Self::new(Means::Program(path.to_owned(), Secret::Elsewhere), public, path);
         }
         let Ok(key) = PrivateKey::parse(&text) else { return Self::beside(path) };
         check_mode(path)?;
         let public = key.public().clone();
-        let means = match key.signs_by_itself() {
-            true => Means::Here(Box::new(key)),
-            false => Means::Program(path.to_owned()),
+        let means = match (key.signs_by_itself(), key.is_encrypted()) {
+            (true, _) => Means::Here(Box::new(key)),
+            (false, true) => Means::Program(path.to_owned(), Secret::Locked),
+            (false, false) => Means::Program(path.to_owned(), Secret::OnHardware),
         };
         Self::new(means, public, path)
     }
@@ -234,14 +259,14 @@ impl Signer {
             let hint = format!("`ssh-keygen -p -f {}` writes older formats anew", shell_word(path));
             return Err(CommandError::new(ExitKind::Malformed, message).hint(hint));
         };
-        Self::new(Means::Program(path.to_owned()), public, path)
+        Self::new(Means::Program(path.to_owned(), Secret::Locked), public, path)
     }
 
     /// A public key in words, whose private half the agent has.
     fn of_line(line: &str) -> Result<Self, CommandError> {
         let failed = |error: std::io::Error| CommandError::io("write in", &std::env::temp_dir(), &error);
         let public = PublicKey::parse(line).map_err(|error| {
-            CommandError::new(ExitKind::Malformed, format!("git's `user.signingkey`: {error}"))
+            CommandError::new(ExitKind::Malformed, error.to_string())
                 .hint("mend that setting, or name a key with `--key`")
         })?;
         let mut file = NamedTempFile::new().map_err(failed)?;
@@ -252,7 +277,7 @@ impl Signer {
     fn new(means: Means, public: PublicKey, path: &Path) -> Result<Self, CommandError> {
         public.check_supported().map_err(|error| {
             CommandError::new(ExitKind::Unsupported, format!("`{}`: {error}", path.display()))
-                .hint("`ssh-keygen -t ed25519` makes a key; name it with `--key`")
+                .hint("`ssh-keygen -t ed25519` makes one: name it, or another one, with `--key`")
         })?;
         Ok(Self { means, public, made: None })
     }
@@ -308,8 +333,8 @@ impl Signer {
         };
         let signature = match &self.means {
             Means::Here(key) => return sshsig::sign(key, manifest).map_err(failed),
-            Means::Program(path) => sign_with_program(path, manifest)?,
-            Means::Literal(file) => sign_with_program(file.path(), manifest)?,
+            Means::Program(path, secret) => sign_with_program(path, *secret, manifest)?,
+            Means::Literal(file) => sign_with_program(file.path(), Secret::Elsewhere, manifest)?,
         };
         let signature = SshSig::from_armour(&signature).map_err(failed)?;
         if signature.key() != &self.public {
@@ -423,11 +448,11 @@ fn check_mode(path: &Path) -> Result<(), CommandError> {
     }
     let message =
         format!("`{}` is a private key that others can read: mode {mode:04o}, expected 0600", path.display());
-    Err(CommandError::new(ExitKind::Malformed, message).hint(format!("`chmod 600 {}`", shell_word(path))))
+    Err(CommandError::new(ExitKind::Io, message).hint(format!("`chmod 600 {}`", shell_word(path))))
 }
 
 /// Has `ssh-keygen` sign, which asks for passphrases and touches on the terminal by itself.
-fn sign_with_program(key: &Path, manifest: &[u8]) -> Result<String, CommandError> {
+fn sign_with_program(key: &Path, secret: Secret, manifest: &[u8]) -> Result<String, CommandError> {
     let failed = |error: std::io::Error| {
         CommandError::new(ExitKind::Io, format!("cannot run `ssh-keygen`: {error}"))
             .hint("install OpenSSH, or choose a key without passphrase with `--key`")
@@ -445,5 +470,26 @@ fn sign_with_program(key: &Path, manifest: &[u8]) -> Result<String, CommandError
         return Ok(armour);
     }
     let message = format!("`ssh-keygen` did not sign with `{}`", key.display());
-    Err(CommandError::new(ExitKind::Io, message).hint("`ssh-add -l` lists the keys that the agent has"))
+    Err(CommandError::new(ExitKind::Io, message).hint(secret.hint(key)))
+}
+
+impl Secret {
+    /// What `ssh-keygen` needs to sign with `key`.
+    fn hint(self, key: &Path) -> String {
+        let agent = "`ssh-add -l` lists the keys that the agent has";
+        match self {
+            Secret::Locked => format!(
+                "its passphrase is asked for on a terminal; where there is none, `ssh-add {}` first",
+                shell_word(key)
+            ),
+            Secret::OnHardware => {
+                "plug in the hardware that the key is on, and touch it when it asks".to_owned()
+            }
+            Secret::Elsewhere if key.extension().is_some_and(|ending| ending == "pub") => format!(
+                "{agent}; without one, `{}` has to lie beside it, also of a key on hardware",
+                key.with_extension("").display()
+            ),
+            Secret::Elsewhere => agent.to_owned(),
+        }
+    }
 }
