@@ -54,8 +54,8 @@ impl Checkpoint {
             let told = Told { progress: &|_| (), stop: &|| self.check_stop() };
             copy_ranges(&source, &into, &untouched(about.size_bytes, Vec::new()), &told)?;
         }
-        let group = copy.about().map_err(CheckpointError::io(target, "examine"))?.group;
-        copy.set_mode(about.mode_for(group)).map_err(CheckpointError::io(target, "set the mode of"))?;
+        let made = copy.about().map_err(CheckpointError::io(target, "examine"))?;
+        copy.set_mode(about.mode_for(&made)).map_err(CheckpointError::io(target, "set the mode of"))?;
         copy.sync().map_err(CheckpointError::io(target, "sync"))
     }
 

@@ -266,8 +266,8 @@ pub(super) fn reserve(files: &Files, file: &File, path: &Path, size: u64) -> Res
 
 /// The rights that all of `targets` give.
 fn common_mode(targets: &[&File], journal: &File) -> io::Result<u32> {
-    let group = journal.about()?.group;
-    targets.iter().try_fold(0o666, |mode, target| Ok(mode & target.about()?.mode_for(group)))
+    let made = journal.about()?;
+    targets.iter().try_fold(0o666, |mode, target| Ok(mode & target.about()?.mode_for(&made)))
 }
 
 // ------------------------------------------------------------------------------------------------------ reading --

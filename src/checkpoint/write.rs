@@ -446,8 +446,8 @@ impl<'a> CheckpointCopy<'a> {
         for (file_index, source) in self.checkpoint.files().iter().enumerate() {
             let Some((path, copy)) = self.copy_of(file_index) else { continue };
             let about = source.file.about().map_err(CheckpointError::io(&source.path, "examine"))?;
-            let group = copy.about().map_err(CheckpointError::io(path, "examine"))?.group;
-            copy.set_mode(about.mode_for(group)).map_err(CheckpointError::io(path, "set the mode of"))?;
+            let made = copy.about().map_err(CheckpointError::io(path, "examine"))?;
+            copy.set_mode(about.mode_for(&made)).map_err(CheckpointError::io(path, "set the mode of"))?;
             copy.sync().map_err(CheckpointError::io(path, "sync"))?;
         }
         if self.checkpoint.layout() == Layout::File {
@@ -455,9 +455,9 @@ impl<'a> CheckpointCopy<'a> {
         }
         let (disk, base, path) = (self.checkpoint.disk(), self.checkpoint.folder(), self.temporary.path());
         let about = disk.about(base).map_err(CheckpointError::io(base, "examine"))?;
-        let group = disk.about(path).map_err(CheckpointError::io(path, "examine"))?.group;
+        let made = disk.about(path).map_err(CheckpointError::io(path, "examine"))?;
         // The owner keeps his rights: without them neither the sync nor a later removal would work.
-        let moded = disk.set_folder_mode(path, about.mode_for(group) | 0o700);
+        let moded = disk.set_folder_mode(path, about.mode_for(&made) | 0o700);
         moded.map_err(CheckpointError::io(path, "set the mode of"))?;
         disk.sync_folder(path).map_err(CheckpointError::io(path, "sync"))
     }

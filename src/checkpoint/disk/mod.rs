@@ -10,6 +10,7 @@
 //! short and be interrupted, as calls do. [`Files`] and [`File`] are what the rest of `checkpoint` uses: they go on
 //! after an interruption, and read and write all of what they were given. The two other disks are for tests.
 
+mod access_list;
 mod direct;
 #[cfg(test)]
 pub(crate) mod fault;
@@ -53,6 +54,9 @@ pub(crate) struct About {
     /// The user and the group that it belongs to.
     pub(crate) owner: u32,
     pub(crate) group: u32,
+    /// Where an access-control list says more than the mode, whose bits of the group then limit the list: the rights
+    /// that each of its entries gives, the owner's left out.
+    pub(crate) listed: Option<u32>,
 }
 
 impl About {
@@ -61,15 +65,15 @@ impl About {
         (self.device, self.inode) == (other.device, other.inode)
     }
 
-    /// The rights that what belongs to `group` may have to be open to nobody who is kept out here; never set-user-id
-    /// and its like.
+    /// The rights that `made` may have to be open to nobody who is kept out here; never set-user-id and its like.
     ///
-    /// Of another group it is not known who is in which, so both the group and all others get what both have here.
-    pub(crate) fn mode_for(&self, group: u32) -> u32 {
-        if self.group == group {
+    /// Of another group it is not known who is in which, and a list has its own groups and users: so both the group and
+    /// all others get what everybody has here.
+    pub(crate) fn mode_for(&self, made: &About) -> u32 {
+        if self.group == made.group && self.listed.is_none() && made.listed.is_none() {
             return self.mode & 0o777;
         }
-        let common = (self.mode >> 3) & self.mode & 0o7;
+        let common = (self.mode >> 3) & self.mode & 0o7 & self.listed.unwrap_or(0o7);
         (self.mode & 0o700) | (common << 3) | common
     }
 }
@@ -450,6 +454,18 @@ mod tests {
     #[test]
     fn rights_given_on_keep_out_whom_the_original_kept_out() {
         const GROUP: u32 = 7;
+        let with = |mode, group, listed| About {
+            kind: Kind::File,
+            size_bytes: 0,
+            device: 1,
+            inode: 1,
+            links: 1,
+            created_ns: None,
+            mode,
+            owner: 0,
+            group,
+            listed,
+        };
         for (mode, same, other) in [
             (0o640, 0o640, 0o600),
             (0o644, 0o644, 0o644),
@@ -457,18 +473,15 @@ mod tests {
             (0o664, 0o664, 0o644),
             (0o4751, 0o751, 0o711),
         ] {
-            let about = About {
-                kind: Kind::File,
-                size_bytes: 0,
-                device: 1,
-                inode: 1,
-                links: 1,
-                created_ns: None,
-                mode,
-                owner: 0,
-                group: GROUP,
-            };
-            assert_eq!([about.mode_for(GROUP), about.mode_for(GROUP + 1)], [same, other], "{mode:o}");
+            let about = with(mode, GROUP, None);
+            // A new file whose folder gives it a list lets in whom that list names.
+            let made = [(GROUP, None), (GROUP + 1, None), (GROUP, Some(0))];
+            let modes = made.map(|(group, listed)| about.mode_for(&with(0o600, group, listed)));
+            assert_eq!(modes, [same, other, other], "{mode:o}");
+        }
+        let plain = with(0o600, GROUP, None);
+        for (mode, listed, given) in [(0o660, 0, 0o600), (0o664, 0o4, 0o644), (0o644, 0, 0o600)] {
+            assert_eq!(with(mode, GROUP, Some(listed)).mode_for(&plain), given, "{mode:o} {listed:o}");
         }
     }
 }

@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use rustix::fs::{CWD, FlockOperation, OFlags, RenameFlags};
 use rustix::io::Errno;
 
-use super::{About, Access, Audience, Disk, Handle, Kind, Lock, Locked, PAGE_BYTES};
+use super::{About, Access, Audience, Disk, Handle, Kind, Lock, Locked, PAGE_BYTES, access_list};
 
 /// The bits of a mode that concern rights.
 const MODE_BITS: u32 = 0o7777;
@@ -19,8 +19,8 @@ const MODE_BITS: u32 = 0o7777;
 #[derive(Debug)]
 pub(super) struct RealDisk;
 
-impl From<Metadata> for About {
-    fn from(metadata: Metadata) -> Self {
+impl About {
+    fn with(metadata: Metadata, listed: Option<u32>) -> Self {
         let kind = metadata.file_type();
         let kind = if kind.is_file() {
             Kind::File
@@ -41,6 +41,7 @@ impl From<Metadata> for About {
             mode: metadata.mode() & MODE_BITS,
             owner: metadata.uid(),
             group: metadata.gid(),
+            listed,
         }
     }
 }
@@ -70,11 +71,11 @@ impl Disk for RealDisk {
     }
 
     fn about(&self, path: &Path) -> io::Result<About> {
-        fs::metadata(path).map(About::from)
+        Ok(About::with(fs::metadata(path)?, access_list::of(path)))
     }
 
     fn about_name(&self, path: &Path) -> io::Result<About> {
-        fs::symlink_metadata(path).map(About::from)
+        Ok(About::with(fs::symlink_metadata(path)?, access_list::of_name(path)))
     }
 
     fn real_path(&self, path: &Path) -> io::Result<PathBuf> {
@@ -142,7 +143,7 @@ impl Disk for RealDisk {
 
 impl Handle for File {
     fn about(&self) -> io::Result<About> {
-        self.metadata().map(About::from)
+        Ok(About::with(self.metadata()?, access_list::of_file(self)))
     }
 
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {

@@ -139,7 +139,18 @@ impl State {
             Node::Folder { mode, .. } => (Kind::Folder, 0, *mode, USER),
         };
         let inode = node as u64;
-        About { kind, size_bytes, device: 1, inode, links, created_ns: None, mode, owner, group: 0 }
+        About {
+            kind,
+            size_bytes,
+            device: 1,
+            inode,
+            links,
+            created_ns: None,
+            mode,
+            owner,
+            group: 0,
+            listed: None,
+        }
     }
 }
 
