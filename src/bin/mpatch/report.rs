@@ -6,8 +6,10 @@
 
 mod failure;
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
+use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -449,14 +451,42 @@ pub fn count(count: usize, noun: &str) -> String {
     format!("{count} {noun}{plural}")
 }
 
-/// A path or text as one word of a shell's command line.
-pub fn shell_word(text: impl AsRef<std::ffi::OsStr>) -> String {
-    let text = text.as_ref().to_string_lossy();
+/// A path as one word of a shell's command line; a name that cannot begin with a hyphen is one too.
+pub fn shell_word(path: impl AsRef<OsStr>) -> String {
+    let path = path.as_ref();
+    let is_like_option = path.as_bytes().starts_with(b"-");
+    // What begins with a hyphen would be taken for an option.
+    format!("{}{}", if is_like_option { "./" } else { "" }, quoted(path))
+}
+
+/// Any text as one word of a shell's command line.
+pub fn quoted(text: impl AsRef<OsStr>) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,+@%".contains(c);
-    if !text.is_empty() && text.chars().all(plain) {
-        return text.into_owned();
+    match text.as_ref().to_str() {
+        Some(text) if !text.is_empty() && text.chars().all(plain) => text.to_owned(),
+        Some(text) if !text.chars().any(is_invisible) => format!("'{}'", text.replace('\'', r"'\''")),
+        _ => quoted_by_codes(text.as_ref().as_bytes()),
     }
-    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// A word with codes for what a page would not show as it is: shells but the plainest read them between `$'` and `'`.
+fn quoted_by_codes(text: &[u8]) -> String {
+    let mut word = "$'".to_owned();
+    let code =
+        |word: &mut String, bytes: &[u8]| bytes.iter().for_each(|byte| *word += &format!("\\{byte:03o}"));
+    for chunk in text.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            match character {
+                '\'' | '\\' => word.extend(['\\', character]),
+                _ if is_invisible(character) => {
+                    code(&mut word, character.encode_utf8(&mut [0; 4]).as_bytes())
+                }
+                _ => word.push(character),
+            }
+        }
+        code(&mut word, chunk.invalid());
+    }
+    word + "'"
 }
 
 #[cfg(test)]
@@ -601,5 +631,11 @@ mod tests {
     fn a_suggested_command_can_be_pasted() {
         assert_eq!(shell_word("a/b-c.mpatch"), "a/b-c.mpatch");
         assert_eq!(shell_word("my model's"), r"'my model'\''s'");
+        assert_eq!(shell_word("-x.mpatch"), "./-x.mpatch");
+        assert_eq!(shell_word("-x y"), "./'-x y'");
+        assert_eq!(shell_word("it's\na\u{202e}b\\"), r"$'it\'s\012a\342\200\256b\\'");
+        assert_eq!(shell_word(OsStr::from_bytes(b"a\xff")), r"$'a\377'");
+        let word = shell_word("a\n\u{ad}");
+        assert_eq!(escaped(&word), word, "it is printed as it is");
     }
 }

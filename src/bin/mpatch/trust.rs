@@ -21,7 +21,7 @@ use mpatch::sign::{
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, GitSettings};
 use crate::projects;
-use crate::report::{Output, shell_word};
+use crate::report::{Output, quoted, shell_word};
 
 pub use report::{LineReport, TrustReport};
 
@@ -246,7 +246,7 @@ pub fn check_new(line: &Line, key: Fingerprint) -> Result<(), CommandError> {
     let next = lines.next_sequence(name, key);
     Err(CommandError::new(ExitKind::Rollback, message).hint(format!(
         "leave `--sequence` out: the next number is {next}; `mpatch trust forget {}` forgets the line",
-        shell_word(name)
+        quoted(name)
     )))
 }
 
@@ -427,7 +427,7 @@ impl Case<'_> {
         let refuse = |what: String, hint: String| {
             Err(CommandError::new(ExitKind::Rollback, format!("`{}` {what}", self.name)).hint(hint))
         };
-        let forget = format!("`mpatch trust forget {}` forgets the line", shell_word(line_name));
+        let forget = format!("`mpatch trust forget {}` forgets the line", quoted(line_name));
         match standing {
             Standing::First | Standing::Newer | Standing::Same => Ok(None),
             Standing::Older(_) if self.arguments.allow_rollback => Ok(Some("rollback")),

@@ -14,7 +14,7 @@ use crate::interrupt::Passing;
 use crate::keys::{new_key, private_text};
 use crate::places;
 use crate::projects;
-use crate::report::{Output, Page, Report, shell_word};
+use crate::report::{Output, Page, Report, quoted, shell_word};
 use crate::statistics::file_digest;
 use crate::trust::ALLOWED_SIGNERS;
 
@@ -150,7 +150,7 @@ impl Step {
 
     /// The command as a user would type it.
     fn shown(&self) -> String {
-        self.words.iter().map(shell_word).collect::<Vec<_>>().join(" ")
+        self.words.iter().map(quoted).collect::<Vec<_>>().join(" ")
     }
 
     fn run(&self, output: &Output) -> Result<(), CommandError> {
