@@ -77,6 +77,14 @@ pub(crate) fn write_new_on(files: &Files, path: &Path, bytes: &[u8]) -> Result<(
     temporary.place_new(path).map(drop)
 }
 
+/// Writes `bytes` as a whole file, which replaces one of its name in one step.
+///
+/// # Errors
+/// [`CheckpointError::Io`]; the old file, if there was one, is then still there.
+pub fn write_over(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    written_beside(&Files::real(), path, |sink| sink.write_all(bytes))?.place_over(path)
+}
+
 /// Has `fill` write files into a folder that must not exist yet; it gets its name when all of them are there.
 ///
 /// # Errors

@@ -63,7 +63,7 @@ fn find<'c>(all: &'c Command, words: &[String]) -> Result<&'c Command, CommandEr
 fn write_pages(command: &Command, folder: &Path, pages: &mut Vec<String>) -> Result<(), CommandError> {
     let name = format!("{}.1", whole_name(command));
     let path = folder.join(&name);
-    std::fs::write(&path, page(command)?).map_err(|error| CommandError::io("write", &path, &error))?;
+    mpatch::checkpoint::write_over(&path, &page(command)?)?;
     pages.push(name);
     command.get_subcommands().try_for_each(|below| write_pages(below, folder, pages))
 }
