@@ -590,6 +590,7 @@ fn a_pipe_where_a_file_should_be_is_refused_and_not_waited_for() {
         ("model/config.json", "init --base model"),
         ("pipe.safetensors.index.json", "verify one.mpatch --base pipe.safetensors.index.json"),
         ("one.mpatch.sig", "verify one.mpatch"),
+        ("pipe.mpatch", "apply model.safetensors pipe.mpatch -o new.safetensors"),
     ];
     for (pipe, words) in pipes {
         assert!(place.command("mkfifo").arg(pipe).status().unwrap().success());
@@ -599,6 +600,33 @@ fn a_pipe_where_a_file_should_be_is_refused_and_not_waited_for() {
         assert_eq!(output.status.code(), Some(11), "{words}: {errors}");
         assert!(errors.contains(&format!("{pipe}`: it is ")), "{words}: {errors}");
         fs::remove_file(place.path(pipe)).unwrap();
+    }
+}
+
+#[test]
+fn a_patch_without_an_end_is_refused_and_one_from_a_pipe_is_read() {
+    let place = Place::new();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    let apply = "apply model.safetensors";
+    for (words, code, expected) in [
+        ("verify /dev/full", 11, "cannot read `/dev/full`: it is a device"),
+        (&format!("{apply} /dev/zero -o new"), 11, "cannot read `/dev/zero`: it is a device"),
+        ("verify - < /dev/zero", 3, "`-`: not a patch"),
+        (
+            "verify - < <(cat one.mpatch /dev/zero)",
+            3,
+            "`-`: malformed patch: the file: more bytes follow the end at ",
+        ),
+        ("sign <(cat one.mpatch /dev/zero)", 3, "the file: more bytes follow the end at "),
+        ("verify <(cat one.mpatch)", 0, ""),
+        (&format!("{apply} <(cat one.mpatch) -o new --allow-unsigned"), 0, ""),
+    ] {
+        let mut command = place.command("timeout");
+        command.args(["30", "bash", "-c", &format!("\"$0\" {words}")]);
+        let output = command.arg(assert_cmd::cargo::cargo_bin!("mpatch")).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{words}: {errors}");
+        assert!(errors.contains(expected), "{words}: {errors}");
     }
 }
 

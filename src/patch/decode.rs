@@ -18,7 +18,7 @@ use super::encode::prelude_of;
 use super::encoding;
 use super::error::PatchError;
 use super::layout::{
-    PRELUDE_SIZE_BYTES, Prelude, SIGNATURE_BLOCK_SIZE_MAX_BYTES, SIGNATURE_COUNT_SIZE_BYTES,
+    PRELUDE_SIZE_BYTES, Prelude, SIGNATURE_BLOCK_SIZE_MAX_BYTES, SIGNATURE_COUNT_SIZE_BYTES, stated_size,
 };
 use super::manifest::{Binding, IntegersEntry, Manifest, Section, TensorBinding, TermEntry};
 use super::rules;
@@ -83,6 +83,42 @@ impl Patch {
         let signatures = signature::parse_block(&block)?;
         let kernel = Kernel::best();
         Ok(Self { source, id, manifest, manifest_bytes, section_offsets, sections_end, signatures, kernel })
+    }
+
+    /// Copies a patch file that comes bit by bit to `sink`, to be opened there: no more than its first bytes state, so
+    /// that an input without an end is refused. `size_bytes` is the size of the file where it is known.
+    ///
+    /// # Errors
+    /// Those [`PatchError`]s that the first 64 bytes and the size are enough for; [`PatchError::Read`] and
+    /// [`PatchError::Write`].
+    pub fn copy(
+        input: &mut dyn Read,
+        size_bytes: Option<u64>,
+        sink: &mut dyn Write,
+    ) -> Result<(), PatchError> {
+        let mut block = Vec::new();
+        let mut read_more = |block: &mut Vec<u8>, done: u64, limit: u64| {
+            block.clear();
+            let more = Read::take(&mut *input, limit.min(READ_BLOCK_BYTES)).read_to_end(block);
+            more.map_err(PatchError::read(done))
+        };
+        read_more(&mut block, 0, PRELUDE_SIZE_BYTES as u64)?;
+        let stated = match size_bytes {
+            Some(size_bytes) => Prelude::parse(&block, size_bytes)?.file_size,
+            None => stated_size(&block)?.1,
+        };
+        let mut done = 0;
+        while !block.is_empty() {
+            done += block.len() as u64;
+            if done > stated {
+                let what = format!("more bytes follow the end at {stated} that the prelude states");
+                return Err(PatchError::malformed("the file", what));
+            }
+            sink.write_all(&block).map_err(PatchError::write)?;
+            // One byte too many tells that there are more.
+            read_more(&mut block, done, (stated - done).saturating_add(1))?;
+        }
+        Ok(())
     }
 
     /// What the patch says about itself.

@@ -137,17 +137,22 @@ impl Prelude {
 
     /// Reads the prelude from the `start` of a file and checks all of it against the file's size.
     pub(super) fn parse(start: &[u8], size_bytes: u64) -> Result<Self, PatchError> {
-        check_magic(start)?;
-        let Some(bytes) = start.first_chunk::<PRELUDE_SIZE_BYTES>() else {
-            return Err(truncated(PRELUDE_SIZE_BYTES as u64, start.len() as u64));
-        };
-        check_version(bytes)?;
-        let file_size = u64::from_le_bytes(get(bytes, FILE_SIZE_OFFSET));
+        let (bytes, file_size) = stated_size(start)?;
         check_file_size(file_size, size_bytes)?;
         let manifest_size = u64::from_le_bytes(get(bytes, MANIFEST_SIZE_OFFSET));
         let patch_id = PatchId::from_bytes(get(bytes, PATCH_ID_OFFSET));
         Ok(Self { file_size, manifest_size: check_manifest_size(manifest_size, file_size)?, patch_id })
     }
+}
+
+/// The prelude at the `start` of a file, and the size of the file that it states.
+pub(super) fn stated_size(start: &[u8]) -> Result<(&[u8; PRELUDE_SIZE_BYTES], u64), PatchError> {
+    check_magic(start)?;
+    let Some(bytes) = start.first_chunk::<PRELUDE_SIZE_BYTES>() else {
+        return Err(truncated(PRELUDE_SIZE_BYTES as u64, start.len() as u64));
+    };
+    check_version(bytes)?;
+    Ok((bytes, u64::from_le_bytes(get(bytes, FILE_SIZE_OFFSET))))
 }
 
 fn put(bytes: &mut [u8; PRELUDE_SIZE_BYTES], offset: usize, field: &[u8]) {

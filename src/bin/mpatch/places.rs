@@ -105,7 +105,8 @@ fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::InvalidFilename)
 }
 
-fn open(path: &Path) -> std::io::Result<File> {
+/// Opens a file, or a pipe that a shell hands over.
+pub fn open(path: &Path) -> std::io::Result<File> {
     // Asked before opening: opening a named pipe would wait for a writer. Those that a shell hands over have one.
     if !path.starts_with("/dev") && std::fs::metadata(path)?.file_type().is_fifo() {
         return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is a pipe"));

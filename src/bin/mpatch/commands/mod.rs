@@ -43,8 +43,8 @@ pub mod undo;
 pub mod verify;
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -55,6 +55,7 @@ use mpatch::patch::Patch;
 use crate::error::{CommandError, ExitKind};
 use crate::history::recorded_patch;
 use crate::interrupt::{Work, doing, stop_flag};
+use crate::places;
 use crate::report::{Output, shell_word};
 
 /// How the names of weights and of an index of shards end.
@@ -75,16 +76,36 @@ pub fn refuse_folder(path: &Path, expected: &str) -> Result<(), CommandError> {
     Err(CommandError::io("read", path, &error).hint(format!("this is a folder: give {expected}")))
 }
 
+/// Opens a file, a pipe that a shell hands over, or standard input for `-`; with its size where it is known.
+fn open_input(path: &Path) -> Result<(Box<dyn Read>, Option<u64>), CommandError> {
+    if is_stdin(path) {
+        return Ok((Box::new(std::io::stdin().lock()), None));
+    }
+    let failed = |error| CommandError::io("read", path, &error);
+    let about = std::fs::metadata(path).map_err(failed)?;
+    if about.file_type().is_char_device() {
+        let error = std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is a device");
+        return Err(failed(error).hint("give a file, or `-` for standard input"));
+    }
+    let file = places::open(path).map_err(failed)?;
+    Ok((Box::new(file), about.is_file().then_some(about.len())))
+}
+
 /// Reads a whole file, or standard input for `-`.
 pub fn read_input(path: &Path) -> Result<Vec<u8>, CommandError> {
-    if path != Path::new(STDIN) {
-        return std::fs::read(path).map_err(|error| CommandError::io("read", path, &error));
-    }
+    let (mut input, _) = open_input(path)?;
+    let name = if is_stdin(path) { Path::new("stdin") } else { path };
     let mut bytes = Vec::new();
-    match std::io::stdin().lock().read_to_end(&mut bytes) {
-        Ok(_) => Ok(bytes),
-        Err(error) => Err(CommandError::io("read", Path::new("stdin"), &error)),
-    }
+    input.read_to_end(&mut bytes).map_err(|error| CommandError::io("read", name, &error))?;
+    Ok(bytes)
+}
+
+/// Copies a patch to where it can be opened.
+fn copy_patch(path: &Path, sink: &mut dyn Write) -> Result<(), CommandError> {
+    refuse_folder(path, A_PATCH)?;
+    let (mut input, size_bytes) = open_input(path)?;
+    let copied = Patch::copy(&mut input, size_bytes, sink);
+    copied.map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
 }
 
 /// The patch of the history here that `path` names; a file of that name wins.
@@ -99,10 +120,11 @@ fn patch_of_history(path: &Path) -> Result<Option<Patch>, CommandError> {
 ///
 /// Standard input is kept in a file without a name. Where there is no such file, it is a patch of the history here.
 pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
-    let source = if path == Path::new(STDIN) {
-        spooled(&mut std::io::stdin().lock())
-            .and_then(FileSource::of)
-            .map_err(|error| CommandError::io("read", Path::new("stdin"), &error))?
+    let source = if is_stdin(path) {
+        let failed = |error| CommandError::io("keep", Path::new("stdin"), &error);
+        let mut file = tempfile::tempfile().map_err(failed)?;
+        copy_patch(path, &mut file)?;
+        FileSource::of(file).map_err(failed)?
     } else if std::fs::metadata(path).is_ok_and(|about| about.is_file()) {
         FileSource::open(path)?
     } else {
@@ -112,19 +134,13 @@ pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
     Patch::open(Arc::new(source)).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
 }
 
-fn spooled(input: &mut dyn Read) -> std::io::Result<File> {
-    let mut file = tempfile::tempfile()?;
-    std::io::copy(input, &mut file)?;
-    Ok(file)
-}
-
 /// Reads and checks a patch, all of it into memory; or takes it from the history here.
 pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
     if let Some(patch) = patch_of_history(path)? {
         return Ok(patch);
     }
-    refuse_folder(path, A_PATCH)?;
-    let bytes = read_input(path)?;
+    let mut bytes = Vec::new();
+    copy_patch(path, &mut bytes)?;
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
 }
 
