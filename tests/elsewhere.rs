@@ -631,6 +631,22 @@ fn a_patch_without_an_end_is_refused_and_one_from_a_pipe_is_read() {
 }
 
 #[test]
+fn names_that_are_as_long_as_they_can_be_are_used_where_nothing_is_put_beside_them() {
+    let place = Place::new();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    let [patch, model] = [".mpatch", ".safetensors"].map(|ending| format!("{ending:x>255}"));
+    fs::rename(place.path("one.mpatch"), place.path(&patch)).unwrap();
+    fs::rename(place.path("model.safetensors"), place.path(&model)).unwrap();
+    place.good(&format!("verify {patch}"));
+    let apply = format!("apply {model} {patch}");
+    place.good(&format!("{apply} -o new.safetensors"));
+    for (option, hint) in [("--dry-run", "give a shorter name"), ("--in-place", "leave `--in-place` out")] {
+        let errors = place.bad(&format!("{apply} {option}"), 11);
+        assert!(errors.contains("File name too long") && errors.contains(hint), "{errors}");
+    }
+}
+
+#[test]
 fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     let place = Place::begun();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");

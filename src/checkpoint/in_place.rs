@@ -49,9 +49,12 @@ pub fn check_in_place<'t>(
     indices.dedup();
     indices.iter().try_for_each(|&index| check_file(checkpoint, index))?;
     let Some(first) = indices.first() else { return Ok(()) };
-    let writable = checkpoint.disk().check_writable(checkpoint.folder());
-    writable.map_err(|error| CheckpointError::InPlace {
-        path: checkpoint.files()[*first].path().to_owned(),
+    let (disk, path) = (checkpoint.disk(), checkpoint.files()[*first].path());
+    let writable = disk.check_writable(checkpoint.folder());
+    // Asked for, since the system may have no names as long as the journal's.
+    let named = writable.and_then(|()| disk.is_taken(&journal_of(path)));
+    named.map(drop).map_err(|error| CheckpointError::InPlace {
+        path: path.to_owned(),
         reason: format!("no journal can be made beside it: {error}"),
     })
 }

@@ -355,6 +355,7 @@ pub fn io_hint(error: &std::io::Error) -> &'static str {
             "change its permissions, or name another one"
         }
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or name another place",
+        ErrorKind::InvalidFilename => "give a shorter name (that of a result with `-o`)",
         _ => "nothing was changed; try again once the system allows it",
     }
 }
