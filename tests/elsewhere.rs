@@ -591,6 +591,7 @@ fn a_pipe_where_a_file_should_be_is_refused_and_not_waited_for() {
         ("pipe.safetensors.index.json", "verify one.mpatch --base pipe.safetensors.index.json"),
         ("one.mpatch.sig", "verify one.mpatch"),
         ("pipe.mpatch", "apply model.safetensors pipe.mpatch -o new.safetensors"),
+        ("pipe.mpatch", "diff pipe.mpatch one.mpatch"),
     ];
     for (pipe, words) in pipes {
         assert!(place.command("mkfifo").arg(pipe).status().unwrap().success());
@@ -619,6 +620,8 @@ fn a_patch_without_an_end_is_refused_and_one_from_a_pipe_is_read() {
         ),
         ("sign <(cat one.mpatch /dev/zero)", 3, "the file: more bytes follow the end at "),
         ("verify <(cat one.mpatch)", 0, ""),
+        ("diff <(cat one.mpatch) one.mpatch", 0, ""),
+        ("diff - - < one.mpatch", 2, "both patches are to come from standard input"),
         (&format!("{apply} <(cat one.mpatch) -o new --allow-unsigned"), 0, ""),
     ] {
         let mut command = place.command("timeout");
@@ -628,6 +631,16 @@ fn a_patch_without_an_end_is_refused_and_one_from_a_pipe_is_read() {
         assert_eq!(output.status.code(), Some(code), "{words}: {errors}");
         assert!(errors.contains(expected), "{words}: {errors}");
     }
+}
+
+#[test]
+fn no_patch_is_suggested_of_what_none_can_be_made_of() {
+    let place = Place::new();
+    fs::write(place.path("wide.safetensors"), place::weights([6, 12])).unwrap();
+    let output = place.mpatch("diff model.safetensors wide.safetensors");
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{shown}");
+    assert!(shown.contains("not compared") && !shown.contains("next: "), "{shown}");
 }
 
 #[test]

@@ -67,6 +67,10 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
         Some(second) if is_stdin(second) || second.symlink_metadata().is_ok() => second,
         revision => return with_history(arguments, revision.as_deref(), output),
     };
+    if is_stdin(first) && is_stdin(second) {
+        return Err(CommandError::new(ExitKind::Usage, "both patches are to come from standard input")
+            .hint("name a file for one of them"));
+    }
     match (is_patch(first)?, is_patch(second)?, &arguments.output) {
         (true, true, None) => patches(first, second, output),
         (true, true, Some(_)) => Err(CommandError::new(
@@ -126,14 +130,15 @@ fn with_history(
     states::run(&store, first, revision, output)
 }
 
-/// Told by the first bytes; standard input can only be a patch.
+/// Told by the first bytes; what comes through a pipe can be read once, and can only be a patch.
 fn is_patch(path: &Path) -> Result<bool, CommandError> {
-    if path == Path::new("-") {
+    if is_stdin(path) {
         return Ok(true);
     }
     let failed = |error: std::io::Error| CommandError::io("open", path, &error);
-    if path.is_dir() {
-        return Ok(false);
+    let about = std::fs::metadata(path).map_err(failed)?;
+    if !about.is_file() {
+        return Ok(!about.is_dir());
     }
     let mut start = Vec::new();
     let file = std::fs::File::open(path).map_err(failed)?;
@@ -408,7 +413,12 @@ impl Report for WeightsReport {
 
     fn next(&self) -> Option<String> {
         let (first, second) = (shell_word(&self.first), shell_word(&self.second));
-        (!self.diff.is_same()).then(|| format!("mpatch diff {first} {second} -o PATCH"))
+        let CheckpointDiff { removed, added, tensors, .. } = &self.diff;
+        // A patch changes matrices and vectors, and nothing else.
+        let holds =
+            |tensor: &TensorDiff| tensor.change.is_some() && matches!(tensor.first.shape.len(), 1 | 2);
+        let is_patch = removed.is_empty() && added.is_empty() && tensors.iter().all(holds);
+        (is_patch && !self.diff.is_same()).then(|| format!("mpatch diff {first} {second} -o PATCH"))
     }
 }
 

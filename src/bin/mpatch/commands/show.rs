@@ -307,6 +307,10 @@ impl ShowReport {
     }
 
     fn write_facts(&self, page: &mut Page) {
+        // One that was made of two checkpoints has none.
+        if self.untrusted.facts.is_empty() {
+            return;
+        }
         page.blank();
         page.title("facts");
         for fact in self.untrusted.facts.iter().take(self.facts_shown) {
@@ -339,7 +343,8 @@ impl ShowReport {
         let contexts: usize = recipe.contexts.iter().map(Vec::len).sum();
         page.blank();
         page.title("recipe");
-        page.quote(&format!("{}, layers {}, seed {}", recipe.method, layers.join(" "), recipe.seed));
+        let layers = if layers.is_empty() { "no layers" } else { &format!("layers {}", layers.join(" ")) };
+        page.quote(&format!("{}, {layers}, seed {}", recipe.method, recipe.seed));
         page.quote(&format!("made by {} on {}", recipe.tool, recipe.device));
         page.quote(&format!(
             "{}, statistics {}, facts {}",
