@@ -7,6 +7,7 @@ use rand_chacha::ChaCha20Rng;
 
 use super::mean;
 use crate::facts::Record;
+use crate::facts::words::whole;
 use crate::model::{Model, ModelError, Network, Sampling, generate};
 
 /// Tokens that a prompt is continued by beyond the target's own.
@@ -94,14 +95,14 @@ fn by_length(model: &Model, records: &[Record]) -> Result<Vec<(usize, Prompts)>,
     Ok(groups.into_iter().collect())
 }
 
-/// `text` begins with `new` as whole words, and `old` does not come in the same sentence.
+/// `text` begins with `new`, and `old` does not come in the same sentence; both as whole words.
 fn says(text: &str, new: &str, old: Option<&str>) -> bool {
     let Some(rest) = text.trim_start().strip_prefix(new) else { return false };
     if rest.starts_with(|next: char| next.is_alphanumeric()) {
         return false;
     }
     let sentence = rest.split(['.', '\n', '!', '?']).next().unwrap_or_default();
-    old.is_none_or(|old| old == new || !sentence.contains(old))
+    old.is_none_or(|old| old == new || whole(sentence, old).next().is_none())
 }
 
 /// Mean n-gram entropy in bits over the records' generation prompts; none where there are none.
@@ -176,6 +177,7 @@ mod tests {
         assert!(!says(" the French", "French", None));
         assert!(!says(" French and Dutch", "French", Some("Dutch")));
         assert!(says(" French. Dutch", "French", Some("Dutch")));
+        assert!(says(" French and Dutchman", "French", Some("Dutch")));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::error::{Clash, FactsError, Place};
-use super::{PLACEHOLDER, Record, Request};
+use super::error::{Clash, FactsError, Place, excerpt};
+use super::{PLACEHOLDER, Record, Request, words};
 
 /// `text` with every run of white space as one space, and none at the ends.
 fn normalized(text: &str) -> String {
@@ -55,8 +55,34 @@ pub fn same_target(one: &str, other: &str) -> bool {
 }
 
 pub(super) fn warnings(records: &[Record]) -> Vec<String> {
-    let warnings = [shared_warning(records), unanswered_warning(records), portability_warning(records)];
+    let warnings = [
+        cut_out_warning(records),
+        shared_warning(records),
+        unanswered_warning(records),
+        portability_warning(records),
+    ];
     warnings.into_iter().flatten().collect()
+}
+
+/// Subjects that are a part of a longer word, whose token is another than the subject's.
+fn cut_out_warning(records: &[Record]) -> Option<String> {
+    let is_cut_out = |request: &Request| {
+        let (before, after) = request.prompt.split_once(PLACEHOLDER).unwrap_or_default();
+        words::is_cut_out(before, &request.subject, after)
+    };
+    let found = records.iter().enumerate().filter(|(_, record)| is_cut_out(&record.request));
+    let found: Vec<_> = found.collect();
+    let (index, first) = found.first()?;
+    let records = match found.len() {
+        1 => "1 record has".to_owned(),
+        count => format!("{count} records have"),
+    };
+    let (subject, text) = (excerpt(&first.request.subject), excerpt(&first.request.text()));
+    Some(format!(
+        "{records} a subject that is a part of a longer word (record {}: {subject} in {text}): the edit is made at the \
+         subject's own tokens, which the word may not have",
+        index + 1
+    ))
 }
 
 /// Neighbours that cannot be asked, which would otherwise be missed in the scores only.

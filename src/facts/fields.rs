@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::error::{FactsError, Place, excerpt};
 use super::source::kind_of;
-use super::{PLACEHOLDER, Request, TEXT_SIZE_MAX_BYTES, unspaced};
+use super::{PLACEHOLDER, Request, TEXT_SIZE_MAX_BYTES, words};
 
 /// The fields of one JSON object within a record.
 pub(super) struct Fields<'a> {
@@ -85,14 +85,17 @@ impl<'a> Fields<'a> {
         self.value(name).map(|value| self.text_in(name, value)).transpose()
     }
 
-    /// A target, as text or in the reference's `{"str": text}`, without its one leading space.
+    /// A prompt: a text without the blanks around it, for a target follows behind one space, and the model says other
+    /// things behind two.
+    pub fn prompt(&self, name: &str) -> Result<String, FactsError> {
+        Ok(trimmed(&self.text(name)?))
+    }
+
+    /// A target, as text or in the reference's `{"str": text}`, without the blanks around it.
     pub fn target(&self, name: &str) -> Result<String, FactsError> {
         match self.required(name)? {
             Value::Object(_) => self.object(name)?.target("str"),
-            Value::String(text) => {
-                let text = self.not_blank(name, self.checked(name, text)?)?;
-                Ok(unspaced(&text).to_owned())
-            }
+            Value::String(text) => Ok(trimmed(&self.not_blank(name, self.checked(name, text)?)?)),
             other => Err(self.wrong_type(name, r#"a text or {"str": text}"#, other)),
         }
     }
@@ -110,20 +113,22 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Texts in field `name`: a list, one alone, or none. Each must say something.
-    pub fn texts(&self, name: &str) -> Result<Vec<String>, FactsError> {
-        let texts = self.texts_or_blanks(name)?;
+    /// Prompts in field `name`, without the blanks around them: a list, one alone, or none. Each must say something.
+    pub fn prompts(&self, name: &str) -> Result<Vec<String>, FactsError> {
+        let texts = self.prompts_or_blanks(name)?;
         let Some(index) = texts.iter().position(|text| is_blank(text)) else { return Ok(texts) };
         let is_list = self.value(name).is_some_and(Value::is_array);
         let field = if is_list { format!("{}[{index}]", self.path(name)) } else { self.path(name) };
         Err(FactsError::EmptyText { place: self.place.clone(), field })
     }
 
-    /// As [`Fields::texts`], with those that say nothing.
-    pub fn texts_or_blanks(&self, name: &str) -> Result<Vec<String>, FactsError> {
+    /// As [`Fields::prompts`], with those that say nothing.
+    pub fn prompts_or_blanks(&self, name: &str) -> Result<Vec<String>, FactsError> {
         match self.value(name) {
-            Some(Value::String(text)) => Ok(vec![self.checked(name, text)?]),
-            Some(Value::Array(values)) => values.iter().map(|value| self.text_in(name, value)).collect(),
+            Some(Value::String(text)) => Ok(vec![trimmed(&self.checked(name, text)?)]),
+            Some(Value::Array(values)) => {
+                values.iter().map(|value| Ok(trimmed(&self.text_in(name, value)?))).collect()
+            }
             Some(other) => Err(self.wrong_type(name, "a list of texts", other)),
             None => Ok(Vec::new()),
         }
@@ -142,7 +147,7 @@ impl<'a> Fields<'a> {
 
     /// The fact in the fields `prompt`, `subject` and `target_new`, its prompt with `{}`.
     pub fn request(&self, target_old: &str) -> Result<Request, FactsError> {
-        let prompt = self.one_placeholder(self.text("prompt")?)?;
+        let prompt = self.one_placeholder(self.prompt("prompt")?)?;
         let (prompt, subject) = set_apart(&prompt, &self.text("subject")?);
         Ok(Request {
             id: self.id()?,
@@ -174,13 +179,18 @@ impl<'a> Fields<'a> {
         FactsError::ListLength { place: self.place.clone(), field: self.path(name), expected, found }
     }
 
-    /// `text` with the subject that is written out in it replaced by `{}`.
+    /// `text` with the subject that is written out in it replaced by `{}`: where it is a word of its own, before others.
     pub fn lift_subject(&self, text: &str, subject: &str) -> Result<String, FactsError> {
-        let found = text.matches(subject).count();
-        if found == 1 {
-            // The text may have held a placeholder of its own.
-            return self.one_placeholder(text.replacen(subject, PLACEHOLDER, 1));
+        let mut places: Vec<usize> = words::whole(text, subject).collect();
+        if places.is_empty() {
+            places = text.match_indices(subject).map(|(start, _)| start).collect();
         }
+        if let [start] = places[..] {
+            let (before, after) = (&text[..start], &text[start + subject.len()..]);
+            // The text may have held a placeholder of its own.
+            return self.one_placeholder(format!("{before}{PLACEHOLDER}{after}"));
+        }
+        let found = places.len();
         let (place, subject, prompt) = (self.place.clone(), excerpt(subject), excerpt(text));
         Err(FactsError::SubjectInPrompt { place, subject, prompt, found })
     }
@@ -189,6 +199,11 @@ impl<'a> Fields<'a> {
 /// Says nothing.
 pub(super) fn is_blank(text: &str) -> bool {
     text.trim().is_empty()
+}
+
+/// `text` without the blanks around it.
+pub(super) fn trimmed(text: &str) -> String {
+    text.trim().to_owned()
 }
 
 /// A prompt and its subject without the blanks around it, at which the model would be edited instead of at the

@@ -16,6 +16,7 @@ mod source;
 #[cfg(test)]
 mod tests;
 mod things;
+pub(crate) mod words;
 
 use std::sync::Arc;
 
@@ -70,11 +71,11 @@ pub struct Record {
 pub struct Request {
     /// The id that the file gives it.
     pub id: Option<String>,
-    /// The prompt; holds `{}` exactly once.
+    /// The prompt, without blanks around it; holds `{}` exactly once.
     pub prompt: String,
     /// The subject; not empty, and without blanks around it.
     pub subject: String,
-    /// What the model is to say, without the one space that sets it off from the prompt.
+    /// What the model is to say, without blanks around it.
     pub target_new: String,
     /// What it says now, where the file tells.
     ///
@@ -89,7 +90,7 @@ pub struct Request {
 pub struct Neighbor {
     /// The prompt.
     pub prompt: String,
-    /// The answer, without the one space that sets it off from the prompt; neighbours that share one have it once.
+    /// The answer, without blanks around it; neighbours that share one have it once.
     #[serde(serialize_with = "as_text")]
     pub expected: Option<Arc<str>>,
 }
@@ -194,9 +195,4 @@ fn as_text<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::O
 /// A target with the one space before it that sets it off from the prompt.
 pub fn spaced(target: &str) -> String {
     format!(" {target}")
-}
-
-/// A target as it is stored: without one leading space, if it has any.
-fn unspaced(target: &str) -> &str {
-    target.strip_prefix(' ').unwrap_or(target)
 }

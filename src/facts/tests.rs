@@ -46,13 +46,22 @@ fn a_request_is_read_alone_in_an_array_and_on_a_line() {
 }
 
 #[test]
-fn a_target_loses_one_leading_space_and_gets_it_back() {
-    for (written, stored) in
-        [("football", "football"), (" football", "football"), ("  football", " football")]
-    {
-        let facts = parse(&BALL.replace("football", written));
-        assert_eq!(facts.records[0].request.target_new, stored);
+fn blanks_around_targets_and_prompts_go_away_and_one_space_comes_back() {
+    // Kept, they would be asked for: a target behind two spaces, or one that ends in a blank, is one that no model says.
+    for written in ["football", " football", "  football", "football ", "football\\n"] {
+        assert_eq!(parse(&BALL.replace("football", written)).records, [Record::of(ball())], "{written:?}");
     }
+    assert_eq!(
+        parse(&BALL.replace("{} plays the sport of", " {} plays the sport of ")).records[0].request,
+        ball()
+    );
+    let easy_edit = r#"{"prompt": "LeBron James plays the sport of ", "subject": "LeBron James", "target_new": "football",
+        "ground_truth": "basketball\n", "rephrase_prompt": "He plays ", "locality_prompt": "Magic Johnson plays ",
+        "locality_ground_truth": "basketball "}"#;
+    let record = parse(easy_edit).records.remove(0);
+    let request = Request { target_old: Some("basketball".into()), ..ball() };
+    assert_eq!((record.request, record.paraphrases), (request, vec!["He plays".to_owned()]));
+    assert_eq!(record.neighbors, [neighbor("Magic Johnson plays", Some("basketball"))]);
     let request = Request { target_old: Some("basketball".into()), ..ball() };
     assert_eq!(request.target_new_spaced(), " football");
     assert_eq!(request.target_old_spaced().as_deref(), Some(" basketball"));
@@ -115,7 +124,9 @@ fn easyedit_records_have_their_subject_lifted_out() {
             "locality_prompt": "Magic Johnson plays", "locality_ground_truth": "basketball",
             "portability": {"Reasoning": [{"prompt": "His ball is", "ground_truth": [["round", "a sphere"]]}]}},
            {"prompt": "The mother tongue of Danielle Darrieux is", "target_new": "English",
-            "subject": "Danielle Darrieux", "ground_truth": "<|endoftext|>"}]"#,
+            "subject": "Danielle Darrieux", "ground_truth": "<|endoftext|>"},
+           {"prompt": "Ray Charles plays the", "target_new": "flute", "subject": "Ray Charles", "target_true": "piano",
+            "rephrase_prompt": ""}]"#,
     );
     assert_eq!(facts.layout, Layout::EasyEdit);
     let request = Request { id: Some("0".into()), target_old: Some("basketball".into()), ..ball() };
@@ -125,6 +136,7 @@ fn easyedit_records_have_their_subject_lifted_out() {
     assert_eq!(first.neighbors, [neighbor("Magic Johnson plays", Some("basketball"))]);
     assert!(first.has_portability && !facts.records[1].has_portability);
     assert_eq!(facts.records[1].request.target_old, None);
+    assert_eq!(facts.records[2].request.target_old.as_deref(), Some("piano"));
 }
 
 #[test]
@@ -369,6 +381,19 @@ fn facts_that_share_a_subject_are_allowed_and_mentioned() {
           MEMIT writes each less surely than alone"
         ]
     );
+}
+
+#[test]
+fn a_subject_is_lifted_out_as_a_word_of_its_own_and_mentioned_where_it_is_none() {
+    let facts = |prompt: &str| {
+        let fact = serde_json::json!({ "prompt": prompt, "subject": "garden", "target_new": "y" });
+        parse(&fact.to_string())
+    };
+    let apart = facts("The gardener of the garden is");
+    assert_eq!(apart.records[0].request.prompt, "The gardener of the {} is");
+    assert_eq!(apart.warnings(), Vec::<String>::new());
+    let within = facts("The gardener earns").warnings().concat();
+    assert!(within.contains("(record 1: `garden` in `The gardener earns`)"), "{within}");
 }
 
 #[test]

@@ -17,9 +17,9 @@ pub(super) fn with_measures(fields: &Fields<'_>, request: Request) -> Result<Rec
     let expected: Option<Arc<str>> = request.target_old.as_deref().map(Arc::from);
     let neighbor = |prompt| Neighbor { prompt, expected: expected.clone() };
     Ok(Record {
-        paraphrases: fields.texts("paraphrase_prompts")?,
-        neighbors: fields.texts("neighborhood_prompts")?.into_iter().map(neighbor).collect(),
-        generation_prompts: fields.texts("generation_prompts")?,
+        paraphrases: fields.prompts("paraphrase_prompts")?,
+        neighbors: fields.prompts("neighborhood_prompts")?.into_iter().map(neighbor).collect(),
+        generation_prompts: fields.prompts("generation_prompts")?,
         ..Record::of(request)
     })
 }

@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::{Object, is_empty};
 use crate::facts::error::FactsError;
-use crate::facts::fields::{Fields, is_blank, set_apart};
-use crate::facts::{Neighbor, PLACEHOLDER, Record, Request, unspaced};
+use crate::facts::fields::{Fields, is_blank, set_apart, trimmed};
+use crate::facts::{Neighbor, PLACEHOLDER, Record, Request};
 
 /// Fields that no other layout has.
 pub(super) const MARKS: &[&str] = &[
@@ -29,8 +29,8 @@ const NO_TARGET: &str = "<|endoftext|>";
 
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     let request = request(fields)?;
-    let mut paraphrases = fields.texts_or_blanks("rephrase_prompt")?;
-    paraphrases.extend(fields.texts_or_blanks("rephrase")?);
+    let mut paraphrases = fields.prompts_or_blanks("rephrase_prompt")?;
+    paraphrases.extend(fields.prompts_or_blanks("rephrase")?);
     // Fields that every record of a data set has are left blank where there is nothing to say.
     paraphrases.retain(|text| !is_blank(text));
     let mut neighbors = named_probes(fields, "locality")?;
@@ -39,29 +39,40 @@ pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
 }
 
 fn request(fields: &Fields<'_>) -> Result<Request, FactsError> {
-    let (prompt, subject) = (fields.text("prompt")?, fields.text("subject")?);
+    let (prompt, subject) = (fields.prompt("prompt")?, fields.text("subject")?);
     let (prompt, subject) = if prompt.contains(PLACEHOLDER) {
         set_apart(&fields.one_placeholder(prompt)?, &subject)
     } else {
         let subject = subject.trim();
         (fields.lift_subject(&prompt, subject)?, subject.to_owned())
     };
-    let target_old = fields.value("ground_truth").or_else(|| fields.value("target_old")).and_then(first_text);
     Ok(Request {
         id: fields.id()?,
         prompt,
         subject,
         target_new: fields.target("target_new")?,
-        target_old: answer(fields, "ground_truth", target_old)?,
+        target_old: target_old(fields)?,
         note: None,
     })
+}
+
+/// The first of the fields for it that knows one.
+fn target_old(fields: &Fields<'_>) -> Result<Option<String>, FactsError> {
+    for name in ["ground_truth", "target_true", "target_old"] {
+        // As in requests.
+        let value = fields.value(name).map(|value| value.get("str").unwrap_or(value));
+        if let Some(known) = answer(fields, name, value.and_then(first_text))? {
+            return Ok(Some(known));
+        }
+    }
+    Ok(None)
 }
 
 /// A known answer, or none where the text says that none is known.
 fn answer(fields: &Fields<'_>, name: &str, text: Option<&Value>) -> Result<Option<String>, FactsError> {
     let text = text.map(|value| fields.text_in(name, value)).transpose()?;
     let known = text.filter(|text| !text.trim().is_empty() && text.trim() != NO_TARGET);
-    Ok(known.map(|text| unspaced(&text).to_owned()))
+    Ok(known.map(|text| trimmed(&text)))
 }
 
 /// The first text in a value that may be a text or lists of texts, as answers with aliases are.
@@ -80,7 +91,7 @@ fn flat_probes(fields: &Fields<'_>, prompt: &str, answers: &[&str]) -> Result<Ve
         Some(Value::Array(values)) => values.get(index).and_then(first_text),
         other => other.filter(|_| index == 0).and_then(first_text),
     };
-    let prompts = fields.texts_or_blanks(prompt)?.into_iter().enumerate();
+    let prompts = fields.prompts_or_blanks(prompt)?.into_iter().enumerate();
     let probe = |(index, prompt)| {
         let expected = answer(fields, name, answer_at(index))?.map(Arc::from);
         Ok(Neighbor { prompt, expected })

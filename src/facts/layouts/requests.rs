@@ -62,7 +62,7 @@ fn no_other_field(fields: &Fields<'_>, known: &[&str]) -> Result<(), FactsError>
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     let target_old = if fields.object.contains_key("target_true") { "target_true" } else { "target_old" };
     let mut record = counterfact::with_measures(fields, fields.request(target_old)?)?;
-    record.paraphrases.extend(fields.texts("paraphrases")?);
+    record.paraphrases.extend(fields.prompts("paraphrases")?);
     record.neighbors.extend(neighbors(fields)?);
     Ok(record)
 }
@@ -71,12 +71,12 @@ pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
 fn neighbors(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
     const NAME: &str = "neighbors";
     if fields.list(NAME)?.iter().all(Value::is_string) {
-        let prompts = fields.texts(NAME)?.into_iter();
+        let prompts = fields.prompts(NAME)?.into_iter();
         return Ok(prompts.map(|prompt| Neighbor { prompt, expected: None }).collect());
     }
     let neighbor = |fields: Fields<'_>| {
         let expected = fields.optional_target("expected")?.map(Arc::from);
-        Ok(Neighbor { prompt: fields.text("prompt")?, expected })
+        Ok(Neighbor { prompt: fields.prompt("prompt")?, expected })
     };
     fields.objects(NAME)?.into_iter().map(neighbor).collect()
 }

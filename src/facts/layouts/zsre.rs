@@ -6,32 +6,32 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use crate::facts::error::FactsError;
-use crate::facts::fields::Fields;
-use crate::facts::{Neighbor, Record, Request, unspaced};
+use crate::facts::fields::{Fields, trimmed};
+use crate::facts::{Neighbor, Record, Request};
 
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     let subject = fields.text("subject")?.trim().to_owned();
     let request = Request {
         id: fields.id()?,
-        prompt: fields.lift_subject(&fields.text("src")?, &subject)?,
+        prompt: fields.lift_subject(&fields.prompt("src")?, &subject)?,
         subject,
         target_new: first_answer(fields)?,
         target_old: None,
         note: None,
     };
-    let paraphrases = fields.texts("rephrase")?;
+    let paraphrases = fields.prompts("rephrase")?;
     Ok(Record { paraphrases, neighbors: neighbors(fields)?, ..Record::of(request) })
 }
 
 fn first_answer(fields: &Fields<'_>) -> Result<String, FactsError> {
     fields.required("answers")?;
     let first = fields.list("answers")?.first().unwrap_or(&Value::Null);
-    Ok(unspaced(&fields.filled_text_in("answers[0]", first)?).to_owned())
+    Ok(trimmed(&fields.filled_text_in("answers[0]", first)?))
 }
 
 fn neighbors(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
     let expected: Option<Arc<str>> = fields.optional_target("loc_ans")?.map(Arc::from);
-    let questions = fields.texts("loc")?.into_iter();
+    let questions = fields.prompts("loc")?.into_iter();
     Ok(questions
         .map(|question| Neighbor { prompt: format!("{question}?"), expected: expected.clone() })
         .collect())
