@@ -306,6 +306,13 @@ fn a_tensor_of_another_shape_is_refused_with_both_shapes() {
 }
 
 #[test]
+fn weights_with_more_blocks_than_the_config_counts_are_refused() {
+    let bench = Bench::with_model();
+    bench.alter_json("model/config.json", json!({"n_layer": 7}));
+    bench.create_refuses("", 3).says(&["`model", "`transformer.h.7.", "beyond the 7", "`n_layer`"]);
+}
+
+#[test]
 fn a_tensor_of_integers_is_refused_by_its_type() {
     let retype = |folder: &Path| {
         alter_header(&folder.join("model.safetensors"), |header| header[EDITED]["dtype"] = json!("I16"));
@@ -379,14 +386,15 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
     let bench = Bench::with_model();
     let options = " --hparams h.json";
     bench.write("h.json", "layers: 3");
-    bench.create_refuses(options, 3).says(&["`h.json`", "line 1"]);
+    bench.create_refuses(options, 3).says(&["`h.json`", "expected JSON", "line 1"]);
     for (fields, words) in [
         (json!({"layers": [0, 9]}), ["`layers` names 9", "the model has 8"]),
         (json!({"layers": [2, 1]}), ["`layers`", "ascending"]),
-        (json!({"layers": "all"}), ["string \"all\"", "expected a sequence"]),
+        (json!({"layers": "all"}), ["`layers` is the text \"all\"", "expected a list"]),
         (json!({"fact_token": "first"}), ["`first`", "`subject_last`"]),
         (json!({"v_num_grad_steps": 0}), ["`v_num_grad_steps` is 0", "at least 1"]),
         (json!({"v_lr": -1.0}), ["`v_lr` is -1", "positive"]),
+        (json!({"mom2_update_weight": 1e300}), ["`mom2_update_weight` is 1e300", "at most 1e12"]),
     ] {
         fs::copy(world().join("memit.json"), bench.path("h.json")).unwrap();
         bench.alter_json("h.json", fields);
@@ -410,6 +418,7 @@ fn contexts_that_are_no_templates_are_refused() {
         ("[]", "an empty list"),
         (r#"[["{}"], ["Therefore. "]]"#, "the template `Therefore. ` has 0 `{}`, expected one"),
         (r#"[["{} {}"]]"#, "has 2 `{}`, expected one"),
+        (r#"[["{}"], ["The{}"]]"#, "the template `The{}` has no space before its `{}`"),
     ] {
         bench.write("contexts.json", text);
         bench.create_refuses(&options, 3).says(&["`contexts.json`", words]);

@@ -33,7 +33,7 @@ impl Contexts {
         Self::new(groups)
     }
 
-    /// Checks that there is a template in every group and one `{}` in every template.
+    /// Checks that there is a template in every group and one `{}` in every template, at its beginning or behind a space.
     ///
     /// # Errors
     /// [`EditError::Contexts`].
@@ -46,6 +46,11 @@ impl Contexts {
             let blanks = template.matches("{}").count();
             if blanks != 1 {
                 return refuse(format!("the template `{template}` has {blanks} `{{}}`, expected one"));
+            }
+            // A prompt that begins with its subject would have it glued to a word.
+            let before = template.split("{}").next().unwrap_or_default();
+            if !before.is_empty() && !before.ends_with(' ') {
+                return refuse(format!("the template `{template}` has no space before its `{{}}`"));
             }
         }
         Ok(Self(groups))

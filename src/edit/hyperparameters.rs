@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::EditError;
-use crate::model::{Config, Network};
+use crate::model::{Config, Network, plain};
 
 /// Hyperparameters of MEMIT, by the names of the reference's `hparams/MEMIT/*.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -63,6 +63,9 @@ pub enum FactToken {
     SubjectLast,
 }
 
+/// A million times what GPT-J takes and more: nothing of the new facts is left long before.
+const UPDATE_WEIGHT_MAX: f64 = 1e12;
+
 fn all() -> String {
     "all".to_owned()
 }
@@ -88,9 +91,10 @@ impl Hyperparameters {
     /// Reads the reference's JSON.
     ///
     /// # Errors
-    /// [`EditError::Hyperparameters`] with the line and field.
+    /// [`EditError::Hyperparameters`] with the field.
     pub fn parse(bytes: &[u8]) -> Result<Self, EditError> {
-        serde_json::from_slice(bytes).map_err(|error| EditError::Hyperparameters { what: error.to_string() })
+        let sound = || serde_json::to_value(Self::gpt_j_6b()).unwrap_or_default();
+        plain::read(bytes, sound).map_err(|what| EditError::Hyperparameters { what })
     }
 
     /// The reference's values for GPT-J-6B.
@@ -174,6 +178,12 @@ impl Hyperparameters {
                 return refuse(format!("`{field}` is {found}, expected a positive number"));
             }
         }
+        if self.mom2_update_weight > UPDATE_WEIGHT_MAX {
+            let found = self.mom2_update_weight;
+            return refuse(format!(
+                "`mom2_update_weight` is {found:e}, expected at most {UPDATE_WEIGHT_MAX:e}"
+            ));
+        }
         for (field, found) in [("v_weight_decay", self.v_weight_decay), ("kl_factor", self.kl_factor)] {
             if !(found.is_finite() && found >= 0.0) {
                 return refuse(format!("`{field}` is {found}, expected 0 or more"));
@@ -198,6 +208,25 @@ mod tests {
             Hyperparameters::gpt_j_6b()
         );
         assert!(text.contains(r#""fact_token":"subject_last""#));
+    }
+
+    #[test]
+    fn what_is_not_used_may_be_null_and_a_value_of_another_kind_is_named() {
+        let with = |field: &str, value: serde_json::Value| {
+            let mut object = serde_json::to_value(Hyperparameters::gpt_j_6b()).expect("plain data");
+            object[field] = value;
+            Hyperparameters::parse(object.to_string().as_bytes())
+        };
+        for field in ["mom2_n_samples", "layer_selection", "mom2_dtype"] {
+            assert!(with(field, serde_json::Value::Null).is_ok(), "{field}");
+        }
+        let error = with("v_lr", "0.5".into()).expect_err("a text");
+        assert_eq!(error.to_string(), "hyperparameters: `v_lr` is the text \"0.5\", expected a number");
+        let error = with("layers", serde_json::json!([3, -1])).expect_err("a layer below the first");
+        assert_eq!(
+            error.to_string(),
+            "hyperparameters: `layers` is [3,-1], expected a list of whole numbers"
+        );
     }
 
     #[test]

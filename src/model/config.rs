@@ -1,8 +1,9 @@
 //! The shape of a GPT-J model, from its `config.json`.
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::ModelError;
+use super::{ModelError, plain};
 
 /// What `config.json` says of a `GPTJForCausalLM`.
 #[derive(Debug, Clone, PartialEq)]
@@ -45,7 +46,7 @@ struct Raw {
     n_layer: usize,
     n_head: usize,
     #[serde(default = "Raw::rotary")]
-    rotary_dim: Option<usize>,
+    rotary_dim: usize,
     n_inner: Option<usize>,
     #[serde(default = "Raw::activation")]
     activation_function: String,
@@ -59,14 +60,22 @@ impl Raw {
     fn positions() -> usize {
         2048
     }
-    fn rotary() -> Option<usize> {
-        Some(64)
+    fn rotary() -> usize {
+        64
     }
     fn activation() -> String {
         "gelu_new".to_owned()
     }
     fn epsilon() -> f64 {
         1e-5
+    }
+
+    /// Every field with a value of its kind.
+    fn sound() -> Value {
+        json!({
+            "vocab_size": 1, "n_positions": 1, "n_embd": 1, "n_layer": 1, "n_head": 1, "rotary_dim": 1, "n_inner": 1,
+            "activation_function": "", "layer_norm_epsilon": 0.5, "tie_word_embeddings": false,
+        })
     }
 }
 
@@ -82,10 +91,11 @@ impl Config {
     /// [`ModelError::Config`] or [`ModelError::Unsupported`] names the field, what was found and what is expected.
     pub fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
         let invalid = |what: String| ModelError::Config { what };
-        let kind: Kind = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+        let kind: Kind =
+            plain::read(bytes, || json!({"model_type": "", "architectures": [""]})).map_err(invalid)?;
         // Before the fields: another architecture has others.
         let architecture = kind.architecture().map_err(|what| ModelError::Unsupported { what })?;
-        let raw: Raw = serde_json::from_slice(bytes).map_err(|error| invalid(error.to_string()))?;
+        let raw: Raw = plain::read(bytes, Raw::sound).map_err(invalid)?;
         raw.check().map_err(invalid)?;
         raw.check_variant().map_err(|what| ModelError::Unsupported { what })?;
         Ok(Self {
@@ -95,7 +105,7 @@ impl Config {
             width: raw.n_embd,
             layers: raw.n_layer,
             heads: raw.n_head,
-            rotary: raw.rotary_dim.unwrap_or_default(),
+            rotary: raw.rotary_dim,
             inner: raw.n_inner.unwrap_or(4 * raw.n_embd),
             layer_norm_epsilon: raw.layer_norm_epsilon,
         })
@@ -119,9 +129,11 @@ impl Kind {
         if is_gptj {
             return Ok("GPTJForCausalLM".to_owned());
         }
-        Err(format!(
-            "the architecture is `{found}`; mpatch edits GPT-J (`GPTJForCausalLM`, model_type `gptj`)"
-        ))
+        let field = match &self.model_type {
+            Some(model_type) if found.starts_with("GPTJ") => format!("the model_type is `{model_type}`"),
+            _ => format!("the architecture is `{found}`"),
+        };
+        Err(format!("{field}; mpatch edits GPT-J (`GPTJForCausalLM`, model_type `gptj`)"))
     }
 }
 
@@ -144,13 +156,9 @@ impl Raw {
             return Err(format!("`n_embd` {} is not a multiple of `n_head` {}", self.n_embd, self.n_head));
         }
         let head_width = self.n_embd / self.n_head;
-        match self.rotary_dim {
-            Some(rotary) if rotary >= 2 && rotary % 2 == 0 && rotary <= head_width => {}
-            found => {
-                return Err(format!(
-                    "`rotary_dim` is {found:?}, expected an even number from 2 to {head_width}"
-                ));
-            }
+        let rotary = self.rotary_dim;
+        if rotary < 2 || !rotary.is_multiple_of(2) || rotary > head_width {
+            return Err(format!("`rotary_dim` is {rotary}, expected an even number from 2 to {head_width}"));
         }
         Ok(())
     }
@@ -210,7 +218,29 @@ mod tests {
         let text = r#"{"model_type": "gptj", "vocab_size": 10, "n_embd": 10, "n_layer": 1, "n_head": 3}"#;
         assert!(refusal(text).contains("`n_embd` 10 is not a multiple of `n_head` 3"));
         let text = r#"{"model_type": "gptj", "vocab_size": 10, "n_embd": 12, "n_layer": 1, "n_head": 3, "rotary_dim": 5}"#;
-        assert!(refusal(text).contains("`rotary_dim` is Some(5), expected an even number from 2 to 4"));
+        assert!(refusal(text).contains("`rotary_dim` is 5, expected an even number from 2 to 4"));
         assert!(refusal(r#"{"model_type": "gptj"}"#).contains("missing field `vocab_size`"));
+        let text = r#"{"model_type": "GPTJ", "architectures": ["GPTJForCausalLM"]}"#;
+        assert!(refusal(text).contains("the model_type is `GPTJ`; "), "{}", refusal(text));
+    }
+
+    #[test]
+    fn a_field_of_another_kind_is_named() {
+        for (field, expected) in [
+            (r#""n_head": "4""#, "`n_head` is the text \"4\", expected a whole number, 0 or more"),
+            (r#""n_head": 1, "n_embd": -12"#, "`n_embd` is -12, expected a whole number, 0 or more"),
+            (
+                r#""n_head": 1, "tie_word_embeddings": 1"#,
+                "`tie_word_embeddings` is 1, expected true or false",
+            ),
+            (
+                r#""n_head": 1, "activation_function": ["relu"]"#,
+                "`activation_function` is [\"relu\"], expected a text",
+            ),
+        ] {
+            let text = format!(r#"{{"model_type": "gptj", "vocab_size": 10, "n_layer": 1, {field}}}"#);
+            assert_eq!(refusal(&text), format!("config.json: {expected}"));
+        }
+        assert!(refusal("n_head: 4").contains("expected JSON: "));
     }
 }

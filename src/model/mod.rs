@@ -15,6 +15,7 @@ mod kernels;
 mod network;
 mod overlay;
 mod parallel;
+pub(crate) mod plain;
 mod reverse;
 mod tokenizer;
 

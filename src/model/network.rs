@@ -48,7 +48,7 @@ impl Network {
     ///
     /// # Errors
     /// [`ModelError::Checkpoint`] for a missing tensor or a failed read, [`ModelError::Tensor`] for one of another
-    /// shape or of a type that is no float.
+    /// shape, of a type that is no float, or of a block that `config` does not count.
     pub fn load(
         checkpoint: &Checkpoint,
         config: &Config,
@@ -60,6 +60,7 @@ impl Network {
         let matrices = if precision == Precision::Bf16 { DType::BF16 } else { DType::F32 };
         let prefix = if checkpoint.tensor("transformer.wte.weight").is_ok() { "transformer." } else { "" };
         let loader = Loader { checkpoint, device, prefix, progress };
+        no_block_beyond(checkpoint, config.layers)?;
         let (width, inner, words) = (config.width, config.inner, config.vocabulary);
         let epsilon = config.layer_norm_epsilon;
         let norm = |name: &str| {
@@ -324,6 +325,14 @@ impl Loader<'_> {
 pub(super) fn block_of(name: &str) -> Option<usize> {
     let name = name.strip_prefix("transformer.").unwrap_or(name).strip_prefix("h.")?;
     name.split_once('.')?.0.parse().ok()
+}
+
+/// Refuses weights with more blocks than the model is said to have: without them it is another one.
+fn no_block_beyond(checkpoint: &Checkpoint, layers: usize) -> Result<(), ModelError> {
+    let is_beyond = |info: &&TensorInfo| block_of(&info.name).is_some_and(|block| block >= layers);
+    let Some(info) = checkpoint.tensors().iter().find(is_beyond) else { return Ok(()) };
+    let what = format!("is of a block beyond the {layers} that `config.json` counts in `n_layer`, from 0");
+    Err(ModelError::Tensor { name: info.name.clone(), what })
 }
 
 fn check_shape(info: &TensorInfo, expected: &[usize]) -> Result<(), ModelError> {
