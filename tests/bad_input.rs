@@ -258,6 +258,24 @@ fn an_edit_that_the_weights_type_cannot_hold_is_refused_with_what_helps() {
 
 // Models
 
+/// A weight that no edit touches, and every text goes through.
+const UNEDITED: &str = "transformer.h.5.mlp.fc_in.weight";
+
+#[test]
+fn a_model_that_answers_nan_is_refused_whatever_it_is_asked() {
+    let bench = Bench::with_model();
+    alter_weights(&bench.path("model/model.safetensors"), UNEDITED, &[0x7e00]);
+    let words = ["not a number", "NaN or infinities", "fetch the model again"];
+    bench.refuses("eval facts.json --base model", 3).says(&words);
+    bench.write("contexts.json", r#"[["{}"]]"#);
+    bench.write("corpus.txt", "One good line.\n");
+    let options = " --layers 0 --contexts contexts.json --corpus corpus.txt";
+    let output = bench.command(&format!("create facts.json --base model -o new.mpatch{options}")).output();
+    let refusal = Refusal { stderr: String::from_utf8(output.unwrap().stderr).unwrap() };
+    refusal.says(&["fact 1, "]);
+    refusal.says(&words);
+}
+
 /// The embedded model altered by `alter` is refused with `code`.
 fn model_refused(alter: impl FnOnce(&Path), code: i32, words: &[&str]) {
     let bench = Bench::with_model();

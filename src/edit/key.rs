@@ -53,7 +53,7 @@ pub(crate) fn in_contexts(
     for (index, fact) in facts.iter().enumerate() {
         for context in contexts.templates() {
             let template = context.replacen("{}", &fact.prompt, 1);
-            all.push(fitting(model, &template, fact).map_err(|error| error.of_fact(index, fact))?);
+            all.push(fitting(model, &template, fact).map_err(|error| error.of_fact(index, &fact.subject))?);
         }
     }
     Ok(all)
@@ -65,7 +65,7 @@ pub(crate) fn in_contexts(
 /// [`EditError::Fact`].
 pub(crate) fn plain(model: &Model, facts: &[FactPrompt]) -> Result<Vec<Located>, EditError> {
     let locate = |(index, fact): (usize, &FactPrompt)| {
-        fitting(model, &fact.prompt, fact).map_err(|error| error.of_fact(index, fact))
+        fitting(model, &fact.prompt, fact).map_err(|error| error.of_fact(index, &fact.subject))
     };
     facts.iter().enumerate().map(locate).collect()
 }

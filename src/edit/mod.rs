@@ -90,6 +90,12 @@ pub enum EditError {
         /// What is wrong with it.
         what: String,
     },
+    /// The model's output is no number.
+    #[error("{}", not_a_number(*steps))]
+    NotANumber {
+        /// Steps that the value had taken until then.
+        steps: usize,
+    },
     /// No update can be solved for.
     #[error(
         "layer {layer}: lambda * C + K K^T is not positive definite, even with a ridge; make the statistics from \
@@ -101,6 +107,13 @@ pub enum EditError {
     },
 }
 
+fn not_a_number(steps: usize) -> String {
+    match steps {
+        0 => "the model's output is not a number; its weights hold NaN or infinities".to_owned(),
+        _ => format!("the loss is not a number after step {steps} of the value"),
+    }
+}
+
 impl From<candle_core::Error> for EditError {
     fn from(error: candle_core::Error) -> Self {
         Self::Model(ModelError::Device(error))
@@ -109,8 +122,8 @@ impl From<candle_core::Error> for EditError {
 
 impl EditError {
     /// Says which fact it is about.
-    fn of_fact(self, index: usize, fact: &FactPrompt) -> Self {
-        Self::Fact { position: index + 1, subject: fact.subject.clone(), source: Box::new(self) }
+    fn of_fact(self, index: usize, subject: &str) -> Self {
+        Self::Fact { position: index + 1, subject: subject.to_owned(), source: Box::new(self) }
     }
 }
 

@@ -48,7 +48,7 @@ pub struct Value {
 /// Batches follow from the facts, the model and the device's memory, not from how many cores there are; `log` holds the batches that earlier runs finished, and gets those of this one.
 ///
 /// # Errors
-/// [`EditError::Model`] or [`EditError::Checkpoint`].
+/// [`EditError::Fact`], [`EditError::Model`] or [`EditError::Checkpoint`].
 pub(crate) fn all(
     planned: &Planned<'_>,
     hyperparameters: &Hyperparameters,
@@ -198,6 +198,9 @@ fn facts_per_gpu_batch(free_bytes: Option<u64>, fact_size_bytes: u64) -> usize {
 
 /// The rows of one fact: its contexts, then the row of its subject's own continuation.
 struct FactRows {
+    /// Its place among the facts, from 0.
+    index: usize,
+    subject: String,
     rows: Vec<Row>,
     /// The target, in tokens.
     target: Vec<u32>,
@@ -218,14 +221,14 @@ fn rows_of_facts(
     let templates = in_contexts.len() / facts.len().max(1);
     let prompts = in_contexts.chunks(templates.max(1));
     let rows = facts.iter().zip(prompts).enumerate().map(|(index, (fact, prompts))| {
-        FactRows::new(model, prompts, fact).map_err(|error| error.of_fact(index, fact))
+        FactRows::new(model, prompts, index, fact).map_err(|error| error.of_fact(index, &fact.subject))
     });
     rows.collect()
 }
 
 impl FactRows {
-    /// From the fact's prompt in every context.
-    fn new(model: &Model, prompts: &[Located], fact: &FactPrompt) -> Result<Self, EditError> {
+    /// From the prompt, in every context, of the fact at `index`.
+    fn new(model: &Model, prompts: &[Located], index: usize, fact: &FactPrompt) -> Result<Self, EditError> {
         let target = model.tokenizer.encode(&fact.target)?;
         let Some((_, all_but_last)) = target.split_last() else {
             let what = "has no tokens".to_owned();
@@ -238,7 +241,8 @@ impl FactRows {
         };
         let Located { ids, subject_last, .. } = locate(&model.tokenizer, KL_TEMPLATE, &fact.subject)?;
         let continuation = Row { ids, subject_last };
-        Ok(Self { rows: prompts.iter().map(with_target).chain([continuation]).collect(), target })
+        let rows = prompts.iter().map(with_target).chain([continuation]).collect();
+        Ok(Self { index, subject: fact.subject.clone(), rows, target })
     }
 
     /// Most tokens from the subject's last on, and most before it.
@@ -330,6 +334,10 @@ impl<'a> Task<'a> {
             let mut goes_on = vec![true; descents.len()];
             for (index, (fact, descent)) in descents.iter().enumerate() {
                 let total = loss.nll[index] + loss.kl[index] + descent.weight_decay();
+                if !total.is_finite() {
+                    let FactRows { index, subject, .. } = self.facts[index];
+                    return Err(EditError::NotANumber { steps: step }.of_fact(*index, subject));
+                }
                 if total < LOSS_SMALL_ENOUGH || step + 1 == self.hyperparameters.v_num_grad_steps {
                     values[*fact] = Some(descent.value(total, loss.nll[index], step));
                     goes_on[index] = false;

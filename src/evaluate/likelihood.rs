@@ -141,14 +141,18 @@ pub fn outcomes(
     let of_question = |question: &Question| {
         let right = next();
         let wrong = question.wrong.as_ref().map(|_| next().nll);
-        Outcome {
+        // Of what is no number nothing is the likelier, and scores would look like any others.
+        if !right.nll.is_finite() || wrong.is_some_and(|nll| !nll.is_finite()) {
+            return Err(ModelError::NotANumber { prompt: question.prompt.clone() });
+        }
+        Ok(Outcome {
             nll_right: right.nll,
             nll_wrong: wrong,
             success: wrong.map(|wrong| right.nll < wrong),
             correct: right.correct,
-        }
+        })
     };
-    Ok(questions.iter().map(of_question).collect())
+    questions.iter().map(of_question).collect()
 }
 
 /// Tokenised as the reference does: prompt and target as one text, the target's tokens also alone.

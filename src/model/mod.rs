@@ -102,6 +102,12 @@ pub enum ModelError {
         /// What is wrong.
         what: String,
     },
+    /// A text that the model has no answer to.
+    #[error("after `{prompt}` the model's output is not a number; its weights hold NaN or infinities")]
+    NotANumber {
+        /// The text.
+        prompt: String,
+    },
     /// There is no such device.
     #[error("{what}")]
     NoDevice {

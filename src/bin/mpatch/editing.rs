@@ -181,6 +181,9 @@ pub fn device_kind(device: &Device) -> &'static str {
     if device.is_cuda() { "cuda" } else { "cpu" }
 }
 
+/// What to do where weights are no numbers.
+const NAN_HINT: &str = "fetch the model again, or take it as it was before it was changed";
+
 /// What to do when a device fails.
 fn device_hint(error: &mpatch::model::DeviceError) -> &'static str {
     if is_out_of_memory(error) {
@@ -220,6 +223,7 @@ pub fn model_error(path: &Path, error: ModelError) -> CommandError {
         ModelError::NoDevice { .. } => {
             refused(ExitKind::Device, "leave `--precision` out, or name a GPU with `--device cuda`")
         }
+        ModelError::NotANumber { .. } => refused(ExitKind::Malformed, NAN_HINT),
         ModelError::Text { .. } => refused(ExitKind::Malformed, "shorten the text, or leave it out"),
         ModelError::Update { .. } => {
             refused(ExitKind::Malformed, "do not use this patch; `mpatch verify` tells more")
@@ -238,14 +242,18 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
             if let EditError::Model(ModelError::Device(error)) = source.as_ref() {
                 return CommandError::new(ExitKind::Device, chain(source.as_ref())).hint(device_hint(error));
             }
+            let hint = match source.as_ref() {
+                EditError::NotANumber { steps: 0 } => NAN_HINT,
+                EditError::NotANumber { .. } => "lower `v_lr` in the hyperparameters",
+                _ => "mend this fact in the facts file, or leave it out",
+            };
             // Whatever is wrong may well be that these texts are long.
             let problem = match *source {
                 EditError::Template { template, what } => format!("{} {what}", excerpt(&template)),
                 other => chain(&other),
             };
             let message = format!("fact {position}, {}: {problem}", excerpt(&subject));
-            CommandError::new(ExitKind::Malformed, message)
-                .hint("mend this fact in the facts file, or leave it out")
+            CommandError::new(ExitKind::Malformed, message).hint(hint)
         }
         EditError::Statistics { .. } => malformed(error).hint("`mpatch stats` makes statistics for a model"),
         EditError::Hyperparameters { what }
