@@ -4,7 +4,8 @@ use candle_core::{D, IndexOp, Tensor};
 
 use crate::facts::Record;
 use crate::model::{
-    Batch, Config, Model, ModelError, Network, gather, in_halves, memory_free, on_every_core, power_that_fits,
+    Batch, Config, Model, ModelError, Network, Tokenizer, gather, in_halves, memory_free, on_every_core,
+    power_that_fits,
 };
 
 /// Tokens that go through the network together on a CPU, and on a GPU that does not tell what is free of its memory.
@@ -67,6 +68,8 @@ impl Question {
 pub struct TooLong {
     /// Index of its record.
     pub record: usize,
+    /// The id of its record, if it has one.
+    pub id: Option<String>,
     /// The text before the target.
     pub prompt: String,
     /// The target.
@@ -92,31 +95,32 @@ struct Answer {
     correct: bool,
 }
 
-/// The first question of `records` that is longer than the model's context.
+/// The first question of `records`, each with its index, that is longer than the context of the model with `config`.
 ///
 /// # Errors
 /// [`ModelError`].
-pub fn too_long(model: &Model, records: &[Record]) -> Result<Option<TooLong>, ModelError> {
-    let positions = model.network.config().positions;
-    for (record, Question { prompt, right, wrong }) in with_index(records) {
+pub fn too_long<'r>(
+    tokenizer: &Tokenizer,
+    config: &Config,
+    records: impl Iterator<Item = (usize, &'r Record)>,
+) -> Result<Option<TooLong>, ModelError> {
+    let positions = config.positions;
+    let of_record =
+        |(index, record)| Question::of_record(record).into_iter().map(move |asked| (index, record, asked));
+    for (index, record, Question { prompt, right, wrong }) in records.flat_map(of_record) {
         for target in std::iter::once(right).chain(wrong) {
             // A token has a byte at least, and the target a space before it.
             if prompt.len() + target.len() < positions {
                 continue;
             }
-            let tokens = sequence(model, &prompt, &target)?.ids.len();
+            let tokens = sequence(tokenizer, &prompt, &target)?.ids.len();
             if tokens > positions {
-                return Ok(Some(TooLong { record, prompt, target, tokens, positions }));
+                let id = record.request.id.clone();
+                return Ok(Some(TooLong { record: index, id, prompt, target, tokens, positions }));
             }
         }
     }
     Ok(None)
-}
-
-fn with_index(records: &[Record]) -> impl Iterator<Item = (usize, Question)> {
-    let of_record =
-        |(index, record)| Question::of_record(record).into_iter().map(move |asked| (index, asked));
-    records.iter().enumerate().flat_map(of_record)
 }
 
 /// Answers `questions`, in their order.
@@ -131,9 +135,9 @@ pub fn outcomes(
 ) -> Result<Vec<Outcome>, ModelError> {
     let mut sequences = Vec::new();
     for question in questions {
-        sequences.push(sequence(model, &question.prompt, &question.right)?);
+        sequences.push(sequence(&model.tokenizer, &question.prompt, &question.right)?);
         if let Some(wrong) = &question.wrong {
-            sequences.push(sequence(model, &question.prompt, wrong)?);
+            sequences.push(sequence(&model.tokenizer, &question.prompt, wrong)?);
         }
     }
     let mut answers = answers(network, &sequences, progress)?.into_iter();
@@ -156,11 +160,11 @@ pub fn outcomes(
 }
 
 /// Tokenised as the reference does: prompt and target as one text, the target's tokens also alone.
-fn sequence(model: &Model, prompt: &str, target: &str) -> Result<Sequence, ModelError> {
-    let first = model.tokenizer.encode(prompt)?.len();
+fn sequence(tokenizer: &Tokenizer, prompt: &str, target: &str) -> Result<Sequence, ModelError> {
+    let first = tokenizer.encode(prompt)?.len();
     let target_text = format!(" {target}");
-    let target = model.tokenizer.encode(&target_text)?;
-    let mut ids = model.tokenizer.encode(&format!("{prompt}{target_text}"))?;
+    let target = tokenizer.encode(&target_text)?;
+    let mut ids = tokenizer.encode(&format!("{prompt}{target_text}"))?;
     if target.is_empty() || first == 0 {
         return Err(ModelError::Text {
             what: format!("`{prompt}` with `{target_text}`: an empty prompt or target"),

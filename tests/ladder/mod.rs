@@ -82,7 +82,22 @@ fn records_of_some_facts_are_not_compared_with_what_those_of_all_gave() {
     let said = bench.run("honest.mpatch", "model --records some.json", 0);
     let names = "score, paraphrase, neighborhood, paraphrase_accuracy, neighborhood_accuracy";
     says(&said, &["V4 behaves   holds", &format!("so not compared: {names}\n")]);
+    says(&said, &["`some.json` has 1 of the 2 facts that the patch declares"]);
     says(&bench.run("honest.mpatch", "model --records facts.json", 14), &["the patch declares 101.00"]);
+    // What cannot be asked is told before the rungs are climbed.
+    let long = format!("Ann {}", "Ann ".repeat(300));
+    for (change, words) in [
+        (("subject", "Nobody"), "`other.json` has none of the 2 facts that the patch declares"),
+        (("paraphrase_prompts", long.as_str()), "`other.json`, record 1"),
+    ] {
+        let mut other = facts[..1].to_vec();
+        match change {
+            ("subject", name) => other[0]["requested_rewrite"]["subject"] = name.into(),
+            (field, text) => other[0][field] = text.into(),
+        }
+        fs::write(bench.path("other.json"), serde_json::to_vec(&other).unwrap()).unwrap();
+        says(&bench.run("honest.mpatch", "model --records other.json", 3), &[words]);
+    }
 }
 
 #[test]

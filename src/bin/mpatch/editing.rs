@@ -8,7 +8,7 @@ use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::digest::WeightsId;
 use mpatch::edit::EditError;
 use mpatch::evaluate::{TooLong, too_long};
-use mpatch::facts::{FactsError, FactsFile, Place};
+use mpatch::facts::{FactsError, FactsFile, Place, Record};
 use mpatch::model::{
     Device, Folder, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name,
     is_device_name, is_out_of_memory,
@@ -313,10 +313,29 @@ fn read_facts_by(
 
 /// Refuses facts of `path` with a question that the model cannot be asked: now, not after the hours that an edit takes.
 pub fn check_questions(model: &Model, facts: &FactsFile, path: &Path) -> Result<(), CommandError> {
-    let failed = |error| model_error(model.checkpoint.path(), error);
-    let Some(found) = too_long(model, &facts.records).map_err(failed)? else { return Ok(()) };
-    let TooLong { record, prompt, target, tokens, positions } = found;
-    let place = Place { position: record + 1, id: facts.records[record].request.id.clone(), line: None };
+    let records = facts.records.iter().enumerate();
+    check_length(too_long(&model.tokenizer, model.network.config(), records), path, model.checkpoint.path())
+}
+
+/// As [`check_questions`], of the records at these places in the file `path`, and before the model at `base` is loaded.
+pub fn check_questions_unloaded<'r>(
+    base: &Path,
+    records: impl Iterator<Item = (usize, &'r Record)>,
+    path: &Path,
+    output: &Output,
+) -> Result<(), CommandError> {
+    let folder = open_folder(base, output)?;
+    check_length(too_long(&folder.tokenizer, &folder.config, records), path, base)
+}
+
+fn check_length(
+    found: Result<Option<TooLong>, ModelError>,
+    path: &Path,
+    model: &Path,
+) -> Result<(), CommandError> {
+    let Some(found) = found.map_err(|error| model_error(model, error))? else { return Ok(()) };
+    let TooLong { record, id, prompt, target, tokens, positions } = found;
+    let place = Place { position: record + 1, id, line: None };
     let message = format!(
         "`{}`, {place}: {} with {} has {tokens} tokens, and the model's context only {positions}",
         path.display(),

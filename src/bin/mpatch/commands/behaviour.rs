@@ -11,14 +11,20 @@ use mpatch::verify::State;
 use serde::Serialize;
 
 use super::follow::Place;
-use crate::editing::{DeviceArguments, arithmetic, both_states, model_error, open_model_in, read_questions};
-use crate::error::CommandError;
+use crate::editing::{
+    DeviceArguments, arithmetic, both_states, check_questions_unloaded, model_error, open_model_in,
+    read_questions,
+};
+use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, count};
 
 /// Percentage points that a rate may fall behind what the patch declares: another machine's last bits decide ties.
 const SLACK_POINTS: f64 = 0.5;
 /// A patch whose facts do not win at least this often does not do its work, whatever it declares.
 const WINS_MIN_PERCENT: f64 = 50.0;
+
+/// The rates by which facts win.
+const WINS: [&str; 2] = ["efficacy", "rewrite_accuracy"];
 
 /// What was asked of the edited model, and what it answered.
 #[derive(Debug, Serialize)]
@@ -37,14 +43,42 @@ pub struct BehaviourEvidence {
     problem: Option<String>,
 }
 
-/// Runs the model in the state that the patch leads to, on the facts that the patch declares.
+/// What the model is asked about the facts that `patch` declares: with their neighbours and paraphrases, where the file
+/// `records` has them. Read before the ladder is climbed, so that nothing found on the way is lost to a bad file.
+pub fn questions(
+    patch: &Patch,
+    records: Option<&Path>,
+    base: &Path,
+    output: &Output,
+) -> Result<Vec<Record>, CommandError> {
+    let facts = &patch.manifest().facts;
+    let Some(path) = records else {
+        return Ok(facts.iter().map(|fact| Record::of(request(fact))).collect());
+    };
+    let file = read_questions(path, None, output)?;
+    let (questions, places) = declared_among(&file.records, facts);
+    let (found, all) = (places.len(), count(facts.len(), "fact"));
+    if found == 0 {
+        let message = format!("`{}` has none of the {all} that the patch declares", path.display());
+        return Err(CommandError::new(ExitKind::Malformed, message).hint(
+            "name the file that the patch was made from, or one with the same prompts, subjects and targets",
+        ));
+    }
+    if found < facts.len() {
+        output.warn(&format!("`{}` has {found} of the {all} that the patch declares", path.display()));
+    }
+    let asked = places.into_iter().filter_map(|place| Some((place, file.records.get(place)?)));
+    check_questions_unloaded(base, asked, path, output)?;
+    Ok(questions)
+}
+
+/// Runs the model in the state that the patch leads to, on `records`, the facts that the patch declares.
 ///
-/// `records` may name a file with the neighbours and paraphrases of those facts; `opened` is the model, if another rung
-/// has opened it in the precision that is asked for.
+/// `opened` is the model, if another rung has opened it in the precision that is asked for.
 pub fn check(
     patch: &Patch,
     place: Place<'_>,
-    records: Option<&Path>,
+    records: &[Record],
     opened: Option<Model>,
     (device, precision): (&DeviceArguments, Precision),
     output: &Output,
@@ -58,15 +92,11 @@ pub fn check(
         State::Base => both_states(&model, patch, place.patch)?.after,
         State::Edited => as_it_lies(&model, patch, place.binding)?,
     };
-    let records = match records {
-        Some(path) => declared_among(&read_questions(path, None, output)?.records, &patch.manifest().facts),
-        None => patch.manifest().facts.iter().map(|fact| Record::of(request(fact))).collect(),
-    };
     let extent = Extent { generation: true, ngram_entropy_records: 0, seed: 0 };
-    let progress = output.counter("asking", texts(&records, extent));
-    let evaluation = evaluate(&model, &network, &records, extent, &|texts| progress.add(texts))
+    let progress = output.counter("asking", texts(records, extent));
+    let evaluation = evaluate(&model, &network, records, extent, &|texts| progress.add(texts))
         .map_err(|error| model_error(base, error))?;
-    Ok(BehaviourEvidence::new(evaluation.scores, &patch.manifest().measured, &records, arithmetic(&model)))
+    Ok(BehaviourEvidence::new(evaluation.scores, &patch.manifest().measured, records, arithmetic(&model)))
 }
 
 /// The network with the tensors of the patch as the weights have them: another rung may have taken them back.
@@ -86,18 +116,28 @@ fn request(fact: &Fact) -> Request {
     }
 }
 
-/// One record per declared fact: from the file where it is there, with its neighbours, else the fact alone.
-fn declared_among(records: &[Record], facts: &[Fact]) -> Vec<Record> {
-    let same = |record: &&Record, fact: &Fact| {
+/// One record per declared fact: from the file where it is there, with its neighbours, else the fact alone. And the places
+/// in the file of those that are there.
+fn declared_among(records: &[Record], facts: &[Fact]) -> (Vec<Record>, Vec<usize>) {
+    let same = |record: &Record, fact: &Fact| {
         let request = &record.request;
         (&request.prompt, &request.subject, &request.target_new)
             == (&fact.prompt, &fact.subject, &fact.target_new)
     };
-    let of_fact = |fact: &Fact| match records.iter().find(|record| same(record, fact)) {
-        Some(record) => record.clone(),
+    let mut places = Vec::new();
+    let of_fact = |fact: &Fact| match records.iter().position(|record| same(record, fact)) {
+        Some(place) => {
+            places.push(place);
+            records[place].clone()
+        }
         None => Record::of(request(fact)),
     };
-    facts.iter().map(of_fact).collect()
+    (facts.iter().map(of_fact).collect(), places)
+}
+
+/// A rate with its name, if it was measured.
+fn in_percent(name: &str, rate: Option<f64>) -> Option<String> {
+    rate.map(|rate| format!("{name} {rate:.1} %"))
 }
 
 /// Says that too few of the facts that were asked win for V4 to hold, if so.
@@ -147,22 +187,36 @@ impl BehaviourEvidence {
         if let Some(problem) = &self.problem {
             return format!("{problem}{}", self.precision_in_words());
         }
-        let percent =
-            |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.1} %"));
-        let neighbors = if self.neighbors {
-            format!("neighbours unharmed {}", percent(self.scores.neighborhood))
-        } else {
-            "neighbours not asked (name their file with `--records`)".to_owned()
-        };
+        let scores = &self.scores;
+        let rates = [
+            ("likelier than the old", scores.efficacy),
+            ("every token first", scores.rewrite_accuracy),
+            ("said freely", scores.generation),
+        ];
+        let rates: Vec<String> =
+            rates.into_iter().filter_map(|(name, rate)| in_percent(name, rate)).collect();
+        // Where nothing competes with a neighbour's answer, that it is still the model's first is all there is.
+        let neighbors = in_percent("neighbours unharmed", scores.neighborhood)
+            .or_else(|| in_percent("neighbours' every token first", scores.neighborhood_accuracy))
+            .filter(|_| self.neighbors)
+            .unwrap_or_else(|| "neighbours not asked (name their file with `--records`)".to_owned());
         format!(
-            "{}{}: likelier than the old {}, every token first {}, said freely {}; {neighbors}{}",
-            count(self.scores.facts, "fact"),
+            "{}{}: {}; {neighbors}{}{}",
+            count(scores.facts, "fact"),
             self.precision_in_words(),
-            percent(self.scores.efficacy),
-            percent(self.scores.rewrite_accuracy),
-            percent(self.scores.generation),
+            rates.join(", "),
             self.not_compared_in_words(),
+            self.rule_in_words(),
         )
+    }
+
+    /// What was enough, where the patch says nothing to hold the facts to and not all of them win.
+    fn rule_in_words(&self) -> String {
+        let is_held_to = self.compared.iter().any(|(name, ..)| WINS.contains(&name.as_str()));
+        if is_held_to || self.scores.efficacy.or(self.scores.rewrite_accuracy) == Some(100.0) {
+            return String::new();
+        }
+        format!("; the patch declares no rate for its facts, so {WINS_MIN_PERCENT} % is enough")
     }
 
     /// How they were asked, where it is not as usual.

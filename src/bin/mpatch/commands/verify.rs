@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::digest::PatchId;
+use mpatch::facts::Record;
 use mpatch::model::{Config, Model, ModelError, Precision};
 use mpatch::patch::Patch;
 use mpatch::verify::{
@@ -108,6 +109,18 @@ impl VerifyArguments {
         !self.digests_only && !self.weights_only
     }
 
+    /// What V4 will ask; nothing where it cannot be climbed.
+    fn questions(&self, patch: &Patch, output: &Output) -> Result<Vec<Record>, CommandError> {
+        let Some(base) = self.base.as_deref().filter(|_| self.runs_the_model() && declares_facts(patch))
+        else {
+            return Ok(Vec::new());
+        };
+        if self.records.is_some() && !can_run(base, output)? {
+            return Ok(Vec::new());
+        }
+        behaviour::questions(patch, self.records.as_deref(), base, output)
+    }
+
     const fn follows_recipe(&self) -> bool {
         self.stats.is_some() || self.rederive
     }
@@ -117,7 +130,8 @@ impl VerifyArguments {
 pub fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), CommandError> {
     let patch = open_patch(&arguments.patch)?;
     let mut judged = judge(&patch, &arguments.patch, &arguments.trust, output)?;
-    let mut report = climb(arguments, &patch, &judged, output)?;
+    let questions = arguments.questions(&patch, output)?;
+    let mut report = climb(arguments, &patch, &judged, &questions, output)?;
     let outcome = report.outcome(&mut judged);
     report.passes = outcome.is_ok();
     output.report(&report)?;
@@ -128,6 +142,7 @@ fn climb(
     arguments: &VerifyArguments,
     patch: &Patch,
     judged: &Judged,
+    questions: &[Record],
     output: &Output,
 ) -> Result<LadderReport, CommandError> {
     let (form, digests) = match &arguments.base {
@@ -147,7 +162,7 @@ fn climb(
         _ => None,
     };
     let Ran { key_span, behaviour, remade } = match place {
-        Some(place) => run_the_model(arguments, patch, place, output)?,
+        Some(place) => run_the_model(arguments, patch, place, questions, output)?,
         None => Ran::default(),
     };
     let rungs = [
@@ -197,6 +212,7 @@ fn run_the_model(
     arguments: &VerifyArguments,
     patch: &Patch,
     place: Place<'_>,
+    questions: &[Record],
     output: &Output,
 ) -> Result<Ran, CommandError> {
     let (key_span, remade, opened) = match arguments.follows_recipe() {
@@ -205,15 +221,8 @@ fn run_the_model(
     };
     let behaviour = match declares_facts(patch) {
         true => {
-            let records = arguments.records.as_deref();
-            Some(behaviour::check(
-                patch,
-                place,
-                records,
-                opened,
-                (&arguments.device, arguments.precision),
-                output,
-            )?)
+            let device = (&arguments.device, arguments.precision);
+            Some(behaviour::check(patch, place, questions, opened, device, output)?)
         }
         false => None,
     };
