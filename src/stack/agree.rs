@@ -31,7 +31,7 @@ pub(super) fn agree(
     let mut agreed = Agreed::default();
     let mut standing: Vec<Standing<'_>> = Vec::new();
     let mut things = Things::default();
-    let mut contradictions = Vec::new();
+    let (mut contradictions, mut chosen_by_neither) = (Vec::new(), Vec::new());
     for patch in 0..placed.len() {
         let facts = &patches[placed[patch].given].patch.manifest().facts;
         let numbers = things.number(facts.iter().map(|fact| (fact.prompt.as_str(), fact.subject.as_str())));
@@ -55,10 +55,18 @@ pub(super) fn agree(
                     vec![patch]
                 };
                 losers.into_iter().for_each(|loser| placed[loser].lost += 1);
+            } else if let Sides::ByFact(targets) = sides
+                && let Some(target) = targets.get(&blank(&fact.prompt, &fact.subject))
+            {
+                chosen_by_neither.push((clash, target.clone()));
             } else {
                 contradictions.push(clash);
             }
         }
+    }
+    // Whoever chose meant to decide: that is told before what nobody decided.
+    if !chosen_by_neither.is_empty() {
+        return Err(StackError::ChosenByNeither(chosen_by_neither));
     }
     if !contradictions.is_empty() {
         return Err(StackError::Contradictions(contradictions));

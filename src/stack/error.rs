@@ -84,6 +84,9 @@ pub enum StackError {
     /// Facts that exclude each other.
     #[error("{}", in_words(.0))]
     Contradictions(Vec<Clash>),
+    /// Facts of which a side was chosen that no patch is on.
+    #[error("{}", chosen_in_words(.0))]
+    ChosenByNeither(Vec<(Clash, String)>),
     /// A patch lost some of its facts, and its update cannot be taken apart.
     #[error(
         "`{name}` loses {lost} of its {facts} facts: a sum of updates would still hold what it wrote for them"
@@ -133,6 +136,25 @@ fn missing_parents(parents: &[PatchId]) -> String {
     format!("; it was made on top of {}, which is not among the patches", ids.join(", "))
 }
 
+fn chosen_in_words(chosen: &[(Clash, String)]) -> String {
+    let told = chosen.iter().take(TOLD_MAX).map(|(Clash { text, first, second }, target)| {
+        format!(
+            "of \"{text}\" the chosen side is \"{target}\", which neither patch says: `{}` says \"{}\", and `{}` \"{}\"",
+            first.name, first.target, second.name, second.target
+        )
+    });
+    let told: Vec<String> = told.collect();
+    format!("{}{}", told.join("; "), and_more(chosen.len()))
+}
+
+/// How many are not told one by one.
+fn and_more(count: usize) -> String {
+    match count.saturating_sub(TOLD_MAX) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    }
+}
+
 /// Contradictions that are told one by one; of more only the number.
 const TOLD_MAX: usize = 5;
 
@@ -145,9 +167,5 @@ fn in_words(clashes: &[Clash]) -> String {
         )
     });
     let told: Vec<String> = told.collect();
-    let more = match clashes.len().saturating_sub(TOLD_MAX) {
-        0 => String::new(),
-        more => format!("; and {more} more"),
-    };
-    format!("the patches contradict each other: {}{more}", told.join("; "))
+    format!("the patches contradict each other: {}{}", told.join("; "), and_more(clashes.len()))
 }

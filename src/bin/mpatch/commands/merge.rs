@@ -231,9 +231,10 @@ impl Plan {
 fn refused(error: StackError) -> CommandError {
     let hint = match &error {
         // What files and patches ask for is the same wherever they are read.
-        StackError::Checkpoint(_) | StackError::Patch { .. } | StackError::Result(_) => {
-            return stack_error(error);
-        }
+        StackError::Checkpoint(_)
+        | StackError::Patch { .. }
+        | StackError::Result(_)
+        | StackError::ChosenByNeither(_) => return stack_error(error),
         StackError::Contradictions(_) => "choose a side with `--ours`, `--theirs` or `--choose FACTS`",
         StackError::PartlyLost { lost, facts, .. } if lost == facts => {
             "patches that stand were made on top of it: let its side be right, or make those again without it"

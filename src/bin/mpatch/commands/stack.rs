@@ -308,6 +308,9 @@ pub fn stack_error(error: StackError) -> CommandError {
             ExitKind::Conflict,
             "choose a side with `--ours`, `--theirs` or `--choose FACTS`; with `--resolve` only the chosen one is written",
         ),
+        StackError::ChosenByNeither(_) => {
+            refused(ExitKind::Conflict, "let the file of `--choose` say what one of the two says")
+        }
         StackError::PartlyLost { .. } => refused(
             ExitKind::Conflict,
             "`--resolve` writes the chosen facts alone; `--keep-both-updates` adds everything nevertheless",
