@@ -97,10 +97,37 @@ pub fn compute_statistics(
     };
     let mut reader = BufReader::new(file);
     let collected = collect_part(model, base, layers, &mut reader, corpus.amount, corpus.shard, &tell);
-    collected.map_err(|error| match error {
+    let statistics = collected.map_err(|error| match error {
         EditError::Corpus { .. } => edit_error(corpus.path, error),
         error => edit_error(model.checkpoint.path(), error),
-    })
+    })?;
+    drop(progress);
+    warn_of_little_text(&statistics, corpus, output);
+    Ok(statistics)
+}
+
+/// Warns where there was less text than asked for, and where it is less than any edit can be solved with. A shard tells
+/// nothing of either.
+fn warn_of_little_text(statistics: &Statistics, corpus: Corpus<'_>, output: &Output) {
+    if corpus.shard.is_some() {
+        return;
+    }
+    let documents = statistics.provenance.drawn.documents;
+    let tokens = statistics.layers.values().map(|layer| layer.count).max().unwrap_or_default();
+    let missing = match corpus.amount {
+        Amount::Tokens(asked) if tokens < asked => Some(format!("{tokens} of {asked} tokens")),
+        Amount::Documents(asked) if documents < asked => Some(format!("{documents} of {asked} documents")),
+        _ => None,
+    };
+    if let Some(missing) = missing {
+        output.warn(&format!("`{}` has only {missing} that were asked for", corpus.path.display()));
+    }
+    if tokens < statistics.inner as u64 {
+        output.warn(&format!(
+            "{tokens} tokens are fewer than a key has numbers, {}: an edit may not be solved for",
+            statistics.inner
+        ));
+    }
 }
 
 /// What mpatch keeps of this user's runs, all of which can be made again: `MPATCH_CACHE_DIR`, else

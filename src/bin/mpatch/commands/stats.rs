@@ -289,6 +289,10 @@ impl Report for StatsReport {
             .iter()
             .map(|(layer, tokens)| vec![format!("layer {layer}"), format!("{tokens} tokens")]);
         page.table(&rows.collect::<Vec<_>>());
+        if let Some(documents) = self.documents {
+            let documents = count(documents as usize, "document");
+            page.line(&format!("{documents} (asked for: {})", self.amount));
+        }
         if let Some(shard) = &self.shard {
             page.line(&format!("shard {shard}: merge it with the others"));
         }
