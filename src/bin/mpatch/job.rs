@@ -279,6 +279,8 @@ pub struct Made {
     pub ridges: Vec<(usize, f64)>,
     pub ranks: Vec<(String, usize, u8)>,
     pub seconds: Seconds,
+    /// An earlier run had found some of the values.
+    pub is_resumed: bool,
 }
 
 /// Where the time went, in seconds.
@@ -299,6 +301,7 @@ impl Job<'_> {
         // Now, not after the hours that the values take.
         check_memory("the solve's matrices", solve, network.device())?;
         let mut seconds = Seconds::default();
+        let is_resumed = log.is_some_and(|log| log.values() > 0);
         let edit = timed(&mut seconds.values_and_solve, || self.edit(log, output))?;
         let (names, terms) = timed(&mut seconds.compress, || self.compress(&edit))?;
         let (before, after) = timed(&mut seconds.test, || self.test(&names, &terms, output))?;
@@ -307,7 +310,15 @@ impl Job<'_> {
         let ridges =
             edit.layers.iter().map(|layer| (layer.layer, layer.ridge)).filter(|(_, ridge)| *ridge > 0.0);
         let ranks = names.iter().zip(&terms).map(|(name, term)| (name.clone(), term.rank(), term.bits()));
-        Ok(Made { patch, before, after, ridges: ridges.collect(), ranks: ranks.collect(), seconds })
+        Ok(Made {
+            patch,
+            before,
+            after,
+            ridges: ridges.collect(),
+            ranks: ranks.collect(),
+            seconds,
+            is_resumed,
+        })
     }
 
     fn prompts(&self) -> Vec<FactPrompt> {

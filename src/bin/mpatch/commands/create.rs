@@ -176,7 +176,8 @@ pub struct CreateReport {
     outcomes: Vec<FactReport>,
     ridges: Vec<(usize, f64)>,
     seconds: Seconds,
-    milliseconds_per_fact: f64,
+    /// None where an earlier run had found some of the values.
+    milliseconds_per_fact: Option<f64>,
 }
 
 /// What became of one fact.
@@ -259,7 +260,8 @@ impl Made {
             outcomes,
             ridges: self.ridges,
             seconds: self.seconds,
-            milliseconds_per_fact: made.as_secs_f64() * 1000.0 / facts.max(1) as f64,
+            milliseconds_per_fact: (!self.is_resumed)
+                .then(|| made.as_secs_f64() * 1000.0 / facts.max(1) as f64),
         }
     }
 }
@@ -317,7 +319,8 @@ impl Report for CreateReport {
     fn write(&self, page: &mut Page) {
         let facts = count(self.facts, "fact");
         page.title(&format!("wrote {}: {facts}, {}", self.output.display(), size(self.size_bytes as u64)));
-        page.line(&format!("patch {}, {:.0} ms per fact", self.patch_id.short(), self.milliseconds_per_fact));
+        let time = self.milliseconds_per_fact.map(|time| format!(", {time:.0} ms per fact"));
+        page.line(&format!("patch {}{}", self.patch_id.short(), time.unwrap_or_default()));
         if let Some(line) = &self.line {
             page.line(&format!("number {} of the line {}", line.sequence, line.name));
         }

@@ -61,7 +61,7 @@ pub fn stopped(kind: ExitKind, state: State) -> ExitKind {
             let pending = stopped("what was being changed is half-way").with_recovery_pending();
             CommandError { kind, ..pending }
         }
-        _ => stopped("nothing changed").hint("run the same command again to begin anew"),
+        _ => stopped("nothing changed").hint("run the same command again; what is kept of its work is used"),
     })
 }
 
