@@ -4,6 +4,7 @@
 
 mod ladder;
 mod material;
+mod models;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,8 +14,7 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use material::{
-    SETTINGS, alter_header, alter_weights, lay_out, lay_out_settings, lay_out_world, mpatch, small_corpus,
-    world,
+    SETTINGS, alter_weights, lay_out, lay_out_settings, lay_out_world, mpatch, small_corpus, world,
 };
 use mpatch::digest::FileDigest;
 use mpatch::patch::Patch;
@@ -254,118 +254,6 @@ fn an_edit_that_the_weights_type_cannot_hold_is_refused_with_what_helps() {
     let stderr = String::from_utf8(refused.get_output().stderr.clone()).unwrap();
     let hint = "does not fit F16\nhint: edit fewer facts at once";
     assert!(stderr.contains(hint) && !bench.path("new.mpatch").exists(), "{stderr}");
-}
-
-// Models
-
-/// A weight that no edit touches, and every text goes through.
-const UNEDITED: &str = "transformer.h.5.mlp.fc_in.weight";
-
-#[test]
-fn a_model_that_answers_nan_is_refused_whatever_it_is_asked() {
-    let bench = Bench::with_model();
-    alter_weights(&bench.path("model/model.safetensors"), UNEDITED, &[0x7e00]);
-    let words = ["not a number", "NaN or infinities", "fetch the model again"];
-    bench.refuses("eval facts.json --base model", 3).says(&words);
-    bench.write("contexts.json", r#"[["{}"]]"#);
-    bench.write("corpus.txt", "One good line.\n");
-    let options = " --layers 0 --contexts contexts.json --corpus corpus.txt";
-    let output = bench.command(&format!("create facts.json --base model -o new.mpatch{options}")).output();
-    let refusal = Refusal { stderr: String::from_utf8(output.unwrap().stderr).unwrap() };
-    refusal.says(&["fact 1, "]);
-    refusal.says(&words);
-}
-
-/// The embedded model altered by `alter` is refused with `code`.
-fn model_refused(alter: impl FnOnce(&Path), code: i32, words: &[&str]) {
-    let bench = Bench::with_model();
-    alter(&bench.path("model"));
-    bench.create_refuses("", code).says(words);
-}
-
-#[test]
-fn a_folder_that_is_no_model_is_refused() {
-    let remove = |name: &'static str| move |folder: &Path| fs::remove_file(folder.join(name)).unwrap();
-    model_refused(remove("config.json"), 3, &["`model`", "`config.json`", "all its files"]);
-    model_refused(remove("tokenizer.json"), 3, &["`model`", "`tokenizer.json`", "`vocab.json`"]);
-    model_refused(remove("model.safetensors"), 3, &["`model`", "not a checkpoint"]);
-    model_refused(|folder| fs::remove_dir_all(folder).unwrap(), 11, &["`model`", "check the path"]);
-}
-
-#[test]
-fn another_architecture_is_refused_by_name() {
-    let bench = Bench::with_model();
-    bench.alter_json(
-        "model/config.json",
-        json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
-    );
-    bench.create_refuses("", 15).says(&["config.json", "`LlamaForCausalLM`", "`GPTJForCausalLM`"]);
-}
-
-#[test]
-fn a_missing_tensor_is_named_with_the_nearest_one() {
-    let lose = |folder: &Path| {
-        alter_header(&folder.join("model.safetensors"), |header| {
-            let tensor = header.remove(EDITED).unwrap();
-            header.insert("transformer.h.0.mlp.fc_uot.weight".to_owned(), tensor);
-        });
-    };
-    let words = ["`model", EDITED, "the nearest name is `transformer.h."];
-    model_refused(lose, 3, &words);
-}
-
-#[test]
-fn a_tensor_of_another_shape_is_refused_with_both_shapes() {
-    let turn = |folder: &Path| {
-        let shape = json!([512, 128]);
-        alter_header(&folder.join("model.safetensors"), |header| header[EDITED]["shape"] = shape);
-    };
-    model_refused(turn, 3, &["`model", EDITED, "[512, 128]", "[128, 512]"]);
-}
-
-#[test]
-fn weights_with_more_blocks_than_the_config_counts_are_refused() {
-    let bench = Bench::with_model();
-    bench.alter_json("model/config.json", json!({"n_layer": 7}));
-    bench.create_refuses("", 3).says(&["`model", "`transformer.h.7.", "beyond the 7", "`n_layer`"]);
-}
-
-#[test]
-fn a_tensor_of_integers_is_refused_by_its_type() {
-    let retype = |folder: &Path| {
-        alter_header(&folder.join("model.safetensors"), |header| header[EDITED]["dtype"] = json!("I16"));
-    };
-    model_refused(retype, 3, &["`model", EDITED, "I16", "F32, F16 or BF16"]);
-}
-
-#[test]
-fn weights_that_are_nan_are_refused_before_the_long_work() {
-    let (nan, infinity, fine) = (0x7e00, 0xfc00, 0x3c00);
-    let break_two = |folder: &Path| {
-        alter_weights(&folder.join("model.safetensors"), EDITED, &[fine, fine, nan, fine, infinity]);
-    };
-    let words = ["`model", EDITED, "2 NaN or infinite weights", "row 0, column 2"];
-    // There are no statistics either: the weights are what is looked at first.
-    model_refused(break_two, 3, &words);
-}
-
-#[test]
-fn a_tokenizer_that_knows_more_words_than_the_model_is_refused() {
-    let bench = Bench::with_model();
-    bench.alter_json("model/config.json", json!({"vocab_size": 1000}));
-    bench.create_refuses("", 3).says(&["tokenizer", "2047", "1000 words"]);
-    bench.write("model/tokenizer.json", "{}");
-    bench.create_refuses("", 3).says(&["`model", "tokenizer"]);
-}
-
-#[test]
-fn a_damaged_checkpoint_is_refused() {
-    let cut = |folder: &Path| {
-        let file = folder.join("model.safetensors");
-        let bytes = fs::read(&file).unwrap();
-        fs::write(&file, &bytes[..bytes.len() - 1]).unwrap();
-    };
-    model_refused(cut, 3, &["`model/model.safetensors`", "not a valid safetensors file"]);
 }
 
 // Statistics, hyperparameters, contexts
