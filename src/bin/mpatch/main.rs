@@ -82,7 +82,7 @@ mod tests {
     #[test]
     fn a_panic_tells_that_it_is_a_bug_and_what_it_leaves() {
         if std::env::var_os(PANICS).is_some() {
-            report::announce_panics();
+            report::remember_panics();
             guarded(|| panic!("a test's own"));
             return;
         }

@@ -227,7 +227,7 @@ impl KeySpanEvidence {
         Self { tensors, outcome: Outcome { not_checked, problem } }
     }
 
-    /// The evidence in words, which go on from the rung's name: *confined to 10 of 512 directions*.
+    /// The evidence in words, which go on from the rung's name: *confined to 9 of 512 directions*.
     pub fn in_words(&self) -> String {
         if let Some(words) = self.outcome.words() {
             return words.clone();
