@@ -155,6 +155,7 @@ impl<'a> TensorWork<'a> {
                 binding: binding_index,
                 at_start: 0,
                 at_end: 0,
+                in_either: 0,
                 tensors: bindings[binding_index].tensors.len(),
             }),
         })?;
@@ -567,6 +568,7 @@ impl Plan {
                     binding: self.binding,
                     at_start: 0,
                     at_end: 0,
+                    in_either: 0,
                     tensors: self.tensors.len(),
                 }),
             },

@@ -19,6 +19,8 @@ pub struct Mismatch {
     pub at_start: usize,
     /// Touched tensors in the state that the operation leads to.
     pub at_end: usize,
+    /// Touched tensors in one of the two or in both: a binding may leave a tensor as it is.
+    pub in_either: usize,
     /// Touched tensors of the binding.
     pub tensors: usize,
 }
@@ -26,14 +28,16 @@ pub struct Mismatch {
 impl Mismatch {
     /// Each tensor is in one of the patch's two states, but not all in the same: somebody stopped half-way.
     pub fn is_half_way(&self) -> bool {
-        self.at_start > 0 && self.at_end > 0 && self.at_start + self.at_end >= self.tensors
+        let in_one = self.at_start.max(self.at_end);
+        self.in_either == self.tensors && in_one < self.tensors
     }
 
     fn half_way(&self) -> String {
         if !self.is_half_way() {
             return String::new();
         }
-        format!("; {} of {} touched tensors are in the other state already", self.at_end, self.tensors)
+        let in_the_other = self.in_either.saturating_sub(self.at_start);
+        format!("; {in_the_other} of {} touched tensors are in the other state already", self.tensors)
     }
 }
 
@@ -79,17 +83,21 @@ mod tests {
 
     #[test]
     fn half_way_is_said() {
-        let mismatch = |at_start, at_end| Mismatch {
+        let mismatch = |at_start, at_end, in_either| Mismatch {
             tensor: "a".to_owned(),
             difference: Difference::Shape { expected: [2, 3], found: vec![3, 2] },
             binding: 0,
             at_start,
             at_end,
+            in_either,
             tensors: 3,
         };
-        assert_eq!(mismatch(2, 0).to_string(), "tensor `a` has shape [3, 2], the patch expects [2, 3]");
+        assert_eq!(mismatch(2, 0, 2).to_string(), "tensor `a` has shape [3, 2], the patch expects [2, 3]");
+        // The second is one that the patch leaves as it is, the third is in neither state.
+        assert!(!mismatch(2, 1, 2).is_half_way());
         let expected = "tensor `a` has shape [3, 2], the patch expects [2, 3]; 1 of 3 touched tensors are in the \
                         other state already";
-        assert_eq!(mismatch(2, 1).to_string(), expected);
+        assert_eq!(mismatch(2, 1, 3).to_string(), expected);
+        assert_eq!(mismatch(2, 2, 3).to_string(), expected);
     }
 }

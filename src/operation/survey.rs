@@ -66,21 +66,22 @@ pub(crate) fn standing(
 fn closest(compared: Vec<Comparison>) -> Mismatch {
     let mut best: Option<(usize, Comparison)> = None;
     for (binding, found) in compared.into_iter().enumerate() {
-        if best.as_ref().is_none_or(|(_, best)| best.at_start + best.at_end < found.at_start + found.at_end) {
+        if best.as_ref().is_none_or(|(_, best)| best.in_either < found.in_either) {
             best = Some((binding, found));
         }
     }
     let (binding, found) = best.unwrap_or_default();
     let (tensor, difference) =
         found.first.unwrap_or_else(|| (String::new(), Difference::Missing { nearest: None }));
-    let Comparison { at_start, at_end, tensors, .. } = found;
-    Mismatch { tensor, difference, binding, at_start, at_end, tensors }
+    let Comparison { at_start, at_end, in_either, tensors, .. } = found;
+    Mismatch { tensor, difference, binding, at_start, at_end, in_either, tensors }
 }
 
 #[derive(Debug, Default)]
 struct Comparison {
     at_start: usize,
     at_end: usize,
+    in_either: usize,
     tensors: usize,
     /// The first tensor that is not at the start.
     first: Option<(String, Difference)>,
@@ -95,8 +96,10 @@ impl Comparison {
                 found.ok_or(Difference::Missing { nearest: None })
             });
             let expected = direction.start(tensor);
-            comparison.at_start += usize::from(found == Ok(expected));
-            comparison.at_end += usize::from(found == Ok(direction.end(tensor)));
+            let (at_start, at_end) = (found == Ok(expected), found == Ok(direction.end(tensor)));
+            comparison.at_start += usize::from(at_start);
+            comparison.at_end += usize::from(at_end);
+            comparison.in_either += usize::from(at_start || at_end);
             let difference = match found {
                 Ok(found) if found == expected => continue,
                 Ok(found) => Difference::Digest { expected, found },
