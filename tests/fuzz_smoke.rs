@@ -21,7 +21,7 @@ const SEED: u64 = 0x6d70_6174_6368;
 /// The target that `fuzz/` builds without the editing rooms, which it needs here.
 #[cfg(feature = "edit")]
 fn npz(data: &[u8]) {
-    if let Ok(imported) = mpatch::edit::import::read_npz(std::io::Cursor::new(data)) {
+    if let Ok(imported) = mpatch::edit::import::read_npz(std::io::Cursor::new(data), None) {
         assert_eq!(imported.sum.sum.len(), imported.inner * imported.inner);
     }
 }

@@ -267,17 +267,30 @@ fn headers() {
     assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
 }
 
-/// An archive of statistics whose array claims a header of 4 GiB.
+/// Archives of statistics: an array that claims a header of 4 GiB, and such as decompress to a hundred times what a
+/// layer of the model, or their own shape, takes.
 #[cfg(feature = "edit")]
 fn archives() {
-    let array = [&b"\x93NUMPY\x02\x00"[..], &u32::MAX.to_le_bytes(), b"{'descr': '<f4', }"].concat();
-    let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
-    let options = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    archive.start_file("mom2.mom2.npy", options).unwrap();
-    std::io::Write::write_all(&mut archive, &array).unwrap();
-    let archive = archive.finish().unwrap();
-    let peak = peak_bytes(|| mpatch::edit::import::read_npz(archive).unwrap_err());
-    assert!(peak < MEMORY_MAX_BYTES, "{peak} bytes");
+    let header = |shape: &str| {
+        let text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({shape}), }}\n");
+        [&b"\x93NUMPY\x01\x00"[..], &(text.len() as u16).to_le_bytes(), text.as_bytes()].concat()
+    };
+    let long = [&b"\x93NUMPY\x02\x00"[..], &u32::MAX.to_le_bytes(), b"{'descr': '<f4', }"].concat();
+    let (stored, deflated) = (zip::CompressionMethod::Stored, zip::CompressionMethod::Deflated);
+    for (method, array, zeros, inner) in [
+        (stored, long, 0, None),
+        (deflated, header("2, 2"), 64 << 20, None),
+        (deflated, header("4096, 4096"), 64 << 20, Some(2)),
+    ] {
+        let mut archive = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default().compression_method(method);
+        archive.start_file("mom2.mom2.npy", options).unwrap();
+        std::io::Write::write_all(&mut archive, &array).unwrap();
+        std::io::copy(&mut std::io::Read::take(std::io::repeat(0), zeros), &mut archive).unwrap();
+        let archive = archive.finish().unwrap();
+        let peak = peak_bytes(|| mpatch::edit::import::read_npz(archive, inner).unwrap_err());
+        assert!(peak < MEMORY_MAX_BYTES, "{method}, {inner:?}: {peak} bytes");
+    }
 }
 
 /// Tokenizers of a kibibyte that write a text out a million times longer: refused before they see one.

@@ -8,8 +8,12 @@ use zip::ZipArchive;
 use super::EditError;
 use super::statistics::LayerSum;
 
+/// What stands before an array's header at most: magic, version and the header's size.
+const NPY_PREFIX_SIZE_BYTES_MAX: usize = 12;
 /// Largest header of an array; NumPy's own for plain numbers take 128 bytes.
 const NPY_HEADER_SIZE_BYTES_MAX: usize = 4096;
+/// Widest numbers that are read: f64 and i64.
+const NUMBER_SIZE_BYTES_MAX: u64 = 8;
 
 /// A layer's sum as the reference caches it.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,22 +26,32 @@ pub struct Imported {
 
 /// Reads one archive; `mom2.mom2` is the sum, `mom2.count` the number of tokens.
 ///
+/// A member may be small and grow without end: of each no more is decompressed than its header's shape takes, and of
+/// the sum no shape but that of keys of width `inner` is believed, where that is known.
+///
 /// # Errors
 /// [`EditError::Statistics`] says what the archive lacks, or which of its sums no keys have.
-pub fn read_npz(archive: impl Read + Seek) -> Result<Imported, EditError> {
+pub fn read_npz(archive: impl Read + Seek, inner: Option<usize>) -> Result<Imported, EditError> {
     let mut archive =
         ZipArchive::new(archive).map_err(|error| refuse(&format!("is no .npz file: {error}")))?;
-    let sum = member(&mut archive, "mom2.mom2")?;
-    let shape = sum.shape().to_vec();
-    let &[rows, columns] = shape.as_slice() else {
-        return Err(refuse(&format!("has sums of shape {shape:?}, expected a square matrix")));
+    let is_square = |shape: &[u64]| match shape {
+        &[rows, columns] if rows == columns && rows > 0 && inner.is_none_or(|inner| rows == inner as u64) => {
+            Ok(())
+        }
+        _ => {
+            let side = inner.map_or_else(String::new, |inner| format!(" of {inner} rows"));
+            Err(refuse(&format!("has sums of shape {shape:?}, expected a square matrix{side}")))
+        }
     };
-    if rows != columns || rows == 0 {
-        return Err(refuse(&format!("has sums of shape {shape:?}, expected a square matrix")));
-    }
+    let sum = member(&mut archive, "mom2.mom2", is_square)?;
+    let rows = sum.shape().first().copied().unwrap_or_default();
     let sum = floats(sum).map_err(|error| refuse(&format!("has unreadable sums: {error}")))?;
     check_sums(&sum, rows as usize).map_err(|what| refuse(&what))?;
-    let count = member(&mut archive, "mom2.count")?;
+    let is_one = |shape: &[u64]| match shape.iter().all(|dimension| *dimension == 1) {
+        true => Ok(()),
+        false => Err(refuse(&format!("has counts of shape {shape:?}, expected one positive number"))),
+    };
+    let count = member(&mut archive, "mom2.count", is_one)?;
     let count: Vec<i64> = count
         .into_vec()
         .map_err(|error| refuse(&format!("has a count that is no 64-bit integer: {error}")))?;
@@ -71,14 +85,41 @@ pub fn layer_of_name(file_name: &str) -> Option<usize> {
 fn member(
     archive: &mut ZipArchive<impl Read + Seek>,
     name: &str,
+    check_shape: impl FnOnce(&[u64]) -> Result<(), EditError>,
 ) -> Result<NpyFile<Cursor<Vec<u8>>>, EditError> {
     let mut entry = archive
         .by_name(&format!("{name}.npy"))
         .map_err(|error| refuse(&format!("has no `{name}`: {error}")))?;
+    let size = entry.size();
+    let unreadable = |error: std::io::Error| refuse(&format!("cannot be read at `{name}`: {error}"));
+    let invalid = |what: String| refuse(&format!("has a `{name}` {what}"));
     let mut bytes = Vec::new();
-    entry.read_to_end(&mut bytes).map_err(|error| refuse(&format!("cannot be read at `{name}`: {error}")))?;
-    check_array(&bytes).map_err(|what| refuse(&format!("has a `{name}` {what}")))?;
+    let first = NPY_PREFIX_SIZE_BYTES_MAX + NPY_HEADER_SIZE_BYTES_MAX;
+    (&mut entry).take(first as u64).read_to_end(&mut bytes).map_err(unreadable)?;
+    let Claimed { header_end, shape, numbers } = claimed(&bytes).map_err(invalid)?;
+    let refused = || invalid(format!("of {size} bytes that claims the shape {shape:?}"));
+    // No number is smaller than a byte, and what a member says of its size is not believed for more than a refusal.
+    let numbers = numbers.filter(|numbers| *numbers <= size).ok_or_else(refused)?;
+    check_shape(&shape)?;
+    let size_max = (header_end as u64).saturating_add(numbers.saturating_mul(NUMBER_SIZE_BYTES_MAX));
+    // One more, so that the end is met and the checksum compared.
+    let rest = size_max.saturating_add(1).saturating_sub(bytes.len() as u64);
+    (&mut entry).take(rest).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > size_max {
+        return Err(invalid(format!("that goes on where its shape {shape:?} ends")));
+    }
+    if (bytes.len() as u64) < numbers {
+        return Err(refused());
+    }
     NpyFile::new(Cursor::new(bytes)).map_err(|error| refuse(&format!("has an invalid `{name}`: {error}")))
+}
+
+/// What an array's header says of it.
+struct Claimed {
+    header_end: usize,
+    shape: Vec<u64>,
+    /// How many numbers the shape has; none beyond the range of u64.
+    numbers: Option<u64>,
 }
 
 /// The archive is refused; what its own words make of the message is cut.
@@ -96,24 +137,22 @@ fn refuse(what: &str) -> EditError {
 ///
 /// The crate's parser tries brackets within brackets again at every depth, which takes time without end, makes room
 /// for a header before it looks, and multiplies a shape's dimensions unchecked.
-fn check_array(array: &[u8]) -> Result<(), String> {
+fn claimed(array: &[u8]) -> Result<Claimed, String> {
     let (size, start) = npy_header(array).ok_or("that ends within its header")?;
     if size > NPY_HEADER_SIZE_BYTES_MAX {
         return Err(format!("with a header of {size} bytes, at most {NPY_HEADER_SIZE_BYTES_MAX} are read"));
     }
-    let header = array.get(start..start + size).ok_or("that ends within its header")?;
+    let header_end = start + size;
+    let header = array.get(start..header_end).ok_or("that ends within its header")?;
     let count = |bracket: u8| header.iter().filter(|byte| **byte == bracket).count();
     if count(b'[') > 0 || count(b'(') != 1 || count(b'{') != 1 {
         return Err("of something else than plain numbers".to_owned());
     }
     let shape = std::str::from_utf8(header).ok().and_then(shape_in);
     let shape = shape.ok_or("whose shape is no list of numbers")?;
-    // Zeros aside, since strides are products of the other dimensions. No number is smaller than a byte.
-    let entries = shape.iter().try_fold(1_u64, |product, dimension| product.checked_mul((*dimension).max(1)));
-    match entries {
-        Some(entries) if entries <= array.len() as u64 => Ok(()),
-        _ => Err(format!("of {} bytes that claims the shape {shape:?}", array.len())),
-    }
+    // Zeros aside, since strides are products of the other dimensions.
+    let numbers = shape.iter().try_fold(1_u64, |product, dimension| product.checked_mul((*dimension).max(1)));
+    Ok(Claimed { header_end, shape, numbers })
 }
 
 /// The dimensions between a header's only parentheses.
@@ -167,7 +206,7 @@ mod tests {
     }
 
     fn refusal(header: &str) -> String {
-        let found = read_npz(archive(header, &[0; 16]));
+        let found = read_npz(archive(header, &[0; 16]), None);
         found.expect_err("must be refused").to_string()
     }
 
@@ -175,9 +214,11 @@ mod tests {
     fn an_array_as_numpy_writes_it_is_read() {
         let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }        \n";
         let data: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
-        let found = read_npz(archive(header, &data)).expect("it is right");
+        let found = read_npz(archive(header, &data), Some(2)).expect("it is right");
         let sum = LayerSum { sum: vec![1.0, 2.0, 3.0, 4.0], count: 5 };
         assert_eq!(found, Imported { sum, inner: 2 });
+        let found = read_npz(archive(header, &data), Some(3)).expect_err("of another width").to_string();
+        assert!(found.ends_with("shape [2, 2], expected a square matrix of 3 rows"), "{found}");
     }
 
     #[test]
@@ -189,7 +230,7 @@ mod tests {
             ([1.0, 0.0, 0.0, -1.0], "the sum -1 at row 1, column 1, expected 0 or more on the diagonal"),
         ] {
             let data: Vec<u8> = sums.iter().flat_map(|sum: &f32| sum.to_le_bytes()).collect();
-            let found = read_npz(archive(header, &data)).expect_err("must be refused").to_string();
+            let found = read_npz(archive(header, &data), None).expect_err("must be refused").to_string();
             assert!(found.ends_with(expected), "{found}");
         }
         assert_eq!(check_sums(&[-0.0, -1.0, -1.0, 0.0], 2), Ok(()));

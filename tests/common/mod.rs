@@ -64,7 +64,7 @@ pub fn recorded_moments(model: &Model, folder: &Path) -> Statistics {
         let path = entry.expect("an entry").path();
         let layer = import::layer_of_name(&path.file_name().expect("a name").to_string_lossy());
         let file = File::open(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-        layers.insert(layer.expect("a layer"), import::read_npz(file).expect("moments").sum);
+        layers.insert(layer.expect("a layer"), import::read_npz(file, None).expect("moments").sum);
     }
     let provenance = Provenance {
         base: model.checkpoint.weights_id().expect("the weights can be read"),

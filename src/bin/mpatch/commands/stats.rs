@@ -255,14 +255,8 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
             return Err(refuse(what));
         }
         let file = std::fs::File::open(&path).map_err(|error| CommandError::io("open", &path, &error))?;
-        let imported = read_npz(file)
+        let imported = read_npz(file, Some(inner))
             .map_err(|error| refuse(format!("cannot be imported as layer {layer}: {error}")))?;
-        if imported.inner != inner {
-            let found = imported.inner;
-            return Err(refuse(format!(
-                "holds keys of width {found} in layer {layer}, the model's have {inner}"
-            )));
-        }
         if layers.insert(layer, imported.sum).is_some() {
             return Err(refuse(format!("is the second file of layer {layer}")));
         }
