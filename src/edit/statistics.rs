@@ -69,7 +69,7 @@ pub fn merge(files: &[StatisticsFile]) -> Result<Statistics, EditError> {
         let loaded = files[index].load()?;
         match &mut sum {
             Some(sum) => sum.add(&loaded).map_err(|what| {
-                let path = files[index].file.path().display();
+                let path = files[index].path().display();
                 EditError::Statistics { what: format!("`{path}` cannot be merged: {what}") }
             })?,
             None => sum = Some(loaded),
@@ -167,19 +167,19 @@ impl Statistics {
 fn merge_order(files: &[StatisticsFile]) -> Result<Vec<usize>, EditError> {
     let refuse = |what: String| Err(EditError::Statistics { what: format!("cannot be merged: {what}") });
     let mut order: Vec<usize> = (0..files.len()).collect();
-    let drawn = |index: usize| &files[index].provenance.drawn;
+    let drawn = |index: usize| &files[index].provenance().drawn;
     let Some(count) = order.iter().find_map(|&index| drawn(index).shard).map(|shard| shard.count) else {
         different_text(files)?;
         return Ok(order);
     };
     let of_one_whole = |index: &usize| {
-        let (first, this) = (&files[0].provenance, &files[*index].provenance);
+        let (first, this) = (files[0].provenance(), files[*index].provenance());
         first.corpora == this.corpora
             && first.drawn.amount == this.drawn.amount
             && this.drawn.shard.is_some_and(|shard| shard.count == count)
     };
     if let Some(other) = order.iter().find(|index| !of_one_whole(index)) {
-        let path = files[*other].file.path().display();
+        let path = files[*other].path().display();
         return refuse(format!("`{path}` is no shard of the same {count} of the same text"));
     }
     order.sort_by_key(|&index| drawn(index).shard);
@@ -199,7 +199,7 @@ fn merge_order(files: &[StatisticsFile]) -> Result<Vec<usize>, EditError> {
 fn different_text(files: &[StatisticsFile]) -> Result<(), EditError> {
     let mut seen: BTreeMap<FileDigest, usize> = BTreeMap::new();
     for (index, file) in files.iter().enumerate() {
-        for corpus in &file.provenance.corpora {
+        for corpus in &file.provenance().corpora {
             let first = *seen.entry(*corpus).or_insert(index);
             if first != index {
                 return Err(repeated([&files[first], file], &format!("corpus {}", corpus.short())));
@@ -210,7 +210,7 @@ fn different_text(files: &[StatisticsFile]) -> Result<(), EditError> {
 }
 
 fn repeated(files: [&StatisticsFile; 2], what: &str) -> EditError {
-    let [first, second] = files.map(|file| file.file.path().display().to_string());
+    let [first, second] = files.map(|file| file.path().display().to_string());
     EditError::Repeated { what: format!("`{first}` and `{second}` both hold {what}") }
 }
 
@@ -246,25 +246,36 @@ fn count_name(layer: usize) -> String {
     format!("layer.{layer}.count")
 }
 
-/// A statistics file, opened; sums are read one layer at a time.
+/// What the header of a statistics file says: enough to tell whether it fits, before gigabytes are hashed.
 #[derive(Debug)]
-pub struct StatisticsFile {
+pub struct StatisticsHeader {
     file: Checkpoint,
-    digest: FileDigest,
     /// Tokens by layer.
     counts: BTreeMap<usize, u64>,
     provenance: Provenance,
 }
 
-impl StatisticsFile {
-    /// Opens the artifact at `path` and hashes it.
+/// A statistics file, opened; sums are read one layer at a time.
+#[derive(Debug)]
+pub struct StatisticsFile {
+    header: StatisticsHeader,
+    digest: FileDigest,
+}
+
+impl StatisticsHeader {
+    /// Opens the artifact at `path`.
     ///
     /// # Errors
     /// [`EditError::Checkpoint`], or [`EditError::Statistics`] when the file is something else.
     pub fn open(path: &Path) -> Result<Self, EditError> {
         let file = Checkpoint::open(path)?;
         let refuse = |what: String| EditError::Statistics { what: format!("`{}` {what}", path.display()) };
-        let metadata = file.files()[0].metadata().clone();
+        // What is hashed is a file, so that its digest is that of all sums.
+        let [only] = file.files() else {
+            let found = file.files().len();
+            return Err(refuse(format!("is {found} files, expected one: statistics are not sharded")));
+        };
+        let metadata = only.metadata().clone();
         let field = |name: &str| {
             metadata
                 .get(name)
@@ -295,12 +306,15 @@ impl StatisticsFile {
             let count = field(&count_name(layer))?.parse().ok().filter(|count| *count > 0);
             counts.insert(layer, count.ok_or_else(|| refuse(format!("has no tokens in layer {layer}")))?);
         }
-        Ok(Self { digest: file.file_digest(0)?, file, counts, provenance })
+        Ok(Self { file, counts, provenance })
     }
 
-    /// Digest of the whole file.
-    pub fn digest(&self) -> FileDigest {
-        self.digest
+    /// The file with its digest.
+    ///
+    /// # Errors
+    /// [`EditError::Checkpoint`].
+    pub fn hash(self) -> Result<StatisticsFile, EditError> {
+        Ok(StatisticsFile { digest: self.file.file_digest(0)?, header: self })
     }
 
     /// Tokens by layer.
@@ -339,19 +353,56 @@ impl StatisticsFile {
         }
         Ok(())
     }
+}
+
+impl StatisticsFile {
+    /// Opens the artifact at `path` and hashes it.
+    ///
+    /// # Errors
+    /// As [`StatisticsHeader::open`].
+    pub fn open(path: &Path) -> Result<Self, EditError> {
+        StatisticsHeader::open(path)?.hash()
+    }
+
+    fn path(&self) -> &Path {
+        self.header.file.path()
+    }
+
+    /// Digest of the whole file.
+    pub fn digest(&self) -> FileDigest {
+        self.digest
+    }
+
+    /// Tokens by layer.
+    pub fn counts(&self) -> &BTreeMap<usize, u64> {
+        &self.header.counts
+    }
+
+    /// What the statistics were made from.
+    pub fn provenance(&self) -> &Provenance {
+        &self.header.provenance
+    }
+
+    /// As [`StatisticsHeader::check`].
+    ///
+    /// # Errors
+    /// As [`StatisticsHeader::check`].
+    pub fn check(&self, base: WeightsId, inner: usize, layers: &[usize]) -> Result<(), EditError> {
+        self.header.check(base, inner, layers)
+    }
 
     /// One layer's sum and count.
     ///
     /// # Errors
     /// [`EditError::Checkpoint`] or [`EditError::Statistics`].
     pub fn layer(&self, layer: usize) -> Result<LayerSum, EditError> {
-        let bytes = self.file.read(self.tensor(layer)?)?;
-        let count = self.counts.get(&layer).copied().unwrap_or_default();
+        let bytes = self.header.file.read(self.tensor(layer)?)?;
+        let count = self.counts().get(&layer).copied().unwrap_or_default();
         Ok(LayerSum { sum: floats(&bytes).collect(), count })
     }
 
     fn tensor(&self, layer: usize) -> Result<&TensorInfo, EditError> {
-        Ok(self.file.tensor(&tensor_name(layer))?)
+        Ok(self.header.file.tensor(&tensor_name(layer))?)
     }
 
     /// One layer's second moment, `sum / count`, `[inner, inner]`; divided in f32 as the reference does.
@@ -363,11 +414,11 @@ impl StatisticsFile {
     pub fn moment(&self, layer: usize) -> Result<Mat<f64>, EditError> {
         let info = self.tensor(layer)?;
         let inner = info.shape.first().map_or(0, |side| *side as usize);
-        let count = self.counts.get(&layer).copied().unwrap_or_default() as f32;
+        let count = self.counts().get(&layer).copied().unwrap_or_default() as f32;
         let mut moment = Mat::zeros(inner, inner);
         let mut bytes = vec![0; inner * size_of::<f32>()];
         for row in 0..inner {
-            self.file.read_at(info, (row * bytes.len()) as u64, &mut bytes)?;
+            self.header.file.read_at(info, (row * bytes.len()) as u64, &mut bytes)?;
             for (column, entry) in floats(&bytes).enumerate() {
                 // It is symmetric, and a column is what lies together in memory.
                 moment[(column, row)] = f64::from(entry / count);
@@ -382,12 +433,12 @@ impl StatisticsFile {
     /// As [`StatisticsFile::layer`].
     pub fn load(&self) -> Result<Statistics, EditError> {
         let layers: BTreeMap<_, _> = self
-            .counts
+            .counts()
             .keys()
             .map(|layer| Ok((*layer, self.layer(*layer)?)))
             .collect::<Result<_, EditError>>()?;
         let entries = layers.values().next().map_or(0, |layer| layer.sum.len());
-        Ok(Statistics { layers, inner: entries.isqrt(), provenance: self.provenance.clone() })
+        Ok(Statistics { layers, inner: entries.isqrt(), provenance: self.provenance().clone() })
     }
 }
 
@@ -449,6 +500,21 @@ mod tests {
             let found = refused(&tensors);
             assert!(found.contains(expected) && found.contains("expected squares of F32"), "{found}");
         }
+    }
+
+    #[test]
+    fn sums_in_several_files_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut map = serde_json::Map::new();
+        for layer in [0, 1] {
+            let name = format!("{layer}.safetensors");
+            statistics(&[(layer, 1, 7)]).write(&folder.path().join(&name)).expect("written");
+            map.insert(tensor_name(layer), name.into());
+        }
+        let index = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
+        std::fs::write(folder.path().join("model.safetensors.index.json"), index).expect("written");
+        let found = StatisticsFile::open(folder.path()).expect_err("not all of it is hashed").to_string();
+        assert!(found.ends_with("is 2 files, expected one: statistics are not sharded"), "{found}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::kept::{FactorCache, ValueLog};
 use mpatch::edit::statistics::{
-    Amount, Collected, Shard, Statistics, StatisticsFile, collect_part, sums_size_bytes,
+    Amount, Collected, Shard, Statistics, StatisticsFile, StatisticsHeader, collect_part, sums_size_bytes,
 };
 use mpatch::model::Model;
 
@@ -215,7 +215,7 @@ impl StatisticsCache {
     }
 
     /// The cached file of this base that holds `layers`; of several one made with the model's own tokenizer, and of
-    /// those the one made from most tokens.
+    /// those the one made from most tokens. Headers decide; no other file is hashed.
     pub fn find(
         &self,
         model: &Model,
@@ -225,7 +225,7 @@ impl StatisticsCache {
         let (inner, tokenizer) = (model.network.config().inner, model.tokenizer.digest());
         let ours = self.paths().into_iter().filter(|path| is_of_base(path, base));
         let fitting = ours.filter_map(|path| {
-            let file = StatisticsFile::open(&path).ok()?;
+            let file = StatisticsHeader::open(&path).ok()?;
             file.check(base, inner, layers).ok()?;
             // A shard is no statistics of anything by itself.
             file.provenance().drawn.shard.is_none().then_some(())?;
@@ -233,8 +233,9 @@ impl StatisticsCache {
             // The path decides between equals, so that the choice does not depend on the order of a folder.
             Some(((file.provenance().tokenizer == tokenizer, tokens, path), file))
         });
-        let best = fitting.max_by(|(one, _), (other, _)| one.cmp(other));
-        best.map(|((_, _, path), file)| (path, file))
+        let mut fitting = Vec::from_iter(fitting);
+        fitting.sort_by(|(one, _), (other, _)| other.cmp(one));
+        fitting.into_iter().find_map(|((_, _, path), file)| Some((path, file.hash().ok()?)))
     }
 
     /// All cached files, those of this base first, opened and hashed one by one; what is no statistics is left out.
