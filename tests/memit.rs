@@ -19,7 +19,7 @@ use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::kept::Kept;
 use mpatch::edit::key_span::{KeySpan, KeySpans};
 use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
-use mpatch::edit::{Edit, FactPrompt, LayerUpdate, memit};
+use mpatch::edit::{Edit, FactPrompt, LayerUpdate, keys_after, memit};
 use mpatch::evaluate::{Extent, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, Update, compress};
 use mpatch::facts::FactsFile;
@@ -90,13 +90,15 @@ fn agrees_with_the_reference(count: usize) {
     let width = model.network.config().width;
     let values = entries(count, width, |fact, feature| f64::from(edit.values[fact].hidden[feature]));
     let mut worst = vec![("zs".to_owned(), relative_difference(&values, &arrays["zs"].values))];
-    for update in &edit.layers {
+    let contexts = Contexts::parse(&std::fs::read(reference(count).join("contexts.json")).unwrap()).unwrap();
+    for (index, update) in edit.layers.iter().enumerate() {
         let (layer, tensor) = (update.layer, &update.tensor);
         let of = |name: &str, matrix: &faer::Mat<f64>| {
             let found = entries(matrix.nrows(), matrix.ncols(), |row, column| matrix[(row, column)]);
             (name.to_owned(), relative_difference(&found, &arrays[name].values))
         };
-        worst.push(of(&format!("ks_{layer}"), &update.keys));
+        let keys = keys_after(&model, &contexts, &facts(count), &edit.layers[..index], layer).unwrap();
+        worst.push(of(&format!("ks_{layer}"), &keys));
         worst.push(of(&format!("adjk_{tensor}"), &update.adjusted_keys));
         worst.push(of(&format!("resid_{tensor}"), &update.residuals));
         let (adjusted, residuals) = (&arrays[&format!("adjk_{tensor}")], &arrays[&format!("resid_{tensor}")]);

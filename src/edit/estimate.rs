@@ -107,6 +107,6 @@ fn memory_size_bytes(
 pub fn solve_size_bytes(config: &Config, layers: usize, facts: usize) -> u64 {
     let (width, inner) = (config.width as u64, config.inner as u64);
     let rank = (facts as u64).min(inner);
-    let updates = layers as u64 * (8 * rank * (2 * inner + width) + 4 * width * inner);
+    let updates = layers as u64 * (8 * rank * (inner + width) + 4 * width * inner);
     8 * inner * inner + 24 * rank * inner + updates
 }

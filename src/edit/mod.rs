@@ -141,14 +141,12 @@ pub struct FactPrompt {
 /// The update of one layer: `residuals * adjusted_keys^T`, `[width, inner]`.
 ///
 /// Where facts outnumber the inner width the update is solved for as a whole: then `adjusted_keys` is the update
-/// itself, transposed, `residuals` is the identity, and `keys` has no rows.
+/// itself, transposed, and `residuals` is the identity.
 pub struct LayerUpdate {
     /// The layer.
     pub layer: usize,
     /// The checkpoint's name of the edited matrix.
     pub tensor: String,
-    /// The keys, `[facts, inner]` f64.
-    pub keys: Mat<f64>,
     /// `(lambda * C + K K^T)^-1 K`, `[inner, facts]` f64.
     pub adjusted_keys: Mat<f64>,
     /// What is still missing of each value, divided by the layers still to come, `[width, facts]` f64.
@@ -294,7 +292,7 @@ impl Step<'_> {
         let factor = factor(self.statistics, kept, self.weight, self.layer, keys.ncols())?;
         let adjusted_keys = factor.adjust(keys.as_ref(), self.layer)?;
         let tensor = self.edited.mlp_output_name(self.layer);
-        Ok(LayerUpdate { layer: self.layer, tensor, keys, adjusted_keys, residuals, ridge: factor.ridge })
+        Ok(LayerUpdate { layer: self.layer, tensor, adjusted_keys, residuals, ridge: factor.ridge })
     }
 
     /// Solves for the update as a whole; facts come in blocks, whose keys take a quarter of a second moment.
@@ -311,7 +309,6 @@ impl Step<'_> {
         Ok(LayerUpdate {
             layer: self.layer,
             tensor: self.edited.mlp_output_name(self.layer),
-            keys: Mat::zeros(0, inner),
             adjusted_keys: update.transpose().to_owned(),
             residuals: Mat::identity(width, width),
             ridge,
@@ -327,6 +324,24 @@ impl Step<'_> {
         let residuals = residuals(&self.values[first..end], &current, self.layers_left)?;
         Ok((keys, residuals))
     }
+}
+
+/// The keys of `facts` in `layer`, `[facts, inner]` f64, which sees the updates `before` it: for tests, since an edit
+/// does not keep them.
+#[doc(hidden)]
+pub fn keys_after(
+    model: &Model,
+    contexts: &Contexts,
+    facts: &[FactPrompt],
+    before: &[LayerUpdate],
+    layer: usize,
+) -> Result<Mat<f64>, EditError> {
+    let in_contexts = key::in_contexts(model, contexts, facts)?;
+    let mut edited = model.network.clone();
+    for update in before {
+        edited = update.overlay(&edited)?;
+    }
+    matrix(&key::keys(&edited, contexts, &in_contexts, layer)?)
 }
 
 /// The factor of `weight * C` of one layer: the one kept, or a new one.
