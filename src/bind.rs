@@ -5,6 +5,8 @@
 
 use std::collections::BTreeSet;
 
+use rayon::prelude::*;
+
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::{TensorDigest, WeightsId};
 use crate::factors::{CorrectionWriter, FactorError, Kernel, Term, UndoWriter, Update};
@@ -98,14 +100,34 @@ pub fn check_finite(checkpoint: &Checkpoint, tensors: &[String]) -> Result<(), B
     for name in tensors {
         let info = checkpoint.tensor(name)?;
         let Some(dtype) = info.element_dtype() else { continue };
-        let bytes = checkpoint.read(info)?;
-        if let Some((first, count)) = with_element!(dtype, E => not_finite::<E>(&bytes)) {
+        if let Some((first, count)) = with_element!(dtype, E => not_finite_of::<E>(checkpoint, info))? {
             let columns = info.shape.last().map_or(1, |columns| (*columns).max(1) as usize);
             let (row, column) = (first / columns, first % columns);
             return Err(BindError::NotFinite { tensor: name.clone(), row, column, count });
         }
     }
     Ok(())
+}
+
+/// Bytes of a tensor that are looked through at once, a whole number of weights of any type.
+const FINITE_BLOCK_BYTES: u64 = 2 << 20;
+
+/// As [`not_finite`], of a tensor in its file, several blocks at a time.
+fn not_finite_of<E: Element>(
+    checkpoint: &Checkpoint,
+    info: &TensorInfo,
+) -> Result<Option<(usize, u64)>, CheckpointError> {
+    let look = |bytes: &mut Vec<u8>, block: u64| {
+        let offset = block * FINITE_BLOCK_BYTES;
+        bytes.resize(FINITE_BLOCK_BYTES.min(info.size_bytes - offset) as usize, 0);
+        checkpoint.read_at(info, offset, bytes)?;
+        let first = offset as usize / E::DTYPE.size_bytes();
+        Ok(not_finite::<E>(bytes).map(|(index, count)| (first + index, count)))
+    };
+    let blocks = (0..info.size_bytes.div_ceil(FINITE_BLOCK_BYTES)).into_par_iter();
+    let found: Vec<_> = blocks.map_init(Vec::new, look).collect::<Result<_, CheckpointError>>()?;
+    let broken = found.into_iter().flatten();
+    Ok(broken.reduce(|(first, before), (_, count)| (first, before + count)))
 }
 
 /// Index of the first weight that is NaN or infinite, and the number of them, where there are any.
