@@ -161,7 +161,7 @@ impl Bench {
         let named: Vec<Named<'_>> =
             names.iter().zip(patches).map(|(name, patch)| Named { name, patch }).collect();
         let base = Checkpoint::open(&self.base).unwrap();
-        let options = AddOptions { squash, ..AddOptions::default() };
+        let options = AddOptions { squash, overlaps: true, ..AddOptions::default() };
         stack(&base, &named, &Sides::Refuse, &options, &|_| ()).unwrap()
     }
 

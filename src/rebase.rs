@@ -106,6 +106,10 @@ pub fn rebase(
         draft.measured = Vec::new();
         draft.supersedes = Vec::new();
     }
-    draft.parents.extend(&options.parents);
+    for parent in &options.parents {
+        if !draft.parents.contains(parent) {
+            draft.parents.push(*parent);
+        }
+    }
     Ok(draft)
 }

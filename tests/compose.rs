@@ -292,7 +292,9 @@ fn shared_keys_are_measured() {
     let one = patch_of(&path, terms.clone(), vec![]);
     // The same keys in the first matrix, others in the second.
     let other = patch_of(&path, vec![terms[0].clone(), numbers.low_rank(SHAPE, 1, 6, 0.3)], vec![]);
-    let made = stacked(&path, &[&one, &other]).unwrap();
+    assert_eq!(stacked(&path, &[&one, &other]).unwrap().overlaps, []);
+    let options = AddOptions { overlaps: true, ..AddOptions::default() };
+    let made = stacked_with(&path, &[&one, &other], &Sides::Refuse, &options).unwrap();
     let [same, others] = &made.overlaps[..] else { panic!("{:?}", made.overlaps) };
     assert_eq!((same.tensor.as_str(), same.ranks), (FIRST, [2, 2]));
     assert!(same.angle_degrees < 1e-5 && (same.shared - 1.0).abs() < 1e-9, "{same:?}");
@@ -326,7 +328,7 @@ fn a_patch_is_bound_to_what_another_made_of_the_base() {
     let other = patch_on(&path, 2, vec![fact("B", "chess")]);
     let edited = applied(&path, &one, "edited.safetensors");
     let checkpoint = Checkpoint::open(&edited).unwrap();
-    let options = RebaseOptions { parents: vec![one.id()], ..RebaseOptions::default() };
+    let options = RebaseOptions { parents: vec![one.id(), one.id()], ..RebaseOptions::default() };
     let rebased = decoded(&rebase(&checkpoint, &other, &options, &quiet).unwrap());
     assert_eq!(rebased.manifest().facts, other.manifest().facts);
     assert_eq!(rebased.manifest().parents, [one.id()]);

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+#[cfg(feature = "edit")]
+use rayon::prelude::*;
 use serde::Serialize;
 
 #[cfg(feature = "edit")]
@@ -31,6 +33,8 @@ pub struct AddOptions {
     pub drop_corrections: bool,
     /// Recompress each tensor's terms to one.
     pub squash: Option<Squash>,
+    /// Measure how the key spaces of any two patches lie to each other.
+    pub overlaps: bool,
     /// Free text for the result.
     pub about: About,
 }
@@ -50,7 +54,7 @@ pub struct Stacked {
     pub plan: Plan,
     /// The patch; [`crate::patch::encode`] gives its bytes.
     pub draft: Draft,
-    /// How the key spaces of any two patches lie to each other, for each tensor that both touch.
+    /// How the key spaces of any two patches lie to each other, for each tensor that both touch, if asked for.
     pub overlaps: Vec<Overlap>,
     /// What became of each tensor's terms where they were recompressed.
     pub squashed: Vec<Squashed>,
@@ -118,7 +122,7 @@ impl Plan {
     ) -> Result<Stacked, StackError> {
         self.check_lost(options)?;
         let mut terms = self.terms(patches, options)?;
-        let overlaps = self.overlaps(&terms)?;
+        let overlaps = if options.overlaps { self.overlaps(&terms)? } else { Vec::new() };
         let squashed = terms.squash(options.squash)?;
         let edits: Vec<_> = terms.edits.into_iter().collect();
         // The patches apply to these weights, broken ones included; so does their sum.
@@ -169,29 +173,43 @@ impl Plan {
     fn overlaps(&self, terms: &Terms) -> Result<Vec<Overlap>, StackError> {
         let mut overlaps = Vec::new();
         for (tensor, indices) in &terms.edits {
-            let mut spaces: Vec<(usize, KeySpace)> = Vec::new();
-            for (owner, of_patch) in terms.by_owner(indices) {
+            let space = |(owner, of_patch): (usize, Vec<&Term>)| {
                 let name = &self.patches[owner].name;
                 let space = KeySpace::of(&of_patch).map_err(|source| factors_error(name, source))?;
-                spaces.extend(space.map(|space| (owner, space)));
-            }
-            for (index, (one, first)) in spaces.iter().enumerate() {
-                for (other, second) in &spaces[index + 1..] {
-                    let name = |owner: usize| self.patches[owner].name.clone();
-                    let found = first.overlap(second);
-                    let found = found.map_err(|source| factors_error(&self.patches[*one].name, source))?;
-                    overlaps.push(Overlap {
-                        tensor: tensor.clone(),
-                        patches: [name(*one), name(*other)],
-                        ranks: [first.rank(), second.rank()],
-                        angle_degrees: found.angle_degrees,
-                        shared: found.shared,
-                        shared_by_chance: found.shared_by_chance,
-                    });
-                }
-            }
+                Ok(space.map(|space| (owner, space)))
+            };
+            let spaces = terms.by_owner(indices).into_par_iter().map(space);
+            let spaces: Vec<_> =
+                spaces.collect::<Result<Vec<_>, StackError>>()?.into_iter().flatten().collect();
+            let later = |index: usize| spaces.iter().skip(index + 1);
+            let pairs = spaces
+                .iter()
+                .enumerate()
+                .flat_map(|(index, one)| later(index).map(move |other| (one, other)));
+            let pairs: Vec<_> = pairs.collect();
+            let found = pairs.into_par_iter().map(|(one, other)| self.overlap(tensor, one, other));
+            overlaps.append(&mut found.collect::<Result<Vec<_>, _>>()?);
         }
         Ok(overlaps)
+    }
+
+    #[cfg(feature = "edit")]
+    fn overlap(
+        &self,
+        tensor: &str,
+        (one, first): &(usize, KeySpace),
+        (other, second): &(usize, KeySpace),
+    ) -> Result<Overlap, StackError> {
+        let name = |owner: usize| self.patches[owner].name.clone();
+        let found = first.overlap(second).map_err(|source| factors_error(&name(*one), source))?;
+        Ok(Overlap {
+            tensor: tensor.to_owned(),
+            patches: [name(*one), name(*other)],
+            ranks: [first.rank(), second.rank()],
+            angle_degrees: found.angle_degrees,
+            shared: found.shared,
+            shared_by_chance: found.shared_by_chance,
+        })
     }
 
     /// Without the feature `edit` there is no linear algebra to find them with.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::{PatchId, WeightsId};
-use mpatch::operation::{Direction, survey_size_bytes};
+use mpatch::operation::survey_size_bytes;
 use mpatch::patch::{Patch, encode};
 use mpatch::rebase::{RebaseError, RebaseOptions, rebase};
 use mpatch::revert::Answer;
@@ -113,7 +113,7 @@ fn parent(path: &Path, base: &Checkpoint, output: &Output) -> Result<PatchId, Co
     let answer = mpatch::revert::plan_with(base, &patch, &|bytes| progress.add(bytes))
         .map_err(|error| CommandError::operation(&name, error))?;
     match answer {
-        Answer::Reverts(plan) if plan.direction == Direction::Revert => Ok(patch.id()),
+        Answer::Reverts(_) => Ok(patch.id()),
         _ => Err(CommandError::new(
             ExitKind::WrongBase,
             format!(

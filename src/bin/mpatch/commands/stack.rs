@@ -163,6 +163,7 @@ impl StackArguments {
             keep_partly_lost: self.keep_both_updates,
             drop_corrections: self.drop_corrections,
             squash: self.squash.map(|tolerance| Squash { tolerance }),
+            overlaps: true,
             about: self.about.about(),
         };
         let added = plan.added().map(|patch| named[patch.given].patch);
