@@ -10,6 +10,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -53,13 +54,19 @@ impl RecordLog {
         mut read: impl FnMut(Vec<u8>),
     ) -> Result<Option<Self>, CheckpointError> {
         let failed = |action| CheckpointError::io(path, action);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-        let file = file.map_err(failed("open"))?;
-        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Ok(None),
-            Err(error) => return Err(failed("lock")(error.into())),
-        }
+        let file = loop {
+            let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
+            let file = file.map_err(failed("open"))?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => return Ok(None),
+                Err(error) => return Err(failed("lock")(error.into())),
+            }
+            // Whoever held it may have removed it meanwhile: what was written to it would be lost with it.
+            if has_name(&file, path).map_err(failed("examine"))? {
+                break file;
+            }
+        };
         let mut records = Records::over(&file).map_err(failed("read"))?;
         let known = records.next().map_err(failed("read"))?.is_some_and(|first| first == origin);
         let mut end = 0;
@@ -98,6 +105,16 @@ impl RecordLog {
     /// [`CheckpointError::Io`].
     pub fn remove(self) -> Result<(), CheckpointError> {
         std::fs::remove_file(&self.path).map_err(CheckpointError::io(&self.path, "remove"))
+    }
+}
+
+/// Whether `path` is still the name of `file`.
+fn has_name(file: &File, path: &Path) -> std::io::Result<bool> {
+    let here = file.metadata()?;
+    match std::fs::metadata(path) {
+        Ok(named) => Ok((named.dev(), named.ino()) == (here.dev(), here.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
     }
 }
 
@@ -145,7 +162,7 @@ pub fn read_records(
 }
 
 /// Removes the files of `folder` that end in `ending`, oldest first, until those left take `limit` bytes at most;
-/// `kept` stays whatever its age. A file that cannot be removed is left.
+/// `kept` stays whatever its age, and so does a log that a process holds. A file that cannot be removed is left.
 pub fn limit_folder(folder: &Path, ending: &str, limit_bytes: u64, kept: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     let described = entries.filter_map(|entry| {
@@ -161,7 +178,14 @@ pub fn limit_folder(folder: &Path, ending: &str, limit_bytes: u64, kept: &Path) 
         if total <= limit_bytes {
             return;
         }
-        if path != kept && std::fs::remove_file(&path).is_ok() {
+        if path == kept {
+            continue;
+        }
+        // Locked until it is gone, so that nobody takes it for a log of theirs meanwhile.
+        let file = File::open(&path);
+        let lock = |file| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+        let is_held = file.as_ref().is_ok_and(|file| lock(file) == Err(Errno::WOULDBLOCK));
+        if !is_held && std::fs::remove_file(&path).is_ok() {
             total -= size;
         }
     }
@@ -319,5 +343,11 @@ mod tests {
         assert!(!path("old.log").exists() && path("kept.log").exists() && path("new.log").exists());
         limit_folder(folder.path(), "log", 5, &path("kept.log"));
         assert!(path("kept.log").exists() && !path("new.log").exists() && path("other.txt").exists());
+        let (held, _) = opened(&path("held.log"), b"origin");
+        limit_folder(folder.path(), "log", 0, &path("kept.log"));
+        assert!(has_name(&held.file, &path("held.log")).expect("readable"), "it is in use");
+        drop(held);
+        limit_folder(folder.path(), "log", 0, &path("kept.log"));
+        assert!(!path("held.log").exists());
     }
 }
