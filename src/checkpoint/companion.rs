@@ -1,6 +1,7 @@
 //! The small files beside the weights: config, tokenizer, hyperparameters, and the index of shards.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use super::copy::{Source, Target, copy_ranges, share_or_reserve};
 use super::disk::{File, Kind};
@@ -22,10 +23,12 @@ impl Checkpoint {
     /// Copies what lies beside the weights into the folder `target`; returns the names of what does not go along.
     pub(super) fn copy_companions(&self, target: &Path) -> Result<Vec<String>, CheckpointError> {
         let (disk, base) = (&self.disk, self.folder());
+        let shards: BTreeSet<_> = self.files.iter().filter_map(|file| file.path.file_name()).collect();
+        let homes = self.homes();
         let mut left_out = Vec::new();
         for name in disk.list(base).map_err(CheckpointError::io(base, "list"))? {
             let (source, target) = (base.join(&name), target.join(&name));
-            let is_shard = self.files.iter().any(|file| file.path.file_name() == Some(&name));
+            let is_shard = shards.contains(name.as_os_str());
             let text = name.to_string_lossy();
             if is_shard || text.ends_with(JOURNAL_SUFFIX) || is_temporary(&text) {
                 continue;
@@ -35,7 +38,7 @@ impl Checkpoint {
                 Some((index, file)) if index.file_name() == Some(&name) => {
                     self.copy_companion(&source, file, &target)?;
                 }
-                _ if self.takes_along(&source)? => {
+                _ if self.takes_along(&source, &homes)? => {
                     let file = open_regular(disk, &source).map_err(CheckpointError::io(&source, "open"))?;
                     self.copy_companion(&source, &file, &target)?;
                 }
@@ -62,8 +65,8 @@ impl Checkpoint {
     /// Whether something beside the weights goes along into a copy of their folder: it is a file that holds no weights,
     /// and no link that whoever made the folder laid to something of the user's.
     ///
-    /// A hub's cache links the companions into the folder that it links the weights into.
-    fn takes_along(&self, path: &Path) -> Result<bool, CheckpointError> {
+    /// `homes` are those of [`Checkpoint::homes`].
+    fn takes_along(&self, path: &Path, homes: &BTreeSet<PathBuf>) -> Result<bool, CheckpointError> {
         let ending = path.extension().unwrap_or_default();
         if OTHER_WEIGHTS.iter().any(|other| ending == *other) {
             return Ok(false);
@@ -79,10 +82,16 @@ impl Checkpoint {
         if about.kind != Kind::File {
             return Ok(false);
         }
+        Ok(homes.contains(folder_of(&real)))
+    }
+
+    /// The folders that a link beside the weights may lead into: those that the weights really lie in, and their own.
+    ///
+    /// A hub's cache links the companions into the folder that it links the weights into.
+    fn homes(&self) -> BTreeSet<PathBuf> {
         let weights = self.files.iter().filter_map(|file| self.disk.real_path(&file.path).ok());
-        let mut homes = Vec::from_iter(weights.map(|weights| folder_of(&weights).to_owned()));
-        homes.extend(self.disk.real_path(self.folder()));
-        Ok(homes.iter().any(|home| home == folder_of(&real)))
+        let homes = weights.map(|weights| folder_of(&weights).to_owned());
+        homes.chain(self.disk.real_path(self.folder())).collect()
     }
 
     /// The bytes of the file `name` beside the weights, or none when there is no such file.
@@ -119,7 +128,6 @@ impl Checkpoint {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::symlink;
-    use std::path::PathBuf;
     use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
 

@@ -271,14 +271,29 @@ impl Checkpoint {
     /// # Errors
     /// [`CheckpointError::MissingTensor`], with the nearest name there is.
     pub fn tensor(&self, name: &str) -> Result<&TensorInfo, CheckpointError> {
-        match self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)) {
-            Ok(index) => Ok(&self.tensors[index]),
-            Err(_) => Err(CheckpointError::MissingTensor {
-                path: self.path.clone(),
-                tensor: name.to_owned(),
-                nearest: nearest_name(&self.tensors, name),
-            }),
-        }
+        self.find(name).ok_or_else(|| CheckpointError::MissingTensor {
+            path: self.path.clone(),
+            tensor: name.to_owned(),
+            nearest: self.nearest_name(name),
+        })
+    }
+
+    /// The tensor called `name`, if there is one.
+    pub fn find(&self, name: &str) -> Option<&TensorInfo> {
+        let found = self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name));
+        self.tensors.get(found.ok()?)
+    }
+
+    /// The name that shares most of its beginning and end with `name`, if that is at least half of it. Looks at all.
+    pub(crate) fn nearest_name(&self, name: &str) -> Option<String> {
+        let shared = |candidate: &str| {
+            let same = |pair: &(u8, u8)| pair.0 == pair.1;
+            let prefix = candidate.bytes().zip(name.bytes()).take_while(same).count();
+            let suffix = candidate.bytes().rev().zip(name.bytes().rev()).take_while(same).count();
+            (prefix + suffix).min(candidate.len()).min(name.len())
+        };
+        let best = self.tensors.iter().max_by_key(|tensor| shared(&tensor.name))?;
+        (2 * shared(&best.name) >= name.len()).then(|| best.name.clone())
     }
 
     /// Bytes of all tensors together: what [`Checkpoint::weights_id_with`] reports progress towards.
@@ -532,18 +547,6 @@ pub fn tensors_of_bytes(file: &[u8]) -> Result<Vec<TensorInfo>, String> {
 #[doc(hidden)]
 pub fn shards_of_bytes(index: &[u8]) -> Result<BTreeMap<String, String>, String> {
     index::parse(index).map(|index| index.weight_map)
-}
-
-/// The name that shares most of its beginning and end with `name`, if that is at least half of it.
-fn nearest_name(tensors: &[TensorInfo], name: &str) -> Option<String> {
-    let shared = |candidate: &str| {
-        let same = |pair: &(u8, u8)| pair.0 == pair.1;
-        let prefix = candidate.bytes().zip(name.bytes()).take_while(same).count();
-        let suffix = candidate.bytes().rev().zip(name.bytes().rev()).take_while(same).count();
-        (prefix + suffix).min(candidate.len()).min(name.len())
-    };
-    let best = tensors.iter().max_by_key(|tensor| shared(&tensor.name))?;
-    (2 * shared(&best.name) >= name.len()).then(|| best.name.clone())
 }
 
 #[cfg(test)]

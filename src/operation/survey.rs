@@ -59,11 +59,11 @@ pub(crate) fn standing(
     if let Some(index) = compared.iter().position(|found| found.at_end == found.tensors) {
         return Standing::End(index);
     }
-    Standing::Elsewhere(closest(compared))
+    Standing::Elsewhere(closest(checkpoint, compared))
 }
 
 /// The comparison with most tensors in either state; the earliest among equals.
-fn closest(compared: Vec<Comparison>) -> Mismatch {
+fn closest(checkpoint: &Checkpoint, compared: Vec<Comparison>) -> Mismatch {
     let mut best: Option<(usize, Comparison)> = None;
     for (binding, found) in compared.into_iter().enumerate() {
         if best.as_ref().is_none_or(|(_, best)| best.in_either < found.in_either) {
@@ -73,6 +73,7 @@ fn closest(compared: Vec<Comparison>) -> Mismatch {
     let (binding, found) = best.unwrap_or_default();
     let (tensor, difference) =
         found.first.unwrap_or_else(|| (String::new(), Difference::Missing { nearest: None }));
+    let difference = with_nearest(checkpoint, &tensor, difference);
     let Comparison { at_start, at_end, in_either, tensors, .. } = found;
     Mismatch { tensor, difference, binding, at_start, at_end, in_either, tensors }
 }
@@ -91,7 +92,7 @@ impl Comparison {
     fn new(checkpoint: &Checkpoint, binding: &Binding, digests: &Digests<'_>, direction: Direction) -> Self {
         let mut comparison = Comparison { tensors: binding.tensors.len(), ..Comparison::default() };
         for tensor in &binding.tensors {
-            let found = locate(checkpoint, tensor).and_then(|info| {
+            let found = fitting(checkpoint, tensor).and_then(|info| {
                 let found = digests.get(info.name.as_str()).copied();
                 found.ok_or(Difference::Missing { nearest: None })
             });
@@ -116,11 +117,22 @@ pub(super) fn locate<'c>(
     checkpoint: &'c Checkpoint,
     tensor: &TensorBinding,
 ) -> Result<&'c TensorInfo, Difference> {
-    let info = match checkpoint.tensor(&tensor.name) {
-        Ok(info) => info,
-        Err(CheckpointError::MissingTensor { nearest, .. }) => return Err(Difference::Missing { nearest }),
-        Err(_) => return Err(Difference::Missing { nearest: None }),
-    };
+    fitting(checkpoint, tensor).map_err(|difference| with_nearest(checkpoint, &tensor.name, difference))
+}
+
+/// A difference as it is reported: where there is no such tensor, with the nearest name, which takes a look at all.
+fn with_nearest(checkpoint: &Checkpoint, name: &str, difference: Difference) -> Difference {
+    match difference {
+        Difference::Missing { .. } if checkpoint.find(name).is_none() => {
+            Difference::Missing { nearest: checkpoint.nearest_name(name) }
+        }
+        difference => difference,
+    }
+}
+
+/// As [`locate`], without a nearest name.
+fn fitting<'c>(checkpoint: &'c Checkpoint, tensor: &TensorBinding) -> Result<&'c TensorInfo, Difference> {
+    let info = checkpoint.find(&tensor.name).ok_or(Difference::Missing { nearest: None })?;
     if info.element_dtype() != Some(tensor.dtype) {
         return Err(Difference::Dtype { expected: tensor.dtype, found: info.dtype.clone() });
     }
@@ -133,7 +145,7 @@ pub(super) fn locate<'c>(
 /// The checkpoint's tensors that any binding could be about.
 fn touched_tensors<'c>(checkpoint: &'c Checkpoint, patch: &Patch) -> Vec<&'c TensorInfo> {
     let bindings = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
-    let located = bindings.filter_map(|tensor| locate(checkpoint, tensor).ok());
+    let located = bindings.filter_map(|tensor| fitting(checkpoint, tensor).ok());
     let by_name: BTreeMap<&str, &TensorInfo> = located.map(|info| (info.name.as_str(), info)).collect();
     by_name.into_values().collect()
 }
