@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::digest::PatchId;
 use crate::factors::{FactorError, Term, Update, inner_product};
-use crate::facts::{PLACEHOLDER, Things};
+use crate::facts::{PLACEHOLDER, Things, same_target};
 use crate::operation::OperationError;
 use crate::patch::Patch;
 use crate::patch::manifest::{Fact, IntegersEntry, Recipe, TermEntry};
@@ -171,7 +171,7 @@ pub fn diff_facts(first: &[Fact], second: &[Fact]) -> FactsDiff {
     for (fact, number) in first.iter().zip(&first_numbers) {
         match in_second.get(number) {
             None => diff.removed.push(fact.clone()),
-            Some(second) if second.target_new == fact.target_new => diff.same_facts += 1,
+            Some(second) if same_target(&second.target_new, &fact.target_new) => diff.same_facts += 1,
             Some(second) => diff.changed.push(FactChange {
                 text: fact.prompt.replacen(PLACEHOLDER, &fact.subject, 1),
                 first: fact.target_new.clone(),

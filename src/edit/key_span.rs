@@ -48,13 +48,6 @@ pub struct KeySpan {
     pub gap: f64,
 }
 
-impl KeySpan {
-    /// The share of all directions that the facts span.
-    pub fn coverage(&self) -> f64 {
-        self.facts as f64 / self.inner as f64
-    }
-}
-
 /// Measures updates layer by layer: keys depend on the updates of the layers before.
 pub struct KeySpans<'a> {
     contexts: &'a Contexts,

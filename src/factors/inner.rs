@@ -46,7 +46,7 @@ impl<'t> Factors<'t> {
     fn part(&self, index: usize, other: &Self) -> f64 {
         let mut left = vec![0.0; other.left.columns()];
         for row in 0..self.left.rows() {
-            let own = f64::from(self.row_scales[row]) * f64::from(self.left.row(row)[index]);
+            let own = f64::from(self.row_scales[row]) * f64::from(self.left.get(row, index));
             let scaled = own * f64::from(other.row_scales[row]);
             for (sum, integer) in left.iter_mut().zip(other.left.row(row).iter()) {
                 *sum += scaled * f64::from(*integer);

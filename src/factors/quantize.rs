@@ -13,6 +13,7 @@ use super::{BITS_MAX, BITS_MIN, FactorError, IntegerMatrix, Integers, Term, magn
 /// # Errors
 /// [`FactorError::Bits`], [`FactorError::Size`], [`FactorError::NotFinite`], [`FactorError::Scale`] where a scale
 /// is beyond f32, and [`FactorError::Inexact`] where the rank is too large for the width.
+#[doc(hidden)] // Tests only: what is made goes through `compress`.
 pub fn quantize_low_rank(
     left: &[f64],
     right: &[f64],
@@ -41,7 +42,8 @@ pub fn quantize_low_rank(
 /// columns as well as large ones.
 ///
 /// # Errors
-/// As for [`quantize_low_rank`].
+/// [`FactorError::Bits`], [`FactorError::Size`], [`FactorError::NotFinite`], and [`FactorError::Scale`] where a scale is
+/// beyond f32.
 pub fn quantize_dense(values: &[f64], rows: usize, columns: usize, bits: u8) -> Result<Term, FactorError> {
     check_values("the dense update", values, rows, columns, bits)?;
     let limit = magnitude_limit(bits);

@@ -147,7 +147,8 @@ impl Patch {
         self.source.size_bytes() as usize
     }
 
-    /// Offset of section `index` in the file, if there is one.
+    /// Offset of section `index` in the file, if there is one: for tests, which damage it there.
+    #[doc(hidden)]
     pub fn section_offset(&self, index: u32) -> Option<usize> {
         self.section_offsets.get(index as usize).map(|offset| *offset as usize)
     }

@@ -13,6 +13,7 @@
 
 use super::error::PatchError;
 use crate::digest::{DIGEST_SIZE_BYTES, PatchId};
+use crate::factors::undo_rows_per_block;
 use crate::tensor::Dtype;
 
 /// The first bytes of every patch. The high first byte shows 7-bit damage, the line feed text-mode damage.
@@ -88,9 +89,6 @@ pub const SIGNATURE_SIZE_MAX_BYTES: usize = 64 << 10;
 /// Largest signature block.
 pub const SIGNATURE_BLOCK_SIZE_MAX_BYTES: usize =
     SIGNATURE_COUNT_SIZE_BYTES + SIGNATURES_MAX * (SIGNATURE_HEADER_SIZE_BYTES + SIGNATURE_SIZE_MAX_BYTES);
-
-/// Weights per block of an undo log, where a row is not longer.
-pub const UNDO_BLOCK_ELEMENTS: u64 = 65_536;
 
 // The smallest fact is three empty strings and three absent ones.
 const _: () = assert!(FACTS_MAX * (3 * 8 + 3) <= MANIFEST_SIZE_MAX_BYTES);
@@ -218,7 +216,7 @@ fn check_manifest_size(stated: u64, file_size: u64) -> Result<usize, PatchError>
 
 /// Largest undo log for a tensor of `rows` by `columns`: a word per weight, and what says where blocks begin.
 pub fn undo_size_max_bytes(rows: u64, columns: u64) -> u64 {
-    let block_rows = (UNDO_BLOCK_ELEMENTS / columns.max(1)).max(1);
+    let block_rows = undo_rows_per_block(usize::try_from(columns).unwrap_or(usize::MAX)) as u64;
     let words = rows.saturating_mul(columns).saturating_mul(8);
     let table = rows.div_ceil(block_rows).saturating_mul(4).saturating_add(8);
     words.saturating_add(table).min(SECTION_DECODED_SIZE_MAX_BYTES)

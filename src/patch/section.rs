@@ -18,12 +18,10 @@ use zstd::zstd_safe::{CParameter, Strategy};
 
 use super::layout::{ZSTD_RATIO_MAX, ZSTD_WINDOW_LOG_MAX};
 use super::manifest::Codec;
-use crate::factors::IntegerMatrix;
+use crate::factors::{IntegerMatrix, NARROW_BITS_MAX};
 
 /// How much of a frame is read at once, and the first step of what it decodes to.
 const READ_BLOCK_BYTES: usize = 1 << 20;
-/// Widest integers that fit a single plane.
-const SINGLE_PLANE_BITS_MAX: u8 = 8;
 /// The level that searches hardest for repetitions. Gaussian integers have none worth the search: it takes two hundred
 /// times as long as their Huffman code alone and saves nothing at 4 bits and more, 1 % at 3 bits, 30 % at 2 bits.
 const ZSTD_SEARCH_LEVEL: i32 = 19;
@@ -44,14 +42,14 @@ const ZSTD_DESCRIPTOR_CONTENT_SIZE: u8 = 0b1110_0000;
 
 /// Bytes of a section of `count` integers of `bits` bits; none beyond the range of u64.
 pub(super) fn planes_size_bytes(count: u64, bits: u8) -> Option<u64> {
-    count.checked_mul(if bits <= SINGLE_PLANE_BITS_MAX { 1 } else { 2 })
+    count.checked_mul(if bits <= NARROW_BITS_MAX { 1 } else { 2 })
 }
 
 /// The integers in two's complement: all low bytes, then, for more than 8 `bits`, all high bytes.
 pub(super) fn planes_of(matrix: &IntegerMatrix, bits: u8) -> Vec<u8> {
     let values = matrix.values();
     let mut bytes: Vec<u8> = values.iter().map(|value| value.to_le_bytes()[0]).collect();
-    if bits > SINGLE_PLANE_BITS_MAX {
+    if bits > NARROW_BITS_MAX {
         bytes.extend(values.iter().map(|value| value.to_le_bytes()[1]));
     }
     bytes
@@ -68,7 +66,7 @@ pub(super) enum Planes {
 
 /// The integers of [`planes_of`].
 pub(super) fn integers_of(bytes: Vec<u8>, bits: u8) -> Planes {
-    if bits <= SINGLE_PLANE_BITS_MAX {
+    if bits <= NARROW_BITS_MAX {
         // In place: this is what keeps a large factor in memory once.
         return Planes::One(bytes.into_iter().map(|byte| byte as i8).collect());
     }
