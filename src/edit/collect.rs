@@ -42,7 +42,7 @@ pub struct Collected {
 /// model's context are cut, as in the reference.
 ///
 /// A part's documents are drawn without regard to where they stand, always the same ones: the reference, too, draws a
-/// subset, and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 8 bytes for each.
+/// subset, and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 16 bytes for each.
 ///
 /// # Errors
 /// [`EditError::Corpus`] names the line; [`EditError::Model`].

@@ -31,7 +31,7 @@ pub use device::{
 pub use generate::{Sampling, generate};
 pub(crate) use network::target_gradient;
 pub use network::{Cache, Network, Site, log_softmax};
-pub use overlay::{TensorEdit, WayBack};
+pub use overlay::{Series, TensorEdit, WayBack};
 pub(crate) use parallel::{in_halves, on_every_core, power_that_fits};
 pub use reverse::{Suffix, SuffixPass};
 pub use tokenizer::{END_OF_TEXT, Tokenizer};

@@ -31,6 +31,48 @@ pub struct WayBack {
     pub before: TensorDigest,
 }
 
+/// A model's tensors as one patch after the other leaves them, with a rounding after each.
+pub struct Series<'m> {
+    model: &'m Model,
+    /// Their bytes, by their names.
+    changed: BTreeMap<&'m str, Vec<u8>>,
+}
+
+impl Series<'_> {
+    /// Does what the next patch does to each of its tensors.
+    ///
+    /// # Errors
+    /// As for [`Model::with_terms`]; [`ModelError::Tensor`] for one that did not come back to what it was.
+    pub fn carry_out<'a>(
+        &mut self,
+        edits: impl IntoIterator<Item = TensorEdit<'a>>,
+    ) -> Result<(), ModelError> {
+        let model = self.model;
+        for edit in edits {
+            let info = model.checkpoint.tensor(edit.name)?;
+            let mut bytes = match self.changed.remove(edit.name) {
+                Some(bytes) => bytes,
+                None => model.checkpoint.read(info)?,
+            };
+            edit.carry_out(info, model.dtype(info)?, &mut bytes)?;
+            self.changed.insert(&info.name, bytes);
+        }
+        Ok(())
+    }
+
+    /// The model's network with these tensors.
+    ///
+    /// # Errors
+    /// As for [`Model::with_terms`].
+    pub fn network(self) -> Result<Network, ModelError> {
+        let mut network = self.model.network.clone();
+        for (name, bytes) in self.changed {
+            network = self.model.with_bytes(&network, self.model.checkpoint.tensor(name)?, &bytes)?;
+        }
+        Ok(network)
+    }
+}
+
 impl Model {
     /// The model's network with `terms` added to its tensors and rounded to their type in the checkpoint.
     ///
@@ -56,34 +98,14 @@ impl Model {
         &self,
         edits: impl IntoIterator<Item = TensorEdit<'a>>,
     ) -> Result<Network, ModelError> {
-        self.with_series([edits])
+        let mut series = self.series();
+        series.carry_out(edits)?;
+        series.network()
     }
 
-    /// The model's network after several patches, applied or taken back one after the other, with a rounding after
-    /// each.
-    ///
-    /// # Errors
-    /// As for [`Model::with_terms`]; [`ModelError::Tensor`] for one that did not come back to what it was.
-    pub fn with_series<'a, E>(&self, patches: impl IntoIterator<Item = E>) -> Result<Network, ModelError>
-    where
-        E: IntoIterator<Item = TensorEdit<'a>>,
-    {
-        let mut changed: BTreeMap<&str, Vec<u8>> = BTreeMap::new();
-        for edit in patches.into_iter().flatten() {
-            let name = edit.name;
-            let info = self.checkpoint.tensor(name)?;
-            let mut bytes = match changed.remove(name) {
-                Some(bytes) => bytes,
-                None => self.checkpoint.read(info)?,
-            };
-            edit.carry_out(info, self.dtype(info)?, &mut bytes)?;
-            changed.insert(name, bytes);
-        }
-        let mut network = self.network.clone();
-        for (name, bytes) in changed {
-            network = self.with_bytes(&network, self.checkpoint.tensor(name)?, &bytes)?;
-        }
-        Ok(network)
+    /// The model before several patches, which are applied or taken back one after the other.
+    pub fn series(&self) -> Series<'_> {
+        Series { model: self, changed: BTreeMap::new() }
     }
 
     /// The model's network with these tensors as they are in the checkpoint.

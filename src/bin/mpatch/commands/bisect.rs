@@ -4,14 +4,12 @@
 //! model is in: what it has and a state lacks is taken back by its undo logs. No file is written. Half of what is left
 //! is ruled out by each question, so n patches take about log2(n) of them.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::evaluate::continuation;
-use mpatch::model::{Model, Network, TensorEdit};
-use mpatch::patch::Patch;
+use mpatch::model::{Model, ModelError, Network, Series};
 use mpatch::store::{Atlas, CommitId, Step, Store, StoreError, way};
 use serde::Serialize;
 
@@ -99,25 +97,23 @@ pub fn run(arguments: &BisectArguments, output: &Output) -> Result<ExitKind, Com
     let start = start(&atlas, &path, &series, output)?;
     let precision = arguments.precision.precision;
     let model = open_model_in(&path, &arguments.device.find(output)?, precision, output)?;
-    let needed = start.iter().chain(&series).map(|id| Ok((*id, store.patch(*id)?)));
-    let patches = needed.collect::<Result<_, CommandError>>()?;
     let mut search = Search {
         arguments,
+        store: &store,
         atlas: &atlas,
         model: &model,
         start: &start,
         series: &series,
-        patches: &patches,
         asked: vec![],
     };
     let found = match search.find()? {
         None => Found::Never,
         Some(0) => Found::Before,
         Some(patches_in) => {
-            let patch = &patches[&series[patches_in - 1]];
-            let words = message(patch.manifest(), patch.id(), None, vec![]);
-            let commit = brought_by(&store, id, patch.id())?;
-            Found::Patch { patch: patch.id(), title: words.title, facts: words.facts, commit }
+            let patch = series[patches_in - 1];
+            let words = message(&store.manifest(patch)?, patch, None, vec![]);
+            let commit = brought_by(&store, id, patch)?;
+            Found::Patch { patch, title: words.title, facts: words.facts, commit }
         }
     };
     let is_found = matches!(found, Found::Patch { .. });
@@ -151,13 +147,13 @@ fn brought_by(store: &Store, from: CommitId, patch: PatchId) -> Result<Option<Co
 
 struct Search<'a> {
     arguments: &'a BisectArguments,
+    /// Where patches are read from, one at a time: a history may hold more of them than memory does.
+    store: &'a Store,
     atlas: &'a Atlas,
     model: &'a Model,
     /// Patches that the model has as it lies on the disk.
     start: &'a [PatchId],
     series: &'a [PatchId],
-    /// Those of both.
-    patches: &'a BTreeMap<PatchId, Patch>,
     asked: Vec<Asked>,
 }
 
@@ -190,7 +186,7 @@ impl Search<'_> {
                 CommandError::new(ExitKind::Usage, format!("the prompt {}: {what}", excerpt(prompt)))
                     .hint("give a prompt that is neither empty nor longer than the model's context")
             }
-            error => model_error(self.model.checkpoint.path(), error),
+            error => self.failed(error),
         })?;
         let holds = said.contains(expect.as_str());
         self.asked.push(Asked { patches, said, holds });
@@ -201,18 +197,24 @@ impl Search<'_> {
     fn network(&self, patches: usize) -> Result<Network, CommandError> {
         let mut here = self.start.to_vec();
         let steps = way(self.start, &self.series[..patches]);
-        let edits = steps.into_iter().map(|step| self.edits(step, &mut here));
-        let edits = edits.collect::<Result<Vec<_>, _>>()?;
-        self.model.with_series(edits).map_err(|error| model_error(self.model.checkpoint.path(), error))
+        let mut states = self.model.series();
+        for step in steps {
+            self.take(step, &mut here, &mut states)?;
+        }
+        states.network().map_err(|error| self.failed(error))
     }
 
-    /// What one step from the state after `here` does, by the binding that its place in the series asks for.
-    fn edits(&self, step: Step, here: &mut Vec<PatchId>) -> Result<Vec<TensorEdit<'_>>, CommandError> {
+    fn failed(&self, error: ModelError) -> CommandError {
+        model_error(self.model.checkpoint.path(), error)
+    }
+
+    /// Takes one step from the state after `here`, by the binding that its place in the series asks for.
+    fn take(&self, step: Step, here: &mut Vec<PatchId>, states: &mut Series<'_>) -> Result<(), CommandError> {
         let (Step::Apply(id) | Step::Revert(id)) = step;
         if let Step::Revert(_) = step {
             here.pop();
         }
-        let patch = &self.patches[&id];
+        let patch = &self.store.patch(id)?;
         let without = self.atlas.state_after(here).cloned().unwrap_or_default();
         let misfit = |misfit| StoreError::Misfit { patch: id, misfit };
         let binding = without.binding(self.atlas.base(), &patch.manifest().bindings).map_err(misfit)?;
@@ -223,7 +225,8 @@ impl Search<'_> {
             }
             Step::Revert(_) => edits_back(patch, binding),
         };
-        edits.map_err(|error| CommandError::patch(&id.short(), &error))
+        let edits = edits.map_err(|error| CommandError::patch(&id.short(), &error))?;
+        states.carry_out(edits).map_err(|error| self.failed(error))
     }
 }
 
