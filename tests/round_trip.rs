@@ -362,7 +362,7 @@ proptest! {
 #[test]
 fn a_base_that_differs_by_one_bit_is_refused_by_name() {
     for dtype in DTYPES {
-        let world = World::new(dtype, write_folder);
+        let mut world = World::new(dtype, write_folder);
         nudge(&world.base, SECOND);
         let checkpoint = Checkpoint::open(&world.base).unwrap();
         let apply::Answer::WrongBase(mismatch) = apply::plan(&checkpoint, &world.patch).unwrap() else {
@@ -374,13 +374,9 @@ fn a_base_that_differs_by_one_bit_is_refused_by_name() {
         assert_eq!(mismatch.to_string(), message);
         assert_eq!((mismatch.at_start, mismatch.at_end, mismatch.tensors), (1, 0, 2));
         // A tensor that the patch leaves as it is stands in both states, and is no sign that it was applied.
-        let mut draft = world.draft.clone();
-        draft.bindings[0].tensors[0].after = draft.bindings[0].tensors[0].before;
-        let apply::Answer::WrongBase(mismatch) = apply::plan(&checkpoint, &patch_of(&draft)).unwrap() else {
-            panic!("not refused")
-        };
-        assert_eq!((mismatch.at_start, mismatch.at_end, mismatch.in_either), (1, 1, 1));
-        assert_eq!(mismatch.to_string(), message);
+        world.draft.bindings[0].tensors[0].after = world.draft.bindings[0].tensors[0].before;
+        let answer = apply::plan(&checkpoint, &patch_of(&world.draft)).unwrap();
+        assert!(matches!(answer, apply::Answer::WrongBase(told) if told.to_string() == message));
         let answer = revert::plan(&checkpoint, &world.patch).unwrap();
         assert!(matches!(answer, revert::Answer::UnknownState(_)), "{answer:?}");
         assert_eq!(world.names(), ["base"]);
