@@ -108,7 +108,7 @@ impl ExitKind {
     pub const fn meaning(self) -> &'static str {
         match self {
             ExitKind::Done => "done",
-            ExitKind::Differs => "done, and the answer is no: the two differ",
+            ExitKind::Differs => "done, and the answer is no: the two differ, or no patch did it",
             ExitKind::Usage => "the command line is wrong",
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
             ExitKind::BadSignature => "a signature is bad: the patch or the signature was changed",
@@ -116,13 +116,11 @@ impl ExitKind {
                 "unsigned, or signed by keys that are unknown, expired, revoked or too few"
             }
             ExitKind::WrongBase => "the patch, or the statistics, are for other weights",
-            ExitKind::Conflict => "already applied or reverted, or facts that exclude each other",
+            ExitKind::Conflict => "what is asked for is already so, or facts exclude each other",
             ExitKind::Rollback => "a newer patch of the line is known, or another one with its number",
-            ExitKind::Recovery => {
-                "a change stopped half-way; the next command tries to undo it, or to end it"
-            }
+            ExitKind::Recovery => "a change stopped half-way; the next command undoes it, or ends it",
             ExitKind::Busy => "another mpatch, or `git`, is at work on the same files",
-            ExitKind::Io => "a file cannot be read or written; nothing changed",
+            ExitKind::Io => "a file cannot be read or written",
             ExitKind::LimitExceeded => "a documented limit is exceeded",
             ExitKind::Device => "the device or its memory does not suffice",
             ExitKind::ContentCheck => "the weights do not do what the patch declares",

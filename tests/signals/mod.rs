@@ -1,0 +1,190 @@
+//! What a command that is told to stop leaves, and says that it leaves.
+
+use super::*;
+
+#[test]
+fn a_command_that_is_told_to_stop_ends_with_the_old_state() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let bench = Bench::new();
+    let before = bench.contents();
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        // When room is reserved the work has begun, and the next block asks whether to stop.
+        let tampering = tampered(&format!("fallocate:signal={signal}:delay_exit=300000:when=1"));
+        let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+        for words in [
+            "apply model.safetensors edits.mpatch",
+            "apply shards shards.mpatch -o new",
+            "apply shards shards.mpatch --in-place",
+        ] {
+            let output = bench.command(&tampering, words).output().unwrap();
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(code), "{words}: {said}");
+            assert!(said.ends_with("state: unchanged\n"), "{said}");
+            assert!(bench.contents() == before, "{words}: {:?}", bench.contents().keys());
+        }
+    }
+}
+
+#[test]
+fn a_command_whose_result_has_its_name_is_not_ended_by_a_second_signal() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let bench = Bench::new();
+    // The copy is synced, gets its name, and then its folder is synced.
+    let tampering = tampered("fsync:signal=INT:delay_exit=300000:when=1..2");
+    let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+    let output = bench.command(&tampering, "apply model.safetensors edits.mpatch").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(bench.path("model.edits.safetensors").exists());
+}
+
+/// Runs mpatch in `place` under strace, with its system calls tampered with.
+fn run_tampered(place: &Place, injection: &str, words: &str) -> Output {
+    let mut command = place.command("strace");
+    command.args(&tampered(injection)[1..]).arg(assert_cmd::cargo::cargo_bin!("mpatch"));
+    command.args(words.split(' ')).output().unwrap()
+}
+
+#[test]
+fn signals_that_come_while_a_result_gets_its_name_change_nothing() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let place = Place::new();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.patch("model.safetensors", "two.mpatch", 2, "The Colosseum");
+    for name in ["bare.mpatch", "plain.mpatch"] {
+        fs::write(place.path(name), place.unsigned("model.safetensors", 4, "The Kremlin", "Rome")).unwrap();
+    }
+    let bare = fs::read(place.path("bare.mpatch")).unwrap();
+    for (words, result) in [
+        ("stack one.mpatch two.mpatch --base model.safetensors -o stacked.mpatch", "stacked.mpatch"),
+        ("sign bare.mpatch", "bare.mpatch"),
+        ("sign plain.mpatch --detached", "plain.mpatch.sig"),
+        ("init history --base model.safetensors", "history/.git/HEAD"),
+        ("branch geography --store history", "history/.git/refs/heads/geography"),
+        ("apply model.safetensors one.mpatch -o edited.safetensors", "edited.safetensors"),
+        ("diff model.safetensors edited.safetensors -o found.mpatch", "found.mpatch"),
+        ("checkout HEAD --store history --onto model.safetensors -o copy.safetensors", "copy.safetensors"),
+    ] {
+        // Every name is given by one of these calls, and each brings a signal of its own.
+        let injection = "rename,renameat,renameat2,link,linkat:signal=TERM:delay_exit=20000";
+        let output = run_tampered(&place, injection, words);
+        assert!(output.status.success(), "{words}: {}", stderr(&output));
+        assert!(!stderr(&output).contains("error:"), "{words}: {}", stderr(&output));
+        assert!(place.path(result).exists(), "{words}");
+    }
+    assert!(fs::read(place.path("bare.mpatch")).unwrap() != bare);
+}
+
+#[test]
+fn a_second_signal_in_place_says_what_it_leaves() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let bench = Bench::new();
+    let tampering = tampered("fallocate,fsync,fdatasync,pwrite64:signal=INT:delay_exit=100000:when=1..3");
+    let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+    let in_place = "apply shards shards.mpatch --in-place";
+    let output = bench.command(&tampering, in_place).output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("half-way") && !said.contains("nothing changed"), "{said}");
+    // Strace may have words of its own after these.
+    assert!(said.contains("\nstate: recovery pending\n"), "{said}");
+    bench.succeeds(in_place);
+}
+
+#[test]
+fn a_clone_that_is_stopped_leaves_nothing() {
+    let place = Place::begun();
+    let git = "#!/bin/sh\nkill -TERM $PPID\nsleep 1\n";
+    fs::create_dir(place.path("programs")).unwrap();
+    fs::write(place.path("programs/git"), git).unwrap();
+    set_mode(&place.path("programs/git"), 0o755);
+    fs::create_dir(place.path("there")).unwrap();
+    let path = format!("{}:{}", place.path("programs").display(), std::env::var("PATH").unwrap());
+    for (words, is_left) in [("clone . new", false), ("clone . there", true)] {
+        let mut command = place.command(assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap());
+        let output = command.env("PATH", &path).args(words.split(' ')).output().unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(143), "{words}: {said}");
+        assert!(said.ends_with("state: unchanged\n"), "{said}");
+        let folder = place.path(words.rsplit(' ').next().unwrap());
+        assert_eq!(folder.exists(), is_left, "{words}");
+        assert!(!is_left || fs::read_dir(folder).unwrap().next().is_none(), "{words}");
+    }
+}
+
+#[test]
+fn threads_that_cannot_be_started_are_no_bug() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let place = Place::new();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    let words = "apply model.safetensors one.mpatch -o edited.safetensors";
+    let output = run_tampered(&place, "clone,clone3:error=EAGAIN", words);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(13), "{said}");
+    assert!(said.contains("set RAYON_NUM_THREADS=1") && said.ends_with("state: unchanged\n"), "{said}");
+    place.good(words);
+    // One listens to signals and one computes; what other threads would have done, the first one does.
+    for words in [
+        "revert edited.safetensors one.mpatch -o again.safetensors",
+        "revert edited.safetensors one.mpatch --in-place",
+    ] {
+        let mut command = place.command("strace");
+        command.args(&tampered("clone,clone3:error=EAGAIN:when=3+")[1..]).env("RAYON_NUM_THREADS", "1");
+        command.arg(assert_cmd::cargo::cargo_bin!("mpatch")).args(words.split(' '));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{words}: {}", stderr(&output));
+    }
+    let bytes = |name: &str| fs::read(place.path(name)).unwrap();
+    let base = bytes("model.safetensors");
+    assert!(bytes("again.safetensors") == base && bytes("edited.safetensors") == base);
+}
+
+#[test]
+fn a_way_of_several_steps_that_is_told_to_stop_leaves_a_known_state_and_no_litter() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let place = Place::begun();
+    let model = || fs::read(place.path("model.safetensors")).unwrap();
+    let names = || {
+        let entries = fs::read_dir(place.folder.path()).unwrap();
+        let mut names = Vec::from_iter(entries.map(|entry| entry.unwrap().file_name()));
+        names.sort();
+        names
+    };
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("checkout HEAD -o one.safetensors");
+    place.patch("one.safetensors", "two.mpatch", 2, "The Colosseum");
+    place.good("add two.mpatch");
+    place.good("checkout HEAD -o two.safetensors");
+    let [base, one, two] =
+        ["model", "one", "two"].map(|name| fs::read(place.path(&format!("{name}.safetensors"))).unwrap());
+    // Each step reserves room once; the second one is told to stop.
+    let tampering = "fallocate:signal=INT:delay_exit=300000:when=2";
+    let stopped = |words: &str| {
+        let output = run_tampered(&place, tampering, words);
+        assert_eq!(output.status.code(), Some(130), "{words}: {}", stderr(&output));
+        stderr(&output)
+    };
+    let before = names();
+    let said = stopped("checkout HEAD --onto model.safetensors -o copy.safetensors");
+    assert!(said.ends_with("state: unchanged\n"), "{said}");
+    assert!(names() == before && model() == base);
+    let in_place = "checkout HEAD --onto model.safetensors --in-place";
+    let said = stopped(in_place);
+    assert!(said.contains("1 of 2 steps to `model.safetensors` are done"), "{said}");
+    assert!(said.ends_with("state: applied\n"), "{said}");
+    assert!(names() == before && model() == one);
+    place.good(in_place);
+    assert!(names() == before && model() == two);
+}
