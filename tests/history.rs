@@ -9,6 +9,8 @@ mod place;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use drafts::Numbers;
 use mpatch::checkpoint::Checkpoint;
@@ -351,6 +353,45 @@ fn processes_that_change_one_history_at_once_do_not_harm_it() {
     assert!(place.bad("branch late --lock-timeout 0.1", 10).contains("another process"));
     drop(lock);
     place.good("branch late");
+}
+
+#[test]
+fn a_head_that_moves_while_a_patch_is_taken_out_or_put_in_is_left_where_it_is() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    let before = place.head();
+    place.patch("one.safetensors", "two.mpatch", 2, "The Space Needle");
+    place.patch("one.safetensors", "other.mpatch", 3, "Big Ben");
+    place.good("add two.mpatch");
+    let after = place.head();
+    let lock = place.path(".git/mpatch.lock");
+    for (words, way_out) in [
+        ("revert one.safetensors one.mpatch -o back.safetensors", "takes the weights to HEAD"),
+        ("apply one.safetensors other.mpatch -o other.safetensors", "on a branch of its own"),
+    ] {
+        place.git(&format!("update-ref refs/heads/main {before}"));
+        let held = fs::File::options().write(true).open(&lock).unwrap();
+        held.lock().unwrap();
+        let mut command = place.command(assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap());
+        let child =
+            command.args(words.split(' ')).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // It has seen the head by the time it waits for the lock.
+        let files = || fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
+        while !files().any(|file| fs::read_link(file.unwrap().path()).is_ok_and(|path| path == lock)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        place.git(&format!("update-ref refs/heads/main {after}"));
+        drop(held);
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{errors}");
+        assert!(errors.contains("moved HEAD") && errors.contains(way_out), "{errors}");
+        assert_eq!(place.head(), after);
+    }
+    place.good(&format!("branch aside {}", &before[..12]));
+    place.good("checkout aside");
+    place.good("add other.mpatch");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use mpatch::checkpoint::{Checkpoint, CheckpointError, Layout, Output as Copy, Pa
 use mpatch::digest::PatchId;
 use mpatch::operation::{Direction, Plan, survey_size_bytes};
 use mpatch::patch::Patch;
-use mpatch::store::{Change, Commit, Message, Standing, Step, Store, StoreError};
+use mpatch::store::{Change, Commit, CommitId, Message, Standing, Step, Store, StoreError};
 use mpatch::{apply, revert};
 
 use crate::commands::open_checkpoint;
@@ -220,21 +220,27 @@ impl Record {
     }
 
     /// Records that the patch was applied, or taken out, and that the result lies at `target`.
+    ///
+    /// Where another command has moved the head since the work began, no commit is made, for it would stand on another
+    /// state than that of the weights; the answer is the commit that the work began at.
     pub fn finish(
         self,
         patch: &Patch,
         target: &Path,
         notes: Vec<String>,
         output: &Output,
-    ) -> Result<(), CommandError> {
+    ) -> Result<Option<CommitId>, CommandError> {
         let Self { store, head, entry } = self;
         if entry == Entry::Nothing {
             output.note("not recorded: these weights are in no state that the history here knows");
-            return Ok(());
+            return Ok(None);
         }
         let mut change = change(&store)?;
         let manifest = patch.manifest();
+        let is_commit = matches!(entry, Entry::Patch | Entry::TakenBack);
+        let moved = (is_commit && change.view().head_commit() != Some(head.id)).then_some(head.id);
         let verb = match entry {
+            _ if moved.is_some() => "model",
             Entry::Patch => {
                 change.add(patch, message(manifest, patch.id(), None, notes))?;
                 "apply"
@@ -252,10 +258,10 @@ impl Record {
         change.set_model(Some(remembered(store.folder(), target)?));
         let commit = change.view().head_commit();
         change.finish(&format!("{verb} {}", patch.id().short()))?;
-        if let Some(commit) = commit.filter(|commit| *commit != head.id) {
+        if let Some(commit) = commit.filter(|commit| *commit != head.id && moved.is_none()) {
             output.note(&format!("recorded as {}", in_words(&store.commit(commit)?)));
         }
-        Ok(())
+        Ok(moved)
     }
 }
 

@@ -6,6 +6,7 @@ use clap::Args;
 use mpatch::checkpoint::{Checkpoint, check_output};
 use mpatch::operation::{Direction, Plan, PlannedTensor, Written};
 use mpatch::patch::Patch;
+use mpatch::store::CommitId;
 use serde::Serialize;
 
 use super::{lasting_patch_word, open_checkpoint, open_patch};
@@ -137,7 +138,10 @@ impl Change {
             let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
             let entry = record.entry();
             let recorded = record.finish(&self.patch, self.result(), notes, output);
-            recorded.map_err(|error| self.unrecorded(entry, error))?;
+            let moved = recorded.map_err(|error| self.unrecorded(entry, error))?;
+            if let Some(began) = moved {
+                output.note(&self.overtaken(entry, began));
+            }
         }
         let report = ChangeReport {
             direction: plan.direction,
@@ -179,6 +183,20 @@ impl Change {
             None => hint,
         };
         CommandError { message, hint: Some(hint), ..error }.after_the_work()
+    }
+
+    /// Says that the head has moved from the commit where this `began`, and what can be done.
+    fn overtaken(&self, entry: Entry, began: CommitId) -> String {
+        let (result, began) = (shell_word(self.result()), began.short());
+        let patch = lasting_patch_word(&self.patch_path, self.patch.id());
+        let trust = self.trust.as_ref().map_or("", |judged| &judged.report.words);
+        let way_out = match entry {
+            Entry::Patch => format!(
+                "`mpatch branch NAME {began}`, `mpatch checkout NAME` and `mpatch add {patch}{trust}` record it on a branch of its own"
+            ),
+            _ => format!("`mpatch checkout HEAD --onto {result} -o MODEL` takes the weights to HEAD"),
+        };
+        format!("not recorded as a commit: another command has moved HEAD from {began} meanwhile; {way_out}")
     }
 
     fn write(&self, plan: &Plan, output: &Output) -> Result<Written, CommandError> {
