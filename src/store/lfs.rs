@@ -7,8 +7,9 @@
 //! .git/lfs/objects/4d/7a/4d7a...                      the bytes, as `git lfs` itself lays them out
 //! ```
 
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
@@ -127,7 +128,10 @@ impl Objects {
         let path = self.path(&pointer);
         let Some(folder) = path.parent() else { return Ok(pointer) };
         create_folder(folder)?;
-        let mut file = tempfile::NamedTempFile::new_in(folder).map_err(StoreError::io(folder, "write to"))?;
+        let mut builder = tempfile::Builder::new();
+        // As the objects of git, beside which it lies: the umask says who else may read it.
+        let file = builder.permissions(Permissions::from_mode(0o444)).tempfile_in(folder);
+        let mut file = file.map_err(StoreError::io(folder, "write to"))?;
         file.write_all(bytes).map_err(StoreError::io(&path, "write"))?;
         file.as_file().sync_all().map_err(StoreError::io(&path, "write"))?;
         file.persist(&path).map_err(|error| StoreError::io(&path, "write")(error.error))?;
@@ -215,8 +219,14 @@ mod tests {
         let pointer = objects.write(b"the bytes").unwrap();
         assert_eq!(objects.read(&pointer).unwrap(), b"the bytes");
         let path = objects.path(&pointer);
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         for other in [&b"the byte"[..], b"the bytes and more", b"the Bytes"] {
-            std::fs::write(&path, other).unwrap();
+            let as_files_are = folder.path().join("other");
+            std::fs::write(&as_files_are, other).unwrap();
+            assert_eq!(mode(&path), mode(&as_files_are) & 0o444, "whom the umask leaves may read it");
+            std::fs::remove_file(&path).unwrap();
+            std::fs::copy(&as_files_are, &path).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(mode(&path) & 0o444)).unwrap();
             assert!(matches!(objects.read(&pointer), Err(Absent::Damaged { .. })));
         }
         assert_eq!(objects.write(b"the bytes").unwrap(), pointer);
