@@ -251,7 +251,7 @@ impl Store {
     ///
     /// # Errors
     /// What goes wrong with reading the sources, or with writing.
-    pub fn mend(&self, patches: &[Patch], other: Option<&Path>) -> Result<Vec<String>, StoreError> {
+    pub fn mend(&self, patches: &[Copy<'_>], other: Option<&Path>) -> Result<Vec<String>, StoreError> {
         let sources = Sources::open(patches, other)?;
         let mut mended = Vec::new();
         for pack in self.packs()? {
@@ -504,21 +504,24 @@ impl Pack {
     }
 }
 
+/// Opens a copy of a patch, if it can be read; called each time that it is needed, so that no file stays open.
+pub type Copy<'p> = Box<dyn Fn() -> Option<Patch> + 'p>;
+
 /// Where whole copies come from.
 struct Sources<'p> {
-    patches: Vec<(&'p Patch, Oid, lfs::Pointer)>,
+    patches: Vec<(&'p Copy<'p>, Oid, lfs::Pointer)>,
     other: Option<Repository>,
 }
 
 impl<'p> Sources<'p> {
-    fn open(patches: &'p [Patch], other: Option<&Path>) -> Result<Self, StoreError> {
+    fn open(patches: &'p [Copy<'p>], other: Option<&Path>) -> Result<Self, StoreError> {
         let none: [&Path; 0] = [];
         let other = other.map(|path| Repository::open_ext(path, RepositoryOpenFlags::empty(), none));
         let other = other.transpose().map_err(StoreError::git("open the other repository"))?;
-        let named = patches.iter().map(|patch| {
-            let bytes = bytes_of(patch)?;
+        let named = patches.iter().filter_map(|copy| Some((copy, copy()?))).map(|(copy, patch)| {
+            let bytes = bytes_of(&patch)?;
             let blob = Oid::hash_object(ObjectType::Blob, &bytes).map_err(StoreError::git("hash a blob"))?;
-            Ok((patch, blob, lfs::Pointer::to(&bytes)))
+            Ok((copy, blob, lfs::Pointer::to(&bytes)))
         });
         Ok(Self { patches: named.collect::<Result<_, StoreError>>()?, other })
     }
@@ -534,9 +537,10 @@ impl<'p> Sources<'p> {
 
     /// A whole copy of an object, and what to call it.
     fn find(&self, oid: Oid) -> Result<Option<(ObjectType, Vec<u8>, String)>, StoreError> {
-        if let Some((patch, ..)) = self.patches.iter().find(|(_, blob, _)| *blob == oid) {
+        let copies = self.patches.iter().filter(|(_, blob, _)| *blob == oid);
+        if let Some(patch) = copies.filter_map(|(copy, ..)| copy()).next() {
             let name = format!("patch {}", patch.id());
-            return Ok(Some((ObjectType::Blob, bytes_of(patch)?.into_owned(), name)));
+            return Ok(Some((ObjectType::Blob, bytes_of(&patch)?.into_owned(), name)));
         }
         let theirs = self.theirs();
         let found = theirs.as_ref().and_then(|odb| odb.read(oid).ok());
@@ -544,8 +548,9 @@ impl<'p> Sources<'p> {
     }
 
     fn find_large(&self, pointer: &lfs::Pointer) -> Result<Option<Vec<u8>>, StoreError> {
-        if let Some((patch, ..)) = self.patches.iter().find(|(_, _, known)| known == pointer) {
-            return Ok(Some(bytes_of(patch)?.into_owned()));
+        let copies = self.patches.iter().filter(|(_, _, known)| known == pointer);
+        if let Some(patch) = copies.filter_map(|(copy, ..)| copy()).next() {
+            return Ok(Some(bytes_of(&patch)?.into_owned()));
         }
         let theirs = self.other.as_ref().map(|other| lfs::Objects::of(other.path()));
         Ok(theirs.and_then(|theirs| theirs.read(pointer).ok()))

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::patch::Patch;
-use mpatch::store::fsck::{Checked, Problem};
+use mpatch::store::fsck::{Checked, Copy, Problem};
 use serde::Serialize;
 
 use super::open_patch;
@@ -46,7 +45,7 @@ pub fn run(arguments: &FsckArguments, output: &Output) -> Result<(), CommandErro
             change => change.ok(),
         };
         let is_history = source.is_dir() && (source.join(".git").exists() || source.join("HEAD").exists());
-        let patches = if is_history { Vec::new() } else { patches(source)? };
+        let patches = if is_history { Vec::new() } else { patches(source, output)? };
         mended.extend(store.mend(&patches, is_history.then_some(source.as_path()))?);
         drop(change);
     }
@@ -71,9 +70,10 @@ pub fn run(arguments: &FsckArguments, output: &Output) -> Result<(), CommandErro
 }
 
 /// A patch file, or all of a folder.
-fn patches(source: &Path) -> Result<Vec<Patch>, CommandError> {
+fn patches<'o>(source: &Path, output: &'o Output) -> Result<Vec<Copy<'o>>, CommandError> {
     if !source.is_dir() {
-        return Ok(vec![open_patch(source)?]);
+        let patch = open_patch(source)?;
+        return Ok(vec![Box::new(move || Some(patch.clone()))]);
     }
     let failed = |error| CommandError::io("list", source, &error);
     let mut paths = Vec::new();
@@ -85,7 +85,9 @@ fn patches(source: &Path) -> Result<Vec<Patch>, CommandError> {
     }
     paths.sort();
     // Of a folder of copies some may be damaged, too.
-    Ok(paths.iter().filter_map(|path| open_patch(path).ok()).collect())
+    let skipped = |error: CommandError| output.warn(&format!("skipped: {}", error.message));
+    let copy = |path: PathBuf| -> Copy<'o> { Box::new(move || open_patch(&path).map_err(skipped).ok()) };
+    Ok(paths.into_iter().map(copy).collect())
 }
 
 impl Report for FsckReport {
