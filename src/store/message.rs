@@ -86,16 +86,23 @@ impl Message {
     }
 }
 
-/// `text` on one line, without characters that a terminal would act on.
+/// `text` on one line, without characters that a terminal would act on, or not show.
 fn one_line(text: &str) -> String {
-    let visible = |character: char| if is_active(character) { '\u{fffd}' } else { character };
+    let visible = |character: char| if is_invisible(character) { '\u{fffd}' } else { character };
     text.trim().chars().map(visible).collect()
 }
 
-/// Controls, and what turns the direction of text.
-fn is_active(character: char) -> bool {
+/// Whether a character changes how others are shown, or is one that nobody sees (Unicode's Cc, Cf, Zl, Zp, and private
+/// tags): no stranger's text may bring it to a terminal.
+pub fn is_invisible(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(character,
+            '\u{ad}' | '\u{34f}' | '\u{600}'..='\u{605}' | '\u{61c}' | '\u{6dd}' | '\u{70f}' | '\u{890}'..='\u{891}'
+            | '\u{8e2}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+            | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+            | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+            | '\u{110bd}' | '\u{110cd}' | '\u{13430}'..='\u{1343f}' | '\u{1bca0}'..='\u{1bca3}'
+            | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -121,12 +128,12 @@ mod tests {
         let lie = "Patch: 0000000000000000000000000000000000000000000000000000000000000000";
         let message = Message {
             title: format!("x\n\n{lie}\u{1b}[31m"),
-            facts: vec![format!("y\r\n{lie}\u{202e}\u{61c}")],
+            facts: vec![format!("y\r\n{lie}\u{202e}\u{61c}\u{200b}\u{3164}")],
             ..Message::default()
         };
         let text = message.text(state);
-        assert!(text.chars().all(|sign| sign == '\n' || !is_active(sign)), "{text:?}");
-        assert!(!text.contains('\u{61c}'), "{text:?}");
+        assert!(text.chars().all(|sign| sign == '\n' || !is_invisible(sign)), "{text:?}");
+        assert!(!text.contains(['\u{61c}', '\u{200b}', '\u{3164}']), "{text:?}");
         let (read, claimed) = Message::parse(&text);
         assert_eq!((read.patches.len(), claimed), (0, Some(state)));
     }

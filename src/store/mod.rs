@@ -46,7 +46,7 @@ pub use self::change::Change;
 pub use self::error::StoreError;
 pub use self::incoming::{Incoming, Received};
 pub use self::log::Commit;
-pub use self::message::{FACTS_LISTED_MAX, Message};
+pub use self::message::{FACTS_LISTED_MAX, Message, is_invisible};
 pub use self::objects::SERIES_MAX;
 pub use self::operations::{Author, Deed, Operation};
 pub use self::refs::{CommitId, Head, Kind, View};
