@@ -20,6 +20,9 @@ use crate::patch::Patch;
 pub struct Change<'s> {
     pub(super) store: &'s Store,
     pub(super) journal: Journal,
+    /// The last commit that [`Change::add`] has made, and its state: to walk to it once more for each patch of many
+    /// would take the square of their number.
+    pub(super) added: Option<(CommitId, Base, State)>,
 }
 
 impl Change<'_> {
@@ -49,11 +52,16 @@ impl Change<'_> {
         if snapshot.series.contains(&id) {
             return Err(StoreError::Recorded { patch: id });
         }
-        let (base, state) = self.reached(&snapshot)?;
+        let (base, state) = match self.added.take() {
+            Some((commit, base, state)) if commit == head => (base, state),
+            _ => self.reached(&snapshot)?,
+        };
         let after = self.put_on_top(&mut snapshot, &base, &state, patch)?;
         message.patches = vec![id];
         let text = message.text(after.weights_id(&base));
-        self.commit_snapshot(&snapshot, head, &text, &[head.0])
+        let commit = self.commit_snapshot(&snapshot, head, &text, &[head.0])?;
+        self.added = Some((commit, base, after));
+        Ok(commit)
     }
 
     /// Takes the last patch of the head's state back: a commit whose state is the one before it.
