@@ -215,7 +215,8 @@ fn parse_ident(ident: &str) -> Option<Author> {
 
 /// `2026-11-24 21:05 +0100`.
 pub fn date(seconds: i64, offset_minutes: i32) -> String {
-    let local = seconds + i64::from(offset_minutes) * 60;
+    // Whoever makes a commit says when: it may be any number.
+    let local = seconds.saturating_add(i64::from(offset_minutes) * 60);
     let (days, rest) = (local.div_euclid(86_400), local.rem_euclid(86_400));
     // Days since 1970 as a date of the Gregorian calendar, counted in years that begin in March.
     let shifted = days + 719_468;
@@ -355,6 +356,8 @@ mod tests {
         assert_eq!(date(951_782_400, 60), "2000-02-29 01:00 +0100");
         assert_eq!(date(-1, -90), "1969-12-31 22:29 -0130");
         assert_eq!(date(1_795_564_800, 0), "2026-11-25 00:00 +0000");
+        assert_eq!(date(i64::MAX, 840), "292277026596-12-04 15:30 +1400");
+        assert_eq!(date(i64::MIN, -840), "-292277022657-01-27 08:29 -1400");
     }
 
     #[test]
