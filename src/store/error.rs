@@ -108,6 +108,14 @@ pub enum StoreError {
         /// What is wrong.
         what: String,
     },
+    /// It would become larger than can be read again.
+    #[error("{what}, and no history has more than {limit}")]
+    Limit {
+        /// What is too large.
+        what: String,
+        /// The limit.
+        limit: usize,
+    },
     /// Nothing has this name.
     #[error("there is no revision `{revision}`{}", nearest.as_ref().map_or_else(String::new, |name| format!("; the nearest name is `{name}`")))]
     NoRevision {

@@ -66,6 +66,10 @@ impl ObjectStore<'_> {
     /// Writes `base.json`.
     pub(super) fn write_base(&self, base: &Base) -> Result<Oid, StoreError> {
         let text = base.to_json().map_err(|error| StoreError::malformed(BASE, error.to_string()))?;
+        if text.len() > TEXT_SIZE_MAX_BYTES {
+            let what = format!("`{BASE}` would have {} bytes", text.len());
+            return Err(StoreError::Limit { what, limit: TEXT_SIZE_MAX_BYTES });
+        }
         self.write_blob(text.as_bytes())
     }
 
@@ -137,6 +141,7 @@ impl ObjectStore<'_> {
     /// Writes the tree of `snapshot`, with whatever else `before` held.
     pub(super) fn write_tree(&self, snapshot: &Snapshot, before: Option<Oid>) -> Result<Oid, StoreError> {
         let failed = || StoreError::git("write a tree");
+        check_length(snapshot.series.len())?;
         let series: String = snapshot.series.iter().map(|id| format!("{id}\n")).collect();
         let mut patches = self.repository.treebuilder(None).map_err(failed())?;
         let mut attributes = String::from("* -text\n");
@@ -275,6 +280,17 @@ fn manifest_path(id: PatchId) -> String {
     format!("{PATCHES}/{id}.manifest")
 }
 
+/// Refuses to write a series that could not be read again.
+fn check_length(patches: usize) -> Result<(), StoreError> {
+    match patches > SERIES_MAX {
+        true => Err(StoreError::Limit {
+            what: format!("the series would have {patches} patches"),
+            limit: SERIES_MAX,
+        }),
+        false => Ok(()),
+    }
+}
+
 fn parse_series(bytes: &[u8]) -> Result<Vec<PatchId>, StoreError> {
     let refuse = |what: String| StoreError::malformed(SERIES, what);
     let text = std::str::from_utf8(bytes).map_err(|error| refuse(error.to_string()))?;
@@ -302,6 +318,16 @@ mod tests {
         let (one, two) = (PatchId::derive(b"1"), PatchId::derive(b"2"));
         assert_eq!(parse_series(format!("{one}\n{two}\n").as_bytes()).unwrap(), [one, two]);
         assert!(parse_series(format!("{one}\n{one}\n").as_bytes()).is_err());
+        let series = |patches: usize| -> String {
+            (0..patches).map(|number| format!("{}\n", PatchId::derive(&number.to_le_bytes()))).collect()
+        };
+        for patches in [SERIES_MAX, SERIES_MAX + 1] {
+            let is_read = parse_series(series(patches).as_bytes()).is_ok();
+            assert_eq!(
+                (is_read, check_length(patches).is_ok()),
+                (patches == SERIES_MAX, patches == SERIES_MAX)
+            );
+        }
         assert!(parse_series(b"one\n").is_err() && parse_series(b"\xff\n").is_err());
     }
 }

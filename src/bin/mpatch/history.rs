@@ -163,6 +163,10 @@ impl From<StoreError> for CommandError {
                 "`mpatch fsck` names all that is damaged, `mpatch fsck --repair SOURCE` mends it from whole copies",
             ),
             StoreError::Patch { .. } => (ExitKind::Malformed, "`mpatch fsck` tells more"),
+            StoreError::Limit { .. } => (
+                ExitKind::LimitExceeded,
+                "`mpatch stack` makes one patch of several; a history of that can begin anew",
+            ),
             StoreError::NothingTo { .. } => (ExitKind::Conflict, "`mpatch undo --list` lists what was done"),
             StoreError::OtherBase { .. } => {
                 (ExitKind::WrongBase, "a history is about one model: clone the other one")
