@@ -96,12 +96,13 @@ impl Store {
         Ok(Message::parse(&String::from_utf8_lossy(commit.message_bytes())).0)
     }
 
-    /// Every state that a name or an operation leads to, the newest first.
+    /// Every state that a name or an operation leads to, the newest first; each is read when it is asked for, since all
+    /// series of a long history do not fit in memory.
     ///
     /// # Errors
-    /// What is wrong with one of them.
-    pub fn commits(&self) -> Result<Vec<Commit>, StoreError> {
-        self.everything()?.into_iter().map(|commit| self.commit(CommitId(commit))).collect()
+    /// What is wrong with the names, or with one of the commits.
+    pub fn commits(&self) -> Result<impl Iterator<Item = Result<Commit, StoreError>>, StoreError> {
+        Ok(self.everything()?.into_iter().map(|commit| self.commit(CommitId(commit))))
     }
 
     /// Every commit that a name or an operation leads to and that is a state of the model.

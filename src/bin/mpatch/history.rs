@@ -80,10 +80,11 @@ const ID_START_LENGTH_MIN: usize = 4;
 pub fn recorded_patch(name: &Path) -> Result<Option<Patch>, CommandError> {
     // Without a history, or in one that is not to be trusted, a name is only that of a file.
     let (Some(name), Ok(store)) = (name.to_str(), Store::discover(Path::new("."))) else { return Ok(None) };
-    let commits = store.commits()?;
     let mut known: BTreeSet<PatchId> = BTreeSet::new();
     // Not collected at once: a set is collected by way of a list of all, and most are in every series.
-    commits.into_iter().for_each(|commit| known.extend(commit.series));
+    for commit in store.commits()? {
+        known.extend(commit?.series);
+    }
     let is_meant = |id: &&PatchId| name.len() >= ID_START_LENGTH_MIN && id.to_string().starts_with(name);
     let id = match Vec::from_iter(known.iter().filter(is_meant))[..] {
         [] => match store.resolve(name) {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::{PatchId, TensorDigest};
 use mpatch::store::state::{HalfWay, Stranger};
-use mpatch::store::{Atlas, BaseTensor, Commit, Standing, Store, View};
+use mpatch::store::{Atlas, BaseTensor, Commit, CommitId, Standing, Store, StoreError, View};
 
 use crate::error::{CommandError, ExitKind};
 use crate::history::CommitReport;
@@ -113,13 +113,35 @@ pub fn digests(
     Ok(chosen.iter().map(|known| known.name.clone()).zip(digests).collect())
 }
 
-/// Those of `commits` whose state comes of `series`, first those with names.
-pub fn commits_of(commits: &[Commit], view: &View, series: &[PatchId]) -> Vec<CommitReport> {
-    let with_state = commits.iter().filter(|commit| commit.series == series).cloned();
-    let mut with_state: Vec<CommitReport> =
-        with_state.map(|commit| CommitReport::new(commit, view)).collect();
-    with_state.sort_by_key(|commit| commit.names.is_empty());
-    with_state
+/// Which commit has which series, without the series themselves.
+pub struct Commits(Vec<(CommitId, usize, Option<PatchId>)>);
+
+impl Commits {
+    pub fn of(store: &Store) -> Result<Self, CommandError> {
+        let outline = |commit: Commit| (commit.id, commit.series.len(), commit.series.last().copied());
+        Ok(Self(store.commits()?.map(|commit| Ok(outline(commit?))).collect::<Result<_, StoreError>>()?))
+    }
+
+    /// Those whose state comes of `series`, first those with names.
+    pub fn with(
+        &self,
+        store: &Store,
+        view: &View,
+        series: &[PatchId],
+    ) -> Result<Vec<CommitReport>, CommandError> {
+        let may_be = |(_, length, last): &&(CommitId, usize, Option<PatchId>)| {
+            (*length, last.as_ref()) == (series.len(), series.last())
+        };
+        let mut found = Vec::new();
+        for (id, ..) in self.0.iter().filter(may_be) {
+            let commit = store.commit(*id)?;
+            if commit.series == series {
+                found.push(CommitReport::new(commit, view));
+            }
+        }
+        found.sort_by_key(|commit| commit.names.is_empty());
+        Ok(found)
+    }
 }
 
 /// The series that leads to where the checkpoint stands and from which the way to `target` is shortest.

@@ -10,7 +10,7 @@ use mpatch::diff::{FactsDiff, diff_facts, facts_after};
 use mpatch::digest::{PatchId, TensorDigest};
 use mpatch::patch::manifest::Fact;
 use mpatch::store::state::{HalfWay, Known};
-use mpatch::store::{Atlas, BaseTensor, Commit, CommitId, Standing, Step, Store, View, way};
+use mpatch::store::{Atlas, BaseTensor, CommitId, Standing, Step, Store, View, way};
 use serde::Serialize;
 
 use super::diff::write_facts;
@@ -18,7 +18,7 @@ use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::CommitReport;
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::standing::{commits_of, digests, half_way_words, misfits};
+use crate::standing::{Commits, digests, half_way_words, misfits};
 use crate::walk::step_words;
 
 /// Tensors that are shown one by one.
@@ -106,7 +106,7 @@ pub fn run(
         (Some(_), None) => false,
     };
     let nearest = if here.is_none() { found.nearest(&atlas, goal) } else { None };
-    let names = Names { store, view: &view, commits: store.commits()? };
+    let names = Names { store, view: &view, commits: Commits::of(store)? };
     let compared = match &asked {
         Some(asked) => atlas.known().iter().find(|known| known.series() == asked.series),
         None => nearest,
@@ -127,7 +127,7 @@ pub fn run(
         half_way,
         way: between.transpose()?,
         different: match compared {
-            Some(compared) if !is_there => found.different(&atlas, compared, &names),
+            Some(compared) if !is_there => found.different(&atlas, compared, &names)?,
             _ => Vec::new(),
         },
     })?;
@@ -159,7 +159,12 @@ impl Found<'_> {
     }
 
     /// The tensors that are not as in `state`, and whose they are.
-    fn different(&self, atlas: &Atlas, state: &Known, names: &Names<'_>) -> Vec<TensorReport> {
+    fn different(
+        &self,
+        atlas: &Atlas,
+        state: &Known,
+        names: &Names<'_>,
+    ) -> Result<Vec<TensorReport>, CommandError> {
         let is_missing = |tensor: &BaseTensor| self.missing.iter().any(|missing| missing.name == tensor.name);
         let is_different = |tensor: &&BaseTensor| {
             let compared = self.digests.contains_key(&tensor.name) || is_missing(tensor);
@@ -168,12 +173,12 @@ impl Found<'_> {
         let different = atlas.base().tensors.iter().filter(is_different);
         let report = |tensor: &BaseTensor| {
             let known = atlas.known().iter().filter(|known| self.is_as_in(known, tensor));
-            TensorReport {
+            Ok(TensorReport {
                 name: tensor.name.clone(),
                 expected: state.state.digest(tensor),
                 found: self.digests.get(&tensor.name).copied(),
-                known_in: known.map(|known| names.of(known.series())).collect(),
-            }
+                known_in: known.map(|known| names.of(known.series())).collect::<Result<_, _>>()?,
+            })
         };
         different.map(report).collect()
     }
@@ -183,18 +188,18 @@ impl Found<'_> {
 struct Names<'a> {
     store: &'a Store,
     view: &'a View,
-    commits: Vec<Commit>,
+    commits: Commits,
 }
 
 impl Names<'_> {
     fn state(&self, series: &[PatchId]) -> Result<StateReport, CommandError> {
-        let commits = commits_of(&self.commits, self.view, series);
+        let commits = self.commits.with(self.store, self.view, series)?;
         Ok(StateReport { facts: self.facts(series)?.len(), series: series.to_vec(), commits })
     }
 
     /// What people call the state after `series`.
-    fn of(&self, series: &[PatchId]) -> String {
-        words_for(series, &commits_of(&self.commits, self.view, series))
+    fn of(&self, series: &[PatchId]) -> Result<String, CommandError> {
+        Ok(words_for(series, &self.commits.with(self.store, self.view, series)?))
     }
 
     fn facts(&self, series: &[PatchId]) -> Result<Vec<Fact>, CommandError> {

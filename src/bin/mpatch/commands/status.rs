@@ -12,7 +12,7 @@ use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::standing::{commits_of, half_way_words, locate, model_path_by, stranger_words};
+use crate::standing::{Commits, half_way_words, locate, model_path_by, stranger_words};
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -112,7 +112,8 @@ fn state(
     // Of several histories of one state, the one that the head's has most of.
     let nearest = series.into_iter().min_by_key(|series| way(series, &head.series).len());
     let series = nearest.unwrap_or_default().to_vec();
-    let commit = commits_of(&store.commits()?, view, &series).into_iter().next().map(Box::new);
+    let commits = Commits::of(store)?.with(store, view, &series)?;
+    let commit = commits.into_iter().next().map(Box::new);
     Ok(StateReport::Known { way: way(&series, &head.series), series, commit })
 }
 
