@@ -46,8 +46,8 @@ fn check_model(first: &Named<'_>, Named { name, patch }: &Named<'_>) -> Result<(
 /// The weights after some patches, one applied after the other.
 struct State {
     weights: WeightsId,
-    /// Digests of all tensors of the base, in its order.
-    digests: Vec<TensorDigest>,
+    /// Digests of the tensors that are not as in the base, by their place there.
+    changed: BTreeMap<usize, TensorDigest>,
     /// The patches, by their place in the order of terms.
     applied: Vec<usize>,
 }
@@ -59,7 +59,7 @@ pub(super) fn place(
     patches: &[Named<'_>],
 ) -> Result<Vec<PlannedPatch>, StackError> {
     let weights = base.weights_id_of(&digests);
-    let mut states = vec![State { weights, digests, applied: Vec::new() }];
+    let mut states = vec![State { weights, changed: BTreeMap::new(), applied: Vec::new() }];
     let mut placed: Vec<PlannedPatch> = Vec::new();
     let mut waiting: Vec<usize> = (0..patches.len()).collect();
     while !waiting.is_empty() {
@@ -69,14 +69,14 @@ pub(super) fn place(
             Some((at, given, place?))
         });
         let Some((at, given, place)) = next else {
-            return Err(refusal(base, &states[0], &patches[waiting[0]], patches));
+            return Err(refusal(base, weights, &digests, &patches[waiting[0]], patches));
         };
         waiting.remove(at);
         let Named { name, patch } = patches[given];
         match (place.state, placed.first()) {
             (Some(state), _) => {
                 let binding = &patch.manifest().bindings[place.binding];
-                states.push(state_after(base, &states[state], binding, placed.len()));
+                states.push(state_after(base, &digests, &states[state], binding, placed.len()));
             }
             (None, Some(first)) => check_model(&patches[first.given], &patches[given])?,
             (None, None) => {}
@@ -119,34 +119,48 @@ fn on_its_parents(placed: &[PlannedPatch], Named { patch, .. }: &Named<'_>) -> O
     (!on_top_of.is_empty()).then_some(Place { binding: 0, state: None, on_top_of })
 }
 
-fn state_after(base: &Checkpoint, state: &State, binding: &Binding, patch: usize) -> State {
-    let mut digests = state.digests.clone();
+fn state_after(
+    base: &Checkpoint,
+    digests: &[TensorDigest],
+    state: &State,
+    binding: &Binding,
+    patch: usize,
+) -> State {
+    let mut changed = state.changed.clone();
     for tensor in &binding.tensors {
         let place = base.tensors().binary_search_by(|info| info.name.as_str().cmp(&tensor.name));
         // A binding whose weights id is the state's names tensors of the state, unless it lies; binding tells then.
         if let Ok(place) = place {
-            digests[place] = tensor.after;
+            changed.insert(place, tensor.after);
         }
     }
+    let of = |(place, digest)| changed.get(&place).copied().unwrap_or(digest);
+    let all: Vec<TensorDigest> = digests.iter().copied().enumerate().map(of).collect();
     let applied = state.applied.iter().copied().chain([patch]).collect();
-    State { weights: base.weights_id_of(&digests), digests, applied }
+    State { weights: base.weights_id_of(&all), changed, applied }
 }
 
-fn refusal(base: &Checkpoint, start: &State, refused: &Named<'_>, patches: &[Named<'_>]) -> StackError {
+fn refusal(
+    base: &Checkpoint,
+    weights: WeightsId,
+    digests: &[TensorDigest],
+    refused: &Named<'_>,
+    patches: &[Named<'_>],
+) -> StackError {
     let manifest = refused.patch.manifest();
     let is_given = |id: &&PatchId| patches.iter().any(|given| given.patch.id() == **id);
     let parents = manifest.parents.iter().filter(|id| !is_given(id)).copied().collect();
     let holds = |binding: &Binding| {
         binding.tensors.iter().all(|tensor| {
             let place = base.tensors().binary_search_by(|info| info.name.as_str().cmp(&tensor.name));
-            place.is_ok_and(|place| start.digests[place] == tensor.after)
+            place.is_ok_and(|place| digests[place] == tensor.after)
         })
     };
     StackError::OtherBase {
         name: refused.name.to_owned(),
         // The format asks for at least one binding.
-        expected: manifest.bindings.first().map_or(start.weights, |binding| binding.weights),
-        found: start.weights,
+        expected: manifest.bindings.first().map_or(weights, |binding| binding.weights),
+        found: weights,
         parents,
         is_applied: manifest.bindings.iter().any(holds),
     }
