@@ -55,6 +55,10 @@ fn large_patches_travel_by_git_lfs_and_a_missing_one_is_named_and_mended() {
     assert_eq!(fs::read(&object).unwrap(), patch);
 
     place.git("clone -q . stock");
+    let away = tempfile::tempdir().unwrap();
+    place.git(&format!("clone -q . {}", away.path().display()));
+    let errors = place.bad(&format!("log --store {}", away.path().display()), 2);
+    assert!(errors.contains("a copy that git made") && errors.contains("`mpatch clone /"), "{errors}");
     place.git("-C stock lfs install --local");
     place.git("-C stock lfs pull");
     let copied = fs::read_dir(place.path("stock/patches")).unwrap().map(|entry| entry.unwrap().path());

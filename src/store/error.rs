@@ -13,10 +13,12 @@ use crate::patch::PatchError;
 #[non_exhaustive]
 pub enum StoreError {
     /// There is none.
-    #[error("`{path}` is no history of mpatch, nor is any folder above it")]
+    #[error("{}", no_store(path, copy.as_deref()))]
     NoStore {
         /// Where one was looked for.
         path: PathBuf,
+        /// A copy that git made of one, there or above.
+        copy: Option<PathBuf>,
     },
     /// There is one already, or another git repository.
     #[error("`{path}` is {what} already")]
@@ -239,6 +241,15 @@ impl StoreError {
 
     pub(super) fn malformed(place: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Malformed { place: place.into(), what: what.into() }
+    }
+}
+
+fn no_store(path: &Path, copy: Option<&Path>) -> String {
+    match copy {
+        None => format!("`{}` is no history of mpatch, nor is any folder above it", path.display()),
+        Some(copy) => {
+            format!("`{}` is a copy that git made of a history, and no history itself", copy.display())
+        }
     }
 }
 

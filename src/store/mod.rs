@@ -131,7 +131,7 @@ impl Store {
     /// [`StoreError::NoStore`], [`StoreError::Version`] or [`StoreError::Owner`].
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
         settings::apply().map_err(StoreError::git("be set up"))?;
-        let no_store = || StoreError::NoStore { path: folder.to_owned() };
+        let no_store = || StoreError::NoStore { path: folder.to_owned(), copy: None };
         let none: [&Path; 0] = [];
         let opened = Repository::open_ext(folder, RepositoryOpenFlags::NO_SEARCH, none);
         let repository = opened.map_err(|error| match error.code() {
@@ -148,7 +148,10 @@ impl Store {
             Ok(found) => {
                 return Err(StoreError::Version { path: folder.to_owned(), found, known: VERSION });
             }
-            Err(_) => return Err(no_store()),
+            Err(_) => {
+                let copy = is_copy(&repository).then(|| folder.to_owned());
+                return Err(StoreError::NoStore { path: folder.to_owned(), copy });
+            }
         }
         refuse_worktree(&repository, folder)?;
         refuse_others(&repository, folder)?;
@@ -165,15 +168,16 @@ impl Store {
         // The dot is there in folders only.
         std::fs::metadata(from.join(".")).map_err(StoreError::io(from, "open"))?;
         let absolute = std::path::absolute(from).map_err(StoreError::io(from, "find"))?;
+        let mut nearest = None;
         for folder in absolute.ancestors() {
             if folder.join(GIT).symlink_metadata().is_ok() {
                 match Self::open(folder) {
-                    Err(StoreError::NoStore { .. }) => {}
+                    Err(StoreError::NoStore { copy, .. }) => nearest = nearest.or(copy),
                     other => return other,
                 }
             }
         }
-        Err(StoreError::NoStore { path: from.to_owned() })
+        Err(StoreError::NoStore { path: from.to_owned(), copy: nearest })
     }
 
     /// The folder that the store is in.
@@ -373,6 +377,14 @@ fn refuse_worktree(repository: &Repository, folder: &Path) -> Result<(), StoreEr
     Err(StoreError::Worktree { path: folder.to_owned(), main: above.unwrap_or(common).to_owned() })
 }
 
+/// Whether the repository is one that git itself copied from a history: the state is there, and what mpatch sets is not.
+fn is_copy(repository: &Repository) -> bool {
+    let tree = repository.head().and_then(|head| head.peel_to_tree());
+    let Ok(Some(base)) = tree.map(|tree| objects::base_of(&tree)) else { return false };
+    let lfs = lfs::Objects::of(repository.path());
+    ObjectStore { repository, lfs: &lfs }.read_base(base).is_ok()
+}
+
 /// Refuses a repository whose configuration another user can have written; whose its folder is, libgit2 has asked.
 fn refuse_others(repository: &Repository, folder: &Path) -> Result<(), StoreError> {
     let git = repository.path();
@@ -391,6 +403,7 @@ fn refuse_others(repository: &Repository, folder: &Path) -> Result<(), StoreErro
 fn refuse_repository(folder: &Path) -> Result<(), StoreError> {
     match Store::open(folder) {
         Ok(_) => Err(StoreError::Exists { path: folder.to_owned(), what: "a history of mpatch" }),
+        Err(error @ StoreError::NoStore { copy: Some(_), .. }) => Err(error),
         Err(StoreError::NoStore { .. }) if folder.join(GIT).symlink_metadata().is_err() => Ok(()),
         Err(StoreError::NoStore { .. }) => {
             Err(StoreError::Exists { path: folder.to_owned(), what: "a git repository of something else" })

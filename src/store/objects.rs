@@ -242,6 +242,11 @@ pub(super) fn is_state(tree: &Tree<'_>) -> bool {
     [BASE, SERIES].iter().all(|name| tree.get_name(name).is_some())
 }
 
+/// The `base.json` of a state.
+pub(super) fn base_of(tree: &Tree<'_>) -> Option<Oid> {
+    entry(tree, BASE, ObjectType::Blob).ok().filter(|_| is_state(tree))
+}
+
 /// What a tree has of this name, which must be of this kind.
 fn entry(tree: &Tree<'_>, name: &str, kind: ObjectType) -> Result<Oid, StoreError> {
     match tree.get_name(name) {

@@ -115,6 +115,10 @@ fn brought_by(store: &Store, id: CommitId) -> Result<PatchId, CommandError> {
 impl From<StoreError> for CommandError {
     fn from(error: StoreError) -> Self {
         let (kind, hint) = match &error {
+            StoreError::NoStore { copy: Some(copy), .. } => {
+                let hint = format!("`mpatch clone {} NEW` makes one of it", shell_word(copy));
+                return Self::new(ExitKind::Usage, chain(&error)).hint(hint);
+            }
             StoreError::NoStore { .. } => {
                 (ExitKind::Usage, "`mpatch init --base MODEL` begins a history, `mpatch clone` copies one")
             }
