@@ -53,6 +53,12 @@ fn tampered(injection: &str) -> [String; 6] {
     ["strace", "-f", "-qq", "-o", "/dev/null", &format!("--inject={injection}")].map(str::to_owned)
 }
 
+/// Runs a command on a bench like that.
+fn tamper(bench: &Bench, injection: &str, words: &str) -> Output {
+    let before = tampered(injection);
+    bench.command(&before.each_ref().map(String::as_str), words).output().unwrap()
+}
+
 fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -280,9 +286,7 @@ fn half_way(model: &str, patch: &str) -> Option<(Bench, Contents)> {
     let bench = Bench::new();
     let before = bench.contents();
     // The journal, its folder, then the checkpoint's own sync.
-    let tampering = tampered("fsync:signal=KILL:when=3");
-    let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
-    let ended = bench.command(&tampering, &format!("apply {model} {patch} --in-place")).output().unwrap();
+    let ended = tamper(&bench, "fsync:signal=KILL:when=3", &format!("apply {model} {patch} --in-place"));
     assert!(!ended.status.success(), "it was not killed");
     let journals = bench.contents().keys().filter(|path| path.to_string_lossy().ends_with("journal")).count();
     assert_eq!(journals, 1);

@@ -140,7 +140,7 @@ impl Work<'_> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use super::super::disk::{Access, Files};
     use super::super::journal::{Extent, Header, JournaledFile, Outcome, Syncs};
@@ -148,6 +148,15 @@ mod tests {
     use crate::digest::TensorDigest;
 
     const SIZE_BYTES: usize = 100;
+
+    /// A file, in a folder of its own, that holds one byte again and again, open for writing.
+    fn file_of(byte: u8) -> (tempfile::TempDir, Files, PathBuf, File) {
+        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
+        let path = folder.path().join("model");
+        std::fs::write(&path, [byte; SIZE_BYTES]).unwrap();
+        let target = files.open(&path, Access::ReadWrite).unwrap();
+        (folder, files, path, target)
+    }
 
     /// A journal, under its name, about one tensor that fills a file.
     fn journal(files: &Files, folder: &Path, target: &File, [start, end]: [u8; 2]) -> Journal {
@@ -163,10 +172,7 @@ mod tests {
 
     #[test]
     fn blocks_of_an_earlier_journal_are_not_put_back() {
-        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
-        let path = folder.path().join("model");
-        std::fs::write(&path, [1; SIZE_BYTES]).unwrap();
-        let target = files.open(&path, Access::ReadWrite).unwrap();
+        let (folder, files, path, target) = file_of(1);
         let told = Told { progress: &|_| (), stop: &|| Ok(()) };
         let earlier = journal(&files, folder.path(), &target, [1, 2]);
         earlier.keep(&[&target], &Cover::default(), &told).unwrap();
@@ -193,10 +199,7 @@ mod tests {
 
     #[test]
     fn what_another_program_writes_meanwhile_is_no_reason_to_keep_the_journal() {
-        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
-        let path = folder.path().join("model");
-        std::fs::write(&path, [7; SIZE_BYTES]).unwrap();
-        let target = files.open(&path, Access::ReadWrite).unwrap();
+        let (folder, files, path, target) = file_of(7);
         let told = Told { progress: &|_| (), stop: &|| Ok(()) };
         // The first change was surveyed when there were ones.
         let made = || journal(&files, folder.path(), &target, [1, 2]);
@@ -222,10 +225,7 @@ mod tests {
     #[test]
     fn a_journal_may_be_read_by_those_who_may_read_all_that_it_holds() {
         use std::os::unix::fs::PermissionsExt;
-        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
-        let path = folder.path().join("model");
-        std::fs::write(&path, [1; SIZE_BYTES]).unwrap();
-        let target = files.open(&path, Access::ReadWrite).unwrap();
+        let (folder, files, path, target) = file_of(1);
         for (mode, expected) in [(0o600, 0o600), (0o664, 0o664), (0o755, 0o644)] {
             std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
             let made = journal(&files, folder.path(), &target, [1, 2]);

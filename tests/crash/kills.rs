@@ -13,7 +13,7 @@ use super::{Bench, stderr};
 use crate::drafts::Numbers;
 use crate::material::{SETTINGS, key, signed_with};
 use crate::place::{Place, weights};
-use crate::{can_trace, skipped, tampered, tell, variable};
+use crate::{can_trace, skipped, tamper, tell, variable};
 
 /// What is killed, and what may be there after the next command.
 struct Killed {
@@ -60,9 +60,7 @@ fn a_command_killed_at_any_system_call_leaves_one_of_two_states() {
         for (name, number) in calls.iter().step_by(stride) {
             bench.restore(&before);
             let place = format!("{words}, {name} number {number}");
-            let tampering = tampered(&format!("{name}:signal=KILL:when={number}"));
-            let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
-            let output = bench.command(&tampering, words).output().unwrap();
+            let output = tamper(&bench, &format!("{name}:signal=KILL:when={number}"), words);
             if output.status.success() {
                 // Threads do not always make the same calls.
                 assert!(bench.contents() == after, "{place}");

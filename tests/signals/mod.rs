@@ -11,14 +11,13 @@ fn a_command_that_is_told_to_stop_ends_with_the_old_state() {
     let before = bench.contents();
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
         // When room is reserved the work has begun, and the next block asks whether to stop.
-        let tampering = tampered(&format!("fallocate:signal={signal}:delay_exit=300000:when=1"));
-        let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+        let tampering = format!("fallocate:signal={signal}:delay_exit=300000:when=1");
         for words in [
             "apply model.safetensors edits.mpatch",
             "apply shards shards.mpatch -o new",
             "apply shards shards.mpatch --in-place",
         ] {
-            let output = bench.command(&tampering, words).output().unwrap();
+            let output = tamper(&bench, &tampering, words);
             let said = stderr(&output);
             assert_eq!(output.status.code(), Some(code), "{words}: {said}");
             assert!(said.ends_with("state: unchanged\n"), "{said}");
@@ -34,9 +33,8 @@ fn a_command_whose_result_has_its_name_is_not_ended_by_a_second_signal() {
     }
     let bench = Bench::new();
     // The copy is synced, gets its name, and then its folder is synced.
-    let tampering = tampered("fsync:signal=INT:delay_exit=300000:when=1..2");
-    let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
-    let output = bench.command(&tampering, "apply model.safetensors edits.mpatch").output().unwrap();
+    let tampering = "fsync:signal=INT:delay_exit=300000:when=1..2";
+    let output = tamper(&bench, tampering, "apply model.safetensors edits.mpatch");
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(bench.path("model.edits.safetensors").exists());
 }
@@ -86,10 +84,9 @@ fn a_second_signal_in_place_says_what_it_leaves() {
         return skipped("strace is not there, or may not trace");
     }
     let bench = Bench::new();
-    let tampering = tampered("fallocate,fsync,fdatasync,pwrite64:signal=INT:delay_exit=100000:when=1..3");
-    let tampering: Vec<&str> = tampering.iter().map(String::as_str).collect();
+    let tampering = "fallocate,fsync,fdatasync,pwrite64:signal=INT:delay_exit=100000:when=1..3";
     let in_place = "apply shards shards.mpatch --in-place";
-    let output = bench.command(&tampering, in_place).output().unwrap();
+    let output = tamper(&bench, tampering, in_place);
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(130), "{said}");
     assert!(said.contains("half-way") && !said.contains("nothing changed"), "{said}");
