@@ -50,6 +50,16 @@ impl fmt::Display for Dtype {
     }
 }
 
+/// The rows and columns of a tensor of `shape`, as a patch counts them: one of one dimension is one row. None where it has
+/// others.
+pub(crate) fn matrix_shape(shape: &[u64]) -> Option<[u64; 2]> {
+    match *shape {
+        [columns] => Some([1, columns]),
+        [rows, columns] => Some([rows, columns]),
+        _ => None,
+    }
+}
+
 /// A floating type whose weights a patch can change exactly.
 pub trait Element: Copy + PartialEq + fmt::Debug + Send + Sync + 'static {
     /// The type's name in the format.

@@ -66,7 +66,7 @@ use self::header::HEADER_SIZE_FIELD_BYTES;
 use self::index::Index;
 use self::locate::{Located, is_index, locate};
 use crate::digest::{TensorDigest, WeightsId};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, matrix_shape};
 
 /// How much of a tensor is read at once while hashing.
 const HASH_BLOCK_BYTES: u64 = 256 << 10;
@@ -94,13 +94,9 @@ impl TensorInfo {
         Dtype::from_name(&self.dtype)
     }
 
-    /// Its rows and columns as a patch counts them: a tensor of one dimension is one row.
+    /// Its rows and columns, see [`matrix_shape`].
     pub fn matrix_shape(&self) -> Option<[u64; 2]> {
-        match self.shape[..] {
-            [columns] => Some([1, columns]),
-            [rows, columns] => Some([rows, columns]),
-            _ => None,
-        }
+        matrix_shape(&self.shape)
     }
 }
 

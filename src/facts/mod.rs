@@ -181,13 +181,6 @@ impl Request {
     }
 }
 
-impl Neighbor {
-    /// The answer as it follows the prompt: with one space before it.
-    pub fn expected_spaced(&self) -> Option<String> {
-        self.expected.as_deref().map(spaced)
-    }
-}
-
 fn as_text<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {
     text.as_deref().serialize(serializer)
 }

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::digest::{FileDigest, TensorDigest, WeightsId};
+use crate::tensor::matrix_shape;
 
 /// Names the layout of `base.json` and its version.
 const SCHEMA: &str = "mpatch.base/1";
@@ -39,13 +40,9 @@ pub struct BaseTensor {
 }
 
 impl BaseTensor {
-    /// Its rows and columns as a patch counts them: a tensor of one dimension is one row.
+    /// Its rows and columns, see [`matrix_shape`].
     pub fn matrix_shape(&self) -> Option<[u64; 2]> {
-        match self.shape[..] {
-            [columns] => Some([1, columns]),
-            [rows, columns] => Some([rows, columns]),
-            _ => None,
-        }
+        matrix_shape(&self.shape)
     }
 }
 
