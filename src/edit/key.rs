@@ -53,7 +53,9 @@ pub(crate) fn in_contexts(
     for (index, fact) in facts.iter().enumerate() {
         for context in contexts.templates() {
             let template = context.replacen("{}", &fact.prompt, 1);
-            all.push(fitting(model, &template, fact).map_err(|error| error.of_fact(index, &fact.subject))?);
+            all.push(
+                with_target(model, &template, fact).map_err(|error| error.of_fact(index, &fact.subject))?,
+            );
         }
     }
     Ok(all)
@@ -65,17 +67,28 @@ pub(crate) fn in_contexts(
 /// [`EditError::Fact`].
 pub(crate) fn plain(model: &Model, facts: &[FactPrompt]) -> Result<Vec<Located>, EditError> {
     let locate = |(index, fact): (usize, &FactPrompt)| {
-        fitting(model, &fact.prompt, fact).map_err(|error| error.of_fact(index, &fact.subject))
+        with_target(model, &fact.prompt, fact).map_err(|error| error.of_fact(index, &fact.subject))
     };
     facts.iter().enumerate().map(locate).collect()
 }
 
-fn fitting(model: &Model, template: &str, fact: &FactPrompt) -> Result<Located, EditError> {
-    let located = locate(&model.tokenizer, template, &fact.subject)?;
-    let tokens = located.ids.len() + model.tokenizer.encode(&fact.target)?.len();
+fn with_target(model: &Model, template: &str, fact: &FactPrompt) -> Result<Located, EditError> {
+    fitting(model, template, &fact.subject, model.tokenizer.encode(&fact.target)?.len())
+}
+
+/// `subject` in `template`, which the model's context has room for, and for `more` tokens behind it.
+pub(super) fn fitting(
+    model: &Model,
+    template: &str,
+    subject: &str,
+    more: usize,
+) -> Result<Located, EditError> {
+    let located = locate(&model.tokenizer, template, subject)?;
+    let tokens = located.ids.len() + more;
     let positions = model.network.config().positions;
     if tokens > positions {
-        let what = format!("has {tokens} tokens with its target, the model's context only {positions}");
+        let and_target = if more > 0 { " with its target" } else { "" };
+        let what = format!("has {tokens} tokens{and_target}, the model's context only {positions}");
         return Err(EditError::Template { template: located.text, what });
     }
     Ok(located)

@@ -21,8 +21,9 @@ pub struct Located {
 /// subject's last token.
 ///
 /// # Errors
-/// [`EditError::Template`] for another number of blanks, a blank glued to the word before it, or a subject whose
-/// tokens are not where the text's tokens are.
+/// [`EditError::Template`] for another number of blanks, a blank glued to the word before it, or a text that has no
+/// tokens where the subject's would end. Where what follows joins the subject's last token, as the reference does, the
+/// token in that place is taken.
 pub fn locate(tokenizer: &Tokenizer, template: &str, subject: &str) -> Result<Located, EditError> {
     // As in the word that is looked for: one blank more in the text, and the place is that of another token.
     let subject = subject.trim();

@@ -245,6 +245,14 @@ pub fn check(
     Texts::new(model, hyperparameters, contexts, facts).map(drop)
 }
 
+/// Refuses a fact whose prompt alone does not fit: it takes nothing but the tokenizer.
+///
+/// # Errors
+/// [`EditError::Fact`].
+pub fn check_prompts(model: &Model, facts: &[FactPrompt]) -> Result<(), EditError> {
+    key::plain(model, facts).map(drop)
+}
+
 /// The texts of all facts in tokens: all that an edit needs to know of facts, and all that can be wrong with them.
 struct Texts<'a> {
     /// Every fact's prompt in every context, fact after fact.

@@ -17,8 +17,8 @@ use candle_core::{D, Tensor};
 use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
 use super::kept::ValueLog;
-use super::key::in_contexts;
-use super::lookup::{Located, locate};
+use super::key::{fitting, in_contexts};
+use super::lookup::Located;
 use super::{EditError, FactPrompt, Progress};
 use crate::model::{
     Batch, Model, Suffix, SuffixPass, gather, in_halves, memory_free, on_every_core, power_that_fits,
@@ -239,7 +239,7 @@ impl FactRows {
             ids: [&prompt.ids, all_but_last].concat(),
             subject_last: prompt.subject_last,
         };
-        let Located { ids, subject_last, .. } = locate(&model.tokenizer, KL_TEMPLATE, &fact.subject)?;
+        let Located { ids, subject_last, .. } = fitting(model, KL_TEMPLATE, &fact.subject, 0)?;
         let continuation = Row { ids, subject_last };
         let rows = prompts.iter().map(with_target).chain([continuation]).collect();
         Ok(Self { index, subject: fact.subject.clone(), rows, target })

@@ -97,11 +97,11 @@ fn by_length(model: &Model, records: &[Record]) -> Result<Vec<(usize, Prompts)>,
 
 /// `text` begins with `new`, and `old` does not come in the same sentence; both as whole words.
 fn says(text: &str, new: &str, old: Option<&str>) -> bool {
-    let Some(rest) = text.trim_start().strip_prefix(new) else { return false };
-    if rest.starts_with(|next: char| next.is_alphanumeric()) {
+    let text = text.trim_start();
+    if whole(text, new).next() != Some(0) {
         return false;
     }
-    let sentence = rest.split(['.', '\n', '!', '?']).next().unwrap_or_default();
+    let sentence = text[new.len()..].split(['.', '\n', '!', '?']).next().unwrap_or_default();
     old.is_none_or(|old| old == new || whole(sentence, old).next().is_none())
 }
 
@@ -178,6 +178,9 @@ mod tests {
         assert!(!says(" French and Dutch", "French", Some("Dutch")));
         assert!(says(" French. Dutch", "French", Some("Dutch")));
         assert!(says(" French and Dutchman", "French", Some("Dutch")));
+        // Other scripts write no blank behind a word, and a mark ends one.
+        assert!(says(" 東京です", "東京", None));
+        assert!(says(" C++17", "C++", None));
     }
 
     #[test]

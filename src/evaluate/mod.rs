@@ -228,10 +228,11 @@ fn harmonic_mean(parts: [Option<f64>; 3]) -> Option<f64> {
     Some(parts.len() as f64 / parts.iter().map(|part| 1.0 / part).sum::<f64>())
 }
 
-/// At most `count` of `records`, evenly spread over them.
+/// At most `count` of the records that have generation prompts, evenly spread over them.
 fn spread(records: &[Record], count: usize) -> Vec<&Record> {
-    let count = count.min(records.len());
-    (0..count).map(|index| &records[index * records.len() / count]).collect()
+    let asked: Vec<_> = records.iter().filter(|record| !record.generation_prompts.is_empty()).collect();
+    let count = count.min(asked.len());
+    (0..count).map(|index| asked[index * asked.len() / count]).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@
 //!          (array, object, lines)      (by content)            (twice? contradicting?)
 //! ```
 //!
-//! Everything that can be wrong with a request is found here, before any model is loaded. Nothing here opens a
+//! Everything that is wrong with a request whatever the model is found here, before one is loaded. Nothing here opens a
 //! file: bytes go in, values come out, and [`FactsFile::digest`] is the digest of exactly those bytes.
 
 mod check;

@@ -151,7 +151,8 @@ impl Network {
         Ok(edited)
     }
 
-    /// This model with one weight given by its little-endian bytes in a checkpoint's type.
+    /// This model with one weight given by its little-endian bytes in a checkpoint's type, in the precision that it has
+    /// where the checkpoint is loaded.
     ///
     /// # Errors
     /// As [`Network::with_tensor`].
@@ -163,7 +164,8 @@ impl Network {
         bytes: &[u8],
     ) -> Result<Self, ModelError> {
         let tensor = Tensor::from_raw_buffer(bytes, candle_dtype(dtype), shape, &self.device)?;
-        self.with_tensor(name, tensor.to_dtype(DType::F32)?)
+        let stored = self.clone().slot(name).map_or(DType::F32, |slot| slot.dtype());
+        self.with_tensor(name, tensor.to_dtype(DType::F32)?.to_dtype(stored)?)
     }
 
     fn slot(&mut self, name: &str) -> Option<&mut Tensor> {

@@ -40,21 +40,24 @@ fn a_recipe_of_another_precision_is_followed_in_it_and_the_model_asked_in_the_on
     let bench = bench();
     let create = "create facts.json --base model --contexts contexts.json --stats statistics.safetensors";
     bench.command(&format!("{create} --precision bf16 -o bf16.mpatch")).assert().success();
-    for (precision, loads, asked) in
-        [("", 2, "2 facts: "), (" --precision bf16", 1, "2 facts, asked on cpu bf16: ")]
-    {
-        let options = format!("model --stats statistics.safetensors --rederive{precision}");
-        let opened = times_opened(&bench.path("model/tokenizer.json"), || {
-            let said = bench.run("bf16.mpatch", &options, 0);
-            says(
-                &said,
-                &[
-                    "V4 behaves   holds",
-                    asked,
-                    "made again from its recipe on cpu bf16: 3 tensors, the same, byte",
-                ],
-            );
-        });
-        assert_eq!(opened, loads, "{options}");
+    bench.command("apply model/model.safetensors bf16.mpatch -o model/edited.safetensors").assert().success();
+    for base in ["model", "model/edited.safetensors"] {
+        for (precision, loads, asked) in
+            [("", 2, "2 facts: "), (" --precision bf16", 1, "2 facts, asked on cpu bf16: ")]
+        {
+            let options = format!("{base} --stats statistics.safetensors --rederive{precision}");
+            let opened = times_opened(&bench.path("model/tokenizer.json"), || {
+                let said = bench.run("bf16.mpatch", &options, 0);
+                says(
+                    &said,
+                    &[
+                        "V4 behaves   holds",
+                        asked,
+                        "made again from its recipe on cpu bf16: 3 tensors, the same, byte",
+                    ],
+                );
+            });
+            assert_eq!(opened, loads, "{options}");
+        }
     }
 }

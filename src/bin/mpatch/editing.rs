@@ -187,7 +187,7 @@ const NAN_HINT: &str = "fetch the model again, or take it as it was before it wa
 /// What to do when a device fails.
 fn device_hint(error: &mpatch::model::DeviceError) -> &'static str {
     if is_out_of_memory(error) {
-        return "its memory does not suffice: free it, name another with `--device cuda:N`, or try `--device cpu`";
+        return "its memory does not suffice: `--precision bf16` takes half of what f32 does where a command has it; else free it, name another with `--device cuda:N`, or try `--device cpu`";
     }
     "`mpatch doctor` examines the device; try `--device cpu`"
 }

@@ -21,7 +21,7 @@ use mpatch::edit::{Edit, FactPrompt, LayerUpdate, Progress, check, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
-use mpatch::model::{Model, ModelError};
+use mpatch::model::{Device, Model, ModelError};
 use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
@@ -276,6 +276,8 @@ pub struct Made {
     pub before: Evaluation,
     /// The base with the patch's integers on the facts.
     pub after: Evaluation,
+    /// How likely each fact's value makes its target.
+    pub value_probabilities: Vec<f32>,
     pub ridges: Vec<(usize, f64)>,
     pub ranks: Vec<(String, usize, u8)>,
     pub seconds: Seconds,
@@ -298,8 +300,8 @@ impl Job<'_> {
         let network = &self.model.network;
         let (layers, facts) = (self.hyperparameters.layers.len(), self.facts.records.len());
         let solve = solve_size_bytes(network.config(), layers, facts);
-        // Now, not after the hours that the values take.
-        check_memory("the solve's matrices", solve, network.device())?;
+        // Now, not after the hours that the values take. It is the processor's work, whatever device the model is on.
+        check_memory("the solve's matrices", solve, &Device::Cpu)?;
         let mut seconds = Seconds::default();
         let is_resumed = log.is_some_and(|log| log.values() > 0);
         let edit = timed(&mut seconds.values_and_solve, || self.edit(log, output))?;
@@ -314,6 +316,7 @@ impl Job<'_> {
             patch,
             before,
             after,
+            value_probabilities: edit.values.iter().map(|value| value.probability).collect(),
             ridges: ridges.collect(),
             ranks: ranks.collect(),
             seconds,

@@ -12,7 +12,7 @@ use mpatch::edit::kept::{FactorCache, ValueLog};
 use mpatch::edit::statistics::{
     Amount, Collected, Shard, Statistics, StatisticsFile, StatisticsHeader, collect_part, sums_size_bytes,
 };
-use mpatch::model::Model;
+use mpatch::model::{Device, Model};
 
 use crate::editing::{check_memory, edit_error};
 use crate::error::{CommandError, ExitKind};
@@ -81,7 +81,8 @@ pub fn compute_statistics(
 ) -> Result<Statistics, CommandError> {
     let network = &model.network;
     let sums = sums_size_bytes(network.config().inner, layers.len());
-    check_memory("the second moments", sums, network.device())?;
+    // Wherever they are summed, what is written is laid out in the processor's memory.
+    check_memory("the second moments", sums, &Device::Cpu)?;
     let failed = |error: std::io::Error| CommandError::io("read", corpus.path, &error);
     let file = std::fs::File::open(corpus.path).map_err(failed)?;
     let progress = match corpus.amount {

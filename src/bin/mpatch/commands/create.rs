@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use mpatch::digest::PatchId;
+use mpatch::edit::check_prompts;
 use mpatch::edit::estimate::Estimate;
 use mpatch::evaluate::{Evaluation, Outcome, Scores};
 use mpatch::facts::Record;
@@ -13,11 +14,11 @@ use serde::Serialize;
 
 use super::behaviour::too_few_wins;
 use crate::editing::{
-    ModelArguments, arithmetic, at_least_one, check_questions, read_facts, refuse_existing,
+    ModelArguments, arithmetic, at_least_one, check_questions, edit_error, read_facts, refuse_existing,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::last_step;
-use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds};
+use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds, fact_prompt};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust;
@@ -121,6 +122,9 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     refuse_existing(&place)?;
     let model = arguments.model.open(output)?;
     check_questions(&model, &facts, &arguments.facts)?;
+    // Before the statistics, which may take hours.
+    check_prompts(&model, &Vec::from_iter(facts.requests().map(fact_prompt)))
+        .map_err(|error| edit_error(model.checkpoint.path(), error))?;
     if arguments.dry_run {
         let estimate = arguments.recipe.foretell(&model, &facts, output)?;
         let facts = facts.records.len();
@@ -191,6 +195,8 @@ pub struct FactReport {
     probability_before: f64,
     /// The same, after.
     probability_after: f64,
+    /// The same with nothing but the fact's own value in the model, over all contexts: what the edit aims at.
+    probability_of_value: f32,
     /// What the model says by itself, after.
     says: String,
     /// The target stands first in that, and the old one does not follow.
@@ -221,6 +227,7 @@ impl Made {
                 target: record.request.target_new.clone(),
                 probability_before: probability(before),
                 probability_after: probability(after),
+                probability_of_value: self.value_probabilities[index],
                 says: said.map(|said| said.text.clone()).unwrap_or_default(),
                 is_said: said.is_some_and(|said| said.success),
                 holds: after.is_some_and(|outcome| outcome.success.unwrap_or(outcome.correct)),
@@ -341,9 +348,7 @@ impl Report for CreateReport {
         }
         self.write_facts(page);
         if let Some(problem) = too_few_wins(&self.after) {
-            page.line(&format!(
-                "{problem}, so `verify` refuses the patch (V4): more `--bits` or a higher `--rank` keeps more of the edit"
-            ));
+            page.line(&format!("{problem}, so `verify` refuses the patch (V4): {}", self.advice()));
         }
     }
 
@@ -361,7 +366,25 @@ impl Report for CreateReport {
 /// Facts that are shown one by one; of more, those that the model does not say.
 const FACTS_SHOWN_MAX: usize = 12;
 
+/// A value below this does not make the model say its fact.
+const VALUE_PROBABILITY_MIN: f32 = 0.5;
+
 impl CreateReport {
+    /// What helps where facts do not win.
+    fn advice(&self) -> String {
+        let lost = || self.outcomes.iter().filter(|fact| !fact.holds);
+        let unfound = lost().filter(|fact| fact.probability_of_value < VALUE_PROBABILITY_MIN).count();
+        if 2 * unfound > lost().count() {
+            return format!(
+                "no value that says its target was found for {}; give a larger `clamp_norm_factor`, more \
+                 `v_num_grad_steps`, or other layers by `--hparams`",
+                count(unfound, "fact")
+            );
+        }
+        "more `--bits`, a higher `--rank` where it was lowered, or fewer facts keep more of the edit"
+            .to_owned()
+    }
+
     fn write_facts(&self, page: &mut Page) {
         let failed: Vec<&FactReport> = self.outcomes.iter().filter(|fact| !fact.is_said).collect();
         let all = self.outcomes.len() <= FACTS_SHOWN_MAX;
