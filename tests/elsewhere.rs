@@ -10,6 +10,7 @@ mod place;
 use std::fs;
 use std::io::Write;
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -595,35 +596,53 @@ fn a_history_cannot_say_where_git_lfs_is_to_look() {
     assert_eq!(visitors.load(Ordering::SeqCst), 0, "somebody called at the address that the history names");
 }
 
+/// Has stock git leave `PWNED` where anything runs that the repository asks for.
+fn lay_traps(place: &Place, git: &str) {
+    let trap = |name: &str| format!("echo {name} >> '{}'; false", place.path("PWNED").display());
+    let path = |name: &str| place.path(&format!("{git}/{name}"));
+    fs::create_dir_all(path("hooks")).unwrap();
+    for hook in ["post-checkout", "pre-push", "reference-transaction", "post-update", "pre-receive", "update"]
+    {
+        fs::write(path(&format!("hooks/{hook}")), format!("#!/bin/sh\n{}\n", trap(hook))).unwrap();
+        fs::set_permissions(path(&format!("hooks/{hook}")), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut config = fs::read_to_string(path("config")).unwrap();
+    config += &format!("[core]\n\thooksPath = {}\n", path("hooks").display());
+    for name in
+        ["core fsmonitor", "core sshCommand", "core alternateRefsCommand", "uploadpack packObjectsHook"]
+    {
+        let (section, key) = name.split_once(' ').unwrap();
+        config += &format!("[{section}]\n\t{key} = \"{}\"\n", trap(key));
+    }
+    config += &format!("[credential]\n\thelper = \"!{}\"\n", trap("helper"));
+    fs::write(path("config"), config).unwrap();
+    let behind = format!("{}\n", place.path("behind.git/objects").display());
+    fs::write(path("objects/info/alternates"), behind).unwrap();
+}
+
 #[test]
 fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     let place = Place::begun();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
     place.good("add one.mpatch");
-    let trap = "touch PWNED\nfalse\n";
-    fs::create_dir_all(place.path(".git/hooks")).unwrap();
-    use std::os::unix::fs::PermissionsExt;
-    for hook in ["post-checkout", "pre-push", "reference-transaction", "post-update", "pre-receive"] {
-        let path = place.path(&format!(".git/hooks/{hook}"));
-        fs::write(&path, format!("#!/bin/sh\n{trap}")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
-    }
     let config = place.path(".git/config");
-    let hostile = "[core]\n\tfsmonitor = touch PWNED\n\tsshCommand = touch PWNED\n\thooksPath = .git/hooks\n\
-                   [credential]\n\thelper = !touch PWNED\n[uploadpack]\n\tpackObjectsHook = touch PWNED\n";
-    fs::write(&config, fs::read_to_string(&config).unwrap() + hostile).unwrap();
     place.git("init -q --bare bare.git");
+    place.git("init -q --bare behind.git");
+    lay_traps(&place, ".git");
+    lay_traps(&place, "bare.git");
     place.good("clone . mine");
     place.good("push --to bare.git");
     place.good("pull --store mine");
     place.good("branch other");
+    place.good(&format!("push --to file://{} other", place.path("bare.git").display()));
+    place.good("pull --store mine --from bare.git");
     place.good("gc");
-    let touched = ["PWNED", "mine/PWNED", ".git/PWNED", "bare.git/PWNED"];
-    assert!(touched.iter().all(|name| !place.path(name).exists()));
+    assert!(!place.path("PWNED").exists(), "{}", fs::read_to_string(place.path("PWNED")).unwrap());
     let errors = place.bad("clone ext::sh%20-c%20touch%20PWNED elsewhere", 11);
     assert!(errors.contains("ext") && !place.path("PWNED").exists() && !place.path("elsewhere").exists());
 
     // A commit whose series does not follow from its patches is fetched, found out, and named by nothing.
+    fs::remove_dir_all(place.path("bare.git/hooks")).unwrap();
     place.git("clone -q -b main bare.git liar");
     fs::write(place.path("liar/series"), format!("{}\n", "0".repeat(64))).unwrap();
     place.git("-C liar -c user.name=x -c user.email=y commit -qam lie");

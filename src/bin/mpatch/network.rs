@@ -1,7 +1,8 @@
 //! Running `git` and `git lfs` to reach other machines: credentials, ssh and proxies are theirs to know.
 //!
 //! They run in a passing repository that mpatch has made, never in a store or in somebody's folder, so no hook and no
-//! setting but the user's own can take part; and of transports only those that move objects are allowed.
+//! setting but the user's own can take part; and of transports only those that move objects are allowed. Where the
+//! other history lies on this machine, `git` runs in it, too, and is kept from what that one would have it run.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -30,6 +31,10 @@ const SETTINGS: [&str; 16] = [
     "protocol.http.allow=always",
     "protocol.ssh.allow=always",
 ];
+/// What takes the place of `git receive-pack` in a history on this machine: settings of the sender's do not reach it,
+/// and hooks, the collection of garbage, a checkout with its filters, and this command of a setting are programs there.
+const RECEIVE: &str = "--receive-pack=git -c core.hooksPath=/dev/null -c core.alternateRefsCommand=true \
+                       -c receive.autogc=false -c receive.denyCurrentBranch=refuse receive-pack";
 /// Variables that would lead `git` elsewhere.
 const VARIABLES: [&str; 9] = [
     "GIT_DIR",
@@ -62,6 +67,12 @@ pub fn address(given: &str) -> Result<String, CommandError> {
     let path = Path::new(given);
     let full = path.canonicalize().map_err(|error| CommandError::io("find", path, &error))?;
     Ok(full.to_string_lossy().into_owned())
+}
+
+/// Whether `git` takes the address for one on this machine.
+fn is_here(address: &str) -> bool {
+    let is_path = || address.split_once(':').is_none_or(|(before, _)| before.contains('/'));
+    address.starts_with("file://") || is_path()
 }
 
 /// Fetches everything that has a name there, with its large patches.
@@ -139,7 +150,9 @@ pub fn push(
         git(incoming, address, &words)?;
     }
     let targets: Vec<String> = names.iter().map(|(commit, name)| format!("{commit}:{name}")).collect();
-    let mut words = vec!["push", "--quiet", "--no-verify", "--atomic", "--", address];
+    let mut words = vec!["push", "--quiet", "--no-verify", "--atomic"];
+    words.extend(is_here(address).then_some(RECEIVE));
+    words.extend(["--", address]);
     words.extend(targets.iter().map(String::as_str));
     git(incoming, address, &words).map(drop).map_err(|error| {
         // What stock git has checked out it refuses by itself.
