@@ -2,7 +2,7 @@
 //!
 //! What needs `strace` is skipped, and says so, where there is none. Two variables make the runs longer, and
 //! `tests/crash/kill_everywhere.sh` sets them: `MPATCH_KILL_STRIDE` is the distance between the system calls at which
-//! a command is killed, `MPATCH_RANDOM_KILLS` how often one is killed at any time.
+//! a command is killed, or refused, `MPATCH_RANDOM_KILLS` how often one is killed at any time.
 #![cfg(target_os = "linux")]
 #![allow(
     clippy::unwrap_used,
@@ -82,6 +82,19 @@ fn can_run_as_a_mere_user() -> bool {
             .ancestors()
             .skip(1)
             .all(|folder| fs::metadata(folder).unwrap().permissions().mode() & 1 != 0)
+}
+
+#[test]
+fn a_history_made_under_any_umask_lets_its_maker_in() {
+    let bench = Bench::new();
+    let open_to_all = ["sh", "-c", "umask 000; exec \"$@\"", "sh"];
+    let output = bench.command(&open_to_all, "init --base model.safetensors").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    bench.succeeds("add edits.mpatch");
+    for name in ["", "config", "objects", "refs/heads"] {
+        let about = fs::metadata(bench.path(".git").join(name)).unwrap();
+        assert_eq!(about.mode() & 0o002, 0, "`{name}` is everybody's to write");
+    }
 }
 
 // ------------------------------------------------------------------------------------------------------ in place --

@@ -29,7 +29,8 @@ mod tidy;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
+use std::fs::Permissions;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ const VERSION_KEY: &str = "mpatch.version";
 const GIT: &str = ".git";
 /// How a store begins to be made, before it gets its name.
 const TEMPORARY_PREFIX: &str = ".mpatch-";
+/// In a mode: everybody may write.
+const OTHERS_WRITE: u32 = 0o002;
 
 /// An opened store.
 pub struct Store {
@@ -355,7 +358,7 @@ impl NewStore {
     pub fn settle(self, folder: &Path) -> Result<Store, StoreError> {
         let NewStore { store, temporary } = self;
         drop(store);
-        sync_below(temporary.path())?;
+        settle_below(temporary.path())?;
         let target = folder.join(GIT);
         refuse_repository(folder)?;
         tell_of_last_step();
@@ -392,11 +395,21 @@ fn refuse_others(repository: &Repository, folder: &Path) -> Result<(), StoreErro
     let owner = about(git)?.uid();
     for path in [git.to_owned(), git.join("config")] {
         let about = about(&path)?;
-        if ![owner, 0].contains(&about.uid()) || about.mode() & 0o002 != 0 {
+        if ![owner, 0].contains(&about.uid()) || about.mode() & OTHERS_WRITE != 0 {
             return Err(StoreError::Owner { path: folder.to_owned() });
         }
     }
     Ok(())
+}
+
+/// Takes the right to write to a file or folder from those who are neither its owner nor of its group.
+fn keep_from_others(path: &Path) -> Result<(), StoreError> {
+    let mode = std::fs::metadata(path).map_err(StoreError::io(path, "examine"))?.mode();
+    if mode & OTHERS_WRITE == 0 {
+        return Ok(());
+    }
+    let kept = Permissions::from_mode(mode & !OTHERS_WRITE);
+    std::fs::set_permissions(path, kept).map_err(StoreError::io(path, "change the permissions of"))
 }
 
 /// Refuses a folder with a repository in it.
@@ -412,16 +425,19 @@ fn refuse_repository(folder: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Writes every file and folder below `folder` through to the disk.
-fn sync_below(folder: &Path) -> Result<(), StoreError> {
+/// Writes every file and folder below `folder` through to the disk, after it is no longer everybody's to write, whatever
+/// the umask says: [`refuse_others`] would never let anybody in.
+fn settle_below(folder: &Path) -> Result<(), StoreError> {
     for entry in std::fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;
         let kind = entry.file_type().map_err(StoreError::io(folder, "list"))?;
         if kind.is_dir() {
-            sync_below(&entry.path())?;
+            settle_below(&entry.path())?;
         } else if kind.is_file() {
+            keep_from_others(&entry.path())?;
             lfs::sync_folder(&entry.path())?;
         }
     }
+    keep_from_others(folder)?;
     lfs::sync_folder(folder)
 }
