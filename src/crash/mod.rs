@@ -64,7 +64,7 @@ struct Scene {
 }
 
 impl Scene {
-    /// Every command that writes.
+    /// Every way in which commands write checkpoints, patches and files beside them; a history has others.
     fn all() -> Vec<Self> {
         use Direction::{Apply, Revert};
         let (file, folder) = ("/m/model.safetensors", "/m");

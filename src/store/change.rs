@@ -8,7 +8,7 @@ use super::Store;
 use super::base::Base;
 use super::error::StoreError;
 use super::message::Message;
-use super::objects::Snapshot;
+use super::objects::{Snapshot, write_commit};
 use super::operations::{self, Deed, Journal, Operation};
 use super::refs::{CommitId, Head, Kind, View};
 use super::state::State;
@@ -160,8 +160,8 @@ impl Change<'_> {
             .collect::<Result<_, _>>()
             .map_err(failed())?;
         let parents: Vec<&git2::Commit<'_>> = parents.iter().collect();
-        let author = self.journal.author.signature()?;
-        let commit = repository.commit(None, &author, &author, text, &tree, &parents).map_err(failed())?;
+        let commit = write_commit(repository, &self.journal.author, text, &tree, &parents);
+        let commit = commit.map_err(failed())?;
         self.move_head(CommitId(commit));
         Ok(CommitId(commit))
     }

@@ -14,12 +14,13 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use git2::{ObjectType, Odb, Oid, Repository, Tree};
+use git2::{Commit, ObjectType, Odb, Oid, Repository, Tree};
 
 use super::base::Base;
 use super::error::StoreError;
 use super::lfs::{Absent, INLINE_SIZE_MAX_BYTES, Objects, POINTER_SIZE_MAX_BYTES, Pointer};
 use super::message::Message;
+use super::operations::Author;
 use crate::digest::{PatchId, WeightsId};
 use crate::patch::{Manifest, Patch};
 
@@ -263,6 +264,19 @@ pub(super) fn odb_alone(objects: &Path, action: &str) -> Result<Odb<'static>, St
     })?;
     odb.add_disk_alternate(path).map_err(StoreError::git(action))?;
     Ok(odb)
+}
+
+/// Writes a commit. libgit2's own function for that tells of no error where the object could not be written.
+pub(super) fn write_commit(
+    repository: &Repository,
+    author: &Author,
+    text: &str,
+    tree: &Tree<'_>,
+    parents: &[&Commit<'_>],
+) -> Result<Oid, git2::Error> {
+    let author = author.signature()?;
+    let buffer = repository.commit_create_buffer(&author, &author, text, tree, parents)?;
+    repository.odb()?.write(ObjectType::Commit, &buffer)
 }
 
 /// The whole file of a patch, wherever its sections lie.

@@ -17,6 +17,7 @@ use git2::{Commit as GitCommit, ErrorCode, Oid, Repository, Signature, Time};
 
 use super::error::StoreError;
 use super::lock::Lock;
+use super::objects::write_commit;
 use super::refs::{CommitId, View};
 use crate::checkpoint::tell_of_last_step;
 
@@ -41,9 +42,8 @@ pub struct Author {
 }
 
 impl Author {
-    pub(super) fn signature(&self) -> Result<Signature<'static>, StoreError> {
-        let time = Time::new(self.seconds, self.offset_minutes);
-        Signature::new(&self.name, &self.email, &time).map_err(StoreError::git("take the author's name"))
+    pub(super) fn signature(&self) -> Result<Signature<'static>, git2::Error> {
+        Signature::new(&self.name, &self.email, &Time::new(self.seconds, self.offset_minutes))
     }
 }
 
@@ -263,8 +263,18 @@ impl Journal {
         self.after.refs.keys().try_for_each(|name| self.after.check_room(name))?;
         tell_of_last_step();
         let operation = write(repository, &self.author, &message, &self.before, &self.after)?;
-        point(repository, PENDING, operation)?;
+        announce(repository, operation)?;
         carry_out(repository, operation, &self.before, &self.after)
+    }
+}
+
+/// Announces an operation. One whose name is there, and was refused all the same, is announced no longer: its user is
+/// told that nothing was done, and the next change must not do it.
+fn announce(repository: &Repository, operation: Oid) -> Result<(), StoreError> {
+    let Err(cause) = point(repository, PENDING, operation) else { return Ok(()) };
+    match is_at(repository, PENDING, operation) && forget_pending(repository).is_err() {
+        true => Err(StoreError::Pending { source: Box::new(cause) }),
+        false => Err(cause),
     }
 }
 
@@ -277,7 +287,11 @@ fn carry_out(repository: &Repository, operation: Oid, before: &View, after: &Vie
         let _ = forget_pending(repository);
         return Ok(());
     };
-    match before.install(after, repository).and_then(|()| forget_pending(repository)) {
+    let taken_back = before
+        .install(after, repository)
+        .and_then(|()| unrecord(repository, operation))
+        .and_then(|()| forget_pending(repository));
+    match taken_back {
         Ok(()) => Err(cause),
         Err(_) => Err(StoreError::Pending { source: Box::new(cause) }),
     }
@@ -297,6 +311,23 @@ fn finish_pending(repository: &Repository) -> Result<(), StoreError> {
         Err(_) if last_commit(repository, PENDING)?.is_none() => Ok(()),
         ended => ended,
     }
+}
+
+/// Takes an operation off the list whose name is there, and was refused all the same.
+fn unrecord(repository: &Repository, operation: Oid) -> Result<(), StoreError> {
+    if !is_at(repository, OPERATIONS, operation) {
+        return Ok(());
+    }
+    let failed = || StoreError::git("take an operation off its list");
+    let commit = repository.find_commit(operation).map_err(failed())?;
+    match commit.parent(0) {
+        Ok(before) if is_operation(&before) => point(repository, OPERATIONS, before.id()),
+        _ => repository.find_reference(OPERATIONS).and_then(|mut first| first.delete()).map_err(failed()),
+    }
+}
+
+fn is_at(repository: &Repository, name: &str, operation: Oid) -> bool {
+    repository.refname_to_id(name).is_ok_and(|target| target == operation)
 }
 
 fn forget_pending(repository: &Repository) -> Result<(), StoreError> {
@@ -337,8 +368,7 @@ fn write(
     // What is no commit (an annotated tag of somebody else's) is kept by its own name alone.
     let new: Vec<GitCommit<'_>> = new.filter_map(|target| repository.find_commit(target).ok()).collect();
     let parents: Vec<&GitCommit<'_>> = last.iter().chain(&new).collect();
-    let signature = author.signature()?;
-    repository.commit(None, &signature, &signature, message, &tree, &parents).map_err(failed())
+    write_commit(repository, author, message, &tree, &parents).map_err(failed())
 }
 
 #[cfg(test)]

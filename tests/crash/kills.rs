@@ -90,6 +90,7 @@ fn a_commit_killed_at_any_system_call_is_there_or_is_not() {
     let stride = variable("MPATCH_KILL_STRIDE", 9);
     kill_commits(&Bench::new(), "add edits.mpatch", stride);
     // A patch that git does not keep itself; it takes longer, for few calls more.
+    let stride = variable("MPATCH_KILL_STRIDE", 45);
     let (bench, place, shape) = (Bench::new(), Place::new(), [700, 1_200]);
     fs::write(place.path("model.safetensors"), weights(shape)).unwrap();
     let edits = vec![("b".to_owned(), vec![0])];
@@ -98,7 +99,7 @@ fn a_commit_killed_at_any_system_call_is_there_or_is_not() {
     assert!(patch.len() > 1 << 20);
     fs::write(bench.path("large.mpatch"), signed_with(patch, &key())).unwrap();
     fs::copy(place.path("model.safetensors"), bench.path("model.safetensors")).unwrap();
-    kill_commits(&bench, "add large.mpatch", 5 * stride);
+    kill_commits(&bench, "add large.mpatch", stride);
 }
 
 /// Kills a commit to a new history at its system calls, and holds what is left to the promise.
@@ -213,7 +214,7 @@ fn system_calls(bench: &Bench, words: &str) -> Vec<(String, usize)> {
     system_calls_with(bench, words, &["-f"])
 }
 
-fn system_calls_with(bench: &Bench, words: &str, flags: &[&str]) -> Vec<(String, usize)> {
+pub(super) fn system_calls_with(bench: &Bench, words: &str, flags: &[&str]) -> Vec<(String, usize)> {
     let trace = bench.folder.path().with_extension("trace");
     let tracing: Vec<&str> =
         ["strace", "-qq", "-o", trace.to_str().unwrap()].iter().chain(flags).copied().collect();

@@ -1,0 +1,78 @@
+//! Commands on a history whose system calls are refused, one after the other.
+
+use std::fs;
+
+use super::kills::system_calls_with;
+use super::{Bench, stderr};
+use crate::{can_trace, skipped, tell, variable};
+
+/// Calls that change something on the disk, or wait for it.
+const CALLS: [&str; 10] =
+    ["fdatasync", "fsync", "ftruncate", "link", "linkat", "mkdir", "rename", "renameat2", "unlink", "write"];
+
+#[test]
+fn a_history_refused_at_any_system_call_is_as_the_command_says() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let stride = variable("MPATCH_KILL_STRIDE", 7);
+    for words in ["add edits.mpatch", "tag v1", "undo"] {
+        let bench = Bench::new();
+        bench.succeeds("init --base model.safetensors");
+        if words != "add edits.mpatch" {
+            bench.succeeds("add edits.mpatch");
+        }
+        let (before, log_before) = (bench.contents(), bench.succeeds("log"));
+        // A history has its one thread, and git, which is asked who is at work, is left alone.
+        let mut calls = system_calls_with(&bench, words, &[]);
+        calls.retain(|(name, _)| CALLS.contains(&name.as_str()));
+        let logs = [log_before, bench.succeeds("log")];
+        assert!(logs[0] != logs[1]);
+        let mut refused = 0;
+        for (name, number) in calls.iter().step_by(stride) {
+            // libgit2 writes an object a second time where the first one is refused.
+            let twice = format!("{number}..{}", number + 1);
+            for fault in [format!("EIO:when={number}"), format!("ENOSPC:when={twice}")] {
+                bench.restore(&before);
+                let injection = format!("{name}:error={fault}");
+                refused += usize::from(refuse(&bench, &injection, words, &logs));
+            }
+        }
+        tell(&format!("{words}: {} calls, refused {refused} times with an error", calls.len()));
+        assert!(refused > 0, "{words} was hardly refused");
+    }
+}
+
+/// Runs a command with a refusal, and holds what is left to what it says; `logs` are those before it and after it.
+/// Tells whether it failed.
+fn refuse(bench: &Bench, injection: &str, words: &str, logs: &[String; 2]) -> bool {
+    let tracing = ["strace", "-qq", "-o", "/dev/null", &format!("--inject={injection}")];
+    let output = bench.command(&tracing, words).output().unwrap();
+    let (code, said) = (output.status.code(), stderr(&output));
+    let place = format!("{words}, {injection}, {code:?}: {said}");
+    assert!(matches!(code, Some(0 | 9 | 11)), "{place}");
+    let log = bench.succeeds("log");
+    let state = said.lines().last().and_then(|line| line.strip_prefix("state: "));
+    match (code, state) {
+        (Some(0), _) | (_, Some("applied")) => assert!(log == logs[1], "{place}\n{log}"),
+        (_, Some("unchanged")) => assert!(log == logs[0], "{place}\n{log}"),
+        // Where telling of it was refused, either may be so.
+        (_, Some("recovery pending") | None) => assert!(logs.contains(&log), "{place}\n{log}"),
+        (_, Some(_)) => panic!("{place}"),
+    }
+    bench.succeeds("fsck");
+    let main = || fs::read_to_string(bench.path(".git/refs/heads/main")).unwrap();
+    let left = main();
+    // What comes next does its own work, and not this one's.
+    let next = bench.run("tag next");
+    if next.status.code() == Some(10) && injection.starts_with("unlink") {
+        // A lock of git's that could not be removed: it is for its user to do, who is told so.
+        let said = stderr(&next);
+        fs::remove_file(said.split('`').find(|word| word.ends_with(".lock")).unwrap()).unwrap();
+        bench.succeeds("tag next");
+    } else {
+        assert!(next.status.success(), "{place}, then: {}", stderr(&next));
+    }
+    assert!(main() == left || state == Some("recovery pending"), "{place}");
+    code != Some(0)
+}
