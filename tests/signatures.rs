@@ -6,6 +6,7 @@
 mod bench;
 mod ed25519;
 mod git_settings;
+mod key_lists;
 mod material;
 
 use std::fs;

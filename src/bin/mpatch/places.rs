@@ -165,28 +165,35 @@ pub fn with_lock<T>(
 
 /// Adds lines to a file of keys, which is made if need be.
 pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
-    change(path, adding(lines))
+    change(path, |text| {
+        add_lines(text, lines);
+        Ok(())
+    })
 }
 
-/// The change that puts lines at the end of a text.
-pub fn adding(lines: &[String]) -> impl FnOnce(&mut String) {
-    |text| {
-        if !text.is_empty() && !text.ends_with('\n') {
-            text.push('\n');
-        }
-        lines.iter().for_each(|line| {
-            text.push_str(line);
-            text.push('\n');
-        });
+/// Puts lines at the end of a text.
+pub fn add_lines(text: &mut String, lines: &[String]) {
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
     }
+    lines.iter().for_each(|line| {
+        text.push_str(line);
+        text.push('\n');
+    });
 }
 
-/// Changes a file of keys, in one step, and answers with what `change` does.
-pub fn change<T>(path: &Path, change: impl FnOnce(&mut String) -> T) -> Result<T, CommandError> {
+/// Changes a file of keys, in one step, and answers with what `change` does; if it refuses, nothing is changed.
+///
+/// What the change rests on has to be read from the text that it is given: before the lock the file may have been
+/// another one.
+pub fn change<T>(
+    path: &Path,
+    change: impl FnOnce(&mut String) -> Result<T, CommandError>,
+) -> Result<T, CommandError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     with_lock(folder, || {
         let mut text = read_text(path)?.unwrap_or_default();
-        let answer = change(&mut text);
+        let answer = change(&mut text)?;
         replace(path, text.as_bytes())?;
         Ok(answer)
     })

@@ -100,17 +100,20 @@ pub fn withdraw(folder: &Path) -> Result<(), CommandError> {
 
 /// Changes a project's file of believed keys. It is accepted with the change, unless it held keys before that the user
 /// has not accepted: whoever adds a key does not vouch for those that a stranger wrote beside it.
-pub fn change_signers(path: &Path, change: impl FnOnce(&mut String)) -> Result<(), CommandError> {
+pub fn change_signers<T>(
+    path: &Path,
+    change: impl FnOnce(&mut String) -> Result<T, CommandError>,
+) -> Result<T, CommandError> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    let (counted, text) = places::change(path, |text| {
+    let (counted, answer, text) = places::change(path, |text| {
         let counted = counts(folder, text);
-        change(text);
-        (counted, text.clone())
+        let answer = change(text)?;
+        Ok((counted, answer, text.clone()))
     })?;
-    match counted? {
-        true => accept(folder, &text).map_err(CommandError::after_the_work),
-        false => Ok(()),
+    if counted? {
+        accept(folder, &text).map_err(CommandError::after_the_work)?;
     }
+    Ok(answer)
 }
 
 /// Nothing in the project's file waits for the user's word.
@@ -124,6 +127,7 @@ fn change_accepted(change: impl FnOnce(&mut Vec<String>)) -> Result<(), CommandE
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         change(&mut lines);
         *text = lines.iter().flat_map(|line| [line, "\n"]).collect();
+        Ok(())
     })
 }
 

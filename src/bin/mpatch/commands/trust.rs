@@ -1,5 +1,6 @@
 //! `mpatch trust`: whose keys are believed here, shown by their fingerprints.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -160,7 +161,11 @@ impl PlaceArguments {
     }
 
     /// Changes the file of believed keys at `path`, which [`PlaceArguments::file`] gave.
-    fn change_signers(&self, path: &Path, change: impl FnOnce(&mut String)) -> Result<(), CommandError> {
+    fn change_signers<T>(
+        &self,
+        path: &Path,
+        change: impl FnOnce(&mut String) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
         match self.project {
             true => projects::change_signers(path, change),
             false => places::change(path, change),
@@ -195,14 +200,11 @@ fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, Com
     let path = arguments.place.file(ALLOWED_SIGNERS)?;
     let held = places::read_text(&path)?.unwrap_or_default();
     arguments.place.check_accepted(&path, &held)?;
-    let held: Vec<&str> = held.lines().map(str::trim).collect();
-    let new: Vec<String> =
-        found.lines.iter().filter(|line| !held.contains(&line.as_str())).cloned().collect();
-    if new.is_empty() {
-        let message = format!("`{}` trusts {} already", path.display(), count(found.lines.len(), "such key"));
-        return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows them"));
-    }
-    arguments.place.change_signers(&path, places::adding(&new))?;
+    found.new_in(&held, &path)?;
+    arguments.place.change_signers(&path, |text| {
+        places::add_lines(text, &found.new_in(text, &path)?);
+        Ok(())
+    })?;
     let name = path.display().to_string();
     let keys = found.entries.iter().map(|entry| KeyReport { line: None, ..KeyReport::of(entry, &name) });
     Ok(TrustListReport {
@@ -235,6 +237,19 @@ impl Candidates {
                 .hint("give a public key file (`.pub`), lines of allowed signers, or a signed patch"));
         }
         Ok(Self { lines, entries: signers.entries, needs_consent })
+    }
+
+    /// The lines that are not in the file at `path` yet, which holds `text`.
+    fn new_in(&self, text: &str, path: &Path) -> Result<Vec<String>, CommandError> {
+        let held: Vec<&str> = text.lines().map(str::trim).collect();
+        let new = self.lines.iter().filter(|line| !held.contains(&line.as_str()));
+        let new: Vec<String> = new.cloned().collect();
+        if new.is_empty() {
+            let message =
+                format!("`{}` trusts {} already", path.display(), count(self.lines.len(), "such key"));
+            return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows them"));
+        }
+        Ok(new)
     }
 }
 
@@ -379,26 +394,30 @@ fn key_in_file(text: &str) -> Result<Option<PublicKey>, CommandError> {
 fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> {
     let path = arguments.place.file(ALLOWED_SIGNERS)?;
     let (wanted, key) = (arguments.key.as_str(), key_in_file(&arguments.key)?);
-    let held = AllowedSigners::parse(&places::read_text(&path)?.unwrap_or_default());
     let name = path.display().to_string();
-    let meant: Vec<_> = held.entries.iter().filter(|entry| is_meant(entry, wanted, key.as_ref())).collect();
-    if meant.is_empty() {
-        let message = format!("`{name}` trusts no `{wanted}`");
-        return Err(CommandError::new(ExitKind::Usage, message).hint(
-            "`mpatch trust list` shows the keys and their files; `trust revoke` works whoever trusts a key",
-        ));
-    }
-    let gone: Vec<usize> = meant.iter().map(|entry| entry.line).collect();
-    arguments.place.change_signers(&path, |text| {
-        let kept = text.lines().enumerate().filter(|(index, _)| !gone.contains(&(index + 1)));
+    let meant = |text: &str| {
+        let held = AllowedSigners::parse(text).entries.into_iter();
+        let meant: Vec<Entry> = held.filter(|entry| is_meant(entry, wanted, key.as_ref())).collect();
+        if meant.is_empty() {
+            let message = format!("`{name}` trusts no `{wanted}`");
+            return Err(CommandError::new(ExitKind::Usage, message).hint(
+                "`mpatch trust list` shows the keys and their files; `trust revoke` works whoever trusts a key",
+            ));
+        }
+        Ok(meant)
+    };
+    // A folder is not made for a key that is not there.
+    meant(&places::read_text(&path)?.unwrap_or_default())?;
+    let gone = arguments.place.change_signers(&path, |text| {
+        let gone = meant(text)?;
+        let lines: BTreeSet<usize> = gone.iter().map(|entry| entry.line).collect();
+        let kept = text.lines().enumerate().filter(|(index, _)| !lines.contains(&(index + 1)));
         *text = kept.flat_map(|(_, line)| [line, "\n"]).collect();
+        Ok(gone)
     })?;
     Ok(TrustListReport {
-        title: format!("{name} no longer trusts {}", count(meant.len(), "key")),
-        keys: meant
-            .into_iter()
-            .map(|entry| KeyReport { line: None, ..KeyReport::of(entry, &name) })
-            .collect(),
+        title: format!("{name} no longer trusts {}", count(gone.len(), "key")),
+        keys: gone.iter().map(|entry| KeyReport { line: None, ..KeyReport::of(entry, &name) }).collect(),
         file: Some(path),
         next: Some("mpatch trust list".to_owned()),
         ..TrustListReport::new("remove")
