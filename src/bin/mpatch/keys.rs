@@ -349,9 +349,7 @@ impl Signer {
     /// Puts a signature into `patch`.
     pub fn sign_into(&self, patch: Patch, name: &str) -> Result<Patch, CommandError> {
         let signature = self.sign(&patch)?;
-        let mut signatures = patch.signatures().to_vec();
-        signatures.push(Signature { kind: SignatureKind::SshSig, bytes: signature.bytes().to_vec() });
-        patch.with_signatures(signatures).map_err(|error| CommandError::patch(name, &error))
+        with_signature(patch, &signature, name)
     }
 
     /// Sees to it that patches signed with this key are trusted here, and tells what was done.
@@ -388,6 +386,13 @@ impl Signer {
             }
         }
     }
+}
+
+/// Puts a signature beside those that are in `patch`.
+pub fn with_signature(patch: Patch, signature: &SshSig, name: &str) -> Result<Patch, CommandError> {
+    let mut signatures = patch.signatures().to_vec();
+    signatures.push(Signature { kind: SignatureKind::SshSig, bytes: signature.bytes().to_vec() });
+    patch.with_signatures(signatures).map_err(|error| CommandError::patch(name, &error))
 }
 
 /// Makes an Ed25519 key of the system's random numbers.

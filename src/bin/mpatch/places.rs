@@ -163,6 +163,21 @@ pub fn with_lock<T>(
     work()
 }
 
+/// Does `work` while no other mpatch that asks for the same replaces the file at `path`.
+///
+/// The folder itself is locked, so nothing is left in it. Where the file system has no such lock, the work is done
+/// without.
+pub fn with_folder_of<T>(
+    path: &Path,
+    work: impl FnOnce() -> Result<T, CommandError>,
+) -> Result<T, CommandError> {
+    let target = path.canonicalize().map_err(|error| CommandError::io("open", path, &error))?;
+    let folder = File::open(folder_of(&target));
+    // A folder may be written to and not read, too.
+    let _locked = folder.and_then(|folder| folder.lock().map(|()| folder));
+    work()
+}
+
 /// Adds lines to a file of keys, which is made if need be.
 pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
     change(path, |text| {

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 use mpatch::sign::SshSig;
 use serde::Serialize;
 
-use super::{is_stdin, patch_word, read_patch};
+use super::{is_stdin, patch_word, read_input, read_patch};
 use crate::error::{CommandError, ExitKind};
-use crate::keys::{KeyArguments, SignatureReport, Signer};
+use crate::keys::{KeyArguments, SignatureReport, Signer, with_signature};
 use crate::places;
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::detached_path;
@@ -62,6 +63,10 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
         return Err(CommandError::new(ExitKind::Usage, "a patch of the history stays there as it is")
             .hint("name a place for the signed copy with `-o`"));
     }
+    if target.is_none() && !detached && !path.is_file() {
+        let message = format!("`{}` is no file that the signed patch can take the place of", path.display());
+        return Err(CommandError::new(ExitKind::Usage, message).hint("name one with `-o`"));
+    }
     let target = target.clone().or_else(|| detached.then(|| detached_path(path)));
     if let Some(target) = &target {
         crate::editing::refuse_existing(target)?;
@@ -98,9 +103,37 @@ fn sign(
         mpatch::checkpoint::write_new(target, signer.sign(&patch)?.to_armour().as_bytes())?;
         return Ok(patch.signatures().len());
     }
-    let signed = signer.sign_into(patch, &path.to_string_lossy())?;
-    write(&signed, target, path)?;
-    Ok(signed.signatures().len())
+    let name = path.to_string_lossy();
+    if let Some(target) = target {
+        let signed = signer.sign_into(patch, &name)?;
+        mpatch::checkpoint::write_new(target, signed.bytes())?;
+        return Ok(signed.signatures().len());
+    }
+    let signature = signer.sign(&patch)?;
+    places::with_folder_of(path, || {
+        let signed = with_signature(read_again(path, patch.id(), signer)?, &signature, &name)?;
+        places::replace(path, signed.bytes())?;
+        Ok(signed.signatures().len())
+    })
+}
+
+/// The patch as it is now: while a passphrase or a touch was waited for, somebody else may have signed it, too, or put
+/// another one in its place.
+fn read_again(path: &Path, signed: PatchId, signer: &Signer) -> Result<Patch, CommandError> {
+    let now = Patch::decode(read_input(path)?);
+    let now = now.map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))?;
+    if now.id() != signed {
+        let message = format!(
+            "`{}` is another patch now, {}: expected {}, which was signed",
+            path.display(),
+            now.id().short(),
+            signed.short()
+        );
+        return Err(CommandError::new(ExitKind::Conflict, message)
+            .hint("look which of the two it should be, and sign that one"));
+    }
+    refuse_second(&now, signer, path)?;
+    Ok(now)
 }
 
 /// A second signature of one key says nothing more, and takes the place of another's.
@@ -112,13 +145,6 @@ fn refuse_second(patch: &Patch, signer: &Signer, path: &Path) -> Result<(), Comm
     }
     let message = format!("`{}` is signed with the key {} already", path.display(), key.fingerprint());
     Err(CommandError::new(ExitKind::Conflict, message).hint("choose another key with `--key`"))
-}
-
-fn write(patch: &Patch, target: Option<&Path>, path: &Path) -> Result<(), CommandError> {
-    match target {
-        Some(target) => Ok(mpatch::checkpoint::write_new(target, patch.bytes())?),
-        None => places::replace(path, patch.bytes()),
-    }
 }
 
 impl Report for SignReport {
