@@ -13,6 +13,7 @@ use serde::Serialize;
 
 use crate::commands::show::fact_line;
 use crate::error::{CommandError, ExitKind, chain, io_hint};
+use crate::places;
 use crate::report::{Output, Page, escaped, shell_word};
 use crate::trust::{Judged, TrustArguments, require};
 
@@ -55,7 +56,7 @@ impl StoreArguments {
 
     /// Takes the right to change the history.
     pub fn change<'s>(&self, store: &'s Store) -> Result<Change<'s>, CommandError> {
-        Ok(store.change(Duration::from_secs_f64(self.lock_timeout), author())?)
+        Ok(store.change(Duration::from_secs_f64(self.lock_timeout), author()?)?)
     }
 }
 
@@ -186,12 +187,11 @@ impl From<StoreError> for CommandError {
 /// Who is at work, and when: git's own answer, else the user's name.
 ///
 /// `SOURCE_DATE_EPOCH` and git's variables set the clock, so that a history can be made again.
-pub fn author() -> Author {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+pub fn author() -> Result<Author, CommandError> {
     let asked = Command::new("git").args(["var", "GIT_COMMITTER_IDENT"]).output();
     let asked = asked.ok().filter(|answer| answer.status.success());
     let asked = asked.and_then(|answer| parse_ident(&String::from_utf8_lossy(&answer.stdout)));
-    let user = || variable("USER").unwrap_or_else(|| "mpatch".to_owned());
+    let user = || places::user().unwrap_or_else(|| "mpatch".to_owned());
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
     let unknown = || Author { name: user(), email: String::new(), seconds: now, offset_minutes: 0 };
     let mut author = asked.unwrap_or_else(unknown);
@@ -199,12 +199,16 @@ pub fn author() -> Author {
     if author.email.is_empty() {
         author.email = format!("{}@localhost", user());
     }
-    if let (None, Some(epoch)) = (variable("GIT_COMMITTER_DATE"), variable("SOURCE_DATE_EPOCH"))
-        && let Ok(seconds) = epoch.parse()
+    if let (None, Some(epoch)) =
+        (places::variable("GIT_COMMITTER_DATE"), places::variable("SOURCE_DATE_EPOCH"))
     {
+        let seconds = epoch.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
+            let message = format!("SOURCE_DATE_EPOCH is `{}`, expected a number of seconds", epoch.display());
+            CommandError::new(ExitKind::Usage, message).hint("give the seconds since 1970, or unset it")
+        })?;
         (author.seconds, author.offset_minutes) = (seconds, 0);
     }
-    author
+    Ok(author)
 }
 
 /// `Name <address> 1764028800 +0100`.

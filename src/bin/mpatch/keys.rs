@@ -140,9 +140,9 @@ pub struct SignatureReport {
     key: Fingerprint,
     algorithm: String,
     /// The key file, if the key was made just now.
-    made: Option<PathBuf>,
+    made: Option<String>,
     /// The file that trusts the key from now on, if none did.
-    trusted_in: Option<PathBuf>,
+    trusted_in: Option<String>,
     /// Whom the key stands for there.
     principal: Option<String>,
 }
@@ -184,7 +184,7 @@ impl KeyArguments {
         }
         let git = GitSettings::read()?;
         Ok(match &git.signing_key {
-            Some(key) => match literal(key) {
+            Some(key) => match key.to_str().and_then(literal) {
                 Some(line) => Chosen::Line(line.to_owned()),
                 None => Chosen::File(key.into(), GIT_SETTING),
             },
@@ -290,8 +290,7 @@ impl Signer {
             return Self::open(&path);
         }
         places::check_writable(&folder)?;
-        let user =
-            git.email.clone().or_else(|| places::variable("USER")).or_else(|| places::variable("LOGNAME"));
+        let user = git.email.clone().or_else(places::user);
         let comment = user.as_deref().and_then(principal_of).unwrap_or_else(|| "me".to_owned());
         let key = new_key(&comment)?;
         Ok(Self { public: key.public().clone(), means: Means::Here(Box::new(key)), made: Some(path) })
@@ -358,7 +357,7 @@ impl Signer {
         let mut report = SignatureReport {
             key: self.public.fingerprint(),
             algorithm: self.public.algorithm(),
-            made: self.made.clone(),
+            made: self.made.as_ref().map(|path| path.display().to_string()),
             trusted_in: None,
             principal: None,
         };
@@ -366,12 +365,12 @@ impl Signer {
             return Ok(report);
         }
         let git = GitSettings::read()?;
-        let names = [Some(self.public.comment().to_owned()), git.email, places::variable("USER")];
+        let names = [Some(self.public.comment().to_owned()), git.email, places::user()];
         let principal = names.into_iter().flatten().find_map(|name| principal_of(&name));
         let principal = principal.unwrap_or_else(|| "me".to_owned());
         let path = places::config_folder()?.join(crate::trust::ALLOWED_SIGNERS);
         places::append(&path, &[line_of(&principal, &self.public)])?;
-        report.trusted_in = Some(path);
+        report.trusted_in = Some(path.display().to_string());
         report.principal = Some(principal);
         Ok(report)
     }
@@ -433,13 +432,10 @@ impl SignatureReport {
     pub fn write(&self, page: &mut Page) {
         page.line(&format!("signed with the key {}", self.key));
         if let Some(path) = &self.made {
-            page.line(&format!(
-                "made that key: {}; it signs your patches from now on, keep it safe",
-                path.display()
-            ));
+            page.line(&format!("made that key: {path}; it signs your patches from now on, keep it safe"));
         }
         if let (Some(path), Some(principal)) = (&self.trusted_in, &self.principal) {
-            page.line(&format!("{} now trusts it, as {principal}", path.display()));
+            page.line(&format!("{path} now trusts it, as {principal}"));
         }
     }
 }

@@ -9,6 +9,7 @@
 //!
 //! A file here is replaced in one step, under the lock of its folder, or not at all.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
@@ -26,9 +27,15 @@ const PROJECT: &str = ".mpatch";
 /// What it may hold.
 const PROJECT_FILES: [&str; 3] = [ALLOWED_SIGNERS, REVOKED, POLICY];
 
-/// A variable that is set to something.
-pub fn variable(name: &str) -> Option<String> {
-    std::env::var(name).ok().filter(|value| !value.is_empty())
+/// A variable that is set to something, which need not be UTF-8: neither need paths.
+pub fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// The user's name, as the system has it.
+pub fn user() -> Option<String> {
+    let name = variable("USER").or_else(|| variable("LOGNAME"))?;
+    Some(name.to_string_lossy().into_owned())
 }
 
 /// The user's settings.
@@ -260,7 +267,7 @@ fn sync_folder(path: &Path) -> std::io::Result<()> {
 #[derive(Debug, Default)]
 pub struct GitSettings {
     /// `user.signingkey`, when `gpg.format` is `ssh`: a path, or a public key itself.
-    pub signing_key: Option<String>,
+    pub signing_key: Option<OsString>,
     /// `gpg.ssh.allowedSignersFile`.
     pub allowed_signers: Option<PathBuf>,
     /// `gpg.ssh.revocationFile`.
@@ -362,9 +369,9 @@ fn ask_git(file: &Path) -> Result<Option<String>, CommandError> {
 }
 
 /// A path of git's, which may begin in the user's own folder.
-fn in_home(path: &str) -> String {
+fn in_home(path: &str) -> OsString {
     match (path.strip_prefix("~/"), variable("HOME")) {
-        (Some(rest), Some(home)) => format!("{}/{rest}", home.trim_end_matches('/')),
-        _ => path.to_owned(),
+        (Some(rest), Some(home)) => PathBuf::from(home).join(rest).into(),
+        _ => path.into(),
     }
 }

@@ -267,7 +267,7 @@ impl Record {
 
 /// Takes the right to change the history here, for commands that do so by the way.
 fn change(store: &Store) -> Result<Change<'_>, CommandError> {
-    store.change(Duration::from_secs(10), author()).map_err(|error| {
+    store.change(Duration::from_secs(10), author()?).map_err(|error| {
         let hint = match &error {
             StoreError::Busy { .. } => "wait for it, and run this again",
             StoreError::Io { .. } | StoreError::System { .. } => {

@@ -94,7 +94,7 @@ fn copy(
     fetch(&incoming, address)?;
     let head = head_branch(&incoming, address)?;
     let patches = judge_arrivals(&incoming, output)?;
-    let mut change = made.change(Duration::ZERO, author())?;
+    let mut change = made.change(Duration::ZERO, author()?)?;
     let received = incoming.receive(&mut change, Some(REMOTE))?;
     let known = |name: &String| received.branches.contains_key(name);
     let branch = head.filter(known).or_else(|| received.branches.keys().next().cloned());

@@ -83,13 +83,13 @@ fn begin(
 ) -> Result<Base, CommandError> {
     let InitArguments { folder, base: model, branch } = arguments;
     let base = base(checkpoint, output)?;
-    let model = remembered(folder, model)?;
+    let (model, author) = (remembered(folder, model)?, author()?);
     // To begin a history takes a moment; what a signal left of one would be litter.
     if let Some(passing) = passing {
         passing.keep();
     }
     last_step();
-    Store::create(folder, branch, &base, Some(model), author())?;
+    Store::create(folder, branch, &base, Some(model), author)?;
     Ok(base)
 }
 

@@ -96,7 +96,7 @@ struct PlaceArguments {
 struct TrustListReport {
     action: &'static str,
     /// The file that was changed.
-    file: Option<PathBuf>,
+    file: Option<String>,
     keys: Vec<KeyReport>,
     /// Revoked keys, where they are asked for.
     revoked: Vec<KeyReport>,
@@ -210,7 +210,7 @@ fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, Com
     Ok(TrustListReport {
         title: format!("{name} now trusts {}", count(found.entries.len(), "key")),
         keys: keys.collect(),
-        file: Some(path),
+        file: Some(name),
         next: Some("mpatch trust list".to_owned()),
         ..TrustListReport::new("add")
     })
@@ -418,7 +418,7 @@ fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     Ok(TrustListReport {
         title: format!("{name} no longer trusts {}", count(gone.len(), "key")),
         keys: gone.iter().map(|entry| KeyReport { line: None, ..KeyReport::of(entry, &name) }).collect(),
-        file: Some(path),
+        file: Some(name),
         next: Some("mpatch trust list".to_owned()),
         ..TrustListReport::new("remove")
     })
@@ -453,7 +453,7 @@ fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     Ok(TrustListReport {
         title: format!("{name} now revokes {}", count(keys.len(), "key")),
         revoked: keys.iter().map(|key| KeyReport::of_key(key, &name)).collect(),
-        file: Some(path),
+        file: Some(name),
         next: Some("mpatch trust list".to_owned()),
         ..TrustListReport::new("revoke")
     })
@@ -478,7 +478,7 @@ fn project(arguments: &ProjectArguments) -> Result<TrustListReport, CommandError
         title: format!("{name} is accepted as it is now: it trusts {}", count(signers.entries.len(), "key")),
         keys: signers.entries.iter().map(|entry| KeyReport::of(entry, &name)).collect(),
         warnings: signers.problems.iter().map(|problem| format!("`{name}`, {problem}; ignored")).collect(),
-        file: Some(path),
+        file: Some(name),
         next: Some("mpatch trust list".to_owned()),
         ..TrustListReport::new("project")
     })
