@@ -7,8 +7,6 @@
 //!
 //! The layout is that of ssh-keygen(1), "ALLOWED SIGNERS". A line that cannot be read trusts nobody and is reported.
 
-use std::fmt::Write as _;
-
 use super::key::{KeyError, PublicKey};
 use super::sshsig::NAMESPACE;
 use super::time;
@@ -83,13 +81,7 @@ pub fn parse_keys(text: &str) -> Result<Vec<PublicKey>, LineError> {
 
 /// The line that lets `key` sign patches, and nothing else, for `principal`.
 pub fn line_of(principal: &str, key: &PublicKey) -> String {
-    let comment: String = key.comment().chars().filter(|sign| !sign.is_control()).collect();
-    let mut line = format!("{principal} namespaces=\"{NAMESPACE}\" {}", key.line());
-    if !comment.is_empty() {
-        // Writing to a string cannot fail.
-        let _ = write!(line, " {comment}");
-    }
-    line
+    format!("{principal} namespaces=\"{NAMESPACE}\" {}", key.line_with_comment())
 }
 
 /// `text` as the name of exactly one principal: without what has a meaning in the file. None if nothing is left.

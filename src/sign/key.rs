@@ -131,6 +131,12 @@ impl PublicKey {
         format!("{} {}", self.algorithm(), Base64::encode_string(&self.wire))
     }
 
+    /// The same with the comment, which is one line whatever it holds.
+    pub fn line_with_comment(&self) -> String {
+        let comment: String = self.comment.chars().filter(|sign| !sign.is_control()).collect();
+        format!("{} {comment}", self.line()).trim_end().to_owned()
+    }
+
     /// Refuses the kinds of keys whose signatures are not judged.
     ///
     /// # Errors

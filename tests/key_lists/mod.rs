@@ -1,16 +1,19 @@
 //! Changes of the lists of keys: what is added, removed and revoked is what was meant, whoever else is at work.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use mpatch::sign::PrivateKey;
 use mpatch::sign::allowed_signers::line_of;
+use mpatch::sign::{PrivateKey, sshsig as openssh};
 
 use crate::bench::{Bench, openssh_is_here, said};
-use crate::material::{SETTINGS, lay_out_signers};
+use crate::ed25519::{sshsig, string};
+use crate::material::{SETTINGS, lay_out_signers, signed_with};
 
 /// The line that trusts the key of `seed` as `name`.
 fn line(name: &str, seed: u8) -> String {
@@ -66,4 +69,97 @@ fn a_signature_goes_into_the_patch_that_is_there_and_never_over_another() {
     assert!(refused.contains("`unsigned.mpatch` is another patch now"), "{refused}");
     let [now, other] = ["unsigned.mpatch", "more.mpatch"].map(|name| fs::read(bench.path(name)).unwrap());
     assert_eq!(now, other);
+}
+
+#[test]
+fn of_several_signers_of_a_patch_one_is_trusted_the_one_that_was_compared() {
+    let bench = Bench::new();
+    let unsigned = fs::read(bench.path("unsigned.mpatch")).unwrap();
+    let [one, two] = [1, 2].map(|seed| PrivateKey::from_seed(&[seed; 32], "").unwrap());
+    bench.write("both.mpatch", signed_with(signed_with(unsigned.clone(), &one), &two));
+    let [one, two] = [one, two].map(|key| key.public().fingerprint().to_string());
+    let refused = bench.run("apply model.safetensors both.mpatch", 5);
+    assert!(refused.contains(&one) && refused.contains(&two), "{refused}");
+    let way_out = "trust add both.mpatch --fingerprint FINGERPRINT --principal NAME";
+    assert!(refused.contains(way_out), "{refused}");
+    let asked = bench.run("trust add both.mpatch --principal alice --yes", 2);
+    assert!(asked.contains(&one) && asked.contains(&two) && asked.contains("--fingerprint"), "{asked}");
+    let stranger = PrivateKey::from_seed(&[3; 32], "").unwrap().public().fingerprint();
+    bench.run(&format!("trust add both.mpatch --fingerprint {stranger} --principal alice --yes"), 2);
+    bench.run(&format!("trust add both.mpatch --fingerprint {two} --principal alice --yes"), 0);
+    let list = bench.run("trust list", 0);
+    assert!(list.contains(&two) && !list.contains(&one), "{list}");
+    // The other one is the only one that is left to be trusted.
+    let report = bench.run("trust add both.mpatch --principal bob --yes", 0);
+    assert!(report.contains(&one) && !report.contains(&two), "{report}");
+}
+
+#[test]
+fn the_signer_of_a_patch_is_found_beside_it_too_and_beside_what_is_not_judged() {
+    let bench = Bench::new();
+    let key = PrivateKey::from_seed(&[1; 32], "").unwrap();
+    let armour = openssh::sign(&key, &bench.manifest("unsigned.mpatch")).unwrap().to_armour();
+    bench.write("of a friend", &armour);
+    let way_out = "mpatch trust add unsigned.mpatch --signature 'of a friend' --principal NAME";
+    let mut command = bench.command("verify unsigned.mpatch --signature");
+    let refused = said(&command.arg("of a friend").output().unwrap(), "verify", 5);
+    assert!(refused.contains(way_out), "{refused}");
+    let mut command = bench.command("trust add unsigned.mpatch --principal alice --yes --signature");
+    said(&command.arg("of a friend").output().unwrap(), "trust add", 0);
+    bench.trust("");
+    // A kind of key that nobody has heard of.
+    bench.write("unsigned.mpatch.sig", sshsig(&string(b"ssh-later"), &string(b"ssh-later")));
+    bench.run("trust add unsigned.mpatch --principal alice --yes", 15);
+    fs::rename(bench.path("unsigned.mpatch.sig"), bench.path("later")).unwrap();
+    bench.write("unsigned.mpatch.sig", &armour);
+    bench.run("trust add unsigned.mpatch --principal alice --yes --signature later", 0);
+    bench.run("verify unsigned.mpatch", 0);
+}
+
+#[test]
+fn a_line_that_brings_its_own_principals_is_not_added_as_somebody_else() {
+    let bench = Bench::new();
+    let anybody = format!("* {}\n", PrivateKey::from_seed(&[1; 32], "").unwrap().public().line());
+    bench.write("anybody", &anybody);
+    let refused = bench.run("trust add anybody --principal alice@example.org", 2);
+    assert!(refused.contains("stands for, `*`"), "{refused}");
+    bench.run("trust add anybody", 0);
+    assert!(fs::read_to_string(bench.path("config/allowed_signers")).unwrap().ends_with(&anybody));
+}
+
+#[test]
+fn every_key_of_a_file_is_revoked_and_what_is_written_can_be_read() {
+    let bench = Bench::new();
+    let [one, two, three] = [1, 2, 3].map(|seed| PrivateKey::from_seed(&[seed; 32], "").unwrap());
+    let bare = |key: &PrivateKey| key.public().line();
+    bench.write("keys", format!("# theirs\n{} a\u{1b}[2Jcomment\n\n* {}\n", bare(&one), bare(&two)));
+    bench.run("trust revoke keys", 0);
+    let revoked = format!("{} a[2Jcomment\n{}\n", bare(&one), bare(&two));
+    assert_eq!(fs::read_to_string(bench.path("config/revoked")).unwrap(), revoked);
+    bench.run("trust list", 0);
+    bench.write("half", format!("{}\nnonsense\n", bare(&three)));
+    let refused = bench.run("trust revoke half", 3);
+    assert!(refused.contains("`half`, line 2: neither a public key"), "{refused}");
+    // As a shell hands over what another program prints.
+    bench.trust(&line("carol", 3));
+    for verb in ["revoke", "remove"] {
+        let mut command = bench.command(&format!("trust {verb} /dev/stdin"));
+        said(&command.write_stdin(bare(&three)).output().unwrap(), verb, 0);
+    }
+}
+
+#[test]
+fn a_variable_need_not_be_utf_8_to_be_heeded() {
+    let bench = Bench::new();
+    let folder = OsStr::from_bytes(b"own\xff");
+    fs::rename(bench.path("config"), bench.folder.path().join(folder)).unwrap();
+    for (words, code) in [("verify edits.mpatch", 0), ("trust add stranger --json", 0)] {
+        bench.write("stranger", PrivateKey::from_seed(&[1; 32], "me").unwrap().public().line_with_comment());
+        let mut command = bench.command(words);
+        said(&command.env("MPATCH_CONFIG_DIR", folder).output().unwrap(), words, code);
+    }
+    let words = "sign unsigned.mpatch";
+    let mut command = bench.command(words);
+    let refused = said(&command.env("MPATCH_KEY", folder).output().unwrap(), words, 11);
+    assert!(refused.contains("MPATCH_KEY names this key"), "{refused}");
 }

@@ -304,7 +304,7 @@ impl Signer {
             let message = format!("another mpatch has made the key `{}` meanwhile", path.display());
             return Err(CommandError::new(ExitKind::Conflict, message).hint("sign with that one: try again"));
         }
-        let public_line = format!("{} {}\n", self.public.line(), self.public.comment());
+        let public_line = self.public.line_with_comment() + "\n";
         let written = places::write_private(&path.with_extension("pub"), public_line.as_bytes());
         written.map(drop).map_err(|error| self.with_word_of_key(error))
     }

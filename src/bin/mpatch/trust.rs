@@ -66,8 +66,12 @@ impl TrustArguments {
             (self.allow_rollback, "rollback"),
         ];
         let flags = flags.into_iter().filter(|(given, _)| *given).map(|(_, what)| format!(" --allow-{what}"));
-        let files = self.signature.iter().map(|file| format!(" --signature {}", shell_word(file)));
-        flags.chain(files).collect()
+        flags.chain([self.signature_words()]).collect()
+    }
+
+    /// The files of signatures alone, in the same way.
+    fn signature_words(&self) -> String {
+        self.signature.iter().map(|file| format!(" --signature {}", shell_word(file))).collect()
     }
 }
 
@@ -295,7 +299,11 @@ fn standing(line: &Line, keys: &[Fingerprint], patch: PatchId, known: &KnownLine
 }
 
 /// The patch's own signatures, those of `PATCH.sig`, and those of `files`, each with the name of its place.
-fn signatures(patch: &Patch, path: &Path, files: &[PathBuf]) -> Result<Vec<(String, Vec<u8>)>, CommandError> {
+pub fn signatures(
+    patch: &Patch,
+    path: &Path,
+    files: &[PathBuf],
+) -> Result<Vec<(String, Vec<u8>)>, CommandError> {
     let mut all = own_signatures(patch);
     let beside = detached_path(path);
     if let Some(bytes) = places::read_optional(&beside)? {
@@ -361,13 +369,21 @@ impl Case<'_> {
                 return (Vec::new(), Some(refuse(ExitKind::Untrusted, "lacks signatures", &hint)));
             }
             Answer::Unknown => {
-                let hint = format!(
-                    "compare the key's fingerprint with its owner's, then `mpatch trust add {word} --principal NAME`; or `--allow-unknown`"
-                );
-                let what = match judgement.keys(Answer::Unknown).first() {
-                    Some(key) => format!("is signed with the unknown key {key}"),
-                    None => "is signed with an unknown key".to_owned(),
+                let keys: Vec<String> =
+                    judgement.keys(Answer::Unknown).iter().map(Fingerprint::to_string).collect();
+                let (what, which, compared) = match keys.as_slice() {
+                    [key] => (format!("the unknown key {key}"), "", "the key's fingerprint"),
+                    // Which one its reader believes is for its reader to say.
+                    _ => {
+                        let keys = format!("the unknown keys {}", keys.join(" and "));
+                        (keys, " --fingerprint FINGERPRINT", "each key's fingerprint")
+                    }
                 };
+                let what = format!("is signed with {what}");
+                let files = self.arguments.signature_words();
+                let hint = format!(
+                    "compare {compared} with its owner's, then `mpatch trust add {word}{files}{which} --principal NAME`; or `--allow-unknown`"
+                );
                 let refusal = refuse(ExitKind::Untrusted, &what, &hint);
                 (self.arguments.allow_unknown, "unknown", refusal)
             }

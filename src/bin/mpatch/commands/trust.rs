@@ -1,26 +1,24 @@
 //! `mpatch trust`: whose keys are believed here, shown by their fingerprints.
 
+mod candidates;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use mpatch::digest::PatchId;
-use mpatch::patch::Patch;
-use mpatch::sign::allowed_signers::{AllowedSigners, Entry, line_of, principal_of};
+use mpatch::sign::allowed_signers::{AllowedSigners, Entry};
 use mpatch::sign::line::Known;
-use mpatch::sign::{Fingerprint, PublicKey, SshSig, Unaccepted};
+use mpatch::sign::{Fingerprint, PublicKey, Unaccepted};
 use serde::Serialize;
 
-use super::{read_patch, refuse_folder};
+use candidates::{candidates, consent, keys_of};
+
 use crate::error::{CommandError, ExitKind};
-use crate::history::recorded_patch;
 use crate::places;
 use crate::projects;
 use crate::report::{Output, Page, Report, count};
 use crate::trust::{self, ALLOWED_SIGNERS, REVOKED, TrustFiles};
-
-/// How a patch begins.
-const PATCH_MAGIC: &[u8] = &mpatch::patch::layout::MAGIC;
 
 /// Arguments of `trust`.
 #[derive(Debug, Args)]
@@ -60,6 +58,12 @@ struct AddArguments {
     /// Whom the key stands for, e.g. an address; the key's comment by default
     #[arg(long, value_name = "NAME")]
     principal: Option<String>,
+    /// Trust this key alone, which is asked for where a patch is signed with several that are not trusted yet
+    #[arg(long, value_name = "FINGERPRINT")]
+    fingerprint: Option<Fingerprint>,
+    /// Read one more signature of a patch from this file, beside those in the patch and in PATCH.sig
+    #[arg(long, value_name = "FILE")]
+    signature: Vec<PathBuf>,
     /// Trust the signer of a patch without being asked
     #[arg(short, long)]
     yes: bool,
@@ -70,7 +74,7 @@ struct AddArguments {
 
 #[derive(Debug, Args)]
 struct ChangeArguments {
-    /// The key: its fingerprint, a public key file, or whom it stands for
+    /// The key: its fingerprint, whom it stands for, or a file of public keys or allowed signers, all of which are meant
     key: String,
     /// Where the key is written.
     #[command(flatten)]
@@ -186,7 +190,7 @@ impl PlaceArguments {
 
 fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, CommandError> {
     let files = TrustFiles::load()?;
-    let found = candidates(arguments)?;
+    let found = candidates(arguments, &files)?;
     for entry in &found.entries {
         if let Some(file) = files.revokes(&entry.key) {
             let message = format!("the key {} is revoked by `{file}`", entry.key.fingerprint());
@@ -214,133 +218,6 @@ fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, Com
         next: Some("mpatch trust list".to_owned()),
         ..TrustListReport::new("add")
     })
-}
-
-/// Keys that may become trusted, and the lines that make them so.
-struct Candidates {
-    lines: Vec<String>,
-    entries: Vec<Entry>,
-    /// They come from a patch, and not from their owner.
-    needs_consent: bool,
-}
-
-impl Candidates {
-    fn new(lines: Vec<String>, needs_consent: bool, place: &str) -> Result<Self, CommandError> {
-        let signers = AllowedSigners::parse(&lines.join("\n"));
-        if let Some(problem) = signers.problems.first() {
-            let message = format!("`{place}`, {problem}");
-            return Err(CommandError::new(ExitKind::Malformed, message)
-                .hint("give a public key file (`.pub`), lines of allowed signers, or a signed patch"));
-        }
-        if signers.entries.is_empty() {
-            return Err(CommandError::new(ExitKind::Malformed, format!("`{place}` holds no key"))
-                .hint("give a public key file (`.pub`), lines of allowed signers, or a signed patch"));
-        }
-        Ok(Self { lines, entries: signers.entries, needs_consent })
-    }
-
-    /// The lines that are not in the file at `path` yet, which holds `text`.
-    fn new_in(&self, text: &str, path: &Path) -> Result<Vec<String>, CommandError> {
-        let held: Vec<&str> = text.lines().map(str::trim).collect();
-        let new = self.lines.iter().filter(|line| !held.contains(&line.as_str()));
-        let new: Vec<String> = new.cloned().collect();
-        if new.is_empty() {
-            let message =
-                format!("`{}` trusts {} already", path.display(), count(self.lines.len(), "such key"));
-            return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows them"));
-        }
-        Ok(new)
-    }
-}
-
-fn candidates(arguments: &AddArguments) -> Result<Candidates, CommandError> {
-    let what = arguments.what.as_str();
-    let path = Path::new(what);
-    refuse_folder(path, "a public key file (`.pub`), lines of allowed signers, or a signed patch")?;
-    let Some(bytes) = places::read_optional(path).or_else(|error| match error.kind {
-        // Patches may be large; what decides is how it begins.
-        ExitKind::LimitExceeded => Ok(Some(PATCH_MAGIC.to_vec())),
-        _ => Err(error),
-    })?
-    else {
-        if !what.contains(' ') {
-            let patch = recorded_patch(path)?.ok_or_else(|| places::missing(path))?;
-            return Candidates::new(signers_of(&patch, path, arguments.principal.as_deref())?, true, what);
-        }
-        let line = key_line(what, arguments.principal.as_deref(), what)?;
-        return Candidates::new(vec![line], false, what);
-    };
-    if bytes.starts_with(PATCH_MAGIC) {
-        let lines = signers_of(&read_patch(path)?, path, arguments.principal.as_deref())?;
-        return Candidates::new(lines, true, what);
-    }
-    let text = String::from_utf8_lossy(&bytes);
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let lines: Result<Vec<_>, _> =
-        lines.map(|line| key_line(line, arguments.principal.as_deref(), what)).collect();
-    Candidates::new(lines?, false, what)
-}
-
-/// A line of allowed signers as it is, or made of a public key.
-fn key_line(text: &str, principal: Option<&str>, place: &str) -> Result<String, CommandError> {
-    match PublicKey::parse(text) {
-        Ok(key) => Ok(line_of(&principal_for(&key, principal, place)?, &key)),
-        Err(_) => Ok(text.trim().to_owned()),
-    }
-}
-
-fn principal_for(key: &PublicKey, given: Option<&str>, place: &str) -> Result<String, CommandError> {
-    if let Some(name) = given {
-        if principal_of(name).as_deref() == Some(name) {
-            return Ok(name.to_owned());
-        }
-        let message =
-            format!("`{name}` is not the name of one principal: it has blanks, quotes or patterns in it");
-        return Err(CommandError::new(ExitKind::Usage, message).hint("give an address, for instance"));
-    }
-    principal_of(key.comment()).ok_or_else(|| {
-        let message = format!("`{place}` does not say whom the key {} stands for", key.fingerprint());
-        CommandError::new(ExitKind::Usage, message).hint("say so with `--principal NAME`")
-    })
-}
-
-/// The lines for those who signed a patch; each signature must be good.
-fn signers_of(patch: &Patch, path: &Path, principal: Option<&str>) -> Result<Vec<String>, CommandError> {
-    let name = path.display();
-    let mut lines = Vec::new();
-    for (index, signature) in patch.signatures().iter().enumerate() {
-        let good = SshSig::parse(&signature.bytes)
-            .and_then(|signature| signature.verify(patch.manifest_bytes()).map(|()| signature));
-        let signature = good.map_err(|error| {
-            let message = format!("`{name}`, signature {}: {error}", index + 1);
-            CommandError::new(ExitKind::BadSignature, message).hint("do not trust this patch; fetch it again")
-        })?;
-        // A signature carries no name: whoever trusts the key gives it one.
-        lines.push(line_of(&principal_for(signature.key(), principal, &name.to_string())?, signature.key()));
-    }
-    if lines.is_empty() {
-        let message = format!("`{name}` is unsigned: there is no key to trust");
-        return Err(CommandError::new(ExitKind::Untrusted, message).hint("ask its maker for the public key"));
-    }
-    Ok(lines)
-}
-
-fn consent(found: &Candidates, is_given: bool, output: &Output) -> Result<(), CommandError> {
-    if is_given {
-        return Ok(());
-    }
-    let keys: Vec<_> = found.entries.iter().map(|entry| entry.key.fingerprint().to_string()).collect();
-    let keys = keys.join(" and ");
-    match output.ask(&format!("Trust every patch that is signed with {keys}? [y/N] ")) {
-        Some(true) => Ok(()),
-        Some(false) => Err(CommandError::new(ExitKind::Untrusted, format!("{keys}: not trusted"))
-            .hint("compare the fingerprint with the one that its owner gives you")),
-        None => {
-            let message = format!("nobody is here to be asked whether to trust {keys}");
-            Err(CommandError::new(ExitKind::Untrusted, message)
-                .hint("compare the fingerprint with its owner's, and say `--yes`"))
-        }
-    }
 }
 
 fn list() -> Result<TrustListReport, CommandError> {
@@ -375,29 +252,20 @@ fn not_accepted(list: &Unaccepted) -> Vec<KeyReport> {
     list.signers.entries.iter().map(|entry| KeyReport::of(entry, &list.file)).collect()
 }
 
-/// Whether an entry is meant by `wanted`: a fingerprint, a key or a principal.
-fn is_meant(entry: &Entry, wanted: &str, key: Option<&PublicKey>) -> bool {
-    key.is_some_and(|key| *key == entry.key)
-        || entry.principals.as_str() == wanted
-        || entry.key.fingerprint().to_string() == wanted
-}
-
-/// The public key in the file `text`, if it is one.
-fn key_in_file(text: &str) -> Result<Option<PublicKey>, CommandError> {
-    let path = Path::new(text);
-    if !path.is_file() {
-        return Ok(PublicKey::parse(text).ok());
-    }
-    Ok(places::read_text(path)?.and_then(|text| PublicKey::parse(&text).ok()))
+/// Whether an entry is meant by `wanted`, a fingerprint or a principal, or is of one of `keys`.
+fn is_meant(entry: &Entry, wanted: &str, keys: &BTreeSet<Fingerprint>) -> bool {
+    let fingerprint = entry.key.fingerprint();
+    keys.contains(&fingerprint) || entry.principals.as_str() == wanted || fingerprint.to_string() == wanted
 }
 
 fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> {
     let path = arguments.place.file(ALLOWED_SIGNERS)?;
-    let (wanted, key) = (arguments.key.as_str(), key_in_file(&arguments.key)?);
+    let wanted = arguments.key.as_str();
+    let keys = keys_of(wanted)?.iter().map(PublicKey::fingerprint).collect();
     let name = path.display().to_string();
     let meant = |text: &str| {
         let held = AllowedSigners::parse(text).entries.into_iter();
-        let meant: Vec<Entry> = held.filter(|entry| is_meant(entry, wanted, key.as_ref())).collect();
+        let meant: Vec<Entry> = held.filter(|entry| is_meant(entry, wanted, &keys)).collect();
         if meant.is_empty() {
             let message = format!("`{name}` trusts no `{wanted}`");
             return Err(CommandError::new(ExitKind::Usage, message).hint(
@@ -426,14 +294,13 @@ fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
 
 fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> {
     let files = TrustFiles::load()?;
-    let (wanted, key) = (arguments.key.as_str(), key_in_file(&arguments.key)?);
+    let wanted = arguments.key.as_str();
+    let given = keys_of(wanted)?;
     let entries = files.sources().iter().flat_map(|(_, signers)| &signers.entries);
-    let mut keys: Vec<PublicKey> = entries
-        .filter(|entry| is_meant(entry, wanted, key.as_ref()))
-        .map(|entry| entry.key.clone())
-        .chain(key.clone())
-        .collect();
-    keys.dedup();
+    let known = entries.filter(|entry| is_meant(entry, wanted, &BTreeSet::new())).map(|entry| &entry.key);
+    let mut seen = BTreeSet::new();
+    let meant = given.iter().chain(known).filter(|key| seen.insert(key.fingerprint()));
+    let mut keys: Vec<PublicKey> = meant.cloned().collect();
     if keys.is_empty() {
         let message = format!("no key `{wanted}` is known here");
         return Err(CommandError::new(ExitKind::Usage, message).hint(
@@ -446,8 +313,7 @@ fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
         return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows where"));
     }
     let path = arguments.place.file(REVOKED)?;
-    let lines: Vec<String> =
-        keys.iter().map(|key| format!("{} {}", key.line(), key.comment()).trim().to_owned()).collect();
+    let lines: Vec<String> = keys.iter().map(PublicKey::line_with_comment).collect();
     places::append(&path, &lines)?;
     let name = path.display().to_string();
     Ok(TrustListReport {
