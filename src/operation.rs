@@ -23,7 +23,8 @@ use crate::digest::{PatchId, TensorDigest};
 use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
 use crate::patch::manifest::{Binding, TensorBinding};
 use crate::patch::{Patch, PatchError};
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, Element};
+use crate::with_element;
 
 pub use self::mismatch::{Difference, Mismatch};
 use self::survey::locate;
@@ -230,9 +231,16 @@ impl<'a> TensorWork<'a> {
         let before = bytes.to_vec();
         let mut applied = self.update.apply_rows(dtype, rows.clone(), bytes)?;
         correction.apply_rows(dtype, rows, bytes)?;
-        // What the terms changed and the correction changed back has not changed.
-        let pairs = before.chunks_exact(dtype.size_bytes()).zip(bytes.chunks_exact(dtype.size_bytes()));
-        applied.changed = pairs.filter(|(before, after)| before != after).count() as u64;
+        // What the terms changed and the correction changed back has not changed, and what is not finite and the terms
+        // left alone the correction may have changed.
+        let pairs = || before.chunks_exact(dtype.size_bytes()).zip(bytes.chunks_exact(dtype.size_bytes()));
+        applied.changed = pairs().filter(|(before, after)| before != after).count() as u64;
+        if applied.not_finite > 0 {
+            applied.not_finite = with_element!(dtype, E => {
+                let stays = |(before, after): &(&[u8], &[u8])| before == after && !E::read(before).is_finite();
+                pairs().filter(stays).count() as u64
+            });
+        }
         Ok(applied)
     }
 

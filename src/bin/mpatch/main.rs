@@ -61,7 +61,8 @@ fn run() -> ExitKind {
         Err(error) => return report::usage(&error, &args::named()),
     };
     let output = report::Output::new(arguments.output, suggestions);
-    let outcome = start_threads().and_then(|()| arguments.command.run(&output));
+    let outcome =
+        output.check_arguments().and_then(|()| start_threads()).and_then(|()| arguments.command.run(&output));
     interrupt::end();
     outcome.unwrap_or_else(|error| report::tell(&output.as_suggested(error)))
 }

@@ -64,6 +64,14 @@ impl Output {
         Self { json: arguments.json, quiet: arguments.quiet, colour, silent: false, suggestions }
     }
 
+    /// Refuses, before any work, names that a report in JSON could not give.
+    pub fn check_arguments(&self) -> Result<(), CommandError> {
+        let unspeakable = std::env::args_os().find(|argument| argument.to_str().is_none());
+        let Some(argument) = unspeakable.filter(|_| self.json) else { return Ok(()) };
+        let message = format!("`{}` is not valid UTF-8, as all of JSON is", argument.to_string_lossy());
+        Err(CommandError::new(ExitKind::Usage, message).hint("leave `--json` out, or rename it"))
+    }
+
     /// The output of a command that another command runs: the same, or nothing where that one reports in JSON.
     pub fn of_step(&self) -> Self {
         let (json, colour, suggestions) = (self.json, self.colour, Suggestions::default());

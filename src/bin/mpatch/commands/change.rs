@@ -276,7 +276,9 @@ fn tensor_row(tensor: &PlannedTensor) -> Vec<String> {
 /// What a user would want to know and did not ask.
 fn write_remarks(written: &Written, page: &mut Page) {
     if written.not_finite > 0 {
-        page.line(&format!("{} weights are NaN or infinite in the base, and stay so", written.not_finite));
+        let weights = count(written.not_finite as usize, "weight");
+        let (are, stay) = if written.not_finite == 1 { ("is", "stays") } else { ("are", "stay") };
+        page.line(&format!("{weights} {are} NaN or infinite in the base, and {stay} so"));
     }
     if !written.left_out.is_empty() {
         let files = written.left_out.join(", ");

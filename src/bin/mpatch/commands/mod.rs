@@ -44,6 +44,7 @@ pub mod verify;
 
 use std::ffi::{OsStr, OsString};
 use std::io::{Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -237,11 +238,11 @@ fn refuse_hub_cache(checkpoint: &Path) -> Result<(), CommandError> {
 pub fn without_infix(checkpoint: &Path, infix: &OsStr) -> Option<PathBuf> {
     let checkpoint = folder_of_index(checkpoint).unwrap_or(checkpoint);
     let (stem, ending) = stem_and_ending(checkpoint);
-    let stem = stem.to_str()?.strip_suffix(infix.to_str()?)?.strip_suffix('.')?;
+    let stem = stem.as_bytes().strip_suffix(infix.as_bytes())?.strip_suffix(b".")?;
     if stem.is_empty() {
         return None;
     }
-    let mut name = OsString::from(stem);
+    let mut name = OsStr::from_bytes(stem).to_owned();
     name.push(ending);
     Some(checkpoint.with_file_name(name))
 }
@@ -249,9 +250,8 @@ pub fn without_infix(checkpoint: &Path, infix: &OsStr) -> Option<PathBuf> {
 /// A checkpoint's name in two parts; that of a folder has one.
 fn stem_and_ending(checkpoint: &Path) -> (OsString, &'static str) {
     let name = checkpoint.file_name().unwrap_or(OsStr::new("model"));
-    let text = name.to_string_lossy();
-    match text.strip_suffix(WEIGHTS_ENDING).filter(|stem| !stem.is_empty()) {
-        Some(stem) => (OsString::from(stem), WEIGHTS_ENDING),
+    match name.as_bytes().strip_suffix(WEIGHTS_ENDING.as_bytes()).filter(|stem| !stem.is_empty()) {
+        Some(stem) => (OsStr::from_bytes(stem).to_owned(), WEIGHTS_ENDING),
         None => (name.to_owned(), ""),
     }
 }
@@ -273,6 +273,10 @@ mod tests {
             let named = beside(Path::new(base), &edits).expect("it has a name");
             assert_eq!(named, Path::new(result));
         }
+        let named = |bytes| Path::new(OsStr::from_bytes(bytes));
+        let beside_latin = beside(named(b"na\xefve.safetensors"), &edits).expect("it has a name");
+        assert_eq!(beside_latin, named(b"na\xefve.edits.safetensors"));
+        assert_eq!(without_infix(&beside_latin, &edits).as_deref(), Some(named(b"na\xefve.safetensors")));
         for cached in ["hub/models--x/snapshots/abc", "models--x/snapshots/abc/model.safetensors"] {
             assert_eq!(beside(Path::new(cached), &edits).expect_err("it is a cache").kind.code(), 2);
         }
