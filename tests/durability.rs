@@ -15,8 +15,10 @@ mod material;
 mod place;
 mod signals;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -156,11 +158,47 @@ fn what_is_shared_or_protected_is_not_changed_in_place() {
         let said = bench.refuses(&format!("apply {model} edits.mpatch --in-place"), 11);
         assert!(said.contains("it is a symlink"), "{said}");
     }
+    let taken = bench.path("model.safetensors.mpatch-journal");
+    fs::create_dir(&taken).unwrap();
+    assert!(bench.refuses(&format!("{apply} --dry-run"), 11).contains("move it away"));
+    fs::remove_dir(taken).unwrap();
     fs::set_permissions(bench.path("model.safetensors"), fs::Permissions::from_mode(0o444)).unwrap();
     assert!(bench.refuses(apply, 11).contains("it is read-only"));
     assert!(
         bench.refuses("apply model.safetensors edits.mpatch --in-place --dry-run", 11).contains("read-only")
     );
+}
+
+#[test]
+fn names_that_are_no_text_are_changed_in_place_and_not_reported_in_json() {
+    let bench = Bench::new();
+    let folder = bench.folder.path().join(OsStr::from_bytes(b"na\xefve"));
+    fs::create_dir(&folder).unwrap();
+    let model = folder.join("model.safetensors");
+    fs::copy(bench.path("model.safetensors"), &model).unwrap();
+    let run = |words: &str| bench.command(&[], words).arg(&model).arg("edits.mpatch").output().unwrap();
+    let before = bench.contents();
+    assert_eq!(run("apply --in-place --json").status.code(), Some(2));
+    assert!(bench.contents() == before);
+    let changed = run("apply --in-place");
+    assert!(changed.status.success(), "{}", stderr(&changed));
+}
+
+#[test]
+fn a_file_that_is_mounted_by_itself_is_not_changed_in_place() {
+    let bench = Bench::new();
+    fs::write(bench.path("mounted.safetensors"), "").unwrap();
+    let mut mount = Command::new("mount");
+    mount.args(["--bind", "model.safetensors", "mounted.safetensors"]).current_dir(bench.folder.path());
+    if !mount.stderr(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        return skipped("mounting needs root");
+    }
+    let output = bench.run("apply mounted.safetensors edits.mpatch --in-place");
+    let unmounted = Command::new("umount").arg(bench.path("mounted.safetensors")).status();
+    assert!(unmounted.unwrap().success());
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(11), "{said}");
+    assert!(said.contains("it is mounted here by itself"), "{said}");
 }
 
 #[test]

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::disk::{Access, File, Kind, Lock};
+use super::disk::{Access, File, Files, Kind, Lock};
 use super::journal::{Extent, Header, Journal, JournaledFile, Outcome, Syncs, journal_of, lock_exclusive};
 use super::keep::{Cover, Told};
-use super::{Checkpoint, CheckpointError, TensorInfo};
+use super::{Checkpoint, CheckpointError, TensorInfo, folder_of};
 use crate::digest::TensorDigest;
 
 /// A tensor that is to be rewritten where it lies: what it holds now, and what it is to hold.
@@ -52,11 +52,12 @@ pub fn check_in_place<'t>(
     let (disk, path) = (checkpoint.disk(), checkpoint.files()[*first].path());
     let writable = disk.check_writable(checkpoint.folder());
     // Asked for, since the system may have no names as long as the journal's.
-    let named = writable.and_then(|()| disk.is_taken(&journal_of(path)));
-    named.map(drop).map_err(|error| CheckpointError::InPlace {
-        path: path.to_owned(),
-        reason: format!("no journal can be made beside it: {error}"),
-    })
+    let reason = match writable.and_then(|()| disk.is_taken(&journal_of(path))) {
+        Ok(false) => return Ok(()),
+        Ok(true) => "what has the name of its journal is none of its own: move it away".to_owned(),
+        Err(error) => format!("no journal can be made beside it: {error}"),
+    };
+    Err(CheckpointError::InPlace { path: path.to_owned(), reason })
 }
 
 fn check_file(checkpoint: &Checkpoint, index: usize) -> Result<(), CheckpointError> {
@@ -71,14 +72,22 @@ fn check_file(checkpoint: &Checkpoint, index: usize) -> Result<(), CheckpointErr
         "it was replaced by another file meanwhile".to_owned()
     } else if about.links > 1 {
         format!("it has {} names (hard links), and all of them would change", about.links)
+    } else if is_mounted_alone(checkpoint.disk(), path) {
+        "it is mounted here by itself, and whoever opens it where it lies would find no journal beside it"
+            .to_owned()
     } else if about.mode & 0o222 == 0 {
         "it is read-only".to_owned()
-    } else if path.to_str().is_none() {
+    } else if path.file_name().is_none_or(|name| name.to_str().is_none()) {
         "its name is not valid UTF-8".to_owned()
     } else {
         return Ok(());
     };
     Err(CheckpointError::InPlace { path: path.to_owned(), reason })
+}
+
+/// Whether a file is on another mount than its folder, which is not the one that it lies in then.
+fn is_mounted_alone(disk: &Files, path: &Path) -> bool {
+    matches!((disk.mount(path), disk.mount(folder_of(path))), (Some(own), Some(other)) if own != other)
 }
 
 impl<'a> InPlace<'a> {
@@ -119,18 +128,19 @@ impl<'a> InPlace<'a> {
         if self.targets.contains_key(&index) {
             return Ok(());
         }
-        // The lock is the one that the checkpoint has held since it was opened, made exclusive.
-        if let Err(error) = lock_exclusive(&file.file, path) {
-            // Linux gives the old one up before it asks for the new one.
-            _ = file.file.lock(Lock::Shared);
-            return Err(error);
-        }
         let opened = self.checkpoint.disk().open(path, Access::ReadWrite);
         let target = opened.map_err(CheckpointError::io(path, "open for writing"))?;
         let examined = |file: &File| file.about().map_err(CheckpointError::io(path, "examine"));
         if !examined(&target)?.is_same_file(&examined(&file.file)?) {
             let reason = "it was replaced by another file meanwhile".to_owned();
             return Err(CheckpointError::InPlace { path: path.to_owned(), reason });
+        }
+        // Network file systems give an exclusive lock only to who may write, so it is not the one that the checkpoint
+        // has held since it was opened: that one would stand in its way. What changes in between, the digests tell.
+        file.file.unlock();
+        if let Err(error) = lock_exclusive(&target, path) {
+            _ = file.file.lock(Lock::Shared);
+            return Err(error);
         }
         self.targets.insert(index, target);
         Ok(())
@@ -236,9 +246,10 @@ impl Drop for InPlace<'_> {
     fn drop(&mut self) {
         // What cannot be put back now is put back by the next command: the journal is still there.
         _ = self.undo();
-        for index in self.targets.keys() {
+        for (index, target) in std::mem::take(&mut self.targets) {
+            drop(target);
             // Others may read again while this checkpoint stays open.
-            _ = self.checkpoint.files()[*index].file.lock(Lock::Shared);
+            _ = self.checkpoint.files()[index].file.lock(Lock::Shared);
         }
     }
 }

@@ -118,6 +118,10 @@ impl<D: Disk> Disk for FaultyDisk<D> {
         self.disk.about_name(path)
     }
 
+    fn mount(&self, path: &Path) -> Option<u64> {
+        self.disk.mount(path)
+    }
+
     fn real_path(&self, path: &Path) -> io::Result<PathBuf> {
         self.counter.count()?;
         self.disk.real_path(path)

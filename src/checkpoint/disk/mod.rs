@@ -126,6 +126,10 @@ pub(crate) trait Disk: Debug + Send + Sync {
     fn about(&self, path: &Path) -> io::Result<About>;
     /// Of the name itself, a symlink included.
     fn about_name(&self, path: &Path) -> io::Result<About>;
+    /// The mount that a path leads into, by a number of its own, where the system tells.
+    fn mount(&self, _path: &Path) -> Option<u64> {
+        None
+    }
     /// The path without symlinks.
     fn real_path(&self, path: &Path) -> io::Result<PathBuf>;
     /// The names in a folder, in no order.
@@ -256,6 +260,10 @@ impl Files {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    pub(crate) fn mount(&self, path: &Path) -> Option<u64> {
+        self.0.mount(path)
     }
 
     pub(crate) fn real_path(&self, path: &Path) -> io::Result<PathBuf> {
@@ -410,6 +418,10 @@ impl File {
 
     pub(crate) fn lock(&self, lock: Lock) -> io::Result<Locked> {
         retried(|| self.0.lock(lock))
+    }
+
+    pub(crate) fn unlock(&self) {
+        self.0.unlock();
     }
 
     pub(crate) fn clone_from(&self, source: &File) -> io::Result<()> {

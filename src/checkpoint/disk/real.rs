@@ -78,6 +78,10 @@ impl Disk for RealDisk {
         Ok(About::with(fs::symlink_metadata(path)?, access_list::of_name(path)))
     }
 
+    fn mount(&self, path: &Path) -> Option<u64> {
+        mount(path)
+    }
+
     fn real_path(&self, path: &Path) -> io::Result<PathBuf> {
         fs::canonicalize(path)
     }
@@ -209,6 +213,19 @@ impl Handle for File {
     fn system(&self) -> Option<&File> {
         Some(self)
     }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn mount(path: &Path) -> Option<u64> {
+    use rustix::fs::{AtFlags, StatxFlags};
+    let about = rustix::fs::statx(CWD, path, AtFlags::empty(), StatxFlags::MNT_ID).ok()?;
+    // Before version 5.8, Linux leaves it out.
+    (about.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(about.stx_mnt_id)
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn mount(_: &Path) -> Option<u64> {
+    None
 }
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
