@@ -40,6 +40,13 @@ const HEADER_CONTEXT: &str = "mpatch 2026 journal header";
 pub(super) const ASK_ITS_AUTHOR: &str = "have the user whose journal it is run an mpatch command on the model, or \
                                          remove the journal if nobody knows of a change that stopped";
 
+/// What there is to do where the old bytes find no room.
+const FREE_ROOM: &str = "free room on the model's file system, and leave the journal: the next mpatch command on the \
+                         model then puts the old bytes back";
+
+/// What there is to do for one who may not write to the model.
+const ASK_A_WRITER: &str = "have someone who may write to the model run any mpatch command on it";
+
 /// What there is to do about one that says nothing any more.
 const PUT_BACK_AND_REMOVE: &str = "it may be damaged, and hold the only old bytes of a change that stopped: compare the \
                                    model with a copy of it, and take the journal away once the model is whole";
@@ -322,7 +329,7 @@ impl Journal {
     }
 
     /// The old bytes of a block, or none where the journal itself is damaged.
-    fn old_bytes(&self, at: u64, block: Block) -> io::Result<Option<Vec<u8>>> {
+    pub(super) fn old_bytes(&self, at: u64, block: Block) -> io::Result<Option<Vec<u8>>> {
         let mut bytes = vec![0; (block.size_bytes + HASH_BYTES) as usize];
         match self.file.read_exact_at(&mut bytes, at) {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
@@ -462,6 +469,41 @@ impl Kept {
     }
 }
 
+/// Why old bytes are not back, and what there is to do first, if anything.
+#[derive(Debug)]
+pub(super) struct Stuck {
+    reason: String,
+    way_out: Option<&'static str>,
+}
+
+impl Stuck {
+    /// What the system said when it was to do something.
+    pub(super) fn at(action: &str, error: &io::Error) -> Self {
+        Self { reason: format!("{action}: {error}"), way_out: way_out_of(error) }
+    }
+}
+
+impl From<String> for Stuck {
+    fn from(reason: String) -> Self {
+        Self { reason, way_out: None }
+    }
+}
+
+impl From<io::Error> for Stuck {
+    fn from(error: io::Error) -> Self {
+        Self { reason: error.to_string(), way_out: way_out_of(&error) }
+    }
+}
+
+fn way_out_of(error: &io::Error) -> Option<&'static str> {
+    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    match error.kind() {
+        StorageFull | QuotaExceeded => Some(FREE_ROOM),
+        PermissionDenied | ReadOnlyFilesystem => Some(ASK_A_WRITER),
+        _ => None,
+    }
+}
+
 impl Journal {
     /// Makes the new bytes last.
     pub(super) fn sync(&self, targets: &[&File]) -> Result<(), CheckpointError> {
@@ -479,23 +521,22 @@ impl Journal {
         syncs: Syncs,
         kept: Kept,
     ) -> Result<Outcome, CheckpointError> {
-        let outcome = self.restore(targets, syncs, kept).map_err(|reason| self.unfinished(reason))?;
+        let outcome = self.restore(targets, syncs, kept).map_err(|stuck| self.unfinished_as(stuck))?;
         self.remove().map(|()| outcome)
     }
 
-    fn restore(&self, targets: &[&File], syncs: Syncs, kept: Kept) -> Result<Outcome, String> {
-        let words = |error: io::Error| error.to_string();
+    fn restore(&self, targets: &[&File], syncs: Syncs, kept: Kept) -> Result<Outcome, Stuck> {
         let is_settled = settle(targets).is_ok() && syncs == Syncs::AllWell;
-        let stands = standing(&self.header, targets).map_err(words)?;
+        let stands = standing(&self.header, targets)?;
         let outcome = match stands {
             Standing::Start => Outcome::Untouched,
             Standing::End => Outcome::Finished,
-            Standing::Between => return self.put_back(targets, kept),
+            Standing::Between => return self.put_back(targets, is_settled, kept),
         };
         if !is_settled {
-            self.write_again(targets).map_err(words)?;
-            if standing(&self.header, targets).map_err(words)? != stands {
-                return Err("what was written again did not come out as it was".to_owned());
+            self.write_again(targets)?;
+            if standing(&self.header, targets)? != stands {
+                return Err(Stuck::from("what was written again did not come out as it was".to_owned()));
             }
         }
         Ok(outcome)
@@ -512,35 +553,45 @@ impl Journal {
         settle(targets)
     }
 
-    fn put_back(&self, targets: &[&File], kept: Kept) -> Result<Outcome, String> {
-        let words = |error: io::Error| error.to_string();
+    /// Writes the old bytes over what differs from them; where the targets are not settled over all, since what the
+    /// system shows may not be on the disk then.
+    ///
+    /// What was never overwritten may have no room of its own on a full disk, where it is a hole, or shared.
+    fn put_back(&self, targets: &[&File], is_settled: bool, kept: Kept) -> Result<Outcome, Stuck> {
+        let mut found = Vec::new();
         let (mut damaged, mut lost, mut end) = (0, false, 0);
         for (at, block) in self.placed_blocks() {
             end += block.size_bytes;
-            match self.old_bytes(at, block).map_err(words)? {
-                Some(bytes) => targets[block.file].write_all_at(&bytes, block.offset).map_err(words)?,
+            match self.old_bytes(at, block)? {
+                Some(bytes) => {
+                    found.resize(bytes.len(), 0);
+                    targets[block.file].read_exact_at(&mut found, block.offset)?;
+                    if !is_settled || found != bytes {
+                        targets[block.file].write_all_at(&bytes, block.offset)?;
+                    }
+                }
                 // It may be one that was not kept yet, and so not overwritten; the digests will tell.
                 None => (damaged, lost) = (damaged + 1, lost || kept.has(end)),
             }
         }
-        settle(targets).map_err(words)?;
+        settle(targets)?;
         let mut end = 0;
-        let found = digests(&self.header, targets).map_err(words)?;
+        let found = digests(&self.header, targets)?;
         let is_back = self.header.extents().zip(found).all(|((_, extent), found)| {
             end += extent.size_bytes;
             found == extent.start || kept.is_without(end)
         });
         match is_back {
             true if !lost => Ok(Outcome::RolledBack),
-            _ if damaged > 0 => Err(format!("{damaged} of its blocks are damaged")),
-            _ => Err("the bytes that were put back did not come out as they were".to_owned()),
+            _ if damaged > 0 => Err(Stuck::from(format!("{damaged} of its blocks are damaged"))),
+            _ => Err(Stuck::from("the bytes that were put back did not come out as they were".to_owned())),
         }
     }
 
     /// Takes it away, when the targets are in one of the two states for good.
     pub(super) fn remove(&self) -> Result<(), CheckpointError> {
         let removed = self.files.remove_file(&self.path);
-        removed.map_err(|error| self.unfinished(format!("cannot remove it: {error}")))?;
+        removed.map_err(|error| self.unfinished_as(Stuck::at("cannot remove it", &error)))?;
         let synced = self.files.sync_folder(folder_of(&self.path));
         // Should it come back, it says no more than that everything is done.
         synced.map_err(|source| CheckpointError::NotDurable { path: self.first_target(), source })
@@ -555,6 +606,11 @@ impl Journal {
     pub(super) fn unfinished_until(&self, way_out: &'static str, reason: String) -> CheckpointError {
         let (path, journal) = (self.first_target(), self.path.clone());
         CheckpointError::Recovery { path, journal, reason, way_out: Some(way_out) }
+    }
+
+    pub(super) fn unfinished_as(&self, stuck: Stuck) -> CheckpointError {
+        let (path, journal) = (self.first_target(), self.path.clone());
+        CheckpointError::Recovery { path, journal, reason: stuck.reason, way_out: stuck.way_out }
     }
 
     fn first_target(&self) -> PathBuf {

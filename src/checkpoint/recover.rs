@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::disk::{About, Access, File, Files};
+use super::blocks::{BlockHash, digest_of_blocks};
+use super::disk::{About, Access, File, Files, Kind, PAGE_BYTES};
 use super::journal::{
-    ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, Kept, Outcome, Standing, Syncs,
+    ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, Kept, Outcome, Standing, Stuck, Syncs,
     journal_of, lock_exclusive, standing,
 };
 use super::temporary::sweep;
@@ -144,14 +145,12 @@ impl Journal {
         journaled: &JournaledFile,
         weights: &[PathBuf],
     ) -> Result<(File, bool), CheckpointError> {
-        let is_it =
-            |path: &&PathBuf| self.files.about(path).is_ok_and(|about| journaled.is_described_by(&about));
-        let renamed = weights.iter().find(is_it).and_then(|path| self.files.real_path(path).ok());
-        let path = renamed.unwrap_or_else(|| folder_of(&self.path).join(&journaled.name));
-        let file = self
-            .files
-            .open(&path, Access::ReadWrite)
-            .map_err(|error| self.unfinished(format!("cannot open `{}`: {error}", path.display())))?;
+        let named = folder_of(&self.path).join(&journaled.name);
+        let path = self.renamed(journaled, &named, weights)?.unwrap_or_else(|| named.clone());
+        let opened = self.files.open(&path, Access::ReadWrite);
+        let file = opened.map_err(|error| {
+            self.unfinished_as(Stuck::at(&format!("cannot open `{}`", path.display()), &error))
+        })?;
         lock_exclusive(&file, &path)?;
         let about = file.about().map_err(CheckpointError::io(&path, "examine"))?;
         self.require_author(&path, &about)?;
@@ -163,7 +162,36 @@ impl Journal {
                 journaled.size_bytes
             )));
         }
-        Ok((file, journaled.is_described_by(&about)))
+        // Where the system does not tell when a file was made, another one may have got its inode.
+        let is_certain = path == named || journaled.created_ns.is_some();
+        Ok((file, journaled.is_described_by(&about) && is_certain))
+    }
+
+    /// Where a file of the journal lies now if its own name, `named`, is gone or another file's: one of `weights`, or
+    /// whatever is beside the journal.
+    ///
+    /// With the journal its old bytes would be gone, so nobody who cannot look for it takes the journal away.
+    fn renamed(
+        &self,
+        journaled: &JournaledFile,
+        named: &Path,
+        weights: &[PathBuf],
+    ) -> Result<Option<PathBuf>, CheckpointError> {
+        let is_it = |about: About| about.kind == Kind::File && journaled.is_described_by(&about);
+        if self.files.about_name(named).is_ok_and(is_it) {
+            return Ok(None);
+        }
+        let opened = weights.iter().find(|path| self.files.about(path).is_ok_and(is_it));
+        if let Some(path) = opened.and_then(|path| self.files.real_path(path).ok()) {
+            return Ok(Some(path));
+        }
+        let folder = folder_of(&self.path);
+        let names = self.files.list(folder).map_err(|error| {
+            let action = format!("cannot look for what was called `{}` then", journaled.name);
+            self.unfinished_as(Stuck::at(&action, &error))
+        })?;
+        let mut beside = names.iter().map(|name| folder.join(name));
+        Ok(beside.find(|path| self.files.about_name(path).is_ok_and(is_it)))
     }
 }
 
@@ -212,17 +240,86 @@ fn recover_one(
 }
 
 impl Journal {
-    /// Somebody put another file under the name: fine if it is in one of the two states, else it is not touched.
+    /// Somebody put another file under the name: fine if it is in one of the two states, or is the journal's file in
+    /// all but its inode; else it is not touched.
     fn allow_another_file(&self, targets: &[&File], name: &str) -> Result<(), CheckpointError> {
-        let stands = standing(&self.header, targets).map_err(|error| self.unfinished(error.to_string()))?;
-        if stands != Standing::Between {
+        let stuck = |error: io::Error| self.unfinished_as(Stuck::from(error));
+        let stands = standing(&self.header, targets).map_err(stuck)?;
+        if stands != Standing::Between || self.is_half_way(targets).map_err(stuck)? {
             return Ok(());
         }
         let way_out = "if this is a copy of the model, open the one that it was copied from, where the next mpatch \
-                       command puts the old bytes back, and copy it again; if it is another model, remove the journal";
+                       command puts the old bytes back, and copy it again; if it is another model, move the journal \
+                       to the file that it was written for: it holds the only old bytes";
         let reason = format!("it was written for another file that was called `{name}` then");
         Err(self.unfinished_until(way_out, reason))
     }
+
+    /// Whether the targets are what a kill leaves, asked of their bytes, for inodes change: where a folder was copied
+    /// with its journal, restored from a backup, or lies on an overlay that was mounted again.
+    ///
+    /// The whole blocks of the journal have to give the tensors at their start. That says nothing about the bytes under
+    /// them, which may be another model's and the only ones. So each tensor has to be at one of its two digests, which
+    /// whoever has the patch can make again, but for the one that was being written, whose end is still as it was; in
+    /// the order in which they are written all before that one are changed, and none behind it is.
+    fn is_half_way(&self, targets: &[&File]) -> io::Result<bool> {
+        let mut blocks = self.placed_blocks();
+        let mut found = Vec::new();
+        for (file, extent) in self.header.extents() {
+            let size_bytes = extent.size_bytes;
+            let (mut now, mut old) = (Vec::new(), Vec::new());
+            // Of the last block that differs, the end of what does.
+            let (mut first_other, mut end_of_other) = (None, 0);
+            for (at, block) in blocks.by_ref().take(extent.block_count()) {
+                let mut bytes = vec![0; block.size_bytes as usize];
+                targets[file].read_exact_at(&mut bytes, block.offset)?;
+                now.push(BlockHash::of(block.tensor_offset, &bytes));
+                let Some(old_bytes) = self.old_bytes(at, block)? else {
+                    old.push(BlockHash::of(block.tensor_offset, &bytes));
+                    continue;
+                };
+                old.push(BlockHash::of(block.tensor_offset, &old_bytes));
+                let differs = |index: &usize| bytes[*index] != old_bytes[*index];
+                let first = (0..bytes.len()).find(differs);
+                if let (Some(first), Some(last)) = (first, (0..bytes.len()).rfind(differs)) {
+                    first_other = first_other.or(Some(block.tensor_offset + first as u64));
+                    end_of_other = block.tensor_offset + last as u64 + 1;
+                }
+            }
+            if digest_of_blocks(size_bytes, &old) != extent.start {
+                return Ok(false);
+            }
+            let now = digest_of_blocks(size_bytes, &now);
+            let stage = if now == extent.end {
+                Stage::Written
+            } else if now == extent.start {
+                Stage::Waiting
+            } else if first_other.is_some_and(|first| first < PAGE_BYTES as u64)
+                && size_bytes - end_of_other >= PAGE_BYTES as u64
+            {
+                Stage::Begun
+            } else {
+                return Ok(false);
+            };
+            found.push((&extent.tensor, stage));
+        }
+        if found.iter().all(|(_, stage)| *stage != Stage::Begun) {
+            return Ok(true);
+        }
+        // Tensors are written in the order of their names, whichever files they are in.
+        found.sort_unstable();
+        let stages = found.iter().map(|(_, stage)| *stage);
+        let begun = stages.clone().filter(|stage| *stage == Stage::Begun).count();
+        Ok(begun == 1 && stages.is_sorted())
+    }
+}
+
+/// How far a change has come with a tensor; in this order from the first tensor to the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Written,
+    Begun,
+    Waiting,
 }
 
 #[cfg(test)]

@@ -177,6 +177,68 @@ fn a_journal_is_followed_only_of_one_who_could_have_written_to_the_weights() {
     }
 }
 
+/// The journal of a disk, the journal's file under the name that it had, and what that holds.
+fn journal_and_target(disk: &SimulatedDisk) -> (PathBuf, PathBuf, Vec<u8>) {
+    let contents = disk.contents();
+    let journal = contents.keys().find(|path| path.to_string_lossy().ends_with("journal")).unwrap();
+    let target = PathBuf::from(journal.to_string_lossy().strip_suffix(".mpatch-journal").unwrap());
+    let bytes = contents[&target].clone();
+    (journal.clone(), target, bytes)
+}
+
+#[test]
+fn a_half_way_file_with_a_new_inode_gets_its_old_bytes_back_and_another_model_is_left() {
+    for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
+        let broken = half_way(scene);
+        let (journal, path, bytes) = journal_and_target(&broken);
+        let with = |bytes: &[u8]| {
+            let memory = broken.fork();
+            Files::on(memory.clone()).remove_file(&path).unwrap();
+            memory.put(path.to_str().unwrap(), bytes);
+            memory
+        };
+        let copied = with(&bytes);
+        scene.repair(&Files::on(copied.clone())).unwrap();
+        assert!(copied.contents() == scene.before, "{}", scene.name);
+        // All of the old bytes are in the journal, which says nothing about what is under the name.
+        let mut other = bytes.clone();
+        let data = 8 + u64::from_le_bytes(other[..8].try_into().unwrap()) as usize;
+        other[data + 4000] ^= 1;
+        let kept = with(&other);
+        let refused = scene.repair(&Files::on(kept.clone())).unwrap_err();
+        assert!(refused.to_string().contains("it was written for another file"), "{refused}");
+        assert!(kept.contents()[&path] == other && kept.contents().contains_key(&journal), "{}", scene.name);
+    }
+}
+
+#[test]
+fn a_half_way_file_that_was_renamed_gets_its_old_bytes_back_whatever_has_its_name() {
+    for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
+        let broken = half_way(scene);
+        let (_, path, _) = journal_and_target(&broken);
+        let renamed = PathBuf::from("/m/renamed");
+        Files::on(broken.clone()).rename_new(&path, &renamed).unwrap();
+        broken.put(path.to_str().unwrap(), &scene.before[&path]);
+        scene.repair(&Files::on(broken.clone())).unwrap();
+        let mut expected = scene.before.clone();
+        expected.insert(renamed, scene.before[&path].clone());
+        assert!(broken.contents() == expected, "{}", scene.name);
+    }
+}
+
+#[test]
+fn what_was_not_overwritten_needs_no_room_to_be_put_back() {
+    for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
+        let memory = scene.disk.fork();
+        // For one of the two tensors.
+        memory.fill_up_to(1);
+        let outcome = scene.run(&Files::on(memory.clone()));
+        let error = outcome.unwrap_err();
+        assert_eq!(left(&error), Left::Unchanged, "{}: {error}", scene.name);
+        assert!(memory.contents() == scene.before, "{}", scene.name);
+    }
+}
+
 #[test]
 fn a_journal_with_one_flipped_bit_is_repaired_with_or_kept() {
     for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {

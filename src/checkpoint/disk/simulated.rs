@@ -8,7 +8,7 @@
 //! Data and names survive independently: a rename may last whose file's data does not, a file may have its new size
 //! and zeros in it. That is more than file systems do to programs, and all that POSIX allows them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -39,6 +39,28 @@ struct State {
     /// Whether another program has the files in its memory: then the system forgets nothing.
     is_mapped: bool,
     lie: Option<Lie>,
+    room: Option<Room>,
+}
+
+/// What is left of a disk on which the files of now have no blocks of their own, but share them all.
+#[derive(Debug, Clone)]
+struct Room {
+    /// Nodes from here on are new files, which have reserved their room.
+    nodes: usize,
+    writes: usize,
+    /// Where something was written to already.
+    written: BTreeSet<(usize, u64)>,
+}
+
+impl Room {
+    fn take(&mut self, node: usize, offset: u64) -> io::Result<()> {
+        if node >= self.nodes || self.written.contains(&(node, offset)) {
+            return Ok(());
+        }
+        self.writes = self.writes.checked_sub(1).ok_or(io::ErrorKind::StorageFull)?;
+        self.written.insert((node, offset));
+        Ok(())
+    }
 }
 
 /// What a disk may say to be done and not do: tests that cannot catch it would test nothing.
@@ -157,7 +179,7 @@ impl State {
 impl SimulatedDisk {
     /// An empty disk; everything lies in its root.
     pub(crate) fn new() -> Self {
-        let state = State { nodes: vec![folder()], is_mapped: false, lie: None };
+        let state = State { nodes: vec![folder()], is_mapped: false, lie: None, room: None };
         Self(Arc::new(Mutex::new(state)))
     }
 
@@ -206,6 +228,13 @@ impl SimulatedDisk {
     /// From here on another program has every file mapped, as loaders of safetensors do.
     pub(crate) fn map_all(&self) {
         self.state().is_mapped = true;
+    }
+
+    /// From here on there is room for so many writes to the files that are there.
+    pub(crate) fn fill_up_to(&self, writes: usize) {
+        let mut state = self.state();
+        let nodes = state.nodes.len();
+        state.room = Some(Room { nodes, writes, written: BTreeSet::new() });
     }
 
     /// Gives a file to another user.
@@ -307,6 +336,7 @@ fn keep_blocks(left: &mut Vec<u8>, offset: usize, bytes: &[u8], fate: &mut dyn F
 struct SimulatedHandle {
     disk: SimulatedDisk,
     node: usize,
+    may_write: bool,
 }
 
 impl Disk for SimulatedDisk {
@@ -321,14 +351,17 @@ impl Disk for SimulatedDisk {
             Access::Read | Access::ReadWrite | Access::Direct => state.find(path)?,
         };
         match state.nodes[node] {
-            Node::File { .. } => Ok(Box::new(SimulatedHandle { disk: self.clone(), node })),
+            Node::File { .. } => {
+                let may_write = access != Access::Read;
+                Ok(Box::new(SimulatedHandle { disk: self.clone(), node, may_write }))
+            }
             Node::Folder { .. } => Err(io::ErrorKind::IsADirectory.into()),
         }
     }
 
     fn open_folder(&self, path: &Path) -> io::Result<Box<dyn Handle>> {
         let node = self.state().find(path)?;
-        Ok(Box::new(SimulatedHandle { disk: self.clone(), node }))
+        Ok(Box::new(SimulatedHandle { disk: self.clone(), node, may_write: true }))
     }
 
     fn about(&self, path: &Path) -> io::Result<About> {
@@ -461,6 +494,9 @@ impl Handle for SimulatedHandle {
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        if let Some(room) = &mut self.disk.state().room {
+            room.take(self.node, offset)?;
+        }
         self.change(Change::Write { offset: offset as usize, bytes: bytes.to_vec() });
         Ok(bytes.len())
     }
@@ -511,7 +547,11 @@ impl Handle for SimulatedHandle {
         }
     }
 
-    fn lock(&self, _: Lock) -> io::Result<Locked> {
+    fn lock(&self, lock: Lock) -> io::Result<Locked> {
+        // As network file systems have it.
+        if lock == Lock::Exclusive && !self.may_write {
+            return Ok(Locked::Unsupported);
+        }
         // One process at a time is simulated, and those that are gone hold nothing.
         Ok(Locked::Held)
     }
