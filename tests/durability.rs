@@ -364,9 +364,14 @@ fn the_next_command_brings_a_change_that_stopped_half_way_to_an_end() {
     }
     let other = Checkpoint::open(bench.path("model.safetensors"));
     assert!(other.is_ok(), "another checkpoint is nobody's concern");
-    // A copy has files of its own: only where it was made do the old bytes find their way.
+    // A copy has files of its own: its bytes say whether the old ones belong there.
     let copied = Command::new("cp").arg("-r").args([bench.path("shards"), bench.path("copy")]).status();
     assert!(copied.unwrap().success());
+    let shard = bench.path("copy/model-0.safetensors");
+    let half_way = fs::read(&shard).unwrap();
+    let mut other = half_way.clone();
+    *other.last_mut().unwrap() ^= 1;
+    fs::write(&shard, &other).unwrap();
     let output = bench.run("verify shards.mpatch --base copy --digests-only");
     assert_eq!(output.status.code(), Some(9));
     let said = stderr(&output);
@@ -374,6 +379,14 @@ fn the_next_command_brings_a_change_that_stopped_half_way_to_an_end() {
         said.contains("hint: if this is a copy of the model, open the one that it was copied from"),
         "{said}"
     );
+    assert!(fs::read(&shard).unwrap() == other);
+    fs::write(&shard, half_way).unwrap();
+    let said = bench.succeeds("verify shards.mpatch --base copy --digests-only");
+    assert!(said.contains("the old bytes are back"), "{said}");
+    for name in ["model-0.safetensors", "model-1.safetensors"] {
+        let whole = &before[&Path::new("shards").join(name)];
+        assert!(fs::read(bench.path("copy").join(name)).unwrap() == *whole, "{name}");
+    }
     fs::remove_dir_all(bench.path("copy")).unwrap();
     let said = bench.succeeds("verify shards.mpatch --base shards --digests-only");
     assert!(said.contains("which had stopped half-way: the old bytes are back"), "{said}");
