@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use material::{
     SETTINGS, alter_weights, key, lay_out, lay_out_editing, lay_out_signers, mpatch, signed_with,
+    variables_of_git,
 };
 use mpatch::patch::Patch;
 use mpatch::sign::PrivateKey;
@@ -21,8 +22,25 @@ use serde_json::{Value, json};
 /// The demo is the longest command, and machines that run tests may be busy.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Runs a test of this file anew without what its caller tells git, if he does.
+fn is_run_without_variables_of_git(test: &str) -> bool {
+    if variables_of_git().next().is_none() {
+        return false;
+    }
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    variables_of_git().for_each(|name| {
+        again.env_remove(name);
+    });
+    assert!(again.args([test, "--exact"]).status().unwrap().success());
+    true
+}
+
 #[test]
 fn transcripts() {
+    // Its commands have all variables of this process.
+    if is_run_without_variables_of_git("transcripts") {
+        return;
+    }
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/commands");
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("commands");
     let _ = fs::remove_dir_all(&folder);
@@ -174,8 +192,8 @@ fn a_warning_is_told_however_little_is_to_be_said() {
 
 #[test]
 fn a_reader_who_leaves_early_is_no_error() {
-    let mut command = std::process::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
-    command.envs(SETTINGS).args(["completions", "bash"]).stdout(std::process::Stdio::piped());
+    let mut command = material::command(assert_cmd::cargo::cargo_bin!("mpatch"));
+    command.args(["completions", "bash"]).stdout(std::process::Stdio::piped());
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
     let ended = child.wait_with_output().unwrap();

@@ -8,7 +8,7 @@ mod material;
 use std::fs;
 use std::io::{BufReader, Cursor};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{relative_difference, world, world_model};
@@ -166,7 +166,7 @@ fn a_create_killed_at_any_time_goes_on_and_gives_the_same_patch() {
     lay_out_editing(folder.path());
     fs::copy(world().join("records.json"), folder.path().join("records.json")).unwrap();
     let create = |cache: &str, patch: &str| {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+        let mut command = material::command(assert_cmd::cargo::cargo_bin!("mpatch"));
         let arguments = "create records.json --limit 12 --base model --contexts contexts.json --stats";
         command.args(arguments.split(' ')).args(["statistics.safetensors", "-o", patch]);
         command.current_dir(folder.path()).env("MPATCH_CACHE_DIR", folder.path().join(cache));

@@ -11,7 +11,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use crate::material::{SETTINGS, lay_out, lay_out_shards};
+use crate::material::{command, lay_out, lay_out_shards};
 
 /// Files and their bytes.
 pub type Contents = BTreeMap<PathBuf, Vec<u8>>;
@@ -83,9 +83,9 @@ impl Bench {
         let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap();
         let words = before.iter().copied().chain([program]).chain(words.split(' '));
         let words: Vec<&str> = words.collect();
-        let mut command = Command::new(words[0]);
+        let mut command = command(words[0]);
         command.args(&words[1..]).current_dir(self.folder.path());
-        command.envs(SETTINGS).env("RAYON_NUM_THREADS", "2");
+        command.env("RAYON_NUM_THREADS", "2");
         // Histories are made by somebody, at some time.
         command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
         command.env("GIT_COMMITTER_DATE", "1764028800 +0000").env("GIT_CONFIG_NOSYSTEM", "1");

@@ -1,7 +1,6 @@
 //! What git's own settings say of signing: whose keys it allows, and which it revokes.
 
 use std::fs;
-use std::process::Command;
 
 use crate::bench::{Bench, openssh_is_here, said};
 
@@ -54,8 +53,9 @@ fn the_signers_that_git_allows_are_trusted_and_those_it_revokes_are_not() {
     command.env_remove("GIT_CONFIG_GLOBAL").env_remove("XDG_CONFIG_HOME").env("HOME", bench.path("home"));
     assert!(said(&command.output().unwrap(), "both files", 5).contains("revoked"));
     // What a repository says of itself is not heeded.
-    let git =
-        |words: &str| Command::new("git").current_dir(bench.folder.path()).args(words.split(' ')).status();
+    let git = |words: &str| {
+        crate::material::command("git").current_dir(bench.folder.path()).args(words.split(' ')).status()
+    };
     if git("init -q .").is_ok_and(|status| status.success()) {
         git("config gpg.ssh.allowedSignersFile git_signers").unwrap();
         bench.run("verify unsigned.mpatch", 5);

@@ -3,9 +3,11 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
 use mpatch::bind::bind;
@@ -43,11 +45,27 @@ pub const SETTINGS: [(&str, &str); 8] = [
     ("NO_COLOR", "1"),
 ];
 
+/// A program with [`SETTINGS`], and without what a git that runs the tests, in a hook, says of its own repository.
+pub fn command(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    variables_of_git().for_each(|name| {
+        command.env_remove(name);
+    });
+    command.envs(SETTINGS);
+    command
+}
+
+/// Names of what the caller of the tests tells git; where git has its own programs is as true here.
+pub fn variables_of_git() -> impl Iterator<Item = OsString> {
+    let is_git = |name: &OsString| name.as_encoded_bytes().starts_with(b"GIT_") && name != "GIT_EXEC_PATH";
+    std::env::vars_os().map(|(name, _)| name).filter(is_git)
+}
+
 /// The command under test.
 pub fn mpatch() -> assert_cmd::Command {
-    let mut command = assert_cmd::Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
+    let mut command = assert_cmd::Command::from_std(command(assert_cmd::cargo::cargo_bin!("mpatch")));
     // Never the cache of whoever runs the tests.
-    command.envs(SETTINGS).env("MPATCH_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
+    command.env("MPATCH_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
     command
 }
 

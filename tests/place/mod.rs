@@ -14,7 +14,7 @@ use mpatch::patch::manifest::Fact;
 use tempfile::TempDir;
 
 use crate::drafts::{Numbers, draft};
-use crate::material::{SETTINGS, key, lay_out_settings, signed_with};
+use crate::material::{command, key, lay_out_settings, signed_with};
 
 /// Tensors of the tiny model, all of one shape.
 pub const TENSORS: [&str; 3] = ["a", "b", "c"];
@@ -45,8 +45,8 @@ impl Place {
     }
 
     pub fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command.current_dir(self.folder.path()).envs(SETTINGS).env("GIT_CONFIG_NOSYSTEM", "1");
+        let mut command = command(program);
+        command.current_dir(self.folder.path()).env("GIT_CONFIG_NOSYSTEM", "1");
         command.env("MPATCH_CONFIG_DIR", self.path("config")).env("MPATCH_STATE_DIR", self.path("state"));
         command.env("HOME", self.folder.path()).env("GIT_COMMITTER_DATE", "1764028800 +0000");
         command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
