@@ -5,6 +5,7 @@
 mod ladder;
 mod material;
 mod models;
+mod telling;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,11 +15,12 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use material::{
-    SETTINGS, alter_weights, lay_out, lay_out_settings, lay_out_world, mpatch, small_corpus, world,
+    alter_weights, command, lay_out, lay_out_settings, lay_out_world, mpatch, small_corpus, world,
 };
 use mpatch::digest::FileDigest;
 use mpatch::patch::Patch;
 use serde_json::{Value, json};
+use telling::skipped;
 use tempfile::TempDir;
 
 /// The matrix that MEMIT edits first in the embedded model, 128 by 512 of F16.
@@ -539,8 +541,7 @@ fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
     let bench = Bench::with_patches();
     let run = |arguments: &[&str]| {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
-        command.envs(SETTINGS);
+        let mut command = command(assert_cmd::cargo::cargo_bin!("mpatch"));
         command.current_dir(bench.folder.path()).args(arguments).stdout(full).stderr(Stdio::piped());
         let ended = command.spawn().unwrap().wait_with_output().unwrap();
         assert_eq!(ended.status.code(), Some(11));
@@ -603,8 +604,4 @@ impl Drop for Mount {
     fn drop(&mut self) {
         let _ = Command::new("umount").arg("--lazy").arg(&self.folder).status();
     }
-}
-
-fn skipped(reason: &str) {
-    let _ = writeln!(std::io::stdout(), "skipped: {reason}");
 }

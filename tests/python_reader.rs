@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod drafts;
+mod telling;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,7 @@ use std::process::Command;
 use drafts::{Numbers, Weights};
 use mpatch::patch::{Draft, encode};
 use mpatch::tensor::Dtype;
+use telling::skipped;
 
 /// The interpreter: `MPATCH_TEST_PYTHON` names one that has the packages, else whatever `python3` is.
 fn python() -> String {
@@ -22,8 +24,7 @@ fn reader_can_run() -> bool {
     let found = Command::new(python()).args(["-c", "import numpy, zstandard, blake3"]).output();
     let runs = found.is_ok_and(|output| output.status.success());
     if !runs {
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout(), "skipped: {} lacks numpy, zstandard or blake3", python());
+        skipped(&format!("{} lacks numpy, zstandard or blake3", python()));
     }
     runs
 }

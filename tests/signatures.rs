@@ -8,6 +8,7 @@ mod ed25519;
 mod git_settings;
 mod key_lists;
 mod material;
+mod telling;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +17,7 @@ use std::process::{Child, Command, Stdio};
 
 use bench::{Bench, openssh_is_here, said};
 use ed25519::{sshsig, string};
-use material::{SETTINGS, key, lay_out_editing, lay_out_signers, signed_with, unsigned_patch, write_key};
+use material::{command, key, lay_out_editing, lay_out_signers, signed_with, unsigned_patch, write_key};
 use mpatch::patch::manifest::Line;
 use mpatch::sign::allowed_signers::line_of;
 use mpatch::sign::{PrivateKey, SshSig};
@@ -692,8 +693,8 @@ fn the_document_on_trust_tells_how_to_check_with_openssh_alone() {
     let binary = Path::new(assert_cmd::cargo::cargo_bin!("mpatch")).parent().unwrap();
     let path = format!("{}:{}", binary.display(), std::env::var("PATH").unwrap());
     for script in scripts {
-        let mut command = Command::new("sh");
-        command.current_dir(bench.folder.path()).envs(SETTINGS).env("PATH", &path).args(["-euc", script]);
+        let mut command = command("sh");
+        command.current_dir(bench.folder.path()).env("PATH", &path).args(["-euc", script]);
         said(&command.output().unwrap(), script, 0);
     }
 }

@@ -159,15 +159,20 @@ mod tests {
     }
 
     /// A journal, under its name, about one tensor that fills a file.
-    fn journal(files: &Files, folder: &Path, target: &File, [start, end]: [u8; 2]) -> Journal {
+    fn journal(files: &Files, folder: &Path, target: &File, states: [u8; 2]) -> Journal {
+        journal_of(files, folder, &[target], states)
+    }
+
+    /// The same of several such files.
+    fn journal_of(files: &Files, folder: &Path, targets: &[&File], [start, end]: [u8; 2]) -> Journal {
         let digest = |byte| TensorDigest::of(&[byte; SIZE_BYTES]);
         let size_bytes = SIZE_BYTES as u64;
         let (tensor, start, end) = ("tensor".to_owned(), digest(start), digest(end));
         let extents = vec![Extent { tensor, offset: 0, size_bytes, start, end }];
         let name = "model".to_owned();
         let file = JournaledFile { name, device: 0, inode: 0, created_ns: None, size_bytes, extents };
-        let header = Header { label: "same".to_owned(), files: vec![file] };
-        Journal::create(files, &folder.join("journal"), header, &[target]).unwrap()
+        let header = Header { label: "same".to_owned(), files: vec![file; targets.len()] };
+        Journal::create(files, &folder.join("journal"), header, targets).unwrap()
     }
 
     #[test]
@@ -226,10 +231,22 @@ mod tests {
     fn a_journal_may_be_read_by_those_who_may_read_all_that_it_holds() {
         use std::os::unix::fs::PermissionsExt;
         let (folder, files, path, target) = file_of(1);
-        for (mode, expected) in [(0o600, 0o600), (0o664, 0o664), (0o755, 0o644)] {
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
-            let made = journal(&files, folder.path(), &target, [1, 2]);
-            assert_eq!(made.file.about().unwrap().mode, expected, "{mode:o}");
+        let (_other_folder, _, other_path, other) = file_of(1);
+        let cases = [
+            ([0o600, 0o600], 0o600),
+            ([0o664, 0o664], 0o664),
+            ([0o755, 0o755], 0o644),
+            // In either order, and where neither is the narrower one.
+            ([0o664, 0o640], 0o640),
+            ([0o640, 0o664], 0o640),
+            ([0o640, 0o604], 0o600),
+        ];
+        for (modes, expected) in cases {
+            for (path, mode) in [&path, &other_path].into_iter().zip(modes) {
+                std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+            }
+            let made = journal_of(&files, folder.path(), &[&target, &other], [1, 2]);
+            assert_eq!(made.file.about().unwrap().mode, expected, "{modes:?} in decimal");
             made.remove().unwrap();
         }
     }

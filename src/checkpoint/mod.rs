@@ -28,6 +28,9 @@ pub(crate) mod recover;
 mod source;
 mod space;
 mod target;
+#[cfg(test)]
+#[path = "../../tests/telling/mod.rs"]
+mod telling;
 mod temporary;
 mod waiting;
 mod write;

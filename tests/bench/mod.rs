@@ -12,6 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::material::{key, lay_out, mpatch, signed_with, unsigned_patch};
+use crate::telling::skipped;
 
 /// A folder that commands run in, with its own settings, models and patches.
 pub struct Bench {
@@ -119,7 +120,7 @@ pub fn said(output: &Output, words: &str, code: i32) -> String {
 pub fn openssh_is_here() -> bool {
     let is_here = Command::new("ssh-keygen").arg("-?").stderr(Stdio::null()).status().is_ok();
     if !is_here {
-        let _ = writeln!(std::io::stdout(), "skipped: OpenSSH is not installed");
+        skipped("OpenSSH is not installed");
     }
     is_here
 }
