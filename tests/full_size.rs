@@ -6,6 +6,7 @@
 )]
 
 mod drafts;
+mod telling;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use mpatch::patch::{Patch, PatchError, encode};
 use mpatch::revert;
 use mpatch::source::Source;
 use mpatch::tensor::{Dtype, Element};
+use telling::skipped;
 
 fn quiet(_: u64) {}
 
@@ -138,22 +140,31 @@ fn a_patch_of_a_large_rank_is_never_in_memory_as_a_whole() {
     assert!(std::fs::read(&base).unwrap() == std::fs::read(&reverted).unwrap());
 }
 
+/// The best kernel with every number of threads, and the others with one or another: the product of both would test
+/// no more.
+fn runs() -> Vec<(Kernel, usize)> {
+    let best = (1..=8).map(|threads| (Kernel::best(), threads));
+    let others = Kernel::ALL.into_iter().filter(|kernel| kernel.is_available() && *kernel != Kernel::best());
+    best.chain(others.zip((1..=8).cycle())).collect()
+}
+
 #[test]
 fn every_kernel_and_number_of_threads_gives_one_digest() {
+    for kernel in Kernel::ALL.into_iter().filter(|kernel| !kernel.is_available()) {
+        skipped(&format!("the kernel {kernel} is not for this processor"));
+    }
     for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
         for bits in [6, 12] {
             let folder = tempfile::tempdir().unwrap();
             let shape = Shape { tensors: 2, rows: 70, columns: 700, rank: 65, bits, dtype };
             let (base, patch) = write(folder.path(), &shape);
             let checkpoint = Checkpoint::open(&base).unwrap();
-            let kernels = Kernel::ALL.into_iter().filter(|kernel| kernel.is_available());
-            for (index, kernel) in kernels.enumerate() {
-                // One of 1, 2, ... 8 threads for each: the product of both would test no more.
-                let pool = rayon::ThreadPoolBuilder::new().num_threads(1 + index % 8).build().unwrap();
+            for (kernel, threads) in runs() {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let source = Arc::new(FileSource::open(&patch).unwrap());
                 let patch = Patch::open(source).unwrap().computed_by(kernel);
                 let (edited, reverted) =
-                    (folder.path().join(format!("{kernel}")), folder.path().join(format!("{kernel}-back")));
+                    ["", "-back"].map(|end| folder.path().join(format!("{kernel}-{threads}{end}"))).into();
                 // Both compare the digests that the patch promises, which another kernel computed.
                 pool.install(|| {
                     let apply::Answer::Applies(plan) = apply::plan(&checkpoint, &patch).unwrap() else {

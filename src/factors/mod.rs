@@ -25,6 +25,10 @@ mod recompress;
 mod samples;
 #[cfg(feature = "edit")]
 mod sketch;
+#[cfg(test)]
+#[allow(clippy::duplicate_mod, reason = "the rooms that tell something in tests have no room in common")]
+#[path = "../../tests/telling/mod.rs"]
+mod telling;
 mod undo;
 mod update;
 

@@ -1,8 +1,11 @@
 //! Random terms and weights for the tests of this room.
 
+use std::sync::Once;
+
 use proptest::prelude::*;
 
-use super::{IntegerMatrix, Integers, Term, magnitude_limit};
+use super::telling::skipped;
+use super::{IntegerMatrix, Integers, Kernel, Term, magnitude_limit};
 use crate::tensor::{Dtype, Element};
 
 /// A small generator for bulk values, so that a test of many weights needs no strategy.
@@ -62,6 +65,17 @@ impl Generator {
         let column_scales = self.scales(columns, exponent - exponent / 2);
         Term::new(integers, row_scales, column_scales).unwrap()
     }
+}
+
+/// The kernels that this processor has. One that it lacks would be tested as the one that stands in for it, so it is
+/// left out, and named once.
+pub(super) fn kernels() -> impl Iterator<Item = Kernel> {
+    static NAMED: Once = Once::new();
+    let lacking = Kernel::ALL.into_iter().filter(|kernel| !kernel.is_available());
+    NAMED.call_once(|| {
+        lacking.for_each(|kernel| skipped(&format!("the kernel {kernel} is not for this processor")))
+    });
+    Kernel::ALL.into_iter().filter(|kernel| kernel.is_available())
 }
 
 /// Bytes of weights from values.

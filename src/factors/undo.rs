@@ -490,8 +490,8 @@ mod tests {
     use half::f16;
     use proptest::prelude::*;
 
-    use super::super::samples::{Generator, terms_and_weights, weights};
-    use super::super::{Kernel, Term};
+    use super::super::Term;
+    use super::super::samples::{Generator, kernels, terms_and_weights, weights};
     use super::*;
 
     /// Applies the update; where a weight would overflow, the base gets a NaN instead.
@@ -520,7 +520,7 @@ mod tests {
 
     fn apply_then_revert_restores(terms: Vec<Term>, dtype: Dtype, base: &[u8]) {
         let mut first_log = None;
-        for kernel in Kernel::ALL {
+        for kernel in kernels() {
             let update = Update::of(kernel, terms.iter().cloned().map(Ok), |error| error).unwrap();
             let mut base = base.to_vec();
             let edited = apply(&update, dtype, &mut base);

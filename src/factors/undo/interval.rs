@@ -110,7 +110,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::super::super::kernels::{Kernel, LOOK, Members, STRETCH_MAX, Terms, log, restore};
-    use super::super::super::samples::Generator;
+    use super::super::super::samples::{Generator, kernels};
     use super::*;
 
     /// Compares intervals with the enumeration of all ordinals of a type of 16 bits.
@@ -231,10 +231,6 @@ mod tests {
         looked.sum()
     }
 
-    fn available() -> impl Iterator<Item = Kernel> {
-        Kernel::ALL.into_iter().filter(|kernel| kernel.is_available())
-    }
-
     /// A weight and a change that leads it so near to where two results part that arithmetic of fewer bits misses the side.
     fn near_an_edge<E: Lane>(generator: &mut Generator) -> (i64, f64) {
         let significand_bits = E::INFINITY.trailing_zeros();
@@ -254,7 +250,7 @@ mod tests {
             let (weights, deltas): (Vec<i64>, Vec<f64>) =
                 (0..STRETCH_MAX).map(|_| near_an_edge::<E>(&mut generator)).unzip();
             let terms = Terms { deltas: &deltas, stride: STRETCH_MAX, length: STRETCH_MAX, count: 1 };
-            available().for_each(|kernel| _ = weights_are_found::<E>(kernel, &weights, terms));
+            kernels().for_each(|kernel| _ = weights_are_found::<E>(kernel, &weights, terms));
         }
     }
 
@@ -291,7 +287,7 @@ mod tests {
         });
         for terms in odd.into_iter().chain(drawn) {
             let looked: Vec<_> =
-                available().map(|kernel| all_weights_are_found::<E>(kernel, step, &terms)).collect();
+                kernels().map(|kernel| all_weights_are_found::<E>(kernel, step, &terms)).collect();
             assert!(looked.windows(2).all(|pair| pair[0] == pair[1]), "{looked:?}");
         }
         // Beside a small change only the smallest weights are left to the search, and few others.
