@@ -14,10 +14,10 @@ mod drafts;
 mod material;
 mod place;
 mod signals;
+mod telling;
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
@@ -25,19 +25,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crash::{Bench, Contents, stderr};
-use material::{SETTINGS, lay_out_shards};
+use material::lay_out_shards;
 use mpatch::apply;
 use mpatch::checkpoint::{Checkpoint, CheckpointError, Outcome, recover};
 use mpatch::patch::Patch;
 use place::Place;
-
-fn skipped(reason: &str) {
-    let _ = writeln!(std::io::stdout(), "skipped: {reason}");
-}
-
-fn tell(words: &str) {
-    let _ = writeln!(std::io::stdout(), "{words}");
-}
+use telling::{skipped, tell};
 
 fn variable(name: &str, default: usize) -> usize {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
@@ -65,6 +58,18 @@ fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
+/// Opens what lies on a bench to every user, whatever the umask is; a key stays its owner's.
+fn open_to_all(folder: &Path) {
+    set_mode(folder, 0o755);
+    for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+        match path.is_dir() {
+            true => open_to_all(&path),
+            false if path.ends_with("config/key") => {}
+            false => set_mode(&path, 0o644),
+        }
+    }
+}
+
 /// Runs a command for which permissions count: as another user where this one is root.
 fn run_as_a_mere_user(bench: &Bench, words: &str) -> Output {
     const NOBODY: u32 = 65_534;
@@ -79,11 +84,7 @@ fn run_as_a_mere_user(bench: &Bench, words: &str) -> Output {
 fn can_run_as_a_mere_user() -> bool {
     let root = fs::metadata("/proc/self").is_ok_and(|about| about.uid() == 0);
     let program = assert_cmd::cargo::cargo_bin!("mpatch");
-    !root
-        || program
-            .ancestors()
-            .skip(1)
-            .all(|folder| fs::metadata(folder).unwrap().permissions().mode() & 1 != 0)
+    !root || program.ancestors().all(|path| fs::metadata(path).unwrap().permissions().mode() & 1 != 0)
 }
 
 #[test]
@@ -280,6 +281,7 @@ fn what_others_lay_beside_a_model_stops_nobody() {
         return skipped("another user cannot come to the command under test");
     }
     let bench = Bench::new();
+    open_to_all(bench.folder.path());
     let gptj = bench.path("gptj");
     fs::create_dir(bench.path("closed")).unwrap();
     fs::write(bench.path("closed/vocabulary"), "").unwrap();
@@ -400,7 +402,7 @@ fn a_journal_is_found_where_nobody_may_look_around() {
         return skipped("strace may not trace, or another user cannot come to the command under test");
     }
     let (bench, _) = half_way("shards", "shards.mpatch").unwrap();
-    set_mode(bench.folder.path(), 0o755);
+    open_to_all(bench.folder.path());
     set_mode(&bench.path("shards"), 0o111);
     let output = run_as_a_mere_user(&bench, "verify shards.mpatch --base shards --digests-only");
     let said = stderr(&output);
@@ -582,8 +584,8 @@ fn a_power_cut_of_a_real_file_system_leaves_one_of_two_states() {
     for flag in ["1", "2"] {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/crash/power_cut.py");
         let mpatch = assert_cmd::cargo::cargo_bin!("mpatch");
-        let mut command = Command::new("python3");
-        command.envs(SETTINGS).env("MPATCH_CONFIG_DIR", material.join("config"));
+        let mut command = material::command("python3");
+        command.env("MPATCH_CONFIG_DIR", material.join("config"));
         command.arg(script).arg(mpatch).arg(&material).args(["ext4", flag, &cuts.to_string()]);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), stderr(&output));
