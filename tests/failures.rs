@@ -1,11 +1,8 @@
 //! How a failure is told: for people in three lines, and for programs as the one document that they expect.
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "a test fails where it stands; a skipped one says so"
-)]
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 mod material;
+mod telling;
 
 use std::fs;
 use std::io::Write;
@@ -13,8 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use material::{SETTINGS, lay_out, lay_out_signers, lay_out_world, mpatch};
+use material::{lay_out, lay_out_signers, lay_out_world, mpatch};
 use serde_json::Value;
+use telling::skipped;
 
 /// What a command said that ended with `code`: the last three lines of standard error, and standard output.
 #[track_caller]
@@ -107,7 +105,7 @@ fn a_model_that_memory_does_not_hold_is_refused_before_it_is_read() {
     lay_out_world(&base);
     fs::write(folder.path().join("facts.json"), FACT).unwrap();
     if !write_enormous_weights(&base.join("model.safetensors")) {
-        return println!("skipped: this file system has no files of 4 TiB");
+        return skipped("this file system has no files of 4 TiB");
     }
     // Few weights, and a second moment of 4 TiB.
     lay_out_world(&folder.path().join("wide"));
@@ -134,17 +132,21 @@ fn a_demo_that_is_interrupted_leaves_nothing_and_can_be_run_again() {
     let temporary = place.path().join("temporary");
     fs::create_dir(&temporary).unwrap();
     for (words, within) in [("demo --keep kept", place.path().join("kept")), ("demo", temporary.clone())] {
-        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
-        command.envs(SETTINGS).env("TMPDIR", &temporary).current_dir(place.path());
+        let mut command = material::command(assert_cmd::cargo::cargo_bin!("mpatch"));
+        command.env("TMPDIR", &temporary).current_dir(place.path());
         let command = command.args(words.split(' ')).stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = command.spawn().unwrap();
+        let mut child = command.spawn().unwrap();
         // It is at work once the model lies there.
         let is_begun = || walk(&within).unwrap_or_default().iter().any(|path| path.ends_with("facts.json"));
-        while !is_begun() {
+        let mut has_ended = || child.try_wait().unwrap().is_some();
+        while !is_begun() && !has_ended() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-        assert!(signal.success());
+        // Of one that has ended already, what it said is told below.
+        if !has_ended() {
+            let signal = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+            assert!(signal.success());
+        }
         let ended = child.wait_with_output().unwrap();
         let stderr = String::from_utf8(ended.stderr).unwrap();
         assert_eq!(ended.status.code(), Some(130), "{stderr}");
