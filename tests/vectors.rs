@@ -169,7 +169,11 @@ fn every_vector_gets_its_exit_code_for_its_reason() {
             (0, Kind::Patch) => String::from_utf8_lossy(&output.stdout).contains("\"V0\""),
             (0, Kind::Facts) => errors.contains("`config.json`"),
             (0, _) => code == Some(0),
-            (expected, _) => code == Some(expected.into()) && errors.contains("\nstate: unchanged\n"),
+            (expected, _) => {
+                code == Some(expected.into())
+                    && errors.contains(&vector.error)
+                    && errors.contains("\nstate: unchanged\n")
+            }
         };
         if is_as_it_should { Ok(()) } else { Err(format!("found {code:?}: {errors}")) }
     });
