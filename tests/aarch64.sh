@@ -119,4 +119,10 @@ cargo build --target "$target" "${std[@]}"
 qemu-aarch64 -L /usr/aarch64-linux-gnu "build/$target/debug/emulated" "$repository" >emulated.txt
 env -u RUSTC_BOOTSTRAP -u __CARGO_TESTS_ONLY_SRC_ROOT cargo run --quiet -- "$repository" >here.txt
 diff here.txt emulated.txt
-echo "$(sort -u here.txt | grep -c '^B\?F') results, the same on $(uname -m) and aarch64, on 1 to 8 threads"
+# Each element type has one result, eight times.
+found="$(grep '^B\?F' here.txt | LC_ALL=C sort | uniq --count | awk '{ print $1, $2 }')"
+if [[ $found != $'8 BF16\n8 F16\n8 F32' ]]; then
+  printf 'not every number of threads gives the same result:\n%s\n' "$(<here.txt)" >&2
+  exit 1
+fi
+echo "3 results, the same on $(uname -m) and aarch64, on 1 to 8 threads"
