@@ -11,7 +11,7 @@ use mpatch::checkpoint::recover;
 
 use super::{Bench, stderr};
 use crate::drafts::Numbers;
-use crate::material::{SETTINGS, key, signed_with};
+use crate::material::{self, key, signed_with};
 use crate::place::{Place, weights};
 use crate::{can_trace, skipped, tamper, tell, variable};
 
@@ -109,8 +109,8 @@ fn kill_commits(bench: &Bench, words: &str, stride: usize) {
         ["strace", "-qq", "-o", "/dev/null", &format!("--inject={injection}")].map(str::to_owned)
     };
     let git = |words: &str| {
-        let mut git = Command::new("git");
-        git.args(words.split(' ')).current_dir(bench.folder.path()).envs(SETTINGS);
+        let mut git = material::command("git");
+        git.args(words.split(' ')).current_dir(bench.folder.path());
         git.output().unwrap()
     };
     bench.succeeds("init --base model.safetensors");
