@@ -278,7 +278,7 @@ fn check_tensor(
     let [rows, columns] = tensor.shape;
     dimension(rows, || format!("{place}.shape[0]"))?;
     dimension(columns, || format!("{place}.shape[1]"))?;
-    if tensor.norm_ratio.is_nan() || tensor.norm_ratio < 0.0 {
+    if tensor.norm_ratio.is_nan() || tensor.norm_ratio.is_sign_negative() {
         return Err(PatchError::malformed(place, format!("norm ratio {}", tensor.norm_ratio)));
     }
     if tensor.terms.is_empty() {

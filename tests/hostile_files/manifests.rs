@@ -147,6 +147,7 @@ const BROKEN: &[(&str, &str, &str, Change)] = &[
         tensor(m).norm_ratio = f64::NAN
     }),
     ("norm_ratio_negative", "a negative norm ratio", "norm ratio -1", |m| tensor(m).norm_ratio = -1.0),
+    ("norm_ratio_minus_0", "a norm ratio of minus zero", "norm ratio -0", |m| tensor(m).norm_ratio = -0.0),
     ("norm_ratio_minus_infinity", "a norm ratio of minus infinity", "norm ratio -inf", |m| {
         tensor(m).norm_ratio = f64::NEG_INFINITY
     }),
