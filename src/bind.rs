@@ -3,10 +3,13 @@
 //! A patch says beforehand which bytes it will give. Here is where that is found out: the terms are added to the
 //! weights as they lie in the file, block by block, with the arithmetic that applying uses; nothing is written.
 
+pub(crate) mod norms;
+
 use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 
+use self::norms::Norms;
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::{TensorDigest, WeightsId};
 use crate::factors::{CorrectionWriter, FactorError, Kernel, Term, UndoWriter, Update};
@@ -363,70 +366,5 @@ impl Totals {
             self.first_not_finite = Some((first / columns, first % columns));
         }
         self.not_finite += broken.count;
-    }
-}
-
-/// Squared Frobenius norms, over finite weights.
-#[derive(Debug, Default)]
-struct Norms {
-    before: f64,
-    change: f64,
-}
-
-#[derive(Debug, Default)]
-struct Broken {
-    count: u64,
-    first: Option<usize>,
-}
-
-impl Norms {
-    /// Adds a block, weight after weight: the same sum on every machine.
-    fn add<E: Element>(&mut self, before: &[u8], after: &[u8]) -> Broken {
-        let size_bytes = E::DTYPE.size_bytes();
-        let mut broken = Broken::default();
-        let pairs = before.chunks_exact(size_bytes).zip(after.chunks_exact(size_bytes));
-        for (index, (before, after)) in pairs.enumerate() {
-            let (before, after) = (E::read(before), E::read(after));
-            if !before.is_finite() {
-                broken.count += 1;
-                broken.first.get_or_insert(index);
-                continue;
-            }
-            let (before, after) = (before.to_f64(), after.to_f64());
-            self.before += before * before;
-            // Only a correction makes a weight infinite or NaN, and then it has no norm.
-            if !after.is_finite() {
-                continue;
-            }
-            self.change += (after - before) * (after - before);
-        }
-        broken
-    }
-
-    /// `norm(change) / norm(before)`; infinite for a change of nothing but zeros.
-    fn ratio(&self) -> f64 {
-        if self.change == 0.0 { 0.0 } else { (self.change / self.before).sqrt() }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_norm_ratio_of_nothing_is_zero() {
-        assert_eq!(Norms::default().ratio(), 0.0);
-        assert_eq!(Norms { before: 4.0, change: 1.0 }.ratio(), 0.5);
-        assert_eq!(Norms { before: 0.0, change: 1.0 }.ratio(), f64::INFINITY);
-    }
-
-    #[test]
-    fn broken_weights_are_counted_and_kept_out_of_the_norms() {
-        let bytes = |values: [f32; 4]| values.map(f32::to_le_bytes).concat();
-        let mut norms = Norms::default();
-        let before = bytes([1.0, f32::NAN, f32::INFINITY, 2.0]);
-        let broken = norms.add::<f32>(&before, &bytes([1.0, f32::NAN, f32::INFINITY, 3.0]));
-        assert_eq!((broken.count, broken.first), (2, Some(1)));
-        assert_eq!((norms.before, norms.change), (5.0, 1.0));
     }
 }

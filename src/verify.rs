@@ -14,6 +14,7 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::bind::norms::{self, Norms};
 use crate::checkpoint::{Checkpoint, TensorInfo, pipeline};
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::factors::RowsApplied;
@@ -147,7 +148,7 @@ impl<D: PartialEq> Compared<D> {
 }
 
 /// What one touched tensor came to.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct TensorEvidence {
     /// Its name.
@@ -160,14 +161,17 @@ pub struct TensorEvidence {
     pub changed: Option<u64>,
     /// Weights that are NaN or infinite and stay as they are; none where that was not computed.
     pub not_finite: Option<u64>,
+    /// `norm(after - before) / norm(before)`; none where that was not computed.
+    pub norm_ratio: Option<Compared<f64>>,
     /// What stopped the computation, in words.
     pub problem: Option<String>,
 }
 
 impl TensorEvidence {
-    /// What was read, and what was computed if anything was, has the patch's digests.
+    /// What was read, and what was computed if anything was, has the patch's digests, and changes as much as it says.
     pub fn holds(&self) -> bool {
-        self.problem.is_none() && [self.before, self.after].iter().flatten().all(Compared::is_equal)
+        let digests_hold = || [self.before, self.after].iter().flatten().all(Compared::is_equal);
+        self.problem.is_none() && digests_hold() && self.norm_ratio.is_none_or(is_true)
     }
 
     /// Of a tensor that is known to be where `direction` starts, nothing being computed.
@@ -179,7 +183,7 @@ impl TensorEvidence {
             Direction::Revert => (None, start),
         };
         let name = binding.name.clone();
-        Self { name, before, after, changed: None, not_finite: None, problem: None }
+        Self { name, before, after, changed: None, not_finite: None, norm_ratio: None, problem: None }
     }
 
     fn problem_in_words(&self) -> Option<String> {
@@ -190,7 +194,7 @@ impl TensorEvidence {
         let (when, pair) = match (unequal(&self.before), unequal(&self.after)) {
             (Some(pair), _) => ("before", pair),
             (None, Some(pair)) => ("after", pair),
-            (None, None) => return None,
+            (None, None) => return self.false_ratio_in_words(),
         };
         let Compared { expected, found } = pair;
         Some(format!(
@@ -198,6 +202,18 @@ impl TensorEvidence {
             self.name
         ))
     }
+
+    fn false_ratio_in_words(&self) -> Option<String> {
+        let Compared { expected, found } = self.norm_ratio.filter(|ratio| !is_true(*ratio))?;
+        Some(format!(
+            "tensor `{}` changes by {found:.2e} of its norm, the patch says by {expected:.2e}",
+            self.name
+        ))
+    }
+}
+
+fn is_true(ratio: Compared<f64>) -> bool {
+    norms::is_stated_truly(ratio.expected, ratio.found)
 }
 
 /// Climbs V0 and V2 with a checkpoint that is the patch's base or was edited with it.
@@ -349,7 +365,7 @@ fn recompute(
     direction: Direction,
     progress: Progress<'_>,
 ) -> Result<TensorEvidence, OperationError> {
-    let mut hasher = blake3::Hasher::new();
+    let mut gathered = Gathered::default();
     let mut total = RowsApplied::default();
     let mut problem = None;
     let outcome = pipeline(
@@ -357,7 +373,7 @@ fn recompute(
         |rows, bytes| work.read_rows(checkpoint, rows, bytes),
         |rows, bytes| {
             if problem.is_none() {
-                match there_and_back(work, direction, rows.clone(), bytes, &mut hasher) {
+                match there_and_back(work, direction, rows.clone(), bytes, &mut gathered) {
                     Ok(applied) => total += applied,
                     Err(found) => problem = Some(found),
                 }
@@ -371,15 +387,28 @@ fn recompute(
     let mut evidence = TensorEvidence { problem, ..TensorEvidence::as_read(work.binding, direction) };
     // A computation that stopped half-way has no digest.
     if evidence.problem.is_none() {
-        let end = Compared { expected: direction.end(work.binding), found: TensorDigest::finish(&hasher) };
+        let end =
+            Compared { expected: direction.end(work.binding), found: TensorDigest::finish(&gathered.hasher) };
         match direction {
             Direction::Apply => evidence.after = Some(end),
             Direction::Revert => evidence.before = Some(end),
         }
+        let ratio = Compared { expected: work.binding.norm_ratio, found: gathered.norms.ratio() };
+        evidence.norm_ratio = Some(ratio);
         evidence.changed = Some(total.changed);
         evidence.not_finite = Some(total.not_finite);
     }
     Ok(evidence)
+}
+
+/// What is gathered over the blocks of one tensor.
+#[derive(Default)]
+struct Gathered {
+    /// The other state's bytes.
+    hasher: blake3::Hasher,
+    norms: Norms,
+    /// The block as it was read.
+    start: Vec<u8>,
 }
 
 /// Changes a block, hashes it, and shows that it can be changed back; what goes wrong is told in words.
@@ -388,19 +417,21 @@ fn there_and_back(
     direction: Direction,
     rows: std::ops::Range<usize>,
     bytes: &mut Vec<u8>,
-    hasher: &mut blake3::Hasher,
+    gathered: &mut Gathered,
 ) -> Result<RowsApplied, String> {
     let in_words = |error: OperationError| error.to_string();
+    let Gathered { hasher, norms, start } = gathered;
+    let dtype = work.binding.dtype;
+    start.clone_from(bytes);
     if direction == Direction::Apply {
         let applied = work.prove_rows(rows, bytes).map_err(in_words)?;
-        hasher.update_rayon(bytes);
+        rayon::join(|| hasher.update_rayon(bytes), || norms.add_parts(dtype, start, bytes));
         return Ok(applied);
     }
-    let edited = bytes.clone();
     work.change_rows(Direction::Revert, rows.clone(), bytes).map_err(in_words)?;
-    hasher.update_rayon(bytes);
+    rayon::join(|| hasher.update_rayon(bytes), || norms.add_parts(dtype, bytes, start));
     let applied = work.change_rows(Direction::Apply, rows.clone(), bytes).map_err(in_words)?;
-    if *bytes != edited {
+    if bytes != start {
         let name = &work.binding.name;
         return Err(format!(
             "tensor `{name}`, rows {rows:?}: changed and changed back, they are not the same"
