@@ -21,7 +21,7 @@ use serde_json::json;
 use crate::checkpoint::{CheckpointError, NewTensor, write_new, write_new_folder, write_safetensors};
 use crate::factors::{Integers, Term};
 use crate::operation::Progress;
-use crate::patch::manifest::IntegersEntry;
+use crate::patch::manifest::{Binding, IntegersEntry};
 use crate::patch::{Patch, PatchError};
 use crate::tensor::{Dtype, Element};
 use crate::with_element;
@@ -74,6 +74,16 @@ pub enum AdapterError {
         /// The base's architecture.
         architecture: String,
     },
+    /// The patch adds something else to one state of the weights than to another.
+    #[error(
+        "to the weights {first} it adds something else than to the weights {other}, and an adapter is added to either"
+    )]
+    BindingsDiffer {
+        /// One state's weights id.
+        first: String,
+        /// The other's.
+        other: String,
+    },
     /// A number of a factor is beyond the type that was asked for.
     #[error("tensor `{tensor}`, row {row}: {value:e} does not fit {dtype}, which ends at {largest:e}")]
     TooLarge {
@@ -116,7 +126,8 @@ impl<'p> Adapter<'p> {
     /// each rounded once, to nearest and ties to even.
     ///
     /// # Errors
-    /// [`AdapterError::NotFactors`], [`AdapterError::NotLinear`] or [`AdapterError::Transposed`].
+    /// [`AdapterError::NotFactors`], [`AdapterError::NotLinear`], [`AdapterError::Transposed`] or
+    /// [`AdapterError::BindingsDiffer`].
     pub fn of(patch: &'p Patch, dtype: Dtype) -> Result<Self, AdapterError> {
         let manifest = patch.manifest();
         let architecture = &manifest.base.architecture;
@@ -124,7 +135,7 @@ impl<'p> Adapter<'p> {
             return Err(AdapterError::Transposed { architecture: architecture.clone() });
         }
         let mut modules = Vec::new();
-        // All bindings add the same terms; what tells them apart are digests and undo logs.
+        // Of the first binding; whether the others add the same is asked below.
         for tensor in manifest.bindings.iter().take(1).flat_map(|binding| &binding.tensors) {
             let refused = |what| AdapterError::NotFactors { tensor: tensor.name.clone(), what };
             if tensor.correction.is_some() {
@@ -149,6 +160,7 @@ impl<'p> Adapter<'p> {
             let path = if bare { format!("transformer.{path}") } else { path.to_owned() };
             modules.push(Module { path, shape: tensor.shape, rank, terms: tensor.terms.clone() });
         }
+        check_bindings(&manifest.bindings)?;
         let rank = modules.iter().map(|module| module.rank).max().unwrap_or(0);
         Ok(Self { patch, modules, rank, dtype })
     }
@@ -274,6 +286,22 @@ impl<'p> Adapter<'p> {
             false => Factor { terms, row: left_row, columns: self.rank as usize },
         })
     }
+}
+
+/// Refuses bindings that do not all add the same to the same tensors: an adapter does not ask which weights it meets.
+fn check_bindings(bindings: &[Binding]) -> Result<(), AdapterError> {
+    let Some((first, others)) = bindings.split_first() else { return Ok(()) };
+    let added = |binding: &Binding| -> Vec<_> {
+        let tensors = binding.tensors.iter();
+        tensors
+            .map(|tensor| (tensor.name.clone(), tensor.terms.clone(), tensor.correction.is_some()))
+            .collect()
+    };
+    let expected = added(first);
+    others.iter().find(|binding| added(binding) != expected).map_or(Ok(()), |other| {
+        let (first, other) = (first.weights.to_string(), other.weights.to_string());
+        Err(AdapterError::BindingsDiffer { first, other })
+    })
 }
 
 /// `lora_A` or `lora_B` of one module.

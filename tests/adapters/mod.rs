@@ -213,6 +213,24 @@ fn a_patch_that_is_more_than_factors_becomes_no_adapter() {
 }
 
 #[test]
+fn a_patch_that_adds_other_terms_to_other_weights_becomes_no_adapter() {
+    let mut numbers = Numbers(7);
+    let terms = [(); 2].map(|()| numbers.low_rank(SHAPE, 2, 6, 0.3)).to_vec();
+    let first = [numbers.weights(FIRST, Dtype::F16, SHAPE), numbers.weights(SECOND, Dtype::F16, SHAPE)];
+    let second = [numbers.weights(FIRST, Dtype::F32, SHAPE), numbers.weights(SECOND, Dtype::F32, SHAPE)];
+    let patch = |uses: [&[u32]; 2]| {
+        let bindings =
+            vec![drafts::binding(&first, &terms, &[&[0], &[1]]), drafts::binding(&second, &terms, &uses)];
+        decoded(&drafts::draft(terms.clone(), bindings))
+    };
+    assert!(Adapter::of(&patch([&[0], &[1]]), Dtype::F32).is_ok());
+    for uses in [[&[1][..], &[0]], [&[0], &[]], [&[0, 1], &[1]]] {
+        let found = refusal(&patch(uses));
+        assert!(found.contains("adds something else"), "{found}");
+    }
+}
+
+#[test]
 fn what_lies_at_the_target_stays() {
     let folder = tempfile::tempdir().unwrap();
     let path = write(folder.path(), "base.safetensors", &base(Dtype::F32));
