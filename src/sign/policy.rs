@@ -72,13 +72,15 @@ impl Policy {
     /// Reads a policy file.
     ///
     /// # Errors
-    /// [`PolicyError`], for unknown fields, too: a requirement that is not understood is not met.
+    /// [`PolicyError`], for unknown fields and repeated ones, too: a requirement that is not understood is not met.
     pub fn parse(json: &[u8]) -> Result<Self, PolicyError> {
         let refused = |error: serde_json::Error| PolicyError(error.to_string());
+        // Straight from the text, where a field that stands twice is seen.
+        let policy: Self = serde_json::from_slice(json).map_err(refused)?;
         // A list would do for a record, too, and be read by its order.
-        let fields: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_slice(json).map_err(refused)?;
-        let policy: Self = serde_json::from_value(fields.into()).map_err(refused)?;
+        if !json.trim_ascii_start().starts_with(b"{") {
+            return Err(PolicyError("expected an object".to_owned()));
+        }
         if !(1..=THRESHOLD_MAX).contains(&policy.threshold) {
             return Err(PolicyError(format!(
                 "threshold {}, expected 1 to {THRESHOLD_MAX}",
@@ -135,6 +137,8 @@ mod tests {
         for json in [
             "",
             "[]",
+            r#"[2, [], "V2", "refuse"]"#,
+            r#"{"threshold": 2, "threshold": 1}"#,
             r#"{"threshold": 0}"#,
             r#"{"threshold": 17}"#,
             r#"{"treshold": 2}"#,
