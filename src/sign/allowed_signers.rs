@@ -113,6 +113,9 @@ fn entry(text: &str, line: usize) -> Result<Entry, String> {
         }
     };
     let principals = Patterns::parse(&unquoted(principals)).ok_or("it names no principal")?;
+    if !principals.include_any() {
+        return Err("its principals only exclude, so it stands for nobody".to_owned());
+    }
     let Options { namespaces, valid_after, valid_before, is_authority } = options;
     if valid_after.zip(valid_before).is_some_and(|(after, before)| before <= after) {
         return Err("its validity ends before it begins".to_owned());
@@ -219,24 +222,29 @@ impl Patterns {
         found
     }
 
+    /// Some pattern is there that a name can match.
+    fn include_any(&self) -> bool {
+        self.text.split(',').any(|pattern| !pattern.is_empty() && !pattern.starts_with('!'))
+    }
+
     /// As it is written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 }
 
-/// Whether `name` is `pattern`. Going back to the last `*` only keeps the work at the product of the lengths.
+/// Whether `name` is `pattern`, byte for byte: `?` is one byte to OpenSSH. Going back to the last `*` only keeps the work at the product of the lengths.
 fn matches(pattern: &str, name: &str) -> bool {
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut at, mut read) = (0, 0);
     let mut star = None;
     while read < name.len() {
         match pattern.get(at) {
-            Some('*') => {
+            Some(b'*') => {
                 star = Some((at, read));
                 at += 1;
             }
-            Some('?') => {
+            Some(b'?') => {
                 at += 1;
                 read += 1;
             }
@@ -252,7 +260,7 @@ fn matches(pattern: &str, name: &str) -> bool {
             }
         }
     }
-    pattern[at..].iter().all(|sign| *sign == '*')
+    pattern[at..].iter().all(|sign| *sign == b'*')
 }
 
 #[cfg(test)]
@@ -296,6 +304,7 @@ mod tests {
             (format!("alice namespaces=mpatch {KEY}"), "`namespaces` needs a value in quotes"),
             (format!("alice namespaces=\"mpatch {KEY}"), "quote"),
             (format!(",, {KEY}"), "no principal"),
+            (format!("!bob, {KEY}"), "only exclude"),
             (KEY.to_owned(), "neither a key nor options"),
             ("alice".to_owned(), "neither a key nor options"),
             ("alice namespaces=\"mpatch\" ssh-ed25519 AAAA".to_owned(), "not an OpenSSH key"),
@@ -314,6 +323,7 @@ mod tests {
         assert!(!matches("*@example.org,!alice@*", "alice@example.org"));
         assert!(!matches("alice", "alice@example.org"));
         assert!(!matches("!bob", "alice"));
+        assert!(matches("?lice", "alice") && !matches("?lice", "\u{e4}lice"));
         assert!(matches("*a*b*", "xxaxxbxx") && !matches("*a*b*", "xxbxxaxx"));
         // Quadratic, not exponential.
         assert!(!matches(&"*a".repeat(500), &"a".repeat(499)));

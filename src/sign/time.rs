@@ -1,4 +1,4 @@
-//! Times in `allowed_signers`: `YYYYMMDD[HHMM[SS]][Z]`, in seconds since 1970.
+//! Times in `allowed_signers`: `YYYYMMDD[HHMM[SS]][Z]`, also with `UTC` at the end, in either case; in seconds since 1970.
 //!
 //! Without `Z` OpenSSH means the local time of whoever checks. This room knows no time zones, so such a time is read
 //! in the zone that trusts less: a validity begins in the last place on earth, and ends in the first.
@@ -22,9 +22,13 @@ pub(super) fn end(text: &str) -> Option<u64> {
 
 /// The seconds since 1970 of the written time, and whether it says that it is UTC.
 fn parse(text: &str) -> Option<(u64, bool)> {
-    let digits = text.strip_suffix('Z').or_else(|| text.strip_suffix("UTC")).unwrap_or(text);
-    let is_well_formed = [8, 12, 14].contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
-    if !is_well_formed {
+    let is_utc = |end: &str| end.eq_ignore_ascii_case("Z") || end.eq_ignore_ascii_case("UTC");
+    let digits_end = text.find(|sign: char| !sign.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, end) = text.split_at(digits_end);
+    if !end.is_empty() && !is_utc(end) {
+        return None;
+    }
+    if ![8, 12, 14].contains(&digits.len()) {
         return None;
     }
     let field =
@@ -38,7 +42,8 @@ fn parse(text: &str) -> Option<(u64, bool)> {
         && minute < 60
         && second < 60;
     let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
-    is_a_time.then_some((seconds, digits.len() != text.len()))
+    // The first second of 1970 is no time to OpenSSH.
+    (is_a_time && seconds > 0).then_some((seconds, !end.is_empty()))
 }
 
 fn is_leap(year: u64) -> bool {
@@ -66,10 +71,11 @@ mod tests {
     #[test]
     fn times_are_those_of_the_calendar() {
         // From `date -u -d ... +%s`.
-        assert_eq!(begin("19700101Z"), Some(0));
+        assert_eq!(begin("19700101000001Z"), Some(1));
         assert_eq!(begin("20000229Z"), Some(951_782_400));
         assert_eq!(end("20261124235959Z"), Some(1_795_564_799));
         assert_eq!(end("202611242359UTC"), Some(1_795_564_740));
+        assert_eq!(end("20261124235959z"), end("20261124235959utc"));
         assert_eq!(begin("21000301Z"), Some(4_107_542_400));
     }
 
@@ -81,9 +87,17 @@ mod tests {
 
     #[test]
     fn what_is_no_time_is_refused() {
-        for text in
-            ["", "2026", "20261301", "20260230", "20260101240000Z", "2026010é", "+2026011", "20260101ZZ"]
-        {
+        for text in [
+            "",
+            "2026",
+            "20261301",
+            "20260230",
+            "20260101240000Z",
+            "2026010é",
+            "+2026011",
+            "20260101ZZ",
+            "19700101Z",
+        ] {
             assert_eq!(begin(text), None, "{text}");
         }
     }
