@@ -334,8 +334,8 @@ pub struct PlannedTensor {
     pub start: TensorDigest,
     /// Its digest afterwards.
     pub end: TensorDigest,
-    /// `norm(after - before) / norm(before)`.
-    pub norm_ratio: f64,
+    /// `norm(after - before) / norm(before)`, as the patch says: `verify` computes it, a plan does not.
+    pub claimed_norm_ratio: f64,
 }
 
 /// What an operation has written.
@@ -380,7 +380,7 @@ impl Plan {
                 size_bytes: info.size_bytes,
                 start: direction.start(tensor),
                 end: direction.end(tensor),
-                norm_ratio: tensor.norm_ratio,
+                claimed_norm_ratio: tensor.norm_ratio,
             });
             infos.push(info);
         }

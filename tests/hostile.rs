@@ -8,12 +8,15 @@
 mod drafts;
 
 use drafts::{manifest_bytes, seal};
+use half::f16;
+use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::SectionDigest;
 use mpatch::patch::layout::{self, VERSION, Version};
 use mpatch::patch::manifest::{
     Codec, Fact, IntegersEntry, Line, Manifest, Section, SectionKind, TensorBinding,
 };
 use mpatch::patch::{Draft, Patch, PatchError, encode};
+use mpatch::verify::{Depth, verify};
 
 fn patch() -> Patch {
     Patch::decode(encode(&drafts::full()).unwrap()).unwrap()
@@ -221,6 +224,38 @@ fn a_draft_that_breaks_a_rule_is_not_written() {
         let mut draft = drafts::full();
         change(&mut draft);
         assert!(encode(&draft).is_err());
+    }
+}
+
+#[test]
+fn a_norm_ratio_that_is_not_that_of_the_change_fails_v2() {
+    let (mut draft, weights) = drafts::tiny();
+    let before = &weights[0].bytes;
+    let after = drafts::edit(&weights[0], &[&draft.terms[0]]).after;
+    let folder = tempfile::tempdir().unwrap();
+    let states = [("base", before), ("edited", &after)].map(|(name, bytes)| {
+        let header = br#"{"w":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#;
+        let path = folder.path().join(name).with_extension("safetensors");
+        std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), &header[..], bytes].concat()).unwrap();
+        Checkpoint::open(path).unwrap()
+    });
+    // The sixth weight is infinite: it has no norm, and no patch changes it.
+    let number = |bytes: &[u8], at: usize| f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f64();
+    let norm = |value: &dyn Fn(usize) -> f64| (0..5).map(|at| value(at).powi(2)).sum::<f64>().sqrt();
+    let ratio = norm(&|at| number(&after, at) - number(before, at)) / norm(&|at| number(before, at));
+    let stated =
+        [(ratio, true), (ratio * 1.001, false), (1e-9, false), (1e300, false), (f64::INFINITY, false)];
+    for (stated, holds) in stated {
+        draft.bindings[0].tensors[0].norm_ratio = stated;
+        let patch = Patch::decode(encode(&draft).unwrap()).unwrap();
+        for checkpoint in &states {
+            let verified = |depth| verify(checkpoint, &patch, depth, &|_| ()).unwrap().digests.unwrap();
+            assert!(verified(Depth::Digests).holds(), "only computing can tell");
+            let found = verified(Depth::BothStates);
+            let words =
+                format!("tensor `w` changes by {ratio:.2e} of its norm, the patch says by {stated:.2e}");
+            assert_eq!((found.holds(), found.problem()), (holds, (!holds).then_some(words)));
+        }
     }
 }
 

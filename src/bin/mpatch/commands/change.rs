@@ -239,7 +239,8 @@ impl Report for ChangeReport {
             }
         };
         page.title(&outcome);
-        let mut rows = vec![["name", "dtype", "shape", "relative change"].map(str::to_owned).to_vec()];
+        let mut rows =
+            vec![["name", "dtype", "shape", "claimed relative change"].map(str::to_owned).to_vec()];
         rows.extend(self.plan.tensors.iter().map(tensor_row));
         page.table(&rows);
         if let Some(trust) = &self.trust {
@@ -269,7 +270,7 @@ fn tensor_row(tensor: &PlannedTensor) -> Vec<String> {
         tensor.name.clone(),
         tensor.dtype.to_string(),
         format!("{} x {}", tensor.shape[0], tensor.shape[1]),
-        format!("{:.2e}", tensor.norm_ratio),
+        format!("{:.2e}", tensor.claimed_norm_ratio),
     ]
 }
 

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::digest::PatchId;
+use mpatch::digest::{PatchId, TensorDigest, WeightsId};
 use mpatch::patch::manifest::{
-    About, Base, Binding, Fact, IntegersEntry, Line, Metric, Recipe, SectionKind, TensorBinding,
+    About, Base, Fact, IntegersEntry, Line, Metric, Recipe, SectionKind, TensorBinding,
 };
 use mpatch::patch::{Manifest, Patch};
 use mpatch::sign::SshSig;
+use mpatch::tensor::Dtype;
 use serde::Serialize;
 
 use super::{is_stdin, open_patch, patch_word};
@@ -50,7 +51,7 @@ struct ShowReport {
     /// The keys that claim to have signed, none of them judged here.
     signatures: Vec<String>,
     base: Base,
-    bindings: Vec<Binding>,
+    bindings: Vec<BindingReport>,
     terms: Vec<TermReport>,
     sizes: Vec<SizeReport>,
     untrusted: Untrusted,
@@ -68,6 +69,44 @@ struct Untrusted {
     parents: Vec<String>,
     supersedes: Vec<String>,
     about: About,
+    norm_ratios: Vec<NormRatio>,
+}
+
+/// How much a tensor changes, in relation to its norm.
+#[derive(Debug, Serialize)]
+struct NormRatio {
+    weights: WeightsId,
+    tensor: String,
+    norm_ratio: f64,
+}
+
+/// A binding without what only its maker says.
+#[derive(Debug, Serialize)]
+struct BindingReport {
+    weights: WeightsId,
+    tensors: Vec<TensorReport>,
+}
+
+#[derive(Debug, Serialize)]
+struct TensorReport {
+    name: String,
+    dtype: Dtype,
+    shape: [u64; 2],
+    before: TensorDigest,
+    after: TensorDigest,
+    terms: Vec<u32>,
+    undo: u32,
+    correction: Option<u32>,
+    /// Stands among what is untrusted.
+    #[serde(skip)]
+    norm_ratio: f64,
+}
+
+impl From<TensorBinding> for TensorReport {
+    fn from(tensor: TensorBinding) -> Self {
+        let TensorBinding { name, dtype, shape, before, after, norm_ratio, terms, undo, correction } = tensor;
+        Self { name, dtype, shape, before, after, terms, undo, correction, norm_ratio }
+    }
 }
 
 /// One term of the updates.
@@ -195,15 +234,29 @@ impl Report for RevisionReport {
 
 fn report(path: PathBuf, patch: &Patch, facts_shown: usize) -> ShowReport {
     let manifest = patch.manifest().clone();
+    let norm_ratio = |weights: WeightsId, tensor: &TensorBinding| NormRatio {
+        weights,
+        tensor: tensor.name.clone(),
+        norm_ratio: tensor.norm_ratio,
+    };
+    let norm_ratios = manifest
+        .bindings
+        .iter()
+        .flat_map(|binding| binding.tensors.iter().map(move |tensor| norm_ratio(binding.weights, tensor)));
+    let norm_ratios = norm_ratios.collect();
+    let bindings = manifest.bindings.into_iter().map(|binding| BindingReport {
+        weights: binding.weights,
+        tensors: binding.tensors.into_iter().map(TensorReport::from).collect(),
+    });
     ShowReport {
         patch: path,
         patch_id: patch.id().to_string(),
         size_bytes: patch.size_bytes() as u64,
         signatures: patch.signatures().iter().map(|signature| claimed_key(&signature.bytes)).collect(),
-        terms: terms(&manifest),
-        sizes: sizes(&manifest, patch.manifest_bytes().len() as u64),
+        terms: terms(patch.manifest()),
+        sizes: sizes(patch.manifest(), patch.manifest_bytes().len() as u64),
         base: manifest.base,
-        bindings: manifest.bindings,
+        bindings: bindings.collect(),
         untrusted: Untrusted {
             facts: manifest.facts,
             recipe: manifest.recipe,
@@ -212,6 +265,7 @@ fn report(path: PathBuf, patch: &Patch, facts_shown: usize) -> ShowReport {
             parents: manifest.parents.iter().map(ToString::to_string).collect(),
             supersedes: manifest.supersedes.iter().map(ToString::to_string).collect(),
             about: manifest.about,
+            norm_ratios,
         },
         facts_shown,
     }
@@ -358,13 +412,13 @@ impl ShowReport {
         for binding in &self.bindings {
             page.blank();
             page.title(&format!("tensors changed, from weights {}", binding.weights.short()));
-            let mut rows = vec![row(["name", "dtype", "shape", "update", "relative change"])];
+            let mut rows = vec![row(["name", "dtype", "shape", "update", "claimed relative change"])];
             rows.extend(binding.tensors.iter().map(|tensor| self.tensor_row(tensor)));
             page.table(&rows);
         }
     }
 
-    fn tensor_row(&self, tensor: &TensorBinding) -> Vec<String> {
+    fn tensor_row(&self, tensor: &TensorReport) -> Vec<String> {
         let update = tensor.terms.iter().filter_map(|&index| self.terms.get(index as usize));
         let update = update.map(|term| match term.rank {
             Some(rank) => format!("rank {rank}, {} bits", term.bits),
@@ -420,7 +474,7 @@ pub fn fact_line(fact: &Fact) -> String {
     format!("{text} -> {}{old}{note}", fact.target_new)
 }
 
-fn dtypes(binding: &Binding) -> String {
+fn dtypes(binding: &BindingReport) -> String {
     let mut dtypes: Vec<&str> = binding.tensors.iter().map(|tensor| tensor.dtype.name()).collect();
     dtypes.sort_unstable();
     dtypes.dedup();
