@@ -290,6 +290,7 @@ mod tests {
         assert!(full.namespaces.unwrap().matches("mpatch"));
         assert_eq!((full.valid_after, full.valid_before), (Some(1_767_225_600), Some(1_798_761_600)));
         assert!(one(&format!("*@example.org cert-authority {KEY}")).is_authority);
+        assert_eq!(one(&format!("alice {}", KEY.replace(' ', " \t "))).key, plain.key);
     }
 
     #[test]

@@ -77,8 +77,10 @@ impl PublicKey {
     /// # Errors
     /// [`KeyError::Malformed`].
     pub fn parse(line: &str) -> Result<Self, KeyError> {
-        let mut words = line.trim().splitn(3, [' ', '\t']).map(str::trim);
-        let (Some(algorithm), Some(material)) = (words.next(), words.next()) else {
+        let blanks = [' ', '\t'];
+        let (algorithm, rest) = line.trim().split_once(blanks).unwrap_or_default();
+        let mut words = rest.trim_start_matches(blanks).splitn(2, blanks).map(str::trim);
+        let Some(material) = words.next().filter(|_| !algorithm.is_empty()) else {
             return Err(KeyError::Malformed("expected an algorithm and base64".into()));
         };
         let wire = Base64::decode_vec(material).map_err(|error| KeyError::Malformed(error.to_string()))?;
