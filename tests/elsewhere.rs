@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 mod drafts;
+mod foreign;
 mod material;
 mod odd_files;
 mod place;

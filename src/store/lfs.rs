@@ -15,11 +15,14 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::error::StoreError;
+use crate::patch::layout::MAGIC;
 
 /// Patches above this size are kept by LFS: libgit2 holds a blob twice in memory, and hosts refuse large ones.
 pub const INLINE_SIZE_MAX_BYTES: usize = 1 << 20;
 /// No pointer is larger.
 pub(super) const POINTER_SIZE_MAX_BYTES: usize = 1024;
+/// Digits of an object's id.
+const ID_LENGTH: usize = 64;
 const VERSION_LINE: &str = "version https://git-lfs.github.com/spec/v1";
 
 /// What stands in git for a large file.
@@ -46,7 +49,8 @@ impl Pointer {
         }
         let oid = lines.next()?.strip_prefix("oid sha256:")?;
         let size_bytes = lines.next()?.strip_prefix("size ")?.parse().ok()?;
-        let is_hex = oid.len() == 64 && oid.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let is_hex =
+            oid.len() == ID_LENGTH && oid.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         is_hex.then(|| Self { oid: oid.to_owned(), size_bytes })
     }
 
@@ -54,6 +58,25 @@ impl Pointer {
     pub(super) fn text(&self) -> String {
         format!("{VERSION_LINE}\noid sha256:{}\nsize {}\n", self.oid, self.size_bytes)
     }
+}
+
+/// Everything in a pointer's bytes that can be the id of an object: pointers of earlier versions and of extensions of
+/// Git LFS have more lines than [`Pointer::parse`] knows.
+pub(super) fn ids_in(blob: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(blob);
+    let ids = text.split("sha256:").skip(1).filter_map(|rest| rest.get(..ID_LENGTH));
+    ids.map(str::to_ascii_lowercase).collect()
+}
+
+/// Whether a file among the objects is a patch, and named as LFS names objects.
+pub(super) fn is_patch(path: &Path) -> Result<bool, StoreError> {
+    if path.file_name().is_none_or(|name| name.len() != ID_LENGTH) {
+        return Ok(false);
+    }
+    let mut start = Vec::new();
+    let file = File::open(path).map_err(StoreError::io(path, "open"))?;
+    file.take(MAGIC.len() as u64).read_to_end(&mut start).map_err(StoreError::io(path, "read"))?;
+    Ok(start == MAGIC)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -1,13 +1,14 @@
 //! Making a store small without losing anything of it.
 //!
 //! Loose objects are packed, and removed one by one once the pack has been read back. Git LFS objects go only when
-//! no commit that a name or any operation leads to has a pointer to them, so whatever can be undone still can be.
+//! they are patches, which are this program's own, and no git object speaks of them: somebody else's files in the same
+//! repository have their pointers on branches that are no model's, and in indexes of worktrees.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
-use git2::Oid;
+use git2::{ObjectType, Oid};
 use serde::Serialize;
 
 use super::error::StoreError;
@@ -23,31 +24,25 @@ const ABANDONED_SECONDS: i64 = 24 * 60 * 60;
 pub struct Tidied {
     /// Loose objects that are in a pack now.
     pub packed: usize,
-    /// Git LFS objects that nothing referred to.
+    /// Patches among the Git LFS objects that nothing referred to.
     pub removed: usize,
     /// Bytes of those.
     pub removed_size_bytes: u64,
 }
 
 impl Change<'_> {
-    /// Packs loose objects, and removes what nothing refers to.
+    /// Packs loose objects, and removes patches from Git LFS that nothing refers to.
     ///
     /// # Errors
     /// What goes wrong with reading or writing; nothing that is referred to is lost.
     pub fn tidy(&self) -> Result<Tidied, StoreError> {
         let packed = self.store.pack()?;
         let mut tidied = Tidied { packed, ..Tidied::default() };
-        let commits: Vec<CommitId> = self.store.everything()?.into_iter().map(CommitId).collect();
-        let needed: BTreeSet<PathBuf> =
-            self.store.large_patches(&commits)?.iter().map(|pointer| self.store.lfs.path(pointer)).collect();
-        for path in self.store.lfs.list()? {
-            let is_object = path.file_name().is_some_and(|name| name.len() == 64);
-            if is_object && !needed.contains(&path) {
-                let size = std::fs::metadata(&path).map_err(StoreError::io(&path, "examine"))?.len();
-                std::fs::remove_file(&path).map_err(StoreError::io(&path, "remove"))?;
-                tidied.removed += 1;
-                tidied.removed_size_bytes += size;
-            }
+        for path in self.store.spare_patches()? {
+            let size = std::fs::metadata(&path).map_err(StoreError::io(&path, "examine"))?.len();
+            std::fs::remove_file(&path).map_err(StoreError::io(&path, "remove"))?;
+            tidied.removed += 1;
+            tidied.removed_size_bytes += size;
         }
         self.remove_abandoned()?;
         Ok(tidied)
@@ -73,6 +68,51 @@ impl Change<'_> {
 }
 
 impl Store {
+    /// Git LFS objects that are patches and that nothing refers to.
+    fn spare_patches(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let commits: Vec<CommitId> = self.everything()?.into_iter().map(CommitId).collect();
+        // Asked first: where a pointer is missing or damaged, nobody can say what it refers to.
+        let large = self.large_patches(&commits)?;
+        let needed: BTreeSet<PathBuf> = large.iter().map(|pointer| self.lfs.path(pointer)).collect();
+        let mut spare = self.lfs.list()?;
+        spare.retain(|path| !needed.contains(path));
+        let mut patches = Vec::new();
+        for path in spare {
+            if lfs::is_patch(&path)? {
+                patches.push(path);
+            }
+        }
+        // All objects are read for this, which is seldom worth the time.
+        let spoken_of = if patches.is_empty() { BTreeSet::new() } else { self.spoken_of()? };
+        let is_spoken_of = |path: &PathBuf| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            name.is_some_and(|name| spoken_of.contains(name))
+        };
+        patches.retain(|path| !is_spoken_of(path));
+        Ok(patches)
+    }
+
+    /// The ids that stand in any blob which is short enough for a pointer, whoever wrote it, and whether a name leads
+    /// to it or not.
+    fn spoken_of(&self) -> Result<BTreeSet<String>, StoreError> {
+        let failed = || StoreError::git("read its objects");
+        let odb = self.repository.odb().map_err(failed())?;
+        let mut oids = Vec::new();
+        odb.foreach(|oid| {
+            oids.push(*oid);
+            true
+        })
+        .map_err(failed())?;
+        let mut ids = BTreeSet::new();
+        for oid in oids {
+            let (size, kind) = odb.read_header(oid).map_err(failed())?;
+            if kind == ObjectType::Blob && size <= lfs::POINTER_SIZE_MAX_BYTES {
+                ids.extend(lfs::ids_in(odb.read(oid).map_err(failed())?.data()));
+            }
+        }
+        Ok(ids)
+    }
+
     /// Packs all loose objects that are whole; tells how many.
     fn pack(&self) -> Result<usize, StoreError> {
         let failed = || StoreError::git("pack its objects");

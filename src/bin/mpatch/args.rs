@@ -96,7 +96,7 @@ pub enum Command {
     Bisect(bisect::BisectArguments),
     /// Read all of the history, and name what is damaged
     Fsck(fsck::FsckArguments),
-    /// Pack the history, and remove what nothing refers to
+    /// Pack the history, and remove patches that nothing refers to
     Gc(gc::GcArguments),
     /// Copy a history from elsewhere
     Clone(clone::CloneArguments),

@@ -1,4 +1,4 @@
-//! `mpatch gc`: a history made small, with nothing of it lost.
+//! `mpatch gc`: a history made small, with nothing of it lost, nor of what else lies in the repository.
 
 use clap::Args;
 use mpatch::store::Tidied;
@@ -9,7 +9,9 @@ use crate::report::{Output, Page, Report, count, size};
 
 /// Arguments of `gc`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  mpatch gc\n\nWhatever can be undone stays.")]
+#[command(after_help = "Examples:\n  mpatch gc\n\n\
+                  Whatever can be undone stays, and every Git LFS object that is no patch, or that any git object \
+                  points to.")]
 pub struct GcArguments {
     /// The history.
     #[command(flatten)]
@@ -29,7 +31,7 @@ impl Report for Tidied {
     fn write(&self, page: &mut Page) {
         page.title(&format!("packed {}", count(self.packed, "git object")));
         if self.removed > 0 {
-            let what = count(self.removed, "Git LFS object");
+            let what = count(self.removed, "large patch");
             page.line(&format!("removed {what} that nothing refers to ({})", size(self.removed_size_bytes)));
         }
     }
