@@ -126,6 +126,14 @@ pub enum StoreError {
         /// The name that comes closest.
         nearest: Option<String>,
     },
+    /// It names a commit, and that is none of the model's states.
+    #[error("`{revision}` is {}, and no state of a model", if *is_operation { "an operation of this history" } else { "what somebody else keeps here" })]
+    NoState {
+        /// What was asked for.
+        revision: String,
+        /// The commit records a change of the names.
+        is_operation: bool,
+    },
     /// A name that git would not take.
     #[error("`{name}` cannot be the name of a {kind}")]
     Name {

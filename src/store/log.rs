@@ -87,13 +87,16 @@ impl Store {
         }
     }
 
-    /// The words of a commit, whether it is a state of the model or not.
+    /// The commit that a name leads to, by way of a tag object that somebody else may have written, and its words,
+    /// whether it is a state of the model or not.
     ///
     /// # Errors
     /// [`StoreError::Git`].
-    pub fn message(&self, id: CommitId) -> Result<Message, StoreError> {
-        let commit = self.repository.find_commit(id.0).map_err(StoreError::git("read a commit"))?;
-        Ok(Message::parse(&String::from_utf8_lossy(commit.message_bytes())).0)
+    pub fn named(&self, target: CommitId) -> Result<(CommitId, Message), StoreError> {
+        let found = self.repository.find_object(target.0, None).and_then(|object| object.peel_to_commit());
+        let commit = found.map_err(StoreError::git("read a commit"))?;
+        let (message, _) = Message::parse(&String::from_utf8_lossy(commit.message_bytes()));
+        Ok((CommitId(commit.id()), message))
     }
 
     /// Every state that a name or an operation leads to, the newest first; each is read when it is asked for, since all

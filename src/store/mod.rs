@@ -215,21 +215,22 @@ impl Store {
         operations::list_up_to_date(&self.repository)
     }
 
-    /// The commit that `revision` names: `HEAD`, a branch, tag or remote branch, `main~2`, the start of an id.
+    /// The state that `revision` names: `HEAD`, a branch, tag or remote branch, `main~2`, the start of an id.
     ///
     /// # Errors
-    /// [`StoreError::NoRevision`].
+    /// [`StoreError::NoRevision`], or [`StoreError::NoState`] where it names a commit of something else.
     pub fn resolve(&self, revision: &str) -> Result<CommitId, StoreError> {
         refs::resolve(&self.repository, &self.view()?, revision)
     }
 
-    /// The commit that the head stands on.
+    /// The state that the head stands on.
     ///
     /// # Errors
-    /// [`StoreError::NoRevision`] while there is none.
+    /// [`StoreError::NoRevision`] while there is none, [`StoreError::NoState`] where git has put the head elsewhere.
     pub fn head(&self) -> Result<CommitId, StoreError> {
         let no_commit = || StoreError::NoRevision { revision: "HEAD".to_owned(), nearest: None };
-        self.view()?.head_commit().ok_or_else(no_commit)
+        let head = self.view()?.head_commit().ok_or_else(no_commit)?;
+        refs::state_at(&self.repository, head.0, "HEAD")
     }
 
     /// The patch, checked, from wherever in the history it is.

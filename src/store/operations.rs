@@ -160,7 +160,8 @@ pub(super) fn last(repository: &Repository) -> Result<Option<Operation>, StoreEr
     last_commit(repository, OPERATIONS)?.map(|commit| read(repository, &commit)).transpose()
 }
 
-fn is_operation(commit: &GitCommit<'_>) -> bool {
+/// Whether a commit records a change of the names.
+pub(super) fn is_operation(commit: &GitCommit<'_>) -> bool {
     commit.tree().is_ok_and(|tree| tree.get_name(BEFORE).is_some() && tree.get_name(AFTER).is_some())
 }
 

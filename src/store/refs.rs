@@ -1,5 +1,6 @@
 //! What the names of a store point to, as one value: a view.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -7,6 +8,8 @@ use git2::{ErrorCode, ObjectType, Oid, Reference, Repository};
 use serde::{Serialize, Serializer};
 
 use super::error::StoreError;
+use super::log::is_strange;
+use super::operations::is_operation;
 
 const HEADS: &str = "refs/heads/";
 const TAGS: &str = "refs/tags/";
@@ -275,7 +278,7 @@ pub(super) fn foreign(repository: &Repository) -> Result<Vec<String>, StoreError
     Ok(names)
 }
 
-/// The commit that `revision` names: `HEAD`, a branch, tag, remote branch, `main~2`, or the start of a commit's id.
+/// The state that `revision` names: `HEAD`, a branch, tag, remote branch, `main~2`, or the start of a commit's id.
 pub(super) fn resolve(repository: &Repository, view: &View, revision: &str) -> Result<CommitId, StoreError> {
     // Of a branch and a tag of one name git takes the tag; the head would go to the one and the weights to the other.
     let end = revision.find(['~', '^', ':']).into_iter().chain(revision.find("@{")).min();
@@ -286,15 +289,34 @@ pub(super) fn resolve(repository: &Repository, view: &View, revision: &str) -> R
     };
     let found = repository.revparse_single(&full).and_then(|object| object.peel(ObjectType::Commit));
     match found {
-        Ok(commit) => Ok(CommitId(commit.id())),
+        Ok(commit) => state_at(repository, commit.id(), revision),
         Err(_) => {
-            let names = Kind::ALL.into_iter().flat_map(|kind| view.names(kind));
-            let near = |name: &&str| shared_start(name, revision) * 2 >= revision.len().max(2);
-            let names = names.map(|(name, _)| name).filter(near);
-            let nearest = names.max_by_key(|name| shared_start(name, revision)).map(str::to_owned);
-            Err(StoreError::NoRevision { revision: revision.to_owned(), nearest })
+            let revision = revision.to_owned();
+            Err(StoreError::NoRevision { nearest: nearest(view, &revision), revision })
         }
     }
+}
+
+/// The commit, which `revision` names, if it is a state of the model, or cannot be read.
+pub(super) fn state_at(repository: &Repository, commit: Oid, revision: &str) -> Result<CommitId, StoreError> {
+    if !is_strange(repository, commit) {
+        return Ok(CommitId(commit));
+    }
+    let is_operation = repository.find_commit(commit).is_ok_and(|commit| is_operation(&commit));
+    Err(StoreError::NoState { revision: revision.to_owned(), is_operation })
+}
+
+/// The name that begins most like `revision`; a remote branch may be meant by what the other store calls it.
+fn nearest(view: &View, revision: &str) -> Option<String> {
+    let likeness = |kind: Kind, name: &str| {
+        let tail = name.split_once('/').filter(|_| kind == Kind::Remote).map_or(name, |(_, tail)| tail);
+        let alike = |name: &str| (shared_start(name, revision), Reverse(name.len()));
+        alike(name).max(alike(tail))
+    };
+    let names = Kind::ALL.into_iter().flat_map(|kind| view.names(kind).map(move |(name, _)| (kind, name)));
+    let names = names.map(|(kind, name)| (likeness(kind, name), name));
+    let near = names.filter(|((shared, _), _)| shared * 2 >= revision.len().max(2));
+    near.max_by_key(|(likeness, _)| *likeness).map(|(_, name)| name.to_owned())
 }
 
 fn shared_start(one: &str, other: &str) -> usize {

@@ -40,3 +40,43 @@ fn only_patches_that_nobody_points_to_are_swept_away() {
     assert!(place.good("gc").contains("removed 1 large patch that nothing refers to"));
     assert!(photo.exists() && committed.exists() && staged.exists() && !spare.exists());
 }
+
+#[test]
+fn what_is_no_state_is_said_to_be_none() {
+    let place = Place::begun();
+    foreign_branch(&place, "x");
+    place.good("tag t");
+    let operation = place.git("rev-parse --short=12 refs/mpatch/operations");
+    for (revision, words) in [
+        ("docs", "`docs` is what somebody else keeps here, and no state of a model"),
+        (operation.trim(), "an operation of this history, and no state of a model\nhint: `mpatch undo`"),
+    ] {
+        for verb in
+            ["checkout", "log", "merge", "show", "verify", "diff model.safetensors", "branch x", "tag y"]
+        {
+            let said = place.bad(&format!("{verb} {revision}"), 2);
+            assert!(said.contains(words), "{verb}: {said}");
+        }
+    }
+    place.git("symbolic-ref HEAD refs/heads/docs");
+    assert!(place.bad("status", 2).contains("no state of a model"));
+    place.good("checkout main");
+    place.good("branch -d docs");
+}
+
+#[test]
+fn a_branch_of_another_history_is_listed_and_becomes_one_here() {
+    let place = Place::begun();
+    place.good("branch geography");
+    place.good("clone . mine");
+    let listed = place.good("branch --store mine");
+    assert!(listed.contains("* main") && listed.contains("  origin/geography"), "{listed}");
+    let said = place.bad("merge geography --store mine", 2);
+    assert!(said.contains("the nearest name is `origin/geography`"), "{said}");
+    let dry = place.good("checkout geography --dry-run --store mine");
+    assert!(dry.contains("would make the branch geography of origin/geography"), "{dry}");
+    place.good("checkout geography --store mine");
+    assert_eq!(place.git("-C mine symbolic-ref HEAD"), "refs/heads/geography\n");
+    place.good("undo --store mine");
+    assert!(!place.good("branch --store mine").contains("  geography"));
+}

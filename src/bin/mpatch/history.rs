@@ -88,9 +88,9 @@ pub fn recorded_patch(name: &Path) -> Result<Option<Patch>, CommandError> {
     }
     let is_meant = |id: &&PatchId| name.len() >= ID_START_LENGTH_MIN && id.to_string().starts_with(name);
     let id = match Vec::from_iter(known.iter().filter(is_meant))[..] {
-        [] => match store.resolve(name) {
-            Ok(commit) => brought_by(&store, commit)?,
-            Err(_) => return Ok(None),
+        [] => match state_named(&store, name)? {
+            Some(commit) => brought_by(&store, commit)?,
+            None => return Ok(None),
         },
         [id] => *id,
         [..] => {
@@ -99,6 +99,15 @@ pub fn recorded_patch(name: &Path) -> Result<Option<Patch>, CommandError> {
         }
     };
     Ok(Some(store.patch(id)?))
+}
+
+/// The state that a history has by this name; none where it has none, and an error where it is that of something else.
+pub fn state_named(store: &Store, name: &str) -> Result<Option<CommitId>, CommandError> {
+    match store.resolve(name) {
+        Ok(commit) => Ok(Some(commit)),
+        Err(error @ StoreError::NoState { .. }) => Err(error.into()),
+        Err(_) => Ok(None),
+    }
 }
 
 /// The patch that a commit has and the one before it has not.
@@ -150,6 +159,13 @@ impl From<StoreError> for CommandError {
             StoreError::NoRevision { .. } => {
                 (ExitKind::Usage, "`mpatch log`, `mpatch branch` and `mpatch tag` list what there is")
             }
+            StoreError::NoState { is_operation: true, .. } => {
+                (ExitKind::Usage, "`mpatch undo` takes the last operation back, and again the one before it")
+            }
+            StoreError::NoState { .. } => (
+                ExitKind::Usage,
+                "name a state: `mpatch branch` and `mpatch tag` list names, `mpatch fsck` those that are foreign",
+            ),
             StoreError::Name { .. } => (ExitKind::Usage, "choose a plain name, e.g. `geography`"),
             StoreError::Taken { .. } => {
                 (ExitKind::Conflict, "choose another name, or delete that one with `-d`")

@@ -10,7 +10,9 @@ use crate::report::Output;
 /// Arguments of `branch`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  mpatch branch\n  mpatch branch geography\n  mpatch branch old main~2\n  mpatch branch -d old"
+    after_help = "Examples:\n  mpatch branch\n  mpatch branch geography\n  mpatch branch old main~2\n  mpatch branch -d old\n\n\
+                  `origin/NAME` is a branch of the history that this one was cloned from or pulls from, as it was \
+                  then; `mpatch checkout NAME` makes one of it here."
 )]
 pub struct BranchArguments {
     /// What to do with which name.

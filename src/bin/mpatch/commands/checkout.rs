@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::store::{Head, Kind, Step, Store, way};
+use mpatch::store::{CommitId, Head, Kind, Step, Store, StoreError, way};
 use serde::Serialize;
 
 use super::{beside, open_checkpoint};
@@ -18,7 +18,8 @@ use crate::walk::{step_words, walk, walk_in_place};
 /// Arguments of `checkout`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch checkout geography\n  mpatch checkout HEAD -o gptj-edited\n  \
-                  mpatch checkout v1 --onto gptj-edited/ -o gptj-v1\n  mpatch checkout main~2 -o old --dry-run")]
+                  mpatch checkout v1 --onto gptj-edited/ -o gptj-v1\n  mpatch checkout main~2 -o old --dry-run\n\n\
+                  A branch that only another history has is made here: `geography` of `origin/geography`.")]
 pub struct CheckoutArguments {
     /// Go to this state: a branch, a tag, `main~2`, or the start of a commit's id
     revision: String,
@@ -49,6 +50,8 @@ struct CheckoutReport {
     dry_run: bool,
     revision: String,
     branch: Option<String>,
+    /// The branch of another history that this one was made of.
+    made_of: Option<String>,
     commit: CommitReport,
     /// None where only the head moves.
     checkpoint: Option<Moved>,
@@ -68,7 +71,11 @@ struct Moved {
 /// Goes there.
 pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
-    let id = store.resolve(&arguments.revision)?;
+    let name = arguments.revision.as_str();
+    let (id, made_of) = match store.resolve(name) {
+        Err(error @ StoreError::NoRevision { .. }) => elsewhere(&store, name)?.ok_or(error)?,
+        found => (found?, None),
+    };
     let commit = store.commit(id)?;
     let _doing = doing(Work::Copying);
     let moved = match arguments.onto.is_some() || arguments.output.is_some() || arguments.in_place {
@@ -76,8 +83,8 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         false => None,
     };
     let view = store.view()?;
-    let is_branch = view.names(Kind::Branch).any(|(name, _)| name == arguments.revision);
-    let head = match arguments.revision.as_str() {
+    let is_branch = made_of.is_some() || view.names(Kind::Branch).any(|(known, _)| known == name);
+    let head = match name {
         "HEAD" => view.head.clone(),
         name if is_branch => Head::Branch(name.to_owned()),
         _ => Head::Detached(id),
@@ -85,7 +92,8 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
     if !arguments.dry_run {
         // The weights are where they should be already: from here on only names move.
         last_step();
-        let named = move_names(arguments, &store, head, moved.as_ref());
+        let new = made_of.as_ref().map(|_| id);
+        let named = move_names(arguments, &store, (head, new), moved.as_ref());
         named.map_err(|error| if moved.is_some() { error.after_the_work() } else { error })?;
     }
     let view = store.view()?;
@@ -93,6 +101,7 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         dry_run: arguments.dry_run,
         revision: arguments.revision.clone(),
         branch: branch_of(&view).map(str::to_owned),
+        made_of,
         commit: CommitReport::new(commit, &view),
         checkpoint: moved,
     };
@@ -100,13 +109,26 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
     if arguments.dry_run { told } else { told.map_err(CommandError::after_the_work) }
 }
 
+/// The state of the one branch that another history has by a name that nothing has here, and its name here.
+fn elsewhere(store: &Store, name: &str) -> Result<Option<(CommitId, Option<String>)>, CommandError> {
+    let view = store.view()?;
+    let is_meant = |full: &&str| full.split_once('/').is_some_and(|(_, branch)| branch == name);
+    let found: Vec<&str> = view.names(Kind::Remote).map(|(full, _)| full).filter(is_meant).collect();
+    let [full] = found[..] else { return Ok(None) };
+    Ok(Some((store.resolve(&format!("refs/remotes/{full}"))?, Some(full.to_owned()))))
+}
+
+/// Moves the head, to a branch that is made at the commit given with it.
 fn move_names(
     arguments: &CheckoutArguments,
     store: &Store,
-    head: Head,
+    (head, new): (Head, Option<CommitId>),
     moved: Option<&Moved>,
 ) -> Result<(), CommandError> {
     let mut change = arguments.store.change(store)?;
+    if let Some(commit) = new {
+        change.name(Kind::Branch, &arguments.revision, commit)?;
+    }
     change.switch(head)?;
     if let Some(moved) = moved {
         change.set_model(Some(remembered(store.folder(), &moved.to)?));
@@ -159,6 +181,10 @@ impl Report for CheckoutReport {
         };
         page.title(&place);
         page.quote(&self.commit.title);
+        if let Some(other) = &self.made_of {
+            let made = if self.dry_run { "would make" } else { "made" };
+            page.line(&format!("{made} the branch {} of {other}", self.revision));
+        }
         let Some(moved) = &self.checkpoint else { return };
         let (from, to) = (moved.from.display(), moved.to.display());
         let wrote = match (self.dry_run, moved.in_place) {

@@ -31,6 +31,8 @@ struct NamesReport {
     made: Option<String>,
     deleted: Option<String>,
     names: Vec<NameReport>,
+    /// Branches of the other history, as they were when it was last asked; with branches only.
+    remotes: Vec<NameReport>,
 }
 
 #[derive(Debug, Serialize)]
@@ -47,13 +49,14 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
     let (mut made, mut deleted) = (None, None);
     if let Some(name) = &arguments.name {
         let word = if kind == Kind::Tag { "tag" } else { "branch" };
-        let commit = store.resolve(&arguments.revision)?;
-        let mut change = arguments.store.change(&store)?;
         if arguments.delete {
+            let mut change = arguments.store.change(&store)?;
             change.forget(kind, name)?;
             change.finish(&format!("delete {word} {name}"))?;
             deleted = Some(name.clone());
         } else {
+            let commit = store.resolve(&arguments.revision)?;
+            let mut change = arguments.store.change(&store)?;
             change.name(kind, name, commit)?;
             change.finish(&format!("{word} {name}"))?;
             made = Some(name.clone());
@@ -61,22 +64,15 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
     }
     let view = store.view()?;
     let current = if kind == Kind::Branch { branch_of(&view) } else { None };
-    let report = |(name, commit): (&str, CommitId)| {
-        Ok(NameReport {
-            name: name.to_owned(),
-            is_current: current == Some(name),
-            commit,
-            title: store.message(commit)?.title,
-        })
+    let report = |(name, target): (&str, CommitId)| {
+        let (commit, message) = store.named(target)?;
+        let is_current = current == Some(name);
+        Ok(NameReport { name: name.to_owned(), is_current, commit, title: message.title })
     };
-    // A tag that somebody else wrote may name a tag object: what it leads to is resolved by its name.
-    let named = view.names(kind).map(|(name, target)| {
-        let full = if kind == Kind::Tag { format!("refs/tags/{name}") } else { format!("refs/heads/{name}") };
-        (name, store.resolve(&full).unwrap_or(target))
-    });
-    let names = named.map(report).collect::<Result<_, CommandError>>()?;
+    let listed = |kind| view.names(kind).map(report).collect::<Result<Vec<_>, CommandError>>();
+    let remotes = if kind == Kind::Branch { listed(Kind::Remote)? } else { Vec::new() };
     let changed = made.is_some() || deleted.is_some();
-    let told = output.report(&NamesReport { kind, made, deleted, names });
+    let told = output.report(&NamesReport { kind, made, deleted, names: listed(kind)?, remotes });
     if changed { told.map_err(CommandError::after_the_work) } else { told }
 }
 
@@ -98,7 +94,7 @@ impl Report for NamesReport {
             let mark = if name.is_current { "*" } else { " " };
             vec![format!("{mark} {}", name.name), name.commit.short(), format!("│ {}", name.title)]
         };
-        page.table(&self.names.iter().map(row).collect::<Vec<_>>());
+        page.table(&self.names.iter().chain(&self.remotes).map(row).collect::<Vec<_>>());
     }
 
     fn next(&self) -> Option<String> {

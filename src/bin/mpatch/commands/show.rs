@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::{is_stdin, open_patch, patch_word};
 use crate::error::{CommandError, ExitKind};
-use crate::history::{CommitReport, branch_of, here, message};
+use crate::history::{CommitReport, branch_of, here, message, state_named};
 use crate::report::{Output, Page, Report, count, size};
 
 /// How many facts are shown unless all are asked for.
@@ -176,7 +176,7 @@ fn claimed_key(bytes: &[u8]) -> String {
 /// A state of the history here, if it knows this name.
 fn revision(arguments: &ShowArguments, output: &Output) -> Result<Option<RevisionReport>, CommandError> {
     let (Some(store), Some(name)) = (here(output)?, arguments.patch.to_str()) else { return Ok(None) };
-    let Ok(id) = store.resolve(name) else { return Ok(None) };
+    let Some(id) = state_named(&store, name)? else { return Ok(None) };
     let (view, commit) = (store.view()?, store.commit(id)?);
     let patches = commit.series.iter().map(|id| {
         let words = message(&store.manifest(*id)?, *id, None, vec![]);
