@@ -80,3 +80,36 @@ fn a_branch_of_another_history_is_listed_and_becomes_one_here() {
     place.good("undo --store mine");
     assert!(!place.good("branch --store mine").contains("  geography"));
 }
+
+#[test]
+fn who_and_when_are_as_they_were_asked_for_or_nothing_is_recorded() {
+    let place = Place::begun();
+    let with = |variables: &[(&str, Option<&str>)], words: &str| {
+        let mut command = place.command(assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap());
+        for (name, value) in variables {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let output = command.args(words.split(' ')).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let date = "GIT_COMMITTER_DATE";
+    for variables in [
+        &[(date, Some("nonsense"))][..],
+        &[(date, Some("@4294967296 +0000"))],
+        &[(date, None), ("SOURCE_DATE_EPOCH", Some("-1000000"))],
+        &[(date, None), ("SOURCE_DATE_EPOCH", Some("4294967296"))],
+        &[(date, None), ("SOURCE_DATE_EPOCH", Some("today"))],
+    ] {
+        let (code, said) = with(variables, "tag t");
+        assert!(code == Some(2) && said.contains("state: unchanged"), "{variables:?}: {said}");
+    }
+    // What git lacks is made up, and the rest is taken from it.
+    fs::write(place.path(".gitconfig"), "[user]\nuseConfigOnly = true\n").unwrap();
+    let nobody = [("GIT_COMMITTER_EMAIL", None), ("EMAIL", None), ("USER", Some("bob"))];
+    assert_eq!(with(&nobody, "tag t").0, Some(0));
+    let committer = place.git("log -1 --format=%cn,%ce,%ct refs/mpatch/operations");
+    assert_eq!(committer, "Ada,bob@localhost,1764028800\n");
+}

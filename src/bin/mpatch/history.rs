@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use crate::commands::show::fact_line;
 use crate::error::{CommandError, ExitKind, chain, io_hint};
-use crate::places;
+use crate::places::{self, variable};
 use crate::report::{Output, Page, escaped, shell_word};
 use crate::trust::{Judged, TrustArguments, require};
 
@@ -200,31 +200,69 @@ impl From<StoreError> for CommandError {
     }
 }
 
-/// Who is at work, and when: git's own answer, else the user's name.
+/// The last second that a commit can be of: libgit2 writes 32 bits.
+const SECONDS_MAX: i64 = u32::MAX as i64;
+
+/// Who is at work, and when: git's own answer, with the user's name where git knows none.
 ///
 /// `SOURCE_DATE_EPOCH` and git's variables set the clock, so that a history can be made again.
+///
+/// # Errors
+/// What else git refuses (a date that it cannot read, a configuration that is broken), in its own words: another name
+/// and another time than the ones asked for would be recorded for good. A time that no commit can have.
 pub fn author() -> Result<Author, CommandError> {
-    let asked = Command::new("git").args(["var", "GIT_COMMITTER_IDENT"]).output();
-    let asked = asked.ok().filter(|answer| answer.status.success());
-    let asked = asked.and_then(|answer| parse_ident(&String::from_utf8_lossy(&answer.stdout)));
-    let user = || places::user().unwrap_or_else(|| "mpatch".to_owned());
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
-    let unknown = || Author { name: user(), email: String::new(), seconds: now, offset_minutes: 0 };
-    let mut author = asked.unwrap_or_else(unknown);
+    let user = places::user().unwrap_or_else(|| "mpatch".to_owned());
+    let email = format!("{user}@localhost");
+    let mut author = match ident(&user, &email)? {
+        Some(author) => author,
+        None => Author { name: user, email: String::new(), seconds: now(), offset_minutes: 0 },
+    };
     // Git takes an empty address, and libgit2 does not.
     if author.email.is_empty() {
-        author.email = format!("{}@localhost", user());
+        author.email = email;
     }
-    if let (None, Some(epoch)) =
-        (places::variable("GIT_COMMITTER_DATE"), places::variable("SOURCE_DATE_EPOCH"))
-    {
-        let seconds = epoch.to_str().and_then(|text| text.parse().ok()).ok_or_else(|| {
-            let message = format!("SOURCE_DATE_EPOCH is `{}`, expected a number of seconds", epoch.display());
-            CommandError::new(ExitKind::Usage, message).hint("give the seconds since 1970, or unset it")
-        })?;
-        (author.seconds, author.offset_minutes) = (seconds, 0);
+    let mut said_by = "GIT_COMMITTER_DATE";
+    if let (None, Some(epoch)) = (variable(said_by), variable("SOURCE_DATE_EPOCH")) {
+        said_by = "SOURCE_DATE_EPOCH";
+        // What is no number is none that a commit can have.
+        (author.seconds, author.offset_minutes) =
+            (epoch.to_str().and_then(|text| text.trim().parse().ok()).unwrap_or(i64::MIN), 0);
     }
-    Ok(author)
+    match author.seconds {
+        0..=SECONDS_MAX => Ok(author),
+        _ => {
+            let value = variable(said_by).unwrap_or_default();
+            let message = format!("`{}` is no time that a commit can have", value.display());
+            let expected = format!("give `{said_by}` seconds from 0 to {SECONDS_MAX}, or leave it out");
+            Err(CommandError::new(ExitKind::Usage, message).hint(expected))
+        }
+    }
+}
+
+fn now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64)
+}
+
+/// Git's answer; none where there is no git.
+///
+/// What it lacks is given to it: an address, a name, or both. What it refuses then it refuses for another reason.
+fn ident(user: &str, email: &str) -> Result<Option<Author>, CommandError> {
+    let (email, name) = (("GIT_COMMITTER_EMAIL", email), ("GIT_COMMITTER_NAME", user));
+    let mut said = String::new();
+    for given in [&[][..], &[email], &[name], &[email, name]] {
+        let missing = given.iter().filter(|(name, _)| variable(name).is_none());
+        let mut command = Command::new("git");
+        command.args(["var", "GIT_COMMITTER_IDENT"]).env("LC_ALL", "C").envs(missing.copied());
+        let Ok(answer) = command.output() else { return Ok(None) };
+        let found = parse_ident(&String::from_utf8_lossy(&answer.stdout));
+        if found.is_some() {
+            return Ok(found);
+        }
+        said = String::from_utf8_lossy(&answer.stderr).trim().replace('\n', "; ");
+    }
+    let message = format!("git cannot say who is at work, and when: {said}");
+    Err(CommandError::new(ExitKind::Usage, message)
+        .hint("`git var GIT_COMMITTER_IDENT` says the same: mend what it names"))
 }
 
 /// `Name <address> 1764028800 +0100`.

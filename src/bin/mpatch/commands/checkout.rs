@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::{beside, open_checkpoint};
 use crate::error::CommandError;
-use crate::history::{CommitReport, StoreArguments, branch_of};
+use crate::history::{CommitReport, StoreArguments, author, branch_of};
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::standing::{locate, model_path, remembered, series_at};
@@ -144,6 +144,10 @@ fn take_along(
     series: &[mpatch::digest::PatchId],
     output: &Output,
 ) -> Result<Moved, CommandError> {
+    if !arguments.dry_run {
+        // Asked again when the names move; what is wrong with it is better said before weights are written.
+        author()?;
+    }
     let from = model_path(store, arguments.onto.as_deref())?;
     let to = match &arguments.output {
         Some(path) => path.clone(),

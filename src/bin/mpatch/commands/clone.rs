@@ -89,12 +89,13 @@ fn copy(
     output: &Output,
 ) -> Result<Copied, CommandError> {
     let made = Store::begin(folder, "main")?;
+    let author = author()?;
     let passing = passing.unwrap_or_else(|| Passing::begin(made.git_folder().to_owned()));
     let incoming = made.incoming()?;
     fetch(&incoming, address)?;
     let head = head_branch(&incoming, address)?;
     let patches = judge_arrivals(&incoming, output)?;
-    let mut change = made.change(Duration::ZERO, author()?)?;
+    let mut change = made.change(Duration::ZERO, author)?;
     let received = incoming.receive(&mut change, Some(REMOTE))?;
     let known = |name: &String| received.branches.contains_key(name);
     let branch = head.filter(known).or_else(|| received.branches.keys().next().cloned());

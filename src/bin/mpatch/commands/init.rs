@@ -82,6 +82,11 @@ fn begin(
     output: &Output,
 ) -> Result<Base, CommandError> {
     let InitArguments { folder, base: model, branch } = arguments;
+    let author = author().or_else(|error| {
+        // A folder that can hold no history is the better reason.
+        Store::begin(folder, branch)?;
+        Err(error)
+    })?;
     let base = base(checkpoint, output)?;
     let (model, author) = (remembered(folder, model)?, author()?);
     // To begin a history takes a moment; what a signal left of one would be litter.

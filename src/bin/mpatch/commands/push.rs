@@ -5,7 +5,7 @@ use mpatch::store::{CommitId, Kind, Store, View};
 use serde::Serialize;
 
 use crate::error::{CommandError, ExitKind};
-use crate::history::{StoreArguments, branch_of};
+use crate::history::{StoreArguments, author, branch_of};
 use crate::interrupt::last_step;
 use crate::network::{self, REMOTE, address};
 use crate::report::{Output, Page, Report, shell_word};
@@ -58,6 +58,8 @@ pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandErro
         }
     };
     let sent = names.iter().map(|name| target(&store, &view, name)).collect::<Result<Vec<_>, _>>()?;
+    // Asked again when the names move; what is wrong with it is better said before anything is sent.
+    author()?;
     let incoming = store.incoming()?;
     // Nobody can say any more what the other history has, once it is being sent.
     last_step();
