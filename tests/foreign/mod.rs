@@ -113,3 +113,19 @@ fn who_and_when_are_as_they_were_asked_for_or_nothing_is_recorded() {
     let committer = place.git("log -1 --format=%cn,%ce,%ct refs/mpatch/operations");
     assert_eq!(committer, "Ada,bob@localhost,1764028800\n");
 }
+
+#[test]
+fn a_shallow_repository_is_refused_and_what_is_known_of_it_stays() {
+    let place = Place::begun();
+    place.good("clone . mine");
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.git(&format!("clone -q --bare --depth 1 file://{} shallow.git", place.folder.path().display()));
+    place.git(&format!("-C mine config remote.origin.url {}", place.path("shallow.git").display()));
+    let refs = place.git("-C mine for-each-ref");
+    for words in ["pull --store mine", "clone shallow.git other"] {
+        let said = place.bad(words, 3);
+        assert!(said.contains("is shallow") && said.contains("`git fetch --unshallow` over there"), "{said}");
+    }
+    assert_eq!(place.git("-C mine for-each-ref"), refs);
+}

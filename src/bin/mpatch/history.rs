@@ -134,10 +134,15 @@ impl From<StoreError> for CommandError {
             }
             StoreError::Exists { .. } => (ExitKind::Conflict, "choose another folder, in which no `.git` is"),
             StoreError::Version { .. } => (ExitKind::Unsupported, "update mpatch"),
-            StoreError::Owner { .. } => (
-                ExitKind::Io,
-                "clone it, or make it yours and nobody else's to write to (`chmod -R o-w .git`): its configuration is not to be trusted",
-            ),
+            StoreError::Owner { path } => {
+                let git = path.join(".git");
+                let git = std::path::absolute(if git.is_dir() { &git } else { path }).unwrap_or(git);
+                let hint = format!(
+                    "its configuration is not to be trusted: clone it, once `git config --global --add safe.directory {}` lets git read it; or make it yours and nobody else's to write to (`chmod -R o-w .git`)",
+                    shell_word(git)
+                );
+                return Self::new(ExitKind::Io, chain(&error)).hint(hint);
+            }
             StoreError::Worktree { main, .. } => {
                 let hint = format!("give the history itself: `--store {}`", shell_word(main));
                 return Self::new(ExitKind::Usage, chain(&error)).hint(hint);

@@ -75,12 +75,32 @@ fn is_here(address: &str) -> bool {
     address.starts_with("file://") || is_path()
 }
 
+/// The address as it is shown: without what stands before the host, which may be a password, or a token.
+pub fn shown_address(address: &str) -> String {
+    address.replacen(user_info(address), "", 1)
+}
+
+/// `user:secret@` of `https://user:secret@example.org/knowledge.git`; nothing of a folder, or of `git@host:path`.
+fn user_info(address: &str) -> &str {
+    let Some((_, rest)) = address.split_once("://") else { return "" };
+    let host = rest.split('/').next().unwrap_or_default();
+    host.rfind('@').map_or("", |end| &host[..=end])
+}
+
 /// Fetches everything that has a name there, with its large patches.
 pub fn fetch(incoming: &Incoming<'_>, address: &str) -> Result<(), CommandError> {
     let everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
-    let mut words = vec!["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--", address];
+    // Of a shallow repository `git` would leave out, without a word, what it knows the beginning of no more.
+    let mut words = vec!["fetch", "--quiet", "--update-shallow", "--no-tags", "--no-write-fetch-head", "--"];
+    words.push(address);
     words.extend(everything);
     git(incoming, address, &words)?;
+    if incoming.git_folder().join("shallow").exists() {
+        let message =
+            format!("`{}` is shallow: the beginning of its history is not there", shown_address(address));
+        return Err(CommandError::new(ExitKind::Malformed, message)
+            .hint("`git fetch --unshallow` over there fetches the rest"));
+    }
     if !incoming.missing()?.is_empty() {
         git(incoming, address, &["lfs", "fetch", "--all", REMOTE])?;
     }
@@ -126,9 +146,9 @@ fn refuse_their_branch(
 }
 
 fn their_branch(address: &str, name: &str) -> CommandError {
-    let branch = name.strip_prefix("refs/heads/").unwrap_or(name);
+    let (branch, shown) = (name.strip_prefix("refs/heads/").unwrap_or(name), shown_address(address));
     let message =
-        format!("`{branch}` is the branch that `{address}` is on, and would move under whoever works there");
+        format!("`{branch}` is the branch that `{shown}` is on, and would move under whoever works there");
     CommandError::new(ExitKind::Conflict, message).hint(
         "`pull` over there fetches it; or send a branch of another name, to be merged there; or share a history that nobody works in, made by `git init --bare FOLDER`; a mirror becomes one by `git update-ref -d refs/mpatch/operations` over there",
     )
@@ -189,6 +209,9 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
     let said = String::from_utf8_lossy(&answer.stderr).into_owned();
     let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let said = lines.join("; ");
+    // `git` keeps it to itself, and not all that it runs does.
+    let secret = user_info(address);
+    let said = if secret.is_empty() { said } else { said.replace(secret, "") };
     if is_lfs && said.contains("is not a git command") {
         return Err(CommandError::new(ExitKind::Io, "there is no `git lfs`, which carries large patches")
             .hint("install git-lfs"));
@@ -197,8 +220,33 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
     let hint = match words.first() {
         Some(&"push") if has_gone_on => "the other side has gone on: `mpatch pull` first",
         Some(&"push") => HINT_OF_PUSH,
+        _ if said.contains("dubious ownership") => {
+            "it belongs to another user: where you trust it, do what git says, and try again"
+        }
+        Some(&"lfs") if said.contains("missing object") => {
+            "its large patches are not there, as in what `git clone --bare` has made: `push` sends them there from a history that has them"
+        }
         _ => "check the address, and that you may read it",
     };
     Err(CommandError::new(ExitKind::Io, format!("git could not {}: {said}", words.first().unwrap_or(&"")))
         .hint(hint))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_stands_before_a_host_is_not_shown() {
+        for (address, shown) in [
+            ("https://user:secret@example.org:8/a.git", "https://example.org:8/a.git"),
+            ("http://us@er:sec@ret@example.org", "http://example.org"),
+            ("ssh://git@example.org/a@b", "ssh://example.org/a@b"),
+            ("git@example.org:a.git", "git@example.org:a.git"),
+            ("/srv/a@b/c", "/srv/a@b/c"),
+            ("file:///srv/a@b/c", "file:///srv/a@b/c"),
+        ] {
+            assert_eq!(shown_address(address), shown);
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, author};
 use crate::interrupt::Passing;
-use crate::network::{REMOTE, address, fetch, head_branch};
+use crate::network::{REMOTE, address, fetch, head_branch, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{remembered, shown};
 
@@ -100,8 +100,11 @@ fn copy(
     let known = |name: &String| received.branches.contains_key(name);
     let branch = head.filter(known).or_else(|| received.branches.keys().next().cloned());
     let Some(branch) = branch else {
-        return Err(CommandError::new(ExitKind::Malformed, format!("`{address}` has no branch"))
-            .hint("it is no history of mpatch, or an empty one"));
+        return Err(CommandError::new(
+            ExitKind::Malformed,
+            format!("`{}` has no branch", shown_address(address)),
+        )
+        .hint("it is no history of mpatch, or an empty one"));
     };
     change.adopt(&branch, received.branches[&branch])?;
     change.set_remote(REMOTE, address)?;
@@ -116,6 +119,7 @@ fn copy(
 
 /// `knowledge` of `https://example.org/knowledge.git`.
 fn named_like(address: &str) -> Result<PathBuf, CommandError> {
+    let address = shown_address(address);
     let last = address.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or_default();
     let name = last.strip_suffix(".git").unwrap_or(last);
     if name.is_empty() || name.starts_with('.') {

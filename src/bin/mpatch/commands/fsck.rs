@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::open_patch;
 use crate::error::{CommandError, ExitKind};
 use crate::history::StoreArguments;
-use crate::network::REMOTE;
+use crate::network::{REMOTE, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
 /// Arguments of `fsck`.
@@ -60,7 +60,7 @@ pub fn run(arguments: &FsckArguments, output: &Output) -> Result<(), CommandErro
         Some(first) => {
             let message = format!("the history is damaged, {}: {first}", count(problems, "problem"));
             let elsewhere = store.remote(REMOTE).ok().flatten().map_or_else(String::new, |address| {
-                format!("; `mpatch clone {} COPY` makes one", shell_word(&address))
+                format!("; `mpatch clone {} COPY` makes one", shell_word(shown_address(&address)))
             });
             let hint =
                 "`mpatch fsck --repair SOURCE` takes whole copies from patch files, or from another clone";

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of};
-use crate::network::{REMOTE, address, fetch};
+use crate::network::{REMOTE, address, fetch, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word};
 
 /// Arguments of `pull`.
@@ -90,7 +90,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
     change.finish("pull")?;
     let view = store.view()?;
     let report = PullReport {
-        address,
+        address: shown_address(&address),
         branch,
         commits: received.commits,
         branches: received.branches.len(),

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, author, branch_of};
 use crate::interrupt::last_step;
-use crate::network::{self, REMOTE, address};
+use crate::network::{self, REMOTE, address, shown_address};
 use crate::report::{Output, Page, Report, shell_word};
 
 /// Arguments of `push`.
@@ -68,7 +68,7 @@ pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandErro
     let is_known = remembered.as_ref().is_none_or(|known| *known == address);
     let news: &[_] = if is_known { &sent } else { &[] };
     remember(arguments, &store, remembered.is_none().then_some(address.as_str()), news)
-        .and_then(|()| output.report(&PushReport { address, sent: names }))
+        .and_then(|()| output.report(&PushReport { address: shown_address(&address), sent: names }))
         .map_err(CommandError::after_the_work)
 }
 
