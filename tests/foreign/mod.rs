@@ -129,3 +129,24 @@ fn a_shallow_repository_is_refused_and_what_is_known_of_it_stays() {
     }
     assert_eq!(place.git("-C mine for-each-ref"), refs);
 }
+
+#[test]
+fn patches_of_the_history_are_compared_by_their_ids_and_revisions() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("apply model.safetensors one.mpatch -o one.safetensors");
+    place.patch("one.safetensors", "two.mpatch", 2, "The Space Needle");
+    place.good("add two.mpatch");
+    for words in ["one.mpatch main~1", "main~1 one.mpatch"] {
+        place.good(&format!("diff {words}"));
+    }
+    for words in ["main main~1", "one.mpatch main"] {
+        let output = place.mpatch(&format!("diff {words}"));
+        assert_eq!(output.status.code(), Some(1), "{words}: {output:?}");
+    }
+    let said = place.bad("diff main model.safetensors", 2);
+    assert!(said.contains("`mpatch diff model.safetensors main` compares"), "{said}");
+    assert!(place.bad("diff main", 2).contains("no second one"));
+    place.bad("diff one.mpatch nothing", 11);
+}

@@ -79,8 +79,13 @@ const ID_START_LENGTH_MIN: usize = 4;
 /// The patch that the history here has by this name: the start of its id, or a revision, for the patch that its commit
 /// brought.
 pub fn recorded_patch(name: &Path) -> Result<Option<Patch>, CommandError> {
+    recorded_patch_in(Path::new("."), name)
+}
+
+/// The same of the history in `folder`, or above it.
+pub fn recorded_patch_in(folder: &Path, name: &Path) -> Result<Option<Patch>, CommandError> {
     // Without a history, or in one that is not to be trusted, a name is only that of a file.
-    let (Some(name), Ok(store)) = (name.to_str(), Store::discover(Path::new("."))) else { return Ok(None) };
+    let (Some(name), Ok(store)) = (name.to_str(), Store::discover(folder)) else { return Ok(None) };
     let mut known: BTreeSet<PatchId> = BTreeSet::new();
     // Not collected at once: a set is collected by way of a list of all, and most are in every series.
     for commit in store.commits()? {

@@ -22,7 +22,7 @@ use super::show::fact_line;
 use super::{is_stdin, open_checkpoint, patch_word, read_patch, states};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
-use crate::history::StoreArguments;
+use crate::history::{StoreArguments, recorded_patch_in, state_named};
 use crate::job::TOOL;
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -32,6 +32,7 @@ use crate::report::{Output, Page, Report, count, shell_word, size};
 #[command(
     after_help = "Ends with exit code 1 where the two differ, 0 where they are the same or a patch was made.\n\n\
                   Examples:\n  mpatch diff old.mpatch new.mpatch\n  \
+                  mpatch diff old.mpatch main\n  \
                   mpatch diff gptj/ gptj-edited/\n  \
                   mpatch diff gptj/ gptj-edited/ -o edits.mpatch\n  \
                   mpatch diff gptj-edited/\n  \
@@ -39,7 +40,7 @@ use crate::report::{Output, Page, Report, count, shell_word, size};
                   Of a file and a state that have one name, the file is meant; `refs/heads/NAME` is the branch."
 )]
 pub struct DiffArguments {
-    /// The first patch or checkpoint
+    /// The first patch or checkpoint; a patch of the history by its id, or by a revision
     first: PathBuf,
     /// The second, of the same kind; or a state of the history, for a checkpoint; without it, all states
     second: Option<PathBuf>,
@@ -63,16 +64,25 @@ pub struct DiffArguments {
 /// Compares the two, or makes the patch.
 pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, CommandError> {
     let first = &arguments.first;
+    let kept = recorded(arguments, first)?;
+    let is_first_patch = kept.is_some() || is_patch(first)?;
     let second = match &arguments.second {
-        Some(second) if is_stdin(second) || second.symlink_metadata().is_ok() => second,
-        revision => return with_history(arguments, revision.as_deref(), output),
+        Some(second) if is_file(second) || is_first_patch => second,
+        revision if !is_first_patch => return with_history(arguments, revision.as_deref(), output),
+        _ => {
+            let message =
+                format!("`{}` is a patch, and there is no second one to compare it with", first.display());
+            return Err(CommandError::new(ExitKind::Usage, message)
+                .hint("name another patch; states of the history are compared with checkpoints"));
+        }
     };
     if is_stdin(first) && is_stdin(second) {
         return Err(CommandError::new(ExitKind::Usage, "both patches are to come from standard input")
             .hint("name a file for one of them"));
     }
-    match (is_patch(first)?, is_patch(second)?, &arguments.output) {
-        (true, true, None) => patches(first, second, output),
+    let kept = (kept, recorded(arguments, second)?);
+    match (is_first_patch, kept.1.is_some() || is_patch(second)?, &arguments.output) {
+        (true, true, None) => patches((first, second), kept, output),
         (true, true, Some(_)) => Err(CommandError::new(
             ExitKind::Usage,
             "a patch can be made of two checkpoints, not of two patches",
@@ -80,6 +90,16 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
         .hint("`mpatch stack` makes one patch of several")),
         (false, false, None) => checkpoints(arguments, second, output),
         (false, false, Some(place)) => extracted(arguments, second, place, output).map(|()| ExitKind::Done),
+        (true, false, _) if kept.0.is_some() => {
+            let message = format!(
+                "`{}` is a state of the history, or a patch of it, and `{}` is a checkpoint",
+                first.display(),
+                second.display()
+            );
+            let (revision, checkpoint) = (shell_word(first), shell_word(second));
+            Err(CommandError::new(ExitKind::Usage, message)
+                .hint(format!("`mpatch diff {checkpoint} {revision}` compares a checkpoint with a state")))
+        }
         (one, _, _) => {
             let (patch, other) = if one { (first, second) } else { (second, first) };
             let message =
@@ -91,6 +111,16 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
     }
 }
 
+/// A file wins over what the history has by its name.
+fn is_file(path: &Path) -> bool {
+    is_stdin(path) || path.symlink_metadata().is_ok()
+}
+
+/// The patch that the history has by a name which is that of no file.
+fn recorded(arguments: &DiffArguments, name: &Path) -> Result<Option<Patch>, CommandError> {
+    if is_file(name) { Ok(None) } else { recorded_patch_in(&arguments.store.store, name) }
+}
+
 /// A checkpoint against what the history knows of.
 fn with_history(
     arguments: &DiffArguments,
@@ -98,12 +128,6 @@ fn with_history(
     output: &Output,
 ) -> Result<ExitKind, CommandError> {
     let first = &arguments.first;
-    if is_patch(first)? {
-        let message =
-            format!("`{}` is a patch, and there is no second one to compare it with", first.display());
-        return Err(CommandError::new(ExitKind::Usage, message)
-            .hint("name another patch; states of the history are compared with checkpoints"));
-    }
     if arguments.output.is_some() {
         let message =
             "a patch can be made of two checkpoints, not of a checkpoint and a state of the history";
@@ -123,7 +147,8 @@ fn with_history(
     let revision = match revision {
         None => None,
         Some(path) => {
-            let found = path.to_str().and_then(|name| Some((name, store.resolve(name).ok()?)));
+            let name = path.to_str().unwrap_or_default();
+            let found = state_named(&store, name)?.map(|commit| (name, commit));
             Some(found.ok_or_else(|| missing(path))?)
         }
     };
@@ -150,8 +175,14 @@ fn answer(is_same: bool) -> ExitKind {
     if is_same { ExitKind::Done } else { ExitKind::Differs }
 }
 
-fn patches(first: &Path, second: &Path, output: &Output) -> Result<ExitKind, CommandError> {
-    let (one, other) = (read_patch(first)?, read_patch(second)?);
+/// `kept` are those that the history has.
+fn patches(
+    (first, second): (&Path, &Path),
+    kept: (Option<Patch>, Option<Patch>),
+    output: &Output,
+) -> Result<ExitKind, CommandError> {
+    let read = |kept: Option<Patch>, path: &Path| kept.map_or_else(|| read_patch(path), Ok);
+    let (one, other) = (read(kept.0, first)?, read(kept.1, second)?);
     let diff = diff_patches(&one, &other).map_err(|error| {
         CommandError::operation(&format!("{}` or `{}", first.display(), second.display()), error)
     })?;
