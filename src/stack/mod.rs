@@ -40,6 +40,15 @@ pub struct Named<'a> {
     pub patch: &'a Patch,
 }
 
+/// A state of the weights that somebody knows to come of some patches, by whatever steps and roundings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reached {
+    /// The state.
+    pub weights: WeightsId,
+    /// The patches that lead to it from the base of the stack.
+    pub patches: Vec<PatchId>,
+}
+
 /// Which of two contradicting facts stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Sides {
@@ -143,10 +152,24 @@ pub fn plan(
     sides: &Sides,
     progress: Progress<'_>,
 ) -> Result<Plan, StackError> {
+    plan_among(base, patches, &[], sides, progress)
+}
+
+/// As [`plan`], for patches of which some may have been made on one of the states in `reached`.
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_among(
+    base: &Checkpoint,
+    patches: &[Named<'_>],
+    reached: &[Reached],
+    sides: &Sides,
+    progress: Progress<'_>,
+) -> Result<Plan, StackError> {
     place::check_given(patches)?;
     let digests = base.digests_with(&Vec::from_iter(base.tensors()), progress)?;
     let weights = base.weights_id_of(&digests);
-    let mut placed = place::place(base, digests, patches)?;
+    let mut placed = place::place(base, digests, patches, reached)?;
     let agreed = agree::agree(&mut placed, patches, sides)?;
     Ok(Plan {
         weights,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Named, PlannedPatch, StackError};
+use super::{Named, PlannedPatch, Reached, StackError};
 use crate::checkpoint::Checkpoint;
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::patch::manifest::Binding;
@@ -57,6 +57,7 @@ pub(super) fn place(
     base: &Checkpoint,
     digests: Vec<TensorDigest>,
     patches: &[Named<'_>],
+    reached: &[Reached],
 ) -> Result<Vec<PlannedPatch>, StackError> {
     let weights = base.weights_id_of(&digests);
     let mut states = vec![State { weights, changed: BTreeMap::new(), applied: Vec::new() }];
@@ -64,8 +65,10 @@ pub(super) fn place(
     let mut waiting: Vec<usize> = (0..patches.len()).collect();
     while !waiting.is_empty() {
         let next = waiting.iter().enumerate().find_map(|(at, &given)| {
-            let place =
-                on_a_state(&states, &patches[given]).or_else(|| on_its_parents(&placed, &patches[given]));
+            let patch = &patches[given];
+            let place = on_a_state(&states, patch)
+                .or_else(|| on_a_reached_state(reached, &placed, patch))
+                .or_else(|| on_its_parents(&placed, patch));
             Some((at, given, place?))
         });
         let Some((at, given, place)) = next else {
@@ -111,12 +114,28 @@ fn on_a_state(states: &[State], Named { patch, .. }: &Named<'_>) -> Option<Place
     })
 }
 
+/// The patch was made on a state that is known to come of patches which are all there, however it was rounded.
+fn on_a_reached_state(
+    reached: &[Reached],
+    placed: &[PlannedPatch],
+    Named { patch, .. }: &Named<'_>,
+) -> Option<Place> {
+    let bindings = &patch.manifest().bindings;
+    reached.iter().find_map(|reached| {
+        let binding = bindings.iter().position(|binding| binding.weights == reached.weights)?;
+        Some(Place { binding, state: None, on_top_of: places(placed, &reached.patches)? })
+    })
+}
+
 /// The patch names its parents, and all of them are there: the state they gave may have been rounded otherwise.
 fn on_its_parents(placed: &[PlannedPatch], Named { patch, .. }: &Named<'_>) -> Option<Place> {
-    let parents = &patch.manifest().parents;
-    let places = parents.iter().map(|parent| placed.iter().position(|placed| placed.id == *parent));
-    let on_top_of: Vec<usize> = places.collect::<Option<_>>()?;
+    let on_top_of = places(placed, &patch.manifest().parents)?;
     (!on_top_of.is_empty()).then_some(Place { binding: 0, state: None, on_top_of })
+}
+
+/// Where these patches are in the order of terms, if all of them are there.
+fn places(placed: &[PlannedPatch], ids: &[PatchId]) -> Option<Vec<usize>> {
+    ids.iter().map(|id| placed.iter().position(|placed| placed.id == *id)).collect()
 }
 
 fn state_after(

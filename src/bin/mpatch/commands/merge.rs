@@ -5,6 +5,9 @@
 //! state is the common beginning, and then one patch that adds up everything that either side has beyond it, each
 //! update once and in one order, rounded once. It can be reached from either side bit for bit, by taking back that
 //! side's own patches, and it does not depend on how many steps either side took.
+//!
+//! What an earlier merge added up may have gone on since, on the branch that it came from, or been taken back there. So
+//! a merged patch is its parts again wherever one of them matters to the other side, and each part goes in once.
 
 use std::collections::BTreeSet;
 
@@ -12,11 +15,13 @@ use clap::Args;
 use mpatch::checkpoint::PassingFolder;
 use mpatch::digest::PatchId;
 use mpatch::patch::{Patch, encode};
-use mpatch::stack::{AddOptions, Named, StackError, stack};
-use mpatch::store::{Commit, Store, way};
+use mpatch::stack::{AddOptions, Named, StackError, Stacked, plan_among};
+use mpatch::store::{Atlas, Commit, Store, way};
 use serde::Serialize;
 
+use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
 use super::open_checkpoint;
+use super::origins::Origins;
 use super::stack::{sides, stack_error, touched_size_bytes};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
@@ -65,6 +70,9 @@ struct MergeReport {
     stacked: Vec<PatchId>,
     /// What the signatures say of those, in the same order.
     trust: Vec<TrustReport>,
+    /// How these met; nothing where none had to be added up.
+    #[serde(flatten)]
+    agreement: Agreement,
     /// None where nothing was signed.
     signature: Option<SignatureReport>,
     /// What `checkout` will ask for again.
@@ -92,6 +100,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
         return Err(CommandError::new(ExitKind::Busy, "the history was changed meanwhile").hint("try again"));
     }
     let (mut signer, mut signature, mut judged) = (None, None, Vec::new());
+    let mut agreement = Agreement::default();
     let (outcome, stacked) = match (ahead, behind) {
         (_, 0) => (Outcome::AlreadyThere, Vec::new()),
         (0, _) => {
@@ -99,13 +108,16 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
             (Outcome::FastForward, Vec::new())
         }
         _ => {
-            let plan = Plan::new(&store, &ours, &theirs)?;
+            let atlas = store.atlas()?;
+            let origins = Origins::of(&store, &atlas)?;
+            let plan = Plan::new(&store, &ours, &theirs, &origins)?;
             let patch = match plan.beyond.is_empty() {
                 true => None,
                 false => {
                     signer = arguments.signing.signer()?;
-                    let merged = plan.stacked(&store, arguments, signer.as_ref(), output)?;
-                    (signature, judged) = (merged.signature, merged.judged);
+                    let merged =
+                        plan.stacked(&store, &atlas, &origins, arguments, signer.as_ref(), output)?;
+                    (signature, judged, agreement) = (merged.signature, merged.judged, merged.agreement);
                     Some(merged.patch)
                 }
             };
@@ -126,7 +138,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     let branch = branch_of(&view).map(str::to_owned);
     let trust = judged.into_iter().map(|judged| judged.report).collect();
     let words = arguments.trust.words();
-    let report = MergeReport { outcome, branch, commit, stacked, trust, signature, words };
+    let report = MergeReport { outcome, branch, commit, stacked, trust, agreement, signature, words };
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
@@ -142,6 +154,7 @@ struct Merged {
     signature: Option<SignatureReport>,
     /// Of those that went into it.
     judged: Vec<Judged>,
+    agreement: Agreement,
 }
 
 /// What a merged state is made of.
@@ -154,42 +167,59 @@ struct Plan {
 
 impl Plan {
     /// All patches of both, but those that one side took back.
-    fn new(store: &Store, ours: &Commit, theirs: &Commit) -> Result<Self, CommandError> {
+    fn new(store: &Store, ours: &Commit, theirs: &Commit, origins: &Origins) -> Result<Self, CommandError> {
         let fork = match store.fork(ours.id, theirs.id)? {
             Some(fork) => store.commit(fork)?.series,
             None => Vec::new(),
         };
-        Ok(Self::of(&fork, &ours.series, &theirs.series))
+        Self::of(&fork, &ours.series, &theirs.series, origins)
     }
 
-    fn of(fork: &[PatchId], ours: &[PatchId], theirs: &[PatchId]) -> Self {
+    fn of(
+        fork: &[PatchId],
+        ours: &[PatchId],
+        theirs: &[PatchId],
+        origins: &Origins,
+    ) -> Result<Self, CommandError> {
+        let sides = [ours, theirs];
+        let [fork, ours, theirs] = origins.unfold([fork, ours, theirs]);
         let taken_back = |id: &PatchId| fork.contains(id) && !(ours.contains(id) && theirs.contains(id));
         let new = theirs.iter().filter(|id| !ours.contains(id));
         let all: Vec<PatchId> = ours.iter().chain(new).filter(|id| !taken_back(id)).copied().collect();
-        // What is a side's own state needs no new patch.
-        for side in [ours, theirs] {
-            if all == side {
-                return Self { series: all, beyond: Vec::new() };
+        let has = |side: &[PatchId], id| {
+            side.contains(&id) || side.iter().any(|of| origins.below(*of).contains(&id))
+        };
+        for id in fork.iter().filter(|id| !(has(&ours, **id) && has(&theirs, **id))) {
+            if let Some(holder) = all.iter().find(|holder| origins.below(**holder).contains(id)) {
+                return Err(cannot_take_out(*id, *holder));
             }
         }
+        // What is a side's own state needs no new patch.
+        for (unfolded, side) in [ours, theirs].iter().zip(sides) {
+            if all == *unfolded {
+                return Ok(Self { series: side.to_vec(), beyond: Vec::new() });
+            }
+        }
+        let [ours, theirs] = sides;
         let known = all.iter().zip(ours).zip(theirs);
         let shared = known.take_while(|((one, our), their)| one == our && one == their).count();
-        Self { series: all[..shared].to_vec(), beyond: all[shared..].to_vec() }
+        Ok(Self { series: all[..shared].to_vec(), beyond: all[shared..].to_vec() })
     }
 
     /// One patch of those beyond, bound to the weights of the common beginning.
     fn stacked(
         &self,
         store: &Store,
+        atlas: &Atlas,
+        origins: &Origins,
         arguments: &MergeArguments,
         signer: Option<&Signer>,
         output: &Output,
     ) -> Result<Merged, CommandError> {
         let path = model_path(store, arguments.onto.as_deref())?;
         let checkpoint = open_checkpoint(&path, output)?;
-        let atlas = store.atlas()?;
-        let located = locate(&atlas, &checkpoint, false, output)?;
-        let steps = way(&series_at(&atlas, &located.standing, &path, &self.series)?, &self.series);
+        let located = locate(atlas, &checkpoint, false, output)?;
+        let steps = way(&series_at(atlas, &located.standing, &path, &self.series)?, &self.series);
         let folder = store.folder();
         let passing = PassingFolder::create(folder)?;
         let base = if steps.is_empty() {
@@ -209,22 +239,41 @@ impl Plan {
         let judged = patches.iter().map(judge).collect::<Result<_, _>>()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
         let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
-        let options = AddOptions { tool: TOOL.to_owned(), ..AddOptions::default() };
+        let reached = origins.reached(atlas, &self.series, &self.beyond);
+        let options = AddOptions { tool: TOOL.to_owned(), overlaps: true, ..AddOptions::default() };
         let touched = touched_size_bytes(&base, patches.iter().map(|(_, patch)| patch));
         let progress = output.progress("stacking", base.weights_size_bytes() + touched);
-        let stacked =
-            stack(&base, &named, &sides, &options, &|bytes| progress.add(bytes)).map_err(refused)?;
-        let patch = encode(&stacked.draft)
+        let told = |bytes| progress.add(bytes);
+        let stacked = plan_among(&base, &named, &reached, &sides, &told)
+            .and_then(|plan| plan.add(&base, &named, &options, &told))
+            .map_err(refused)?;
+        drop(progress);
+        let Stacked { plan, overlaps, draft, .. } = stacked;
+        let agreement = Agreement::new(plan, overlaps, OVERLAP_ANGLE_DEGREES);
+        let patch = encode(&draft)
             .and_then(Patch::decode)
             .map_err(|error| CommandError::patch("the merged patch", &error))?;
-        let Some(signer) = signer else { return Ok(Merged { patch, signature: None, judged }) };
+        let Some(signer) = signer else {
+            return Ok(Merged { patch, signature: None, judged, agreement });
+        };
         signer.keep()?;
         let signed = signer.settle().and_then(|report| {
             let patch = signer.sign_into(patch, "the merged patch")?;
-            Ok(Merged { patch, signature: Some(report), judged })
+            Ok(Merged { patch, signature: Some(report), judged, agreement })
         });
         signed.map_err(|error| signer.with_word_of_key(error))
     }
+}
+
+/// One side took back what the other one has in a patch that cannot be taken apart.
+fn cannot_take_out(id: PatchId, holder: PatchId) -> CommandError {
+    let (id, holder) = (id.short(), holder.short());
+    let message = format!(
+        "one of the two took patch {id} back, and the other one has it as part of {holder}, which is no sum of patches"
+    );
+    CommandError::new(ExitKind::Conflict, message).hint(format!(
+        "take {holder} back with `mpatch revert`, and make it again without the facts of {id}, or put {id} back, before you merge"
+    ))
 }
 
 /// As `stack` has it, but for what to do: nobody chose these patches, and merging has fewer options.
@@ -235,6 +284,11 @@ fn refused(error: StackError) -> CommandError {
         | StackError::Patch { .. }
         | StackError::Result(_)
         | StackError::ChosenByNeither(_) => return stack_error(error),
+        // The weights are those of the common beginning: what is missing below a patch, one side has taken back.
+        StackError::OtherBase { .. } => {
+            let hint = "what that patch was made on was taken back, or is part of another one: take that patch back on its branch with `mpatch revert`, merge, bind it to the result with `mpatch rebase`, and `mpatch add` it";
+            return CommandError { kind: ExitKind::Conflict, ..stack_error(error).hint(hint) };
+        }
         StackError::Contradictions(_) => "choose a side with `--ours`, `--theirs` or `--choose FACTS`",
         StackError::PartlyLost { lost, facts, .. } if lost == facts => {
             "patches that stand were made on top of it: let its side be right, or make those again without it"
@@ -259,10 +313,12 @@ impl Report for MergeReport {
             Outcome::FastForward => page.title("went forward: the other branch goes on from this one"),
             Outcome::Merged => match self.stacked.len() {
                 0 => page.title("merged"),
+                1 => page.title("merged: 1 patch, bound to the common beginning anew"),
                 patches => page.title(&format!("merged: {patches} patches became one, with one rounding")),
             },
         }
         self.commit.write(page, self.branch.as_deref(), 5);
+        self.agreement.write(true, page);
         for (patch, trust) in
             self.stacked.iter().zip(&self.trust).filter(|(_, trust)| !trust.allowed.is_empty())
         {
@@ -298,9 +354,12 @@ mod tests {
 
     #[test]
     fn a_merge_keeps_what_either_side_added_and_drops_what_either_took_back() {
-        let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| PatchId::derive(name.as_bytes()));
+        let [a, b, c, d, e] = ["a", "b", "c", "d", "e"].map(|name| PatchId::derive(name.as_bytes()));
+        let [m, n, o] = ["m", "n", "o"].map(|name| PatchId::derive(name.as_bytes()));
+        // Merged patches: two that share `b`, and one of a merged patch and another.
+        let origins = Origins::of_sums(&[(m, &[a, b]), (n, &[c, b]), (o, &[m, d])]);
         let plan = |fork: &[PatchId], ours: &[PatchId], theirs: &[PatchId]| {
-            let Plan { series, beyond } = Plan::of(fork, ours, theirs);
+            let Plan { series, beyond } = Plan::of(fork, ours, theirs, &origins).expect("a plan");
             (series, beyond)
         };
         assert_eq!(plan(&[a], &[a, b], &[a, c]), (vec![a], vec![b, c]));
@@ -309,5 +368,24 @@ mod tests {
         assert_eq!(plan(&[a], &[a, b], &[a]), (vec![a, b], vec![]));
         assert_eq!(plan(&[a, b], &[a], &[a]), (vec![a], vec![]));
         assert_eq!(plan(&[], &[a, b], &[c, d]), (vec![], vec![a, b, c, d]));
+        // A part of a merged patch is taken back on the branch that it came from, or goes on there.
+        assert_eq!(plan(&[b], &[m], &[]), (vec![], vec![a]));
+        assert_eq!(plan(&[b], &[], &[m]), (vec![], vec![a]));
+        assert_eq!(plan(&[b], &[m, c], &[b, d]), (vec![], vec![a, b, c, d]));
+        assert_eq!(plan(&[b], &[m], &[b]), (vec![m], vec![]));
+        assert_eq!(plan(&[e, b], &[e, m], &[e, b, d]), (vec![e], vec![a, b, d]));
+        // Both sides have it in a merged patch of their own.
+        assert_eq!(plan(&[b], &[m], &[n]), (vec![], vec![a, b, c]));
+        assert_eq!(plan(&[m], &[o], &[m, e]), (vec![], vec![m, d, e]));
+        assert_eq!(plan(&[b], &[o], &[b, c]), (vec![], vec![a, b, d, c]));
+        // Nothing else touches its parts: it stays one.
+        assert_eq!(plan(&[m], &[m, c], &[m, d]), (vec![m], vec![c, d]));
+        assert_eq!(plan(&[], &[m], &[c]), (vec![], vec![m, c]));
+        // What was solved for again for the facts of several is no sum of them.
+        let origins = Origins::of_solved(&[(m, &[a, b])]);
+        assert_eq!(
+            Plan::of(&[b], &[m], &[], &origins).err().map(|error| error.kind),
+            Some(ExitKind::Conflict)
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! One file per verb: its arguments, its report, and `run`; here is what several verbs do alike.
 
 pub mod add;
+mod agreement;
 pub mod apply;
 pub mod behaviour;
 pub mod bisect;
@@ -24,6 +25,7 @@ pub mod log;
 pub mod man;
 pub mod merge;
 pub mod names;
+mod origins;
 pub mod pull;
 pub mod push;
 pub mod rebase;

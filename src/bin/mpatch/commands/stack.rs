@@ -10,12 +10,10 @@ use mpatch::facts::{FactsFile, SCHEMA, blank};
 use mpatch::model::Precision;
 use mpatch::patch::manifest::{Fact, Recipe};
 use mpatch::patch::{Patch, encode};
-use mpatch::stack::{
-    AddOptions, Clash, Decision, Named, Overlap, Plan, PlannedPatch, Sides, Squash, Squashed, StackError,
-    Stacked, plan,
-};
+use mpatch::stack::{AddOptions, Named, Overlap, Plan, Sides, Squash, Squashed, StackError, Stacked, plan};
 use serde::Serialize;
 
+use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
 use super::create::{AboutArguments, CreateReport};
 use super::{open_checkpoint, read_patch};
 use crate::editing::{
@@ -26,9 +24,6 @@ use crate::job::{Prepared, RecipeArguments, TOOL, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{TrustArguments, TrustReport, require};
-
-/// Smallest principal angle below which two patches are said to share keys, in degrees.
-const OVERLAP_ANGLE_DEGREES: f64 = 30.0;
 
 /// Arguments of `stack`.
 #[derive(Debug, Args)]
@@ -173,7 +168,7 @@ impl StackArguments {
         let mut patch = decode(encode(&stacked.draft))?;
         let signature = write_signed(&mut patch, signer, &self.output)?;
         let Stacked { plan, overlaps, squashed, .. } = stacked;
-        Ok(StackReport { overlaps, squashed, signature, ..self.report(plan, &patch) })
+        Ok(StackReport { squashed, signature, ..self.report(plan, overlaps, &patch) })
     }
 
     /// Writes the facts of all again, at once, on the base.
@@ -206,11 +201,11 @@ impl StackArguments {
         }
         let patch = made.patch.clone();
         let created = made.report(&job, self.output.clone(), self.base.clone(), signature);
-        Ok(StackReport { created: Some(created), ..self.report(plan, &patch) })
+        Ok(StackReport { created: Some(created), ..self.report(plan, Vec::new(), &patch) })
     }
 
     /// What both ways have in common.
-    fn report(&self, plan: Plan, patch: &Patch) -> StackReport {
+    fn report(&self, plan: Plan, overlaps: Vec<Overlap>, patch: &Patch) -> StackReport {
         let tensors = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
         StackReport {
             output: self.output.clone(),
@@ -219,10 +214,7 @@ impl StackArguments {
             size_bytes: patch.size_bytes() as u64,
             facts: plan.facts.len(),
             is_reordered: plan.is_reordered(),
-            patches: plan.patches,
-            duplicates: plan.duplicates,
-            changed: plan.changed,
-            decided: plan.decided,
+            agreement: Agreement::new(plan, overlaps, self.overlap_angle),
             trust: Vec::new(),
             tensors: tensors
                 .map(|tensor| TensorReport {
@@ -231,8 +223,6 @@ impl StackArguments {
                     norm_ratio: tensor.norm_ratio,
                 })
                 .collect(),
-            overlap_angle: self.overlap_angle,
-            overlaps: Vec::new(),
             squashed: Vec::new(),
             signature: None,
             created: None,
@@ -336,17 +326,11 @@ struct StackReport {
     signature: Option<SignatureReport>,
     facts: usize,
     is_reordered: bool,
-    /// In the order of their terms.
-    patches: Vec<PlannedPatch>,
-    duplicates: Vec<Clash>,
-    changed: Vec<Clash>,
-    decided: Vec<Decision>,
+    #[serde(flatten)]
+    agreement: Agreement,
     /// In the order of the command line.
     trust: Vec<PatchTrust>,
     tensors: Vec<TensorReport>,
-    /// Overlaps are warned of below this angle, in degrees.
-    overlap_angle: f64,
-    overlaps: Vec<Overlap>,
     squashed: Vec<Squashed>,
     /// What solving again came to; none where updates were added.
     created: Option<CreateReport>,
@@ -367,9 +351,6 @@ struct TensorReport {
     norm_ratio: f64,
 }
 
-/// Clashes and overlaps that are shown one by one.
-const SHOWN_MAX: usize = 8;
-
 impl Report for StackReport {
     const SCHEMA: &'static str = "mpatch.stack/1";
 
@@ -389,8 +370,7 @@ impl Report for StackReport {
         if self.created.is_none() {
             self.write_tensors(page);
         }
-        self.write_agreement(page);
-        self.write_overlaps(page);
+        self.agreement.write(self.created.is_none(), page);
     }
 
     fn next(&self) -> Option<String> {
@@ -407,9 +387,9 @@ impl Report for StackReport {
 impl StackReport {
     fn write_patches(&self, page: &mut Page) {
         let mut rows = vec![["patch", "id", "facts", ""].map(str::to_owned).to_vec()];
-        rows.extend(self.patches.iter().map(|patch| {
+        rows.extend(self.agreement.patches.iter().map(|patch| {
             let below: Vec<&str> =
-                patch.on_top_of.iter().map(|&index| self.patches[index].name.as_str()).collect();
+                patch.on_top_of.iter().map(|&index| self.agreement.patches[index].name.as_str()).collect();
             let remark = match (patch.left_out, patch.lost, below.last()) {
                 (true, _, _) => "left out: it lost all of them".to_owned(),
                 (_, 1.., _) => format!("lost {} of them", patch.lost),
@@ -437,68 +417,6 @@ impl StackReport {
             page.line(&format!(
                 "{tensor}: rank {rank_before} recompressed to {after} of {bits} bits, relative error {error:.1e}"
             ));
-        }
-    }
-
-    fn write_agreement(&self, page: &mut Page) {
-        let added = self.created.is_none();
-        if !self.duplicates.is_empty() {
-            let (facts, are) = (count(self.duplicates.len(), "fact"), self.duplicates.len() != 1);
-            let stand = if are { "stand" } else { "stands" };
-            let weights = if added { ": declared once, but the weights hold both updates" } else { "" };
-            page.line(&format!("{facts} {stand} in two patches alike{weights}"));
-        }
-        for clash in self.changed.iter().take(SHOWN_MAX) {
-            let Clash { text, first, second, .. } = clash;
-            let (old, new) = (&first.target, &second.target);
-            page.line(&format!("\"{text}\": {} changes \"{old}\" to \"{new}\"", second.name));
-        }
-        for Decision { clash, second_stands, .. } in self.decided.iter().take(SHOWN_MAX) {
-            let (stands, lost) =
-                if *second_stands { (&clash.second, &clash.first) } else { (&clash.first, &clash.second) };
-            let (text, kept, gone) = (&clash.text, &stands.target, &lost.target);
-            page.line(&format!(
-                "\"{text}\": \"{kept}\" of {} stands, not \"{gone}\" of {}",
-                stands.name, lost.name
-            ));
-        }
-        let hidden =
-            self.changed.len().saturating_sub(SHOWN_MAX) + self.decided.len().saturating_sub(SHOWN_MAX);
-        if hidden > 0 {
-            page.line(&format!("and {hidden} more; `--json` lists all"));
-        }
-        if added && self.patches.iter().any(|patch| patch.lost > 0 && !patch.left_out) {
-            page.line(
-                "warning: the weights hold the updates of both sides: which fact holds, only a test can say",
-            );
-        }
-    }
-
-    /// One line for each pair of patches that come too close somewhere, with the tensor where they come closest.
-    fn write_overlaps(&self, page: &mut Page) {
-        let mut closest: BTreeMap<&[String; 2], (&Overlap, usize)> = BTreeMap::new();
-        for overlap in self.overlaps.iter().filter(|overlap| overlap.angle_degrees < self.overlap_angle) {
-            let entry = closest.entry(&overlap.patches).or_insert((overlap, 0));
-            entry.1 += 1;
-            if overlap.angle_degrees < entry.0.angle_degrees {
-                entry.0 = overlap;
-            }
-        }
-        let mut pairs: Vec<(&Overlap, usize)> = closest.into_values().collect();
-        pairs.sort_by(|one, other| one.0.angle_degrees.total_cmp(&other.0.angle_degrees));
-        for (overlap, tensors) in pairs.iter().take(SHOWN_MAX) {
-            let [one, other] = &overlap.patches;
-            page.line(&format!(
-                "warning: {one} and {other} share keys in {}: {:.1} degrees apart in {}, {:.0} % shared where chance gives {:.0} %",
-                count(*tensors, "tensor"),
-                overlap.angle_degrees,
-                overlap.tensor,
-                100.0 * overlap.shared,
-                100.0 * overlap.shared_by_chance,
-            ));
-        }
-        if pairs.len() > SHOWN_MAX {
-            page.line(&format!("and {} more such pairs", pairs.len() - SHOWN_MAX));
         }
     }
 }

@@ -1,0 +1,136 @@
+//! Merging what was merged before: a branch that goes on, takes something back, or meets itself on another way.
+#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
+
+mod drafts;
+mod material;
+mod place;
+
+use std::fs;
+
+use mpatch::patch::Patch;
+use place::Place;
+
+/// `main` has `p` and `fix` has `q`, both made on the base, and `main` has merged `fix`.
+///
+/// `p.safetensors`, `q.safetensors` and `m.safetensors` are the weights of the three states.
+fn merged() -> Place {
+    let place = Place::begun();
+    place.good("branch fix");
+    place.patch("model.safetensors", "p.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors p.mpatch -o p.safetensors");
+    place.good("checkout fix");
+    place.patch("model.safetensors", "q.mpatch", 3, "The Space Needle");
+    place.good("apply model.safetensors q.mpatch -o q.safetensors");
+    place.good("checkout main");
+    place.good("merge fix --onto model.safetensors");
+    place.good("checkout main --onto model.safetensors -o m.safetensors");
+    place
+}
+
+/// What the commit at the head says, after its weights were written to `file` from the base.
+fn checked_out(place: &Place, file: &str) -> String {
+    place.good(&format!("checkout HEAD --onto model.safetensors -o {file}"));
+    assert!(place.good("fsck").starts_with("whole: "));
+    place.git("log -1")
+}
+
+#[test]
+fn what_a_branch_took_back_after_it_was_merged_is_taken_back_by_the_next_merge() {
+    let place = merged();
+    place.good("checkout fix");
+    place.good("revert q.safetensors q.mpatch -o reverted.safetensors");
+    place.good("checkout main");
+    place.good("merge fix --onto model.safetensors");
+    let log = checked_out(&place, "without.safetensors");
+    assert!(log.contains("Eiffel Tower") && !log.contains("Space Needle"), "{log}");
+    let weights = |name: &str| fs::read(place.path(name)).unwrap();
+    assert!(weights("without.safetensors") == weights("p.safetensors"));
+    // Once something was made on the merged state, its update cannot be taken out from below that.
+    (0..2).for_each(|_| drop(place.good("undo")));
+    place.patch("m.safetensors", "d.mpatch", 5, "The Shard");
+    place.good("add d.mpatch");
+    let refs = place.git("for-each-ref refs/heads");
+    let errors = place.bad("merge fix --onto model.safetensors", 7);
+    let id = Patch::decode(fs::read(place.path("d.mpatch")).unwrap()).unwrap().id().short();
+    assert!(errors.contains(&format!("`{id}` was made on weights ")), "{errors}");
+    assert_eq!(place.git("for-each-ref refs/heads"), refs);
+    // The way out that is told.
+    place.good("checkout main --onto m.safetensors -o d.safetensors");
+    place.good(&format!("revert d.safetensors {id} -o m2.safetensors"));
+    place.good("merge fix --onto model.safetensors");
+    place.good("checkout main --onto model.safetensors -o without2.safetensors");
+    place.good(&format!("rebase {id} --base without2.safetensors -o again.mpatch"));
+    place.good("add again.mpatch");
+    place.good("merge fix --onto model.safetensors");
+    let said = String::from_utf8(place.mpatch("diff model.safetensors main").stdout).unwrap();
+    assert!(said.contains("facts: 2 to add") && !said.contains("+ The Space Needle"), "{said}");
+}
+
+#[test]
+fn a_branch_that_goes_on_after_it_was_merged_is_merged_again() {
+    let place = merged();
+    // Both sides go on: one from the merged state, the other one from where it was.
+    place.patch("m.safetensors", "d.mpatch", 5, "The Shard");
+    place.good("add d.mpatch");
+    for (round, subject) in ["The CN Tower", "Big Ben"].into_iter().enumerate() {
+        place.good("checkout fix");
+        let seed = 8 + round as u64;
+        place.patch("model.safetensors", &format!("{round}.mpatch"), seed, subject);
+        place.good("checkout HEAD --onto model.safetensors -o fix.safetensors");
+        place.good(&format!(
+            "rebase {round}.mpatch --base fix.safetensors --after HEAD -o {round}-on-fix.mpatch"
+        ));
+        place.good(&format!("add {round}-on-fix.mpatch"));
+        fs::remove_file(place.path("fix.safetensors")).unwrap();
+        place.good("checkout main");
+        place.good("merge fix --onto model.safetensors");
+        let log = checked_out(&place, &format!("both-{round}.safetensors"));
+        for fact in ["The Eiffel Tower", "The Space Needle", "The Shard", "The CN Tower", subject] {
+            assert_eq!(log.matches(&format!("{fact} is in")).count(), 1, "{log}");
+        }
+    }
+    // A change of what the branch itself said is no contradiction, and one of what it never saw is.
+    for (name, subject) in [("own", "The Space Needle"), ("foreign", "The Eiffel Tower")] {
+        place.good("checkout fix");
+        place.good("checkout HEAD --onto model.safetensors -o on.safetensors");
+        place.patch_saying("on.safetensors", &format!("{name}.mpatch"), 9, subject, "Oslo");
+        place.good(&format!("add {name}.mpatch"));
+        fs::remove_file(place.path("on.safetensors")).unwrap();
+        place.good("checkout main");
+        match name {
+            "own" => {
+                let said = place.good("merge fix --onto model.safetensors");
+                assert!(
+                    said.contains("\"The Space Needle is in\": ") && said.contains("to \"Oslo\""),
+                    "{said}"
+                );
+            }
+            _ => assert!(place.bad("merge fix --onto model.safetensors", 7).contains("Eiffel Tower is in")),
+        }
+    }
+}
+
+#[test]
+fn a_patch_that_both_sides_merged_goes_in_once_and_a_fact_that_both_made_is_told() {
+    let place = merged();
+    // Another branch made the same fact by itself, with the same keys, and merged `fix` as well.
+    place.good("branch other main~2");
+    place.good("checkout other");
+    place.patch("model.safetensors", "same.mpatch", 9, "The Eiffel Tower");
+    place.good("add same.mpatch");
+    place.good("merge fix --onto model.safetensors");
+    place.good("checkout main");
+    let json = place.good("merge other --onto model.safetensors --json");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["stacked"].as_array().unwrap().len(), 3, "{json}");
+    assert_eq!(json["duplicates"][0]["text"], "The Eiffel Tower is in");
+    assert!(json["overlaps"][0]["angle_degrees"].is_number() && json["overlap_angle"] == 30.0, "{json}");
+    let log = checked_out(&place, "both.safetensors");
+    assert_eq!((log.matches("Eiffel").count(), log.matches("Needle").count()), (1, 1), "{log}");
+    (0..2).for_each(|_| drop(place.good("undo")));
+    let said = place.good("merge other --onto model.safetensors");
+    assert!(
+        said.contains("1 fact stands in two patches alike: declared once, but the weights hold both updates"),
+        "{said}"
+    );
+}
