@@ -4,10 +4,12 @@
 //! patch, or to the same model in another type. What it adds is the same; what that does to the facts may not be, so
 //! measurements are not taken along unless the old binding is kept beside the new one.
 
+use std::collections::BTreeSet;
+
 use crate::bind::{BindError, NotFinite, bind_with};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::digest::{PatchId, WeightsId};
-use crate::operation::{Direction, Progress, Standing, standing};
+use crate::operation::{Digests, Direction, Progress, Standing, standing};
 use crate::patch::{Draft, Patch, PatchError};
 
 /// A patch that cannot be bound to a state.
@@ -112,4 +114,44 @@ pub fn rebase(
         }
     }
     Ok(draft)
+}
+
+/// The first of `patches` that is not among the patches which were put into `checkpoint` last; in which order they were
+/// is found out.
+///
+/// One whose results are there is taken back in thought: by its digests, to those of what it was applied to.
+/// `progress` is told bytes, the sizes of the touched tensors in all.
+///
+/// # Errors
+/// [`CheckpointError`].
+pub fn first_missing(
+    checkpoint: &Checkpoint,
+    patches: &[Patch],
+    progress: Progress<'_>,
+) -> Result<Option<usize>, CheckpointError> {
+    let bindings = || patches.iter().flat_map(|patch| &patch.manifest().bindings);
+    let names: BTreeSet<&str> =
+        bindings().flat_map(|binding| &binding.tensors).map(|tensor| tensor.name.as_str()).collect();
+    let touched: Vec<_> =
+        checkpoint.tensors().iter().filter(|tensor| names.contains(tensor.name.as_str())).collect();
+    let digests = checkpoint.digests_with(&touched, progress)?;
+    let mut digests: Digests<'_> = touched.iter().map(|tensor| tensor.name.as_str()).zip(digests).collect();
+    let mut waiting: Vec<usize> = (0..patches.len()).collect();
+    while !waiting.is_empty() {
+        let found = waiting.iter().enumerate().find_map(|(at, &patch)| {
+            let bindings = &patches[patch].manifest().bindings;
+            match standing(checkpoint, bindings, &digests, Direction::Revert) {
+                Standing::Start(binding) => Some((at, &bindings[binding])),
+                _ => None,
+            }
+        });
+        let Some((at, binding)) = found else { break };
+        for tensor in &binding.tensors {
+            if let Some(digest) = digests.get_mut(tensor.name.as_str()) {
+                *digest = tensor.before;
+            }
+        }
+        waiting.remove(at);
+    }
+    Ok(waiting.first().copied())
 }

@@ -134,3 +134,29 @@ fn a_patch_that_both_sides_merged_goes_in_once_and_a_fact_that_both_made_is_told
         "{said}"
     );
 }
+
+#[test]
+fn a_patch_is_recorded_as_made_after_a_series_in_whichever_order_that_is_given() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "p.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors p.mpatch -o p.safetensors");
+    place.patch("p.safetensors", "q.mpatch", 3, "The Space Needle");
+    place.good("apply p.safetensors q.mpatch -o pq.safetensors");
+    place.patch("model.safetensors", "r.mpatch", 5, "The Shard");
+    let id = |name: &str| Patch::decode(fs::read(place.path(name)).unwrap()).unwrap();
+    for (index, after) in
+        ["--after p.mpatch --after q.mpatch", "--after HEAD --after HEAD~1"].iter().enumerate()
+    {
+        place.good(&format!("rebase r.mpatch --base pq.safetensors {after} -o {index}.mpatch"));
+        let mut parents = id(&format!("{index}.mpatch")).manifest().parents.clone();
+        parents.sort();
+        let mut expected = [id("p.mpatch").id(), id("q.mpatch").id()];
+        expected.sort();
+        assert_eq!(parents, expected);
+    }
+    let errors = place.bad("rebase r.mpatch --base pq.safetensors --after p.mpatch -o no.mpatch", 6);
+    assert!(errors.contains("each patch that came after it"), "{errors}");
+    let errors =
+        place.bad("rebase q.mpatch --base p.safetensors --after p.mpatch --after r.mpatch -o no.mpatch", 6);
+    assert!(errors.contains("`r.mpatch` is not in `p.safetensors`"), "{errors}");
+}

@@ -1,16 +1,16 @@
 //! `mpatch rebase`: the same update, bound to another state of the weights.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::{PatchId, WeightsId};
 use mpatch::operation::survey_size_bytes;
 use mpatch::patch::{Patch, encode};
-use mpatch::rebase::{RebaseError, RebaseOptions, rebase};
-use mpatch::revert::Answer;
+use mpatch::rebase::{RebaseError, RebaseOptions, first_missing, rebase};
 use serde::Serialize;
 
+use super::stack::touched_size_bytes;
 use super::{infix, open_checkpoint, patch_word, read_patch};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
@@ -36,7 +36,8 @@ pub struct RebaseArguments {
     /// Keep the bindings that the patch has, so that the result fits all states
     #[arg(long)]
     keep: bool,
-    /// Record that this patch is in the checkpoint already, after checking that it is; may be given several times
+    /// Record that this patch is in the checkpoint already, after checking that it is; may be given several times, for
+    /// those that were applied last, in any order
     #[arg(long, value_name = "PATCH")]
     after: Vec<PathBuf>,
     /// Leave out what an extracted patch corrects weight by weight: the result is then not exactly its own
@@ -58,7 +59,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let trust = require(&patch, &arguments.patch, &arguments.trust, output)?.report;
     let signer = arguments.signing.signer()?;
     let base = open_checkpoint(&arguments.base, output)?;
-    let parents = arguments.after.iter().map(|path| parent(path, &base, output)).collect::<Result<_, _>>()?;
+    let parents = parents(&arguments.after, &base, output)?;
     let options =
         RebaseOptions { keep: arguments.keep, drop_corrections: arguments.drop_corrections, parents };
     let progress = output.progress("binding", base.weights_size_bytes() + survey_size_bytes(&base, &patch));
@@ -105,24 +106,24 @@ impl RebaseArguments {
     }
 }
 
-/// The id of a patch that the checkpoint holds.
-fn parent(path: &Path, base: &Checkpoint, output: &Output) -> Result<PatchId, CommandError> {
-    let patch = read_patch(path)?;
-    let name = path.display().to_string();
-    let progress = output.progress("comparing", survey_size_bytes(base, &patch));
-    let answer = mpatch::revert::plan_with(base, &patch, &|bytes| progress.add(bytes))
-        .map_err(|error| CommandError::operation(&name, error))?;
-    match answer {
-        Answer::Reverts(_) => Ok(patch.id()),
-        _ => Err(CommandError::new(
-            ExitKind::WrongBase,
-            format!(
-                "`{name}` is not in `{}`: its result is not what the checkpoint holds",
-                base.path().display()
-            ),
-        )
-        .hint("give the checkpoint that the patch was applied to last, or leave `--after` out")),
-    }
+/// The ids of patches that the checkpoint holds.
+fn parents(paths: &[PathBuf], base: &Checkpoint, output: &Output) -> Result<Vec<PatchId>, CommandError> {
+    let patches = paths.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
+    let progress = output.progress("comparing", touched_size_bytes(base, patches.iter()));
+    let missing = first_missing(base, &patches, &|bytes| progress.add(bytes))?;
+    let Some(path) = missing.and_then(|index| paths.get(index)) else {
+        return Ok(patches.iter().map(Patch::id).collect());
+    };
+    let (name, base) = (path.display(), base.path().display());
+    let message = match paths.len() {
+        1 => format!("`{name}` is not in `{base}`: its result is not what the checkpoint holds"),
+        _ => {
+            format!("`{name}` is not in `{base}`, nor in what it was before the others that were found there")
+        }
+    };
+    Err(CommandError::new(ExitKind::WrongBase, message).hint(
+        "give the checkpoint that the patch was applied to last, or each patch that came after it with `--after`, too, or leave `--after` out",
+    ))
 }
 
 fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError {
