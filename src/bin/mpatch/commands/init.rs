@@ -88,7 +88,7 @@ fn begin(
         Err(error)
     })?;
     let base = base(checkpoint, output)?;
-    let (model, author) = (remembered(folder, model)?, author()?);
+    let model = remembered(folder, model)?;
     // To begin a history takes a moment; what a signal left of one would be litter.
     if let Some(passing) = passing {
         passing.keep();
