@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
+use crate::factors::sums_of_squares;
 use crate::tensor::{Dtype, Element};
-use crate::with_element;
 
 /// Weights whose squares one thread adds up.
 const PART_WEIGHTS: usize = 1 << 16;
@@ -61,16 +61,12 @@ impl Norms {
     /// As [`Norms::add`], a part on each thread; the order of the sums does not depend on how many there are.
     pub(crate) fn add_parts(&mut self, dtype: Dtype, before: &[u8], after: &[u8]) {
         let size_bytes = PART_WEIGHTS * dtype.size_bytes();
-        let of_part = |(before, after)| {
-            let mut norms = Self::default();
-            with_element!(dtype, E => norms.add::<E>(before, after));
-            norms
-        };
-        let parts: Vec<Self> =
-            before.par_chunks(size_bytes).zip(after.par_chunks(size_bytes)).map(of_part).collect();
-        for part in parts {
-            self.before += part.before;
-            self.change += part.change;
+        let parts = before.par_chunks(size_bytes).zip(after.par_chunks(size_bytes));
+        let parts: Vec<[f64; 2]> =
+            parts.map(|(before, after)| sums_of_squares(dtype, before, after)).collect();
+        for [before, change] in parts {
+            self.before += before;
+            self.change += change;
         }
     }
 
@@ -83,6 +79,7 @@ impl Norms {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::with_element;
 
     #[test]
     fn the_norm_ratio_of_nothing_is_zero() {
@@ -103,14 +100,22 @@ mod tests {
 
     #[test]
     fn parts_give_the_norms_of_the_whole() {
+        // All bit patterns of a half, NaN and infinities among them.
         let weights: Vec<u8> =
-            (0..2 * PART_WEIGHTS as u32 + 3).flat_map(|at| (at as f32).to_le_bytes()).collect();
-        let change: Vec<u8> = weights.iter().rev().copied().collect();
-        let (mut whole, mut parts) = (Norms::default(), Norms::default());
-        whole.add::<f32>(&weights, &change);
-        parts.add_parts(Dtype::F32, &weights, &change);
-        assert!(is_stated_truly(whole.ratio(), parts.ratio()));
-        assert!(parts.before > 0.0 && (parts.before - whole.before).abs() < 1e-12 * whole.before);
+            (0..4 * PART_WEIGHTS as u32 + 6).flat_map(|at| (at as u16).to_le_bytes()).collect();
+        let changed: Vec<u8> =
+            (0..4 * PART_WEIGHTS as u32 + 6).flat_map(|at| (at as u16 ^ 5).to_le_bytes()).collect();
+        for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+            let (mut whole, mut parts) = (Norms::default(), Norms::default());
+            with_element!(dtype, E => whole.add::<E>(&weights, &changed));
+            parts.add_parts(dtype, &weights, &changed);
+            assert!(is_stated_truly(whole.ratio(), parts.ratio()), "{dtype}");
+            let sums = [(parts.before, whole.before), (parts.change, whole.change)];
+            assert!(
+                sums.iter().all(|(one, other)| *one > 0.0 && (one - other).abs() <= 1e-12 * other),
+                "{dtype}: {sums:?}"
+            );
+        }
     }
 
     #[test]

@@ -52,6 +52,7 @@ pub use recompress::recompress;
 #[cfg(feature = "edit")]
 pub use sketch::Sketch;
 pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};
+pub(crate) use update::sums_of_squares;
 pub use update::{RowsApplied, Update};
 
 /// Narrowest integers of a factor, in bits.

@@ -12,7 +12,9 @@ use std::ops::{AddAssign, Range};
 
 use rayon::prelude::*;
 
-use super::kernels::{Applied, Block, Kernel, Lane, PANEL, Product, Scratch, Sums, Terms, apply, scale};
+use super::kernels::{
+    Applied, Block, Kernel, Lane, PANEL, Product, Scratch, Sums, Terms, apply, scale, squares,
+};
 use super::{FactorError, Term};
 use crate::tensor::{Dtype, Element};
 use crate::with_element;
@@ -398,6 +400,11 @@ fn overflow_of_span<E: Lane>(span: &Span<'_>, from: usize, before: &[u8]) -> Opt
         }
     }
     None
+}
+
+/// Sums of squares, in f64, of the weights `before` and of their changes to `after`; pairs that are not finite add nothing.
+pub(crate) fn sums_of_squares(dtype: Dtype, before: &[u8], after: &[u8]) -> [f64; 2] {
+    with_element!(dtype, E => squares::<E>(Kernel::best(), before, after))
 }
 
 /// The sum before rounding: each term added in turn, plain f64.

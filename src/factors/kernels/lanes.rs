@@ -379,7 +379,7 @@ pub(super) use each;
 
 /// The values of `bits`.
 #[inline(always)]
-fn values<E: Lane>(bits: &Bits, halves: impl Halves) -> Doubles {
+pub(super) fn values<E: Lane>(bits: &Bits, halves: impl Halves) -> Doubles {
     each!(&E::singles(bits, halves), f64::from, 0.0)
 }
 

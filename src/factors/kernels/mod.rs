@@ -17,6 +17,7 @@ mod inverse;
 mod lanes;
 mod peak;
 mod plain;
+mod squares;
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -33,6 +34,7 @@ use bytes::Bytes;
 pub(super) use bytes::PANEL;
 pub(super) use inverse::{LOOK, Members, log, restore};
 pub(super) use lanes::{Applied, Lane, STRETCH_MAX, Terms, apply, result, scale};
+pub(super) use squares::squares;
 
 /// How updates are computed. The choice never shows in the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
