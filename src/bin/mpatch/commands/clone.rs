@@ -89,8 +89,8 @@ fn copy(
     output: &Output,
 ) -> Result<Copied, CommandError> {
     let made = Store::begin(folder, "main")?;
-    let author = author()?;
     let passing = passing.unwrap_or_else(|| Passing::begin(made.git_folder().to_owned()));
+    let author = author()?;
     let incoming = made.incoming()?;
     fetch(&incoming, address)?;
     let head = head_branch(&incoming, address)?;

@@ -8,6 +8,7 @@ use mpatch::digest::PatchId;
 use mpatch::edit::check_prompts;
 use mpatch::edit::estimate::Estimate;
 use mpatch::evaluate::{Evaluation, Outcome, Scores};
+use mpatch::factors::BITS_DEFAULT;
 use mpatch::facts::Record;
 use mpatch::patch::manifest::{About, Line};
 use serde::Serialize;
@@ -373,8 +374,9 @@ impl CreateReport {
     /// What helps where facts do not win.
     fn advice(&self) -> String {
         let lost = || self.outcomes.iter().filter(|fact| !fact.holds);
+        let is_cut = self.layers.iter().any(|layer| layer.rank < self.facts || layer.bits < BITS_DEFAULT);
         let unfound = lost().filter(|fact| fact.probability_of_value < VALUE_PROBABILITY_MIN).count();
-        if 2 * unfound > lost().count() {
+        if !is_cut && 2 * unfound > lost().count() {
             return format!(
                 "no value that says its target was found for {}; give a larger `clamp_norm_factor`, more \
                  `v_num_grad_steps`, or other layers by `--hparams`",
