@@ -50,8 +50,7 @@ impl fmt::Display for Dtype {
     }
 }
 
-/// The rows and columns of a tensor of `shape`, as a patch counts them: one of one dimension is one row. None where it has
-/// others.
+/// The rows and columns of a tensor of `shape`, as a patch counts them; none where it has more dimensions, or none.
 pub(crate) fn matrix_shape(shape: &[u64]) -> Option<[u64; 2]> {
     match *shape {
         [columns] => Some([1, columns]),

@@ -40,7 +40,7 @@ pub struct BaseTensor {
 }
 
 impl BaseTensor {
-    /// Its rows and columns, see [`matrix_shape`].
+    /// Its rows and columns as a patch counts them: a tensor of one dimension is one row.
     pub fn matrix_shape(&self) -> Option<[u64; 2]> {
         matrix_shape(&self.shape)
     }
