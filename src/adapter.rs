@@ -19,9 +19,10 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::checkpoint::{CheckpointError, NewTensor, write_new, write_new_folder, write_safetensors};
+use crate::digest::WeightsId;
 use crate::factors::{Integers, Term};
 use crate::operation::Progress;
-use crate::patch::manifest::{Binding, IntegersEntry};
+use crate::patch::manifest::{IntegersEntry, TensorBinding};
 use crate::patch::{Patch, PatchError};
 use crate::tensor::{Dtype, Element};
 use crate::with_element;
@@ -79,10 +80,10 @@ pub enum AdapterError {
         "to the weights {first} it adds something else than to the weights {other}, and an adapter is added to either"
     )]
     BindingsDiffer {
-        /// One state's weights id.
-        first: String,
-        /// The other's.
-        other: String,
+        /// One state.
+        first: WeightsId,
+        /// The other.
+        other: WeightsId,
     },
     /// A number of a factor is beyond the type that was asked for.
     #[error("tensor `{tensor}`, row {row}: {value:e} does not fit {dtype}, which ends at {largest:e}")]
@@ -160,7 +161,12 @@ impl<'p> Adapter<'p> {
             let path = if bare { format!("transformer.{path}") } else { path.to_owned() };
             modules.push(Module { path, shape: tensor.shape, rank, terms: tensor.terms.clone() });
         }
-        check_bindings(&manifest.bindings)?;
+        // An adapter does not ask which weights it meets.
+        let added =
+            |tensor: &TensorBinding| (tensor.name.clone(), tensor.terms.clone(), tensor.correction.is_some());
+        if let Some([first, other]) = manifest.differing_bindings(added) {
+            return Err(AdapterError::BindingsDiffer { first, other });
+        }
         let rank = modules.iter().map(|module| module.rank).max().unwrap_or(0);
         Ok(Self { patch, modules, rank, dtype })
     }
@@ -286,22 +292,6 @@ impl<'p> Adapter<'p> {
             false => Factor { terms, row: left_row, columns: self.rank as usize },
         })
     }
-}
-
-/// Refuses bindings that do not all add the same to the same tensors: an adapter does not ask which weights it meets.
-fn check_bindings(bindings: &[Binding]) -> Result<(), AdapterError> {
-    let Some((first, others)) = bindings.split_first() else { return Ok(()) };
-    let added = |binding: &Binding| -> Vec<_> {
-        let tensors = binding.tensors.iter();
-        tensors
-            .map(|tensor| (tensor.name.clone(), tensor.terms.clone(), tensor.correction.is_some()))
-            .collect()
-    };
-    let expected = added(first);
-    others.iter().find(|binding| added(binding) != expected).map_or(Ok(()), |other| {
-        let (first, other) = (first.weights.to_string(), other.weights.to_string());
-        Err(AdapterError::BindingsDiffer { first, other })
-    })
 }
 
 /// `lora_A` or `lora_B` of one module.

@@ -10,6 +10,7 @@ use crate::bind::{BindError, NotFinite, bind_with};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::digest::{PatchId, WeightsId};
 use crate::operation::{Digests, Direction, Progress, Standing, standing};
+use crate::patch::manifest::TensorBinding;
 use crate::patch::{Draft, Patch, PatchError};
 
 /// A patch that cannot be bound to a state.
@@ -36,6 +37,14 @@ pub enum RebaseError {
     Applied {
         /// The state.
         weights: WeightsId,
+    },
+    /// It does not say what to add to a new state.
+    #[error("to the weights {first} it adds something else than to the weights {other}")]
+    BindingsDiffer {
+        /// One state.
+        first: WeightsId,
+        /// The other.
+        other: WeightsId,
     },
     /// A patch that is more than its terms.
     #[error("the patch corrects tensor `{tensor}` weight by weight, which holds on its own base only")]
@@ -89,7 +98,10 @@ pub fn rebase(
     if let Standing::End(_) = standing(checkpoint, bindings, &digests, Direction::Apply) {
         return Err(RebaseError::Applied { weights });
     }
-    // The format asks for one binding at least, and all touch what the first touches as a rule.
+    let added = |tensor: &TensorBinding| (tensor.name.clone(), tensor.terms.clone());
+    if let Some([first, other]) = patch.manifest().differing_bindings(added) {
+        return Err(RebaseError::BindingsDiffer { first, other });
+    }
     let tensors = bindings.iter().take(1).flat_map(|binding| &binding.tensors);
     let mut edits = Vec::new();
     for tensor in tensors {

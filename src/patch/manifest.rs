@@ -144,6 +144,20 @@ pub struct Binding {
     pub tensors: Vec<TensorBinding>,
 }
 
+impl Manifest {
+    /// Two states for whose tensors `told` says different things.
+    pub fn differing_bindings<T: PartialEq>(
+        &self,
+        told: impl Fn(&TensorBinding) -> T,
+    ) -> Option<[WeightsId; 2]> {
+        let all = |binding: &Binding| Vec::from_iter(binding.tensors.iter().map(&told));
+        let (first, others) = self.bindings.split_first()?;
+        let expected = all(first);
+        let other = others.iter().find(|binding| all(binding) != expected)?;
+        Some([first.weights, other.weights])
+    }
+}
+
 /// One touched tensor in one state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TensorBinding {

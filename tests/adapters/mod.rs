@@ -8,6 +8,7 @@ use mpatch::bind::bind;
 use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::factors::{BITS_DEFAULT, IntegerMatrix, Integers, Term, quantize_low_rank};
 use mpatch::patch::{Draft, Patch};
+use mpatch::rebase::{RebaseOptions, rebase};
 use mpatch::tensor::{Dtype, Element};
 use mpatch::with_element;
 
@@ -213,7 +214,10 @@ fn a_patch_that_is_more_than_factors_becomes_no_adapter() {
 }
 
 #[test]
-fn a_patch_that_adds_other_terms_to_other_weights_becomes_no_adapter() {
+fn a_patch_that_adds_other_terms_to_other_weights_becomes_no_adapter_and_is_not_bound_to_a_third() {
+    let folder = tempfile::tempdir().unwrap();
+    let third = Checkpoint::open(write(folder.path(), "base.safetensors", &base(Dtype::F16))).unwrap();
+    let bound = |patch: &Patch| rebase(&third, patch, &RebaseOptions::default(), &quiet).map(|_| ());
     let mut numbers = Numbers(7);
     let terms = [(); 2].map(|()| numbers.low_rank(SHAPE, 2, 6, 0.3)).to_vec();
     let first = [numbers.weights(FIRST, Dtype::F16, SHAPE), numbers.weights(SECOND, Dtype::F16, SHAPE)];
@@ -224,9 +228,11 @@ fn a_patch_that_adds_other_terms_to_other_weights_becomes_no_adapter() {
         decoded(&drafts::draft(terms.clone(), bindings))
     };
     assert!(Adapter::of(&patch([&[0], &[1]]), Dtype::F32).is_ok());
+    bound(&patch([&[0], &[1]])).unwrap();
     for uses in [[&[1][..], &[0]], [&[0], &[]], [&[0, 1], &[1]]] {
-        let found = refusal(&patch(uses));
-        assert!(found.contains("adds something else"), "{found}");
+        for found in [refusal(&patch(uses)), bound(&patch(uses)).unwrap_err().to_string()] {
+            assert!(found.contains("adds something else"), "{found}");
+        }
     }
 }
 
