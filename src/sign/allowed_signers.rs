@@ -34,6 +34,14 @@ pub struct Entry {
     pub line: usize,
 }
 
+impl Entry {
+    /// Whether the key may sign patches, at some time.
+    pub fn may_sign_patches(&self) -> bool {
+        let names_patches = |namespaces: &Patterns| namespaces.matches(NAMESPACE);
+        !self.is_authority && self.namespaces.as_ref().is_none_or(names_patches)
+    }
+}
+
 /// A line that trusts nobody, because it cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {what}")]

@@ -225,7 +225,7 @@ impl Worth {
             .iter()
             .flat_map(|(source, signers)| signers.entries.iter().map(move |entry| (source, entry)));
         let of_key = all.filter(|(_, entry)| entry.key == *key && !entry.is_authority);
-        let (ours, others): (Vec<_>, Vec<_>) = of_key.partition(|(_, entry)| is_for_patches(entry));
+        let (ours, others): (Vec<_>, Vec<_>) = of_key.partition(|(_, entry)| entry.may_sign_patches());
         let (valid, invalid): (Vec<_>, Vec<_>) =
             ours.into_iter().partition(|(_, entry)| is_valid(entry, now));
         if valid.is_empty() {
@@ -258,7 +258,7 @@ impl Worth {
     fn or_unaccepted(mut self, key: &PublicKey, keyring: &Keyring) -> Self {
         let lists = |file: &&Unaccepted| {
             let mut entries = file.signers.entries.iter();
-            entries.any(|entry| entry.key == *key && !entry.is_authority && is_for_patches(entry))
+            entries.any(|entry| entry.key == *key && entry.may_sign_patches())
         };
         if self.answer == Answer::Unknown
             && let Some(file) = keyring.unaccepted.iter().find(lists)
@@ -282,10 +282,6 @@ impl Worth {
 fn each_once<T: Ord + Clone>(items: impl Iterator<Item = T>) -> Vec<T> {
     let mut seen = BTreeSet::new();
     items.filter(|item| seen.insert(item.clone())).collect()
-}
-
-fn is_for_patches(entry: &Entry) -> bool {
-    entry.namespaces.as_ref().is_none_or(|namespaces| namespaces.matches(NAMESPACE))
 }
 
 fn is_valid(entry: &Entry, now: u64) -> bool {

@@ -530,10 +530,7 @@ impl TrustFiles {
     /// Some file trusts this key with patches, now or at another time.
     pub fn knows(&self, key: &PublicKey) -> bool {
         let mut entries = self.keyring.sources.iter().flat_map(|(_, signers)| &signers.entries);
-        let is_for_patches = |entry: &allowed_signers::Entry| {
-            entry.namespaces.as_ref().is_none_or(|namespaces| namespaces.matches(mpatch::sign::NAMESPACE))
-        };
-        entries.any(|entry| entry.key == *key && !entry.is_authority && is_for_patches(entry))
+        entries.any(|entry| entry.key == *key && entry.may_sign_patches())
     }
 
     /// The file that revokes this key, if one does.
