@@ -230,31 +230,25 @@ impl CommandError {
 
     /// A patch called `name` is refused.
     pub fn patch(name: &str, error: &PatchError) -> Self {
-        let kind = match error {
-            PatchError::UnsupportedVersion { .. }
-            | PatchError::UnsupportedFlags { .. }
-            | PatchError::UnsupportedFeature { .. } => ExitKind::Unsupported,
-            PatchError::Limit { .. } => ExitKind::LimitExceeded,
-            PatchError::Read { .. } | PatchError::Write { .. } => ExitKind::Io,
-            _ => ExitKind::Malformed,
-        };
-        let refused = Self::new(kind, format!("`{name}`: {error}"));
-        match error {
+        let (kind, hint) = match error {
             PatchError::NotAPatch { .. } => {
-                refused.hint("give the patch file, whose name usually ends in `.mpatch`")
+                (ExitKind::Malformed, "give the patch file, whose name usually ends in `.mpatch`")
             }
-            PatchError::Malformed { .. } => refused.hint("fetch the patch again, or ask whoever made it"),
+            PatchError::Malformed { .. } => {
+                (ExitKind::Malformed, "fetch the patch again, or ask whoever made it")
+            }
             PatchError::UnsupportedVersion { .. }
             | PatchError::UnsupportedFlags { .. }
             | PatchError::UnsupportedFeature { .. } => {
-                refused.hint("`mpatch --version` tells which one this is")
+                (ExitKind::Unsupported, "`mpatch --version` tells which one this is")
             }
-            PatchError::Limit { .. } => refused.hint("make several smaller patches instead"),
+            PatchError::Limit { .. } => (ExitKind::LimitExceeded, "make several smaller patches instead"),
             PatchError::Read { .. } | PatchError::Write { .. } => {
-                refused.hint("nothing was changed; try again once the system allows it")
+                (ExitKind::Io, "nothing was changed; try again once the system allows it")
             }
-            _ => refused.hint("if a fresh copy is refused too, ask whoever made it"),
-        }
+            _ => (ExitKind::Malformed, "if a fresh copy is refused too, ask whoever made it"),
+        };
+        Self::new(kind, format!("`{name}`: {error}")).hint(hint)
     }
 
     /// An operation with the patch called `name` stopped; it left no output.
@@ -276,55 +270,52 @@ impl CommandError {
 
 impl From<CheckpointError> for CommandError {
     fn from(error: CheckpointError) -> Self {
-        let kind = match &error {
-            CheckpointError::Io { .. }
-            | CheckpointError::OutputExists { .. }
-            | CheckpointError::InPlace { .. }
-            | CheckpointError::Space { .. }
-            | CheckpointError::NotDurable { .. } => ExitKind::Io,
-            CheckpointError::Busy { .. } => ExitKind::Busy,
-            CheckpointError::Recovery { .. } => ExitKind::Recovery,
-            CheckpointError::Stopped { .. } => interrupt::exit_kind(),
-            CheckpointError::Changed { .. } => ExitKind::WrongBase,
-            CheckpointError::Output { .. } => ExitKind::Usage,
-            CheckpointError::Limit { .. } => ExitKind::LimitExceeded,
-            CheckpointError::MissingTensor { .. } => ExitKind::WrongBase,
-            _ => ExitKind::Malformed,
-        };
-        let refused = Self::new(kind, chain(&error));
-        match &error {
-            CheckpointError::Io { action, source, .. } => refused.hint(match *action {
-                "read" | "open" | "list" | "examine" => io_hint(source),
-                _ => output_hint(source),
-            }),
+        let (kind, hint) = match &error {
+            CheckpointError::Io { action, source, .. } => (
+                ExitKind::Io,
+                match *action {
+                    "read" | "open" | "list" | "examine" => io_hint(source),
+                    _ => output_hint(source),
+                },
+            ),
             CheckpointError::OutputExists { .. } => {
-                refused.hint("choose another name with `-o`, or move it away")
+                (ExitKind::Io, "choose another name with `-o`, or move it away")
             }
             CheckpointError::NotACheckpoint { .. } => {
-                refused.hint("give a `.safetensors` file, an index of shards, or a model folder")
+                (ExitKind::Malformed, "give a `.safetensors` file, an index of shards, or a model folder")
             }
-            CheckpointError::Header { .. } => refused.hint("fetch the checkpoint again"),
+            CheckpointError::Header { .. } => (ExitKind::Malformed, "fetch the checkpoint again"),
             CheckpointError::MissingTensor { .. } => {
-                refused.hint("`mpatch show` tells which model the patch is for")
+                (ExitKind::WrongBase, "`mpatch show` tells which model the patch is for")
             }
-            CheckpointError::Output { .. } => refused.hint("choose another name with `-o`"),
-            CheckpointError::InPlace { .. } => refused.hint("leave `--in-place` out: a copy is as exact"),
-            CheckpointError::Space { source, .. } => refused.hint(output_hint(source)),
+            CheckpointError::Output { .. } => (ExitKind::Usage, "choose another name with `-o`"),
+            CheckpointError::InPlace { .. } => (ExitKind::Io, "leave `--in-place` out: a copy is as exact"),
+            CheckpointError::Space { source, .. } => (ExitKind::Io, output_hint(source)),
             CheckpointError::NotDurable { .. } => {
-                refused.hint("check it with `mpatch verify` before you rely on it").after_the_work()
+                let hint = "check it with `mpatch verify` before you rely on it";
+                return Self::new(ExitKind::Io, chain(&error)).hint(hint).after_the_work();
             }
-            CheckpointError::Busy { .. } => refused.hint("try again when that one has finished"),
-            CheckpointError::Recovery { way_out: Some(way_out), .. } => {
-                refused.with_recovery_pending().hint(*way_out)
+            CheckpointError::Busy { .. } => (ExitKind::Busy, "try again when that one has finished"),
+            CheckpointError::Recovery { way_out, .. } => {
+                let pending = Self::new(ExitKind::Recovery, chain(&error)).with_recovery_pending();
+                return match way_out {
+                    Some(way_out) => pending.hint(*way_out),
+                    None => pending,
+                };
             }
-            CheckpointError::Recovery { way_out: None, .. } => refused.with_recovery_pending(),
-            CheckpointError::Stopped { .. } => refused.hint("run the same command again to go on"),
-            CheckpointError::Changed { .. } => {
-                refused.hint("the file was changed meanwhile: wait until nobody writes to it, and try again")
+            CheckpointError::Stopped { .. } => {
+                (interrupt::exit_kind(), "run the same command again to go on")
             }
-            CheckpointError::Limit { .. } => refused.hint("this is no model's file: check the path"),
-            _ => refused.hint("fetch the checkpoint again, with its index and all its shards"),
-        }
+            CheckpointError::Changed { .. } => (
+                ExitKind::WrongBase,
+                "the file was changed meanwhile: wait until nobody writes to it, and try again",
+            ),
+            CheckpointError::Limit { .. } => {
+                (ExitKind::LimitExceeded, "this is no model's file: check the path")
+            }
+            _ => (ExitKind::Malformed, "fetch the checkpoint again, with its index and all its shards"),
+        };
+        Self::new(kind, chain(&error)).hint(hint)
     }
 }
 

@@ -129,10 +129,12 @@ fn brought_by(store: &Store, id: CommitId) -> Result<PatchId, CommandError> {
 
 impl From<StoreError> for CommandError {
     fn from(error: StoreError) -> Self {
+        // A hint that names something of the error's own.
+        let made;
         let (kind, hint) = match &error {
             StoreError::NoStore { copy: Some(copy), .. } => {
-                let hint = format!("`mpatch clone {} NEW` makes one of it", shell_word(copy));
-                return Self::new(ExitKind::Usage, chain(&error)).hint(hint);
+                made = format!("`mpatch clone {} NEW` makes one of it", shell_word(copy));
+                (ExitKind::Usage, made.as_str())
             }
             StoreError::NoStore { .. } => {
                 (ExitKind::Usage, "`mpatch init --base MODEL` begins a history, `mpatch clone` copies one")
@@ -142,15 +144,15 @@ impl From<StoreError> for CommandError {
             StoreError::Owner { path } => {
                 let git = path.join(".git");
                 let git = std::path::absolute(if git.is_dir() { &git } else { path }).unwrap_or(git);
-                let hint = format!(
+                made = format!(
                     "its configuration is not to be trusted: clone it, once `git config --global --add safe.directory {}` lets git read it; or make it yours and nobody else's to write to (`chmod -R o-w .git`)",
                     shell_word(git)
                 );
-                return Self::new(ExitKind::Io, chain(&error)).hint(hint);
+                (ExitKind::Io, made.as_str())
             }
             StoreError::Worktree { main, .. } => {
-                let hint = format!("give the history itself: `--store {}`", shell_word(main));
-                return Self::new(ExitKind::Usage, chain(&error)).hint(hint);
+                made = format!("give the history itself: `--store {}`", shell_word(main));
+                (ExitKind::Usage, made.as_str())
             }
             StoreError::Busy { .. } => (ExitKind::Busy, "wait for it, or give a longer `--lock-timeout`"),
             StoreError::Io { source, .. } => (ExitKind::Io, io_hint(source)),
@@ -158,10 +160,10 @@ impl From<StoreError> for CommandError {
                 (ExitKind::Io, "free some space, or change the permissions, and try again")
             }
             StoreError::Locked { lock, .. } => {
-                let hint = format!(
+                made = format!(
                     "try again once it is gone; where no `git` runs, one that died left `{lock}`: remove it"
                 );
-                return Self::new(ExitKind::Busy, chain(&error)).hint(hint);
+                (ExitKind::Busy, made.as_str())
             }
             StoreError::Pending { .. } => {
                 return Self::new(ExitKind::Recovery, chain(&error)).pending_in_history();
@@ -194,7 +196,6 @@ impl From<StoreError> for CommandError {
                 ExitKind::Malformed,
                 "`mpatch fsck` names all that is damaged, `mpatch fsck --repair SOURCE` mends it from whole copies",
             ),
-            StoreError::Patch { .. } => (ExitKind::Malformed, "`mpatch fsck` tells more"),
             StoreError::Limit { .. } => (
                 ExitKind::LimitExceeded,
                 "`mpatch stack` makes one patch of several; a history of that can begin anew",
