@@ -437,8 +437,7 @@ impl Job<'_> {
             supersedes: self.supersedes.clone(),
             about: self.about.clone(),
         };
-        // Read back what was laid out: a patch that does not decode must never reach a disk.
-        encode(&draft).and_then(Patch::decode).map_err(|error| CommandError::patch("the new patch", &error))
+        encoded(&draft, "the new patch")
     }
 
     fn recipe(&self) -> Result<Recipe, CommandError> {
@@ -456,6 +455,12 @@ impl Job<'_> {
             device: arithmetic(self.model),
         })
     }
+}
+
+/// The patch that a draft makes; `name` is what it is called where it is refused.
+pub fn encoded(draft: &Draft, name: &str) -> Result<Patch, CommandError> {
+    // Read back what was laid out: a patch that does not decode must never reach a disk.
+    encode(draft).and_then(Patch::decode).map_err(|error| CommandError::patch(name, &error))
 }
 
 /// An update as integers.

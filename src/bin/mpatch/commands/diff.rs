@@ -12,9 +12,9 @@ use mpatch::diff::{
 };
 use mpatch::digest::{FileDigest, PatchId};
 use mpatch::extract::{ExtractError, ExtractedTensor, Form, extract};
+use mpatch::patch::Patch;
 use mpatch::patch::layout::MAGIC;
 use mpatch::patch::manifest::{Base, Fact};
-use mpatch::patch::{Patch, encode};
 use serde::Serialize;
 
 use super::create::AboutArguments;
@@ -23,7 +23,7 @@ use super::{is_stdin, open_checkpoint, patch_word, read_patch, states};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::history::{StoreArguments, recorded_patch_in, state_named};
-use crate::job::TOOL;
+use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
@@ -219,9 +219,7 @@ fn extracted(
     let found = extract(&base, &edited, model_of(&base)?, TOOL, about, &|bytes| progress.add(bytes));
     let found = found.map_err(|error| extract_error(&arguments.first, second, error))?;
     drop(progress);
-    let mut patch = encode(&found.draft)
-        .and_then(Patch::decode)
-        .map_err(|error| CommandError::patch("the extracted patch", &error))?;
+    let mut patch = encoded(&found.draft, "the extracted patch")?;
     let signature = write_signed(&mut patch, signer.as_ref(), place)?;
     let stored = |index: u32| patch.manifest().sections[index as usize].stored_size;
     let tensors =

@@ -14,7 +14,7 @@ use std::collections::BTreeSet;
 use clap::Args;
 use mpatch::checkpoint::PassingFolder;
 use mpatch::digest::PatchId;
-use mpatch::patch::{Patch, encode};
+use mpatch::patch::Patch;
 use mpatch::stack::{AddOptions, Named, StackError, Stacked, plan_among};
 use mpatch::store::{Atlas, Commit, Store, way};
 use serde::Serialize;
@@ -25,7 +25,7 @@ use super::origins::Origins;
 use super::stack::{sides, stack_error, touched_size_bytes};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
-use crate::job::TOOL;
+use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path, series_at};
@@ -250,9 +250,7 @@ impl Plan {
         drop(progress);
         let Stacked { plan, overlaps, draft, .. } = stacked;
         let agreement = Agreement::new(plan, overlaps, OVERLAP_ANGLE_DEGREES);
-        let patch = encode(&draft)
-            .and_then(Patch::decode)
-            .map_err(|error| CommandError::patch("the merged patch", &error))?;
+        let patch = encoded(&draft, "the merged patch")?;
         let Some(signer) = signer else {
             return Ok(Merged { patch, signature: None, judged, agreement });
         };

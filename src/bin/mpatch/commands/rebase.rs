@@ -6,7 +6,7 @@ use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::{PatchId, WeightsId};
 use mpatch::operation::survey_size_bytes;
-use mpatch::patch::{Patch, encode};
+use mpatch::patch::Patch;
 use mpatch::rebase::{RebaseError, RebaseOptions, first_missing, rebase};
 use serde::Serialize;
 
@@ -14,6 +14,7 @@ use super::stack::touched_size_bytes;
 use super::{infix, open_checkpoint, patch_word, read_patch};
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
+use crate::job::encoded;
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{TrustArguments, TrustReport, require};
@@ -66,9 +67,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let draft = rebase(&base, &patch, &options, &|bytes| progress.add(bytes));
     let draft = draft.map_err(|error| rebase_error(arguments, error))?;
     drop(progress);
-    let mut bound = encode(&draft)
-        .and_then(Patch::decode)
-        .map_err(|error| CommandError::patch("the rebased patch", &error))?;
+    let mut bound = encoded(&draft, "the rebased patch")?;
     let signature = write_signed(&mut bound, signer.as_ref(), &place)?;
     let bindings = bound.manifest().bindings.iter().map(|binding| BindingReport {
         weights: binding.weights,

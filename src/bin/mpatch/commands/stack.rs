@@ -8,8 +8,8 @@ use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::PatchId;
 use mpatch::facts::{FactsFile, SCHEMA, blank};
 use mpatch::model::Precision;
+use mpatch::patch::Patch;
 use mpatch::patch::manifest::{Fact, Recipe};
-use mpatch::patch::{Patch, encode};
 use mpatch::stack::{AddOptions, Named, Overlap, Plan, Sides, Squash, Squashed, StackError, Stacked, plan};
 use serde::Serialize;
 
@@ -20,7 +20,7 @@ use crate::editing::{
     DeviceArguments, PrecisionArguments, check_questions, open_model_in, read_facts, refuse_existing,
 };
 use crate::error::{CommandError, ExitKind, chain};
-use crate::job::{Prepared, RecipeArguments, TOOL, tolerance};
+use crate::job::{Prepared, RecipeArguments, TOOL, encoded, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{TrustArguments, TrustReport, require};
@@ -165,7 +165,7 @@ impl StackArguments {
         let progress = output.progress("binding", touched_size_bytes(base, added));
         let stacked = plan.add(base, named, &options, &|bytes| progress.add(bytes)).map_err(stack_error)?;
         drop(progress);
-        let mut patch = decode(encode(&stacked.draft))?;
+        let mut patch = encoded(&stacked.draft, "the stacked patch")?;
         let signature = write_signed(&mut patch, signer, &self.output)?;
         let Stacked { plan, overlaps, squashed, .. } = stacked;
         Ok(StackReport { squashed, signature, ..self.report(plan, overlaps, &patch) })
@@ -237,11 +237,6 @@ pub fn touched_size_bytes<'p>(base: &Checkpoint, patches: impl Iterator<Item = &
         bindings.flat_map(|binding| &binding.tensors).map(|tensor| tensor.name.as_str()).collect();
     let touched = base.tensors().iter().filter(|info| names.contains(info.name.as_str()));
     touched.map(|info| info.size_bytes).sum()
-}
-
-/// Reads back what was laid out: a patch that does not decode must never reach a disk.
-fn decode(bytes: Result<Vec<u8>, mpatch::patch::PatchError>) -> Result<Patch, CommandError> {
-    bytes.and_then(Patch::decode).map_err(|error| CommandError::patch("the stacked patch", &error))
 }
 
 /// The facts as a file would hold them, checked as one.
