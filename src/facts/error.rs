@@ -1,6 +1,7 @@
 //! What can be wrong with a facts file: each error names the record, the field, what was expected and what stands
 //! there; [`FactsError::hint`] says what to do about it.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use super::{FACTS_MAX, Layout, SCHEMA, TEXT_SIZE_MAX_BYTES};
@@ -267,10 +268,14 @@ impl FactsError {
 }
 
 /// `text` in backticks, cut to a length that fits in a sentence.
-pub(super) fn excerpt(text: &str) -> String {
-    const LENGTH_MAX: usize = 80;
-    match text.char_indices().nth(LENGTH_MAX) {
-        Some((cut, _)) => format!("`{}...`", &text[..cut]),
-        None => format!("`{text}`"),
+pub fn excerpt(text: &str) -> String {
+    format!("`{}`", shortened(text, 80))
+}
+
+/// `text`, cut after `length_max` characters.
+pub fn shortened(text: &str, length_max: usize) -> Cow<'_, str> {
+    match text.char_indices().nth(length_max) {
+        Some((cut, _)) => format!("{}...", &text[..cut]).into(),
+        None => text.into(),
     }
 }

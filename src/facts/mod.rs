@@ -25,7 +25,7 @@ use serde::{Serialize, Serializer};
 use crate::digest::FileDigest;
 
 pub use check::{blank, same_target};
-pub use error::{Clash, FactsError, FactsErrorKind, Place};
+pub use error::{Clash, FactsError, FactsErrorKind, Place, excerpt, shortened};
 pub use layouts::{Layout, SCHEMA};
 pub use things::Things;
 

@@ -8,7 +8,7 @@ use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::digest::WeightsId;
 use mpatch::edit::EditError;
 use mpatch::evaluate::{TooLong, too_long};
-use mpatch::facts::{FactsError, FactsFile, Place, Record};
+use mpatch::facts::{FactsError, FactsFile, Place, Record, excerpt};
 use mpatch::model::{
     Device, Folder, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name,
     is_device_name, is_out_of_memory,
@@ -272,15 +272,6 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
                 .hint("give text in UTF-8, or JSON objects with a `text`, one document a line")
         }
         _ => malformed(error).hint("`mpatch stats` makes statistics anew, of more text"),
-    }
-}
-
-/// `text` in backticks, cut to a length that fits in a sentence.
-pub fn excerpt(text: &str) -> String {
-    const LENGTH_MAX: usize = 80;
-    match text.char_indices().nth(LENGTH_MAX) {
-        Some((cut, _)) => format!("`{}...`", &text[..cut]),
-        None => format!("`{text}`"),
     }
 }
 

@@ -9,14 +9,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::evaluate::continuation;
+use mpatch::facts::excerpt;
 use mpatch::model::{Model, ModelError, Network, Series};
 use mpatch::store::{Atlas, CommitId, Step, Store, StoreError, way};
 use serde::Serialize;
 
 use super::open_checkpoint;
-use crate::editing::{
-    DeviceArguments, PrecisionArguments, edits_back, edits_of, excerpt, model_error, open_model_in,
-};
+use crate::editing::{DeviceArguments, PrecisionArguments, edits_back, edits_of, model_error, open_model_in};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, message};
 use crate::report::{Output, Page, Report, count};

@@ -12,6 +12,7 @@ use mpatch::diff::{
 };
 use mpatch::digest::{FileDigest, PatchId};
 use mpatch::extract::{ExtractError, ExtractedTensor, Form, extract};
+use mpatch::facts::shortened;
 use mpatch::patch::Patch;
 use mpatch::patch::layout::MAGIC;
 use mpatch::patch::manifest::{Base, Fact};
@@ -294,6 +295,8 @@ struct PatchReport {
 
 /// Facts that are shown one by one.
 const FACTS_SHOWN: usize = 20;
+/// Most of a recipe's value that is shown in a line.
+const RECIPE_VALUE_LENGTH_MAX: usize = 40;
 
 impl Report for PatchReport {
     const SCHEMA: &'static str = "mpatch.diff.patches/1";
@@ -318,12 +321,9 @@ impl Report for PatchReport {
             page.blank();
             page.title("recipe");
             for change in recipe {
-                page.quote(&format!(
-                    "{}: {} -> {}",
-                    change.field,
-                    brief(&change.first),
-                    brief(&change.second)
-                ));
+                let [first, second] =
+                    [&change.first, &change.second].map(|value| shortened(value, RECIPE_VALUE_LENGTH_MAX));
+                page.quote(&format!("{}: {first} -> {second}", change.field));
             }
         }
         page.blank();
@@ -378,15 +378,6 @@ fn update_row(update: &UpdateDiff) -> Vec<String> {
         update.angle_degrees.map_or_else(|| "-".to_owned(), |angle| format!("{angle:.1}°")),
         update.relative_difference.map_or_else(|| "-".to_owned(), |difference| format!("{difference:.2e}")),
     ]
-}
-
-/// A value cut to what fits a line.
-fn brief(text: &str) -> String {
-    const LENGTH_MAX: usize = 40;
-    match text.char_indices().nth(LENGTH_MAX) {
-        Some((cut, _)) => format!("{}...", &text[..cut]),
-        None => text.to_owned(),
-    }
 }
 
 /// What `diff` prints about two checkpoints.

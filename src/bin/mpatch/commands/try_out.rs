@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::evaluate::{TokenProbability, continuation, top_tokens};
+use mpatch::facts::excerpt;
 use mpatch::model::{Model, ModelError, Network};
 use mpatch::patch::Patch;
 use mpatch::sign::Answer;
@@ -11,7 +12,7 @@ use mpatch::verify::State;
 use serde::Serialize;
 
 use super::{patch_word, read_patch};
-use crate::editing::{BothStates, ModelArguments, both_states, excerpt, model_error};
+use crate::editing::{BothStates, ModelArguments, both_states, model_error};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::trust::{TrustArguments, judge};
