@@ -69,6 +69,15 @@ pub fn address(given: &str) -> Result<String, CommandError> {
     Ok(full.to_string_lossy().into_owned())
 }
 
+/// The address of the other history: the one given, else the one remembered.
+pub fn other(given: Option<&str>, remembered: Option<&str>, hint: &str) -> Result<String, CommandError> {
+    match (given, remembered) {
+        (Some(given), _) => address(given),
+        (None, Some(known)) => Ok(known.to_owned()),
+        (None, None) => Err(CommandError::new(ExitKind::Usage, "this history knows no other one").hint(hint)),
+    }
+}
+
 /// Whether `git` takes the address for one on this machine.
 fn is_here(address: &str) -> bool {
     let is_path = || address.split_once(':').is_none_or(|(before, _)| before.contains('/'));

@@ -7,9 +7,9 @@ use mpatch::store::{CommitId, StoreError};
 use serde::Serialize;
 
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
-use crate::error::{CommandError, ExitKind};
+use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, branch_of};
-use crate::network::{REMOTE, address, fetch, shown_address};
+use crate::network::{REMOTE, fetch, other, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word};
 
 /// Arguments of `pull`.
@@ -51,14 +51,8 @@ struct PullReport {
 pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
     let remembered = store.remote(REMOTE)?;
-    let address = match (&arguments.from, &remembered) {
-        (Some(given), _) => address(given)?,
-        (None, Some(known)) => known.clone(),
-        (None, None) => {
-            return Err(CommandError::new(ExitKind::Usage, "this history knows no other one")
-                .hint("name one: `mpatch pull --from ADDRESS`"));
-        }
-    };
+    let hint = "name one: `mpatch pull --from ADDRESS`";
+    let address = other(arguments.from.as_deref(), remembered.as_deref(), hint)?;
     let incoming = store.incoming()?;
     fetch(&incoming, &address)?;
     let patches = judge_arrivals(&incoming, output)?;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, author, branch_of};
 use crate::interrupt::last_step;
-use crate::network::{self, REMOTE, address, shown_address};
+use crate::network::{self, REMOTE, shown_address};
 use crate::report::{Output, Page, Report, shell_word};
 
 /// Arguments of `push`.
@@ -38,15 +38,8 @@ struct PushReport {
 pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
     let remembered = store.remote(REMOTE)?;
-    let address = match (&arguments.to, &remembered) {
-        (Some(given), _) => address(given)?,
-        (None, Some(known)) => known.clone(),
-        (None, None) => {
-            return Err(CommandError::new(ExitKind::Usage, "this history knows no other one").hint(
-                "name one: `mpatch push --to ADDRESS`, e.g. an empty repository made by `git init --bare`",
-            ));
-        }
-    };
+    let hint = "name one: `mpatch push --to ADDRESS`, e.g. an empty repository made by `git init --bare`";
+    let address = network::other(arguments.to.as_deref(), remembered.as_deref(), hint)?;
     let view = store.view()?;
     let names: Vec<String> = match (arguments.names.is_empty(), branch_of(&view)) {
         (false, _) => arguments.names.clone(),
