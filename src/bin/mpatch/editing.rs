@@ -19,6 +19,7 @@ use mpatch::verify::State;
 use crate::commands::{open_checkpoint, patch_word, read_input, refuse_folder};
 use crate::error::{CommandError, ExitKind, chain, output_hint};
 use crate::history::here;
+use crate::places::folder_of;
 use crate::report::{Output, count, size};
 use crate::standing::model_path_by;
 
@@ -402,10 +403,7 @@ pub fn refuse_existing(path: &Path) -> Result<(), CommandError> {
     if path.symlink_metadata().is_ok() {
         return Err(CheckpointError::OutputExists { path: path.to_owned() }.into());
     }
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let folder = folder_of(path);
     // A file that can be created here now can be created after hours of work, too.
     tempfile::tempfile_in(folder)
         .map(|_| ())

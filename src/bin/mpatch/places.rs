@@ -4,10 +4,12 @@
 //! MPATCH_CONFIG_DIR, XDG_CONFIG_HOME/mpatch, ~/.config/mpatch       key  allowed_signers  revoked  policy.json
 //!                                                                   accepted_projects
 //! MPATCH_STATE_DIR,  XDG_STATE_HOME/mpatch,  ~/.local/state/mpatch  lines.json
+//! MPATCH_CACHE_DIR,  XDG_CACHE_HOME/mpatch,  ~/.cache/mpatch        factors  statistics  values
 //! .mpatch, from the working folder upwards                          allowed_signers  revoked  policy.json
 //! ```
 //!
-//! A file here is replaced in one step, under the lock of its folder, or not at all.
+//! A file here is replaced in one step, under the lock of its folder, or not at all. What is cached can be made again,
+//! and is written elsewhere.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -40,23 +42,29 @@ pub fn user() -> Option<String> {
 
 /// The user's settings.
 pub fn config_folder() -> Result<PathBuf, CommandError> {
-    folder("MPATCH_CONFIG_DIR", "XDG_CONFIG_HOME", ".config/mpatch")
+    needed_folder("MPATCH_CONFIG_DIR", "XDG_CONFIG_HOME", ".config/mpatch")
 }
 
 /// What mpatch remembers for the user.
 pub fn state_folder() -> Result<PathBuf, CommandError> {
-    folder("MPATCH_STATE_DIR", "XDG_STATE_HOME", ".local/state/mpatch")
+    needed_folder("MPATCH_STATE_DIR", "XDG_STATE_HOME", ".local/state/mpatch")
 }
 
-fn folder(own: &str, standard: &str, in_home: &str) -> Result<PathBuf, CommandError> {
+/// What mpatch keeps of this user's runs, all of which can be made again; none where there is no place for it.
+pub fn cache_folder() -> Option<PathBuf> {
+    folder("MPATCH_CACHE_DIR", "XDG_CACHE_HOME", ".cache/mpatch")
+}
+
+fn needed_folder(own: &str, standard: &str, in_home: &str) -> Result<PathBuf, CommandError> {
+    folder(own, standard, in_home).ok_or_else(|| {
+        let message = format!("there is no place for files of yours: neither HOME nor {own} is set");
+        CommandError::new(ExitKind::Io, message).hint(format!("set {own} to a folder"))
+    })
+}
+
+fn folder(own: &str, standard: &str, in_home: &str) -> Option<PathBuf> {
     let set = |name| variable(name).map(PathBuf::from);
-    set(own)
-        .or_else(|| Some(set(standard)?.join("mpatch")))
-        .or_else(|| Some(set("HOME")?.join(in_home)))
-        .ok_or_else(|| {
-            let message = format!("there is no place for files of yours: neither HOME nor {own} is set");
-            CommandError::new(ExitKind::Io, message).hint(format!("set {own} to a folder"))
-        })
+    set(own).or_else(|| Some(set(standard)?.join("mpatch"))).or_else(|| Some(set("HOME")?.join(in_home)))
 }
 
 /// The project's folder: the nearest `.mpatch` that holds something, from the working folder upwards.
@@ -231,7 +239,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
         file.as_file_mut().set_permissions(metadata.permissions()).map_err(failed)?;
     }
     file.persist(&target).map_err(|error| failed(error.error))?;
-    sync_folder(&target).map_err(failed)
+    sync_folder_of(&target).map_err(failed)
 }
 
 /// Writes a new file that only its owner can read; says whether it did, or there was one already.
@@ -239,7 +247,7 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
     let failed = |error: std::io::Error| unwritable("write", path, &error);
     last_step();
     match temporary(path, bytes).map_err(failed)?.persist_noclobber(path) {
-        Ok(_) => sync_folder(path).map(|()| true).map_err(failed),
+        Ok(_) => sync_folder_of(path).map(|()| true).map_err(failed),
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(failed(error.error)),
     }
@@ -255,11 +263,12 @@ fn temporary(path: &Path, bytes: &[u8]) -> std::io::Result<tempfile::NamedTempFi
     Ok(file)
 }
 
-fn folder_of(path: &Path) -> &Path {
+/// The folder that a file is in, or will be.
+pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-fn sync_folder(path: &Path) -> std::io::Result<()> {
+fn sync_folder_of(path: &Path) -> std::io::Result<()> {
     File::open(folder_of(path))?.sync_all()
 }
 

@@ -16,6 +16,7 @@ use mpatch::model::{Device, Model};
 
 use crate::editing::{check_memory, edit_error};
 use crate::error::{CommandError, ExitKind};
+use crate::places::cache_folder;
 use crate::report::Output;
 
 /// How much of a corpus is run.
@@ -131,16 +132,6 @@ fn warn_of_little_text(statistics: &Statistics, corpus: Corpus<'_>, output: &Out
     }
 }
 
-/// What mpatch keeps of this user's runs, all of which can be made again: `MPATCH_CACHE_DIR`, else
-/// `XDG_CACHE_HOME/mpatch`, else `~/.cache/mpatch`.
-fn cache_folder(name: &str) -> Option<PathBuf> {
-    let set = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let root = set("MPATCH_CACHE_DIR")
-        .or_else(|| Some(set("XDG_CACHE_HOME")?.join("mpatch")))
-        .or_else(|| Some(set("HOME")?.join(".cache/mpatch")))?;
-    Some(root.join(name))
-}
-
 /// Most that kept factors take: those of ten layers of GPT-J-6B.
 const FACTORS_SIZE_BYTES_MAX: u64 = 11 << 30;
 /// Most that logs of interrupted runs take: the values of 60 000 facts of GPT-J-6B.
@@ -148,14 +139,14 @@ const VALUES_SIZE_BYTES_MAX: u64 = 1 << 30;
 
 /// The cache of factors; none where there is no place for one.
 pub fn factor_cache() -> Option<FactorCache> {
-    let folder = cache_folder("factors")?;
+    let folder = cache_folder()?.join("factors");
     std::fs::create_dir_all(&folder).ok()?;
     Some(FactorCache::new(&folder, FACTORS_SIZE_BYTES_MAX))
 }
 
 /// The log of values of these inputs; none where there is no place for one, or another process writes it.
 pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
-    let folder = cache_folder("values")?;
+    let folder = cache_folder()?.join("values");
     std::fs::create_dir_all(&folder).ok()?;
     match ValueLog::open(&folder, inputs, VALUES_SIZE_BYTES_MAX) {
         Ok(Some(log)) => Some(log),
@@ -179,7 +170,7 @@ pub struct StatisticsCache {
 impl StatisticsCache {
     /// The cache of this user.
     pub fn of_user() -> Option<Self> {
-        Some(Self { folder: cache_folder("statistics")? })
+        Some(Self { folder: cache_folder()?.join("statistics") })
     }
 
     /// The cache of this user, where nothing can be done without one.

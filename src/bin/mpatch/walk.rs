@@ -14,6 +14,7 @@ use crate::commands::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{author, here, in_words, message};
 use crate::interrupt::{Work, doing, last_step};
+use crate::places::folder_of;
 use crate::report::Output;
 use crate::standing::{locate, remembered};
 use crate::trust::{TrustArguments, require};
@@ -44,11 +45,7 @@ pub fn walk(
         copy.commit(filled)?;
         return Ok(());
     };
-    let folder = match target.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let passing = PassingFolder::create(folder)?;
+    let passing = PassingFolder::create(folder_of(target))?;
     let ending = if checkpoint.layout() == Layout::File { ".safetensors" } else { "" };
     let mut current = checkpoint;
     let mut left: Option<PathBuf> = None;
