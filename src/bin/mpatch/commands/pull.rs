@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use clap::Args;
-use mpatch::store::{CommitId, StoreError};
+use mpatch::store::{Change, CommitId, Store, StoreError};
 use serde::Serialize;
 
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
@@ -65,22 +65,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
     }
     let branch = branch_of(change.view()).map(str::to_owned);
     let theirs = branch.as_ref().and_then(|branch| received.branches.get(branch)).copied();
-    let (mut went_forward, mut apart) = (false, None);
-    if let (Some(branch), Some(ours), Some(theirs)) = (&branch, change.view().head_commit(), theirs) {
-        match store.ahead_behind(ours, theirs)? {
-            (0, 0) | (_, 0) => {}
-            (0, _) => {
-                change.fast_forward(theirs);
-                went_forward = true;
-            }
-            (ahead, behind) => {
-                let theirs = if is_known { format!("{REMOTE}/{branch}") } else { theirs.short() };
-                let ours = branch.clone();
-                let error = StoreError::Diverged { ours, theirs: theirs.clone(), ahead, behind };
-                apart = Some((error, theirs));
-            }
-        }
-    }
+    let followed = follow(&store, &mut change, theirs, is_known)?;
     change.finish("pull")?;
     let view = store.view()?;
     let report = PullReport {
@@ -92,16 +77,52 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
         tags_kept: received.tags_kept,
         left_out: received.left_out,
         unnamed: if is_known { BTreeMap::new() } else { received.branches },
-        went_forward,
+        went_forward: matches!(followed, Followed::Forward),
         patches,
         head: CommitReport::new(store.commit(store.head()?)?, &view),
     };
     output.report(&report).map_err(CommandError::after_the_work)?;
-    match apart {
-        None => Ok(()),
-        Some((error, theirs)) => Err(CommandError::from(error)
-            .hint(format!("`mpatch merge {}` joins the two", shell_word(theirs)))
-            .after_the_work()),
+    match followed {
+        Followed::Apart(error) => Err(error.after_the_work()),
+        Followed::Forward | Followed::Not => Ok(()),
+    }
+}
+
+/// What the current branch did about the one of its name that came.
+enum Followed {
+    /// It has all of that one, or there is none.
+    Not,
+    /// It went forward.
+    Forward,
+    /// Each has what the other one has not.
+    Apart(CommandError),
+}
+
+/// Takes the current branch to `theirs` where that only went on; `is_known` says that the remote's branches have names
+/// here.
+fn follow(
+    store: &Store,
+    change: &mut Change<'_>,
+    theirs: Option<CommitId>,
+    is_known: bool,
+) -> Result<Followed, CommandError> {
+    let view = change.view();
+    let (Some(branch), Some(ours), Some(theirs)) = (branch_of(view), view.head_commit(), theirs) else {
+        return Ok(Followed::Not);
+    };
+    match store.ahead_behind(ours, theirs)? {
+        (_, 0) => Ok(Followed::Not),
+        (0, _) => {
+            change.fast_forward(theirs);
+            Ok(Followed::Forward)
+        }
+        (ahead, behind) => {
+            let theirs = if is_known { format!("{REMOTE}/{branch}") } else { theirs.short() };
+            let hint = format!("`mpatch merge {}` joins the two", shell_word(&theirs));
+            let ours = branch.to_owned();
+            let error = StoreError::Diverged { ours, theirs, ahead, behind };
+            Ok(Followed::Apart(CommandError::from(error).hint(hint)))
+        }
     }
 }
 
