@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::undo::UndoReport;
+use super::undo::{UndoReport, Way};
 use crate::error::CommandError;
 use crate::history::StoreArguments;
 use crate::report::Output;
@@ -20,6 +20,6 @@ pub struct RedoArguments {
 pub fn run(arguments: &RedoArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
     let redone = arguments.store.change(&store)?.redo()?;
-    let report = UndoReport::new("did again", &redone, &store, &arguments.store)?;
+    let report = UndoReport::new(Way::Redo, &redone, &store, &arguments.store)?;
     output.report(&report).map_err(CommandError::after_the_work)
 }

@@ -22,6 +22,15 @@ pub struct UndoArguments {
     store: StoreArguments,
 }
 
+/// Which way a history goes along what was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// Back.
+    Undo,
+    /// Forward.
+    Redo,
+}
+
 /// What `undo` and `redo` print.
 #[derive(Debug, Serialize)]
 pub struct UndoReport {
@@ -63,14 +72,14 @@ pub fn run(arguments: &UndoArguments, output: &Output) -> Result<(), CommandErro
         return output.report(&OperationsReport { operations });
     }
     let undone = arguments.store.change(&store)?.undo()?;
-    let report = UndoReport::new("undid", &undone, &store, &arguments.store)?;
+    let report = UndoReport::new(Way::Undo, &undone, &store, &arguments.store)?;
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
 impl UndoReport {
     /// After `operation` was undone or done again.
     pub fn new(
-        verb: &'static str,
+        way: Way,
         operation: &Operation,
         store: &Store,
         arguments: &StoreArguments,
@@ -78,9 +87,13 @@ impl UndoReport {
         let view = store.view()?;
         // As seen from here: what a history remembers of a path begins in its own folder.
         let seen = |model: &String| shown(&store.folder().join(model)).display().to_string();
-        let left = left(operation).filter(|_| verb == "undid");
+        let left = left(operation).filter(|_| way == Way::Undo);
         let take_along = |model: &String| {
             format!("mpatch checkout HEAD --onto {} --in-place{}", shell_word(seen(model)), arguments.words())
+        };
+        let (verb, other_way) = match way {
+            Way::Undo => ("undid", "mpatch redo"),
+            Way::Redo => ("did again", "mpatch undo"),
         };
         Ok(Self {
             verb,
@@ -90,7 +103,7 @@ impl UndoReport {
             model: view.model.as_ref().map(seen),
             left: left.map(seen),
             take_along: left.or(kept(operation)).map(take_along),
-            other_way: if verb == "undid" { "mpatch redo" } else { "mpatch undo" },
+            other_way,
         })
     }
 }
