@@ -54,7 +54,7 @@ struct Check {
     evidence: String,
     /// What to do about it.
     way_out: Option<String>,
-    /// Whether the device is at fault where it fails.
+    /// Whether the device is at fault; nothing else fails.
     of_device: bool,
 }
 
@@ -404,8 +404,7 @@ fn libraries() -> Vec<Library> {
 impl DoctorReport {
     /// Fails where a check of the device does.
     fn verdict(&self) -> Result<(), CommandError> {
-        let mut failed =
-            self.checks.iter().filter(|check| check.of_device && check.outcome == Outcome::Fails);
+        let mut failed = self.checks.iter().filter(|check| check.outcome == Outcome::Fails);
         let Some(first) = failed.next() else { return Ok(()) };
         let others = match failed.count() {
             0 => String::new(),
