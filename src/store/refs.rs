@@ -84,7 +84,8 @@ impl Kind {
         }
     }
 
-    fn word(self) -> &'static str {
+    /// The word for it.
+    pub const fn word(self) -> &'static str {
         match self {
             Kind::Branch => "branch",
             Kind::Tag => "tag",

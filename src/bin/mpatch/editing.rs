@@ -104,12 +104,7 @@ impl DeviceArguments {
     }
 }
 
-/// Opens the model at `path`.
-pub fn open_model(path: &Path, device: &Device, output: &Output) -> Result<Model, CommandError> {
-    open_model_in(path, device, Precision::F32, output)
-}
-
-/// Opens the model at `path`, its matrices in another precision.
+/// Opens the model at `path`, its matrices in this precision.
 pub fn open_model_in(
     path: &Path,
     device: &Device,

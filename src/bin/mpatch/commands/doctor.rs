@@ -8,12 +8,14 @@ use std::process::Command;
 
 use clap::Args;
 use mpatch::doctor::{Ceilings, Comparison, Processor, ceilings, compare, processor};
-use mpatch::model::{CudaVersions, Device, Gpu, Model, choose, cuda_versions, device_name, gpu_of, gpus};
+use mpatch::model::{
+    CudaVersions, Device, Gpu, Model, Precision, choose, cuda_versions, device_name, gpu_of, gpus,
+};
 use mpatch::sign::AllowedSigners;
 use serde::Serialize;
 
 use super::demo;
-use crate::editing::{DeviceArguments, Memory, memory, open_model};
+use crate::editing::{DeviceArguments, Memory, memory, open_model_in};
 use crate::error::{CommandError, ExitKind};
 use crate::keys;
 use crate::report::{Output, Page, Report, count, size};
@@ -130,11 +132,11 @@ pub fn run(arguments: &DoctorArguments, output: &Output) -> Result<(), CommandEr
             folder.path().to_owned()
         }
     };
-    let model = open_model(&base, &Device::Cpu, output)?;
+    let model = open_model_in(&base, &Device::Cpu, Precision::F32, output)?;
     examination.compare(&model, &model)?;
     let gpu = device.as_ref().filter(|device| !device.is_cpu());
     if let Some(gpu) = gpu {
-        match open_model(&base, gpu, output) {
+        match open_model_in(&base, gpu, Precision::F32, output) {
             Ok(there) => examination.compare(&model, &there)?,
             Err(error) => {
                 let hint =

@@ -48,7 +48,7 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
     let store = arguments.store.open()?;
     let (mut made, mut deleted) = (None, None);
     if let Some(name) = &arguments.name {
-        let word = if kind == Kind::Tag { "tag" } else { "branch" };
+        let word = kind.word();
         if arguments.delete {
             let mut change = arguments.store.change(&store)?;
             change.forget(kind, name)?;
@@ -80,7 +80,7 @@ impl Report for NamesReport {
     const SCHEMA: &'static str = "mpatch.names/1";
 
     fn write(&self, page: &mut Page) {
-        let kind = if self.kind == Kind::Tag { "tag" } else { "branch" };
+        let kind = self.kind.word();
         if let Some(name) = &self.made {
             page.title(&format!("made the {kind} {name}"));
         }

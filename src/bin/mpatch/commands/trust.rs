@@ -96,7 +96,7 @@ struct PlaceArguments {
 }
 
 /// What `trust` prints.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct TrustListReport {
     action: &'static str,
     /// The file that was changed.
@@ -414,17 +414,7 @@ impl KeyReport {
 
 impl TrustListReport {
     fn new(action: &'static str) -> Self {
-        Self {
-            action,
-            file: None,
-            keys: Vec::new(),
-            revoked: Vec::new(),
-            not_accepted: Vec::new(),
-            lines: Vec::new(),
-            warnings: Vec::new(),
-            title: String::new(),
-            next: None,
-        }
+        Self { action, ..Self::default() }
     }
 }
 
