@@ -141,8 +141,7 @@ impl RecipeArguments {
     ) -> Result<Estimate, CommandError> {
         let hyperparameters = self.hyperparameters(model, None, output)?;
         let contexts = self.contexts(model, None, output)?;
-        let prompts: Vec<FactPrompt> = facts.requests().map(fact_prompt).collect();
-        estimate(model, &hyperparameters, &contexts, &prompts)
+        estimate(model, &hyperparameters, &contexts, &fact_prompts(facts))
             .map_err(|error| edit_error(model.checkpoint.path(), error))
     }
 
@@ -170,14 +169,24 @@ impl RecipeArguments {
     }
 }
 
-/// A model and what an edit of it takes, facts apart.
+/// What an edit of a model takes, facts apart.
+pub struct Ingredients {
+    /// The state of the model's weights.
+    pub weights: WeightsId,
+    /// MEMIT's hyperparameters.
+    pub hyperparameters: Hyperparameters,
+    /// The context templates.
+    pub contexts: Contexts,
+    /// The second moments of the keys.
+    pub statistics: StatisticsFile,
+    /// Seed of what is sampled.
+    pub seed: u64,
+}
+
+/// A model and its ingredients.
 pub struct Prepared<'a> {
     model: &'a Model,
-    weights: WeightsId,
-    hyperparameters: Hyperparameters,
-    contexts: Contexts,
-    statistics: StatisticsFile,
-    seed: u64,
+    ingredients: Ingredients,
 }
 
 impl<'a> Prepared<'a> {
@@ -201,7 +210,8 @@ impl<'a> Prepared<'a> {
         let statistics = find_statistics(model, weights, &hyperparameters.layers, stats, corpus, output)?;
         warn_of_tokenizer(model, &statistics, output);
         let contexts = arguments.contexts(model, recorded, output)?;
-        Ok(Self { model, weights, hyperparameters, contexts, statistics, seed: arguments.seed(recorded) })
+        let seed = arguments.seed(recorded);
+        Ok(Self { model, ingredients: Ingredients { weights, hyperparameters, contexts, statistics, seed } })
     }
 
     /// The edit of these facts.
@@ -209,12 +219,8 @@ impl<'a> Prepared<'a> {
         let bits = arguments.bits.unwrap_or(BITS_DEFAULT);
         Job {
             model: self.model,
-            weights: self.weights,
+            ingredients: &self.ingredients,
             facts,
-            hyperparameters: self.hyperparameters.clone(),
-            contexts: self.contexts.clone(),
-            statistics: &self.statistics,
-            seed: self.seed,
             compression: Compression { bits, limit: arguments.rank_limit() },
             supersedes: Vec::new(),
             line: None,
@@ -246,18 +252,10 @@ pub const TOOL: &str = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
 pub struct Job<'a> {
     /// The base, on its device.
     pub model: &'a Model,
-    /// The state of its weights.
-    pub weights: WeightsId,
+    /// What an edit of it takes.
+    pub ingredients: &'a Ingredients,
     /// The facts, with the prompts that test them.
     pub facts: &'a FactsFile,
-    /// MEMIT's hyperparameters.
-    pub hyperparameters: Hyperparameters,
-    /// The context templates.
-    pub contexts: Contexts,
-    /// The second moments of the keys.
-    pub statistics: &'a StatisticsFile,
-    /// Seed of what is sampled.
-    pub seed: u64,
     /// How the updates are stored.
     pub compression: Compression,
     /// Patches that this one replaces.
@@ -294,17 +292,70 @@ pub struct Seconds {
     pub bind: f64,
 }
 
+impl Ingredients {
+    /// The log of an interrupted run with the same inputs, or a new one.
+    pub fn value_log(&self, model: &Model, facts: &FactsFile, output: &Output) -> Option<ValueLog> {
+        let inputs = ValueInputs {
+            weights: self.weights,
+            config: model.config_digest,
+            tokenizer: model.tokenizer.digest(),
+            hyperparameters: &self.hyperparameters,
+            contexts: &self.contexts,
+            facts: &fact_prompts(facts),
+            device: &format!("{} {}", arithmetic(model), std::env::consts::ARCH),
+            tool: TOOL,
+        };
+        // What will be refused leaves no log behind.
+        check(model, &self.hyperparameters, &self.contexts, inputs.facts).ok()?;
+        let log = value_log(inputs.digest(), output)?;
+        if log.values() > 0 {
+            let (found, all) = (log.values(), count(facts.records.len(), "fact"));
+            output.note(&format!("resuming an interrupted run: the values of {found} of {all} are known"));
+        }
+        Some(log)
+    }
+
+    /// The update of every layer, before it is rounded; values are taken from `log` and added to it.
+    pub fn edit(
+        &self,
+        model: &Model,
+        facts: &FactsFile,
+        log: Option<&ValueLog>,
+        output: &Output,
+    ) -> Result<Edit, CommandError> {
+        let facts = fact_prompts(facts);
+        let progress = output.counter("facts", facts.len() as u64);
+        let told = |done: Progress<'_>| {
+            if let Progress::Value(..) = done {
+                progress.add(1);
+            }
+            if let Some(error) = log.and_then(ValueLog::take_failure) {
+                output.warn(&format!("no more values are kept for a run after this one: {}", chain(&error)));
+            }
+        };
+        let Self { hyperparameters, contexts, statistics, .. } = self;
+        // What is refused leaves no folder behind either.
+        let failed = |error| edit_error(model.checkpoint.path(), error);
+        check(model, hyperparameters, contexts, &facts).map_err(failed)?;
+        let factors = factor_cache();
+        let kept = Kept { factors: factors.as_ref(), values: log };
+        memit_with(model, hyperparameters, contexts, &facts, statistics, kept, &told).map_err(failed)
+    }
+}
+
 impl Job<'_> {
     /// Edits, rounds to integers, tests those, and lays out the patch; values are taken from `log` and added to it.
     pub fn make(&self, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
         let network = &self.model.network;
-        let (layers, facts) = (self.hyperparameters.layers.len(), self.facts.records.len());
+        let (layers, facts) = (self.ingredients.hyperparameters.layers.len(), self.facts.records.len());
         let solve = solve_size_bytes(network.config(), layers, facts);
         // Now, not after the hours that the values take. It is the processor's work, whatever device the model is on.
         check_memory("the solve's matrices", solve, &Device::Cpu)?;
         let mut seconds = Seconds::default();
         let is_resumed = log.is_some_and(|log| log.values() > 0);
-        let edit = timed(&mut seconds.values_and_solve, || self.edit(log, output))?;
+        let edit = timed(&mut seconds.values_and_solve, || {
+            self.ingredients.edit(self.model, self.facts, log, output)
+        })?;
         let (names, terms) = timed(&mut seconds.compress, || self.compress(&edit))?;
         let (before, after) = timed(&mut seconds.test, || self.test(&names, &terms, output))?;
         let patch =
@@ -324,52 +375,9 @@ impl Job<'_> {
         })
     }
 
-    fn prompts(&self) -> Vec<FactPrompt> {
-        self.facts.requests().map(fact_prompt).collect()
-    }
-
-    /// The log of an interrupted run with the same inputs, or a new one.
+    /// The log of an interrupted run of this job, or a new one.
     pub fn value_log(&self, output: &Output) -> Option<ValueLog> {
-        let inputs = ValueInputs {
-            weights: self.weights,
-            config: self.model.config_digest,
-            tokenizer: self.model.tokenizer.digest(),
-            hyperparameters: &self.hyperparameters,
-            contexts: &self.contexts,
-            facts: &self.prompts(),
-            device: &format!("{} {}", arithmetic(self.model), std::env::consts::ARCH),
-            tool: TOOL,
-        };
-        // What will be refused leaves no log behind.
-        check(self.model, &self.hyperparameters, &self.contexts, inputs.facts).ok()?;
-        let log = value_log(inputs.digest(), output)?;
-        if log.values() > 0 {
-            let (found, all) = (log.values(), count(self.facts.records.len(), "fact"));
-            output.note(&format!("resuming an interrupted run: the values of {found} of {all} are known"));
-        }
-        Some(log)
-    }
-
-    /// The update of every layer, before it is rounded.
-    pub fn edit(&self, log: Option<&ValueLog>, output: &Output) -> Result<Edit, CommandError> {
-        let facts = self.prompts();
-        let progress = output.counter("facts", facts.len() as u64);
-        let told = |done: Progress<'_>| {
-            if let Progress::Value(..) = done {
-                progress.add(1);
-            }
-            if let Some(error) = log.and_then(ValueLog::take_failure) {
-                output.warn(&format!("no more values are kept for a run after this one: {}", chain(&error)));
-            }
-        };
-        // What is refused leaves no folder behind either.
-        let failed = |error| edit_error(self.model.checkpoint.path(), error);
-        check(self.model, &self.hyperparameters, &self.contexts, &facts).map_err(failed)?;
-        let factors = factor_cache();
-        let kept = Kept { factors: factors.as_ref(), values: log };
-        let (hyperparameters, contexts) = (&self.hyperparameters, &self.contexts);
-        memit_with(self.model, hyperparameters, contexts, &facts, self.statistics, kept, &told)
-            .map_err(|error| edit_error(self.model.checkpoint.path(), error))
+        self.ingredients.value_log(self.model, self.facts, output)
     }
 
     fn compress(&self, edit: &Edit) -> Result<(Vec<String>, Vec<Term>), CommandError> {
@@ -396,7 +404,7 @@ impl Job<'_> {
             let refused = model_error(path, error);
             if is_too_strong { refused.hint(TOO_STRONG_HINT) } else { refused }
         })?;
-        let extent = Extent { generation: true, ngram_entropy_records: 0, seed: self.seed };
+        let extent = Extent { generation: true, ngram_entropy_records: 0, seed: self.ingredients.seed };
         let records = &self.facts.records;
         let progress = output.counter("testing", 2 * texts(records, extent));
         let run = |network| {
@@ -419,8 +427,9 @@ impl Job<'_> {
             names.iter().enumerate().map(|(index, name)| (name.clone(), vec![index as u32])).collect();
         let edited = model.checkpoint.tensors().iter().filter(|info| names.contains(&info.name));
         let progress = output.progress("binding", edited.map(|info| info.size_bytes).sum());
-        let binding = bind(&model.checkpoint, self.weights, &edits, terms, &|bytes| progress.add(bytes))
-            .map_err(|error| bind_error(model, error))?;
+        let binding =
+            bind(&model.checkpoint, self.ingredients.weights, &edits, terms, &|bytes| progress.add(bytes))
+                .map_err(|error| bind_error(model, error))?;
         let draft = Draft {
             base: Base {
                 architecture: model.network.config().architecture.clone(),
@@ -441,15 +450,17 @@ impl Job<'_> {
     }
 
     fn recipe(&self) -> Result<Recipe, CommandError> {
-        let hyperparameters = serde_json::to_string(&self.hyperparameters)
+        let Ingredients { hyperparameters, contexts, statistics, seed, .. } = self.ingredients;
+        let layers = hyperparameters.layers.iter().map(|layer| *layer as u32).collect();
+        let hyperparameters = serde_json::to_string(hyperparameters)
             .map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))?;
         Ok(Recipe {
             method: "memit".to_owned(),
             hyperparameters,
-            layers: self.hyperparameters.layers.iter().map(|layer| *layer as u32).collect(),
-            contexts: self.contexts.groups().to_vec(),
-            seed: self.seed,
-            statistics: self.statistics.digest(),
+            layers,
+            contexts: contexts.groups().to_vec(),
+            seed: *seed,
+            statistics: statistics.digest(),
             facts: self.facts.digest,
             tool: TOOL.to_owned(),
             device: arithmetic(self.model),
@@ -487,6 +498,10 @@ pub fn fact_prompt(request: &Request) -> FactPrompt {
         subject: request.subject.clone(),
         target: request.target_new_spaced(),
     }
+}
+
+fn fact_prompts(facts: &FactsFile) -> Vec<FactPrompt> {
+    facts.requests().map(fact_prompt).collect()
 }
 
 fn declared(request: &Request) -> Fact {

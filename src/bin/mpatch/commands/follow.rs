@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::stack::facts_file;
 use crate::editing::{DeviceArguments, both_states, edit_error, open_model_in};
 use crate::error::{CommandError, ExitKind};
+use crate::job::Ingredients;
 use crate::report::Output;
 use crate::statistics::{StatisticsCache, statistics_error};
 
@@ -40,14 +41,8 @@ pub struct Place<'a> {
 pub struct Followed {
     /// The base: where the checkpoint holds the edited state, its network is taken back in memory.
     pub model: Model,
-    /// The base's weights.
-    pub weights: WeightsId,
-    /// The recipe's.
-    pub hyperparameters: Hyperparameters,
-    /// The recipe's.
-    pub contexts: Contexts,
-    /// The very file that the recipe names by its digest.
-    pub statistics: StatisticsFile,
+    /// The recipe's; the statistics are the very file that it names by its digest.
+    pub ingredients: Ingredients,
     /// What the patch declares.
     pub facts: FactsFile,
 }
@@ -116,8 +111,9 @@ pub fn follow(
         let made_on = statistics.provenance().base.short();
         return Ok(Err(format!("it was made on other weights, {made_on}, and bound to these later")));
     }
-    let weights = binding.weights;
-    Ok(Ok(Followed { model, weights, hyperparameters, contexts, statistics, facts }))
+    let (weights, seed) = (binding.weights, recipe.seed);
+    let ingredients = Ingredients { weights, hyperparameters, contexts, statistics, seed };
+    Ok(Ok(Followed { model, ingredients, facts }))
 }
 
 /// Why there is no recipe of `create` to follow.

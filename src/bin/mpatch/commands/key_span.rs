@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::follow::{Followed, Outcome, Place, Reason};
 use crate::editing::edit_error;
 use crate::error::{CommandError, ExitKind};
-use crate::job::fact_prompt;
+use crate::job::{Ingredients, fact_prompt};
 use crate::report::{Output, count};
 use crate::statistics::factor_cache;
 
@@ -97,11 +97,10 @@ pub fn check(
 /// A tensor that the patch touches although its recipe edits other layers.
 fn undeclared_tensor(patch: &Patch, place: Place<'_>, followed: &Followed) -> Option<String> {
     let network = &followed.model.network;
-    let declared: BTreeSet<String> =
-        followed.hyperparameters.layers.iter().map(|&layer| network.mlp_output_name(layer)).collect();
+    let layers = &followed.ingredients.hyperparameters.layers;
+    let declared: BTreeSet<String> = layers.iter().map(|&layer| network.mlp_output_name(layer)).collect();
     let touched = &patch.manifest().bindings[place.binding].tensors;
     let other = touched.iter().find(|tensor| !declared.contains(&tensor.name))?;
-    let layers = &followed.hyperparameters.layers;
     Some(format!("tensor `{}` is touched, expected only those of the recipe's layers {layers:?}", other.name))
 }
 
@@ -120,7 +119,8 @@ fn measure(
 ) -> Result<Vec<TensorSpan>, CommandError> {
     let failed = |error: EditError| edit_error(place.base, error);
     let malformed = |error: PatchError| CommandError::patch(&place.patch.to_string_lossy(), &error);
-    let Followed { model, hyperparameters, contexts, statistics, facts, .. } = followed;
+    let Followed { model, ingredients, facts } = followed;
+    let Ingredients { hyperparameters, contexts, statistics, .. } = ingredients;
     let facts: Vec<FactPrompt> = facts.requests().map(fact_prompt).collect();
     let factors = factor_cache();
     let kept = Kept { factors: factors.as_ref(), values: None };

@@ -1,17 +1,14 @@
 //! Rung V5 of `verify`: does the patch's recipe, followed again, give the patch?
 
 use mpatch::edit::LayerUpdate;
-use mpatch::factors::{
-    BITS_DEFAULT, Compression, Cut, FactorError, Integers, RankLimit, Term, Update, cut_of,
-};
-use mpatch::patch::manifest::About;
+use mpatch::factors::{Compression, Cut, FactorError, Integers, RankLimit, Term, Update, cut_of};
 use mpatch::patch::{Patch, PatchError};
 use serde::Serialize;
 
 use super::follow::{Followed, Outcome, Place, Reason};
 use crate::editing::arithmetic;
 use crate::error::{CommandError, ExitKind};
-use crate::job::{Job, compressed};
+use crate::job::compressed;
 use crate::report::{Output, count};
 
 /// How far an update may be from the one made again, beyond the rounding that this one needs itself: devices add up
@@ -67,23 +64,9 @@ pub fn check(
     followed: &Followed,
     output: &Output,
 ) -> Result<RemadeEvidence, CommandError> {
-    let recipe = &patch.manifest().recipe;
-    let job = Job {
-        model: &followed.model,
-        weights: followed.weights,
-        facts: &followed.facts,
-        hyperparameters: followed.hyperparameters.clone(),
-        contexts: followed.contexts.clone(),
-        statistics: &followed.statistics,
-        seed: recipe.seed,
-        // Each tensor is rounded as the patch's own is.
-        compression: Compression { bits: BITS_DEFAULT, limit: RankLimit::Full },
-        supersedes: Vec::new(),
-        line: None,
-        about: About::default(),
-    };
-    let log = job.value_log(output);
-    let edit = job.edit(log.as_ref(), output)?;
+    let Followed { model, ingredients, facts } = followed;
+    let log = ingredients.value_log(model, facts, output);
+    let edit = ingredients.edit(model, facts, log.as_ref(), output)?;
     let mut tensors = Vec::with_capacity(edit.layers.len());
     let mut problem = untouched(patch, place, &edit.layers);
     for update in &edit.layers {
@@ -97,8 +80,8 @@ pub fn check(
         let _ = log.remove();
     }
     Ok(RemadeEvidence {
-        recorded_device: recipe.device.clone(),
-        device: arithmetic(&followed.model),
+        recorded_device: patch.manifest().recipe.device.clone(),
+        device: arithmetic(model),
         tensors,
         outcome: Outcome { not_checked: None, problem },
     })
