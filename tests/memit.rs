@@ -11,6 +11,7 @@
 mod common;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{npz, recorded_moments, relative_difference, world, world_model};
 use mpatch::edit::contexts::Contexts;
@@ -20,7 +21,7 @@ use mpatch::edit::kept::Kept;
 use mpatch::edit::key_span::{KeySpan, KeySpans};
 use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
 use mpatch::edit::{Edit, FactPrompt, LayerUpdate, keys_after, memit};
-use mpatch::evaluate::{Extent, evaluate};
+use mpatch::evaluate::{Extent, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, Update, compress};
 use mpatch::facts::FactsFile;
 use mpatch::model::{Device, Model, Precision};
@@ -137,6 +138,19 @@ fn scores_as_the_reference(model: &Model, edit: &Edit, count: usize) {
     let before = evaluate(model, &model.network, &records[..count], extent, &|_| ()).unwrap().scores;
     assert_eq!(before.neighborhood, recorded["before"]["neighborhood"].as_f64());
     assert_eq!(before.efficacy, recorded["before"]["efficacy"].as_f64());
+}
+
+#[test]
+fn progress_comes_to_what_was_foretold_with_the_texts_written_for_their_entropy() {
+    let model = world_model();
+    let records = FactsFile::parse(&std::fs::read(world().join("records.json")).unwrap()).unwrap().records;
+    let extent = Extent { generation: true, ngram_entropy_records: 1, seed: 0 };
+    let told = AtomicU64::new(0);
+    let progress = |texts| {
+        told.fetch_add(texts, Ordering::Relaxed);
+    };
+    evaluate(&model, &model.network, &records[..2], extent, &progress).unwrap();
+    assert_eq!(told.into_inner(), texts(&records[..2], extent));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use crate::model::{Model, ModelError, Network, Sampling, generate};
 /// Tokens that a prompt is continued by beyond the target's own.
 const CONTINUATION_TOKENS: usize = 8;
 /// Length of a text whose n-gram entropy is taken, in tokens, its prompt included (the reference's).
-const ENTROPY_TOKENS: usize = 100;
+pub(super) const ENTROPY_TOKENS: usize = 100;
 /// The reference samples those texts from this many likeliest tokens.
 const ENTROPY_TOP_K: usize = 5;
 /// Prompts that are continued together.
@@ -111,6 +111,8 @@ fn says(text: &str, new: &str, old: Option<&str>) -> bool {
 /// Shannon entropy of its word bigrams and trigrams (`ngram_entropy` of the reference). Words are runs of letters
 /// and digits, or single other signs; the reference uses nltk's tokeniser, which differs at contractions.
 ///
+/// `progress` is told a text as one for each of its tokens.
+///
 /// # Errors
 /// [`ModelError`].
 pub fn ngram_entropy(
@@ -118,6 +120,7 @@ pub fn ngram_entropy(
     network: &Network,
     records: &[&Record],
     seed: u64,
+    progress: &(dyn Fn(u64) + Sync),
 ) -> Result<Option<f64>, ModelError> {
     let mut random = ChaCha20Rng::seed_from_u64(seed);
     let mut means = Vec::new();
@@ -131,6 +134,7 @@ pub fn ngram_entropy(
         let rows = generate(network, &prompts, length, Sampling::TopK(ENTROPY_TOP_K), &mut random)?;
         let texts = rows.iter().map(|row| model.tokenizer.decode(row)).collect::<Result<Vec<_>, _>>()?;
         means.extend(mean(&texts.iter().map(|text| entropy(text)).collect::<Vec<_>>()));
+        progress((ENTROPY_TOKENS * prompts.len()) as u64);
     }
     Ok(mean(&means))
 }

@@ -17,6 +17,8 @@ use serde::Serialize;
 pub use generation::{Continuation, continuation, continuations, ngram_entropy};
 pub use likelihood::{Outcome, Question, TokenProbability, TooLong, outcomes, too_long, top_tokens};
 
+use generation::ENTROPY_TOKENS;
+
 use crate::facts::Record;
 use crate::model::{Model, ModelError, Network};
 
@@ -124,13 +126,18 @@ pub struct Evaluation {
 }
 
 /// Texts that [`evaluate`] will tell its progress over.
+///
+/// One that is written for the n-gram entropy counts as one for each of its tokens: each is a run of the model by itself.
 pub fn texts(records: &[Record], extent: Extent) -> u64 {
     let of_record = |record: &Record| {
         let questions = Question::of_record(record);
         let rows = questions.iter().map(|question| 1 + u64::from(question.wrong.is_some())).sum::<u64>();
         rows + u64::from(extent.generation)
     };
-    records.iter().map(of_record).sum()
+    let written = spread(records, extent.ngram_entropy_records)
+        .into_iter()
+        .map(|record| (ENTROPY_TOKENS * record.generation_prompts.len()) as u64);
+    records.iter().map(of_record).chain(written).sum()
 }
 
 /// Evaluates `network` (the model's own, or an edited one) on `records`; `progress` is told texts as they are done.
@@ -148,7 +155,7 @@ pub fn evaluate(
     let said = if extent.generation { continuations(model, network, records, progress)? } else { Vec::new() };
     let generated = mean(&said.iter().map(|one| f64::from(u8::from(one.success))).collect::<Vec<_>>());
     let spread = spread(records, extent.ngram_entropy_records);
-    let entropy = ngram_entropy(model, network, &spread, extent.seed)?;
+    let entropy = ngram_entropy(model, network, &spread, extent.seed, progress)?;
     let success =
         |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| outcome.success);
     let accuracy =

@@ -36,7 +36,8 @@ pub struct EvalArguments {
     /// Take only this many records, the first of the file
     #[arg(long, value_name = "COUNT", value_parser = at_least_one())]
     limit: Option<usize>,
-    /// Measure the n-gram entropy over this many records, evenly spread; 0 leaves it out
+    /// Measure the n-gram entropy over this many records, evenly spread; 0 leaves it out, and with it most of the time
+    /// that few records take
     #[arg(long, value_name = "COUNT", default_value_t = ENTROPY_RECORDS_DEFAULT)]
     entropy_records: usize,
     /// Seed the sampled texts
@@ -69,7 +70,7 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
     let extent =
         Extent { generation: true, ngram_entropy_records: arguments.entropy_records, seed: arguments.seed };
     let runs = 1 + u64::from(states.is_some());
-    let progress = output.counter("texts", runs * texts(&facts.records, extent));
+    let progress = output.counter("asking", runs * texts(&facts.records, extent));
     let scores = |network: &Network| {
         evaluate(&model, network, &facts.records, extent, &|texts| progress.add(texts))
             .map(|evaluation| evaluation.scores)
