@@ -114,6 +114,41 @@ pub struct RecordOutcome {
     pub neighbors: Vec<Outcome>,
 }
 
+/// The percentages of [`Scores`] that likelihoods give; none where the records have no such prompts.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Shares {
+    /// Success on the prompts of the facts.
+    pub efficacy: Option<f64>,
+    /// Success on their paraphrases.
+    pub paraphrase: Option<f64>,
+    /// Success on neighbours.
+    pub neighborhood: Option<f64>,
+    /// Accuracy on the prompts of the facts.
+    pub rewrite_accuracy: Option<f64>,
+    /// Accuracy on their paraphrases.
+    pub paraphrase_accuracy: Option<f64>,
+    /// Accuracy on neighbours.
+    pub neighborhood_accuracy: Option<f64>,
+}
+
+impl Shares {
+    /// Those of these records, or of a single one.
+    pub fn of(records: &[RecordOutcome]) -> Self {
+        let success =
+            |part: fn(&RecordOutcome) -> &[Outcome]| share(records, part, |outcome| outcome.success);
+        let accuracy =
+            |part: fn(&RecordOutcome) -> &[Outcome]| share(records, part, |outcome| Some(outcome.correct));
+        Self {
+            efficacy: success(rewrite),
+            paraphrase: success(paraphrases),
+            neighborhood: success(neighbors),
+            rewrite_accuracy: accuracy(rewrite),
+            paraphrase_accuracy: accuracy(paraphrases),
+            neighborhood_accuracy: accuracy(neighbors),
+        }
+    }
+}
+
 /// Scores, and what they were made from, record by record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluation {
@@ -156,20 +191,16 @@ pub fn evaluate(
     let generated = mean(&said.iter().map(|one| f64::from(u8::from(one.success))).collect::<Vec<_>>());
     let spread = spread(records, extent.ngram_entropy_records);
     let entropy = ngram_entropy(model, network, &spread, extent.seed, progress)?;
-    let success =
-        |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| outcome.success);
-    let accuracy =
-        |part: fn(&RecordOutcome) -> &[Outcome]| share(&of_records, part, |outcome| Some(outcome.correct));
-    let (efficacy, paraphrase, neighborhood) = (success(rewrite), success(paraphrases), success(neighbors));
+    let shares = Shares::of(&of_records);
     let scores = Scores {
         facts: records.len(),
-        score: harmonic_mean([efficacy, paraphrase, neighborhood]),
-        efficacy,
-        paraphrase,
-        neighborhood,
-        rewrite_accuracy: accuracy(rewrite),
-        paraphrase_accuracy: accuracy(paraphrases),
-        neighborhood_accuracy: accuracy(neighbors),
+        score: harmonic_mean([shares.efficacy, shares.paraphrase, shares.neighborhood]),
+        efficacy: shares.efficacy,
+        paraphrase: shares.paraphrase,
+        neighborhood: shares.neighborhood,
+        rewrite_accuracy: shares.rewrite_accuracy,
+        paraphrase_accuracy: shares.paraphrase_accuracy,
+        neighborhood_accuracy: shares.neighborhood_accuracy,
         generation: generated.map(|share| 100.0 * share),
         ngram_entropy: entropy.map(|bits| 100.0 * bits),
         ngram_entropy_records: if entropy.is_some() { spread.len() } else { 0 },

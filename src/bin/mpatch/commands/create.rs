@@ -188,6 +188,9 @@ pub struct CreateReport {
 /// What became of one fact.
 #[derive(Debug, Serialize)]
 pub struct FactReport {
+    /// The id that the facts file gives it.
+    id: Option<String>,
+    subject: String,
     /// The prompt with its subject.
     prompt: String,
     /// What it is to go on with.
@@ -224,6 +227,8 @@ impl Made {
             let (before, after) = (rewrite(&self.before, index), rewrite(&self.after, index));
             let said = self.after.said.get(index);
             FactReport {
+                id: record.request.id.clone(),
+                subject: record.request.subject.clone(),
                 prompt: record.request.text(),
                 target: record.request.target_new.clone(),
                 probability_before: probability(before),

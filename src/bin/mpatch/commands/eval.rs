@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::evaluate::{Extent, Scores, evaluate, texts};
+use mpatch::evaluate::{Evaluation, Extent, Scores, Shares, evaluate, texts};
+use mpatch::facts::Record;
 use mpatch::model::Network;
 use serde::Serialize;
 
@@ -54,6 +55,55 @@ struct EvalReport {
     #[serde(flatten)]
     scores: Scores,
     before: Option<Scores>,
+    /// One entry per record.
+    records: Vec<RecordReport>,
+}
+
+/// How one record fared, as the model is asked about, and before a patch.
+#[derive(Debug, Serialize)]
+struct RecordReport {
+    id: Option<String>,
+    subject: String,
+    /// The prompt with its subject.
+    prompt: String,
+    target: String,
+    #[serde(flatten)]
+    found: RecordScores,
+    before: Option<RecordScores>,
+}
+
+/// What one model makes of a record.
+#[derive(Debug, Serialize)]
+struct RecordScores {
+    #[serde(flatten)]
+    shares: Shares,
+    /// What the model says by itself.
+    says: String,
+    /// The target stands first in that, and the old one does not follow.
+    is_said: bool,
+}
+
+/// Every record with its scores.
+fn of_records(records: &[Record], found: &Evaluation, before: Option<&Evaluation>) -> Vec<RecordReport> {
+    let before = |index| before.and_then(|before| of_record(before, index));
+    let report = |(index, record): (usize, &Record)| {
+        let request = &record.request;
+        Some(RecordReport {
+            id: request.id.clone(),
+            subject: request.subject.clone(),
+            prompt: request.text(),
+            target: request.target_new.clone(),
+            found: of_record(found, index)?,
+            before: before(index),
+        })
+    };
+    records.iter().enumerate().filter_map(report).collect()
+}
+
+fn of_record(evaluation: &Evaluation, index: usize) -> Option<RecordScores> {
+    let (outcome, said) = (evaluation.records.get(index)?, evaluation.said.get(index)?);
+    let shares = Shares::of(std::slice::from_ref(outcome));
+    Some(RecordScores { shares, says: said.text.clone(), is_said: said.success })
 }
 
 /// Evaluates the model.
@@ -71,16 +121,15 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
         Extent { generation: true, ngram_entropy_records: arguments.entropy_records, seed: arguments.seed };
     let runs = 1 + u64::from(states.is_some());
     let progress = output.counter("asking", runs * texts(&facts.records, extent));
-    let scores = |network: &Network| {
+    let evaluated = |network: &Network| {
         evaluate(&model, network, &facts.records, extent, &|texts| progress.add(texts))
-            .map(|evaluation| evaluation.scores)
             .map_err(|error| model_error(model.checkpoint.path(), error))
     };
-    let (scores, before) = match &states {
-        None => (scores(&model.network)?, None),
+    let (found, before) = match &states {
+        None => (evaluated(&model.network)?, None),
         Some(states) => {
-            let before = scores(&states.before)?;
-            (scores(&states.after)?, Some(before))
+            let before = evaluated(&states.before)?;
+            (evaluated(&states.after)?, Some(before))
         }
     };
     drop(progress);
@@ -88,8 +137,9 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
         base: arguments.model.path(output)?,
         patch: arguments.patch.clone(),
         layout: facts.layout.to_string(),
-        scores,
-        before,
+        records: of_records(&facts.records, &found, before.as_ref()),
+        scores: found.scores,
+        before: before.map(|before| before.scores),
     })
 }
 
