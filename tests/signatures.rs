@@ -551,7 +551,7 @@ fn an_older_patch_is_a_rollback_once_a_newer_one_was_used() {
     assert!(refused.contains("number 1 of the line `geography`, whose number 2 is known"), "{refused}");
     assert_eq!(bench.answer("one.mpatch", 8)["line"]["standing"], "older");
     let allowed = bench.run("apply model.safetensors one.mpatch --allow-rollback", 0);
-    assert!(allowed.contains("let pass by --allow-rollback"), "{allowed}");
+    assert!(allowed.contains("2 is known: this is a rollback; let pass by --allow-rollback"), "{allowed}");
     // What is known never goes back.
     bench.run("apply model.safetensors one.mpatch -o never.safetensors", 8);
     bench.run("trust forget geography", 0);

@@ -190,6 +190,7 @@ fn judge_with(
         name: line.name.clone(),
         sequence: line.sequence,
         standing: standing.map_or("not signed", Standing::name),
+        problem: standing.and_then(report::problem_of_number),
         known: keys.iter().filter_map(|key| known.get(&line.name, *key)).map(|known| known.sequence).max(),
     });
     let policy = files.has_policy.then(|| files.policy.clone());

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use mpatch::sign::line::Standing;
 use mpatch::sign::trust::Finding;
 use mpatch::sign::{Answer, Judgement, Policy};
 use serde::Serialize;
@@ -36,6 +37,21 @@ pub struct LineReport {
     pub standing: &'static str,
     /// The highest number remembered.
     pub known: Option<u64>,
+    /// What is wrong with the number, if anything is.
+    #[serde(skip)]
+    pub problem: Option<String>,
+}
+
+/// Why a number that stands so is refused, if it is.
+pub fn problem_of_number(standing: Standing) -> Option<String> {
+    match standing {
+        Standing::First | Standing::Newer | Standing::Same => None,
+        Standing::Older(known) => Some(format!("number {} is known: this is a rollback", known.sequence)),
+        Standing::Conflicting(known) => {
+            Some(format!("patch {} is known by that number", known.patch.short()))
+        }
+        Standing::FarAhead => Some("no honest number is so far ahead".to_owned()),
+    }
 }
 
 impl TrustReport {
@@ -64,7 +80,11 @@ impl TrustReport {
             (answer, None) => answer.to_string(),
         };
         match &self.line {
-            Some(line) => format!("{words}; number {} of the line {}", line.sequence, line.name),
+            Some(line) => {
+                let problem =
+                    line.problem.as_ref().map_or_else(String::new, |problem| format!(", but {problem}"));
+                format!("{words}; number {} of the line {}{problem}", line.sequence, line.name)
+            }
             None => words,
         }
     }
