@@ -15,7 +15,8 @@ use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
 use material::{
-    alter_weights, command, lay_out, lay_out_settings, lay_out_world, mpatch, small_corpus, world,
+    alter_header, alter_weights, command, lay_out, lay_out_settings, lay_out_world, mpatch, small_corpus,
+    world,
 };
 use mpatch::digest::FileDigest;
 use mpatch::patch::Patch;
@@ -445,6 +446,26 @@ fn a_patch_for_another_base_is_refused_with_both_digests() {
     }
     fs::remove_file(bench.path("edits.mpatch")).unwrap();
     bench.refuses("apply model.safetensors edits.mpatch", 11).says(&["`edits.mpatch`", "check the path"]);
+}
+
+#[test]
+fn a_patch_for_another_type_is_bound_to_it_by_the_command_of_the_hint() {
+    let bench = Bench::with_patches();
+    alter_header(&bench.path("other.safetensors"), |header| {
+        let tensor =
+            |begin: usize| json!({"dtype": "F16", "shape": [4, 6], "data_offsets": [begin, begin + 48]});
+        header.insert(material::TENSOR.to_owned(), tensor(0));
+        header.insert("other".to_owned(), tensor(48));
+    });
+    let rebase = "rebase edits.mpatch --base other.safetensors";
+    for verb in ["apply other.safetensors edits.mpatch", "verify edits.mpatch --base other.safetensors"] {
+        let refused = bench.command(verb).assert().code(6);
+        let told = String::from_utf8_lossy(&refused.get_output().stderr).into_owned();
+        assert!(told.contains("is F16, the patch expects F32"), "{told}");
+        assert!(told.contains(&format!("`mpatch {rebase}`")), "{told}");
+    }
+    bench.command(rebase).assert().success();
+    bench.command("apply other.safetensors edits.rebased.mpatch").assert().success();
 }
 
 #[test]

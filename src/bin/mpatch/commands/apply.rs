@@ -7,7 +7,7 @@ use mpatch::apply::{Answer, plan_with};
 use mpatch::operation::{Mismatch, survey_size_bytes};
 
 use super::change::{Change, TargetArguments};
-use super::{beside, infix, patch_word};
+use super::{beside, hint_of_type, infix, patch_word};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, shell_word};
 use crate::trust::{TrustArguments, require};
@@ -62,8 +62,12 @@ fn already_applied(change: &Change, tensors: usize) -> CommandError {
 
 fn wrong_base(change: &Change, mismatch: &Mismatch) -> CommandError {
     let message = format!("{} is not for {}: {mismatch}", change.patch_name(), change.input_name());
+    let trust = change.trust.as_ref().map_or("", |judged| &judged.report.words);
+    let of_type = hint_of_type(&mismatch.difference, &change.patch_path, change.checkpoint.path(), trust);
     let hint = if mismatch.is_half_way() {
         "somebody stopped half-way here: begin again with a fresh copy of the base".to_owned()
+    } else if let Some(hint) = of_type {
+        hint
     } else {
         let patch = patch_word(&change.patch_path);
         let base = shell_word(change.checkpoint.path());

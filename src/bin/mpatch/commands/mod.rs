@@ -53,7 +53,9 @@ use std::sync::Arc;
 
 use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, recover};
 use mpatch::digest::PatchId;
+use mpatch::operation::Difference;
 use mpatch::patch::Patch;
+use mpatch::tensor::Dtype;
 
 use crate::error::{CommandError, ExitKind};
 use crate::history::recorded_patch;
@@ -183,6 +185,16 @@ pub fn patch_word(path: &Path) -> String {
 /// The same where the history may have moved meanwhile: a revision names another patch then, an id does not.
 pub fn lasting_patch_word(path: &Path, id: PatchId) -> String {
     if is_stdin(path) || path.symlink_metadata().is_ok() { patch_word(path) } else { id.short() }
+}
+
+/// What helps where a tensor is in another type than the patch expects; none where something else differs, or where no
+/// patch can touch what is there. `trust` are the words that let the patch pass.
+pub fn hint_of_type(difference: &Difference, patch: &Path, base: &Path, trust: &str) -> Option<String> {
+    let Difference::Dtype { found, .. } = difference else { return None };
+    let (found, patch, base) = (Dtype::from_name(found)?, patch_word(patch), shell_word(base));
+    Some(format!(
+        "where this is its base in {found}, `mpatch rebase {patch} --base {base}{trust}` binds it to that, and with `--keep` the result fits both"
+    ))
 }
 
 /// What a patch's name adds to the names of its results: `edits` of `edits.mpatch`.

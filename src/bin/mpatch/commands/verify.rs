@@ -6,6 +6,7 @@ use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::facts::Record;
 use mpatch::model::{Config, Model, ModelError, Precision};
+use mpatch::operation::Difference;
 use mpatch::patch::Patch;
 use mpatch::verify::{
     Depth, DigestEvidence, FormEvidence, State, TensorEvidence, verify, verify_form, verify_size_bytes,
@@ -16,7 +17,7 @@ use super::behaviour::{self, BehaviourEvidence};
 use super::follow::{Outcome, Place, Reason, follow, no_recipe};
 use super::key_span::{self, KeySpanEvidence};
 use super::remake::{self, RemadeEvidence};
-use super::{open_checkpoint, open_patch, patch_word};
+use super::{hint_of_type, open_checkpoint, open_patch, patch_word};
 use crate::editing::{DeviceArguments, precision_by_name};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -288,10 +289,20 @@ impl LadderReport {
         // Weights that are other than the patch says are one thing, arithmetic that breaks a promise another.
         let tensors_hold = digests.tensors.iter().all(TensorEvidence::holds);
         if tensors_hold {
-            let hint = format!("`mpatch show {}` tells which base it is for", patch_word(&self.patch));
-            return Err(CommandError::new(ExitKind::WrongBase, message).hint(hint));
+            return Err(CommandError::new(ExitKind::WrongBase, message).hint(self.way_to_base(digests)));
         }
         Err(CommandError::new(ExitKind::Malformed, message).hint("do not apply this patch"))
+    }
+
+    /// What helps where the weights are others than the patch is for.
+    fn way_to_base(&self, digests: &DigestEvidence) -> String {
+        let difference = digests.mismatch.as_ref().map(|mismatch| &mismatch.difference);
+        difference
+            .zip(self.base.as_deref())
+            .and_then(|(difference, base)| hint_of_type(difference, &self.patch, base, &self.trust.words))
+            .unwrap_or_else(|| {
+                format!("`mpatch show {}` tells which base it is for", patch_word(&self.patch))
+            })
     }
 
     /// The first rung that says the weights are not what the patch declares: its name, what it found, and a hint.
@@ -412,7 +423,13 @@ fn holds(holds: bool) -> String {
 
 fn digests_in_words(digests: &DigestEvidence) -> String {
     if let Some(mismatch) = &digests.mismatch {
-        return format!("tensor `{}` is not as the patch expects", mismatch.tensor);
+        return match &mismatch.difference {
+            // The failure has both digests, which are longer than a row.
+            Difference::Digest { .. } => {
+                format!("tensor `{}` is not as the patch expects", mismatch.tensor)
+            }
+            difference => format!("tensor `{}` {difference}", mismatch.tensor),
+        };
     }
     if let Some(problem) = digests.problem() {
         return problem;
