@@ -60,6 +60,7 @@ pub(super) fn warnings(records: &[Record]) -> Vec<String> {
         shared_warning(records),
         unanswered_warning(records),
         portability_warning(records),
+        alternative_warning(records),
     ];
     warnings.into_iter().flatten().collect()
 }
@@ -99,6 +100,17 @@ fn portability_warning(records: &[Record]) -> Option<String> {
     let having = records.iter().filter(|record| record.has_portability).count();
     let all = records.len();
     (having > 0).then(|| format!("{having} of {all} records have portability prompts: they are not measured"))
+}
+
+/// A target that other programs take from the same records.
+fn alternative_warning(records: &[Record]) -> Option<String> {
+    let having = records.iter().filter(|record| record.has_alternative).count();
+    let all = records.len();
+    (having > 0).then(|| {
+        format!(
+            "{having} of {all} records have another target in `alt`, which is not read: as in MEMIT, the target is `answers[0]`"
+        )
+    })
 }
 
 fn shared_warning(records: &[Record]) -> Option<String> {

@@ -64,6 +64,9 @@ pub struct Record {
     /// The file has prompts whose answers follow from the new fact, too. Nothing here measures those.
     #[serde(skip)]
     pub has_portability: bool,
+    /// The file names another target beside this one, too: the `alt` of zsRE records. Nothing here reads it.
+    #[serde(skip)]
+    pub has_alternative: bool,
 }
 
 /// One fact: this prompt, filled with this subject, is to go on with the new target.
@@ -151,6 +154,7 @@ impl Record {
             neighbors: Vec::new(),
             generation_prompts: Vec::new(),
             has_portability: false,
+            has_alternative: false,
         }
     }
 

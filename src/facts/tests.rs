@@ -87,6 +87,7 @@ fn counterfact_records_bring_their_measures() {
             neighbors: vec![neighbor("Magic Johnson plays", Some("basketball"))],
             generation_prompts: vec!["LeBron James trains".into()],
             has_portability: false,
+            has_alternative: false,
         }
     );
     // The same, taken out of the record.
@@ -106,6 +107,12 @@ fn zsre_records_are_mapped_as_the_reference_maps_them() {
             "loc": "nq question: who played desmond doss father", "loc_ans": "Hugo Weaving", "cond": "x"}]"#,
     );
     assert_eq!(facts.layout, Layout::Zsre);
+    assert_eq!(
+        facts.warnings(),
+        [
+            "1 of 1 records have another target in `alt`, which is not read: as in MEMIT, the target is `answers[0]`"
+        ]
+    );
     let record = &facts.records[0];
     assert_eq!(record.request.prompt, "What university did {} attend?");
     assert_eq!((&*record.request.target_new, &record.request.target_old), ("Illinois", &None));

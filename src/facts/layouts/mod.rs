@@ -37,7 +37,7 @@ pub enum Layout {
     /// CounterFact or MultiCounterFact records.
     CounterFact,
     /// zsRE records of MEND's evaluation set, mapped as the reference maps them: the target is the first answer
-    /// (EasyEdit takes `alt` instead).
+    /// (EasyEdit takes `alt` instead, so a warning says so where there is one).
     Zsre,
     /// EasyEdit's flat records.
     EasyEdit,

@@ -19,8 +19,10 @@ pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
         target_old: None,
         note: None,
     };
+    let alternative = fields.value("alt").and_then(Value::as_str).map(trimmed);
+    let has_alternative = alternative.is_some_and(|text| !text.is_empty() && text != request.target_new);
     let paraphrases = fields.prompts("rephrase")?;
-    Ok(Record { paraphrases, neighbors: neighbors(fields)?, ..Record::of(request) })
+    Ok(Record { paraphrases, neighbors: neighbors(fields)?, has_alternative, ..Record::of(request) })
 }
 
 fn first_answer(fields: &Fields<'_>) -> Result<String, FactsError> {
