@@ -239,6 +239,8 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
     let mut layers = BTreeMap::new();
     let mut corpora = Vec::new();
     for path in npz_files(paths)? {
+        // Before its name is judged: of what is not there, nothing else is wrong.
+        let file = std::fs::File::open(&path).map_err(|error| CommandError::io("open", &path, &error))?;
         let refuse = |what: String| {
             CommandError::new(ExitKind::Malformed, format!("`{}` {what}", path.display()))
                 .hint("give the reference's own `.npz` files for this model")
@@ -254,7 +256,6 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
             let what = format!("is of layer {layer}, but the model has {layers_of_model}, counted from 0");
             return Err(refuse(what));
         }
-        let file = std::fs::File::open(&path).map_err(|error| CommandError::io("open", &path, &error))?;
         let imported = read_npz(file, Some(inner))
             .map_err(|error| refuse(format!("cannot be imported as layer {layer}: {error}")))?;
         if layers.insert(layer, imported.sum).is_some() {
