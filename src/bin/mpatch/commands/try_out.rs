@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{patch_word, read_patch};
 use crate::editing::{BothStates, ModelArguments, both_states, model_error};
 use crate::error::{CommandError, ExitKind};
-use crate::report::{Output, Page, Report, shell_word};
+use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::{TrustArguments, judge};
 
 /// Arguments of `try`.
@@ -34,7 +34,7 @@ pub struct TryArguments {
     /// The model that the patch is for.
     #[command(flatten)]
     model: ModelArguments,
-    /// Continue by this many tokens
+    /// Continue by this many tokens, or to the end of the model's context
     #[arg(long, default_value_t = 20, value_name = "COUNT")]
     tokens: usize,
     /// Show this many of the likeliest next tokens
@@ -74,6 +74,7 @@ pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError
     let patch = read_patch(&arguments.patch)?;
     let model = arguments.model.open(output)?;
     let BothStates { held, before, after } = both_states(&model, &patch, &arguments.patch)?;
+    warn_of_context(&model, arguments, output);
     let prompt = |prompt: &String| {
         Ok(PromptReport {
             prompt: prompt.clone(),
@@ -88,6 +89,23 @@ pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError
         trust: allowance(&patch, &arguments.patch, output),
         prompts: arguments.prompts.iter().map(prompt).collect::<Result<_, CommandError>>()?,
     })
+}
+
+/// Says which prompts are continued by fewer tokens than were asked for.
+fn warn_of_context(model: &Model, arguments: &TryArguments, output: &Output) {
+    let context = model.network.config().positions;
+    for prompt in &arguments.prompts {
+        // What cannot be run is refused when it is.
+        let Ok(ids) = model.tokenizer.encode(prompt) else { continue };
+        match context.checked_sub(ids.len()) {
+            Some(room) if room < arguments.tokens => output.warn(&format!(
+                "{} is continued by {} only: the model's context ends at {context}",
+                excerpt(prompt),
+                count(room, "token")
+            )),
+            _ => {}
+        }
+    }
 }
 
 /// The flag that lets `apply` take the patch, with a blank before it where it needs one; none where no flag helps.
