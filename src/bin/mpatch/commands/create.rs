@@ -181,7 +181,7 @@ pub struct CreateReport {
     outcomes: Vec<FactReport>,
     ridges: Vec<(usize, f64)>,
     seconds: Seconds,
-    /// None where an earlier run had found some of the values.
+    /// Without the test; none where an earlier run had found some of the values.
     milliseconds_per_fact: Option<f64>,
 }
 
@@ -332,7 +332,10 @@ impl Report for CreateReport {
     fn write(&self, page: &mut Page) {
         let facts = count(self.facts, "fact");
         page.title(&format!("wrote {}: {facts}, {}", self.output.display(), size(self.size_bytes as u64)));
-        let time = self.milliseconds_per_fact.map(|time| format!(", {time:.0} ms per fact"));
+        let test = self.seconds.test;
+        let time = self
+            .milliseconds_per_fact
+            .map(|time| format!(", {time:.0} ms per fact, and {test:.1} s for the test"));
         page.line(&format!("patch {}{}", self.patch_id.short(), time.unwrap_or_default()));
         if let Some(line) = &self.line {
             page.line(&format!("number {} of the line {}", line.sequence, line.name));
