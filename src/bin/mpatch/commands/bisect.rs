@@ -252,7 +252,9 @@ impl Report for BisectReport {
                     page.line(&format!("it came with commit {}", commit.short()));
                 }
                 page.quote(title);
-                facts.iter().take(5).for_each(|fact| page.quote(&format!("  {fact}")));
+                // A single fact is the title by default.
+                let others = facts.iter().filter(|fact| *fact != title);
+                others.take(5).for_each(|fact| page.quote(&format!("  {fact}")));
             }
             Found::Before => page.title("no patch did: the model said it before the first of them"),
             Found::Never => page.title("no patch did: the model does not say it in this state"),
