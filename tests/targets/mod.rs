@@ -209,8 +209,8 @@ pub fn facts(data: &[u8]) {
                 assert!(!request.subject.is_empty() && request.subject.trim() == request.subject);
                 assert!(request.text().contains(&request.subject));
             }
-            // At most one each about shared subjects, about neighbours and about portability.
-            assert!(!file.records.is_empty() && file.warnings().len() <= 3);
+            // At most one each about subjects within words, shared subjects, neighbours, portability and `alt`.
+            assert!(!file.records.is_empty() && file.warnings().len() <= 5);
         }
         Err(error) => assert!(!error.to_string().is_empty() && !error.hint().is_empty()),
     }
