@@ -205,8 +205,9 @@ impl TensorEvidence {
 
     fn false_ratio_in_words(&self) -> Option<String> {
         let Compared { expected, found } = self.norm_ratio.filter(|ratio| !is_true(*ratio))?;
+        // Digits enough to show any difference beyond the tolerance.
         Some(format!(
-            "tensor `{}` changes by {found:.2e} of its norm, the patch says by {expected:.2e}",
+            "tensor `{}` changes by {found:.7e} of its norm, the patch says by {expected:.7e}",
             self.name
         ))
     }
