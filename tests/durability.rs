@@ -527,6 +527,23 @@ fn old_bytes_that_cannot_be_put_back_keep_their_journal() {
     assert_eq!(bench.contents().len(), before.len());
 }
 
+#[test]
+fn a_change_of_which_only_its_journal_could_not_be_removed_is_complete() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let bench = Bench::new();
+    let output = tamper(&bench, "unlink,unlinkat:error=EIO", "apply shards shards.mpatch --in-place");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(9), "{said}");
+    assert!(said.contains("has not come to its end") && said.contains("cannot remove it: "), "{said}");
+    assert!(said.contains("hint: the change is complete: the next mpatch command that opens"), "{said}");
+    assert!(said.ends_with("state: recovery pending\n"), "{said}");
+    let said = bench.succeeds("verify shards.mpatch --base shards --digests-only");
+    assert!(said.contains("everything had been changed already"), "{said}");
+    assert!(!bench.path("shards/model-0.safetensors.mpatch-journal").exists());
+}
+
 // ------------------------------------------------------------------------------------------------------ limits --
 
 #[test]

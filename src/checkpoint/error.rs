@@ -135,14 +135,14 @@ pub enum CheckpointError {
         /// What it hashes to, and what was expected.
         difference: String,
     },
-    /// A change in place stopped half-way; its journal holds the old bytes.
-    #[error("`{path}` is half-way between two states, and `{journal}` holds its old bytes: {reason}")]
+    /// A change in place has not come to its end; its journal holds the old bytes.
+    #[error("a change of `{path}` has not come to its end, and `{journal}` holds the old bytes: {reason}")]
     Recovery {
         /// The file.
         path: PathBuf,
         /// The journal.
         journal: PathBuf,
-        /// Why the old bytes are not back yet.
+        /// Why the journal is still there.
         reason: String,
         /// What there is to do first; none where the next command that opens it puts them back.
         way_out: Option<&'static str>,

@@ -215,13 +215,13 @@ impl<'a> InPlace<'a> {
         let synced = journal.sync(&targets).inspect(|()| self.checkpoint.tell_of_last_step());
         let (error, syncs) = match synced {
             Err(error) => (error, Syncs::Doubted),
-            Ok(()) => match journal.remove() {
+            Ok(()) => match journal.remove(Outcome::Finished) {
                 Ok(()) => return Ok(()),
                 Err(error @ CheckpointError::NotDurable { .. }) => return Err(error),
                 Err(error) => (error, Syncs::AllWell),
             },
         };
-        match journal.roll_back(&targets, syncs, self.cover.kept()) {
+        match journal.roll_back(&[targets], syncs, self.cover.kept()) {
             // All new bytes are there, after all.
             Ok(Outcome::Finished) => Ok(()),
             Err(pending @ CheckpointError::Recovery { .. }) => Err(pending),
@@ -238,7 +238,7 @@ impl<'a> InPlace<'a> {
     fn undo(&mut self) -> Result<(), CheckpointError> {
         let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
-        journal.roll_back(&targets, Syncs::AllWell, self.cover.kept()).map(drop)
+        journal.roll_back(&[targets], Syncs::AllWell, self.cover.kept()).map(drop)
     }
 }
 

@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{BLOCK_BYTES, BlockHash};
+use super::blocks::{BLOCK_BYTES, BlockHash, digest_of_blocks};
 use super::disk::{About, Access, Audience, File, Files, Kind, Lock, Locked, PAGE_BYTES};
 use super::temporary::Temporary;
 use super::{CheckpointError, folder_of, hash_range};
@@ -50,6 +50,17 @@ const ASK_A_WRITER: &str = "have someone who may write to the model run any mpat
 /// What there is to do about one that says nothing any more.
 const PUT_BACK_AND_REMOVE: &str = "it may be damaged, and hold the only old bytes of a change that stopped: compare the \
                                    model with a copy of it, and take the journal away once the model is whole";
+
+/// What there is to do where a file is not there, or is not what it was.
+pub(super) const PUT_FILE_BACK: &str = "put the file back that had this name then, or fetch it again in its old state: \
+                                        the next mpatch command on the model then puts the old bytes back; if all of \
+                                        the model was replaced, move the journal away";
+
+/// What there is to do where one of the two states is reached, and only the journal is still there.
+const IS_COMPLETE: &str =
+    "the change is complete: the next mpatch command that opens the model removes the journal";
+const IS_BACK: &str =
+    "the old bytes are there: the next mpatch command that opens the model removes the journal";
 
 /// The journal of a change whose first file is `first`.
 pub(super) fn journal_of(first: &Path) -> PathBuf {
@@ -405,11 +416,16 @@ pub(super) enum Standing {
     Between,
 }
 
-/// Whether all extents have the digests of one side.
-pub(super) fn standing(header: &Header, targets: &[&File]) -> io::Result<Standing> {
-    let digests = digests(header, targets)?;
+/// Whether all extents have the digests of one side, in those files that `is_asked` takes by their numbers.
+pub(super) fn standing(
+    header: &Header,
+    targets: &[&File],
+    is_asked: impl Fn(usize) -> bool,
+) -> io::Result<Standing> {
+    let extents: Vec<_> = header.extents().filter(|(file, _)| is_asked(*file)).collect();
+    let digests = digests(&extents, targets)?;
     let all = |side: fn(&Extent) -> TensorDigest| {
-        header.extents().zip(&digests).all(|((_, extent), found)| side(extent) == *found)
+        extents.iter().zip(&digests).all(|((_, extent), found)| side(extent) == *found)
     };
     Ok(if all(|extent| extent.end) {
         Standing::End
@@ -421,8 +437,7 @@ pub(super) fn standing(header: &Header, targets: &[&File]) -> io::Result<Standin
 }
 
 /// What the extents hold now.
-fn digests(header: &Header, targets: &[&File]) -> io::Result<Vec<TensorDigest>> {
-    let extents: Vec<_> = header.extents().collect();
+fn digests(extents: &[(usize, &Extent)], targets: &[&File]) -> io::Result<Vec<TensorDigest>> {
     extents.par_iter().map(|(file, extent)| digest(targets[*file], extent)).collect()
 }
 
@@ -513,33 +528,48 @@ impl Journal {
 
     /// Brings the targets to one of the two states, whatever they hold now, and removes the journal.
     ///
+    /// Each set has all files of the header, in its order; there are several where a file has a copy, which comes to the
+    /// same state.
+    ///
     /// # Errors
     /// With the journal still there, except for [`CheckpointError::NotDurable`].
     pub(super) fn roll_back(
         &self,
-        targets: &[&File],
+        sets: &[Vec<&File>],
         syncs: Syncs,
         kept: Kept,
     ) -> Result<Outcome, CheckpointError> {
-        let outcome = self.restore(targets, syncs, kept).map_err(|stuck| self.unfinished_as(stuck))?;
-        self.remove().map(|()| outcome)
+        let outcome = self.restore(sets, syncs, kept).map_err(|stuck| self.unfinished_as(stuck))?;
+        self.remove(outcome).map(|()| outcome)
     }
 
-    fn restore(&self, targets: &[&File], syncs: Syncs, kept: Kept) -> Result<Outcome, Stuck> {
-        let is_settled = settle(targets).is_ok() && syncs == Syncs::AllWell;
-        let stands = standing(&self.header, targets)?;
+    fn restore(&self, sets: &[Vec<&File>], syncs: Syncs, kept: Kept) -> Result<Outcome, Stuck> {
+        let is_settled = sets.iter().all(|targets| settle(targets).is_ok()) && syncs == Syncs::AllWell;
+        let stands = self.common_standing(sets)?;
         let outcome = match stands {
             Standing::Start => Outcome::Untouched,
             Standing::End => Outcome::Finished,
-            Standing::Between => return self.put_back(targets, is_settled, kept),
+            Standing::Between => {
+                sets.iter().try_for_each(|targets| self.check_old_bytes(targets, kept))?;
+                sets.iter().try_for_each(|targets| self.put_back(targets, is_settled, kept))?;
+                return Ok(Outcome::RolledBack);
+            }
         };
         if !is_settled {
-            self.write_again(targets)?;
-            if standing(&self.header, targets)? != stands {
+            sets.iter().try_for_each(|targets| self.write_again(targets))?;
+            if self.common_standing(sets)? != stands {
                 return Err(Stuck::from("what was written again did not come out as it was".to_owned()));
             }
         }
         Ok(outcome)
+    }
+
+    /// Where all sets stand, if that is on one side.
+    fn common_standing(&self, sets: &[Vec<&File>]) -> io::Result<Standing> {
+        let found = sets.iter().map(|targets| standing(&self.header, targets, |_| true));
+        let found = found.collect::<io::Result<Vec<_>>>()?;
+        let first = found.first().filter(|first| found.iter().all(|other| other == *first));
+        Ok(first.copied().unwrap_or(Standing::Between))
     }
 
     /// Writes what the system shows, so that the disk gets it.
@@ -553,45 +583,77 @@ impl Journal {
         settle(targets)
     }
 
+    /// Refuses to begin what could not be brought to an end: the whole blocks have to give the old state.
+    ///
+    /// One that is not whole may not have been kept yet, and so not been overwritten.
+    fn check_old_bytes(&self, targets: &[&File], kept: Kept) -> Result<(), Stuck> {
+        let mut blocks = self.placed_blocks();
+        let (mut damaged, mut is_whole, mut end) = (0, true, 0);
+        for (file, extent) in self.header.extents() {
+            let mut hashes = Vec::with_capacity(extent.block_count());
+            for (at, block) in blocks.by_ref().take(extent.block_count()) {
+                end += block.size_bytes;
+                let bytes = match self.old_bytes(at, block)? {
+                    Some(bytes) => bytes,
+                    None => {
+                        (damaged, is_whole) = (damaged + 1, is_whole && !kept.has(end));
+                        let mut bytes = vec![0; block.size_bytes as usize];
+                        targets[file].read_exact_at(&mut bytes, block.offset)?;
+                        bytes
+                    }
+                };
+                hashes.push(BlockHash::of(block.tensor_offset, &bytes));
+            }
+            let is_old = digest_of_blocks(extent.size_bytes, &hashes) == extent.start;
+            is_whole &= is_old || kept.is_without(end);
+        }
+        let reason = match damaged {
+            _ if is_whole => return Ok(()),
+            0 => "what it holds is not the old state".to_owned(),
+            _ => format!("{damaged} of its blocks are damaged"),
+        };
+        Err(Stuck { reason, way_out: Some(PUT_BACK_AND_REMOVE) })
+    }
+
     /// Writes the old bytes over what differs from them; where the targets are not settled over all, since what the
     /// system shows may not be on the disk then.
     ///
     /// What was never overwritten may have no room of its own on a full disk, where it is a hole, or shared.
-    fn put_back(&self, targets: &[&File], is_settled: bool, kept: Kept) -> Result<Outcome, Stuck> {
+    fn put_back(&self, targets: &[&File], is_settled: bool, kept: Kept) -> Result<(), Stuck> {
         let mut found = Vec::new();
-        let (mut damaged, mut lost, mut end) = (0, false, 0);
         for (at, block) in self.placed_blocks() {
-            end += block.size_bytes;
-            match self.old_bytes(at, block)? {
-                Some(bytes) => {
-                    found.resize(bytes.len(), 0);
-                    targets[block.file].read_exact_at(&mut found, block.offset)?;
-                    if !is_settled || found != bytes {
-                        targets[block.file].write_all_at(&bytes, block.offset)?;
-                    }
-                }
-                // It may be one that was not kept yet, and so not overwritten; the digests will tell.
-                None => (damaged, lost) = (damaged + 1, lost || kept.has(end)),
+            // One that was not kept has not been overwritten: that was checked.
+            let Some(bytes) = self.old_bytes(at, block)? else { continue };
+            found.resize(bytes.len(), 0);
+            targets[block.file].read_exact_at(&mut found, block.offset)?;
+            if !is_settled || found != bytes {
+                targets[block.file].write_all_at(&bytes, block.offset)?;
             }
         }
         settle(targets)?;
         let mut end = 0;
-        let found = digests(&self.header, targets)?;
-        let is_back = self.header.extents().zip(found).all(|((_, extent), found)| {
+        let extents: Vec<_> = self.header.extents().collect();
+        let found = digests(&extents, targets)?;
+        let is_back = extents.iter().zip(found).all(|((_, extent), found)| {
             end += extent.size_bytes;
             found == extent.start || kept.is_without(end)
         });
         match is_back {
-            true if !lost => Ok(Outcome::RolledBack),
-            _ if damaged > 0 => Err(Stuck::from(format!("{damaged} of its blocks are damaged"))),
-            _ => Err(Stuck::from("the bytes that were put back did not come out as they were".to_owned())),
+            true => Ok(()),
+            false => {
+                Err(Stuck::from("the bytes that were put back did not come out as they were".to_owned()))
+            }
         }
     }
 
     /// Takes it away, when the targets are in one of the two states for good.
-    pub(super) fn remove(&self) -> Result<(), CheckpointError> {
+    pub(super) fn remove(&self, outcome: Outcome) -> Result<(), CheckpointError> {
         let removed = self.files.remove_file(&self.path);
-        removed.map_err(|error| self.unfinished_as(Stuck::at("cannot remove it", &error)))?;
+        removed.map_err(|error| {
+            let stuck = Stuck::at("cannot remove it", &error);
+            let without_it = if outcome == Outcome::Finished { IS_COMPLETE } else { IS_BACK };
+            self.unfinished_as(Stuck { way_out: stuck.way_out.or(Some(without_it)), ..stuck })
+        })?;
         let synced = self.files.sync_folder(folder_of(&self.path));
         // Should it come back, it says no more than that everything is done.
         synced.map_err(|source| CheckpointError::NotDurable { path: self.first_target(), source })

@@ -186,7 +186,7 @@ mod tests {
         earlier.file.read_exact_at(&mut left, at).unwrap();
         target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
         assert_eq!(
-            earlier.roll_back(&[&target], Syncs::AllWell, Kept::Unknown).unwrap(),
+            earlier.roll_back(&[vec![&target]], Syncs::AllWell, Kept::Unknown).unwrap(),
             Outcome::RolledBack
         );
         assert_eq!(std::fs::read(&path).unwrap(), [1; SIZE_BYTES]);
@@ -197,7 +197,7 @@ mod tests {
         next.file.write_all_at(&left, at).unwrap();
         // As after a sync that failed: all that the journal has is put back.
         target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
-        let found = next.roll_back(&[&target], Syncs::AllWell, Kept::Unknown).unwrap_err().to_string();
+        let found = next.roll_back(&[vec![&target]], Syncs::AllWell, Kept::Unknown).unwrap_err().to_string();
         assert!(found.contains("1 of its blocks are damaged"), "{found}");
         assert_eq!(std::fs::read(&path).unwrap(), [9; SIZE_BYTES]);
     }
@@ -213,7 +213,7 @@ mod tests {
             let error = journal.keep(&[&target], &cover, &told).unwrap_err();
             assert!(matches!(error, CheckpointError::Changed { .. }), "{error}");
             assert_eq!(cover.kept(), Kept::Bytes(0));
-            journal.roll_back(&[&target], Syncs::AllWell, kept)
+            journal.roll_back(&[vec![&target]], Syncs::AllWell, kept)
         };
         let refused = kept_then(&made(), Kept::Unknown).unwrap_err();
         assert!(matches!(refused, CheckpointError::Recovery { .. }), "{refused}");
@@ -223,7 +223,8 @@ mod tests {
         assert!(!folder.path().join("journal").exists());
         // A block that is known to be kept, and is not in the journal, is lost.
         let journal = made();
-        let lost = journal.roll_back(&[&target], Syncs::AllWell, Kept::Bytes(SIZE_BYTES as u64)).unwrap_err();
+        let lost =
+            journal.roll_back(&[vec![&target]], Syncs::AllWell, Kept::Bytes(SIZE_BYTES as u64)).unwrap_err();
         assert!(lost.to_string().contains("1 of its blocks are damaged"), "{lost}");
     }
 
@@ -247,7 +248,7 @@ mod tests {
             }
             let made = journal_of(&files, folder.path(), &[&target, &other], [1, 2]);
             assert_eq!(made.file.about().unwrap().mode, expected, "{modes:?} in decimal");
-            made.remove().unwrap();
+            made.remove(Outcome::Untouched).unwrap();
         }
     }
 

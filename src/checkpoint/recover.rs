@@ -7,16 +7,19 @@
 //! A journal says which bytes go where, so it is believed only of one who could have written there himself. One that
 //! cannot be read speaks by its name alone: whose weights' name it bears, theirs are the old bytes in it.
 
+mod evidence;
+
+use std::ffi::OsStr;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::blocks::{BlockHash, digest_of_blocks};
-use super::disk::{About, Access, File, Files, Kind, PAGE_BYTES};
+use super::disk::{About, Access, File, Files, Kind};
 use super::journal::{
-    ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, Kept, Outcome, Standing, Stuck, Syncs,
-    journal_of, lock_exclusive, standing,
+    ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, Kept, Outcome, PUT_FILE_BACK, Stuck,
+    Syncs, journal_of, lock_exclusive,
 };
 use super::temporary::sweep;
 use super::{Checkpoint, CheckpointError, folder_of};
@@ -27,6 +30,8 @@ use super::{Checkpoint, CheckpointError, folder_of};
 pub struct Recovered {
     /// The journal that is gone now.
     pub journal: PathBuf,
+    /// The files that it was about, where they lie now.
+    pub files: Vec<PathBuf>,
     /// What was being done.
     pub label: String,
     /// How it ended.
@@ -49,11 +54,11 @@ pub fn recover(path: impl AsRef<Path>) -> Result<Vec<Recovered>, CheckpointError
 pub(crate) fn recover_on(files: &Files, path: &Path) -> Result<Vec<Recovered>, CheckpointError> {
     let mut recovered = Vec::new();
     let weights = Checkpoint::weights_files(files, path)?;
-    let real = real_paths(files, &weights);
-    for folder in folders_of(&real) {
+    let places = places_of(files, &weights);
+    for folder in folders_of(&places) {
         sweep(files, folder);
-        for journal in journals_in(files, folder, &real)? {
-            recovered.extend(recover_one(files, &journal, &weights, &real)?);
+        for journal in journals_in(files, folder, &places)? {
+            recovered.extend(recover_one(files, &journal, &weights, &places)?);
         }
     }
     Ok(recovered)
@@ -61,14 +66,14 @@ pub(crate) fn recover_on(files: &Files, path: &Path) -> Result<Vec<Recovered>, C
 
 /// Refuses a checkpoint with a change that stopped half-way.
 pub(super) fn refuse_pending(files: &Files, weights: &[PathBuf]) -> Result<(), CheckpointError> {
-    let real = real_paths(files, weights);
-    for folder in folders_of(&real) {
-        for path in journals_in(files, folder, &real)? {
+    let places = places_of(files, weights);
+    for folder in folders_of(&places) {
+        for path in journals_in(files, folder, &places)? {
             match Journal::open(files, &path)? {
-                Found::Whole(journal) if journal.is_about(weights) => {
+                Found::Whole(journal) if journal.is_about(weights, &places) => {
                     return Err(journal.unfinished("it has to be recovered first".to_owned()));
                 }
-                Found::Closed { reason, way_out } => refuse_closed(&path, &real, reason, way_out)?,
+                Found::Closed { reason, way_out } => refuse_closed(&path, &places, reason, way_out)?,
                 Found::Whole(_) | Found::Nothing => {}
             }
         }
@@ -76,14 +81,21 @@ pub(super) fn refuse_pending(files: &Files, weights: &[PathBuf]) -> Result<(), C
     Ok(())
 }
 
-/// Where the files really lie; a journal lies beside the file itself, not beside a link to it.
-fn real_paths(files: &Files, weights: &[PathBuf]) -> Vec<PathBuf> {
-    weights.iter().map(|path| files.real_path(path).unwrap_or_else(|_| path.clone())).collect()
+/// Where the files really lie, and where their names do: a journal lies beside the file itself, and stays there when
+/// the file is moved and a link to it left in its place.
+fn places_of(files: &Files, weights: &[PathBuf]) -> Vec<PathBuf> {
+    let real = |path: &Path| files.real_path(path).unwrap_or_else(|_| path.to_owned());
+    let named = |path: &PathBuf| path.file_name().map(|name| real(folder_of(path)).join(name));
+    let mut places: Vec<_> =
+        weights.iter().map(|path| real(path)).chain(weights.iter().filter_map(named)).collect();
+    places.sort();
+    places.dedup();
+    places
 }
 
-fn folders_of(real: &[PathBuf]) -> Vec<&Path> {
+fn folders_of(places: &[PathBuf]) -> Vec<&Path> {
     let mut folders = Vec::new();
-    for folder in real.iter().map(|path| folder_of(path)) {
+    for folder in places.iter().map(|path| folder_of(path)) {
         if !folders.contains(&folder) {
             folders.push(folder);
         }
@@ -92,7 +104,7 @@ fn folders_of(real: &[PathBuf]) -> Vec<&Path> {
 }
 
 /// The journals in one of the folders that files lie in, of whatever files they are.
-fn journals_in(files: &Files, folder: &Path, real: &[PathBuf]) -> Result<Vec<PathBuf>, CheckpointError> {
+fn journals_in(files: &Files, folder: &Path, places: &[PathBuf]) -> Result<Vec<PathBuf>, CheckpointError> {
     match files.list(folder) {
         Ok(names) => {
             let journals = names.iter().filter(|name| name.to_string_lossy().ends_with(JOURNAL_SUFFIX));
@@ -100,7 +112,7 @@ fn journals_in(files: &Files, folder: &Path, real: &[PathBuf]) -> Result<Vec<Pat
         }
         // Where nobody may look around, what has a name that is known is still found.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            let inside = real.iter().filter(|path| folder_of(path) == folder);
+            let inside = places.iter().filter(|path| folder_of(path) == folder);
             Ok(inside.map(|path| journal_of(path)).collect())
         }
         Err(error) => Err(CheckpointError::io(folder, "list")(error)),
@@ -111,67 +123,113 @@ fn journals_in(files: &Files, folder: &Path, real: &[PathBuf]) -> Result<Vec<Pat
 /// and anybody may lay one there.
 fn refuse_closed(
     journal: &Path,
-    real: &[PathBuf],
+    places: &[PathBuf],
     reason: String,
     way_out: &'static str,
 ) -> Result<(), CheckpointError> {
-    let Some(path) = real.iter().find(|path| journal_of(path) == journal) else { return Ok(()) };
+    let Some(path) = places.iter().find(|path| journal_of(path) == journal) else { return Ok(()) };
     let (path, journal) = (path.clone(), journal.to_owned());
     Err(CheckpointError::Recovery { path, journal, reason, way_out: Some(way_out) })
 }
 
+/// A file that may be one of a journal's, locked and open for writing.
+#[derive(Debug)]
+struct Target {
+    path: PathBuf,
+    file: File,
+    /// Whether it is the very file that the journal was made for, by what the system tells of it.
+    is_the_same: bool,
+}
+
 impl Journal {
-    /// Whether any of `weights` is among its files, under the name that it had then or under another one.
-    fn is_about(&self, weights: &[PathBuf]) -> bool {
-        weights.iter().any(|path| {
-            let real = self.files.real_path(path).unwrap_or_else(|_| path.clone());
-            let about = self.files.about(path).ok();
-            self.header.files.iter().any(|file| {
-                folder_of(&self.path).join(&file.name) == real
-                    || about.as_ref().is_some_and(|about| file.is_described_by(about))
+    /// Whether any of `weights`, which lie in `places`, is among its files, under the name that it had then or under
+    /// another one, or has its own name: files and journals are renamed together, and copied then.
+    fn is_about(&self, weights: &[PathBuf], places: &[PathBuf]) -> bool {
+        let about: Vec<_> = weights.iter().filter_map(|path| self.files.about(path).ok()).collect();
+        let mut numbered = self.header.files.iter().enumerate();
+        self.bearer().is_some_and(|path| places.contains(&path))
+            || numbered.any(|(index, file)| {
+                places.contains(&self.target_path(index))
+                    || about.iter().any(|about| file.is_described_by(about))
             })
-        })
     }
 
-    /// Its files, locked and open for writing, with whether each is the very file that the journal was made for.
+    /// The file whose name it bears: the first of its own, if it is of that size.
+    fn bearer(&self) -> Option<PathBuf> {
+        let name = self.path.file_name()?.as_bytes().strip_suffix(JOURNAL_SUFFIX.as_bytes())?;
+        let path = folder_of(&self.path).join(OsStr::from_bytes(name));
+        let size_bytes = self.header.files.first()?.size_bytes;
+        self.files.about(&path).is_ok_and(|about| about.size_bytes == size_bytes).then_some(path)
+    }
+
+    /// For each of its files all that may be it: the very file first, wherever it is, then what has its name.
     ///
-    /// Of `weights` one may be that file under the name that it has now, whatever bears its old one.
-    fn targets(&self, weights: &[PathBuf]) -> Result<Vec<(File, bool)>, CheckpointError> {
-        self.header.files.iter().map(|file| self.target(file, weights)).collect()
+    /// Of `weights` one may be the very file under the name that it has now, whatever bears its old one.
+    fn targets(&self, weights: &[PathBuf]) -> Result<Vec<Vec<Target>>, CheckpointError> {
+        (0..self.header.files.len()).map(|index| self.targets_of(index, weights)).collect()
+    }
+
+    fn targets_of(&self, index: usize, weights: &[PathBuf]) -> Result<Vec<Target>, CheckpointError> {
+        let (journaled, named) = (&self.header.files[index], self.target_path(index));
+        let mut paths = Vec::from_iter(self.very_file(journaled, &named, weights)?);
+        let mut known: Vec<_> = paths.iter().filter_map(|path| self.files.about(path).ok()).collect();
+        let others = || self.header.files.iter().enumerate().filter(|(other, _)| *other != index);
+        let is_free = |path: &PathBuf| others().all(|(other, _)| self.target_path(other) != *path);
+        let bearer = self.bearer().filter(|path| index == 0 && is_free(path));
+        for path in bearer.into_iter().chain([named.clone()]) {
+            let Ok(path) = self.files.real_path(&path) else { continue };
+            let fits = |about: &About| {
+                (about.kind, about.size_bytes) == (Kind::File, journaled.size_bytes)
+                    && !known.iter().any(|other| other.is_same_file(about))
+                    && !others().any(|(_, other)| other.is_described_by(about))
+            };
+            if let Some(about) = self.files.about(&path).ok().filter(fits) {
+                known.push(about);
+                paths.push(path);
+            }
+        }
+        if paths.is_empty() {
+            paths.push(named.clone());
+        }
+        paths.into_iter().map(|path| self.target(journaled, path, &named)).collect()
     }
 
     fn target(
         &self,
         journaled: &JournaledFile,
-        weights: &[PathBuf],
-    ) -> Result<(File, bool), CheckpointError> {
-        let named = folder_of(&self.path).join(&journaled.name);
-        let path = self.renamed(journaled, &named, weights)?.unwrap_or_else(|| named.clone());
-        let opened = self.files.open(&path, Access::ReadWrite);
-        let file = opened.map_err(|error| {
-            self.unfinished_as(Stuck::at(&format!("cannot open `{}`", path.display()), &error))
+        path: PathBuf,
+        named: &Path,
+    ) -> Result<Target, CheckpointError> {
+        let file = self.files.open(&path, Access::ReadWrite).map_err(|error| {
+            let action = format!("cannot open `{}`", path.display());
+            match error.kind() {
+                io::ErrorKind::NotFound => self.unfinished_until(PUT_FILE_BACK, format!("{action}: {error}")),
+                _ => self.unfinished_as(Stuck::at(&action, &error)),
+            }
         })?;
         lock_exclusive(&file, &path)?;
         let about = file.about().map_err(CheckpointError::io(&path, "examine"))?;
         self.require_author(&path, &about)?;
         if about.size_bytes != journaled.size_bytes {
-            return Err(self.unfinished(format!(
+            let reason = format!(
                 "`{}` has {} bytes, and had {} when the journal was written",
                 path.display(),
                 about.size_bytes,
                 journaled.size_bytes
-            )));
+            );
+            return Err(self.unfinished_until(PUT_FILE_BACK, reason));
         }
         // Where the system does not tell when a file was made, another one may have got its inode.
         let is_certain = path == named || journaled.created_ns.is_some();
-        Ok((file, journaled.is_described_by(&about) && is_certain))
+        let is_the_same = journaled.is_described_by(&about) && is_certain;
+        Ok(Target { path, file, is_the_same })
     }
 
-    /// Where a file of the journal lies now if its own name, `named`, is gone or another file's: one of `weights`, or
-    /// whatever is beside the journal.
+    /// Where a file of the journal lies now: under its own name, `named`, else as one of `weights`, else under any name
+    /// beside the journal; none where it is gone.
     ///
     /// With the journal its old bytes would be gone, so nobody who cannot look for it takes the journal away.
-    fn renamed(
+    fn very_file(
         &self,
         journaled: &JournaledFile,
         named: &Path,
@@ -179,7 +237,7 @@ impl Journal {
     ) -> Result<Option<PathBuf>, CheckpointError> {
         let is_it = |about: About| about.kind == Kind::File && journaled.is_described_by(&about);
         if self.files.about_name(named).is_ok_and(is_it) {
-            return Ok(None);
+            return Ok(Some(named.to_owned()));
         }
         let opened = weights.iter().find(|path| self.files.about(path).is_ok_and(is_it));
         if let Some(path) = opened.and_then(|path| self.files.real_path(path).ok()) {
@@ -213,14 +271,14 @@ fn recover_one(
     files: &Files,
     path: &Path,
     weights: &[PathBuf],
-    real: &[PathBuf],
+    places: &[PathBuf],
 ) -> Result<Option<Recovered>, CheckpointError> {
     let failed = |action| CheckpointError::io(path, action);
     let journal = match Journal::open(files, path)? {
-        Found::Whole(journal) if journal.is_about(weights) => journal,
+        Found::Whole(journal) if journal.is_about(weights, places) => journal,
         Found::Whole(_) | Found::Nothing => return Ok(None),
         Found::Closed { reason, way_out } => {
-            return refuse_closed(path, real, reason, way_out).map(|()| None);
+            return refuse_closed(path, places, reason, way_out).map(|()| None);
         }
     };
     let targets = journal.targets(weights)?;
@@ -228,103 +286,268 @@ fn recover_one(
     if !files.is_named(path, &journal.file).map_err(failed("examine"))? {
         return Ok(None);
     }
-    let handles: Vec<&File> = targets.iter().map(|(file, _)| file).collect();
-    if let Some((_, file)) =
-        targets.iter().zip(&journal.header.files).find(|((_, is_the_same), _)| !is_the_same)
-    {
-        journal.allow_another_file(&handles, &file.name)?;
-    }
+    let sets = journal.sets(&targets)?;
+    let held: Vec<Vec<&File>> = sets.iter().map(|set| handles(set)).collect();
     // Nobody knows what whoever was at it had been told.
-    let outcome = journal.roll_back(&handles, Syncs::Doubted, Kept::Unknown)?;
-    Ok(Some(Recovered { journal: path.to_owned(), label: journal.header.label.clone(), outcome }))
+    let outcome = journal.roll_back(&held, Syncs::Doubted, Kept::Unknown)?;
+    let mut files: Vec<_> = sets.iter().flatten().map(|target| target.path.clone()).collect();
+    files.sort();
+    files.dedup();
+    Ok(Some(Recovered { journal: path.to_owned(), files, label: journal.header.label.clone(), outcome }))
+}
+
+fn handles<'a>(set: &[&'a Target]) -> Vec<&'a File> {
+    set.iter().map(|target| &target.file).collect()
 }
 
 impl Journal {
-    /// Somebody put another file under the name: fine if it is in one of the two states, or is the journal's file in
-    /// all but its inode; else it is not touched.
-    fn allow_another_file(&self, targets: &[&File], name: &str) -> Result<(), CheckpointError> {
-        let stuck = |error: io::Error| self.unfinished_as(Stuck::from(error));
-        let stands = standing(&self.header, targets).map_err(stuck)?;
-        if stands != Standing::Between || self.is_half_way(targets).map_err(stuck)? {
+    /// What is to be put right: the files of the journal, and again with each copy of one that stopped where it did.
+    fn sets<'a>(&self, targets: &'a [Vec<Target>]) -> Result<Vec<Vec<&'a Target>>, CheckpointError> {
+        let first: Vec<&Target> = targets.iter().filter_map(|found| found.first()).collect();
+        self.allow_other_files(&first)?;
+        let mut sets = vec![first.clone()];
+        for (index, found) in targets.iter().enumerate() {
+            for copy in found.iter().skip(1) {
+                let mut set = first.clone();
+                set[index] = copy;
+                let is_in_step = self.is_in_step(&handles(&set), index);
+                if is_in_step.map_err(|error| self.unfinished_as(Stuck::from(error)))? {
+                    sets.push(set);
+                }
+            }
+        }
+        Ok(sets)
+    }
+
+    /// Somebody put other files under the names: fine if they are in one of the two states, or are the journal's files in
+    /// all but their inodes; else nothing is touched.
+    fn allow_other_files(&self, targets: &[&Target]) -> Result<(), CheckpointError> {
+        let mut numbered = self.header.files.iter().zip(targets);
+        let Some((file, _)) = numbered.find(|(_, target)| !target.is_the_same) else { return Ok(()) };
+        let is_known = self.is_known(&handles(targets), |file| !targets[file].is_the_same);
+        if is_known.map_err(|error| self.unfinished_as(Stuck::from(error)))? {
             return Ok(());
         }
         let way_out = "if this is a copy of the model, open the one that it was copied from, where the next mpatch \
                        command puts the old bytes back, and copy it again; if it is another model, move the journal \
                        to the file that it was written for: it holds the only old bytes";
-        let reason = format!("it was written for another file that was called `{name}` then");
+        let reason = format!("it was written for another file that was called `{}` then", file.name);
         Err(self.unfinished_until(way_out, reason))
     }
-
-    /// Whether the targets are what a kill leaves, asked of their bytes, for inodes change: where a folder was copied
-    /// with its journal, restored from a backup, or lies on an overlay that was mounted again.
-    ///
-    /// The whole blocks of the journal have to give the tensors at their start. That says nothing about the bytes under
-    /// them, which may be another model's and the only ones. So each tensor has to be at one of its two digests, which
-    /// whoever has the patch can make again, but for the one that was being written, whose end is still as it was; in
-    /// the order in which they are written all before that one are changed, and none behind it is.
-    fn is_half_way(&self, targets: &[&File]) -> io::Result<bool> {
-        let mut blocks = self.placed_blocks();
-        let mut found = Vec::new();
-        for (file, extent) in self.header.extents() {
-            let size_bytes = extent.size_bytes;
-            let (mut now, mut old) = (Vec::new(), Vec::new());
-            // Of the last block that differs, the end of what does.
-            let (mut first_other, mut end_of_other) = (None, 0);
-            for (at, block) in blocks.by_ref().take(extent.block_count()) {
-                let mut bytes = vec![0; block.size_bytes as usize];
-                targets[file].read_exact_at(&mut bytes, block.offset)?;
-                now.push(BlockHash::of(block.tensor_offset, &bytes));
-                let Some(old_bytes) = self.old_bytes(at, block)? else {
-                    old.push(BlockHash::of(block.tensor_offset, &bytes));
-                    continue;
-                };
-                old.push(BlockHash::of(block.tensor_offset, &old_bytes));
-                let differs = |index: &usize| bytes[*index] != old_bytes[*index];
-                let first = (0..bytes.len()).find(differs);
-                if let (Some(first), Some(last)) = (first, (0..bytes.len()).rfind(differs)) {
-                    first_other = first_other.or(Some(block.tensor_offset + first as u64));
-                    end_of_other = block.tensor_offset + last as u64 + 1;
-                }
-            }
-            if digest_of_blocks(size_bytes, &old) != extent.start {
-                return Ok(false);
-            }
-            let now = digest_of_blocks(size_bytes, &now);
-            let stage = if now == extent.end {
-                Stage::Written
-            } else if now == extent.start {
-                Stage::Waiting
-            } else if first_other.is_some_and(|first| first < PAGE_BYTES as u64)
-                && size_bytes - end_of_other >= PAGE_BYTES as u64
-            {
-                Stage::Begun
-            } else {
-                return Ok(false);
-            };
-            found.push((&extent.tensor, stage));
-        }
-        if found.iter().all(|(_, stage)| *stage != Stage::Begun) {
-            return Ok(true);
-        }
-        // Tensors are written in the order of their names, whichever files they are in.
-        found.sort_unstable();
-        let stages = found.iter().map(|(_, stage)| *stage);
-        let begun = stages.clone().filter(|stage| *stage == Stage::Begun).count();
-        Ok(begun == 1 && stages.is_sorted())
-    }
-}
-
-/// How far a change has come with a tensor; in this order from the first tensor to the last.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Stage {
-    Written,
-    Begun,
-    Waiting,
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::disk::PAGE_BYTES;
+    use super::super::journal::{Extent, Header};
+    use super::super::keep::{Cover, Told};
     use super::*;
+    use crate::digest::TensorDigest;
+
+    const TENSOR_BYTES: usize = 3 * PAGE_BYTES;
+
+    /// Tensors one after the other, numbered from `first` on, a letter each: at the Start, at the End, Begun, X for other
+    /// bytes, and = for one that is not to be changed.
+    fn tensors(first: u8, states: &str) -> Vec<u8> {
+        let tensor = |(state, number): (u8, u8)| {
+            let (old, new) = ([number; TENSOR_BYTES], [number + 100; TENSOR_BYTES]);
+            match state {
+                b'E' => new.to_vec(),
+                b'B' => [&new[..TENSOR_BYTES / 2], &old[TENSOR_BYTES / 2..]].concat(),
+                b'X' => vec![255; TENSOR_BYTES],
+                _ => old.to_vec(),
+            }
+        };
+        states.bytes().zip(first..).flat_map(tensor).collect()
+    }
+
+    /// The journal of a change that was to take files of such tensors from their start to their end, and has come so
+    /// far; with a folder around it.
+    fn stopped(shards: &[(&str, &str)]) -> (tempfile::TempDir, Journal) {
+        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
+        let path = |name: &str| folder.path().join(name);
+        let (mut journaled, mut targets, mut first) = (Vec::new(), Vec::new(), 0);
+        for (name, states) in shards {
+            let old = tensors(first, &"S".repeat(states.len()));
+            std::fs::write(path(name), &old).unwrap();
+            let target = files.open(&path(name), Access::ReadWrite).unwrap();
+            let about = target.about().unwrap();
+            let extents = states.bytes().zip(first..).enumerate().map(|(index, (state, number))| Extent {
+                tensor: format!("{number:03}"),
+                offset: (index * TENSOR_BYTES) as u64,
+                size_bytes: TENSOR_BYTES as u64,
+                start: TensorDigest::of(&tensors(number, "S")),
+                end: TensorDigest::of(&tensors(number, if state == b'=' { "S" } else { "E" })),
+            });
+            journaled.push(JournaledFile {
+                name: (*name).to_owned(),
+                device: about.device,
+                inode: about.inode,
+                created_ns: about.created_ns,
+                size_bytes: about.size_bytes,
+                extents: extents.collect(),
+            });
+            targets.push(target);
+            first += states.len() as u8;
+        }
+        let header = Header { label: "change".to_owned(), files: journaled };
+        let targets: Vec<&File> = targets.iter().collect();
+        let journal = Journal::create(&files, &journal_of(&path(shards[0].0)), header, &targets).unwrap();
+        let told = Told { progress: &|_| (), stop: &|| Ok(()) };
+        journal.keep(&targets, &Cover::default(), &told).unwrap();
+        first = 0;
+        for ((_, states), target) in shards.iter().zip(targets) {
+            target.write_all_at(&tensors(first, states), 0).unwrap();
+            first += states.len() as u8;
+        }
+        (folder, journal)
+    }
+
+    /// Two shards that stopped half-way, the second of them replaced by a fresh one.
+    fn stopped_shards(states: &str) -> (tempfile::TempDir, Journal, PathBuf) {
+        let (folder, journal) = stopped(&[("one.safetensors", states), ("two.safetensors", "S")]);
+        let map =
+            serde_json::json!({"000": "one.safetensors", "001": "one.safetensors", "002": "two.safetensors"});
+        let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+        std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+        let second = folder.path().join("two.safetensors");
+        replace(&second);
+        (folder, journal, second)
+    }
+
+    /// Gives a file another inode, as a copy has.
+    fn replace(path: &Path) {
+        let other = path.with_extension("other");
+        std::fs::copy(path, &other).unwrap();
+        std::fs::rename(other, path).unwrap();
+    }
+
+    #[track_caller]
+    fn goes_back(path: &Path, journal: &Path, expected: &[&Path]) {
+        let [recovered] = &recover(path).unwrap()[..] else { panic!("one journal") };
+        assert_eq!(recovered.outcome, Outcome::RolledBack);
+        assert_eq!(recovered.files, expected);
+        assert!(!journal.exists());
+    }
+
+    /// The way out of what cannot be recovered now, which changes nothing.
+    #[track_caller]
+    fn waits(path: &Path) -> &'static str {
+        let before = std::fs::read(path).ok();
+        match recover(path.parent().unwrap()).unwrap_err() {
+            CheckpointError::Recovery { journal, way_out: Some(way_out), .. } => {
+                assert!(journal.exists() && std::fs::read(path).ok() == before);
+                way_out
+            }
+            error => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn a_copy_under_the_name_of_a_renamed_file_goes_back_with_it() {
+        // A copy that has come to its end is a model of its own.
+        for (copied, left) in [("EBS", "SSS"), ("EEE", "EEE"), ("XSS", "XSS")] {
+            let (folder, journal) = stopped(&[("model.safetensors", "EBS")]);
+            let path = folder.path().join("model.safetensors");
+            let renamed = folder.path().join("model.safetensors.orig");
+            std::fs::rename(&path, &renamed).unwrap();
+            std::fs::write(&path, tensors(0, copied)).unwrap();
+            let both = [path.as_path(), &renamed];
+            goes_back(&path, &journal.path, if copied == "EBS" { &both } else { &both[1..] });
+            assert!(std::fs::read(&renamed).unwrap() == tensors(0, "SSS"));
+            assert!(std::fs::read(&path).unwrap() == tensors(0, left), "{copied}");
+        }
+    }
+
+    #[test]
+    fn shards_that_have_changed_names_are_each_put_right() {
+        let (folder, journal) = stopped(&[("one.safetensors", "E"), ("two.safetensors", "B")]);
+        let [one, two, other] =
+            ["one.safetensors", "two.safetensors", "other"].map(|name| folder.path().join(name));
+        for (from, to) in [(&one, &other), (&two, &one), (&other, &two)] {
+            std::fs::rename(from, to).unwrap();
+        }
+        goes_back(&one, &journal.path, &[&one, &two]);
+        assert!(std::fs::read(&two).unwrap() == tensors(0, "S"));
+        assert!(std::fs::read(&one).unwrap() == tensors(1, "S"));
+    }
+
+    #[test]
+    fn a_file_that_was_renamed_with_its_journal_and_copied_is_known_by_the_name_of_both() {
+        let (folder, journal) = stopped(&[("model.safetensors", "EBS")]);
+        let (path, first) =
+            (folder.path().join("other.safetensors"), folder.path().join("model.safetensors"));
+        std::fs::rename(&first, &path).unwrap();
+        std::fs::rename(&journal.path, journal_of(&path)).unwrap();
+        replace(&path);
+        // Whatever has the name that the journal speaks of, and is opened by it.
+        std::fs::write(&first, tensors(0, "SSS")).unwrap();
+        goes_back(&first, &journal_of(&path), &[&path]);
+        assert!(std::fs::read(&path).unwrap() == tensors(0, "SSS"));
+    }
+
+    #[test]
+    fn a_journal_is_found_beside_the_link_that_a_moved_file_left() {
+        for is_copied in [false, true] {
+            let (folder, journal) = stopped(&[("model.safetensors", "EBS")]);
+            let path = folder.path().join("model.safetensors");
+            let moved = folder.path().join("elsewhere/model.safetensors");
+            std::fs::create_dir(moved.parent().unwrap()).unwrap();
+            std::fs::rename(&path, &moved).unwrap();
+            std::os::unix::fs::symlink(&moved, &path).unwrap();
+            if is_copied {
+                replace(&moved);
+            }
+            goes_back(&path, &journal.path, &[&moved]);
+            assert!(std::fs::read(&moved).unwrap() == tensors(0, "SSS"));
+        }
+    }
+
+    #[test]
+    fn only_files_that_are_not_the_journals_own_have_to_show_how_they_came_to_be() {
+        // As a power cut leaves the first, and as no kill does.
+        let (folder, journal, second) = stopped_shards("XB");
+        let first = folder.path().join("one.safetensors");
+        goes_back(folder.path(), &journal.path, &[&first, &second]);
+        assert!(std::fs::read(&first).unwrap() == tensors(0, "SS"));
+        // Of the other one that is asked.
+        let (folder, _journal, second) = stopped_shards("EB");
+        std::fs::write(&second, tensors(2, "X")).unwrap();
+        assert!(waits(&second).starts_with("if this is a copy of the model"));
+        drop(folder);
+    }
+
+    #[test]
+    fn tensors_that_a_patch_leaves_as_they_are_do_not_say_how_far_it_has_come() {
+        let (folder, journal) = stopped(&[("model.safetensors", "E=B=S")]);
+        let path = folder.path().join("model.safetensors");
+        replace(&path);
+        goes_back(&path, &journal.path, &[&path]);
+        assert!(std::fs::read(&path).unwrap() == tensors(0, "SSSSS"));
+    }
+
+    #[test]
+    fn a_file_that_is_gone_or_has_another_size_is_to_be_put_back() {
+        let (folder, journal, second) = stopped_shards("EB");
+        let whole = std::fs::read(&second).unwrap();
+        std::fs::write(&second, &whole[1..]).unwrap();
+        assert_eq!(waits(&second), PUT_FILE_BACK);
+        std::fs::remove_file(&second).unwrap();
+        assert_eq!(waits(&second), PUT_FILE_BACK);
+        std::fs::write(&second, whole).unwrap();
+        goes_back(folder.path(), &journal.path, &[&folder.path().join("one.safetensors"), &second]);
+    }
+
+    #[test]
+    fn a_journal_of_which_blocks_are_damaged_changes_nothing() {
+        let (folder, journal) = stopped(&[("model.safetensors", "EBS")]);
+        let path = folder.path().join("model.safetensors");
+        let (at, _) = journal.placed_blocks().next().unwrap();
+        let mut bytes = std::fs::read(&journal.path).unwrap();
+        bytes[at as usize] ^= 1;
+        std::fs::write(&journal.path, bytes).unwrap();
+        assert!(waits(&path).starts_with("it may be damaged, and hold the only old bytes"));
+    }
 
     #[test]
     fn a_pipe_under_the_name_of_a_journal_keeps_nobody_waiting() {

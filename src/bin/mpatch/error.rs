@@ -145,8 +145,9 @@ pub enum State {
     Unchanged,
     /// The result stands; only telling of it failed.
     Applied,
-    /// A checkpoint is half-way, and the next command that opens it puts the old bytes back; or a history is, and the
-    /// next one that changes it makes the change or takes it back.
+    /// A checkpoint is half-way, and the next command that opens it puts the old bytes back, or removes a journal that is
+    /// all that is left of the change; or a history is, and the next one that changes it makes the change or takes it
+    /// back.
     RecoveryPending,
 }
 
@@ -258,8 +259,12 @@ impl CommandError {
             OperationError::Patch(error) => Self::patch(name, &error),
             OperationError::OtherState { .. } => Self::new(ExitKind::WrongBase, chain(&error))
                 .hint("the file was changed meanwhile: wait until nobody writes to it, and try again"),
-            OperationError::Pending { .. } => {
-                Self::new(ExitKind::Recovery, chain(&error)).with_recovery_pending()
+            OperationError::Pending { ref recovery, .. } => {
+                let refused = Self::new(ExitKind::Recovery, chain(&error)).with_recovery_pending();
+                match **recovery {
+                    CheckpointError::Recovery { way_out: Some(way_out), .. } => refused.hint(way_out),
+                    _ => refused,
+                }
             }
             OperationError::OtherPatch { .. } => Self::new(ExitKind::Bug, chain(&error)),
             _ => Self::new(ExitKind::Malformed, format!("`{name}`: {}", chain(&error)))
