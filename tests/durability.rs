@@ -383,8 +383,9 @@ fn the_next_command_brings_a_change_that_stopped_half_way_to_an_end() {
     );
     assert!(fs::read(&shard).unwrap() == other);
     fs::write(&shard, half_way).unwrap();
-    let said = bench.succeeds("verify shards.mpatch --base copy --digests-only");
+    let said = bench.succeeds("verify shards.mpatch --base copy --digests-only --quiet");
     assert!(said.contains("the old bytes are back"), "{said}");
+    assert!(said.contains("warning: `/") && said.contains("copy/model-1.safetensors`: recovered"), "{said}");
     for name in ["model-0.safetensors", "model-1.safetensors"] {
         let whole = &before[&Path::new("shards").join(name)];
         assert!(fs::read(bench.path("copy").join(name)).unwrap() == *whole, "{name}");

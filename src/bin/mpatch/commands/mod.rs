@@ -163,9 +163,11 @@ pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, Comma
             Outcome::RolledBack => "the old bytes are back",
             Outcome::Finished => "everything had been changed already",
         };
-        let path = path.display();
-        output.note(&format!(
-            "`{path}`: recovered from `{}`, which had stopped half-way: {outcome}",
+        let files = recovered.files.iter().map(|file| format!("`{}`", file.display()));
+        // Bytes may have changed, which no report holds.
+        output.warn(&format!(
+            "{}: recovered from `{}`, which had stopped half-way: {outcome}",
+            Vec::from_iter(files).join(", "),
             recovered.label
         ));
     }
