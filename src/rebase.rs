@@ -71,7 +71,7 @@ pub struct RebaseOptions {
     pub keep: bool,
     /// Leave corrections out of the new binding.
     pub drop_corrections: bool,
-    /// Patches that led to the new state, besides the parents that it has.
+    /// Patches that led to the new state. With the old bindings the parents that it has are kept as well.
     pub parents: Vec<PatchId>,
 }
 
@@ -119,6 +119,8 @@ pub fn rebase(
         draft.bindings = vec![binding];
         draft.measured = Vec::new();
         draft.supersedes = Vec::new();
+        // What it was made on need not be in the new state.
+        draft.parents = Vec::new();
     }
     for parent in &options.parents {
         if !draft.parents.contains(parent) {
