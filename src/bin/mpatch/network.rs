@@ -191,6 +191,12 @@ pub fn push(
     })
 }
 
+/// Whether a name over there has moved: before `git` asked for it, or between that and its sending.
+fn has_gone_on(said: &str) -> bool {
+    let is_late = said.contains("cannot lock ref") && said.contains("but expected");
+    is_late || ["fetch first", "non-fast-forward"].iter().any(|word| said.contains(word))
+}
+
 fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String, CommandError> {
     let mut command = Command::new("git");
     VARIABLES.iter().for_each(|name| {
@@ -225,9 +231,8 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
         return Err(CommandError::new(ExitKind::Io, "there is no `git lfs`, which carries large patches")
             .hint("install git-lfs"));
     }
-    let has_gone_on = ["fetch first", "non-fast-forward"].iter().any(|word| said.contains(word));
     let hint = match words.first() {
-        Some(&"push") if has_gone_on => "the other side has gone on: `mpatch pull` first",
+        Some(&"push") if has_gone_on(&said) => "the other side has gone on: `mpatch pull` first",
         Some(&"push") => HINT_OF_PUSH,
         _ if said.contains("dubious ownership") => {
             "it belongs to another user: where you trust it, do what git says, and try again"
@@ -244,6 +249,17 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_push_that_came_too_late_is_told_from_one_that_cannot_be_made() {
+        for (said, late) in [
+            ("! [rejected] main -> main (fetch first)", true),
+            ("remote: error: cannot lock ref 'refs/heads/main': is at 306278e but expected 0b0bd20", true),
+            ("remote: error: cannot lock ref 'refs/heads/main': Unable to create 'main.lock'", false),
+        ] {
+            assert_eq!(has_gone_on(said), late, "{said}");
+        }
+    }
 
     #[test]
     fn what_stands_before_a_host_is_not_shown() {
