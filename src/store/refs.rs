@@ -98,9 +98,13 @@ impl Kind {
         let full = format!("{}{name}", self.prefix());
         // A name that begins with a dash reads as an option.
         if name.starts_with('-') || name == HEAD || !Reference::is_valid_name(&full) {
-            return Err(StoreError::Name { name: name.to_owned(), kind: self.word() });
+            return Err(self.refused(name));
         }
         Ok(full)
+    }
+
+    pub(super) fn refused(self, name: &str) -> StoreError {
+        StoreError::Name { name: name.to_owned(), kind: self.word() }
     }
 
     pub(super) fn taken(self, name: &str, at: Oid) -> StoreError {
