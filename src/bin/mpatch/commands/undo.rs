@@ -4,6 +4,7 @@ use clap::Args;
 use mpatch::store::{Deed, Operation, Store};
 use serde::Serialize;
 
+use super::checkout::WITH_WEIGHTS;
 use crate::error::CommandError;
 use crate::history::{StoreArguments, branch_of, date};
 use crate::report::{Output, Page, Report, shell_word};
@@ -116,7 +117,8 @@ fn moves_weights(operation: &Operation) -> bool {
 fn kept(operation: &Operation) -> Option<&String> {
     let (before, after) = (&operation.before, &operation.after);
     let is_kept = before.model == after.model && before.head_commit() != after.head_commit();
-    after.model.as_ref().filter(|_| moves_weights(operation) && is_kept)
+    let only_names = operation.title.starts_with("checkout ") && !operation.title.ends_with(WITH_WEIGHTS);
+    after.model.as_ref().filter(|_| moves_weights(operation) && is_kept && !only_names)
 }
 
 /// The checkpoint that became the model: a copy, or one that was changed in place, which no name tells apart.
