@@ -270,19 +270,87 @@ impl Store {
         Ok(mended)
     }
 
+    /// Mends what is damaged here and what is missing of all that a name leads to: nothing else of a source is wanted.
     fn mend_objects(&self, sources: &Sources<'_>, mended: &mut Vec<String>) -> Result<(), StoreError> {
-        // What is missing altogether is in the other repository's list only, or in that of a tree.
-        let wanted = self.object_ids().into_iter().chain(sources.listed()).chain(self.blobs_of_patches());
-        for oid in wanted.collect::<BTreeSet<_>>() {
-            if self.read_object(oid).is_ok() {
+        for oid in self.object_ids() {
+            self.mend_object(oid, sources, mended)?;
+        }
+        let mut waiting = self.named_objects()?;
+        let mut reached = BTreeSet::new();
+        let mut is_all_told = true;
+        while let Some(oid) = waiting.pop() {
+            if !reached.insert(oid) {
                 continue;
             }
-            if let Some((kind, data, name)) = sources.find(oid)? {
-                self.put(oid, kind, &data)?;
-                mended.push(name);
+            self.mend_object(oid, sources, mended)?;
+            match self.spoken_of_by(oid) {
+                Ok(children) => waiting.extend(children),
+                Err(_) => is_all_told = false,
             }
         }
+        if is_all_told {
+            self.set_aside_unreached(&reached, mended)?;
+        }
         Ok(())
+    }
+
+    fn mend_object(
+        &self,
+        oid: Oid,
+        sources: &Sources<'_>,
+        mended: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
+        if self.read_object(oid).is_err()
+            && let Some((kind, data, name)) = sources.find(oid)?
+        {
+            self.put(oid, kind, &data)?;
+            mended.push(name);
+        }
+        Ok(())
+    }
+
+    /// What the names lead to, somebody else's and those of the operations, too.
+    fn named_objects(&self) -> Result<Vec<Oid>, StoreError> {
+        let failed = || StoreError::git("read its refs");
+        let mut named = Vec::from_iter(self.repository.head().ok().and_then(|head| head.target()));
+        for reference in self.repository.references().map_err(failed())? {
+            named.extend(reference.map_err(failed())?.target());
+        }
+        Ok(named)
+    }
+
+    /// What an object names, of this repository.
+    fn spoken_of_by(&self, oid: Oid) -> Result<Vec<Oid>, git2::Error> {
+        let (_, kind) = self.repository.odb()?.read_header(oid)?;
+        Ok(match kind {
+            ObjectType::Commit => {
+                let commit = self.repository.find_commit(oid)?;
+                commit.parent_ids().chain([commit.tree_id()]).collect()
+            }
+            ObjectType::Tree => {
+                let tree = self.repository.find_tree(oid)?;
+                // A commit in a tree is one of another repository.
+                let own = tree.iter().filter(|entry| entry.kind() != Some(ObjectType::Commit));
+                own.map(|entry| entry.id()).collect()
+            }
+            ObjectType::Tag => vec![self.repository.find_tag(oid)?.target_id()],
+            _ => Vec::new(),
+        })
+    }
+
+    /// Moves damaged objects aside that nothing refers to, so that no copy of them need be anywhere.
+    fn set_aside_unreached(
+        &self,
+        reached: &BTreeSet<Oid>,
+        mended: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
+        for (oid, path) in self.loose()? {
+            if !reached.contains(&oid) && self.read_object(oid).is_err() {
+                self.keep_damaged(&path)?;
+                mended.push(format!("git object {oid}, which nothing refers to: moved to `.git/{DAMAGED}`"));
+            }
+        }
+        self.refresh()
     }
 
     fn mend_large(&self, sources: &Sources<'_>, mended: &mut Vec<String>) -> Result<(), StoreError> {
@@ -320,12 +388,6 @@ impl Store {
         let commits = self.commits_there(&mut Checked::default()).into_iter().map(CommitId);
         let snapshots = commits.filter_map(|commit| self.snapshot(commit).ok());
         snapshots.flat_map(|snapshot| seen.new_patches(&snapshot)).collect()
-    }
-
-    /// What trees say is there, whether it is or not.
-    fn blobs_of_patches(&self) -> Vec<Oid> {
-        let stored = self.patches_there();
-        stored.into_iter().flat_map(|(_, stored)| [Some(stored.blob), stored.manifest]).flatten().collect()
     }
 
     /// Moves a damaged pack aside, once all of it that is whole, here or in a source, lies beside it.

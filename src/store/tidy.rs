@@ -146,7 +146,7 @@ impl Store {
     }
 
     /// Loose objects and their files.
-    fn loose(&self) -> Result<Vec<(Oid, PathBuf)>, StoreError> {
+    pub(super) fn loose(&self) -> Result<Vec<(Oid, PathBuf)>, StoreError> {
         let objects = self.git_folder().join("objects");
         let mut found = Vec::new();
         for entry in std::fs::read_dir(&objects).map_err(StoreError::io(&objects, "list"))? {
