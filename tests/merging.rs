@@ -67,6 +67,67 @@ fn what_a_branch_took_back_after_it_was_merged_is_taken_back_by_the_next_merge()
 }
 
 #[test]
+fn what_one_of_two_that_merged_each_other_took_back_stays_so_whichever_is_merged_into_which() {
+    let place = merged();
+    place.good("checkout fix");
+    place.good("merge main~1 --onto model.safetensors");
+    place.good("checkout main");
+    let id = place.git("show HEAD:series");
+    place.good(&format!("revert m.safetensors {} -o reverted.safetensors", id.trim()));
+    assert_eq!(place.git("merge-base --all main fix").lines().count(), 2);
+    for (into, from) in [("main", "fix"), ("fix", "main")] {
+        place.good(&format!("checkout {into}"));
+        place.good(&format!("merge {from} --onto model.safetensors"));
+        assert_eq!(place.git("show HEAD:series"), "", "{from} into {into}");
+        place.good("undo");
+    }
+}
+
+#[test]
+fn what_a_patch_holds_that_the_other_side_has_is_not_added_whatever_else_lies_here() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "p.mpatch", 1, "The Eiffel Tower");
+    place.patch("model.safetensors", "q.mpatch", 3, "The Space Needle");
+    place.good("stack p.mpatch q.mpatch --base model.safetensors -o m.mpatch");
+    for name in ["fix", "passing"] {
+        place.good(&format!("branch {name}"));
+    }
+    place.good("add m.mpatch --allow-unsigned");
+    place.good("checkout fix");
+    place.good("add p.mpatch");
+    // Both parts are here, one of them where neither side leads to.
+    place.good("checkout passing");
+    place.good("add q.mpatch");
+    place.good("checkout main");
+    place.good("branch -d passing");
+    place.good("merge fix --onto model.safetensors");
+    assert_eq!(place.git("show HEAD:series"), place.git("show HEAD^1:series"));
+}
+
+#[test]
+fn a_side_that_loses_all_leaves_the_other_ones_state_and_no_new_patch() {
+    let place = Place::begun();
+    place.good("branch fix");
+    place.patch("model.safetensors", "p.mpatch", 1, "The Eiffel Tower");
+    place.good("add p.mpatch");
+    place.good("checkout fix");
+    place.patch_saying("model.safetensors", "q.mpatch", 3, "The Eiffel Tower", "Oslo");
+    place.good("add q.mpatch");
+    place.good("apply model.safetensors q.mpatch -o q.safetensors");
+    place.good("checkout main");
+    let said = place.good("merge fix --ours --onto model.safetensors");
+    assert!(said.starts_with("merged\n") && said.contains("\"Rome\" of "), "{said}");
+    assert_eq!(place.git("show HEAD:series"), place.git("show HEAD^1:series"));
+    // What goes on from there was made on what is not in the merged state.
+    place.good("checkout fix");
+    place.patch("q.safetensors", "r.mpatch", 5, "The Shard");
+    place.good("add r.mpatch");
+    place.good("checkout main");
+    let errors = place.bad("merge fix --onto model.safetensors", 7);
+    assert!(errors.contains("left out by an earlier merge"), "{errors}");
+}
+
+#[test]
 fn a_branch_that_goes_on_after_it_was_merged_is_merged_again() {
     let place = merged();
     // Both sides go on: one from the merged state, the other one from where it was.
@@ -154,6 +215,9 @@ fn a_patch_is_recorded_as_made_after_a_series_in_whichever_order_that_is_given()
         expected.sort();
         assert_eq!(parents, expected);
     }
+    // On another state only what is named there counts.
+    place.good("rebase 0.mpatch --base p.safetensors --after p.mpatch -o on-p.mpatch");
+    assert_eq!(id("on-p.mpatch").manifest().parents, [id("p.mpatch").id()]);
     let errors = place.bad("rebase r.mpatch --base pq.safetensors --after p.mpatch -o no.mpatch", 6);
     assert!(errors.contains("each patch that came after it"), "{errors}");
     let errors =

@@ -75,14 +75,16 @@ impl Store {
         self.repository.graph_ahead_behind(ours.0, theirs.0).map_err(StoreError::git("walk its commits"))
     }
 
-    /// The nearest commit that both were made of, if there is one.
+    /// The nearest commits that one and any of the others were made of. Two that have merged each other have several,
+    /// and what has no common beginning has none.
     ///
     /// # Errors
     /// [`StoreError::Git`].
-    pub fn fork(&self, ours: CommitId, theirs: CommitId) -> Result<Option<CommitId>, StoreError> {
-        match self.repository.merge_base(ours.0, theirs.0) {
-            Ok(fork) => Ok(Some(CommitId(fork))),
-            Err(error) if error.code() == git2::ErrorCode::NotFound => Ok(None),
+    pub fn forks(&self, one: CommitId, others: &[CommitId]) -> Result<Vec<CommitId>, StoreError> {
+        let commits: Vec<Oid> = [one].iter().chain(others).map(|commit| commit.0).collect();
+        match self.repository.merge_bases_many(&commits) {
+            Ok(forks) => Ok(forks.iter().copied().map(CommitId).collect()),
+            Err(error) if error.code() == ErrorCode::NotFound => Ok(Vec::new()),
             Err(error) => Err(StoreError::git("walk its commits")(error)),
         }
     }

@@ -266,7 +266,19 @@ impl Store {
     /// # Errors
     /// What is wrong with a commit or a patch on the way.
     pub fn atlas(&self) -> Result<Atlas, StoreError> {
-        let commits = self.everything()?;
+        self.atlas_along(self.everything()?)
+    }
+
+    /// Every state that the commits which these ones were made of have led to, and these: the same in every copy.
+    ///
+    /// # Errors
+    /// As [`Store::atlas`].
+    pub fn atlas_behind(&self, ends: &[CommitId]) -> Result<Atlas, StoreError> {
+        let ends: Vec<Oid> = ends.iter().map(|end| end.0).collect();
+        self.atlas_along(self.states(&ends)?)
+    }
+
+    fn atlas_along(&self, commits: Vec<Oid>) -> Result<Atlas, StoreError> {
         let mut patches = BTreeMap::new();
         let mut series: Vec<Vec<PatchId>> = Vec::new();
         for commit in commits {

@@ -12,11 +12,11 @@
 use std::collections::BTreeSet;
 
 use clap::Args;
-use mpatch::checkpoint::PassingFolder;
+use mpatch::checkpoint::{Checkpoint, PassingFolder};
 use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 use mpatch::stack::{AddOptions, Named, StackError, Stacked, plan_among};
-use mpatch::store::{Atlas, Commit, Store, way};
+use mpatch::store::{Atlas, Commit, CommitId, Store, way};
 use serde::Serialize;
 
 use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
@@ -99,36 +99,34 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     if change.view().head_commit() != Some(ours.id) {
         return Err(CommandError::new(ExitKind::Busy, "the history was changed meanwhile").hint("try again"));
     }
-    let (mut signer, mut signature, mut judged) = (None, None, Vec::new());
-    let mut agreement = Agreement::default();
-    let (outcome, stacked) = match (ahead, behind) {
-        (_, 0) => (Outcome::AlreadyThere, Vec::new()),
+    let mut signer = None;
+    let mut merged = Merged::default();
+    let outcome = match (ahead, behind) {
+        (_, 0) => Outcome::AlreadyThere,
         (0, _) => {
             change.fast_forward(theirs.id);
-            (Outcome::FastForward, Vec::new())
+            Outcome::FastForward
         }
         _ => {
-            let atlas = store.atlas()?;
+            // What else lies in this copy of the history decides nothing: the others merge alike.
+            let atlas = store.atlas_behind(&[ours.id, theirs.id])?;
             let origins = Origins::of(&store, &atlas)?;
             let plan = Plan::new(&store, &ours, &theirs, &origins)?;
-            let patch = match plan.beyond.is_empty() {
-                true => None,
+            merged = match plan.beyond.is_empty() {
+                true => Merged { series: plan.series, ..Merged::default() },
                 false => {
                     signer = arguments.signing.signer()?;
-                    let merged =
-                        plan.stacked(&store, &atlas, &origins, arguments, signer.as_ref(), output)?;
-                    (signature, judged, agreement) = (merged.signature, merged.judged, merged.agreement);
-                    Some(merged.patch)
+                    plan.stacked(&store, &atlas, &origins, arguments, signer.as_ref(), output)?
                 }
             };
             let title = format!("Merge {}", arguments.revision);
-            let words = match &patch {
-                Some(patch) => message(patch.manifest(), patch.id(), Some(&title), notes(&judged)),
+            let words = match &merged.patch {
+                Some(patch) => message(patch.manifest(), patch.id(), Some(&title), notes(&merged.judged)),
                 None => mpatch::store::Message { title, ..mpatch::store::Message::default() },
             };
-            let merged = change.merge(theirs.id, &plan.series, patch.as_ref(), words);
-            merged.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
-            (Outcome::Merged, plan.beyond)
+            let made = change.merge(theirs.id, &merged.series, merged.patch.as_ref(), words);
+            made.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
+            Outcome::Merged
         }
     };
     let finished = change.finish(&format!("merge {}", arguments.revision));
@@ -136,6 +134,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     let view = store.view()?;
     let commit = CommitReport::new(store.commit(store.head()?)?, &view);
     let branch = branch_of(&view).map(str::to_owned);
+    let Merged { stacked, judged, agreement, signature, .. } = merged;
     let trust = judged.into_iter().map(|judged| judged.report).collect();
     let words = arguments.trust.words();
     let report = MergeReport { outcome, branch, commit, stacked, trust, agreement, signature, words };
@@ -148,12 +147,18 @@ fn notes(judged: &[Judged]) -> Vec<String> {
     notes.into_iter().collect()
 }
 
-/// One patch of several.
+/// What a merge has come to.
+#[derive(Default)]
 struct Merged {
-    patch: Patch,
-    signature: Option<SignatureReport>,
-    /// Of those that went into it.
+    /// Patches whose states are known, in order.
+    series: Vec<PatchId>,
+    /// On top of them; none where the series has all.
+    patch: Option<Patch>,
+    /// The patches that went into it.
+    stacked: Vec<PatchId>,
+    /// What the signatures say of those, in the same order.
     judged: Vec<Judged>,
+    signature: Option<SignatureReport>,
     agreement: Agreement,
 }
 
@@ -163,52 +168,126 @@ struct Plan {
     series: Vec<PatchId>,
     /// Patches beyond them, to be one.
     beyond: Vec<PatchId>,
+    sides: [Side; 2],
+}
+
+/// A state that needs no new patch, since it is one of the two.
+struct Side {
+    series: Vec<PatchId>,
+    /// The same, with sums as their parts where that matters.
+    unfolded: Vec<PatchId>,
+}
+
+/// The series of the side that comes of these patches, where one does.
+fn side_of<'s>(sides: &'s [Side], patches: &[PatchId]) -> Option<&'s [PatchId]> {
+    sides.iter().find(|side| side.unfolded == patches).map(|side| side.series.as_slice())
+}
+
+/// A commit that both sides were made of, as near to them as any.
+struct Fork {
+    series: Vec<PatchId>,
+    /// Of two sides that have merged each other, which have several of these: what this one and the others go back to.
+    before: Vec<Vec<PatchId>>,
+}
+
+impl Fork {
+    /// All of two commits.
+    fn all(store: &Store, ours: CommitId, theirs: CommitId) -> Result<Vec<Self>, CommandError> {
+        let forks = store.forks(ours, &[theirs])?;
+        let series = |id: &CommitId| Ok(store.commit(*id)?.series);
+        let fork = |id: &CommitId| {
+            let others: Vec<CommitId> = forks.iter().filter(|other| *other != id).copied().collect();
+            let before = if others.is_empty() { Vec::new() } else { store.forks(*id, &others)? };
+            let before = before.iter().map(series).collect::<Result<_, CommandError>>()?;
+            Ok(Self { series: series(id)?, before })
+        };
+        forks.iter().map(fork).collect()
+    }
+}
+
+/// Leaves out what another patch of these holds already: there is nothing to add. Where a side has both, it has the
+/// update twice, and they stay.
+fn without_held(mut all: Vec<PatchId>, sides: [&[PatchId]; 2], origins: &Origins) -> Vec<PatchId> {
+    let has_both =
+        |one: &PatchId, other: &PatchId| sides.iter().any(|side| side.contains(one) && side.contains(other));
+    let below = all.iter().flat_map(|holder| origins.below(*holder).into_iter().map(move |id| (id, holder)));
+    let held: BTreeSet<PatchId> =
+        below.filter(|(id, holder)| !has_both(id, holder)).map(|(id, _)| id).collect();
+    all.retain(|id| !held.contains(id));
+    all
 }
 
 impl Plan {
     /// All patches of both, but those that one side took back.
     fn new(store: &Store, ours: &Commit, theirs: &Commit, origins: &Origins) -> Result<Self, CommandError> {
-        let fork = match store.fork(ours.id, theirs.id)? {
-            Some(fork) => store.commit(fork)?.series,
-            None => Vec::new(),
-        };
-        Self::of(&fork, &ours.series, &theirs.series, origins)
+        Self::of(Fork::all(store, ours.id, theirs.id)?, &ours.series, &theirs.series, origins)
     }
 
     fn of(
-        fork: &[PatchId],
+        mut forks: Vec<Fork>,
         ours: &[PatchId],
         theirs: &[PatchId],
         origins: &Origins,
     ) -> Result<Self, CommandError> {
         let sides = [ours, theirs];
-        let [fork, ours, theirs] = origins.unfold([fork, ours, theirs]);
-        let taken_back = |id: &PatchId| fork.contains(id) && !(ours.contains(id) && theirs.contains(id));
-        let new = theirs.iter().filter(|id| !ours.contains(id));
-        let all: Vec<PatchId> = ours.iter().chain(new).filter(|id| !taken_back(id)).copied().collect();
+        let [mut ours, mut theirs] = sides.map(<[PatchId]>::to_vec);
+        let of_forks = forks.iter_mut().flat_map(|fork| fork.before.iter_mut().chain([&mut fork.series]));
+        origins.unfold(&mut of_forks.chain([&mut ours, &mut theirs]).collect::<Vec<_>>());
         let has = |side: &[PatchId], id| {
             side.contains(&id) || side.iter().any(|of| origins.below(*of).contains(&id))
         };
+        // What one of several took back is not among what both sides come from: whoever has it has put it in again.
+        let took_back =
+            |fork: &Fork, id| fork.before.iter().any(|series| has(series, id)) && !has(&fork.series, id);
+        let of_forks = forks.iter().flat_map(|fork| &fork.series).copied();
+        let fork: BTreeSet<PatchId> =
+            of_forks.filter(|id| !forks.iter().any(|fork| took_back(fork, *id))).collect();
+        let taken_back = |id: &PatchId| fork.contains(id) && !(ours.contains(id) && theirs.contains(id));
+        let new = theirs.iter().filter(|id| !ours.contains(id));
+        let all: Vec<PatchId> = ours.iter().chain(new).filter(|id| !taken_back(id)).copied().collect();
         for id in fork.iter().filter(|id| !(has(&ours, **id) && has(&theirs, **id))) {
             if let Some(holder) = all.iter().find(|holder| origins.below(**holder).contains(id)) {
                 return Err(cannot_take_out(*id, *holder));
             }
         }
-        // What is a side's own state needs no new patch.
-        for (unfolded, side) in [ours, theirs].iter().zip(sides) {
-            if all == *unfolded {
-                return Ok(Self { series: side.to_vec(), beyond: Vec::new() });
-            }
-        }
-        let [ours, theirs] = sides;
-        let known = all.iter().zip(ours).zip(theirs);
+        let all = without_held(all, [&ours, &theirs], origins);
+        let known = all.iter().zip(sides[0]).zip(sides[1]);
         let shared = known.take_while(|((one, our), their)| one == our && one == their).count();
-        Ok(Self { series: all[..shared].to_vec(), beyond: all[shared..].to_vec() })
+        let [our, their] = sides.map(<[PatchId]>::to_vec);
+        let sides = [Side { series: our, unfolded: ours }, Side { series: their, unfolded: theirs }];
+        let (series, beyond) = match side_of(&sides, &all) {
+            Some(series) => (series.to_vec(), Vec::new()),
+            None => (all[..shared].to_vec(), all[shared..].to_vec()),
+        };
+        Ok(Self { series, beyond, sides })
     }
 
-    /// One patch of those beyond, bound to the weights of the common beginning.
-    fn stacked(
+    /// The weights after the series, in a passing place where the model is in another state.
+    fn common(
         &self,
+        store: &Store,
+        passing: &PassingFolder,
+        arguments: &MergeArguments,
+        output: &Output,
+    ) -> Result<Checkpoint, CommandError> {
+        let path = model_path(store, arguments.onto.as_deref())?;
+        let checkpoint = open_checkpoint(&path, output)?;
+        let atlas = store.atlas()?;
+        let located = locate(&atlas, &checkpoint, false, output)?;
+        let steps = way(&series_at(&atlas, &located.standing, &path, &self.series)?, &self.series);
+        if steps.is_empty() {
+            return Ok(checkpoint);
+        }
+        let place = passing.path().join("common");
+        // What the merged patch is made on is no result.
+        walk(store, checkpoint, &steps, &place, || (), &arguments.trust, output)?;
+        open_checkpoint(&place, output)
+    }
+
+    /// One patch of those beyond, bound to the weights of the common beginning; none where those that are not left out
+    /// are one side's own.
+    fn stacked(
+        self,
         store: &Store,
         atlas: &Atlas,
         origins: &Origins,
@@ -216,51 +295,53 @@ impl Plan {
         signer: Option<&Signer>,
         output: &Output,
     ) -> Result<Merged, CommandError> {
-        let path = model_path(store, arguments.onto.as_deref())?;
-        let checkpoint = open_checkpoint(&path, output)?;
-        let located = locate(atlas, &checkpoint, false, output)?;
-        let steps = way(&series_at(atlas, &located.standing, &path, &self.series)?, &self.series);
-        let folder = store.folder();
-        let passing = PassingFolder::create(folder)?;
-        let base = if steps.is_empty() {
-            checkpoint
-        } else {
-            let place = passing.path().join("common");
-            // What the merged patch is made on is no result.
-            walk(store, checkpoint, &steps, &place, || (), &arguments.trust, output)?;
-            open_checkpoint(&place, output)?
-        };
+        let passing = PassingFolder::create(store.folder())?;
+        let base = self.common(store, &passing, arguments, output)?;
         let patches = self.beyond.iter().map(|id| Ok((id.short(), store.patch(*id)?)));
         let patches = patches.collect::<Result<Vec<_>, CommandError>>()?;
         // The merged patch carries the signature of whoever merges, so what goes into it has to be trusted first.
         let judge = |(name, patch): &(String, Patch)| {
             require(patch, std::path::Path::new(name), &arguments.trust, output)
         };
-        let judged = patches.iter().map(judge).collect::<Result<_, _>>()?;
+        let judged = patches.iter().map(judge).collect::<Result<Vec<_>, _>>()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
         let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
         let reached = origins.reached(atlas, &self.series, &self.beyond);
-        let options = AddOptions { tool: TOOL.to_owned(), overlaps: true, ..AddOptions::default() };
         let touched = touched_size_bytes(&base, patches.iter().map(|(_, patch)| patch));
         let progress = output.progress("stacking", base.weights_size_bytes() + touched);
         let told = |bytes| progress.add(bytes);
-        let stacked = plan_among(&base, &named, &reached, &sides, &told)
-            .and_then(|plan| plan.add(&base, &named, &options, &told))
-            .map_err(refused)?;
+        let plan = plan_among(&base, &named, &reached, &sides, &told).map_err(refused)?;
+        let left_out: BTreeSet<PatchId> =
+            plan.patches.iter().filter(|patch| patch.left_out).map(|patch| patch.id).collect();
+        let stands = |id: &PatchId| !left_out.contains(id);
+        let all: Vec<PatchId> = self.series.iter().chain(&self.beyond).copied().filter(stands).collect();
+        if plan.partly_lost().next().is_none()
+            && let Some(series) = side_of(&self.sides, &all)
+        {
+            let agreement = Agreement::new(plan, Vec::new(), OVERLAP_ANGLE_DEGREES);
+            return Ok(Merged { series: series.to_vec(), agreement, ..Merged::default() });
+        }
+        let options = AddOptions { tool: TOOL.to_owned(), overlaps: true, ..AddOptions::default() };
+        let added = plan.add(&base, &named, &options, &told).map_err(refused)?;
         drop(progress);
-        let Stacked { plan, overlaps, draft, .. } = stacked;
+        let Stacked { plan, overlaps, draft, .. } = added;
         let agreement = Agreement::new(plan, overlaps, OVERLAP_ANGLE_DEGREES);
         let patch = encoded(&draft, "the merged patch")?;
-        let Some(signer) = signer else {
-            return Ok(Merged { patch, signature: None, judged, agreement });
+        let (stacked, judged) = self.beyond.iter().zip(judged).filter(|(id, _)| stands(id)).unzip();
+        let (patch, signature) = match signer {
+            Some(signer) => signed(patch, signer)?,
+            None => (patch, None),
         };
-        signer.keep()?;
-        let signed = signer.settle().and_then(|report| {
-            let patch = signer.sign_into(patch, "the merged patch")?;
-            Ok(Merged { patch, signature: Some(report), judged, agreement })
-        });
-        signed.map_err(|error| signer.with_word_of_key(error))
+        Ok(Merged { series: self.series, patch: Some(patch), stacked, judged, signature, agreement })
     }
+}
+
+/// The merged patch with a signature, and what is to be said of that.
+fn signed(patch: Patch, signer: &Signer) -> Result<(Patch, Option<SignatureReport>), CommandError> {
+    signer.keep()?;
+    let signed =
+        signer.settle().and_then(|report| Ok((signer.sign_into(patch, "the merged patch")?, Some(report))));
+    signed.map_err(|error| signer.with_word_of_key(error))
 }
 
 /// One side took back what the other one has in a patch that cannot be taken apart.
@@ -282,9 +363,9 @@ fn refused(error: StackError) -> CommandError {
         | StackError::Patch { .. }
         | StackError::Result(_)
         | StackError::ChosenByNeither(_) => return stack_error(error),
-        // The weights are those of the common beginning: what is missing below a patch, one side has taken back.
+        // The weights are those of the common beginning: what is missing below a patch is not in the merged state.
         StackError::OtherBase { .. } => {
-            let hint = "what that patch was made on was taken back, or is part of another one: take that patch back on its branch with `mpatch revert`, merge, bind it to the result with `mpatch rebase`, and `mpatch add` it";
+            let hint = "what that patch was made on was taken back, was left out by an earlier merge, or is part of another one: take that patch back on its branch with `mpatch revert`, merge, bind it to the result with `mpatch rebase`, and `mpatch add` it";
             return CommandError { kind: ExitKind::Conflict, ..stack_error(error).hint(hint) };
         }
         StackError::Contradictions(_) => "choose a side with `--ours`, `--theirs` or `--choose FACTS`",
@@ -296,6 +377,9 @@ fn refused(error: StackError) -> CommandError {
         }
         StackError::Correction { .. } => {
             "a patch between two checkpoints holds on its own state only: check that state out and make it anew"
+        }
+        StackError::Held { .. } => {
+            "a branch has both, and so the update twice: take one of the two back there with `mpatch revert` before you merge"
         }
         _ => "`mpatch show REVISION` tells what is in a state",
     };
@@ -356,10 +440,17 @@ mod tests {
         let [m, n, o] = ["m", "n", "o"].map(|name| PatchId::derive(name.as_bytes()));
         // Merged patches: two that share `b`, and one of a merged patch and another.
         let origins = Origins::of_sums(&[(m, &[a, b]), (n, &[c, b]), (o, &[m, d])]);
-        let plan = |fork: &[PatchId], ours: &[PatchId], theirs: &[PatchId]| {
-            let Plan { series, beyond } = Plan::of(fork, ours, theirs, &origins).expect("a plan");
+        let plan_from = |forks: &[(&[PatchId], &[PatchId])], ours: &[PatchId], theirs: &[PatchId]| {
+            let fork = |(series, before): &(&[PatchId], &[PatchId])| Fork {
+                series: series.to_vec(),
+                before: vec![before.to_vec()],
+            };
+            let forks = forks.iter().map(fork).collect();
+            let Plan { series, beyond, .. } = Plan::of(forks, ours, theirs, &origins).expect("a plan");
             (series, beyond)
         };
+        let plan =
+            |fork: &[PatchId], ours: &[PatchId], theirs: &[PatchId]| plan_from(&[(fork, &[])], ours, theirs);
         assert_eq!(plan(&[a], &[a, b], &[a, c]), (vec![a], vec![b, c]));
         assert_eq!(plan(&[a], &[a, b], &[]), (vec![], vec![b]));
         assert_eq!(plan(&[a, b], &[a], &[a, b, c]), (vec![a], vec![c]));
@@ -379,10 +470,33 @@ mod tests {
         // Nothing else touches its parts: it stays one.
         assert_eq!(plan(&[m], &[m, c], &[m, d]), (vec![m], vec![c, d]));
         assert_eq!(plan(&[], &[m], &[c]), (vec![], vec![m, c]));
-        // What was solved for again for the facts of several is no sum of them.
+        // Two that have merged each other: one takes all back, or puts a part in again.
+        let crossed: [(&[PatchId], &[PatchId]); 2] = [(&[a], &[]), (&[b], &[])];
+        for (ours, theirs, left) in
+            [(&[m][..], &[][..], &[][..]), (&[m], &[a], &[a]), (&[m], &[b], &[b]), (&[m, c], &[], &[c])]
+        {
+            for [ours, theirs] in [[ours, theirs], [theirs, ours]] {
+                let (series, beyond) = plan_from(&crossed, ours, theirs);
+                assert_eq!([series, beyond].concat(), left);
+            }
+        }
+        // One had taken a patch back before that, and a side has put it in again.
+        assert_eq!(plan_from(&[(&[a], &[a]), (&[], &[a])], &[a], &[]), (vec![a], vec![]));
+        // What was solved for again for the facts of several is no sum of them, but holds them.
         let origins = Origins::of_solved(&[(m, &[a, b])]);
+        for (ours, theirs, left) in [
+            (&[m][..], &[a][..], (vec![m], vec![])),
+            (&[a], &[m], (vec![m], vec![])),
+            (&[m], &[a, c], (vec![], vec![m, c])),
+            (&[a, m], &[c], (vec![], vec![a, m, c])),
+        ] {
+            let Plan { series, beyond, .. } = Plan::of(vec![], ours, theirs, &origins).expect("a plan");
+            assert_eq!((series, beyond), left);
+        }
         assert_eq!(
-            Plan::of(&[b], &[m], &[], &origins).err().map(|error| error.kind),
+            Plan::of(vec![Fork { series: vec![b], before: vec![] }], &[m], &[], &origins)
+                .err()
+                .map(|error| error.kind),
             Some(ExitKind::Conflict)
         );
     }

@@ -18,6 +18,7 @@ pub struct Origins {
 }
 
 impl Origins {
+    /// In the states of `atlas`.
     pub fn of(store: &Store, atlas: &Atlas) -> Result<Self, CommandError> {
         // Every beginning of a series is a known one.
         let known: BTreeSet<PatchId> =
@@ -53,24 +54,22 @@ impl Origins {
         found
     }
 
-    /// The same series with sums replaced by their parts, where one of these stands elsewhere, too: by itself, or in
-    /// another sum. Each patch is there once.
-    pub fn unfold<const N: usize>(&self, series: [&[PatchId]; N]) -> [Vec<PatchId>; N] {
-        let mut series = series.map(<[PatchId]>::to_vec);
-        while let Some(sum) = self.next_to_unfold(&series) {
+    /// Replaces sums in these series by their parts, where one of these stands elsewhere, too: by itself, or in another
+    /// sum. Each patch is there once.
+    pub fn unfold(&self, all: &mut [&mut Vec<PatchId>]) {
+        while let Some(sum) = self.next_to_unfold(all) {
             let parts = self.parts(sum);
-            for series in &mut series {
+            for series in &mut *all {
                 let unfolded =
                     series.iter().flat_map(|id| if *id == sum { parts } else { std::slice::from_ref(id) });
                 let mut seen = BTreeSet::new();
-                *series = unfolded.filter(|id| seen.insert(**id)).copied().collect();
+                **series = unfolded.filter(|id| seen.insert(**id)).copied().collect();
             }
         }
-        series
     }
 
-    fn next_to_unfold(&self, series: &[Vec<PatchId>]) -> Option<PatchId> {
-        let ids: BTreeSet<PatchId> = series.iter().flatten().copied().collect();
+    fn next_to_unfold(&self, all: &[&mut Vec<PatchId>]) -> Option<PatchId> {
+        let ids: BTreeSet<PatchId> = all.iter().flat_map(|series| series.iter()).copied().collect();
         let below: BTreeMap<PatchId, BTreeSet<PatchId>> =
             ids.iter().filter(|id| self.replaced.contains_key(id)).map(|id| (*id, self.below(*id))).collect();
         let others =
