@@ -29,6 +29,7 @@ use mpatch::evaluate::{Extent, Scores, evaluate};
 use mpatch::factors::{BITS_DEFAULT, RankLimit, Term};
 use mpatch::facts::{FactsFile, Record, spaced};
 use mpatch::model::{Device, Model};
+use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::manifest::Fact;
 use mpatch::patch::{Draft, Patch, encode};
 use mpatch::stack::{AddOptions, Named, Sides, Squash, Stacked, stack};
@@ -138,8 +139,8 @@ impl Bench {
             let patch = self.patch(&open(&folder), &records.iter().map(fact).collect::<Vec<_>>());
             let next = self.scratch.path().join(index.to_string());
             let checkpoint = Checkpoint::open(&folder).unwrap();
-            match mpatch::apply::plan(&checkpoint, &patch).unwrap() {
-                mpatch::apply::Answer::Applies(plan) => {
+            match plan(&checkpoint, &patch, Direction::Apply, &|_| ()).unwrap() {
+                Answer::Fits(plan) => {
                     plan.execute(&checkpoint, &patch, &next, &|_| ()).unwrap();
                 }
                 answer => panic!("{answer:?}"),

@@ -32,13 +32,11 @@ pub mod checkpoint;
 pub mod operation;
 
 pub mod adapter;
-pub mod apply;
 pub mod bind;
 pub mod diff;
 #[cfg(feature = "edit")]
 pub mod extract;
 pub mod rebase;
-pub mod revert;
 pub mod stack;
 pub mod verify;
 

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Apply goes from the digests `before` to those `after`, revert the other way; nothing else differs, so both are
-//! one code. What counts is the bytes: no log or name is asked in which state a checkpoint is.
+//! one code, and a [`Direction`] says which. Reverting takes the edited checkpoint and the patch alone. What counts is the bytes: no log or name is asked in which state a checkpoint is.
 
 mod mismatch;
 mod survey;
@@ -29,7 +29,7 @@ use crate::with_element;
 pub use self::mismatch::{Difference, Mismatch};
 use self::survey::locate;
 pub use self::survey::survey_size_bytes;
-pub(crate) use self::survey::{Digests, Standing, standing, survey, survey_digests};
+pub(crate) use self::survey::{Digests, Standing, standing, survey_digests};
 
 /// Weights worked on at once, while as many are read and as many written, for each thread: enough for all of them to
 /// have rows, and little enough to be in the cache still when they are hashed and written.
@@ -298,6 +298,43 @@ pub(crate) fn row_blocks(
 
 // ------------------------------------------------------------------------------------------ plan and execution --
 
+/// What an operation would do.
+#[derive(Debug)]
+pub enum Answer {
+    /// The patch fits; this is what will be written.
+    Fits(Plan),
+    /// All touched tensors hold what would be written: the patch is applied already, or was never there to revert.
+    Done {
+        /// The binding that it is done for.
+        binding: usize,
+        /// How many tensors it touches.
+        tensors: usize,
+    },
+    /// The weights are neither: the patch was made for others, another one came on top, or it is applied half-way.
+    Elsewhere(Mismatch),
+}
+
+/// Reads the touched tensors and says whether `patch` can be applied to `checkpoint`, or taken back from it.
+///
+/// `progress` is told bytes, [`survey_size_bytes`] in all.
+///
+/// # Errors
+/// [`OperationError::Checkpoint`] when the weights cannot be read.
+pub fn plan(
+    checkpoint: &Checkpoint,
+    patch: &Patch,
+    direction: Direction,
+    progress: Progress<'_>,
+) -> Result<Answer, OperationError> {
+    let bindings = &patch.manifest().bindings;
+    let digests = survey_digests(checkpoint, patch, progress)?;
+    Ok(match standing(checkpoint, bindings, &digests, direction) {
+        Standing::Start(binding) => Answer::Fits(Plan::new(checkpoint, patch, binding, direction)?),
+        Standing::End(binding) => Answer::Done { binding, tensors: bindings[binding].tensors.len() },
+        Standing::Elsewhere(mismatch) => Answer::Elsewhere(mismatch),
+    })
+}
+
 /// What an operation will write.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -363,7 +400,7 @@ pub struct Written {
 
 impl Plan {
     /// A plan for a checkpoint whose tensors are at the start of `binding`.
-    pub(crate) fn new(
+    fn new(
         checkpoint: &Checkpoint,
         patch: &Patch,
         binding_index: usize,

@@ -22,13 +22,13 @@ use mpatch::diff::{CheckpointOptions, diff_checkpoints, diff_patches};
 use mpatch::digest::FileDigest;
 use mpatch::extract::{ExtractError, Extracted, Form, extract};
 use mpatch::factors::Term;
+use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::manifest::{About, Base, Fact};
 use mpatch::patch::{Draft, Patch, encode};
 use mpatch::rebase::{RebaseError, RebaseOptions, rebase};
 use mpatch::stack::{AddOptions, Named, Sides, Squash, StackError, Stacked, stack};
 use mpatch::tensor::{Dtype, Element};
 use mpatch::verify::{Depth, verify};
-use mpatch::{apply, revert};
 use proptest::prelude::*;
 
 fn quiet(_: u64) {}
@@ -100,7 +100,7 @@ fn decoded(draft: &Draft) -> Patch {
 /// Applies `patch` to `base` and returns the new file.
 fn applied(base: &Path, patch: &Patch, name: &str) -> PathBuf {
     let checkpoint = Checkpoint::open(base).unwrap();
-    let apply::Answer::Applies(plan) = apply::plan(&checkpoint, patch).unwrap() else {
+    let Answer::Fits(plan) = plan(&checkpoint, patch, Direction::Apply, &quiet).unwrap() else {
         panic!("the patch does not apply to {}", base.display())
     };
     let target = base.with_file_name(name);
@@ -111,7 +111,7 @@ fn applied(base: &Path, patch: &Patch, name: &str) -> PathBuf {
 /// Takes `patch` back and returns the bytes of the whole file.
 fn reverted(edited: &Path, patch: &Patch, name: &str) -> Vec<u8> {
     let checkpoint = Checkpoint::open(edited).unwrap();
-    let revert::Answer::Reverts(plan) = revert::plan(&checkpoint, patch).unwrap() else {
+    let Answer::Fits(plan) = plan(&checkpoint, patch, Direction::Revert, &quiet).unwrap() else {
         panic!("the patch is not in {}", edited.display())
     };
     let target = edited.with_file_name(name);

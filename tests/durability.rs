@@ -26,8 +26,8 @@ use std::process::{Command, Output, Stdio};
 
 use crash::{Bench, Contents, stderr};
 use material::lay_out_shards;
-use mpatch::apply;
 use mpatch::checkpoint::{Checkpoint, CheckpointError, Outcome, recover};
+use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::Patch;
 use place::Place;
 use telling::{skipped, tell};
@@ -571,7 +571,9 @@ fn lays_out_material() {
     assert!(status.unwrap().success());
     let checkpoint = Checkpoint::open(folder.join("edited")).unwrap();
     let patch = Patch::decode(fs::read(folder.join("shards.mpatch")).unwrap()).unwrap();
-    let apply::Answer::Applies(plan) = apply::plan(&checkpoint, &patch).unwrap() else { panic!("refused") };
+    let Answer::Fits(plan) = plan(&checkpoint, &patch, Direction::Apply, &|_| ()).unwrap() else {
+        panic!("refused")
+    };
     plan.execute_in_place(&checkpoint, &patch, &|_| ()).unwrap();
 }
 

@@ -13,12 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use mpatch::apply;
 use mpatch::bind::bind;
 use mpatch::checkpoint::{Checkpoint, FileSource, NewTensor, write_safetensors};
 use mpatch::factors::{IntegerMatrix, Integers, Kernel, Term, magnitude_limit};
+use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::{Patch, PatchError, encode};
-use mpatch::revert;
 use mpatch::source::Source;
 use mpatch::tensor::{Dtype, Element};
 use telling::skipped;
@@ -158,7 +157,6 @@ fn every_kernel_and_number_of_threads_gives_one_digest() {
             let folder = tempfile::tempdir().unwrap();
             let shape = Shape { tensors: 2, rows: 70, columns: 700, rank: 65, bits, dtype };
             let (base, patch) = write(folder.path(), &shape);
-            let checkpoint = Checkpoint::open(&base).unwrap();
             for (kernel, threads) in runs() {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 let source = Arc::new(FileSource::open(&patch).unwrap());
@@ -167,15 +165,15 @@ fn every_kernel_and_number_of_threads_gives_one_digest() {
                     ["", "-back"].map(|end| folder.path().join(format!("{kernel}-{threads}{end}"))).into();
                 // Both compare the digests that the patch promises, which another kernel computed.
                 pool.install(|| {
-                    let apply::Answer::Applies(plan) = apply::plan(&checkpoint, &patch).unwrap() else {
-                        panic!("{kernel}: refused")
-                    };
-                    plan.execute(&checkpoint, &patch, &edited, &quiet).unwrap();
-                    let edited = Checkpoint::open(&edited).unwrap();
-                    let revert::Answer::Reverts(plan) = revert::plan(&edited, &patch).unwrap() else {
-                        panic!("{kernel}: refused")
-                    };
-                    plan.execute(&edited, &patch, &reverted, &quiet).unwrap();
+                    for (direction, from, target) in
+                        [(Direction::Apply, &base, &edited), (Direction::Revert, &edited, &reverted)]
+                    {
+                        let checkpoint = Checkpoint::open(from).unwrap();
+                        let Answer::Fits(plan) = plan(&checkpoint, &patch, direction, &quiet).unwrap() else {
+                            panic!("{kernel}: refused")
+                        };
+                        plan.execute(&checkpoint, &patch, target, &quiet).unwrap();
+                    }
                 });
                 assert!(std::fs::read(&base).unwrap() == std::fs::read(&reverted).unwrap());
             }

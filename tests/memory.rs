@@ -14,9 +14,9 @@ use std::path::Path;
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::factors::{IntegerMatrix, Integers, Term};
+use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::{Patch, encode};
 use mpatch::verify::{Depth, verify};
-use mpatch::{apply, revert};
 
 const ROWS: usize = 4_096;
 const COLUMNS: usize = 8_192;
@@ -71,11 +71,15 @@ fn a_tensor_larger_than_the_bound_goes_through_every_operation() {
     let patch = patch_for(&checkpoint);
     assert!(verify(&checkpoint, &patch, Depth::BothStates, &quiet).unwrap().holds());
     let (edited, reverted) = (folder.path().join("edited"), folder.path().join("reverted"));
-    let apply::Answer::Applies(plan) = apply::plan(&checkpoint, &patch).unwrap() else { panic!("refused") };
-    plan.execute(&checkpoint, &patch, &edited, &quiet).unwrap();
-    let checkpoint = Checkpoint::open(&edited).unwrap();
-    let revert::Answer::Reverts(plan) = revert::plan(&checkpoint, &patch).unwrap() else { panic!("refused") };
-    plan.execute(&checkpoint, &patch, &reverted, &quiet).unwrap();
+    for (direction, from, target) in
+        [(Direction::Apply, &base, &edited), (Direction::Revert, &edited, &reverted)]
+    {
+        let checkpoint = Checkpoint::open(from).unwrap();
+        let Answer::Fits(plan) = plan(&checkpoint, &patch, direction, &quiet).unwrap() else {
+            panic!("refused")
+        };
+        plan.execute(&checkpoint, &patch, target, &quiet).unwrap();
+    }
     let peak = memory_peak_bytes();
     assert!(peak < MEMORY_LIMIT_BYTES, "{peak} bytes at the peak, at most {MEMORY_LIMIT_BYTES} are allowed");
 }

@@ -13,12 +13,11 @@ use mpatch::bind::{BindError, NotFinite, bind, bind_with};
 use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::digest::{FileDigest, TensorDigest};
 use mpatch::factors::{FactorError, IntegerMatrix, Integers, Term, magnitude_limit};
-use mpatch::operation::OperationError;
+use mpatch::operation::{Answer, Direction, OperationError, Plan, Written, plan};
 use mpatch::patch::manifest::{Base, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use mpatch::tensor::{Dtype, Element};
 use mpatch::verify::{Depth, State, verify};
-use mpatch::{apply, revert};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -221,25 +220,19 @@ impl World {
     }
 }
 
-fn apply_to(base: &Path, patch: &Patch, target: &Path) -> apply::Written {
+fn apply_to(base: &Path, patch: &Patch, target: &Path) -> Written {
     let checkpoint = Checkpoint::open(base).unwrap();
-    match apply::plan(&checkpoint, patch).unwrap() {
-        apply::Answer::Applies(plan) => plan.execute(&checkpoint, patch, target, &quiet).unwrap(),
-        other => panic!("{other:?}"),
-    }
+    plan_for(&checkpoint, patch, Direction::Apply).execute(&checkpoint, patch, target, &quiet).unwrap()
 }
 
-fn revert_from(edited: &Path, patch: &Patch, target: &Path) -> revert::Written {
+fn revert_from(edited: &Path, patch: &Patch, target: &Path) -> Written {
     let checkpoint = Checkpoint::open(edited).unwrap();
-    match revert::plan(&checkpoint, patch).unwrap() {
-        revert::Answer::Reverts(plan) => plan.execute(&checkpoint, patch, target, &quiet).unwrap(),
-        other => panic!("{other:?}"),
-    }
+    plan_for(&checkpoint, patch, Direction::Revert).execute(&checkpoint, patch, target, &quiet).unwrap()
 }
 
-fn plan_for(checkpoint: &Checkpoint, patch: &Patch) -> apply::Plan {
-    match apply::plan(checkpoint, patch).unwrap() {
-        apply::Answer::Applies(plan) => plan,
+fn plan_for(checkpoint: &Checkpoint, patch: &Patch, direction: Direction) -> Plan {
+    match plan(checkpoint, patch, direction, &quiet).unwrap() {
+        Answer::Fits(plan) => plan,
         other => panic!("{other:?}"),
     }
 }
@@ -365,7 +358,8 @@ fn a_base_that_differs_by_one_bit_is_refused_by_name() {
         let mut world = World::new(dtype, write_folder);
         nudge(&world.base, SECOND);
         let checkpoint = Checkpoint::open(&world.base).unwrap();
-        let apply::Answer::WrongBase(mismatch) = apply::plan(&checkpoint, &world.patch).unwrap() else {
+        let Answer::Elsewhere(mismatch) = plan(&checkpoint, &world.patch, Direction::Apply, &quiet).unwrap()
+        else {
             panic!("not refused")
         };
         let found = checkpoint.digest(checkpoint.tensor(SECOND).unwrap()).unwrap();
@@ -375,10 +369,10 @@ fn a_base_that_differs_by_one_bit_is_refused_by_name() {
         assert_eq!((mismatch.at_start, mismatch.at_end, mismatch.tensors), (1, 0, 2));
         // A tensor that the patch leaves as it is stands in both states, and is no sign that it was applied.
         world.draft.bindings[0].tensors[0].after = world.draft.bindings[0].tensors[0].before;
-        let answer = apply::plan(&checkpoint, &patch_of(&world.draft)).unwrap();
-        assert!(matches!(answer, apply::Answer::WrongBase(told) if told.to_string() == message));
-        let answer = revert::plan(&checkpoint, &world.patch).unwrap();
-        assert!(matches!(answer, revert::Answer::UnknownState(_)), "{answer:?}");
+        let answer = plan(&checkpoint, &patch_of(&world.draft), Direction::Apply, &quiet).unwrap();
+        assert!(matches!(answer, Answer::Elsewhere(told) if told.to_string() == message));
+        let answer = plan(&checkpoint, &world.patch, Direction::Revert, &quiet).unwrap();
+        assert!(matches!(answer, Answer::Elsewhere(_)), "{answer:?}");
         assert_eq!(world.names(), ["base"]);
     }
 }
@@ -388,10 +382,11 @@ fn a_patch_is_neither_applied_nor_reverted_twice() {
     let world = World::new(Dtype::F32, write_single);
     let edited = world.target("edited");
     apply_to(&world.base, &world.patch, &edited);
-    let answer = apply::plan(&Checkpoint::open(&edited).unwrap(), &world.patch).unwrap();
-    assert!(matches!(answer, apply::Answer::AlreadyApplied { binding: 0, tensors: 2 }), "{answer:?}");
-    let answer = revert::plan(&Checkpoint::open(&world.base).unwrap(), &world.patch).unwrap();
-    assert!(matches!(answer, revert::Answer::AlreadyBase { binding: 0, tensors: 2 }), "{answer:?}");
+    let answer = plan(&Checkpoint::open(&edited).unwrap(), &world.patch, Direction::Apply, &quiet).unwrap();
+    assert!(matches!(answer, Answer::Done { binding: 0, tensors: 2 }), "{answer:?}");
+    let answer =
+        plan(&Checkpoint::open(&world.base).unwrap(), &world.patch, Direction::Revert, &quiet).unwrap();
+    assert!(matches!(answer, Answer::Done { binding: 0, tensors: 2 }), "{answer:?}");
 }
 
 #[test]
@@ -403,7 +398,8 @@ fn a_patch_applied_half_way_is_recognised() {
     let shard = "model-0-of-3.safetensors";
     fs::copy(edited.join(shard), world.base.join(shard)).unwrap();
     let checkpoint = Checkpoint::open(&world.base).unwrap();
-    let apply::Answer::WrongBase(mismatch) = apply::plan(&checkpoint, &world.patch).unwrap() else {
+    let Answer::Elsewhere(mismatch) = plan(&checkpoint, &world.patch, Direction::Apply, &quiet).unwrap()
+    else {
         panic!("not refused")
     };
     assert!(mismatch.is_half_way());
@@ -419,11 +415,13 @@ fn a_second_binding_serves_the_other_type() {
     let mut draft = world.draft.clone();
     draft.bindings.extend(other.draft.bindings.clone());
     let patch = patch_of(&draft);
-    let answer = |world: &World| plan_for(&Checkpoint::open(&world.base).unwrap(), &patch).tensors[0].dtype;
+    let answer = |world: &World| {
+        plan_for(&Checkpoint::open(&world.base).unwrap(), &patch, Direction::Apply).tensors[0].dtype
+    };
     assert_eq!((answer(&world), answer(&other)), (Dtype::F32, Dtype::F16));
     let third = World::new(Dtype::BF16, write_single);
-    let apply::Answer::WrongBase(mismatch) =
-        apply::plan(&Checkpoint::open(&third.base).unwrap(), &patch).unwrap()
+    let Answer::Elsewhere(mismatch) =
+        plan(&Checkpoint::open(&third.base).unwrap(), &patch, Direction::Apply, &quiet).unwrap()
     else {
         panic!("not refused")
     };
@@ -441,7 +439,7 @@ fn an_output_that_exists_is_left_alone() {
         fs::write(&target, "precious").unwrap();
         let names = world.names();
         let checkpoint = Checkpoint::open(&world.base).unwrap();
-        let plan = plan_for(&checkpoint, &world.patch);
+        let plan = plan_for(&checkpoint, &world.patch, Direction::Apply);
         let error = plan.execute(&checkpoint, &world.patch, &target, &quiet).unwrap_err();
         assert_eq!(error.to_string(), format!("`{}` exists already and is not replaced", target.display()));
         assert_eq!(fs::read_to_string(&target).unwrap(), "precious");
@@ -461,7 +459,7 @@ fn a_folder_that_cannot_be_written_is_refused_first() {
         return;
     }
     let checkpoint = Checkpoint::open(&world.base).unwrap();
-    let plan = plan_for(&checkpoint, &world.patch);
+    let plan = plan_for(&checkpoint, &world.patch, Direction::Apply);
     let error = plan.execute(&checkpoint, &world.patch, &closed.join("out"), &quiet).unwrap_err();
     assert!(error.to_string().starts_with(&format!("cannot write to `{}`: ", closed.display())), "{error}");
 }
@@ -470,7 +468,7 @@ fn a_folder_that_cannot_be_written_is_refused_first() {
 fn a_base_that_changes_after_planning_is_noticed() {
     let world = World::new(Dtype::BF16, write_single);
     let checkpoint = Checkpoint::open(&world.base).unwrap();
-    let plan = plan_for(&checkpoint, &world.patch);
+    let plan = plan_for(&checkpoint, &world.patch, Direction::Apply);
     nudge(&world.base, FIRST);
     let error = plan.execute(&checkpoint, &world.patch, &world.target("out"), &quiet).unwrap_err();
     assert!(matches!(error, OperationError::OtherState { .. }), "{error}");
@@ -485,7 +483,7 @@ fn a_base_that_changes_after_planning_is_noticed() {
 fn a_base_cut_short_after_opening_is_an_error_and_leaves_nothing() {
     let world = World::new(Dtype::F32, write_single);
     let checkpoint = Checkpoint::open(&world.base).unwrap();
-    let plan = plan_for(&checkpoint, &world.patch);
+    let plan = plan_for(&checkpoint, &world.patch, Direction::Apply);
     let size = fs::metadata(&world.base).unwrap().len();
     fs::File::options().write(true).open(&world.base).unwrap().set_len(size - 1).unwrap();
     let error = plan.execute(&checkpoint, &world.patch, &world.target("out"), &quiet).unwrap_err();
@@ -503,7 +501,7 @@ fn a_result_that_is_not_the_promised_one_is_thrown_away() {
     world.draft.bindings[0].tensors[1].after = wrong;
     let patch = patch_of(&world.draft);
     let checkpoint = Checkpoint::open(&world.base).unwrap();
-    let plan = plan_for(&checkpoint, &patch);
+    let plan = plan_for(&checkpoint, &patch, Direction::Apply);
     let error = plan.execute(&checkpoint, &patch, &world.target("out"), &quiet).unwrap_err();
     assert!(matches!(error, OperationError::WrongResult { .. }), "{error}");
     assert!(error.to_string().ends_with(&format!("the patch promises {wrong}; nothing was kept")), "{error}");
@@ -519,7 +517,7 @@ fn a_result_that_is_not_the_promised_one_is_thrown_away() {
 fn a_plan_is_for_one_patch() {
     let world = World::new(Dtype::F16, write_single);
     let checkpoint = Checkpoint::open(&world.base).unwrap();
-    let plan = plan_for(&checkpoint, &world.patch);
+    let plan = plan_for(&checkpoint, &world.patch, Direction::Apply);
     let mut draft = world.draft.clone();
     draft.about.title = Some("another".to_owned());
     let other = patch_of(&draft);
@@ -559,7 +557,7 @@ fn verification_sees_a_change_in_an_untouched_tensor() {
     let world = World::new(Dtype::F32, write_folder);
     nudge(&world.base, "wte");
     let checkpoint = Checkpoint::open(&world.base).unwrap();
-    plan_for(&checkpoint, &world.patch);
+    plan_for(&checkpoint, &world.patch, Direction::Apply);
     let edited = world.target("edited");
     apply_to(&world.base, &world.patch, &edited);
     let found = checkpoint.weights_id().unwrap();
@@ -595,7 +593,7 @@ fn a_bad_undo_log_is_found_before_it_is_needed() {
     assert_eq!((report.form.undo_logs, report.digests.is_none()), (0, true));
     assert!(report.form.problem.unwrap().starts_with(&format!("tensor `{FIRST}`: undo log: ")));
     // What could not be taken back is not applied.
-    let plan = plan_for(&checkpoint, &patch);
+    let plan = plan_for(&checkpoint, &patch, Direction::Apply);
     assert!(plan.execute(&checkpoint, &patch, &world.target("out"), &quiet).is_err());
     assert_eq!(world.names(), ["base.safetensors"]);
 }
@@ -607,7 +605,7 @@ fn progress_adds_up_to_what_was_announced() {
     let checkpoint = Checkpoint::open(&world.base).unwrap();
     let done = AtomicU64::new(0);
     let count = |bytes| _ = done.fetch_add(bytes, Ordering::Relaxed);
-    let apply::Answer::Applies(plan) = apply::plan_with(&checkpoint, &world.patch, &count).unwrap() else {
+    let Answer::Fits(plan) = plan(&checkpoint, &world.patch, Direction::Apply, &count).unwrap() else {
         panic!("refused")
     };
     assert_eq!(

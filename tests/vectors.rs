@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use hostile_files::{Kind, Vector, base, edited, vectors};
 use mpatch::checkpoint::Checkpoint;
 use mpatch::facts::FactsFile;
+use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::Patch;
 use mpatch::verify::verify_form;
-use mpatch::{apply, revert};
 use tempfile::TempDir;
 
 fn folder() -> PathBuf {
@@ -71,9 +71,11 @@ fn read(vector: &Vector, folder: &Path) -> Result<(), String> {
     let patch = || Patch::decode(vector.bytes.clone()).map_err(in_words);
     match vector.kind {
         Kind::Patch => verify_form(&patch()?).problem.map_or(Ok(()), Err),
-        Kind::Apply => change(&patch()?, vector.kind, &path("base.safetensors"), &path("edited.safetensors")),
+        Kind::Apply => {
+            change(&patch()?, Direction::Apply, &path("base.safetensors"), &path("edited.safetensors"))
+        }
         Kind::Revert => {
-            change(&patch()?, vector.kind, &path("edited.safetensors"), &path("base.safetensors"))
+            change(&patch()?, Direction::Revert, &path("edited.safetensors"), &path("base.safetensors"))
         }
         Kind::Safetensors => {
             let path = path(&vector.name);
@@ -94,18 +96,12 @@ fn in_words(error: impl std::error::Error) -> String {
 }
 
 /// Applies `patch` to `from`, or takes it back, and compares with `to`.
-fn change(patch: &Patch, kind: Kind, from: &Path, to: &Path) -> Result<(), String> {
+fn change(patch: &Patch, direction: Direction, from: &Path, to: &Path) -> Result<(), String> {
     let checkpoint = Checkpoint::open(from).unwrap();
-    let plan = match kind {
-        Kind::Apply => match apply::plan(&checkpoint, patch).map_err(in_words)? {
-            apply::Answer::Applies(plan) => plan,
-            apply::Answer::WrongBase(mismatch) => return Err(mismatch.to_string()),
-            other => panic!("{other:?}"),
-        },
-        _ => match revert::plan(&checkpoint, patch).map_err(in_words)? {
-            revert::Answer::Reverts(plan) => plan,
-            other => panic!("{other:?}"),
-        },
+    let plan = match plan(&checkpoint, patch, direction, &|_| ()).map_err(in_words)? {
+        Answer::Fits(plan) => plan,
+        Answer::Elsewhere(mismatch) => return Err(mismatch.to_string()),
+        other => panic!("{other:?}"),
     };
     let target = tempfile::tempdir().unwrap();
     let output = target.path().join("out.safetensors");

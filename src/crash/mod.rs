@@ -24,11 +24,10 @@ use crate::checkpoint::{
 };
 use crate::digest::FileDigest;
 use crate::factors::{IntegerMatrix, Integers, Term};
-use crate::operation::{Direction, OperationError};
+use crate::operation::{Answer, Direction, OperationError, plan};
 use crate::patch::manifest::{Base, Recipe};
 use crate::patch::{Draft, Patch, encode};
 use crate::tensor::Dtype;
-use crate::{apply, revert};
 
 const ROWS: usize = 16;
 const COLUMNS: usize = 80;
@@ -139,15 +138,9 @@ impl Scene {
         target: Option<&Path>,
     ) -> Result<(), OperationError> {
         let checkpoint = Checkpoint::open_on(files, Path::new(self.path))?;
-        let plan = match direction {
-            Direction::Apply => match apply::plan(&checkpoint, &self.patch)? {
-                apply::Answer::Applies(plan) => plan,
-                other => panic!("{}: {other:?}", self.name),
-            },
-            Direction::Revert => match revert::plan(&checkpoint, &self.patch)? {
-                revert::Answer::Reverts(plan) => plan,
-                other => panic!("{}: {other:?}", self.name),
-            },
+        let plan = match plan(&checkpoint, &self.patch, direction, &quiet)? {
+            Answer::Fits(plan) => plan,
+            other => panic!("{}: {other:?}", self.name),
         };
         let written = match target {
             Some(target) => plan.execute(&checkpoint, &self.patch, target, &quiet),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Difference, Direction, Mismatch, OperationError, Progress};
+use super::{Difference, Direction, Mismatch, Progress};
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::TensorDigest;
 use crate::patch::Patch;
@@ -19,17 +19,6 @@ pub(crate) enum Standing {
     Elsewhere(Mismatch),
 }
 
-/// Finds which binding's start, or else which binding's end, the checkpoint stands at.
-pub(crate) fn survey(
-    checkpoint: &Checkpoint,
-    patch: &Patch,
-    direction: Direction,
-    progress: Progress<'_>,
-) -> Result<Standing, OperationError> {
-    let digests = survey_digests(checkpoint, patch, progress)?;
-    Ok(standing(checkpoint, &patch.manifest().bindings, &digests, direction))
-}
-
 /// Digests of tensors by name.
 pub(crate) type Digests<'a> = BTreeMap<&'a str, TensorDigest>;
 
@@ -44,7 +33,8 @@ pub(crate) fn survey_digests<'c>(
     Ok(touched.iter().map(|tensor| tensor.name.as_str()).zip(digests).collect())
 }
 
-/// As [`survey`], from digests that are known; a tensor without one counts as missing.
+/// Finds which binding's start, or else which binding's end, the checkpoint stands at; a tensor without a digest counts
+/// as missing.
 pub(crate) fn standing(
     checkpoint: &Checkpoint,
     bindings: &[Binding],

@@ -13,6 +13,7 @@ use mpatch::model::{
     Device, Folder, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name,
     is_device_name, is_out_of_memory,
 };
+use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::{Patch, PatchError};
 use mpatch::verify::State;
 
@@ -366,12 +367,12 @@ pub struct BothStates {
 /// `model` without `patch` and with it: the state that its weights are not in is made in memory.
 pub fn both_states(model: &Model, patch: &Patch, patch_path: &Path) -> Result<BothStates, CommandError> {
     let name = patch_path.to_string_lossy();
-    let answer = mpatch::apply::plan(&model.checkpoint, patch)
+    let answer = plan(&model.checkpoint, patch, Direction::Apply, &|_| ())
         .map_err(|error| CommandError::operation(&name, error))?;
     let (held, edits) = match answer {
-        mpatch::apply::Answer::Applies(plan) => (State::Base, edits_of(patch, plan.binding)),
-        mpatch::apply::Answer::AlreadyApplied { binding, .. } => (State::Edited, edits_back(patch, binding)),
-        mpatch::apply::Answer::WrongBase(mismatch) => {
+        Answer::Fits(plan) => (State::Base, edits_of(patch, plan.binding)),
+        Answer::Done { binding, .. } => (State::Edited, edits_back(patch, binding)),
+        Answer::Elsewhere(mismatch) => {
             let message = format!("`{name}` is not for `{}`: {mismatch}", model.checkpoint.path().display());
             let word = patch_word(patch_path);
             let hint = format!("`mpatch show {word}` tells which base it is for");

@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use mpatch::checkpoint::{Checkpoint, CheckpointError, Layout, Output as Copy, PassingFolder};
 use mpatch::digest::PatchId;
-use mpatch::operation::{Direction, Plan, survey_size_bytes};
+use mpatch::operation::{Answer, Direction, plan, survey_size_bytes};
 use mpatch::patch::Patch;
 use mpatch::store::{Change, Commit, CommitId, Message, Standing, Step, Store, StoreError};
-use mpatch::{apply, revert};
 
 use crate::commands::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
@@ -110,22 +109,21 @@ fn take(
     place: Option<&Path>,
     output: &Output,
 ) -> Result<(), CommandError> {
-    let (Step::Apply(id) | Step::Revert(id)) = step;
+    let (direction, id) = match step {
+        Step::Apply(id) => (Direction::Apply, id),
+        Step::Revert(id) => (Direction::Revert, id),
+    };
     let patch = store.patch(id)?;
     let failed = |error| CommandError::operation(&id.short(), error);
     let progress = output.progress("comparing", survey_size_bytes(checkpoint, &patch));
     let told = |bytes| progress.add(bytes);
-    let plan: Result<Plan, _> = match step {
-        Step::Apply(_) => match apply::plan_with(checkpoint, &patch, &told).map_err(failed)? {
-            apply::Answer::Applies(plan) => Ok(plan),
-            apply::Answer::WrongBase(mismatch) => Err(mismatch.to_string()),
-            apply::Answer::AlreadyApplied { .. } => Err("it is applied already".to_owned()),
-        },
-        Step::Revert(_) => match revert::plan_with(checkpoint, &patch, &told).map_err(failed)? {
-            revert::Answer::Reverts(plan) => Ok(plan),
-            revert::Answer::UnknownState(mismatch) => Err(mismatch.to_string()),
-            revert::Answer::AlreadyBase { .. } => Err("it is not applied".to_owned()),
-        },
+    let plan = match plan(checkpoint, &patch, direction, &told).map_err(failed)? {
+        Answer::Fits(plan) => Ok(plan),
+        Answer::Elsewhere(mismatch) => Err(mismatch.to_string()),
+        Answer::Done { .. } => Err(match direction {
+            Direction::Apply => "it is applied already".to_owned(),
+            Direction::Revert => "it is not applied".to_owned(),
+        }),
     };
     drop(progress);
     let plan = plan.map_err(|why| {

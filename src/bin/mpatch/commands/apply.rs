@@ -3,8 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::apply::{Answer, plan_with};
-use mpatch::operation::{Mismatch, survey_size_bytes};
+use mpatch::operation::{Answer, Direction, Mismatch, plan, survey_size_bytes};
 
 use super::change::{Change, TargetArguments};
 use super::{beside, hint_of_type, infix, patch_word};
@@ -39,15 +38,15 @@ pub fn run(arguments: &ApplyArguments, output: &Output) -> Result<(), CommandErr
     let mut change = Change::open(base, patch, place, output)?;
     change.trust = Some(require(&change.patch, patch, trust, output)?);
     let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
-    let answer = plan_with(&change.checkpoint, &change.patch, &|bytes| progress.add(bytes));
+    let answer = plan(&change.checkpoint, &change.patch, Direction::Apply, &|bytes| progress.add(bytes));
     drop(progress);
     match answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))? {
-        Answer::Applies(plan) => {
+        Answer::Fits(plan) => {
             output.note(&format!("{} applies to {}", change.patch_name(), change.input_name()));
             change.carry_out(plan, target.dry_run, output)
         }
-        Answer::AlreadyApplied { tensors, .. } => Err(already_applied(&change, tensors)),
-        Answer::WrongBase(mismatch) => Err(wrong_base(&change, &mismatch)),
+        Answer::Done { tensors, .. } => Err(already_applied(&change, tensors)),
+        Answer::Elsewhere(mismatch) => Err(wrong_base(&change, &mismatch)),
     }
 }
 

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::operation::{Mismatch, survey_size_bytes};
-use mpatch::revert::{Answer, plan_with};
+use mpatch::operation::{Answer, Direction, Mismatch, plan, survey_size_bytes};
 
 use super::change::{Change, TargetArguments};
 use super::{beside, infix, patch_word, without_infix};
@@ -35,15 +34,15 @@ pub fn run(arguments: &RevertArguments, output: &Output) -> Result<(), CommandEr
     let place = target.target(|| free_place(edited, patch))?;
     let change = Change::open(edited, patch, place, output)?;
     let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
-    let answer = plan_with(&change.checkpoint, &change.patch, &|bytes| progress.add(bytes));
+    let answer = plan(&change.checkpoint, &change.patch, Direction::Revert, &|bytes| progress.add(bytes));
     drop(progress);
     match answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))? {
-        Answer::Reverts(plan) => {
+        Answer::Fits(plan) => {
             output.note(&format!("{} is in {} and comes out", change.patch_name(), change.input_name()));
             change.carry_out(plan, target.dry_run, output)
         }
-        Answer::AlreadyBase { tensors, .. } => Err(already_base(&change, tensors)),
-        Answer::UnknownState(mismatch) => Err(unknown_state(&change, &mismatch)),
+        Answer::Done { tensors, .. } => Err(already_base(&change, tensors)),
+        Answer::Elsewhere(mismatch) => Err(unknown_state(&change, &mismatch)),
     }
 }
 
