@@ -150,15 +150,12 @@ impl<'a> TensorWork<'a> {
         let binding = &bindings[binding_index].tensors[tensor_index];
         let info = locate(checkpoint, binding).map_err(|difference| OperationError::OtherState {
             path: checkpoint.path().to_owned(),
-            mismatch: Box::new(Mismatch {
-                tensor: binding.name.clone(),
+            mismatch: Box::new(Mismatch::met(
+                binding,
                 difference,
-                binding: binding_index,
-                at_start: 0,
-                at_end: 0,
-                in_either: 0,
-                tensors: bindings[binding_index].tensors.len(),
-            }),
+                binding_index,
+                bindings[binding_index].tensors.len(),
+            )),
         })?;
         let update = patch.update(binding_index, tensor_index)?;
         let (undo, correction) = decode_undo(patch, binding_index, tensor_index)?;
@@ -607,15 +604,12 @@ impl Plan {
         match checkpoint.digest(work.info) {
             Ok(found) if found != expected => OperationError::OtherState {
                 path: checkpoint.path().to_owned(),
-                mismatch: Box::new(Mismatch {
-                    tensor: work.binding.name.clone(),
-                    difference: Difference::Digest { expected, found },
-                    binding: self.binding,
-                    at_start: 0,
-                    at_end: 0,
-                    in_either: 0,
-                    tensors: self.tensors.len(),
-                }),
+                mismatch: Box::new(Mismatch::met(
+                    work.binding,
+                    Difference::Digest { expected, found },
+                    self.binding,
+                    self.tensors.len(),
+                )),
             },
             _ => error,
         }

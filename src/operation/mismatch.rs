@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::digest::TensorDigest;
+use crate::patch::manifest::TensorBinding;
 use crate::tensor::Dtype;
 
 /// The first tensor that is not as it should be, and how the others stand.
@@ -26,6 +27,17 @@ pub struct Mismatch {
 }
 
 impl Mismatch {
+    /// A difference that was met on the way, where the other tensors of the binding were not looked at.
+    pub(super) fn met(
+        tensor: &TensorBinding,
+        difference: Difference,
+        binding: usize,
+        tensors: usize,
+    ) -> Self {
+        let tensor = tensor.name.clone();
+        Self { tensor, difference, binding, at_start: 0, at_end: 0, in_either: 0, tensors }
+    }
+
     /// Each tensor is in one of the patch's two states, but not all in the same: somebody stopped half-way.
     pub fn is_half_way(&self) -> bool {
         let in_one = self.at_start.max(self.at_end);

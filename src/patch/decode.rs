@@ -177,7 +177,8 @@ impl Patch {
         self.write_with(&self.signatures, sink)
     }
 
-    /// The same patch, whose updates are computed by `kernel`; every kernel gives the same result.
+    /// The same patch, whose updates are computed by `kernel`: for tests, since every kernel gives the same result.
+    #[doc(hidden)]
     pub fn computed_by(self, kernel: Kernel) -> Self {
         Self { kernel, ..self }
     }
@@ -189,12 +190,7 @@ impl Patch {
         sink.write_all(&prelude.to_bytes()).map_err(PatchError::write)?;
         sink.write_all(&self.manifest_bytes).map_err(PatchError::write)?;
         for index in 0..self.manifest.sections.len() {
-            let mut reader = SectionReader::new(
-                self.source.as_ref(),
-                &self.manifest.sections,
-                &self.section_offsets,
-                index,
-            );
+            let mut reader = self.section_reader(index);
             std::io::copy(&mut reader, sink).map_err(PatchError::write)?;
             reader.finish()?;
         }
@@ -208,10 +204,8 @@ impl Patch {
     /// # Errors
     /// As for [`Patch::term`]; [`PatchError::Malformed`] too if there is no such tensor.
     pub fn update(&self, binding: usize, tensor: usize) -> Result<Update, PatchError> {
-        let place = format!("bindings[{binding}].tensors[{tensor}]");
-        let found = self.manifest.bindings.get(binding).and_then(|binding| binding.tensors.get(tensor));
-        let Some(found) = found else { return Err(PatchError::malformed(place, "not there")) };
-        let terms = found.terms.iter().map(|&index| self.term(index));
+        let place = place_of(binding, tensor);
+        let terms = self.tensor(binding, tensor)?.terms.iter().map(|&index| self.term(index));
         Update::of(self.kernel, terms, |error| PatchError::malformed(&place, error.to_string()))
     }
 
@@ -245,11 +239,7 @@ impl Patch {
     /// # Errors
     /// [`PatchError::Malformed`] if there is none, or its section does not hold what the manifest says.
     pub fn undo(&self, binding: usize, tensor: usize) -> Result<Vec<u8>, PatchError> {
-        let found = self.manifest.bindings.get(binding).and_then(|binding| binding.tensors.get(tensor));
-        match found {
-            Some(tensor) => self.section(tensor.undo),
-            None => Err(PatchError::malformed(format!("bindings[{binding}].tensors[{tensor}]"), "not there")),
-        }
+        self.section(self.tensor(binding, tensor)?.undo)
     }
 
     /// Decodes the correction of a tensor of a binding, as [`Patch::undo`]; none where it has none.
@@ -257,11 +247,12 @@ impl Patch {
     /// # Errors
     /// As for [`Patch::undo`].
     pub fn correction(&self, binding: usize, tensor: usize) -> Result<Option<Vec<u8>>, PatchError> {
+        self.tensor(binding, tensor)?.correction.map(|index| self.section(index)).transpose()
+    }
+
+    fn tensor(&self, binding: usize, tensor: usize) -> Result<&TensorBinding, PatchError> {
         let found = self.manifest.bindings.get(binding).and_then(|binding| binding.tensors.get(tensor));
-        match found {
-            Some(tensor) => tensor.correction.map(|index| self.section(index)).transpose(),
-            None => Err(PatchError::malformed(format!("bindings[{binding}].tensors[{tensor}]"), "not there")),
-        }
+        found.ok_or_else(|| PatchError::malformed(place_of(binding, tensor), "not there"))
     }
 
     /// Takes the patch apart: [`super::encode`] of the draft gives these bytes again, without signatures.
@@ -330,18 +321,22 @@ impl Patch {
         let Some(section) = self.manifest.sections.get(index as usize) else {
             return Err(PatchError::malformed(format!("section {index}"), "not there"));
         };
-        let mut reader = SectionReader::new(
-            self.source.as_ref(),
-            &self.manifest.sections,
-            &self.section_offsets,
-            index as usize,
-        );
+        let mut reader = self.section_reader(index as usize);
         let decoded =
             section::decompress(section.codec, &mut reader, section.stored_size, section.decoded_size);
         // Bytes that are not those that were hashed explain whatever decoding them met.
         reader.finish()?;
         decoded.map_err(|what| PatchError::malformed(format!("section {index}"), what))
     }
+
+    /// A reader of section `index`, which is in range.
+    fn section_reader(&self, index: usize) -> SectionReader<'_> {
+        SectionReader::new(self.source.as_ref(), &self.manifest.sections, &self.section_offsets, index)
+    }
+}
+
+fn place_of(binding: usize, tensor: usize) -> String {
+    format!("bindings[{binding}].tensors[{tensor}]")
 }
 
 impl Manifest {
