@@ -9,8 +9,8 @@
 //! ```
 //!
 //! Facts do not feel each other, so they run in batches of like lengths, and of each row only the tokens from the
-//! moved one on ([`optimise`]); a fact that is done leaves its batch. [`optimise_plainly`] runs one fact over whole
-//! rows, in the reference's own manner: the oracle.
+//! moved one on ([`Planned`]); a fact that is done leaves its batch. [`optimise_plainly`] runs one fact over whole
+//! rows, in the reference's own manner: the oracle that tests compare [`optimise`] with.
 
 use candle_core::{D, Tensor};
 
@@ -81,24 +81,26 @@ pub(crate) fn all(
     Ok(values.into_iter().flatten().collect())
 }
 
-/// Optimises the values of `facts` together, each as if it were alone; in their order.
+/// The values of `facts` as an edit finds them, in their order: for tests, since an edit plans its facts itself.
 ///
 /// # Errors
 /// [`EditError::Fact`] or [`EditError::Model`].
+#[doc(hidden)]
 pub fn optimise(
     model: &Model,
     hyperparameters: &Hyperparameters,
     contexts: &Contexts,
     facts: &[FactPrompt],
 ) -> Result<Vec<Value>, EditError> {
-    let rows = rows_of_facts(model, &in_contexts(model, contexts, facts)?, facts)?;
-    Task::from_places(model, hyperparameters, &rows.iter().collect::<Vec<_>>())?.descend()
+    let planned = Planned::new(model, hyperparameters, &in_contexts(model, contexts, facts)?, facts)?;
+    all(&planned, hyperparameters, None, &|_| ())
 }
 
-/// Optimises the value of one fact over whole rows.
+/// Optimises the value of one fact over whole rows: for tests, which compare an edit's values with it.
 ///
 /// # Errors
 /// As [`optimise`].
+#[doc(hidden)]
 pub fn optimise_plainly(
     model: &Model,
     hyperparameters: &Hyperparameters,
