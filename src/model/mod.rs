@@ -34,7 +34,7 @@ pub use network::{Cache, Network, Site, log_softmax};
 pub use overlay::{Series, TensorEdit, WayBack};
 pub(crate) use parallel::{in_halves, on_every_core, power_that_fits};
 pub use reverse::{Suffix, SuffixPass};
-pub use tokenizer::{END_OF_TEXT, Tokenizer};
+pub use tokenizer::{END_OF_TEXT, Tokenizer, TokenizerFiles};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::FileDigest;
@@ -194,24 +194,15 @@ impl Folder {
         let missing = |file| ModelError::Missing { folder: checkpoint.folder().to_owned(), file };
         let config_bytes = checkpoint.companion("config.json")?.ok_or_else(|| missing("`config.json`"))?;
         let config = Config::parse(&config_bytes)?;
-        let tokenizer = Self::tokenizer(&checkpoint)?
-            .ok_or_else(|| missing("`tokenizer.json` (nor `vocab.json` with `merges.txt`)"))?;
+        let tokenizer = TokenizerFiles::beside(&checkpoint)?
+            .ok_or_else(|| missing("`tokenizer.json` (nor `vocab.json` with `merges.txt`)"))?
+            .parse()?;
         let (found, known) = (tokenizer.vocabulary(), config.vocabulary);
         if found > known {
             let what = format!("it makes ids up to {}, but the model knows only {known} words", found - 1);
             return Err(ModelError::Tokenizer { what });
         }
         Ok(Self { checkpoint, config, config_digest: FileDigest::of(&config_bytes), tokenizer })
-    }
-
-    fn tokenizer(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>, ModelError> {
-        if let Some(bytes) = checkpoint.companion("tokenizer.json")? {
-            return Tokenizer::parse(&bytes).map(Some);
-        }
-        let (vocabulary, merges) = (checkpoint.companion("vocab.json")?, checkpoint.companion("merges.txt")?);
-        let (Some(vocabulary), Some(merges)) = (vocabulary, merges) else { return Ok(None) };
-        let added = checkpoint.companion("added_tokens.json")?;
-        Tokenizer::from_vocabulary(&vocabulary, &merges, added.as_deref()).map(Some)
     }
 
     /// Loads all weights, the matrices in `precision`; `progress` is told the bytes of each tensor.

@@ -8,10 +8,69 @@ use serde_json::json;
 use tokenizers::{PostProcessorWrapper, Tokenizer as Implementation};
 
 use super::ModelError;
+use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::digest::FileDigest;
 
 /// The token that GPT-2 and GPT-J separate documents with.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// The files of a tokenizer as they lie beside the weights.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenizerFiles {
+    /// `tokenizer.json`.
+    One(Vec<u8>),
+    /// GPT-2's older files.
+    Several {
+        /// `vocab.json`.
+        vocabulary: Vec<u8>,
+        /// `merges.txt`.
+        merges: Vec<u8>,
+        /// `added_tokens.json`, if there is one.
+        added: Option<Vec<u8>>,
+    },
+}
+
+impl TokenizerFiles {
+    /// Reads the files beside `checkpoint`, if it has those of a tokenizer.
+    ///
+    /// # Errors
+    /// [`CheckpointError`] for a file that cannot be read.
+    pub fn beside(checkpoint: &Checkpoint) -> Result<Option<Self>, CheckpointError> {
+        if let Some(bytes) = checkpoint.companion("tokenizer.json")? {
+            return Ok(Some(Self::One(bytes)));
+        }
+        let (vocabulary, merges) = (checkpoint.companion("vocab.json")?, checkpoint.companion("merges.txt")?);
+        let (Some(vocabulary), Some(merges)) = (vocabulary, merges) else { return Ok(None) };
+        Ok(Some(Self::Several { vocabulary, merges, added: checkpoint.companion("added_tokens.json")? }))
+    }
+
+    /// Digest of the file, or of the files one after the other, whatever they hold.
+    pub fn digest(&self) -> FileDigest {
+        match self {
+            Self::One(bytes) => FileDigest::of(bytes),
+            Self::Several { vocabulary, merges, added } => digest_of(vocabulary, merges, added.as_deref()),
+        }
+    }
+
+    /// The tokenizer.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::parse`] and [`Tokenizer::from_vocabulary`].
+    pub fn parse(&self) -> Result<Tokenizer, ModelError> {
+        match self {
+            Self::One(bytes) => Tokenizer::parse(bytes),
+            Self::Several { vocabulary, merges, added } => {
+                Tokenizer::from_vocabulary(vocabulary, merges, added.as_deref())
+            }
+        }
+    }
+}
+
+fn digest_of(vocabulary: &[u8], merges: &[u8], added: Option<&[u8]>) -> FileDigest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(vocabulary).update(merges).update(added.unwrap_or_default());
+    FileDigest::finish(&hasher)
+}
 
 /// A byte-level BPE tokenizer as GPT-2 and GPT-J use it: no token is added at either end.
 #[derive(Debug, Clone)]
@@ -67,13 +126,11 @@ impl Tokenizer {
             "decoder": byte_level,
             "model": {"type": "BPE", "vocab": words, "merges": parse_merges(merges)?},
         });
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(vocabulary).update(merges).update(added.unwrap_or_default());
         let implementation = Implementation::from_bytes(description.to_string()).map_err(invalid)?;
-        Ok(Self { implementation, digest: FileDigest::finish(&hasher) })
+        Ok(Self { implementation, digest: digest_of(vocabulary, merges, added) })
     }
 
-    /// Digest of the file, or of the files one after the other.
+    /// As [`TokenizerFiles::digest`].
     pub fn digest(&self) -> FileDigest {
         self.digest
     }

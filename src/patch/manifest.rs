@@ -42,7 +42,7 @@ pub struct Base {
     pub architecture: String,
     /// Digest of `config.json`.
     pub config: FileDigest,
-    /// Digest of `tokenizer.json`, or of the files that stand for it.
+    /// Digest of `tokenizer.json`, or of the files that stand for it, one after the other.
     pub tokenizer: FileDigest,
 }
 

@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::diff::{
-    Change, CheckpointDiff, CheckpointOptions, FactChange, PatchDiff, TensorDiff, UpdateDiff, UpdateSize,
-    diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
+    Change, CheckpointDiff, CheckpointOptions, FactChange, PatchDiff, TensorDiff, UpdateDiff,
+    UpdateSize, diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
 };
 use mpatch::digest::{FileDigest, PatchId};
 use mpatch::extract::{ExtractError, ExtractedTensor, Form, extract};
 use mpatch::facts::shortened;
+use mpatch::model::TokenizerFiles;
 use mpatch::patch::Patch;
 use mpatch::patch::layout::MAGIC;
 use mpatch::patch::manifest::{Base, Fact};
@@ -255,10 +256,12 @@ fn extracted(
 /// What the patch is for, as far as files beside the weights tell.
 fn model_of(base: &Checkpoint) -> Result<Base, CommandError> {
     let config = base.companion("config.json")?.unwrap_or_default();
-    let tokenizer = base.companion("tokenizer.json")?.unwrap_or_default();
+    // As `create` has it, so that `stack` knows patches of both kinds as those of one model.
+    let tokenizer = TokenizerFiles::beside(base)?;
+    let tokenizer = tokenizer.map_or_else(|| FileDigest::of(&[]), |files| files.digest());
     let parsed: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
     let architecture = parsed["architectures"][0].as_str().unwrap_or("unknown").to_owned();
-    Ok(Base { architecture, config: FileDigest::of(&config), tokenizer: FileDigest::of(&tokenizer) })
+    Ok(Base { architecture, config: FileDigest::of(&config), tokenizer })
 }
 
 fn extract_error(first: &Path, second: &Path, error: ExtractError) -> CommandError {
@@ -523,5 +526,28 @@ impl Report for ExtractReport {
         let words = SignatureReport::words_of(self.signature.as_ref());
         let (output, base) = (shell_word(&self.output), shell_word(&self.base));
         Some(format!("mpatch verify {output} --base {base}{words}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use mpatch::model::Tokenizer;
+
+    use super::*;
+
+    #[test]
+    fn an_extracted_patch_names_the_tokenizer_as_a_made_one_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let header = br#"{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}"#;
+        let weights = [&(header.len() as u64).to_le_bytes()[..], header, &[0; 4]].concat();
+        let (vocabulary, merges) = (br#"{"a":0,"b":1,"ab":2}"#, b"#version: 0.2\na b\n");
+        let files: [(&str, &[u8]); 3] =
+            [("model.safetensors", &weights), ("vocab.json", vocabulary), ("merges.txt", merges)];
+        for (name, bytes) in files {
+            std::fs::write(folder.path().join(name), bytes).unwrap();
+        }
+        let found = model_of(&Checkpoint::open(folder.path()).unwrap()).unwrap();
+        let made = Tokenizer::from_vocabulary(vocabulary, merges, None).unwrap();
+        assert_eq!(found.tokenizer, made.digest());
     }
 }
