@@ -23,6 +23,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::undo::check_whole_blocks;
 use super::{FactorError, undo_rows_per_block};
 use crate::tensor::{Dtype, Element};
 use crate::with_element;
@@ -268,13 +269,11 @@ impl Correction {
         if expected != found {
             return Err(FactorError::Size { what: "weights in bytes", expected, found });
         }
-        let rows_per_block = undo_rows_per_block(self.columns);
-        if !rows.start.is_multiple_of(rows_per_block) {
-            return Err(fault(format!("rows from {} are not whole blocks of {rows_per_block}", rows.start)));
-        }
+        check_whole_blocks(&rows, self.rows, self.columns).map_err(fault)?;
         if weights.is_empty() {
             return Ok(());
         }
+        let rows_per_block = undo_rows_per_block(self.columns);
         weights.par_chunks_mut(rows_per_block * row_size_bytes).enumerate().for_each(|(index, weights)| {
             self.step_block::<E>(step, rows.start / rows_per_block + index, weights);
         });
@@ -436,8 +435,10 @@ mod tests {
             found.extend(weights);
         }
         assert!(found == wanted);
-        let refused = correction.apply_rows(Dtype::F16, 1..2, &mut vec![0; columns * 2]);
-        assert!(matches!(refused, Err(FactorError::Correction(_))), "{refused:?}");
+        for ragged in [1..2, 0..1] {
+            let refused = correction.apply_rows(Dtype::F16, ragged, &mut vec![0; columns * 2]);
+            assert!(matches!(refused, Err(FactorError::Correction(_))), "{refused:?}");
+        }
     }
 
     #[test]

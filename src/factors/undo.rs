@@ -89,7 +89,7 @@ impl UndoWriter {
         if rows.start != self.row_next {
             return Err(fault(format!("rows from {} were given, expected {}", rows.start, self.row_next)));
         }
-        check_whole_blocks(&rows, self.rows, self.columns)?;
+        check_whole_blocks(&rows, self.rows, self.columns).map_err(fault)?;
         let (applied, blocks) = with_element!(dtype, E => apply_and_log::<E>(update, &rows, weights))?;
         for words in blocks {
             let count = u32::try_from(words.len());
@@ -128,13 +128,18 @@ fn check_shape(update: &Update, rows: usize, columns: usize) -> Result<(), Facto
     Err(fault(format!("the update is {found}, the log is for {rows} by {columns}")))
 }
 
-fn check_whole_blocks(rows: &Range<usize>, rows_total: usize, columns: usize) -> Result<(), FactorError> {
+/// Says what is wrong with rows that are no whole blocks of [`undo_rows_per_block`] rows, the last block apart.
+pub(super) fn check_whole_blocks(
+    rows: &Range<usize>,
+    rows_total: usize,
+    columns: usize,
+) -> Result<(), String> {
     let rows_per_block = undo_rows_per_block(columns);
     let whole = |row: usize| row.is_multiple_of(rows_per_block) || row == rows_total;
     if whole(rows.start) && whole(rows.end) {
         return Ok(());
     }
-    Err(fault(format!("rows {}..{} are not whole blocks of {rows_per_block} rows", rows.start, rows.end)))
+    Err(format!("rows {}..{} are not whole blocks of {rows_per_block} rows", rows.start, rows.end))
 }
 
 /// Applies `update` to the weights of `rows`, and returns the words of each of their blocks.
@@ -303,7 +308,7 @@ impl UndoLog {
     ) -> Result<(), FactorError> {
         check_shape(update, self.rows, self.columns)?;
         update.check_rows("weights in bytes", &rows, dtype.size_bytes(), weights.len())?;
-        check_whole_blocks(&rows, self.rows, self.columns)?;
+        check_whole_blocks(&rows, self.rows, self.columns).map_err(fault)?;
         with_element!(dtype, E => self.revert_elements::<E>(update, rows, weights))
     }
 
@@ -321,7 +326,7 @@ impl UndoLog {
     ) -> Result<RowsApplied, FactorError> {
         check_shape(update, self.rows, self.columns)?;
         update.check_rows("weights in bytes", &rows, dtype.size_bytes(), weights.len())?;
-        check_whole_blocks(&rows, self.rows, self.columns)?;
+        check_whole_blocks(&rows, self.rows, self.columns).map_err(fault)?;
         let (applied, blocks) = with_element!(dtype, E => apply_and_log::<E>(update, &rows, weights))?;
         let first = rows.start / undo_rows_per_block(self.columns);
         for (block, words) in (first..).zip(blocks) {
