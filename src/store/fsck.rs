@@ -477,7 +477,7 @@ impl Store {
         };
         let Some(place) = (1..).find_map(free) else { return Ok(()) };
         std::fs::rename(path, &place).map_err(StoreError::io(path, "move"))?;
-        lfs::sync_folder(&folder)
+        lfs::sync(&folder)
     }
 
     /// All packs, and what each of them lists.
@@ -634,7 +634,7 @@ fn move_loose(from: &Path, to: &Path) -> Result<(), StoreError> {
                 std::fs::rename(&file, target.join(name)).map_err(StoreError::io(&file, "move"))?;
             }
         }
-        lfs::sync_folder(&target)?;
+        lfs::sync(&target)?;
     }
     Ok(())
 }

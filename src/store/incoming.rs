@@ -107,7 +107,7 @@ impl Store {
         Ok(config.get_string(&format!("remote.{remote}.url")).ok())
     }
 
-    /// Pointers of all large patches that `commit`'s history has, and those of them that are not here.
+    /// Pointers of all large patches that the histories of `commits` have, whether the patches are here or not.
     ///
     /// # Errors
     /// What is wrong with a commit.
@@ -385,8 +385,8 @@ pub(super) fn move_packs(from: &Path, to: &Path) -> Result<(), StoreError> {
     files.sort_by_key(|path| path.extension().is_some_and(|ending| ending == "idx"));
     for file in files {
         let Some(name) = file.file_name() else { continue };
-        lfs::sync_folder(&file)?;
+        lfs::sync(&file)?;
         std::fs::rename(&file, to.join(name)).map_err(StoreError::io(&file, "move"))?;
     }
-    lfs::sync_folder(&to)
+    lfs::sync(&to)
 }

@@ -158,7 +158,7 @@ impl Objects {
         file.write_all(bytes).map_err(StoreError::io(&path, "write"))?;
         file.as_file().sync_all().map_err(StoreError::io(&path, "write"))?;
         file.persist(&path).map_err(|error| StoreError::io(&path, "write")(error.error))?;
-        sync_folder(folder)?;
+        sync(folder)?;
         Ok(pointer)
     }
 
@@ -209,16 +209,16 @@ pub(super) fn create_folder(folder: &Path) -> Result<(), StoreError> {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(StoreError::io(folder, "create")(error));
             }
-            _ => sync_folder(parent)?,
+            _ => sync(parent)?,
         }
     }
     Ok(())
 }
 
-/// Writes a folder's list of names through to the disk.
-pub(super) fn sync_folder(folder: &Path) -> Result<(), StoreError> {
-    let opened = File::open(folder).map_err(StoreError::io(folder, "open"))?;
-    opened.sync_all().map_err(StoreError::io(folder, "sync"))
+/// Writes a file's contents, or a folder's list of names, through to the disk.
+pub(super) fn sync(path: &Path) -> Result<(), StoreError> {
+    let opened = File::open(path).map_err(StoreError::io(path, "open"))?;
+    opened.sync_all().map_err(StoreError::io(path, "sync"))
 }
 
 #[cfg(test)]

@@ -378,7 +378,7 @@ impl NewStore {
         std::fs::rename(temporary.path(), &target).map_err(StoreError::io(&target, "create"))?;
         // It has another name now, and is not to be removed.
         let _ = temporary.keep();
-        lfs::sync_folder(folder)?;
+        lfs::sync(folder)?;
         Store::open(folder)
     }
 }
@@ -448,9 +448,9 @@ fn settle_below(folder: &Path) -> Result<(), StoreError> {
             settle_below(&entry.path())?;
         } else if kind.is_file() {
             keep_from_others(&entry.path())?;
-            lfs::sync_folder(&entry.path())?;
+            lfs::sync(&entry.path())?;
         }
     }
     keep_from_others(folder)?;
-    lfs::sync_folder(folder)
+    lfs::sync(folder)
 }
