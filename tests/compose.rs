@@ -632,7 +632,7 @@ fn patches_are_compared_by_facts_recipe_and_updates() {
     let (_folder, path) = base_file();
     let one = patch_on(&path, 1, vec![fact("A", "golf"), fact("c", "chess"), fact("C", "go")]);
     let same = diff_patches(&one, &one).unwrap();
-    assert!(same.is_same() && same.same_facts == 3, "{same:?}");
+    assert!(same.is_same() && same.facts.same_facts == 3, "{same:?}");
     let mut numbers = Numbers(1);
     let mut terms = vec![numbers.low_rank(SHAPE, 2, 6, 0.3), numbers.low_rank(SHAPE, 3, 6, 0.2)];
     // The same update doubled, and another one.
@@ -645,11 +645,9 @@ fn patches_are_compared_by_facts_recipe_and_updates() {
     draft.recipe.seed = 8;
     let diff = diff_patches(&one, &decoded(&draft)).unwrap();
     assert!(!diff.is_same());
-    assert_eq!(
-        (diff.added.as_slice(), diff.removed.as_slice()),
-        (&[fact("D", "golf")][..], &[fact("c", "chess")][..])
-    );
-    assert_eq!((diff.changed.len(), diff.changed[0].second.as_str(), diff.same_facts), (1, "polo", 1));
+    let facts = &diff.facts;
+    assert_eq!((&facts.added, &facts.removed), (&vec![fact("D", "golf")], &vec![fact("c", "chess")]));
+    assert_eq!((facts.changed.len(), facts.changed[0].second.as_str(), facts.same_facts), (1, "polo", 1));
     assert_eq!(diff.recipe.iter().map(|change| change.field).collect::<Vec<_>>(), ["seed"]);
     let [first, second] = &diff.tensors[..] else { panic!("{:?}", diff.tensors) };
     let norms = [&first.first, &first.second].map(|size| size.as_ref().unwrap().norm);

@@ -26,14 +26,9 @@ const ENTRIES_PER_BYTE: usize = 1 << 13;
 pub struct PatchDiff {
     /// The two patches.
     pub patches: [PatchId; 2],
-    /// Facts that only the second has.
-    pub added: Vec<Fact>,
-    /// Facts that only the first has.
-    pub removed: Vec<Fact>,
-    /// Facts about the same thing that say something else.
-    pub changed: Vec<FactChange>,
-    /// Facts that both have.
-    pub same_facts: usize,
+    /// What they say.
+    #[serde(flatten)]
+    pub facts: FactsDiff,
     /// Fields of the recipe that differ.
     pub recipe: Vec<FieldChange>,
     /// Every tensor that either touches, in bytewise order of names.
@@ -43,8 +38,7 @@ pub struct PatchDiff {
 impl PatchDiff {
     /// They declare the same facts, were made alike, and add the same to every tensor.
     pub fn is_same(&self) -> bool {
-        let facts = self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty();
-        facts && self.recipe.is_empty() && self.tensors.iter().all(UpdateDiff::is_same)
+        self.facts.is_same() && self.recipe.is_empty() && self.tensors.iter().all(UpdateDiff::is_same)
     }
 }
 
@@ -60,6 +54,13 @@ pub struct FactsDiff {
     pub changed: Vec<FactChange>,
     /// Facts that both have.
     pub same_facts: usize,
+}
+
+impl FactsDiff {
+    /// Both say the same.
+    pub fn is_same(&self) -> bool {
+        self.added.is_empty() && self.removed.is_empty() && self.changed.is_empty()
+    }
 }
 
 /// A fact with two targets.
@@ -143,13 +144,9 @@ pub struct UpdateSize {
 /// # Errors
 /// [`OperationError::Patch`] or [`OperationError::Factors`] for parts that do not decode.
 pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, OperationError> {
-    let facts = diff_facts(&first.manifest().facts, &second.manifest().facts);
     let mut diff = PatchDiff {
         patches: [first.id(), second.id()],
-        added: facts.added,
-        removed: facts.removed,
-        changed: facts.changed,
-        same_facts: facts.same_facts,
+        facts: diff_facts(&first.manifest().facts, &second.manifest().facts),
         recipe: recipe_changes(&first.manifest().recipe, &second.manifest().recipe),
         tensors: Vec::new(),
     };

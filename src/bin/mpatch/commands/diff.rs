@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::diff::{
-    Change, CheckpointDiff, CheckpointOptions, FactChange, PatchDiff, TensorDiff, UpdateDiff,
+    Change, CheckpointDiff, CheckpointOptions, FactChange, FactsDiff, PatchDiff, TensorDiff, UpdateDiff,
     UpdateSize, diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
 };
 use mpatch::digest::{FileDigest, PatchId};
@@ -305,7 +305,8 @@ impl Report for PatchReport {
     const SCHEMA: &'static str = "mpatch.diff.patches/1";
 
     fn write(&self, page: &mut Page) {
-        let PatchDiff { added, removed, changed, same_facts, recipe, tensors, .. } = &self.diff;
+        let PatchDiff { facts, recipe, tensors, .. } = &self.diff;
+        let FactsDiff { added, removed, changed, same_facts, .. } = facts;
         let (first, second) = (self.first.display(), self.second.display());
         if self.diff.is_same() {
             let same = if self.diff.patches[0] == self.diff.patches[1] { "the same patch" } else { "alike" };
