@@ -28,8 +28,8 @@ use crate::with_element;
 
 pub use self::mismatch::{Difference, Mismatch};
 use self::survey::locate;
-pub use self::survey::survey_size_bytes;
 pub(crate) use self::survey::{Digests, Standing, standing, survey_digests};
+pub use self::survey::{survey_size_bytes, touched};
 
 /// Weights worked on at once, while as many are read and as many written, for each thread: enough for all of them to
 /// have rows, and little enough to be in the cache still when they are hashed and written.

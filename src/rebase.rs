@@ -4,12 +4,10 @@
 //! patch, or to the same model in another type. What it adds is the same; what that does to the facts may not be, so
 //! measurements are not taken along unless the old binding is kept beside the new one.
 
-use std::collections::BTreeSet;
-
 use crate::bind::{BindError, NotFinite, bind_with};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::digest::{PatchId, WeightsId};
-use crate::operation::{Digests, Direction, Progress, Standing, standing};
+use crate::operation::{Digests, Direction, Progress, Standing, standing, touched};
 use crate::patch::manifest::TensorBinding;
 use crate::patch::{Draft, Patch, PatchError};
 
@@ -143,11 +141,7 @@ pub fn first_missing(
     patches: &[Patch],
     progress: Progress<'_>,
 ) -> Result<Option<usize>, CheckpointError> {
-    let bindings = || patches.iter().flat_map(|patch| &patch.manifest().bindings);
-    let names: BTreeSet<&str> =
-        bindings().flat_map(|binding| &binding.tensors).map(|tensor| tensor.name.as_str()).collect();
-    let touched: Vec<_> =
-        checkpoint.tensors().iter().filter(|tensor| names.contains(tensor.name.as_str())).collect();
+    let touched = touched(checkpoint, patches);
     let digests = checkpoint.digests_with(&touched, progress)?;
     let mut digests: Digests<'_> = touched.iter().map(|tensor| tensor.name.as_str()).zip(digests).collect();
     let mut waiting: Vec<usize> = (0..patches.len()).collect();

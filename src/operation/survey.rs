@@ -1,6 +1,6 @@
 //! Where the weights stand: the three answers, from the digests of the touched tensors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Difference, Direction, Mismatch, Progress};
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
@@ -28,7 +28,7 @@ pub(crate) fn survey_digests<'c>(
     patch: &Patch,
     progress: Progress<'_>,
 ) -> Result<Digests<'c>, CheckpointError> {
-    let touched = touched_tensors(checkpoint, patch);
+    let touched = fitting_tensors(checkpoint, patch);
     let digests = checkpoint.digests_with(&touched, progress)?;
     Ok(touched.iter().map(|tensor| tensor.name.as_str()).zip(digests).collect())
 }
@@ -132,8 +132,19 @@ fn fitting<'c>(checkpoint: &'c Checkpoint, tensor: &TensorBinding) -> Result<&'c
     Ok(info)
 }
 
+/// The checkpoint's tensors that any of `patches` names, whatever type and shape it expects of them.
+pub fn touched<'c, 'p>(
+    checkpoint: &'c Checkpoint,
+    patches: impl IntoIterator<Item = &'p Patch>,
+) -> Vec<&'c TensorInfo> {
+    let bindings = patches.into_iter().flat_map(|patch| &patch.manifest().bindings);
+    let names: BTreeSet<&str> =
+        bindings.flat_map(|binding| &binding.tensors).map(|tensor| tensor.name.as_str()).collect();
+    checkpoint.tensors().iter().filter(|info| names.contains(info.name.as_str())).collect()
+}
+
 /// The checkpoint's tensors that any binding could be about.
-fn touched_tensors<'c>(checkpoint: &'c Checkpoint, patch: &Patch) -> Vec<&'c TensorInfo> {
+fn fitting_tensors<'c>(checkpoint: &'c Checkpoint, patch: &Patch) -> Vec<&'c TensorInfo> {
     let bindings = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
     let located = bindings.filter_map(|tensor| fitting(checkpoint, tensor).ok());
     let by_name: BTreeMap<&str, &TensorInfo> = located.map(|info| (info.name.as_str(), info)).collect();
@@ -142,5 +153,5 @@ fn touched_tensors<'c>(checkpoint: &'c Checkpoint, patch: &Patch) -> Vec<&'c Ten
 
 /// Bytes that planning an operation reads: the touched tensors.
 pub fn survey_size_bytes(checkpoint: &Checkpoint, patch: &Patch) -> u64 {
-    touched_tensors(checkpoint, patch).iter().map(|tensor| tensor.size_bytes).sum()
+    fitting_tensors(checkpoint, patch).iter().map(|tensor| tensor.size_bytes).sum()
 }

@@ -1,6 +1,6 @@
 //! `mpatch stack`: several patches as one, by adding their updates or by solving again for the facts of all.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -8,6 +8,7 @@ use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::PatchId;
 use mpatch::facts::{FactsFile, SCHEMA, blank};
 use mpatch::model::Precision;
+use mpatch::operation::touched;
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::{Fact, Recipe};
 use mpatch::stack::{AddOptions, Named, Overlap, Plan, Sides, Squash, Squashed, StackError, Stacked, plan};
@@ -232,11 +233,7 @@ impl StackArguments {
 
 /// Bytes of the tensors of `base` that any of `patches` touches.
 pub fn touched_size_bytes<'p>(base: &Checkpoint, patches: impl Iterator<Item = &'p Patch>) -> u64 {
-    let bindings = patches.flat_map(|patch| &patch.manifest().bindings);
-    let names: BTreeSet<&str> =
-        bindings.flat_map(|binding| &binding.tensors).map(|tensor| tensor.name.as_str()).collect();
-    let touched = base.tensors().iter().filter(|info| names.contains(info.name.as_str()));
-    touched.map(|info| info.size_bytes).sum()
+    touched(base, patches).iter().map(|tensor| tensor.size_bytes).sum()
 }
 
 /// The facts as a file would hold them, checked as one.
