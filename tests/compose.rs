@@ -8,6 +8,7 @@
 mod adapters;
 mod common;
 mod drafts;
+mod weights_file;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -30,6 +31,7 @@ use mpatch::stack::{AddOptions, Named, Sides, Squash, StackError, Stacked, stack
 use mpatch::tensor::{Dtype, Element};
 use mpatch::verify::{Depth, verify};
 use proptest::prelude::*;
+use weights_file::file_of;
 
 fn quiet(_: u64) {}
 
@@ -41,18 +43,9 @@ const SHAPE: [usize; 2] = [12, 40];
 
 /// The bytes of a safetensors file of these tensors.
 fn safetensors(tensors: &[Weights]) -> Vec<u8> {
-    let mut header = serde_json::Map::new();
-    let mut data: Vec<u8> = Vec::new();
-    for Weights { name, dtype, shape, bytes } in tensors {
-        let start = data.len();
-        data.extend(bytes);
-        let entry = serde_json::json!({
-            "dtype": dtype.name(), "shape": shape, "data_offsets": [start, data.len()],
-        });
-        header.insert(name.clone(), entry);
-    }
-    let text = serde_json::Value::Object(header).to_string();
-    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &data].concat()
+    file_of(
+        tensors.iter().map(|tensor| (tensor.name.as_str(), tensor.dtype.name(), tensor.shape, &tensor.bytes)),
+    )
 }
 
 fn write(folder: &Path, name: &str, tensors: &[Weights]) -> PathBuf {
@@ -527,12 +520,8 @@ fn weights_that_all_change_at_random_are_extracted_too() {
 
 /// A tensor as a safetensors header describes it, with bytes of any kind.
 fn odd(folder: &Path, name: &str, dtype: &str, shape: &[usize], bytes: &[u8]) -> PathBuf {
-    let header = serde_json::json!({
-        "odd": { "dtype": dtype, "shape": shape, "data_offsets": [0, bytes.len()] }
-    });
-    let text = header.to_string();
     let path = folder.join(name);
-    fs::write(&path, [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), bytes].concat()).unwrap();
+    fs::write(&path, file_of([("odd", dtype, shape, bytes)])).unwrap();
     path
 }
 

@@ -33,6 +33,9 @@ mod target;
 mod telling;
 mod temporary;
 mod waiting;
+#[cfg(test)]
+#[path = "../../tests/weights_file/mod.rs"]
+mod weights_file;
 mod write;
 
 use std::cmp::Reverse;
@@ -550,25 +553,13 @@ pub fn shards_of_bytes(index: &[u8]) -> Result<BTreeMap<String, String>, String>
 
 #[cfg(test)]
 pub(crate) mod tests {
+    pub(crate) use super::weights_file::file_of;
     use super::*;
 
     /// The bytes of a safetensors file of F32 tensors `(name, values)`.
     pub(crate) fn file_bytes(tensors: &[(&str, &[f32])]) -> Vec<u8> {
-        let mut header = serde_json::Map::new();
-        let mut data: Vec<u8> = Vec::new();
-        for (name, values) in tensors {
-            let start = data.len();
-            data.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-            let entry = serde_json::json!({
-                "dtype": "F32", "shape": [values.len()], "data_offsets": [start, data.len()]
-            });
-            header.insert((*name).to_owned(), entry);
-        }
-        let text = serde_json::Value::Object(header).to_string();
-        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(text.into_bytes());
-        bytes.extend(data);
-        bytes
+        let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
+        file_of(tensors.iter().map(|(name, values)| (*name, "F32", [values.len()], bytes(values))))
     }
 
     pub(crate) fn write(folder: &tempfile::TempDir, name: &str, bytes: impl AsRef<[u8]>) -> PathBuf {

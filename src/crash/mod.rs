@@ -19,6 +19,7 @@ use crate::bind::bind;
 use crate::checkpoint::disk::Files;
 use crate::checkpoint::disk::simulated::SimulatedDisk;
 use crate::checkpoint::recover::recover_on;
+use crate::checkpoint::tests::file_of;
 use crate::checkpoint::{
     Checkpoint, CheckpointError, NewTensor, write_new_folder_on, write_new_on, write_safetensors_on,
 };
@@ -192,18 +193,8 @@ fn values(seed: usize) -> Vec<u8> {
 }
 
 fn safetensors(names: &[&str]) -> Vec<u8> {
-    let mut header = serde_json::Map::new();
-    let mut data = Vec::new();
-    for name in names {
-        let start = data.len();
-        data.extend(values(TENSORS.iter().position(|known| known == name).unwrap()));
-        let entry = serde_json::json!({
-            "dtype": "F32", "shape": [ROWS, COLUMNS], "data_offsets": [start, data.len()]
-        });
-        header.insert((*name).to_owned(), entry);
-    }
-    let text = serde_json::Value::Object(header).to_string();
-    [&(text.len() as u64).to_le_bytes()[..], text.as_bytes(), &data].concat()
+    let bytes = |name: &str| values(TENSORS.iter().position(|known| *known == name).unwrap());
+    file_of(names.iter().map(|name| (*name, "F32", [ROWS, COLUMNS], bytes(name))))
 }
 
 /// A tensor per shard, an index and a config.

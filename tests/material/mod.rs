@@ -3,6 +3,9 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+#[path = "../weights_file/mod.rs"]
+mod weights_file;
+
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -20,6 +23,7 @@ use mpatch::sign::allowed_signers::line_of;
 use mpatch::sign::{PrivateKey, sshsig};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
+pub use weights_file::file_of;
 
 /// A public key of a kind that is not supported.
 pub const RSA: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAAAgQDTLKFhKLRvIcl/yDlfI7U75zupSusx4bk0kDtVaZcWX+kaBjk9yWBIoCPRYtIztaWWJD6qf2u7YRcBgzEXco+383OJezOeiepbtWUNSCDJsegFnWoObrTYcxTS+WDvlwdACehCLpns1TyWXtaJID0AZUmci68M2FNu41ItFY9lUQ== rsa@example.org";
@@ -233,16 +237,11 @@ pub fn lay_out_shards(folder: &Path) {
     let mut map = Map::new();
     for (number, name) in NAMES.iter().enumerate() {
         let file = format!("model-{number}.safetensors");
-        let size_bytes = SHARD_ROWS * SHARD_COLUMNS * size_of::<f32>();
-        let header = json!({ *name: {
-            "dtype": "F32", "shape": [SHARD_ROWS, SHARD_COLUMNS], "data_offsets": [0, size_bytes]
-        }});
-        let header = header.to_string();
         let weights =
             (0..SHARD_ROWS * SHARD_COLUMNS).flat_map(|index| ((index + number) as f32).to_le_bytes());
         let weights: Vec<u8> = weights.collect();
-        let size = (header.len() as u64).to_le_bytes();
-        fs::write(shards.join(&file), [&size[..], header.as_bytes(), &weights].concat()).unwrap();
+        let shape = [SHARD_ROWS, SHARD_COLUMNS];
+        fs::write(shards.join(&file), file_of([(*name, "F32", shape, weights)])).unwrap();
         map.insert((*name).to_owned(), file.into());
     }
     let index = json!({ "metadata": {}, "weight_map": map });
@@ -287,12 +286,8 @@ pub fn lay_out_signers(folder: &Path) {
 
 /// A safetensors file with one tensor of f32, filled with multiples of `step`.
 fn safetensors(step: f32) -> Vec<u8> {
-    let size_bytes = ROWS * COLUMNS * size_of::<f32>();
-    let header = format!(
-        r#"{{"{TENSOR}":{{"dtype":"F32","shape":[{ROWS},{COLUMNS}],"data_offsets":[0,{size_bytes}]}}}}"#
-    );
     let weights = (0..ROWS * COLUMNS).flat_map(|index| (step * (index as f32 - 7.5)).to_le_bytes());
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &weights.collect::<Vec<u8>>()].concat()
+    file_of([(TENSOR, "F32", [ROWS, COLUMNS], weights.collect::<Vec<u8>>())])
 }
 
 fn term() -> Term {

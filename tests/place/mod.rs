@@ -14,7 +14,7 @@ use mpatch::patch::manifest::Fact;
 use tempfile::TempDir;
 
 use crate::drafts::{Numbers, draft};
-use crate::material::{command, key, lay_out_settings, signed_with};
+use crate::material::{command, file_of, key, lay_out_settings, signed_with};
 
 /// Tensors of the tiny model, all of one shape.
 pub const TENSORS: [&str; 3] = ["a", "b", "c"];
@@ -131,13 +131,9 @@ impl Place {
 /// A safetensors file of [`TENSORS`] in f32.
 pub fn weights(shape: [usize; 2]) -> Vec<u8> {
     let mut numbers = Numbers(7);
-    let size = 4 * shape[0] * shape[1];
-    let entries = TENSORS.iter().enumerate().map(|(index, name)| {
-        let (begin, end) = (index * size, (index + 1) * size);
-        format!(r#""{name}":{{"dtype":"F32","shape":{shape:?},"data_offsets":[{begin},{end}]}}"#)
-    });
-    let header = format!("{{{}}}", entries.collect::<Vec<_>>().join(","));
-    let values =
-        (0..TENSORS.len() * shape[0] * shape[1]).flat_map(|_| (numbers.uniform() as f32).to_le_bytes());
-    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &values.collect::<Vec<u8>>()].concat()
+    let mut bytes = || {
+        let values = (0..shape[0] * shape[1]).flat_map(|_| (numbers.uniform() as f32).to_le_bytes());
+        values.collect::<Vec<u8>>()
+    };
+    file_of(TENSORS.map(|name| (name, "F32", shape, bytes())))
 }
