@@ -317,6 +317,10 @@ impl StatisticsHeader {
         Ok(StatisticsFile { digest: self.file.file_digest(0)?, header: self })
     }
 
+    fn path(&self) -> &Path {
+        self.file.path()
+    }
+
     /// Tokens by layer.
     pub fn counts(&self) -> &BTreeMap<usize, u64> {
         &self.counts
@@ -332,7 +336,7 @@ impl StatisticsHeader {
     /// # Errors
     /// [`EditError::Statistics`] says what was expected and what was found.
     pub fn check(&self, base: WeightsId, inner: usize, layers: &[usize]) -> Result<(), EditError> {
-        let path = self.file.path().display();
+        let path = self.path().display();
         let refuse = |what: String| Err(EditError::Statistics { what: format!("`{path}` {what}") });
         if self.provenance.base != base {
             return refuse(format!(
@@ -355,6 +359,14 @@ impl StatisticsHeader {
     }
 }
 
+impl std::ops::Deref for StatisticsFile {
+    type Target = StatisticsHeader;
+
+    fn deref(&self) -> &StatisticsHeader {
+        &self.header
+    }
+}
+
 impl StatisticsFile {
     /// Opens the artifact at `path` and hashes it.
     ///
@@ -364,31 +376,9 @@ impl StatisticsFile {
         StatisticsHeader::open(path)?.hash()
     }
 
-    fn path(&self) -> &Path {
-        self.header.file.path()
-    }
-
     /// Digest of the whole file.
     pub fn digest(&self) -> FileDigest {
         self.digest
-    }
-
-    /// Tokens by layer.
-    pub fn counts(&self) -> &BTreeMap<usize, u64> {
-        &self.header.counts
-    }
-
-    /// What the statistics were made from.
-    pub fn provenance(&self) -> &Provenance {
-        &self.header.provenance
-    }
-
-    /// As [`StatisticsHeader::check`].
-    ///
-    /// # Errors
-    /// As [`StatisticsHeader::check`].
-    pub fn check(&self, base: WeightsId, inner: usize, layers: &[usize]) -> Result<(), EditError> {
-        self.header.check(base, inner, layers)
     }
 
     /// One layer's sum and count.
