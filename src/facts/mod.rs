@@ -178,11 +178,6 @@ impl Request {
     pub fn target_new_spaced(&self) -> String {
         spaced(&self.target_new)
     }
-
-    /// The old target as it follows the prompt, where the file tells it.
-    pub fn target_old_spaced(&self) -> Option<String> {
-        self.target_old.as_deref().map(spaced)
-    }
 }
 
 fn as_text<S: Serializer>(text: &Option<Arc<str>>, serializer: S) -> Result<S::Ok, S::Error> {

@@ -97,7 +97,6 @@ impl PublicKey {
     /// # Errors
     /// [`KeyError::Malformed`].
     pub fn from_wire(wire: &[u8]) -> Result<Self, KeyError> {
-        let malformed = |error: ssh_key::Error| KeyError::Malformed(error.to_string());
         let key = ssh_key::PublicKey::from_bytes(wire).map_err(malformed)?;
         // One key, one form: fingerprints and revocations must not be dodged by spelling a key otherwise.
         if key.to_bytes().map_err(malformed)? != wire {

@@ -8,6 +8,20 @@ use super::state::Misfit;
 use crate::digest::PatchId;
 use crate::patch::PatchError;
 
+/// An error with its causes, each said once.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// A store refuses, or cannot.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use serde::Serialize;
 
-use super::error::StoreError;
+use super::error::{StoreError, chain};
 use super::log::{Targets, is_strange};
 use super::objects::{Snapshot, Stored, bytes_of, odb_alone};
 use super::operations;
@@ -59,16 +59,7 @@ pub struct Checked {
 
 impl Checked {
     fn problem(&mut self, place: impl Into<String>, error: &dyn std::error::Error) {
-        let mut what = error.to_string();
-        let mut cause = error.source();
-        while let Some(error) = cause {
-            let words = error.to_string();
-            if !what.contains(&words) {
-                what = format!("{what}: {words}");
-            }
-            cause = error.source();
-        }
-        self.problems.push(Problem { place: place.into(), what });
+        self.problems.push(Problem { place: place.into(), what: chain(error) });
     }
 
     fn foreign(&mut self, place: impl Into<String>, what: &str) {

@@ -1,6 +1,5 @@
 //! What a command fails with, and the one table of exit codes.
 
-use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -8,6 +7,7 @@ use mpatch::checkpoint::CheckpointError;
 use mpatch::facts::{FactsError, FactsErrorKind};
 use mpatch::operation::OperationError;
 use mpatch::patch::PatchError;
+pub use mpatch::store::chain;
 
 use crate::interrupt;
 
@@ -322,20 +322,6 @@ impl From<CheckpointError> for CommandError {
         };
         Self::new(kind, chain(&error)).hint(hint)
     }
-}
-
-/// An error with its causes, each said once.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// What to do when the system says no.

@@ -190,6 +190,15 @@ pub(crate) trait Handle: Debug + Send + Sync {
     }
 }
 
+/// What is told of a path, if anything is there.
+fn there<T>(told: io::Result<T>) -> io::Result<Option<T>> {
+    match told {
+        Ok(about) => Ok(Some(about)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// How often a call that is interrupted is made again: no real one ever needs that many.
 const RETRIES: usize = 1000;
 
@@ -237,29 +246,17 @@ impl Files {
 
     /// Whether the name is taken, by whatever.
     pub(crate) fn is_taken(&self, path: &Path) -> io::Result<bool> {
-        match self.about_name(path) {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(there(self.about_name(path))?.is_some())
     }
 
     /// Whether the name is still that of this very file.
     pub(crate) fn is_named(&self, path: &Path, file: &File) -> io::Result<bool> {
-        match self.about_name(path) {
-            Ok(named) => Ok(named.is_same_file(&file.about()?)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        there(self.about_name(path))?.map_or(Ok(false), |named| Ok(named.is_same_file(&file.about()?)))
     }
 
     /// Whether the path leads to a regular file; a symlink to nowhere does not.
     pub(crate) fn is_regular(&self, path: &Path) -> io::Result<bool> {
-        match self.about(path) {
-            Ok(about) => Ok(about.kind == Kind::File),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        Ok(there(self.about(path))?.is_some_and(|about| about.kind == Kind::File))
     }
 
     pub(crate) fn mount(&self, path: &Path) -> Option<u64> {
