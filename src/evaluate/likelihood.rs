@@ -39,6 +39,13 @@ pub struct Outcome {
     pub correct: bool,
 }
 
+impl Outcome {
+    /// The right target is the likelier or, where nothing competes with it, the likeliest there is.
+    pub fn wins(&self) -> bool {
+        self.success.unwrap_or(self.correct)
+    }
+}
+
 impl Question {
     /// A record's questions: its prompt, then its paraphrases, then the neighbours whose answers are known.
     pub fn of_record(record: &Record) -> Vec<Self> {

@@ -82,13 +82,24 @@ impl Scores {
 
 /// How many prompts of `records` the metric of this name, one of [`Scores::named`], is measured over.
 pub fn prompts(records: &[Record], metric: &str) -> usize {
-    let paraphrases = || records.iter().map(|record| record.paraphrases.len()).sum::<usize>();
-    let neighbors = || records.iter().map(|record| record.answered_neighbors().count()).sum::<usize>();
+    let is_success = matches!(metric, "score" | "efficacy" | "paraphrase" | "neighborhood");
+    let (mut own, mut paraphrases, mut neighbors) = (0, 0, 0);
+    for record in records {
+        for (index, question) in Question::of_record(record).iter().enumerate() {
+            // Where nothing competes there is no success.
+            let counted = usize::from(!is_success || question.wrong.is_some());
+            match index {
+                0 => own += counted,
+                _ if index <= record.paraphrases.len() => paraphrases += counted,
+                _ => neighbors += counted,
+            }
+        }
+    }
     match metric {
-        "score" => records.len() + paraphrases() + neighbors(),
-        "paraphrase" | "paraphrase_accuracy" => paraphrases(),
-        "neighborhood" | "neighborhood_accuracy" => neighbors(),
-        _ => records.len(),
+        "score" => own + paraphrases + neighbors,
+        "paraphrase" | "paraphrase_accuracy" => paraphrases,
+        "neighborhood" | "neighborhood_accuracy" => neighbors,
+        _ => own,
     }
 }
 
@@ -158,6 +169,13 @@ pub struct Evaluation {
     pub records: Vec<RecordOutcome>,
     /// What the model said by itself, one entry per record; empty where it was not asked.
     pub said: Vec<Continuation>,
+}
+
+impl Evaluation {
+    /// Percentage of facts that win, each by what is known of it ([`Outcome::wins`]).
+    pub fn wins(&self) -> Option<f64> {
+        share(&self.records, rewrite, |outcome| Some(outcome.wins()))
+    }
 }
 
 /// Texts that [`evaluate`] will tell its progress over.

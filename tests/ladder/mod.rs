@@ -60,6 +60,15 @@ fn a_patch_that_declares_what_its_weights_do_not_say_fails_when_the_model_is_ask
     bench.encode("lie.mpatch", &draft);
     let said = bench.run("lie.mpatch", "model", 14);
     assert!(said.contains("`lie.mpatch` fails V4") && said.ends_with("state: unchanged\n"), "{said}");
+    // One that wins against an old target does not make up for two that are not said at all.
+    let mut half = bench.draft("two.mpatch");
+    half.measured.clear();
+    half.facts[1].target_old = None;
+    half.facts[1].target_new = "qzx".to_owned();
+    half.facts.push(half.facts[1].clone());
+    half.facts[2].subject = "Nobody".to_owned();
+    bench.encode("half.mpatch", &half);
+    says(&bench.run("half.mpatch", "model", 14), &["only 33.33 % of the declared facts win"]);
     // Whatever is written for a key lies in its span, so V3 does not see it, and V5 does.
     let said = bench.run("lie.mpatch", "model --stats statistics.safetensors --rederive", 14);
     says(
@@ -84,6 +93,20 @@ fn records_of_some_facts_are_not_compared_with_what_those_of_all_gave() {
     says(&said, &["V4 behaves   holds", &format!("so not compared: {names}\n")]);
     says(&said, &["`some.json` has 1 of the 2 facts that the patch declares"]);
     says(&bench.run("honest.mpatch", "model --records facts.json", 14), &["the patch declares 101.00"]);
+    // Whatever the file says of old targets, those of the patch count; here it has one of two.
+    let mut other = facts.clone();
+    for record in &mut other {
+        record["requested_rewrite"]["target_true"]["str"] = "zzz".into();
+        record["neighborhood_prompts"] = Value::Array(Vec::new());
+    }
+    fs::write(bench.path("easy.json"), serde_json::to_vec(&other).unwrap()).unwrap();
+    draft.facts[1].target_old = None;
+    bench.encode("half.mpatch", &draft);
+    let said = bench.run("half.mpatch", "model --records easy.json", 0);
+    says(&said, &["other prompts than declared, so not compared: efficacy, "]);
+    draft.facts[0].target_old = None;
+    bench.encode("none.mpatch", &draft);
+    says(&bench.run("none.mpatch", "model", 0), &["; declared and not asked: efficacy"]);
     // What cannot be asked is told before the rungs are climbed.
     let long = format!("Ann {}", "Ann ".repeat(300));
     for (change, words) in [

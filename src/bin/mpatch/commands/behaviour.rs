@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use mpatch::evaluate::{Extent, Scores, evaluate, prompts, texts};
+use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
 use mpatch::facts::{Record, Request};
 use mpatch::model::{Model, Network, Precision};
 use mpatch::patch::Patch;
@@ -26,11 +26,17 @@ const WINS_MIN_PERCENT: f64 = 50.0;
 /// The rates by which facts win.
 const WINS: [&str; 2] = ["efficacy", "rewrite_accuracy"];
 
+/// The rates over prompts that stand beside a fact, which a patch does not hold.
+const BESIDE: [&str; 5] =
+    ["score", "paraphrase", "paraphrase_accuracy", "neighborhood", "neighborhood_accuracy"];
+
 /// What was asked of the edited model, and what it answered.
 #[derive(Debug, Serialize)]
 pub struct BehaviourEvidence {
     /// Measured now, on the edited model.
     scores: Scores,
+    /// Percentage of the facts that win, by what is known of each.
+    wins: Option<f64>,
     /// Where it was asked: the kind of device and, where it is not f32, the precision.
     arithmetic: String,
     /// Declared rates that were measured again, over as many prompts: name, declared, found.
@@ -56,8 +62,9 @@ pub fn questions(
         return Ok(facts.iter().map(|fact| Record::of(request(fact))).collect());
     };
     let file = read_questions(path, None, output)?;
-    let (questions, places) = declared_among(&file.records, facts);
-    let (found, all) = (places.len(), count(facts.len(), "fact"));
+    let asked = declared_among(&file.records, facts);
+    let in_file = || asked.iter().filter_map(|(place, record)| Some(((*place)?, record)));
+    let (found, all) = (in_file().count(), count(facts.len(), "fact"));
     if found == 0 {
         let message = format!("`{}` has none of the {all} that the patch declares", path.display());
         return Err(CommandError::new(ExitKind::Malformed, message).hint(
@@ -67,9 +74,8 @@ pub fn questions(
     if found < facts.len() {
         output.warn(&format!("`{}` has {found} of the {all} that the patch declares", path.display()));
     }
-    let asked = places.into_iter().filter_map(|place| Some((place, file.records.get(place)?)));
-    check_questions_unloaded(base, asked, path, output)?;
-    Ok(questions)
+    check_questions_unloaded(base, in_file(), path, output)?;
+    Ok(asked.into_iter().map(|(_, record)| record).collect())
 }
 
 /// Runs the model in the state that the patch leads to, on `records`, the facts that the patch declares.
@@ -96,7 +102,7 @@ pub fn check(
     let progress = output.counter("asking", texts(records, extent));
     let evaluation = evaluate(&model, &network, records, extent, &|texts| progress.add(texts))
         .map_err(|error| model_error(base, error))?;
-    Ok(BehaviourEvidence::new(evaluation.scores, &patch.manifest().measured, records, arithmetic(&model)))
+    Ok(BehaviourEvidence::new(evaluation, &patch.manifest().measured, records, arithmetic(&model)))
 }
 
 /// The network with the tensors of the patch as the weights have them: another rung may have taken them back.
@@ -116,23 +122,21 @@ fn request(fact: &Fact) -> Request {
     }
 }
 
-/// One record per declared fact: from the file where it is there, with its neighbours, else the fact alone. And the places
-/// in the file of those that are there.
-fn declared_among(records: &[Record], facts: &[Fact]) -> (Vec<Record>, Vec<usize>) {
-    let same = |record: &Record, fact: &Fact| {
-        let request = &record.request;
-        (&request.prompt, &request.subject, &request.target_new)
-            == (&fact.prompt, &fact.subject, &fact.target_new)
+/// One record per declared fact, with what the file has beside it and its place there, where it is there. The fact itself
+/// is the patch's: another old target would be easier to beat, and none at all nothing to beat.
+fn declared_among(records: &[Record], facts: &[Fact]) -> Vec<(Option<usize>, Record)> {
+    let same = |one: &Request, other: &Request| {
+        (&one.prompt, &one.subject, &one.target_new) == (&other.prompt, &other.subject, &other.target_new)
     };
-    let mut places = Vec::new();
-    let of_fact = |fact: &Fact| match records.iter().position(|record| same(record, fact)) {
-        Some(place) => {
-            places.push(place);
-            records[place].clone()
+    let of_fact = |fact: &Fact| {
+        let request = request(fact);
+        let found = records.iter().enumerate().find(|(_, record)| same(&record.request, &request));
+        match found {
+            Some((place, record)) => (Some(place), Record { request, ..record.clone() }),
+            None => (None, Record::of(request)),
         }
-        None => Record::of(request(fact)),
     };
-    (facts.iter().map(of_fact).collect(), places)
+    facts.iter().map(of_fact).collect()
 }
 
 /// A rate with its name, if it was measured.
@@ -140,14 +144,16 @@ fn in_percent(name: &str, rate: Option<f64>) -> Option<String> {
     rate.map(|rate| format!("{name} {rate:.1} %"))
 }
 
-/// Says that too few of the facts that were asked win for V4 to hold, if so.
-pub fn too_few_wins(scores: &Scores) -> Option<String> {
-    let wins = scores.efficacy.or(scores.rewrite_accuracy).unwrap_or(0.0);
+/// Says that `wins`, what [`Evaluation::wins`] gives, are too few for V4 to hold, if so.
+pub fn too_few_wins(wins: Option<f64>) -> Option<String> {
+    let wins = wins.unwrap_or(0.0);
     (wins < WINS_MIN_PERCENT).then(|| format!("only {wins:.2} % of the declared facts win"))
 }
 
 impl BehaviourEvidence {
-    fn new(scores: Scores, declared: &[Metric], records: &[Record], arithmetic: String) -> Self {
+    fn new(evaluation: Evaluation, declared: &[Metric], records: &[Record], arithmetic: String) -> Self {
+        let wins = evaluation.wins();
+        let scores = evaluation.scores;
         let (mut compared, mut not_compared) = (Vec::new(), Vec::new());
         for metric in declared {
             let found = scores.named().into_iter().find(|(name, _)| *name == metric.name);
@@ -167,9 +173,9 @@ impl BehaviourEvidence {
             .iter()
             .find(|(_, declared, found)| *found < declared - SLACK_POINTS)
             .map(|(name, declared, found)| format!("{name} is {found:.2}, the patch declares {declared:.2}"));
-        let too_few = too_few_wins(&scores);
+        let too_few = too_few_wins(wins);
         let neighbors = records.iter().any(|record| record.answered_neighbors().next().is_some());
-        Self { scores, arithmetic, compared, not_compared, neighbors, problem: problem.or(too_few) }
+        Self { scores, wins, arithmetic, compared, not_compared, neighbors, problem: problem.or(too_few) }
     }
 
     /// The rung holds.
@@ -213,7 +219,7 @@ impl BehaviourEvidence {
     /// What was enough, where the patch says nothing to hold the facts to and not all of them win.
     fn rule_in_words(&self) -> String {
         let is_held_to = self.compared.iter().any(|(name, ..)| WINS.contains(&name.as_str()));
-        if is_held_to || self.scores.efficacy.or(self.scores.rewrite_accuracy) == Some(100.0) {
+        if is_held_to || self.wins == Some(100.0) {
             return String::new();
         }
         format!("; the patch declares no rate for its facts, so {WINS_MIN_PERCENT} % is enough")
@@ -224,13 +230,23 @@ impl BehaviourEvidence {
         if self.arithmetic.contains(' ') { format!(", asked on {}", self.arithmetic) } else { String::new() }
     }
 
-    /// What was asked of other prompts than declared; what was not asked at all has words of its own.
+    /// What the patch declares and nothing was compared with.
     fn not_compared_in_words(&self) -> String {
-        let asked = self.not_compared.iter().filter(|(.., asked)| *asked > 0);
-        let names: Vec<&str> = asked.map(|(name, ..)| name.as_str()).collect();
-        if names.is_empty() {
-            return String::new();
-        }
-        format!("; asked over other prompts than declared, so not compared: {}", names.join(", "))
+        let names = |is_named: &dyn Fn(&str, u64) -> bool| {
+            let named = self.not_compared.iter().filter(|(name, _, asked)| is_named(name, *asked));
+            named.map(|(name, ..)| name.as_str()).collect::<Vec<_>>().join(", ")
+        };
+        let others = names(&|_, asked| asked > 0);
+        // Where no file of neighbours is named, that is said already.
+        let is_expected = |name: &str| self.neighbors || !BESIDE.contains(&name);
+        let unasked = names(&|name, asked| asked == 0 && is_expected(name));
+        [
+            ("asked over other prompts than declared, so not compared", others),
+            ("declared and not asked", unasked),
+        ]
+        .into_iter()
+        .filter(|(_, names)| !names.is_empty())
+        .map(|(what, names)| format!("; {what}: {names}"))
+        .collect()
     }
 }

@@ -174,6 +174,9 @@ pub struct CreateReport {
     layers: Vec<LayerReport>,
     before: Scores,
     after: Scores,
+    /// Percentage of the facts that hold.
+    #[serde(skip)]
+    wins: Option<f64>,
     /// None for a patch that is not signed.
     signature: Option<SignatureReport>,
     line: Option<Line>,
@@ -236,7 +239,7 @@ impl Made {
                 probability_of_value: self.value_probabilities[index],
                 says: said.map(|said| said.text.clone()).unwrap_or_default(),
                 is_said: said.is_some_and(|said| said.success),
-                holds: after.is_some_and(|outcome| outcome.success.unwrap_or(outcome.correct)),
+                holds: after.is_some_and(|outcome| outcome.wins()),
             }
         };
         records.iter().enumerate().map(of_record).collect()
@@ -267,6 +270,7 @@ impl Made {
             size_bytes: self.patch.size_bytes(),
             layers: self.ranks.into_iter().map(layer).collect(),
             before: self.before.scores,
+            wins: self.after.wins(),
             after: self.after.scores,
             signature,
             line: job.line.clone(),
@@ -356,7 +360,7 @@ impl Report for CreateReport {
             ));
         }
         self.write_facts(page);
-        if let Some(problem) = too_few_wins(&self.after) {
+        if let Some(problem) = too_few_wins(self.wins) {
             page.line(&format!("{problem}, so `verify` refuses the patch (V4): {}", self.advice()));
         }
     }
@@ -365,7 +369,7 @@ impl Report for CreateReport {
         let words = SignatureReport::words_of(self.signature.as_ref());
         let (base, patch) = (shell_word(&self.base), shell_word(&self.output));
         // What fails its own check is nothing to go on with.
-        Some(match too_few_wins(&self.after) {
+        Some(match too_few_wins(self.wins) {
             Some(_) => format!("mpatch verify {patch} --base {base}{words}"),
             None => format!("mpatch apply {base} {patch}{words}"),
         })
