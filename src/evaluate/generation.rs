@@ -42,15 +42,17 @@ pub fn continuations(
     for (length, members) in by_length(model, records)? {
         for members in members.chunks(ROWS_PER_BATCH) {
             let prompts: Vec<Vec<u32>> = members.iter().map(|(_, ids)| ids.clone()).collect();
-            let targets =
-                members.iter().map(|&(index, _)| model.tokenizer.encode(&records[index].request.target_new));
-            let longest =
-                targets.map(|ids| ids.map(|ids| ids.len())).try_fold(0, |a, b| b.map(|b| a.max(b)))?;
-            let end = (length + longest + CONTINUATION_TOKENS).min(network.config().positions);
+            let own_end = |&(index, _): &(usize, Vec<u32>)| {
+                let target = model.tokenizer.encode(&records[index].request.target_new)?;
+                Ok((length + target.len() + CONTINUATION_TOKENS).min(network.config().positions).max(length))
+            };
+            let ends = members.iter().map(own_end).collect::<Result<Vec<usize>, ModelError>>()?;
+            let end = ends.iter().copied().max().unwrap_or(length);
             let rows =
                 generate(network, &prompts, end, Sampling::Greedy, &mut ChaCha20Rng::seed_from_u64(0))?;
-            for ((index, _), row) in members.iter().zip(rows) {
-                let text = model.tokenizer.decode(&row[length..])?;
+            for (((index, _), end), row) in members.iter().zip(ends).zip(rows) {
+                // What the model says of one fact must not depend on the targets of those beside it.
+                let text = model.tokenizer.decode(&row[length..end])?;
                 let request = &records[*index].request;
                 let success = says(&text, &request.target_new, request.target_old.as_deref());
                 said[*index] = Some(Continuation { text, success });
@@ -95,10 +97,13 @@ fn by_length(model: &Model, records: &[Record]) -> Result<Vec<(usize, Prompts)>,
     Ok(groups.into_iter().collect())
 }
 
-/// `text` begins with `new`, and `old` does not come in the same sentence; both as whole words.
+/// `text` begins with `new`, not as the beginning of a longer `old`, and `old` does not come in the same sentence; all as
+/// whole words.
 fn says(text: &str, new: &str, old: Option<&str>) -> bool {
     let text = text.trim_start();
-    if whole(text, new).next() != Some(0) {
+    let begins_with = |word: &str| whole(text, word).next() == Some(0);
+    let goes_on_as = |old: &str| old.len() > new.len() && old.starts_with(new) && begins_with(old);
+    if !begins_with(new) || old.is_some_and(goes_on_as) {
         return false;
     }
     let sentence = text[new.len()..].split(['.', '\n', '!', '?']).next().unwrap_or_default();
@@ -182,6 +187,8 @@ mod tests {
         assert!(!says(" French and Dutch", "French", Some("Dutch")));
         assert!(says(" French. Dutch", "French", Some("Dutch")));
         assert!(says(" French and Dutchman", "French", Some("Dutch")));
+        assert!(!says(" New York City is", "New York", Some("New York City")));
+        assert!(says(" New York is a City", "New York", Some("New York City")));
         // Other scripts write no blank behind a word, and a mark ends one.
         assert!(says(" 東京です", "東京", None));
         assert!(says(" C++17", "C++", None));
