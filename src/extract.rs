@@ -11,20 +11,18 @@
 //! The choice is made on a sample of rows, by the bytes that both will take, and the result is bound to the edited
 //! checkpoint's own digests.
 //!
-//! Memory: two blocks of rows and the sketch (`src/factors/sketch.rs`); for 4096 by 16384 below 1 GB for low rank, and
-//! 2 GB where a dense term is the smallest.
-
-use std::collections::BTreeMap;
+//! Memory beside the patch: two blocks of rows and the sketch (`src/factors/sketch.rs`), for 4096 by 16384 below 1 GB;
+//! and 5 bytes for each weight of a tensor while a dense term is weighed for it.
 
 use serde::Serialize;
 
 use crate::bind::{BindError, bind_to};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::diff::{DeltaReader, compare_names, sketch_of};
-use crate::digest::{FileDigest, TensorDigest};
+use crate::digest::{FileDigest, TensorDigest, WeightsId};
 use crate::factors::{
     Compression, CorrectionWriter, FactorError, IntegerMatrix, Integers, RankLimit, Sketch, Term, Update,
-    compress, quantize_dense,
+    compress, quantize_dense, quantize_dense_rows,
 };
 use crate::operation::{OperationError, Progress};
 use crate::patch::manifest::{About, Base, Recipe};
@@ -167,7 +165,8 @@ pub enum Form {
 
 /// Extracts the patch that makes `edited` of `base`; `model` is what the patch is for.
 ///
-/// `progress` is told bytes: all weights of both, and the tensors that differ once more.
+/// `progress` is told bytes: all weights of both, and the tensors that differ once more, or up to twice where a term turns
+/// out to overflow.
 ///
 /// # Errors
 /// [`ExtractError`].
@@ -199,20 +198,47 @@ pub fn extract(
             ExtractError::Kind { tensor: names.differing[works.len()].0.name.clone(), found }
         })?);
     }
-    let (mut terms, mut edits, mut forms) = (Vec::new(), Vec::new(), BTreeMap::new());
-    for (index, (name, reader, shape)) in works.iter().enumerate() {
-        let (term, form) = choose(name, reader, *shape)?;
-        terms.push(term);
-        // Tensors are far fewer than a u32 counts.
-        edits.push((name.clone(), vec![index as u32]));
-        forms.insert(name.clone(), form);
-    }
-    let binding = bind_to(base, edited, names.weights[0], &edits, &terms, progress)?;
+    let (terms, binding, tensors) = bind_each(base, edited, names.weights[0], &works, progress)?;
     check_exact(&binding, edited)?;
-    let tensors = binding.tensors.iter().map(|tensor| came_out(tensor, forms[&tensor.name])).collect();
     let recipe = recipe(names.weights[1].to_string(), tool);
     let draft = Draft { about, ..Draft::new(model, recipe, terms, vec![binding]) };
     Ok(Extracted { draft, tensors })
+}
+
+/// A tensor that differs, with its rows and columns.
+type Work<'a> = (String, DeltaReader<'a>, [usize; 2]);
+
+/// Chooses a term for each tensor and binds it.
+fn bind_each(
+    base: &Checkpoint,
+    edited: &Checkpoint,
+    weights: WeightsId,
+    works: &[Work<'_>],
+    progress: Progress<'_>,
+) -> Result<(Vec<Term>, BindingDraft, Vec<ExtractedTensor>), ExtractError> {
+    let (mut terms, mut tensors) = (Vec::new(), Vec::new());
+    let mut binding = BindingDraft { weights, tensors: Vec::new() };
+    for (name, reader, shape) in works {
+        let (term, mut form) = choose(name, reader, *shape)?;
+        // Tensors are far fewer than a u32 counts.
+        let edits = [(name.clone(), vec![terms.len() as u32])];
+        terms.push(term);
+        let bind = |terms: &[Term]| bind_to(base, edited, weights, &edits, terms, progress);
+        let bound = match bind(&terms) {
+            // In a row that the sample does not have.
+            Err(BindError::Factors { source: FactorError::Overflow { .. }, .. }) => {
+                let zero = zero_term(*shape);
+                terms.pop();
+                terms.push(zero.map_err(|source| ExtractError::Factors { tensor: name.clone(), source })?);
+                form = Form::Corrections;
+                bind(&terms)?
+            }
+            bound => bound?,
+        };
+        tensors.extend(bound.tensors.iter().map(|tensor| came_out(tensor, form)));
+        binding.tensors.extend(bound.tensors);
+    }
+    Ok((terms, binding, tensors))
 }
 
 /// Nothing is called exact that has another digest.
@@ -289,8 +315,8 @@ fn choose(name: &str, reader: &DeltaReader<'_>, shape: [usize; 2]) -> Result<(Te
         }
     }
     if let Some(bits) = dense_bits(&sample, best.size_bytes).map_err(failed)? {
-        let deltas = reader.deltas(0..reader.weights())?;
-        let term = quantize_dense(&deltas, shape[0], shape[1], bits).map_err(failed)?;
+        let [rows, columns] = shape;
+        let term = reader.by_rows(columns, |read| quantize_dense_rows(rows, columns, bits, read))?;
         // The whole may turn out otherwise than its sample.
         if let Ok(dense) = sample.estimate(term, Form::Dense { bits }) {
             best = if dense.size_bytes < best.size_bytes { dense } else { best };

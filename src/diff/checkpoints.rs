@@ -252,6 +252,25 @@ impl<'a> DeltaReader<'a> {
         }))
     }
 
+    /// What `work` makes of the differences, which it reads some rows of `columns` weights at a time.
+    #[cfg(feature = "edit")]
+    pub(crate) fn by_rows<T>(
+        &self,
+        columns: usize,
+        work: impl FnOnce(&mut dyn FnMut(Range<usize>) -> Result<Vec<f64>, DeltaError>) -> Result<T, DeltaError>,
+    ) -> Result<T, OperationError> {
+        let mut read = |rows: Range<usize>| {
+            let range = (rows.start * columns) as u64..(rows.end * columns) as u64;
+            self.deltas(range).map_err(DeltaError::Read)
+        };
+        work(&mut read).map_err(|error| match error {
+            DeltaError::Read(error) => error.into(),
+            DeltaError::Factors(source) => {
+                OperationError::Factors { tensor: self.first_info.name.clone(), source }
+            }
+        })
+    }
+
     pub(crate) fn weights(&self) -> u64 {
         self.first_info.size_bytes / self.dtype.size_bytes() as u64
     }
@@ -361,24 +380,19 @@ pub(crate) fn sketch_of(
     [rows, columns]: [usize; 2],
     size: usize,
 ) -> Result<Sketch, OperationError> {
-    /// The two ways that sketching can fail.
-    enum Failure {
-        Read(CheckpointError),
-        Factors(FactorError),
+    reader.by_rows(columns, |read| Sketch::of(rows, columns, size, read))
+}
+
+/// The two ways in which work on differences can fail.
+#[cfg(feature = "edit")]
+pub(crate) enum DeltaError {
+    Read(CheckpointError),
+    Factors(FactorError),
+}
+
+#[cfg(feature = "edit")]
+impl From<FactorError> for DeltaError {
+    fn from(error: FactorError) -> Self {
+        Self::Factors(error)
     }
-    impl From<FactorError> for Failure {
-        fn from(error: FactorError) -> Self {
-            Failure::Factors(error)
-        }
-    }
-    let mut read = |rows: Range<usize>| {
-        let range = (rows.start * columns) as u64..(rows.end * columns) as u64;
-        reader.deltas(range).map_err(Failure::Read)
-    };
-    Sketch::of(rows, columns, size, &mut read).map_err(|failure| match failure {
-        Failure::Read(error) => error.into(),
-        Failure::Factors(source) => {
-            OperationError::Factors { tensor: reader.first_info.name.clone(), source }
-        }
-    })
 }

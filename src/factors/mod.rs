@@ -46,6 +46,8 @@ pub use inner::inner_product;
 pub use kernels::{Kernel, check_kernels};
 #[cfg(feature = "edit")]
 pub use overlap::{KeySpace, SpaceOverlap};
+#[cfg(feature = "edit")]
+pub(crate) use quantize::quantize_dense_rows;
 pub use quantize::{quantize_dense, quantize_low_rank};
 #[cfg(feature = "edit")]
 pub use recompress::recompress;

@@ -3,7 +3,12 @@
 //! A scale is rounded to f32 first and upwards, then the values are divided by it: what is stored is what was
 //! divided by, and the largest value never passes the largest integer.
 
+use std::ops::Range;
+
 use super::{BITS_MAX, BITS_MIN, FactorError, IntegerMatrix, Integers, Term, magnitude_limit};
+
+/// Values of a dense update that are looked at together.
+const BLOCK_VALUES: usize = 1 << 18;
 
 /// Quantises `left [rows, rank] * right [rank, columns]`, row-major, to integers of `bits` bits.
 ///
@@ -46,18 +51,56 @@ pub fn quantize_low_rank(
 /// beyond f32.
 pub fn quantize_dense(values: &[f64], rows: usize, columns: usize, bits: u8) -> Result<Term, FactorError> {
     check_values("the dense update", values, rows, columns, bits)?;
+    quantize_dense_rows(rows, columns, bits, &mut |block: Range<usize>| {
+        Ok::<_, FactorError>(values[block.start * columns..block.end * columns].to_vec())
+    })
+}
+
+/// As [`quantize_dense`], of values that `read` gives for some rows at a time, all of them three times: only what comes
+/// of it is ever in memory as a whole.
+///
+/// # Errors
+/// As for [`quantize_dense`], with the index of a value that is not finite counted within the rows that were read; what
+/// `read` fails with.
+pub(crate) fn quantize_dense_rows<E: From<FactorError>>(
+    rows: usize,
+    columns: usize,
+    bits: u8,
+    read: &mut dyn FnMut(Range<usize>) -> Result<Vec<f64>, E>,
+) -> Result<Term, E> {
+    check_values("the dense update", &[], 0, columns, bits)?;
     let limit = magnitude_limit(bits);
-    let column_scales = column_sizes(values, columns);
-    // What a column's scale leaves for the row's; a column of zeros leaves zeros.
-    let balanced: Vec<f64> = values
-        .iter()
-        .enumerate()
-        .map(|(index, value)| quotient(*value, f64::from(column_scales[index % columns])))
-        .collect();
-    let row_scales = row_scales(&balanced, rows, columns, limit);
-    let dense = round_each(&balanced, columns, limit, |row, _| row_scales[row]);
-    let dense = IntegerMatrix::new("the dense update", rows, columns, bits, dense)?;
-    Term::new(Integers::Dense(dense), row_scales, column_scales)
+    let step = (BLOCK_VALUES / columns.max(1)).max(1);
+    let mut of_each_row = |of_row: &mut dyn FnMut(&[f64])| -> Result<(), E> {
+        for first in (0..rows).step_by(step) {
+            let block = first..rows.min(first + step);
+            let values = read(block.clone())?;
+            check_values("the dense update", &values, block.len(), columns, bits)?;
+            rows_of(&values, columns).for_each(&mut *of_row);
+        }
+        Ok(())
+    };
+    let mut largest = 0.0_f64;
+    of_each_row(&mut |row| largest = largest.max(largest_of(row)))?;
+    let mut squares = vec![0.0_f64; columns];
+    of_each_row(&mut |row| {
+        for (square, value) in squares.iter_mut().zip(row) {
+            *square += quotient(*value, largest).powi(2);
+        }
+    })?;
+    let column_scales = column_sizes(&squares);
+    let (mut row_scales, mut integers) = (Vec::with_capacity(rows), Vec::with_capacity(rows * columns));
+    of_each_row(&mut |row| {
+        // What a column's scale leaves for the row's; a column of zeros leaves zeros.
+        let pairs = row.iter().zip(&column_scales);
+        let balanced: Vec<f64> = pairs.map(|(value, scale)| quotient(*value, f64::from(*scale))).collect();
+        let scale = scale_at_least(largest_of(&balanced) / f64::from(limit));
+        row_scales.push(scale);
+        integers.extend(balanced.iter().map(|value| nearest_integer(*value, f64::from(scale), limit)));
+    })?;
+    row_scales.resize(rows, 0.0);
+    let dense = IntegerMatrix::new("the dense update", rows, columns, bits, integers)?;
+    Ok(Term::new(Integers::Dense(dense), row_scales, column_scales)?)
 }
 
 pub(super) fn check_values(
@@ -102,10 +145,14 @@ fn rows_of(values: &[f64], row_length: usize) -> impl Iterator<Item = &[f64]> {
     values.chunks_exact(row_length.max(1))
 }
 
+/// The largest magnitude.
+fn largest_of(values: &[f64]) -> f64 {
+    values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()))
+}
+
 fn row_scales(values: &[f64], rows: usize, row_length: usize, limit: i16) -> Vec<f32> {
-    let largest = |row: &[f64]| row.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
     let mut scales: Vec<f32> =
-        rows_of(values, row_length).map(|row| scale_at_least(largest(row) / f64::from(limit))).collect();
+        rows_of(values, row_length).map(|row| scale_at_least(largest_of(row) / f64::from(limit))).collect();
     scales.resize(rows, 0.0);
     scales
 }
@@ -120,17 +167,10 @@ fn column_scales(values: &[f64], columns: usize, limit: i16) -> Vec<f32> {
     largest.into_iter().map(|largest| scale_at_least(largest / f64::from(limit))).collect()
 }
 
-/// Each column's size relative to the largest column's, so that the sizes lie in 0..=1.
-fn column_sizes(values: &[f64], columns: usize) -> Vec<f32> {
-    let largest = values.iter().fold(0.0, |largest: f64, value| largest.max(value.abs()));
-    let mut squares = vec![0.0_f64; columns];
-    for row in rows_of(values, columns) {
-        for (square, value) in squares.iter_mut().zip(row) {
-            *square += quotient(*value, largest).powi(2);
-        }
-    }
-    let largest = squares.iter().fold(0.0, |largest: f64, square| largest.max(*square));
-    squares.into_iter().map(|square| quotient(square, largest).sqrt() as f32).collect()
+/// Each column's size relative to the largest column's, so that the sizes lie in 0..=1, from the sums of their squares.
+fn column_sizes(squares: &[f64]) -> Vec<f32> {
+    let largest = largest_of(squares);
+    squares.iter().map(|square| quotient(*square, largest).sqrt() as f32).collect()
 }
 
 fn round_each(values: &[f64], columns: usize, limit: i16, scale: impl Fn(usize, usize) -> f32) -> Vec<i16> {

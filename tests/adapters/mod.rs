@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::Path;
 
+use half::f16;
 use mpatch::adapter::{Adapter, AdapterError, Module};
 use mpatch::bind::bind;
 use mpatch::checkpoint::{Checkpoint, CheckpointError};
+use mpatch::extract::Form;
 use mpatch::factors::{BITS_DEFAULT, IntegerMatrix, Integers, Term, quantize_low_rank};
 use mpatch::patch::{Draft, Patch};
 use mpatch::rebase::{RebaseOptions, rebase};
@@ -15,8 +17,8 @@ use mpatch::with_element;
 use crate::common::{npz, relative_difference, world};
 use crate::drafts::{self, Numbers};
 use crate::{
-    FIRST, SECOND, SHAPE, applied, base, decoded, extracted_exactly, fact, patch_of, patch_on, quiet,
-    stacked, tensor_bytes, write,
+    FIRST, SECOND, SHAPE, adapter, applied, base, decoded, extracted_exactly, fact, merged, patch_of,
+    patch_on, quiet, stacked, tensor_bytes, write,
 };
 
 const PATHS: [&str; 2] = ["transformer.h.0.mlp.fc_out", "transformer.h.1.mlp.fc_out"];
@@ -249,4 +251,25 @@ fn what_lies_at_the_target_stays() {
     assert_eq!(fs::read_to_string(target.join("mine")).unwrap(), "text");
     let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn a_merged_adapter_whose_factors_overflow_in_some_row_is_extracted_by_corrections() {
+    // Large enough that the rows that are looked at first are not all of them.
+    let shape = [1200, 512];
+    let folder = tempfile::tempdir().unwrap();
+    let mut numbers = Numbers(9);
+    let mut weights = numbers.weights(FIRST, Dtype::F16, shape);
+    let update = adapter(&mut numbers, shape, 2, 30.0);
+    let row = 140;
+    let entries = row * shape[1]..(row + 1) * shape[1];
+    let place = entries.max_by(|one, other| update[*one].total_cmp(&update[*other])).unwrap();
+    weights.bytes[2 * place..2 * place + 2].copy_from_slice(&f16::MAX.to_le_bytes());
+    let mut clipped = update.clone();
+    clipped[place] = 0.0;
+    let edited = merged::<f16>(&weights, &clipped);
+    let path = write(folder.path(), "base.safetensors", &[weights]);
+    let edited = write(folder.path(), "edited.safetensors", &[edited]);
+    let (found, _) = extracted_exactly(&path, &edited);
+    assert_eq!(found.tensors[0].form, Form::Corrections);
 }
