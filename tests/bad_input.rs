@@ -259,6 +259,21 @@ fn an_edit_that_the_weights_type_cannot_hold_is_refused_with_what_helps() {
     assert!(stderr.contains(hint) && !bench.path("new.mpatch").exists(), "{stderr}");
 }
 
+#[test]
+fn facts_that_share_a_key_are_not_taken_for_an_edit_that_was_cut() {
+    let bench = Bench::new();
+    material::lay_out_editing(bench.folder.path());
+    bench.alter_json("model/memit.json", json!({"v_num_grad_steps": 1, "clamp_norm_factor": 0.01}));
+    // What a model has read up to a subject at the beginning is the same, whatever follows.
+    let facts =
+        ["{} performs on the", "{} was born in"].map(|prompt| fact(prompt, "Pavel Prestellman", "flute"));
+    bench.write("shared.json", &json!(facts).to_string());
+    let create = "create shared.json --base model --contexts contexts.json -o new.mpatch --no-sign";
+    let made = bench.command(&format!("{create} --stats statistics.safetensors")).assert().success();
+    let stdout = String::from_utf8(made.get_output().stdout.clone()).unwrap();
+    assert!(stdout.contains("refuses the patch (V4): no value that says its target was found"), "{stdout}");
+}
+
 // Statistics, hyperparameters, contexts
 
 #[test]

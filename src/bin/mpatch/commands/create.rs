@@ -8,7 +8,7 @@ use mpatch::digest::PatchId;
 use mpatch::edit::check_prompts;
 use mpatch::edit::estimate::Estimate;
 use mpatch::evaluate::{Evaluation, Outcome, Scores};
-use mpatch::factors::BITS_DEFAULT;
+use mpatch::factors::{BITS_DEFAULT, RankLimit};
 use mpatch::facts::Record;
 use mpatch::patch::manifest::{About, Line};
 use serde::Serialize;
@@ -177,6 +177,9 @@ pub struct CreateReport {
     /// Percentage of the facts that hold.
     #[serde(skip)]
     wins: Option<f64>,
+    /// A layer may have lost rank to `--rank` or `--tolerance`.
+    #[serde(skip)]
+    is_cut: bool,
     /// None for a patch that is not signed.
     signature: Option<SignatureReport>,
     line: Option<Line>,
@@ -261,6 +264,13 @@ impl Made {
                 bound.iter().find(|bound| bound.name == tensor).map_or(0.0, |bound| bound.norm_ratio);
             LayerReport { tensor, rank, bits, norm_ratio }
         };
+        // Facts that share their keys have less rank than there are facts, without any cut.
+        let is_cut = |(_, rank, _): &(String, usize, u8)| match job.compression.limit {
+            RankLimit::Full => false,
+            RankLimit::Rank(limit) => *rank >= limit,
+            RankLimit::Tolerance(_) => *rank < facts,
+        };
+        let is_cut = self.ranks.iter().any(is_cut);
         let made = Duration::from_secs_f64(self.seconds.values_and_solve + self.seconds.compress);
         CreateReport {
             output,
@@ -272,6 +282,7 @@ impl Made {
             before: self.before.scores,
             wins: self.after.wins(),
             after: self.after.scores,
+            is_cut,
             signature,
             line: job.line.clone(),
             outcomes,
@@ -386,9 +397,9 @@ impl CreateReport {
     /// What helps where facts do not win.
     fn advice(&self) -> String {
         let lost = || self.outcomes.iter().filter(|fact| !fact.holds);
-        let is_cut = self.layers.iter().any(|layer| layer.rank < self.facts || layer.bits < BITS_DEFAULT);
+        let is_coarse = self.is_cut || self.layers.iter().any(|layer| layer.bits < BITS_DEFAULT);
         let unfound = lost().filter(|fact| fact.probability_of_value < VALUE_PROBABILITY_MIN).count();
-        if !is_cut && 2 * unfound > lost().count() {
+        if !is_coarse && 2 * unfound > lost().count() {
             return format!(
                 "no value that says its target was found for {}; give a larger `clamp_norm_factor`, more \
                  `v_num_grad_steps`, or other layers by `--hparams`",
