@@ -19,7 +19,8 @@ use material::{
     world,
 };
 use mpatch::digest::FileDigest;
-use mpatch::patch::Patch;
+use mpatch::factors::Term;
+use mpatch::patch::{Patch, encode};
 use serde_json::{Value, json};
 use telling::skipped;
 use tempfile::TempDir;
@@ -272,6 +273,26 @@ fn facts_that_share_a_key_are_not_taken_for_an_edit_that_was_cut() {
     let made = bench.command(&format!("{create} --stats statistics.safetensors")).assert().success();
     let stdout = String::from_utf8(made.get_output().stdout.clone()).unwrap();
     assert!(stdout.contains("refuses the patch (V4): no value that says its target was found"), "{stdout}");
+}
+
+#[test]
+fn a_state_in_which_a_patch_overflows_is_refused_with_a_type_that_holds_it() {
+    let bench = Bench::with_patches();
+    let mut draft = Patch::decode(fs::read(bench.path("unsigned.mpatch")).unwrap()).unwrap().draft().unwrap();
+    let term = &draft.terms[0];
+    let strong = term.row_scales().iter().map(|scale| scale * 1000.0).collect();
+    draft.terms[0] = Term::new(term.integers().clone(), strong, term.column_scales().to_vec()).unwrap();
+    fs::write(bench.path("strong.mpatch"), encode(&draft).unwrap()).unwrap();
+    let tensor = &draft.bindings[0].tensors[0];
+    let bytes = 0x7bff_u16.to_le_bytes().repeat((tensor.shape[0] * tensor.shape[1]) as usize);
+    let entry = json!({ "dtype": "F16", "shape": tensor.shape, "data_offsets": [0, bytes.len()] });
+    let header = json!({ tensor.name.as_str(): entry }).to_string();
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes].concat();
+    fs::write(bench.path("half.safetensors"), file).unwrap();
+    let rebase = "rebase strong.mpatch --allow-unsigned --no-sign -o bound.mpatch --base";
+    let refusal = bench.refuses(&format!("{rebase} half.safetensors"), 3);
+    refusal.says(&["does not fit F16", "hint: bind it to the model in BF16 or F32"]);
+    bench.command(&format!("{rebase} other.safetensors")).assert().success();
 }
 
 // Statistics, hyperparameters, contexts

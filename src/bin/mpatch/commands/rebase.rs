@@ -3,11 +3,14 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mpatch::bind::BindError;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::{PatchId, WeightsId};
+use mpatch::factors::FactorError;
 use mpatch::operation::survey_size_bytes;
 use mpatch::patch::Patch;
 use mpatch::rebase::{RebaseError, RebaseOptions, first_missing, rebase};
+use mpatch::tensor::Dtype;
 use serde::Serialize;
 
 use super::stack::touched_size_bytes;
@@ -142,6 +145,11 @@ fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError
             ExitKind::Conflict,
             "`--drop-corrections` binds its terms alone: nearly the same change, not exactly",
         ),
+        // In the other types hardly anything overflows that fits.
+        RebaseError::Bind(BindError::Factors {
+            source: FactorError::Overflow { dtype: Dtype::F16, .. },
+            ..
+        }) => refused(ExitKind::Malformed, "bind it to the model in BF16 or F32, which hold larger weights"),
         RebaseError::Bind(_) => {
             refused(ExitKind::WrongBase, "give a checkpoint of the model that the patch was made for")
         }
