@@ -24,7 +24,7 @@ pub struct Estimate {
     pub keys_seconds: f64,
     /// Time to factorise the second moments of all layers; nothing where the factors are kept from an earlier run.
     pub solve_seconds: f64,
-    /// Most memory at one time.
+    /// Most memory at one time, without the test of the finished edit and what the program takes at rest.
     pub memory_size_bytes: u64,
 }
 
@@ -58,9 +58,9 @@ pub fn estimate(
     let chunk = started.elapsed().as_secs_f64();
     let chunks = in_contexts.len().div_ceil(key::ROWS_PER_BATCH);
     // Keys of each layer over all contexts up to that layer, and hidden states over the plain prompts up to the last.
-    let templates = contexts.templates().count().max(1) as f64;
+    let templates = contexts.templates().count().max(1);
     let depth = |layer: usize| (layer + 1) as f64 / (last + 1) as f64;
-    let passes: f64 = hyperparameters.layers.iter().map(|layer| depth(*layer) + 1.0 / templates).sum();
+    let passes: f64 = hyperparameters.layers.iter().map(|layer| depth(*layer) + 1.0 / templates as f64).sum();
 
     let order = ORDER_MEASURED.min(config.inner);
     let known = Mat::from_fn(order, order, |row, column| if row == column { 2.0 } else { 1e-4 });
@@ -78,7 +78,7 @@ pub fn estimate(
         memory_size_bytes: memory_size_bytes(
             model,
             hyperparameters,
-            facts.len(),
+            [facts.len(), templates],
             cores,
             planned.batch_size_bytes(),
         ),
@@ -89,7 +89,7 @@ pub fn estimate(
 fn memory_size_bytes(
     model: &Model,
     hyperparameters: &Hyperparameters,
-    facts: usize,
+    [facts, templates]: [usize; 2],
     cores: usize,
     batch_size_bytes: usize,
 ) -> u64 {
@@ -100,13 +100,23 @@ fn memory_size_bytes(
     let matrices = config.layers as u64 * block + 2 * config.vocabulary as u64 * width;
     let weights = matrices * model.precision.weight_size_bytes();
     let values = (cores * batch_size_bytes) as u64;
-    weights + values.max(solve_size_bytes(config, hyperparameters.layers.len(), facts))
+    weights + values.max(solve_size_bytes(config, hyperparameters.layers.len(), facts, templates))
 }
 
-/// What the last layer's solve takes beside the weights: a second moment in f64, keys, and the updates so far.
-pub fn solve_size_bytes(config: &Config, layers: usize, facts: usize) -> u64 {
-    let (width, inner) = (config.width as u64, config.inner as u64);
-    let rank = (facts as u64).min(inner);
-    let updates = layers as u64 * (8 * rank * (inner + width) + 4 * width * inner);
-    8 * inner * inner + 24 * rank * inner + updates
+/// What the last layer's solve takes beside the weights: the most that reading the keys or solving for them has at one
+/// time, and the updates so far. `templates` is how many contexts there are.
+pub fn solve_size_bytes(config: &Config, layers: usize, facts: usize, templates: usize) -> u64 {
+    let (width, inner, facts) = (config.width as u64, config.inner as u64, facts as u64);
+    // Every key in f32 in every context, twice, on the way to their means.
+    let read = |facts: u64| 8 * templates as u64 * facts * inner;
+    let (rank, peak) = if facts <= inner {
+        // The factor; the keys and two matrices of their size; two of facts by facts.
+        let solve = 8 * inner * inner + 24 * facts * inner + 16 * facts * facts;
+        (facts, solve.max(read(facts)))
+    } else {
+        // The sums, and the keys of a block; later a second moment or two beside the sums, and updates.
+        let sums = 8 * inner * (inner + width);
+        (width, (sums + read(inner.div_ceil(4))).max(3 * sums))
+    };
+    peak + layers as u64 * (8 * rank * (inner + width) + 4 * width * inner)
 }

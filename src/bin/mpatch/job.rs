@@ -347,8 +347,9 @@ impl Job<'_> {
     /// Edits, rounds to integers, tests those, and lays out the patch; values are taken from `log` and added to it.
     pub fn make(&self, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
         let network = &self.model.network;
-        let (layers, facts) = (self.ingredients.hyperparameters.layers.len(), self.facts.records.len());
-        let solve = solve_size_bytes(network.config(), layers, facts);
+        let Ingredients { hyperparameters, contexts, .. } = self.ingredients;
+        let (layers, facts) = (hyperparameters.layers.len(), self.facts.records.len());
+        let solve = solve_size_bytes(network.config(), layers, facts, contexts.templates().count());
         // Now, not after the hours that the values take. It is the processor's work, whatever device the model is on.
         check_memory("the solve's matrices", solve, &Device::Cpu)?;
         let mut seconds = Seconds::default();

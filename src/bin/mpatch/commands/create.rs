@@ -320,11 +320,11 @@ impl Report for EstimateReport {
             row("values, at most", time(estimate.values_seconds_max)),
             row("keys", time(estimate.keys_seconds)),
             row("solve, with new statistics", time(estimate.solve_seconds)),
-            row("memory", size(estimate.memory_size_bytes)),
+            row("memory, without the test", size(estimate.memory_size_bytes)),
         ]);
         let facts = count(estimate.facts_per_batch, "fact");
         page.line(&format!(
-            "values are found in groups of up to {facts}; the test that follows them is not counted"
+            "values are found in groups of up to {facts}; the test that follows them is not counted, nor what the program takes at rest"
         ));
     }
 }
