@@ -142,8 +142,9 @@ impl Work<'_> {
 mod tests {
     use std::path::{Path, PathBuf};
 
+    use super::super::blocks::BLOCK_BYTES;
     use super::super::disk::{Access, Files};
-    use super::super::journal::{Extent, Header, JournaledFile, Outcome, Syncs};
+    use super::super::journal::{Extent, Found, Header, JournaledFile, Outcome, Syncs};
     use super::*;
     use crate::digest::TensorDigest;
 
@@ -166,13 +167,95 @@ mod tests {
     /// The same of several such files.
     fn journal_of(files: &Files, folder: &Path, targets: &[&File], [start, end]: [u8; 2]) -> Journal {
         let digest = |byte| TensorDigest::of(&[byte; SIZE_BYTES]);
-        let size_bytes = SIZE_BYTES as u64;
-        let (tensor, start, end) = ("tensor".to_owned(), digest(start), digest(end));
-        let extents = vec![Extent { tensor, offset: 0, size_bytes, start, end }];
-        let name = "model".to_owned();
-        let file = JournaledFile { name, device: 0, inode: 0, created_ns: None, size_bytes, extents };
-        let header = Header { label: "same".to_owned(), files: vec![file; targets.len()] };
+        let file = journaled("model", &[(0, SIZE_BYTES as u64)], digest(start), digest(end));
+        created(files, folder, vec![file; targets.len()], targets)
+    }
+
+    /// A file of [`SIZE_BYTES`] in a header, and where its tensors lie.
+    fn journaled(
+        name: &str,
+        extents: &[(u64, u64)],
+        start: TensorDigest,
+        end: TensorDigest,
+    ) -> JournaledFile {
+        let extent =
+            |&(offset, size_bytes)| Extent { tensor: "tensor".to_owned(), offset, size_bytes, start, end };
+        JournaledFile {
+            name: name.to_owned(),
+            device: 0,
+            inode: 0,
+            created_ns: None,
+            size_bytes: SIZE_BYTES as u64,
+            extents: extents.iter().map(extent).collect(),
+        }
+    }
+
+    fn created(files: &Files, folder: &Path, named: Vec<JournaledFile>, targets: &[&File]) -> Journal {
+        let header = Header { label: "same".to_owned(), files: named };
         Journal::create(files, &folder.join("journal"), header, targets).unwrap()
+    }
+
+    #[test]
+    fn a_header_that_leads_out_of_its_folder_or_its_file_is_none() {
+        let (folder, files, _, target) = file_of(1);
+        let is_whole = |name: &str, extents: &[(u64, u64)]| {
+            let digest = TensorDigest::of(&[]);
+            let file = journaled(name, extents, digest, digest);
+            let made = created(&files, folder.path(), vec![file], &[&target]);
+            let found = Journal::open(&files, &made.path).unwrap();
+            std::fs::remove_file(&made.path).unwrap();
+            matches!(found, Found::Whole(_))
+        };
+        let halves: &[(u64, u64)] = &[(50, 50), (0, 50)];
+        assert!(is_whole("model", halves));
+        for name in ["../victim", "a/b", "..", ".", ""] {
+            assert!(!is_whole(name, halves), "{name}");
+        }
+        for extents in [&[][..], &[(50, 50), (0, 51)], &[(0, 101)], &[(u64::MAX, 1)]] {
+            assert!(!is_whole("model", extents), "{extents:?}");
+        }
+    }
+
+    #[test]
+    fn old_bytes_are_those_of_one_place_only() {
+        let (folder, files, path, target) = file_of(1);
+        let (_other_folder, _, other_path, other) = file_of(1);
+        let targets = [&target, &other];
+        let made = journal_of(&files, folder.path(), &targets, [1, 2]);
+        let told = Told { progress: &|_| (), stop: &|| Ok(()) };
+        made.keep(&targets, &Cover::default(), &told).unwrap();
+        let pages: Vec<(u64, Vec<u8>)> = made
+            .placed_blocks()
+            .map(|(at, block)| {
+                let mut page = vec![0; block.journaled_size_bytes() as usize];
+                made.file.read_exact_at(&mut page, at).unwrap();
+                (at, page)
+            })
+            .collect();
+        for ((at, _), (_, page)) in pages.iter().zip(pages.iter().rev()) {
+            made.file.write_all_at(page, *at).unwrap();
+        }
+        targets.iter().for_each(|target| target.write_all_at(&[9; SIZE_BYTES], 0).unwrap());
+        let found =
+            made.roll_back(&[targets.to_vec()], Syncs::AllWell, Kept::Unknown).unwrap_err().to_string();
+        assert!(found.contains("2 of its blocks are damaged"), "{found}");
+        for path in [path, other_path] {
+            assert_eq!(std::fs::read(path).unwrap(), [9; SIZE_BYTES]);
+        }
+    }
+
+    #[test]
+    fn a_block_that_was_kept_and_is_lost_is_told_where_the_rest_of_its_tensor_was_not_kept() {
+        let (folder, files, path, target) = file_of(1);
+        let size_bytes = BLOCK_BYTES + 1;
+        std::fs::write(path, vec![1; size_bytes as usize]).unwrap();
+        let digest = |byte| TensorDigest::of(&vec![byte; size_bytes as usize]);
+        let mut file = journaled("model", &[(0, size_bytes)], digest(1), digest(2));
+        file.size_bytes = size_bytes;
+        let made = created(&files, folder.path(), vec![file], &[&target]);
+        target.write_all_at(&[2], 0).unwrap();
+        let lost = made.roll_back(&[vec![&target]], Syncs::AllWell, Kept::Bytes(BLOCK_BYTES)).unwrap_err();
+        assert!(lost.to_string().contains("2 of its blocks are damaged"), "{lost}");
     }
 
     #[test]
@@ -221,11 +304,6 @@ mod tests {
         assert_eq!(kept_then(&made(), Kept::Bytes(0)).unwrap(), Outcome::RolledBack);
         assert_eq!(std::fs::read(&path).unwrap(), [7; SIZE_BYTES]);
         assert!(!folder.path().join("journal").exists());
-        // A block that is known to be kept, and is not in the journal, is lost.
-        let journal = made();
-        let lost =
-            journal.roll_back(&[vec![&target]], Syncs::AllWell, Kept::Bytes(SIZE_BYTES as u64)).unwrap_err();
-        assert!(lost.to_string().contains("1 of its blocks are damaged"), "{lost}");
     }
 
     #[test]
