@@ -1,12 +1,12 @@
 //! An operation fails, for every operation and every kind of fault.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::{Act, Scene, visible};
-use crate::checkpoint::CheckpointError;
+use super::{Act, Scene, TENSORS, values, visible};
 use crate::checkpoint::disk::fault::{Fault, FaultyDisk, Schedule};
 use crate::checkpoint::disk::simulated::{Fate, SimulatedDisk};
 use crate::checkpoint::disk::{Access, Files};
+use crate::checkpoint::{Checkpoint, CheckpointError, check_in_place};
 use crate::operation::OperationError;
 
 /// How an error leaves the disk, by its own words.
@@ -186,11 +186,32 @@ fn journal_and_target(disk: &SimulatedDisk) -> (PathBuf, PathBuf, Vec<u8>) {
     (journal.clone(), target, bytes)
 }
 
+/// Changes one byte of a file where it lies.
+fn flip(disk: &SimulatedDisk, path: &Path, at: usize) {
+    let file = Files::on(disk.clone()).open(path, Access::ReadWrite).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at as u64).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], at as u64).unwrap();
+}
+
+/// Where the first tensor of a safetensors file begins.
+fn data_at(bytes: &[u8]) -> usize {
+    8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize
+}
+
+/// What repairing refuses because another file has the name, and leaves as it is.
+fn is_left_as_another_file(scene: &Scene, disk: &SimulatedDisk) {
+    let before = disk.contents();
+    let refused = scene.repair(&Files::on(disk.clone())).unwrap_err();
+    assert!(refused.to_string().contains("it was written for another file"), "{}: {refused}", scene.name);
+    assert!(disk.contents() == before, "{}", scene.name);
+}
+
 #[test]
 fn a_half_way_file_with_a_new_inode_gets_its_old_bytes_back_and_another_model_is_left() {
     for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
         let broken = half_way(scene);
-        let (journal, path, bytes) = journal_and_target(&broken);
+        let (_, path, bytes) = journal_and_target(&broken);
         let with = |bytes: &[u8]| {
             let memory = broken.fork();
             Files::on(memory.clone()).remove_file(&path).unwrap();
@@ -201,28 +222,74 @@ fn a_half_way_file_with_a_new_inode_gets_its_old_bytes_back_and_another_model_is
         scene.repair(&Files::on(copied.clone())).unwrap();
         assert!(copied.contents() == scene.before, "{}", scene.name);
         // All of the old bytes are in the journal, which says nothing about what is under the name.
-        let mut other = bytes.clone();
-        let data = 8 + u64::from_le_bytes(other[..8].try_into().unwrap()) as usize;
-        other[data + 4000] ^= 1;
-        let kept = with(&other);
-        let refused = scene.repair(&Files::on(kept.clone())).unwrap_err();
-        assert!(refused.to_string().contains("it was written for another file"), "{refused}");
-        assert!(kept.contents()[&path] == other && kept.contents().contains_key(&journal), "{}", scene.name);
+        let other = with(&bytes);
+        flip(&other, &path, data_at(&bytes) + 4000);
+        is_left_as_another_file(scene, &other);
+        // Nor does it matter that it got the inode of the file that was there.
+        let again = broken.fork();
+        flip(&again, &path, data_at(&bytes) + 4000);
+        again.set_created(&path, Some(u64::MAX));
+        is_left_as_another_file(scene, &again);
+        // Nobody begins with the second tensor as long as the first one waits.
+        if path == Path::new(scene.path) {
+            let early = with(&scene.before[&path]);
+            flip(&early, &path, data_at(&bytes) + values(0).len());
+            is_left_as_another_file(scene, &early);
+        }
+    }
+}
+
+#[test]
+fn a_journal_that_goes_while_its_files_are_waited_for_is_not_followed() {
+    for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
+        let broken = half_way(scene);
+        let (journal, ..) = journal_and_target(&broken);
+        broken.take_before_lock(&journal);
+        let mut expected = broken.contents();
+        expected.remove(&journal);
+        scene.repair(&Files::on(broken.clone())).unwrap();
+        assert!(broken.contents() == expected, "{}", scene.name);
+    }
+}
+
+#[test]
+fn a_file_that_was_replaced_since_it_was_opened_is_not_changed_in_place() {
+    for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
+        let files = Files::on(scene.disk.clone());
+        let checkpoint = Checkpoint::open_on(&files, Path::new(scene.path)).unwrap();
+        let first = checkpoint.tensors().iter().find(|tensor| tensor.name == TENSORS[0]).unwrap();
+        check_in_place(&checkpoint, [first]).unwrap();
+        let path = checkpoint.files()[first.file_index].path();
+        files.remove_file(path).unwrap();
+        scene.disk.put(path.to_str().unwrap(), &scene.before[path]);
+        let refused = check_in_place(&checkpoint, [first]).unwrap_err().to_string();
+        assert!(refused.contains("it was replaced by another file meanwhile"), "{refused}");
     }
 }
 
 #[test]
 fn a_half_way_file_that_was_renamed_gets_its_old_bytes_back_whatever_has_its_name() {
     for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
-        let broken = half_way(scene);
-        let (_, path, _) = journal_and_target(&broken);
-        let renamed = PathBuf::from("/m/renamed");
-        Files::on(broken.clone()).rename_new(&path, &renamed).unwrap();
-        broken.put(path.to_str().unwrap(), &scene.before[&path]);
-        scene.repair(&Files::on(broken.clone())).unwrap();
-        let mut expected = scene.before.clone();
-        expected.insert(renamed, scene.before[&path].clone());
-        assert!(broken.contents() == expected, "{}", scene.name);
+        for is_told in [true, false] {
+            if !is_told {
+                scene.before.keys().for_each(|path| scene.disk.set_created(path, None));
+            }
+            let broken = half_way(scene);
+            let (_, path, bytes) = journal_and_target(&broken);
+            let renamed = PathBuf::from("/m/renamed");
+            Files::on(broken.clone()).rename_new(&path, &renamed).unwrap();
+            broken.put(path.to_str().unwrap(), &scene.before[&path]);
+            let other = broken.fork();
+            scene.repair(&Files::on(broken.clone())).unwrap();
+            let mut expected = scene.before.clone();
+            expected.insert(renamed.clone(), scene.before[&path].clone());
+            assert!(broken.contents() == expected, "{}", scene.name);
+            // Where the system does not tell when a file was made, one with its inode may be another model.
+            if !is_told {
+                flip(&other, &renamed, data_at(&bytes) + 4000);
+                is_left_as_another_file(scene, &other);
+            }
+        }
     }
 }
 

@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 
-use super::{Act, Contents, Scene};
-use crate::checkpoint::disk::Files;
+use super::{Act, Contents, Direction, Scene};
 use crate::checkpoint::disk::fault::{Fault, FaultyDisk, Schedule};
 use crate::checkpoint::disk::simulated::{Fate, Lie, SimulatedDisk};
+use crate::checkpoint::disk::{Access, Audience, Files};
 
 /// Fates by number: the extremes first, then chance.
 #[derive(Debug)]
@@ -158,6 +159,18 @@ fn cut_once_everywhere(scene: &Scene, round: u64, tally: &mut Tally) {
             return;
         }
     }
+}
+
+#[test]
+fn an_untouched_shard_that_its_writer_did_not_sync_lasts_in_a_copy() {
+    let scene = Scene::new("apply, a copy of shards", Act::Copy(Direction::Apply), "/m");
+    let (files, name) = (Files::on(scene.disk.clone()), Path::new("/m/untouched.safetensors"));
+    files.remove_file(name).unwrap();
+    let written = files.open(name, Access::CreateNew(Audience::All)).unwrap();
+    written.write_all_at(&scene.before[name], 0).unwrap();
+    scene.run(&files).unwrap();
+    let left = scene.disk.after_power_cut(&mut Chance::new(0)).contents();
+    assert!(left[Path::new("/out/untouched.safetensors")] == scene.before[name]);
 }
 
 #[expect(clippy::print_stderr, reason = "what was tried is worth telling")]

@@ -40,6 +40,10 @@ struct State {
     is_mapped: bool,
     lie: Option<Lie>,
     room: Option<Room>,
+    /// When files were made, where that is not the number of their node.
+    created_ns: BTreeMap<usize, Option<u64>>,
+    /// What whoever holds the next lock that is asked for takes away before he lets it go.
+    taken_before_lock: Option<PathBuf>,
 }
 
 /// What is left of a disk on which the files of now have no blocks of their own, but share them all.
@@ -167,7 +171,7 @@ impl State {
             device: 1,
             inode,
             links,
-            created_ns: None,
+            created_ns: self.created_ns.get(&node).copied().unwrap_or(Some(inode)),
             mode,
             owner,
             group: 0,
@@ -179,8 +183,14 @@ impl State {
 impl SimulatedDisk {
     /// An empty disk; everything lies in its root.
     pub(crate) fn new() -> Self {
-        let state = State { nodes: vec![folder()], is_mapped: false, lie: None, room: None };
-        Self(Arc::new(Mutex::new(state)))
+        Self(Arc::new(Mutex::new(State {
+            nodes: vec![folder()],
+            is_mapped: false,
+            lie: None,
+            room: None,
+            created_ns: BTreeMap::new(),
+            taken_before_lock: None,
+        })))
     }
 
     /// Puts a file on the disk, synced.
@@ -244,6 +254,18 @@ impl SimulatedDisk {
         if let Node::File { owner, .. } = &mut state.nodes[node] {
             *owner = user;
         }
+    }
+
+    /// From here on a file was made then, as another one that got its inode; none where the system does not tell.
+    pub(crate) fn set_created(&self, path: &Path, created_ns: Option<u64>) {
+        let mut state = self.state();
+        let node = state.find(path).unwrap();
+        state.created_ns.insert(node, created_ns);
+    }
+
+    /// Whoever holds the next lock that is asked for takes a file away before he lets it go.
+    pub(crate) fn take_before_lock(&self, path: &Path) {
+        self.state().taken_before_lock = Some(path.to_owned());
     }
 
     /// A disk of its own with the same contents and the same things not synced.
@@ -552,6 +574,8 @@ impl Handle for SimulatedHandle {
         if lock == Lock::Exclusive && !self.may_write {
             return Ok(Locked::Unsupported);
         }
+        let taken = self.disk.state().taken_before_lock.take();
+        taken.map_or(Ok(()), |path| self.disk.remove_file(&path))?;
         // One process at a time is simulated, and those that are gone hold nothing.
         Ok(Locked::Held)
     }
