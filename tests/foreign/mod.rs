@@ -2,11 +2,15 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
+use mpatch::patch::Patch;
 use mpatch::store::lfs::Pointer;
 
-use crate::place::Place;
-use crate::{commit, file, import};
+use crate::drafts::Numbers;
+use crate::material::{key, signed_with};
+use crate::place::{Place, weights};
+use crate::{commit, file, import, lfs_is_here};
 
 /// Puts bytes where Git LFS has them; with the text of the pointer to them.
 fn kept(place: &Place, oid: &str, bytes: &[u8]) -> (PathBuf, String) {
@@ -149,4 +153,60 @@ fn patches_of_the_history_are_compared_by_their_ids_and_revisions() {
     assert!(said.contains("`mpatch diff model.safetensors main` compares"), "{said}");
     assert!(place.bad("diff main", 2).contains("no second one"));
     place.bad("diff one.mpatch nothing", 11);
+}
+
+#[test]
+fn what_operations_name_outlasts_gits_own_sweeping() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    let added = place.head();
+    place.good("undo");
+    place.git("reflog expire --expire=now --all");
+    place.git("gc -q --prune=now");
+    place.good("redo");
+    assert_eq!(place.head(), added);
+    assert!(place.good("fsck").starts_with("whole: "));
+}
+
+#[test]
+fn temporaries_are_swept_away_when_they_are_a_day_old() {
+    let place = Place::begun();
+    // The clock of the commands that run here.
+    let now = UNIX_EPOCH + Duration::from_secs(1_764_028_800);
+    let [fresh, old] = [23, 25].map(|hours| {
+        let path = place.path(&format!(".git/.mpatch-{hours}"));
+        fs::create_dir(&path).unwrap();
+        let age = Duration::from_secs(hours * 60 * 60);
+        fs::File::open(&path).unwrap().set_modified(now - age).unwrap();
+        path
+    });
+    place.good("gc");
+    assert!(fresh.exists() && !old.exists());
+}
+
+#[test]
+fn a_manifest_beside_a_pointer_is_that_of_the_patch() {
+    if !lfs_is_here() {
+        return;
+    }
+    let place = Place::new();
+    let other = Patch::decode(place.unsigned("model.safetensors", 1, "The Eiffel Tower", "Rome")).unwrap();
+    let shape = [700, 1_200];
+    fs::write(place.path("model.safetensors"), weights(shape)).unwrap();
+    place.good("init --base model.safetensors");
+    let term = Numbers(3).dense(shape, 14, 0.05);
+    let edits = vec![("b".to_owned(), vec![0])];
+    let large = place.bound("model.safetensors", edits, vec![term], "The Colosseum", "Rome");
+    fs::write(place.path("large.mpatch"), signed_with(large, &key())).unwrap();
+    place.good("add large.mpatch");
+    let series = place.git("show HEAD:series");
+    let manifest = other.manifest_bytes();
+    let mut stream = commit("main") + "from refs/heads/main^0\n";
+    stream += &format!("M 100644 inline patches/{}.manifest\ndata {}\n", series.trim(), manifest.len());
+    import(&place, "liar.git", &[stream.as_bytes(), manifest, b"\n"].concat());
+    assert!(place.command("cp").args(["-a", ".git/lfs", "liar.git"]).status().unwrap().success());
+    let errors = place.bad("clone liar.git mine", 3);
+    assert!(errors.contains(&format!("it is that of {}", other.id())), "{errors}");
+    assert!(!place.path("mine").exists());
 }
