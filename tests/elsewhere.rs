@@ -368,10 +368,11 @@ fn what_comes_from_elsewhere_is_judged_by_its_signatures() {
     fs::write(&signers, &trusted).unwrap();
     fs::write(place.path("config/revoked"), key().public().line() + "\n").unwrap();
     assert!(place.good("clone . withdrawn").contains("  revoked (SHA256:"));
-    fs::remove_file(place.path("config/revoked")).unwrap();
     // A policy that lets nothing unsigned pass is about what comes, not about what is here.
     let policy = place.path("config/policy.json");
     fs::write(&policy, r#"{"unsigned": "refuse"}"#).unwrap();
+    assert!(place.bad("clone . refused", 5).contains("; 2 more are refused"));
+    fs::remove_file(place.path("config/revoked")).unwrap();
     let errors = place.bad("clone . refused", 5);
     assert!(errors.contains("the policy allows no exceptions; 1 more are refused"), "{errors}");
     assert!(errors.contains("hint: have it signed as the policy asks") && !place.path("refused").exists());

@@ -7,6 +7,7 @@ mod bench;
 mod ed25519;
 mod git_settings;
 mod key_lists;
+mod lines;
 mod material;
 mod telling;
 
@@ -17,9 +18,9 @@ use std::process::{Child, Command, Stdio};
 
 use bench::{Bench, openssh_is_here, said};
 use ed25519::{sshsig, string};
-use material::{command, key, lay_out_editing, lay_out_signers, signed_with, unsigned_patch, write_key};
-use mpatch::patch::manifest::Line;
+use material::{command, key, lay_out_editing, lay_out_signers, write_key};
 use mpatch::sign::allowed_signers::line_of;
+use mpatch::sign::sshsig::SshSigError;
 use mpatch::sign::{PrivateKey, SshSig};
 use serde_json::Value;
 use ssh_key::HashAlg;
@@ -160,13 +161,14 @@ fn a_signature_of_a_security_key_is_judged_as_openssh_judges_it() {
     let secret = ed25519_dalek::SigningKey::from_bytes(&[3; 32]);
     let (name, application) = (b"sk-ssh-ed25519@openssh.com".as_slice(), b"ssh:".as_slice());
     let to_sign = ssh_key::SshSig::signed_data("mpatch", HashAlg::Sha512, &manifest).unwrap();
-    let trailer = [1, 0, 0, 0, 7];
-    let hashed =
-        [HashAlg::Sha256.digest(application), trailer.to_vec(), HashAlg::Sha256.digest(&to_sign)].concat();
-    let signature = ed25519_dalek::Signer::sign(&secret, &hashed).to_bytes();
     let public = [string(name), string(secret.verifying_key().as_bytes()), string(application)].concat();
-    let inner = [string(name), string(&signature), trailer.to_vec()].concat();
-    let bytes = sshsig(&public, &inner);
+    let signed = |algorithm: &[u8], trailer: &[u8]| {
+        let hashes = [application, &to_sign].map(|part| HashAlg::Sha256.digest(part));
+        let hashed = [hashes[0].as_slice(), trailer, &hashes[1]].concat();
+        let signature = ed25519_dalek::Signer::sign(&secret, &hashed).to_bytes();
+        sshsig(&public, &[string(algorithm), string(&signature), trailer.to_vec()].concat())
+    };
+    let bytes = signed(name, &[1, 0, 0, 0, 7]);
     let read = SshSig::parse(&bytes).unwrap();
     assert_eq!(read.verify(&manifest), Ok(()));
     bench.trust(&format!("hardware@example.org {}\n", read.key().line()));
@@ -175,8 +177,10 @@ fn a_signature_of_a_security_key_is_judged_as_openssh_judges_it() {
     let verify =
         "-Y verify -f config/allowed_signers -I hardware@example.org -n mpatch -s unsigned.mpatch.sig";
     said(&bench.ssh_keygen(verify, &manifest), verify, 0);
-    // The flags and the counter are signed, too.
+    // The flags and the counter are signed, too, and there is no signature without them.
     every_bit_counts(&bytes, &manifest);
+    let bare = SshSig::parse(&signed(b"ssh-ed25519", &[])).unwrap();
+    assert_eq!(bare.verify(&manifest), Err(SshSigError::Mismatch));
 }
 
 /// No bit of a signature is free, be it of the frame, the key or what the key signed.
@@ -312,6 +316,11 @@ fn a_key_of_gits_settings_that_cannot_sign_is_called_so() {
         let said = said(&output, words, 15);
         assert!(said.contains("; git's `user.signingkey` names this key") && said.contains(ways), "{said}");
     }
+    // Unless git signs with SSH keys, its key is one of another kind.
+    bench.write("gitconfig", format!("[user]\n\tsigningkey = {}\n", bench.path("theirs").display()));
+    let mut command = bench.command("sign unsigned.mpatch");
+    let output = command.env("GIT_CONFIG_GLOBAL", bench.path("gitconfig")).output().unwrap();
+    said(&output, "sign with a key of mpatch's own", 0);
 }
 
 // --------------------------------------------------------------------------------------------- the five answers --
@@ -388,9 +397,16 @@ fn a_policy_asks_for_more_and_no_flag_for_less() {
     bench.run("sign edits.mpatch --key second", 7);
     bench.write(".mpatch/policy.json", r#"{"required": ["release@example.org"]}"#);
     assert!(bench.run("verify edits.mpatch", 5).contains("signature of `release@example.org`"));
-    bench.write(".mpatch/policy.json", r#"{"unsigned": "refuse"}"#);
-    let refused = bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 5);
-    assert!(refused.contains("the policy allows no exceptions"), "{refused}");
+    for policy in [
+        r#"{"unsigned": "refuse"}"#,
+        r#"{"threshold": 2}"#,
+        r#"{"required": ["a"]}"#,
+        r#"{"minimal_rung": "V1"}"#,
+    ] {
+        bench.write(".mpatch/policy.json", policy);
+        let refused = bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 5);
+        assert!(refused.contains("the policy allows no exceptions"), "{policy}: {refused}");
+    }
     bench.write(".mpatch/policy.json", r#"{"minimal_rung": "V2"}"#);
     assert!(bench.run("verify edits.mpatch", 5).contains("does not reach V2"));
     bench.run("verify edits.mpatch --base model.safetensors", 0);
@@ -536,99 +552,6 @@ fn text_of_keys_cannot_move_the_cursor() {
         let words = bench.run(words, 0);
         assert!(words.contains("maker\\u{1b}[2J\\u{202e}@example.org"), "{words}");
     }
-}
-
-// ------------------------------------------------------------------------------------------------ lines of patches --
-
-#[test]
-fn an_older_patch_is_a_rollback_once_a_newer_one_was_used() {
-    let bench = Bench::new();
-    bench.patch_of_line("one.mpatch", 1, "first");
-    bench.patch_of_line("two.mpatch", 2, "second");
-    bench.run("apply model.safetensors two.mpatch", 0);
-    bench.run("apply model.safetensors two.mpatch -o again.safetensors", 0);
-    let refused = bench.run("apply model.safetensors one.mpatch", 8);
-    assert!(refused.contains("number 1 of the line `geography`, whose number 2 is known"), "{refused}");
-    assert_eq!(bench.answer("one.mpatch", 8)["line"]["standing"], "older");
-    let allowed = bench.run("apply model.safetensors one.mpatch --allow-rollback", 0);
-    assert!(allowed.contains("2 is known: this is a rollback; let pass by --allow-rollback"), "{allowed}");
-    // What is known never goes back.
-    bench.run("apply model.safetensors one.mpatch -o never.safetensors", 8);
-    bench.run("trust forget geography", 0);
-    bench.run("apply model.safetensors one.mpatch -o now.safetensors", 0);
-}
-
-#[test]
-fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
-    let bench = Bench::new();
-    bench.patch_of_line("one.mpatch", 1, "a story");
-    bench.patch_of_line("other.mpatch", 1, "another story");
-    bench.run("apply model.safetensors one.mpatch", 0);
-    let refused = bench.run("apply model.safetensors other.mpatch --allow-rollback", 8);
-    assert!(refused.contains("has signed two patches with one number"), "{refused}");
-    bench.patch_of_line("far.mpatch", u64::MAX, "the last word");
-    assert!(bench.run("apply model.safetensors far.mpatch", 8).contains("no honest number is so far ahead"));
-}
-
-#[test]
-fn a_signature_taken_off_does_not_hide_a_line() {
-    let bench = Bench::new();
-    bench.patch_of_line("two.mpatch", 2, "second");
-    let line = Line { name: "geography".into(), sequence: 1 };
-    bench.write("stripped.mpatch", unsigned_patch(&bench.path("model.safetensors"), Some(line), "first"));
-    bench.run("apply model.safetensors stripped.mpatch --allow-unsigned --dry-run", 0);
-    bench.run("apply model.safetensors two.mpatch", 0);
-    let refused = bench.run("apply model.safetensors stripped.mpatch --allow-unsigned", 8);
-    assert!(refused.contains("somebody may have taken the signature off"), "{refused}");
-}
-
-#[test]
-fn a_signature_put_in_its_place_does_not_hide_a_line() {
-    let bench = Bench::new();
-    let of_stranger = |name: &str, line: &str, sequence: u64| {
-        let line = Line { name: line.into(), sequence };
-        let unsigned = unsigned_patch(&bench.path("model.safetensors"), Some(line), name);
-        bench.write(name, signed_with(unsigned, &PrivateKey::from_seed(&[8; 32], "").unwrap()));
-    };
-    let apply = |name: &str, flags: &str, code: i32| {
-        bench.run(&format!("apply model.safetensors {name} {flags} -o {name}.safetensors"), code)
-    };
-    bench.patch_of_line("five.mpatch", 5, "fifth");
-    apply("five.mpatch", "--quiet", 0);
-    for (name, sequence) in [("three.mpatch", 3), ("six.mpatch", 6)] {
-        of_stranger(name, "geography", sequence);
-        let refused = apply(name, "--allow-unknown", 8);
-        assert!(refused.contains("or put another in its place"), "{refused}");
-    }
-    let allowed = apply("three.mpatch", "--allow-unknown --allow-rollback", 0);
-    assert!(allowed.contains("let pass by --allow-unknown and --allow-rollback"), "{allowed}");
-    // That the user let one pass does not make the stranger the line's.
-    of_stranger("four.mpatch", "geography", 4);
-    apply("four.mpatch", "--allow-unknown", 8);
-    // A line that only the stranger has goes forward, and forward only.
-    for (name, sequence, code) in [("one.mpatch", 1, 0), ("two.mpatch", 2, 0), ("again.mpatch", 1, 8)] {
-        of_stranger(name, "theirs", sequence);
-        apply(name, "--allow-unknown", code);
-    }
-    // So does that of a key which was trusted once.
-    bench.trust(&format!("maker@example.org valid-before=\"20200101Z\" {}\n", key().public().line()));
-    bench.patch_of_line("seven.mpatch", 7, "seventh");
-    apply("seven.mpatch", "--allow-expired", 8);
-    bench.run("trust forget geography", 0);
-    apply("seven.mpatch", "--allow-expired", 0);
-    bench.patch_of_line("late.mpatch", 6, "sixth");
-    apply("late.mpatch", "--allow-expired", 8);
-    bench.patch_of_line("eight.mpatch", 8, "eighth");
-    apply("eight.mpatch", "--allow-expired", 0);
-}
-
-#[test]
-fn a_damaged_memory_is_not_taken_for_none() {
-    let bench = Bench::new();
-    bench.patch_of_line("one.mpatch", 1, "first");
-    bench.write("state/lines.json", "{\"schema\"");
-    assert!(bench.run("apply model.safetensors one.mpatch", 3).contains("not a record of lines"));
-    assert!(bench.run("trust list", 0).contains("not a record of lines"));
 }
 
 // --------------------------------------------------------------------------------------------- creating and documents --

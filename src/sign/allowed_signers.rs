@@ -309,6 +309,7 @@ mod tests {
             (format!("alice namespaces=\"a\",namespaces=\"b\" {KEY}"), "twice"),
             (format!("alice valid-before=\"tomorrow\" {KEY}"), "no time"),
             (format!("alice valid-after=\"20270101Z\",valid-before=\"20260101Z\" {KEY}"), "ends before"),
+            (format!("alice valid-after=\"20270101Z\",valid-before=\"20270101Z\" {KEY}"), "ends before"),
             (format!("alice valid-before=20270101Z {KEY}"), "`valid-before` needs a value in quotes"),
             (format!("alice namespaces=mpatch {KEY}"), "`namespaces` needs a value in quotes"),
             (format!("alice namespaces=\"mpatch {KEY}"), "quote"),

@@ -146,7 +146,18 @@ mod tests {
         ] {
             assert!(Policy::parse(json.as_bytes()).is_err(), "{json}");
         }
+    }
+
+    #[test]
+    fn whatever_asks_for_more_allows_no_exceptions() {
         assert!(!parse("{}").forbids_exceptions());
-        assert!(parse(r#"{"unsigned": "refuse"}"#).forbids_exceptions());
+        for json in [
+            r#"{"unsigned": "refuse"}"#,
+            r#"{"threshold": 2}"#,
+            r#"{"required": ["a"]}"#,
+            r#"{"minimal_rung": "V1"}"#,
+        ] {
+            assert!(parse(json).forbids_exceptions(), "{json}");
+        }
     }
 }

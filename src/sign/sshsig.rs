@@ -339,5 +339,10 @@ mod tests {
             assert!(SshSig::parse(&bytes[..size]).is_err(), "cut to {size} bytes");
         }
         assert!(SshSig::parse(&[bytes, &[0]].concat()).is_err(), "a byte more");
+        // The reserved field is not signed.
+        let fields = b"mpatch\0\0\0\0";
+        let end = bytes.windows(fields.len()).position(|found| found == fields).unwrap() + fields.len();
+        let reserved = [&bytes[..end - 1], b"\x01x", &bytes[end..]].concat();
+        assert!(SshSig::parse(&reserved).is_err(), "the reserved field does not matter");
     }
 }

@@ -387,8 +387,34 @@ mod tests {
     }
 
     #[test]
+    fn a_validity_has_a_first_and_a_last_second() {
+        let validity = "valid-after=\"20260101Z\",valid-before=\"20270101Z\"";
+        let keyring = keyring(&[format!("a {validity} {}", key(1).public().line())]);
+        let (first, last) = (1_767_225_600, 1_798_761_600);
+        for (now, answer) in [
+            (first - 1, Answer::Expired),
+            (first, Answer::Trusted),
+            (last, Answer::Trusted),
+            (last + 1, Answer::Expired),
+        ] {
+            let judged = judge(MANIFEST, &[signature(1)], &keyring, &Policy::default(), now);
+            assert_eq!(judged.answer, answer, "{now}");
+        }
+    }
+
+    #[test]
+    fn a_revoked_key_is_told_before_one_that_has_expired() {
+        let expired = format!("a valid-before=\"20200101Z\" {}", key(1).public().line());
+        let revoked = vec![("revoked".into(), key(2).public().clone())];
+        let keyring = Keyring { revoked, ..keyring(&[expired]) };
+        assert_eq!(answer(&[signature(1), signature(2)], &keyring, "{}"), Answer::Revoked);
+    }
+
+    #[test]
     fn a_file_that_is_not_accepted_believes_nobody_and_is_named() {
-        let [(_, signers)] = trusting(&[1]).sources.try_into().expect("one file");
+        let authority = format!("a cert-authority {}", key(4).public().line());
+        let lines = [line_of("signer1@example.org", key(1).public()), authority];
+        let [(_, signers)] = keyring(&lines).sources.try_into().expect("one file");
         let unaccepted =
             Unaccepted { file: "project".into(), signers, lack: "which nobody has accepted".into() };
         let keyring = Keyring { unaccepted: vec![unaccepted], ..trusting(&[2]) };
@@ -396,7 +422,9 @@ mod tests {
         assert_eq!(judged(1).answer, Answer::Unknown);
         let reason = judged(1).reason.unwrap();
         assert_eq!(reason, "its key is listed in `project`, which nobody has accepted");
-        assert!(!judged(3).reason.unwrap().contains("project"));
+        for other in [3, 4] {
+            assert!(!judged(other).reason.unwrap().contains("project"), "{other}");
+        }
         assert_eq!(judged(2).answer, Answer::Trusted);
     }
 

@@ -123,8 +123,12 @@ fn a_line_that_brings_its_own_principals_is_not_added_as_somebody_else() {
     bench.write("anybody", &anybody);
     let refused = bench.run("trust add anybody --principal alice@example.org", 2);
     assert!(refused.contains("stands for, `*`"), "{refused}");
+    // Whoever could read the file still can.
+    let signers = bench.path("config/allowed_signers");
+    fs::set_permissions(&signers, fs::Permissions::from_mode(0o644)).unwrap();
     bench.run("trust add anybody", 0);
-    assert!(fs::read_to_string(bench.path("config/allowed_signers")).unwrap().ends_with(&anybody));
+    assert!(fs::read_to_string(&signers).unwrap().ends_with(&anybody));
+    assert_eq!(fs::metadata(&signers).unwrap().permissions().mode() & 0o777, 0o644);
 }
 
 #[test]

@@ -1,0 +1,132 @@
+//! Lines of patches: a number that was used is never followed by an older one, whoever signed.
+
+use std::fs;
+
+use mpatch::patch::manifest::Line;
+use mpatch::sign::PrivateKey;
+use mpatch::sign::allowed_signers::line_of;
+use serde_json::{Value, json};
+
+use crate::bench::Bench;
+use crate::material::{key, signed_with, unsigned_patch};
+
+#[test]
+fn an_older_patch_is_a_rollback_once_a_newer_one_was_used() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    bench.patch_of_line("two.mpatch", 2, "second");
+    bench.run("apply model.safetensors two.mpatch", 0);
+    bench.run("apply model.safetensors two.mpatch -o again.safetensors", 0);
+    let refused = bench.run("apply model.safetensors one.mpatch", 8);
+    assert!(refused.contains("number 1 of the line `geography`, whose number 2 is known"), "{refused}");
+    assert_eq!(bench.answer("one.mpatch", 8)["line"]["standing"], "older");
+    let allowed = bench.run("apply model.safetensors one.mpatch --allow-rollback", 0);
+    assert!(allowed.contains("2 is known: this is a rollback; let pass by --allow-rollback"), "{allowed}");
+    // What the user let pass is signed by nobody who is trusted now: it does not reach V1, for a policy either.
+    let verified = bench.run("verify one.mpatch --allow-rollback --json", 0);
+    let verified: Value = serde_json::from_str(&verified).unwrap();
+    assert_eq!(verified["reached"], json!(["V0"]));
+    bench.write("config/policy.json", r#"{"minimal_rung": "V1"}"#);
+    bench.run("verify one.mpatch --allow-rollback", 5);
+    bench.run("verify two.mpatch", 0);
+    fs::remove_file(bench.path("config/policy.json")).unwrap();
+    // What is known never goes back.
+    bench.run("apply model.safetensors one.mpatch -o never.safetensors", 8);
+    bench.run("trust forget geography", 0);
+    bench.run("apply model.safetensors one.mpatch -o now.safetensors", 0);
+}
+
+#[test]
+fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "a story");
+    bench.patch_of_line("other.mpatch", 1, "another story");
+    bench.run("apply model.safetensors one.mpatch", 0);
+    let refused = bench.run("apply model.safetensors other.mpatch --allow-rollback", 8);
+    assert!(refused.contains("has signed two patches with one number"), "{refused}");
+    bench.patch_of_line("far.mpatch", u64::MAX, "the last word");
+    assert!(bench.run("apply model.safetensors far.mpatch", 8).contains("no honest number is so far ahead"));
+}
+
+#[test]
+fn a_signature_taken_off_does_not_hide_a_line() {
+    let bench = Bench::new();
+    bench.patch_of_line("two.mpatch", 2, "second");
+    let line = Line { name: "geography".into(), sequence: 1 };
+    bench.write("stripped.mpatch", unsigned_patch(&bench.path("model.safetensors"), Some(line), "first"));
+    bench.run("apply model.safetensors stripped.mpatch --allow-unsigned --dry-run", 0);
+    bench.run("apply model.safetensors two.mpatch", 0);
+    let refused = bench.run("apply model.safetensors stripped.mpatch --allow-unsigned", 8);
+    assert!(refused.contains("somebody may have taken the signature off"), "{refused}");
+}
+
+#[test]
+fn a_signature_put_in_its_place_does_not_hide_a_line() {
+    let bench = Bench::new();
+    let of_stranger = |name: &str, line: &str, sequence: u64| {
+        let line = Line { name: line.into(), sequence };
+        let unsigned = unsigned_patch(&bench.path("model.safetensors"), Some(line), name);
+        bench.write(name, signed_with(unsigned, &PrivateKey::from_seed(&[8; 32], "").unwrap()));
+    };
+    let apply = |name: &str, flags: &str, code: i32| {
+        bench.run(&format!("apply model.safetensors {name} {flags} -o {name}.safetensors"), code)
+    };
+    bench.patch_of_line("five.mpatch", 5, "fifth");
+    apply("five.mpatch", "--quiet", 0);
+    for (name, sequence) in [("three.mpatch", 3), ("six.mpatch", 6)] {
+        of_stranger(name, "geography", sequence);
+        let refused = apply(name, "--allow-unknown", 8);
+        assert!(refused.contains("or put another in its place"), "{refused}");
+    }
+    let allowed = apply("three.mpatch", "--allow-unknown --allow-rollback", 0);
+    assert!(allowed.contains("let pass by --allow-unknown and --allow-rollback"), "{allowed}");
+    // That the user let one pass does not make the stranger the line's.
+    of_stranger("four.mpatch", "geography", 4);
+    apply("four.mpatch", "--allow-unknown", 8);
+    // A line that only the stranger has goes forward, and forward only.
+    for (name, sequence, code) in [("one.mpatch", 1, 0), ("two.mpatch", 2, 0), ("again.mpatch", 1, 8)] {
+        of_stranger(name, "theirs", sequence);
+        apply(name, "--allow-unknown", code);
+    }
+    // So does that of a key which was trusted once.
+    bench.trust(&format!("maker@example.org valid-before=\"20200101Z\" {}\n", key().public().line()));
+    bench.patch_of_line("seven.mpatch", 7, "seventh");
+    apply("seven.mpatch", "--allow-expired", 8);
+    bench.run("trust forget geography", 0);
+    apply("seven.mpatch", "--allow-expired", 0);
+    bench.patch_of_line("late.mpatch", 6, "sixth");
+    apply("late.mpatch", "--allow-expired", 8);
+    bench.patch_of_line("eight.mpatch", 8, "eighth");
+    apply("eight.mpatch", "--allow-expired", 0);
+}
+
+#[test]
+fn a_damaged_memory_is_not_taken_for_none() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    bench.write("state/lines.json", "{\"schema\"");
+    assert!(bench.run("apply model.safetensors one.mpatch", 3).contains("not a record of lines"));
+    assert!(bench.run("trust list", 0).contains("not a record of lines"));
+}
+
+#[test]
+fn of_two_signers_whoever_knows_worse_of_the_line_is_heeded_and_both_remember() {
+    let bench = Bench::new();
+    let both = [key(), PrivateKey::from_seed(&[2; 32], "").unwrap()];
+    let signers = both.each_ref().map(|key| line_of("maker@example.org", key.public()) + "\n");
+    bench.trust(&signers.concat());
+    let apply = |number: u64, signers: &[PrivateKey], code: i32| {
+        let line = Line { name: "geography".into(), sequence: number };
+        let unsigned =
+            unsigned_patch(&bench.path("model.safetensors"), Some(line), &format!("number {number}"));
+        bench.write("signed.mpatch", signers.iter().fold(unsigned, signed_with));
+        bench.run(&format!("apply model.safetensors signed.mpatch -o {number}-{code}.safetensors"), code);
+    };
+    let [one, other] = both.each_ref().map(std::slice::from_ref);
+    apply(2, one, 0);
+    // To the other key it would be the first of the line.
+    apply(1, &both, 8);
+    apply(3, &both, 0);
+    apply(2, one, 8);
+    apply(2, other, 8);
+}
