@@ -7,6 +7,8 @@
 
 mod drafts;
 
+use std::io::Write;
+
 use drafts::{manifest_bytes, seal};
 use half::f16;
 use mpatch::checkpoint::Checkpoint;
@@ -16,7 +18,7 @@ use mpatch::patch::manifest::{
     Codec, Fact, IntegersEntry, Line, Manifest, Section, SectionKind, TensorBinding,
 };
 use mpatch::patch::{Draft, Patch, PatchError, encode};
-use mpatch::verify::{Depth, verify};
+use mpatch::verify::{Depth, DigestEvidence, verify};
 
 fn patch() -> Patch {
     Patch::decode(encode(&drafts::full()).unwrap()).unwrap()
@@ -227,22 +229,59 @@ fn a_draft_that_breaks_a_rule_is_not_written() {
     }
 }
 
+/// A checkpoint of the one tensor of the tiny draft.
+fn checkpoint(weights: &[u8]) -> Checkpoint {
+    let header = br#"{"w":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#;
+    let mut file = tempfile::Builder::new().suffix(".safetensors").tempfile().unwrap();
+    file.write_all(&[&(header.len() as u64).to_le_bytes(), &header[..], weights].concat()).unwrap();
+    Checkpoint::open(file.path()).unwrap()
+}
+
+/// By how much those weights change. The sixth one is infinite: it has no norm.
+fn norm_ratio(before: &[u8], after: &[u8]) -> f64 {
+    let number = |bytes: &[u8], at: usize| f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f64();
+    let norm = |value: &dyn Fn(usize) -> f64| (0..5).map(|at| value(at).powi(2)).sum::<f64>().sqrt();
+    norm(&|at| number(after, at) - number(before, at)) / norm(&|at| number(before, at))
+}
+
+/// What computing both states gives, and the problem in words.
+fn computed(checkpoint: &Checkpoint, draft: &Draft) -> (DigestEvidence, String) {
+    let patch = Patch::decode(encode(draft).unwrap()).unwrap();
+    let found = verify(checkpoint, &patch, Depth::BothStates, &|_| ()).unwrap().digests.unwrap();
+    let problem = found.problem().unwrap_or_default();
+    (found, problem)
+}
+
+#[test]
+fn an_undo_log_beside_a_correction_that_says_something_else_fails_v2() {
+    let (mut draft, weights) = drafts::tiny();
+    let before = &weights[0].bytes;
+    let mut after = drafts::edit(&weights[0], &[&draft.terms[0]]).after;
+    // The correction makes a number of the weight that is none.
+    after[10..].copy_from_slice(&f16::ONE.to_le_bytes());
+    drafts::correct(&mut draft.bindings[0].tensors[0], &weights[0], &draft.terms, &after);
+    draft.bindings[0].tensors[0].norm_ratio = norm_ratio(before, &after);
+    let [base, edited] = [before, &after].map(|bytes| checkpoint(bytes));
+    for checkpoint in [&base, &edited] {
+        let (found, problem) = computed(checkpoint, &draft);
+        assert!(found.holds(), "{problem}");
+        assert_eq!(found.tensors[0].not_finite, Some(0));
+    }
+    // Another of the weights that become the one that is there.
+    *draft.bindings[0].tensors[0].undo.last_chunk_mut::<8>().unwrap().first_mut().unwrap() ^= 1;
+    let (found, problem) = computed(&base, &draft);
+    assert!(!found.holds() && problem.contains("are not what they were"), "{problem}");
+    let (found, problem) = computed(&edited, &draft);
+    assert!(!found.holds() && problem.contains("before the patch hashes to"), "{problem}");
+}
+
 #[test]
 fn a_norm_ratio_that_is_not_that_of_the_change_fails_v2() {
     let (mut draft, weights) = drafts::tiny();
     let before = &weights[0].bytes;
     let after = drafts::edit(&weights[0], &[&draft.terms[0]]).after;
-    let folder = tempfile::tempdir().unwrap();
-    let states = [("base", before), ("edited", &after)].map(|(name, bytes)| {
-        let header = br#"{"w":{"dtype":"F16","shape":[2,3],"data_offsets":[0,12]}}"#;
-        let path = folder.path().join(name).with_extension("safetensors");
-        std::fs::write(&path, [&(header.len() as u64).to_le_bytes(), &header[..], bytes].concat()).unwrap();
-        Checkpoint::open(path).unwrap()
-    });
-    // The sixth weight is infinite: it has no norm, and no patch changes it.
-    let number = |bytes: &[u8], at: usize| f16::from_le_bytes([bytes[2 * at], bytes[2 * at + 1]]).to_f64();
-    let norm = |value: &dyn Fn(usize) -> f64| (0..5).map(|at| value(at).powi(2)).sum::<f64>().sqrt();
-    let ratio = norm(&|at| number(&after, at) - number(before, at)) / norm(&|at| number(before, at));
+    let states = [before, &after].map(|bytes| checkpoint(bytes));
+    let ratio = norm_ratio(before, &after);
     let stated =
         [(ratio, true), (ratio * 1.000_002, false), (1e-9, false), (1e300, false), (f64::INFINITY, false)];
     for (stated, holds) in stated {

@@ -129,7 +129,7 @@ mod tests {
             (1e300, 0.1),
             (0.1, f64::INFINITY),
             (f64::INFINITY, 0.1),
-            (0.1, 0.1001),
+            (0.1, 0.100_001),
         ] {
             assert!(!is_stated_truly(claimed, found), "{claimed} {found}");
         }

@@ -7,7 +7,7 @@ use std::fs;
 
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
-use mpatch::digest::FileDigest;
+use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::factors::{Integers, Term};
 use mpatch::patch::{Draft, Patch, encode};
 use serde_json::Value;
@@ -286,6 +286,20 @@ fn a_patch_without_a_recipe_is_not_made_again() {
     bench.command(rebase).assert().success();
     let said = bench.run("rebased.mpatch", "model/other.safetensors --stats statistics.safetensors", 0);
     says(&said, &["V3 confined  not checked  it was made on other weights, ", "bound to these later"]);
+}
+
+#[test]
+fn a_false_promise_is_told_from_a_base_that_is_another_one() {
+    let bench = bench();
+    let mut draft = bench.draft("edits.mpatch");
+    draft.bindings[0].tensors[0].norm_ratio *= 2.0;
+    bench.encode("lie.mpatch", &draft);
+    says(&bench.run("lie.mpatch", "model", 3), &["fails V2: tensor `", "hint: do not apply this patch"]);
+    let mut draft = bench.draft("edits.mpatch");
+    draft.bindings[0].weights = WeightsId::of_tensors([]);
+    bench.encode("other.mpatch", &draft);
+    let said = bench.run("other.mpatch", "model", 6);
+    says(&said, &["fails V2: the weights of the base have the id", "tells which base it is for"]);
 }
 
 #[test]
