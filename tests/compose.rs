@@ -6,6 +6,7 @@
 )]
 
 mod adapters;
+mod agreement;
 mod common;
 mod drafts;
 mod weights_file;

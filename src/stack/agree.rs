@@ -157,4 +157,17 @@ mod tests {
         assert!((1..60).all(|below| is_on_top(&placed, 60, below)), "each of the chain is below its end");
         assert!(!is_on_top(&placed, 59, 60), "and its end is below none");
     }
+
+    #[test]
+    fn what_lost_everything_stays_where_something_is_built_on_it() {
+        let lost = |on_top_of| PlannedPatch { lost: 1, ..placed(on_top_of) };
+        let left_out = |mut placed: Vec<PlannedPatch>| {
+            leave_out(&mut placed);
+            placed.iter().map(|patch| patch.left_out).collect::<Vec<_>>()
+        };
+        assert_eq!(left_out(vec![lost(vec![]), placed(vec![]), placed(vec![])]), [true, false, false]);
+        assert_eq!(left_out(vec![lost(vec![]), placed(vec![0]), placed(vec![])]), [false, false, false]);
+        // What is built on it may be left out itself.
+        assert_eq!(left_out(vec![lost(vec![]), lost(vec![0]), placed(vec![])]), [true, true, false]);
+    }
 }
