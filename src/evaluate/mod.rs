@@ -302,4 +302,15 @@ mod tests {
         assert_eq!(harmonic_mean([Some(97.0), None, Some(90.0)]), None);
         assert_eq!(harmonic_mean([Some(0.0), Some(0.0), Some(100.0)]), Some(0.0));
     }
+
+    #[test]
+    fn a_record_counts_once_however_many_prompts_it_has() {
+        let outcome = |success| Outcome { nll_right: 0.0, nll_wrong: None, success, correct: false };
+        let record = |successes: &[Option<bool>]| RecordOutcome {
+            paraphrases: successes.iter().copied().map(outcome).collect(),
+            ..RecordOutcome::default()
+        };
+        let records = [record(&[Some(true), None]), record(&[Some(false); 3]), record(&[None])];
+        assert_eq!(share(&records, paraphrases, |outcome| outcome.success), Some(50.0));
+    }
 }
