@@ -356,6 +356,11 @@ pub fn output_hint(error: &std::io::Error) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
+    use mpatch::digest::{PatchId, SectionDigest};
+    use mpatch::patch::layout::Version;
+
     use super::*;
 
     #[test]
@@ -365,12 +370,106 @@ mod tests {
     }
 
     #[test]
-    fn errors_of_the_library_have_the_documented_codes() {
-        let empty = PatchError::Truncated { expected: 64, found: 0 };
-        assert_eq!(CommandError::patch("x", &empty).kind.code(), 3);
-        let later = PatchError::UnsupportedFlags { found: 1 };
-        assert_eq!(CommandError::patch("x", &later).kind.code(), 15);
-        let exists = CheckpointError::OutputExists { path: "x".into() };
-        assert_eq!(CommandError::from(exists).kind.code(), 11);
+    fn errors_of_a_checkpoint_have_the_documented_codes_and_a_way_out() {
+        let path = || PathBuf::from("model.safetensors");
+        let text = || String::from("so it is");
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let recovery =
+            |way_out| CheckpointError::Recovery { path: path(), journal: path(), reason: text(), way_out };
+        for (error, code, state, hint) in [
+            (
+                CheckpointError::Io { path: path(), action: "read", source: full() },
+                11,
+                "unchanged",
+                "free some",
+            ),
+            (
+                CheckpointError::NotACheckpoint { path: path(), reason: text() },
+                3,
+                "unchanged",
+                "a model folder",
+            ),
+            (
+                CheckpointError::Header { path: path(), reason: text() },
+                3,
+                "unchanged",
+                "fetch the checkpoint",
+            ),
+            (CheckpointError::Index { path: path(), reason: text() }, 3, "unchanged", "all its shards"),
+            (
+                CheckpointError::NotInShard { index: path(), tensor: text(), shard: path() },
+                3,
+                "unchanged",
+                "all its shards",
+            ),
+            (
+                CheckpointError::InTwoShards { tensor: text(), first: path(), second: path() },
+                3,
+                "unchanged",
+                "all its shards",
+            ),
+            (
+                CheckpointError::Limit { path: path(), what: "size", limit: 1, found: 2 },
+                12,
+                "unchanged",
+                "check",
+            ),
+            (
+                CheckpointError::MissingTensor { path: path(), tensor: text(), nearest: None },
+                6,
+                "unchanged",
+                "show",
+            ),
+            (CheckpointError::OutputExists { path: path() }, 11, "unchanged", "another name"),
+            (
+                CheckpointError::Space { path: path(), needed_bytes: 2, free_bytes: 1, source: full() },
+                11,
+                "unchanged",
+                "another place with `-o`",
+            ),
+            (CheckpointError::NotDurable { path: path(), source: full() }, 11, "applied", "`mpatch verify`"),
+            (CheckpointError::Busy { path: path() }, 10, "unchanged", "when that one has finished"),
+            (CheckpointError::InPlace { path: path(), reason: text() }, 11, "unchanged", "`--in-place`"),
+            (
+                CheckpointError::Changed { path: path(), tensor: text(), difference: text() },
+                6,
+                "unchanged",
+                "nobody writes to it",
+            ),
+            (recovery(None), 9, "recovery pending", "the next mpatch command"),
+            (recovery(Some("give it room")), 9, "recovery pending", "give it room"),
+            (CheckpointError::Stopped { path: path() }, 130, "unchanged", "to go on"),
+            (CheckpointError::Output { path: path(), reason: text() }, 2, "unchanged", "another name"),
+        ] {
+            let words = error.to_string();
+            let refused = CommandError::from(error);
+            assert_eq!((refused.kind.code(), refused.state.name()), (code, state), "{words}");
+            assert!(refused.hint.is_some_and(|found| found.contains(hint)), "{words}");
+        }
+    }
+
+    #[test]
+    fn errors_of_a_patch_have_the_documented_codes() {
+        let text = || String::from("so it is");
+        let kind = std::io::ErrorKind::StorageFull;
+        let id = PatchId::derive(b"");
+        let section = SectionDigest::of(b"");
+        for (error, code) in [
+            (PatchError::NotAPatch { found: text() }, 3),
+            (PatchError::Read { offset: 0, kind, problem: text() }, 11),
+            (PatchError::Write { kind, problem: text() }, 11),
+            (PatchError::Truncated { expected: 64, found: 0 }, 3),
+            (PatchError::Malformed { place: text(), what: text() }, 3),
+            (PatchError::ManifestDigest { expected: id, found: id }, 3),
+            (PatchError::Digest { section: 0, expected: section, found: section }, 3),
+            (PatchError::UnsupportedVersion { found: Version { major: 9, minor: 0 } }, 15),
+            (PatchError::UnsupportedFlags { found: 1 }, 15),
+            (PatchError::UnsupportedFeature { place: text(), feature: text() }, 15),
+            (PatchError::Limit { what: text(), limit: 1, found: 2 }, 12),
+        ] {
+            let refused = CommandError::patch("x", &error);
+            assert_eq!((refused.kind.code(), refused.state), (code, State::Unchanged), "{error}");
+            assert!(refused.hint.is_some(), "{error}");
+        }
     }
 }
