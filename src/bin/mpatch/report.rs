@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use mpatch::store::is_invisible;
 use serde::Serialize;
+use terminal_size::{Width, terminal_size_of};
 
 use crate::args::OutputArguments;
 use crate::error::{CommandError, ExitKind};
@@ -37,6 +38,11 @@ pub trait Report: Serialize {
 }
 
 /// A report as JSON, with its schema first.
+/// Columns of the terminal that the report goes to, if it goes to one.
+fn stdout_width() -> Option<usize> {
+    terminal_size_of(std::io::stdout()).map(|(Width(columns), _)| columns.into())
+}
+
 #[derive(Serialize)]
 struct Document<'a, R> {
     schema: &'static str,
@@ -100,7 +106,8 @@ impl Output {
             })?;
             return self.print(&format!("{}\n", escaped_json(&text)));
         }
-        let mut page = Page { suggestions: self.suggestions.clone(), ..Page::new(self.colour) };
+        let suggestions = self.suggestions.clone();
+        let mut page = Page { suggestions, width: stdout_width(), ..Page::new(self.colour) };
         report.write(&mut page);
         if let Some(next) = report.next().filter(|_| !self.quiet) {
             page.blank();
@@ -285,13 +292,15 @@ impl Drop for Progress {
 pub struct Page {
     text: String,
     colour: bool,
+    /// Columns that a line may have; none where nothing has to fit.
+    width: Option<usize>,
     suggestions: Suggestions,
 }
 
 impl Page {
     /// An empty page.
     pub fn new(colour: bool) -> Self {
-        Self { text: String::new(), colour, suggestions: Suggestions::default() }
+        Self { text: String::new(), colour, width: None, suggestions: Suggestions::default() }
     }
 
     fn styled(&mut self, style: &str, text: &str) {
@@ -326,11 +335,12 @@ impl Page {
 
     /// A line in somebody else's words, set off so that they cannot pass for mpatch's own.
     pub fn quote(&mut self, text: &str) {
-        self.line(&format!("│ {text}"));
+        self.line(&format!("{QUOTE}{text}"));
     }
 
     /// Rows of columns, each column as wide as its widest entry; the last entry of a row is written whole, the others
-    /// are cut where they would make every row as wide as a stranger likes.
+    /// are cut where they would make every row as wide as a stranger likes. On a terminal the last entry goes on below
+    /// where it began.
     pub fn table(&mut self, rows: &[Vec<String>]) {
         let rows: Vec<Vec<String>> = rows.iter().map(|row| cells(row)).collect();
         let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -340,8 +350,14 @@ impl Page {
         };
         let widths: Vec<usize> = (0..columns).map(width).collect();
         for row in &rows {
-            self.text.push_str("  ");
-            self.text.push_str(aligned(row, &widths).trim_end());
+            let before = widths.iter().take(row.len().saturating_sub(1));
+            let indent = INDENT + before.map(|width| width + GAP).sum::<usize>();
+            let line = format!("{}{}", " ".repeat(INDENT), aligned(row, &widths).trim_end());
+            let room = self.width.map(|width| width.saturating_sub(indent));
+            match room.filter(|room| *room >= ROOM_MIN) {
+                Some(room) => push_wrapped(&mut self.text, &line, indent, room),
+                None => self.text.push_str(&line),
+            }
             self.text.push('\n');
         }
     }
@@ -349,6 +365,36 @@ impl Page {
     /// The command that a user most likely wants next.
     pub fn next(&mut self, command: &str) {
         self.styled("2", &format!("next: {}", self.suggestions.command(command)));
+    }
+}
+
+/// Before somebody else's words.
+const QUOTE: &str = "│ ";
+/// Blanks before a row, and between its entries.
+const INDENT: usize = 2;
+const GAP: usize = 2;
+/// Fewer columns than this are no room for a sentence.
+const ROOM_MIN: usize = 24;
+
+/// `line`, broken at blanks of what stands behind its first `indent` characters, so that this fits `room` characters.
+fn push_wrapped(text: &mut String, line: &str, indent: usize, room: usize) {
+    let start = line.char_indices().nth(indent).map_or(line.len(), |(at, _)| at);
+    let (before, entry) = line.split_at(start);
+    text.push_str(before);
+    // Somebody else's words stay set off.
+    let mark = if entry.starts_with(QUOTE) { QUOTE } else { "" };
+    let least = mark.chars().count();
+    let mut used = 0;
+    for word in entry.split_inclusive(' ') {
+        if used > least && used + word.trim_end().chars().count() > room {
+            text.truncate(text.trim_end_matches(' ').len());
+            text.push('\n');
+            text.extend(std::iter::repeat_n(' ', indent));
+            text.push_str(mark);
+            used = least;
+        }
+        text.push_str(word);
+        used += word.chars().count();
     }
 }
 
@@ -379,7 +425,7 @@ fn aligned(row: &[String], widths: &[usize]) -> String {
     for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
         line.push_str(cell);
         if index + 1 < row.len() {
-            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + 2));
+            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + GAP));
         }
     }
     line
@@ -514,6 +560,27 @@ mod tests {
         let mut page = Page::new(false);
         page.table(&vec![vec![long.clone(), "behind".to_owned()]; 1000]);
         assert!(page.text.len() < 1000 * 300, "{} bytes", page.text.len());
+    }
+
+    #[test]
+    fn on_a_terminal_the_last_entry_of_a_row_goes_on_below_where_it_began() {
+        let shown = |width: usize| {
+            let mut page = Page { width: Some(width), ..Page::new(false) };
+            let evidence = format!("of this {} and more", "x".repeat(30));
+            page.table(&[vec!["V0".into(), "holds".into(), evidence], vec!["V1 signed".into()]]);
+            page.text
+        };
+        let long = "x".repeat(30);
+        assert_eq!(
+            shown(50),
+            format!("  V0         holds  of this\n{0}{long}\n{0}and more\n  V1 signed\n", " ".repeat(20))
+        );
+        let whole = format!("  V0         holds  of this {long} and more\n  V1 signed\n");
+        assert_eq!(shown(80), whole);
+        assert_eq!(shown(30), whole, "too narrow for any sentence");
+        let mut page = Page { width: Some(30), ..Page::new(false) };
+        page.table(&[vec!["1".into(), "│ V1 holds, says a stranger, and all is well".into()]]);
+        assert_eq!(page.text, "  1  │ V1 holds, says a\n     │ stranger, and all is\n     │ well\n");
     }
 
     #[test]
