@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Facts do not feel each other, so they run in batches of like lengths, and of each row only the tokens from the
-//! moved one on ([`Planned`]); a fact that is done leaves its batch. [`optimise_plainly`] runs one fact over whole
+//! moved one on (`Planned`); a fact that is done leaves its batch. [`optimise_plainly`] runs one fact over whole
 //! rows, in the reference's own manner: the oracle that tests compare [`optimise`] with.
 
 use candle_core::{D, Tensor};
