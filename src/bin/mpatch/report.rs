@@ -5,6 +5,7 @@
 //! pass for something else. Results go to stdout; errors, notes and progress go to stderr.
 
 mod failure;
+mod table;
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -342,24 +343,7 @@ impl Page {
     /// are cut where they would make every row as wide as a stranger likes. On a terminal the last entry goes on below
     /// where it began.
     pub fn table(&mut self, rows: &[Vec<String>]) {
-        let rows: Vec<Vec<String>> = rows.iter().map(|row| cells(row)).collect();
-        let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |column: usize| {
-            let entries = rows.iter().filter_map(|row| row.get(column));
-            entries.map(|cell| cell.chars().count().min(CELL_LENGTH_MAX)).max().unwrap_or_default()
-        };
-        let widths: Vec<usize> = (0..columns).map(width).collect();
-        for row in &rows {
-            let before = widths.iter().take(row.len().saturating_sub(1));
-            let indent = INDENT + before.map(|width| width + GAP).sum::<usize>();
-            let line = format!("{}{}", " ".repeat(INDENT), aligned(row, &widths).trim_end());
-            let room = self.width.map(|width| width.saturating_sub(indent));
-            match room.filter(|room| *room >= ROOM_MIN) {
-                Some(room) => push_wrapped(&mut self.text, &line, indent, room),
-                None => self.text.push_str(&line),
-            }
-            self.text.push('\n');
-        }
+        table::write(&mut self.text, rows, self.width);
     }
 
     /// The command that a user most likely wants next.
@@ -370,67 +354,6 @@ impl Page {
 
 /// Before somebody else's words.
 const QUOTE: &str = "│ ";
-/// Blanks before a row, and between its entries.
-const INDENT: usize = 2;
-const GAP: usize = 2;
-/// Fewer columns than this are no room for a sentence.
-const ROOM_MIN: usize = 24;
-
-/// `line`, broken at blanks of what stands behind its first `indent` characters, so that this fits `room` characters.
-fn push_wrapped(text: &mut String, line: &str, indent: usize, room: usize) {
-    let start = line.char_indices().nth(indent).map_or(line.len(), |(at, _)| at);
-    let (before, entry) = line.split_at(start);
-    text.push_str(before);
-    // Somebody else's words stay set off.
-    let mark = if entry.starts_with(QUOTE) { QUOTE } else { "" };
-    let least = mark.chars().count();
-    let mut used = 0;
-    for word in entry.split_inclusive(' ') {
-        if used > least && used + word.trim_end().chars().count() > room {
-            text.truncate(text.trim_end_matches(' ').len());
-            text.push('\n');
-            text.extend(std::iter::repeat_n(' ', indent));
-            text.push_str(mark);
-            used = least;
-        }
-        text.push_str(word);
-        used += word.chars().count();
-    }
-}
-
-/// Most characters of an entry that others stand behind.
-const CELL_LENGTH_MAX: usize = 200;
-
-/// The entries of a row as they are shown.
-fn cells(row: &[String]) -> Vec<String> {
-    let shown = |(index, cell): (usize, &String)| {
-        let cell = escaped(cell);
-        if index + 1 == row.len() { cell } else { cut(cell) }
-    };
-    row.iter().enumerate().map(shown).collect()
-}
-
-fn cut(cell: String) -> String {
-    if cell.chars().nth(CELL_LENGTH_MAX).is_none() {
-        return cell;
-    }
-    cell.chars().take(CELL_LENGTH_MAX - 1).chain(['…']).collect()
-}
-
-/// A row with each entry but the last filled up to the width of its column.
-///
-/// By hand, since a width in a format string may not exceed 65,535.
-fn aligned(row: &[String], widths: &[usize]) -> String {
-    let mut line = String::new();
-    for (index, (cell, width)) in row.iter().zip(widths).enumerate() {
-        line.push_str(cell);
-        if index + 1 < row.len() {
-            line.extend(std::iter::repeat_n(' ', width.saturating_sub(cell.chars().count()) + GAP));
-        }
-    }
-    line
-}
-
 /// `text` with everything that is not plainly visible written as its code: control and format characters, those
 /// that turn the direction of text, and those of no width.
 pub fn escaped(text: &str) -> String {
@@ -560,27 +483,6 @@ mod tests {
         let mut page = Page::new(false);
         page.table(&vec![vec![long.clone(), "behind".to_owned()]; 1000]);
         assert!(page.text.len() < 1000 * 300, "{} bytes", page.text.len());
-    }
-
-    #[test]
-    fn on_a_terminal_the_last_entry_of_a_row_goes_on_below_where_it_began() {
-        let shown = |width: usize| {
-            let mut page = Page { width: Some(width), ..Page::new(false) };
-            let evidence = format!("of this {} and more", "x".repeat(30));
-            page.table(&[vec!["V0".into(), "holds".into(), evidence], vec!["V1 signed".into()]]);
-            page.text
-        };
-        let long = "x".repeat(30);
-        assert_eq!(
-            shown(50),
-            format!("  V0         holds  of this\n{0}{long}\n{0}and more\n  V1 signed\n", " ".repeat(20))
-        );
-        let whole = format!("  V0         holds  of this {long} and more\n  V1 signed\n");
-        assert_eq!(shown(80), whole);
-        assert_eq!(shown(30), whole, "too narrow for any sentence");
-        let mut page = Page { width: Some(30), ..Page::new(false) };
-        page.table(&[vec!["1".into(), "│ V1 holds, says a stranger, and all is well".into()]]);
-        assert_eq!(page.text, "  1  │ V1 holds, says a\n     │ stranger, and all is\n     │ well\n");
     }
 
     #[test]
