@@ -100,9 +100,12 @@ pub fn principal_of(text: &str) -> Option<String> {
     (!name.is_empty()).then(|| name.to_owned())
 }
 
+/// What separates words, and ends lines, for OpenSSH; other blanks are part of a name.
+const BLANKS: [char; 3] = [' ', '\t', '\r'];
+
 /// Lines that say something, numbered from 1.
 fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let numbered = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim()));
+    let numbered = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim_matches(BLANKS)));
     numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
 }
 
@@ -120,7 +123,7 @@ fn entry(text: &str, line: usize) -> Result<Entry, String> {
             (Options::parse(first)?, key)
         }
     };
-    let principals = Patterns::parse(&unquoted(principals)).ok_or("it names no principal")?;
+    let principals = Patterns::parse(unquoted(principals)?).ok_or("it names no principal")?;
     if !principals.include_any() {
         return Err("its principals only exclude, so it stands for nobody".to_owned());
     }
@@ -137,15 +140,17 @@ fn word(text: &str) -> Result<(&str, &str), String> {
     for (at, sign) in text.char_indices() {
         match sign {
             '"' => quoted = !quoted,
-            ' ' | '\t' if !quoted => return Ok((&text[..at], text[at..].trim_start())),
+            ' ' | '\t' if !quoted => return Ok((&text[..at], text[at..].trim_start_matches(BLANKS))),
             _ => {}
         }
     }
     if quoted { Err("a quote is not closed".to_owned()) } else { Ok((text, "")) }
 }
 
-fn unquoted(text: &str) -> String {
-    text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text).to_owned()
+/// Principals without the quotes around all of them; OpenSSH reads others as their end.
+fn unquoted(text: &str) -> Result<&str, String> {
+    let inner = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    if inner.contains('"') { Err("a quote stands within its principals".to_owned()) } else { Ok(inner) }
 }
 
 const AUTHORITY: &str = "cert-authority";
@@ -299,12 +304,18 @@ mod tests {
         assert_eq!((full.valid_after, full.valid_before), (Some(1_767_225_600), Some(1_798_761_600)));
         assert!(one(&format!("*@example.org cert-authority {KEY}")).is_authority);
         assert_eq!(one(&format!("alice {}", KEY.replace(' ', " \t "))).key, plain.key);
+        assert!(!one(&format!("\u{a0}alice {KEY}\r\n")).principals.matches("alice"));
     }
 
     #[test]
     fn a_line_that_cannot_be_read_trusts_nobody() {
         for (line, words) in [
             (format!("alice unknown-option=\"x\" {KEY}"), "unknown option `unknown-option`"),
+            (format!("\"al ice\",alice {KEY}"), "a quote stands within"),
+            (format!("alice,\"b \"c\" {KEY}"), "a quote"),
+            (format!("\"\" {KEY}"), "no principal"),
+            (format!("alice {KEY}\u{2003}"), "neither a key nor options"),
+            (format!("alice \u{a0}{KEY}"), "neither a key nor options"),
             (format!("alice restrict {KEY}"), "neither a key nor options"),
             (format!("alice namespaces=\"a\",namespaces=\"b\" {KEY}"), "twice"),
             (format!("alice valid-before=\"tomorrow\" {KEY}"), "no time"),

@@ -78,8 +78,10 @@ impl PublicKey {
     /// [`KeyError::Malformed`].
     pub fn parse(line: &str) -> Result<Self, KeyError> {
         let blanks = [' ', '\t'];
-        let (algorithm, rest) = line.trim().split_once(blanks).unwrap_or_default();
-        let mut words = rest.trim_start_matches(blanks).splitn(2, blanks).map(str::trim);
+        let (algorithm, rest) =
+            line.trim_matches([' ', '\t', '\r', '\n']).split_once(blanks).unwrap_or_default();
+        let mut words =
+            rest.trim_start_matches(blanks).splitn(2, blanks).map(|word| word.trim_matches(blanks));
         let Some(material) = words.next().filter(|_| !algorithm.is_empty()) else {
             return Err(KeyError::Malformed("expected an algorithm and base64".into()));
         };
