@@ -202,6 +202,9 @@ impl Options {
     }
 }
 
+/// The longest pattern that OpenSSH has room for.
+const PATTERN_BYTES_MAX: usize = 1022;
+
 fn split_outside_quotes(text: &str) -> Vec<&str> {
     let mut quoted = false;
     let is_end = |sign: char| {
@@ -222,15 +225,19 @@ impl Patterns {
         (!text.split(',').all(str::is_empty)).then(|| Self { text: text.to_owned() })
     }
 
-    /// Some pattern matches `name`, and none excludes it.
+    /// Some pattern matches `name`, and none excludes it; as with OpenSSH, a list with a longer pattern than it has
+    /// room for names nobody.
     pub fn matches(&self, name: &str) -> bool {
         let mut found = false;
         for pattern in self.text.split(',') {
-            match pattern.strip_prefix('!') {
-                Some(excluded) if matches(excluded, name) => return false,
-                Some(_) => {}
-                None => found |= matches(pattern, name),
+            let (excludes, pattern) = match pattern.strip_prefix('!') {
+                Some(excluded) => (true, excluded),
+                None => (false, pattern),
+            };
+            if pattern.len() > PATTERN_BYTES_MAX || (excludes && matches(pattern, name)) {
+                return false;
             }
+            found |= !excludes && matches(pattern, name);
         }
         found
     }
@@ -348,6 +355,11 @@ mod tests {
         assert!(matches("*a*b*", "xxaxxbxx") && !matches("*a*b*", "xxbxxaxx"));
         // Quadratic, not exponential.
         assert!(!matches(&"*a".repeat(500), &"a".repeat(499)));
+        let beside = |length: usize| {
+            ["{},alice", "alice,{}", "alice,!{}"].map(|list| list.replace("{}", &"b".repeat(length)))
+        };
+        assert!(beside(1022).iter().all(|list| matches(list, "alice")));
+        assert!(!beside(1023).iter().any(|list| matches(list, "alice")));
     }
 
     #[test]
