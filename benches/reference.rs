@@ -151,10 +151,10 @@ impl Bench {
             println!(
                 "| | mpatch | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {:.2} | {milliseconds:.0} |",
                 of(scores.score),
-                of(scores.efficacy),
-                of(scores.paraphrase),
-                of(scores.neighborhood),
-                of(scores.rewrite_accuracy),
+                of(scores.shares.efficacy),
+                of(scores.shares.paraphrase),
+                of(scores.shares.neighborhood),
+                of(scores.shares.rewrite_accuracy),
                 of(scores.generation)
             );
         }

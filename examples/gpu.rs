@@ -78,7 +78,7 @@ fn run(options: &Options, device: &Device, memory: &Memory) {
     work.print(stages.seconds("values"), facts.len(), &best);
     println!(
         "\nefficacy {:.1} %, said freely {:.1} %",
-        scores.efficacy.unwrap_or(f64::NAN),
+        scores.shares.efficacy.unwrap_or(f64::NAN),
         scores.generation.unwrap_or(f64::NAN)
     );
 }

@@ -136,8 +136,8 @@ fn scores_as_the_reference(model: &Model, edit: &Edit, count: usize) {
     println!("{count} facts: Score {found:.2}, the reference's {expected:.2}");
     assert!((found - expected).abs() < 0.5, "Score {found}, the reference's is {expected}");
     let before = evaluate(model, &model.network, &records[..count], extent, &|_| ()).unwrap().scores;
-    assert_eq!(before.neighborhood, recorded["before"]["neighborhood"].as_f64());
-    assert_eq!(before.efficacy, recorded["before"]["efficacy"].as_f64());
+    assert_eq!(before.shares.neighborhood, recorded["before"]["neighborhood"].as_f64());
+    assert_eq!(before.shares.efficacy, recorded["before"]["efficacy"].as_f64());
 }
 
 #[test]

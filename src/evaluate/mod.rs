@@ -29,18 +29,9 @@ pub struct Scores {
     pub facts: usize,
     /// Harmonic mean of the three successes.
     pub score: Option<f64>,
-    /// Success on the prompts of the facts.
-    pub efficacy: Option<f64>,
-    /// Success on their paraphrases.
-    pub paraphrase: Option<f64>,
-    /// Success on neighbours: other subjects of the same relation, which keep the old target.
-    pub neighborhood: Option<f64>,
-    /// Accuracy on the prompts of the facts.
-    pub rewrite_accuracy: Option<f64>,
-    /// Accuracy on their paraphrases.
-    pub paraphrase_accuracy: Option<f64>,
-    /// Accuracy on neighbours.
-    pub neighborhood_accuracy: Option<f64>,
+    /// What likelihoods give.
+    #[serde(flatten)]
+    pub shares: Shares,
     /// Share of facts that the model says by itself.
     pub generation: Option<f64>,
     /// n-gram entropy of longer texts, times 100 as the papers print it.
@@ -54,12 +45,12 @@ impl Scores {
     pub fn named(&self) -> [(&'static str, Option<f64>); 8] {
         [
             ("score", self.score),
-            ("efficacy", self.efficacy),
-            ("paraphrase", self.paraphrase),
-            ("neighborhood", self.neighborhood),
-            ("rewrite_accuracy", self.rewrite_accuracy),
-            ("paraphrase_accuracy", self.paraphrase_accuracy),
-            ("neighborhood_accuracy", self.neighborhood_accuracy),
+            ("efficacy", self.shares.efficacy),
+            ("paraphrase", self.shares.paraphrase),
+            ("neighborhood", self.shares.neighborhood),
+            ("rewrite_accuracy", self.shares.rewrite_accuracy),
+            ("paraphrase_accuracy", self.shares.paraphrase_accuracy),
+            ("neighborhood_accuracy", self.shares.neighborhood_accuracy),
             ("generation", self.generation),
         ]
     }
@@ -68,12 +59,12 @@ impl Scores {
     pub fn described(&self) -> [(&'static str, Option<f64>); 9] {
         [
             ("Score (harmonic mean of the three successes)", self.score),
-            ("efficacy: new target likelier than old, teacher-forced", self.efficacy),
-            ("paraphrase: the same, asked otherwise", self.paraphrase),
-            ("neighborhood: neighbours keep the old target, teacher-forced", self.neighborhood),
-            ("rewrite accuracy: every token most likely, teacher-forced", self.rewrite_accuracy),
-            ("paraphrase accuracy", self.paraphrase_accuracy),
-            ("neighborhood accuracy", self.neighborhood_accuracy),
+            ("efficacy: new target likelier than old, teacher-forced", self.shares.efficacy),
+            ("paraphrase: the same, asked otherwise", self.shares.paraphrase),
+            ("neighborhood: neighbours keep the old target, teacher-forced", self.shares.neighborhood),
+            ("rewrite accuracy: every token most likely, teacher-forced", self.shares.rewrite_accuracy),
+            ("paraphrase accuracy", self.shares.paraphrase_accuracy),
+            ("neighborhood accuracy", self.shares.neighborhood_accuracy),
             ("free generation: the model says it by itself", self.generation),
             ("n-gram entropy of longer texts, x 100", self.ngram_entropy),
         ]
@@ -125,14 +116,14 @@ pub struct RecordOutcome {
     pub neighbors: Vec<Outcome>,
 }
 
-/// The percentages of [`Scores`] that likelihoods give; none where the records have no such prompts.
+/// Percentages that likelihoods give, of all records or of one; none where there are no such prompts.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Shares {
     /// Success on the prompts of the facts.
     pub efficacy: Option<f64>,
     /// Success on their paraphrases.
     pub paraphrase: Option<f64>,
-    /// Success on neighbours.
+    /// Success on neighbours: other subjects of the same relation, which keep the old target.
     pub neighborhood: Option<f64>,
     /// Accuracy on the prompts of the facts.
     pub rewrite_accuracy: Option<f64>,
@@ -213,12 +204,7 @@ pub fn evaluate(
     let scores = Scores {
         facts: records.len(),
         score: harmonic_mean([shares.efficacy, shares.paraphrase, shares.neighborhood]),
-        efficacy: shares.efficacy,
-        paraphrase: shares.paraphrase,
-        neighborhood: shares.neighborhood,
-        rewrite_accuracy: shares.rewrite_accuracy,
-        paraphrase_accuracy: shares.paraphrase_accuracy,
-        neighborhood_accuracy: shares.neighborhood_accuracy,
+        shares,
         generation: generated.map(|share| 100.0 * share),
         ngram_entropy: entropy.map(|bits| 100.0 * bits),
         ngram_entropy_records: if entropy.is_some() { spread.len() } else { 0 },

@@ -195,15 +195,15 @@ impl BehaviourEvidence {
         }
         let scores = &self.scores;
         let rates = [
-            ("likelier than the old", scores.efficacy),
-            ("every token first", scores.rewrite_accuracy),
+            ("likelier than the old", scores.shares.efficacy),
+            ("every token first", scores.shares.rewrite_accuracy),
             ("said freely", scores.generation),
         ];
         let rates: Vec<String> =
             rates.into_iter().filter_map(|(name, rate)| in_percent(name, rate)).collect();
         // Where nothing competes with a neighbour's answer, that it is still the model's first is all there is.
-        let neighbors = in_percent("neighbours unharmed", scores.neighborhood)
-            .or_else(|| in_percent("neighbours' every token first", scores.neighborhood_accuracy))
+        let neighbors = in_percent("neighbours unharmed", scores.shares.neighborhood)
+            .or_else(|| in_percent("neighbours' every token first", scores.shares.neighborhood_accuracy))
             .filter(|_| self.neighbors)
             .unwrap_or_else(|| "neighbours not asked (name their file with `--records`)".to_owned());
         format!(
