@@ -24,6 +24,7 @@ use mpatch::diff::{CheckpointOptions, diff_checkpoints, diff_patches};
 use mpatch::digest::FileDigest;
 use mpatch::extract::{ExtractError, Extracted, Form, extract};
 use mpatch::factors::Term;
+use mpatch::facts::Targets;
 use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::manifest::{About, Base, Fact};
 use mpatch::patch::{Draft, Patch, encode};
@@ -210,13 +211,15 @@ fn contradictions_are_named_with_both_patches() {
     let lost = stacked_with(&path, &[&one, &other], &Sides::Theirs, &AddOptions::default()).unwrap_err();
     assert!(matches!(lost, StackError::PartlyLost { lost: 1, facts: 3, .. }), "{lost}");
     let options = AddOptions { keep_partly_lost: true, ..AddOptions::default() };
-    let targets = [("a plays the sport of".to_owned(), "Rugby".to_owned())].into();
+    let sport = |subject, target| ("{} plays the sport of", subject, target);
+    // The other patch's `a` is held against the one's `A`.
+    let targets = Targets::of([sport("a", "Rugby"), sport("A", "golf")]);
     for sides in [Sides::Theirs, Sides::ByFact(targets)] {
         let made = stacked_with(&path, &[&one, &other], &sides, &options).unwrap();
         assert_eq!(made.draft.facts, [fact("a", "rugby"), fact("B", "chess"), fact("b", "go")]);
         assert_eq!(made.draft.terms.len(), 4);
     }
-    let targets = [("a plays the sport of".to_owned(), "tennis".to_owned())].into();
+    let targets = Targets::of([sport("A", "tennis")]);
     let found = stacked_with(&path, &[&one, &other], &Sides::ByFact(targets), &options);
     let found = found.unwrap_err().to_string();
     assert!(found.contains("the chosen side is \"tennis\", which neither patch says: `a.mpatch`"), "{found}");

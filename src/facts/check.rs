@@ -36,15 +36,7 @@ pub(super) fn no_fact_twice(records: &[(Place, Record)]) -> Result<(), FactsErro
     Ok(())
 }
 
-/// What a fact is about, as a key: facts with the same key fill the same blank.
-///
-/// Filled prompts are compared, wherever the subject begins, with white space and letter case set aside. A facts file
-/// is one person's, who may tell `Apple` from `apple`; between patches of several people that is an accident.
-pub fn blank(prompt: &str, subject: &str) -> String {
-    filled(prompt, subject).to_lowercase()
-}
-
-/// A filled prompt, with white space set aside.
+/// A filled prompt, wherever its subject begins, with white space set aside: facts with the same one fill the same blank.
 pub(super) fn filled(prompt: &str, subject: &str) -> String {
     normalized(&prompt.replacen(PLACEHOLDER, subject, 1))
 }

@@ -24,10 +24,10 @@ use serde::{Serialize, Serializer};
 
 use crate::digest::FileDigest;
 
-pub use check::{blank, same_target};
+pub use check::same_target;
 pub use error::{Clash, FactsError, FactsErrorKind, Place, excerpt, shortened};
 pub use layouts::{Layout, SCHEMA};
-pub use things::Things;
+pub use things::{Targets, Things};
 
 /// Largest text of one field, in bytes.
 pub const TEXT_SIZE_MAX_BYTES: usize = 4096;

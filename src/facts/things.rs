@@ -55,6 +55,35 @@ impl Things {
     }
 }
 
+/// What the facts of one list say, to be asked about facts of others.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Targets {
+    by_text: BTreeMap<String, String>,
+    /// By texts without letter case; none where the list tells several apart by it.
+    by_blank: BTreeMap<String, Option<String>>,
+}
+
+impl Targets {
+    /// What the facts of a list say, each given by its prompt, its subject and its target.
+    pub fn of<'f>(list: impl IntoIterator<Item = (&'f str, &'f str, &'f str)>) -> Self {
+        let mut targets = Self::default();
+        for (prompt, subject, target) in list {
+            let text = filled(prompt, subject);
+            let alike = targets.by_blank.entry(text.to_lowercase());
+            alike.and_modify(|alike| *alike = None).or_insert_with(|| Some(target.to_owned()));
+            targets.by_text.insert(text, target.to_owned());
+        }
+        targets
+    }
+
+    /// The target for the same text, or where there is none, for the only one that differs in letter case alone.
+    pub fn get(&self, prompt: &str, subject: &str) -> Option<&str> {
+        let text = filled(prompt, subject);
+        let alike = || self.by_blank.get(&text.to_lowercase())?.as_ref();
+        self.by_text.get(&text).or_else(alike).map(String::as_str)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -70,6 +99,24 @@ mod tests {
             let mut things = Things::default();
             let numbers = lists.map(|list| things.number(list.iter().map(|subject| ("{} is  a", *subject))));
             assert_eq!(numbers, expected.map(Vec::from), "{lists:?}");
+        }
+    }
+
+    #[test]
+    fn letter_case_chooses_between_the_targets_of_a_list_where_it_tells_them_apart() {
+        let targets = Targets::of([
+            ("{} is", "Apple", "a firm"),
+            ("{} is", "apple", "a fruit"),
+            ("{} is", "Pear", "red"),
+        ]);
+        for (subject, expected) in [
+            ("Apple", Some("a firm")),
+            ("apple", Some("a fruit")),
+            ("APPLE", None),
+            ("pear", Some("red")),
+            ("fig", None),
+        ] {
+            assert_eq!(targets.get("{}  is", subject), expected, "{subject}");
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Clash, Decision, Named, PlannedPatch, Side, Sides, StackError};
-use crate::facts::{PLACEHOLDER, Things, blank, same_target};
+use crate::facts::{PLACEHOLDER, Targets, Things, same_target};
 use crate::patch::manifest::Fact;
 
 /// The facts of all patches, and how they met.
@@ -56,9 +56,9 @@ pub(super) fn agree(
                 };
                 losers.into_iter().for_each(|loser| placed[loser].lost += 1);
             } else if let Sides::ByFact(targets) = sides
-                && let Some(target) = targets.get(&blank(&fact.prompt, &fact.subject))
+                && let Some(target) = chosen(targets, earlier.fact, fact)
             {
-                chosen_by_neither.push((clash, target.clone()));
+                chosen_by_neither.push((clash, target.to_owned()));
             } else {
                 contradictions.push(clash);
             }
@@ -112,7 +112,7 @@ fn decide(sides: &Sides, first: &Fact, second: &Fact) -> Option<bool> {
         Sides::Ours => Some(false),
         Sides::Theirs => Some(true),
         Sides::ByFact(targets) => {
-            let target = targets.get(&blank(&second.prompt, &second.subject))?;
+            let target = chosen(targets, first, second)?;
             match (same_target(target, &first.target_new), same_target(target, &second.target_new)) {
                 (true, false) => Some(false),
                 (false, true) => Some(true),
@@ -120,6 +120,11 @@ fn decide(sides: &Sides, first: &Fact, second: &Fact) -> Option<bool> {
             }
         }
     }
+}
+
+/// What `targets` say of two facts that are about one thing, and may differ in letter case.
+fn chosen<'t>(targets: &'t Targets, first: &Fact, second: &Fact) -> Option<&'t str> {
+    [second, first].iter().find_map(|fact| targets.get(&fact.prompt, &fact.subject))
 }
 
 /// A patch that lost everything it says is not needed, unless another builds on it.

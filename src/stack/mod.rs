@@ -16,14 +16,13 @@ mod agree;
 mod error;
 mod place;
 
-use std::collections::BTreeMap;
-
 use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
 use crate::digest::{PatchId, WeightsId};
 #[cfg(feature = "edit")]
 use crate::factors::FactorError;
+use crate::facts::Targets;
 use crate::operation::Progress;
 use crate::patch::Patch;
 use crate::patch::manifest::Fact;
@@ -59,8 +58,8 @@ pub enum Sides {
     Ours,
     /// That of the patch which comes later.
     Theirs,
-    /// The one whose target stands here, by [`crate::facts::blank`]; others are an error.
-    ByFact(BTreeMap<String, String>),
+    /// The one whose target stands here; others are an error.
+    ByFact(Targets),
 }
 
 /// What stacking some patches on a base comes to, found out before any update is read.

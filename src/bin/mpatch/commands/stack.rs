@@ -1,12 +1,11 @@
 //! `mpatch stack`: several patches as one, by adding their updates or by solving again for the facts of all.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::PatchId;
-use mpatch::facts::{FactsFile, SCHEMA, blank};
+use mpatch::facts::{FactsFile, SCHEMA, Targets};
 use mpatch::model::Precision;
 use mpatch::operation::touched;
 use mpatch::patch::Patch;
@@ -136,10 +135,11 @@ pub fn sides(
         (_, true, _) => Sides::Theirs,
         (_, _, Some(path)) => {
             let facts = read_facts(path, None, output)?;
-            let target = |request: &mpatch::facts::Request| {
-                (blank(&request.prompt, &request.subject), request.target_new.clone())
-            };
-            Sides::ByFact(facts.requests().map(target).collect::<BTreeMap<_, _>>())
+            Sides::ByFact(Targets::of(
+                facts
+                    .requests()
+                    .map(|fact| (fact.prompt.as_str(), fact.subject.as_str(), fact.target_new.as_str())),
+            ))
         }
         _ => Sides::Refuse,
     })
