@@ -12,7 +12,7 @@ use faer::Mat;
 
 use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
-use super::solve::{Factor, RIDGE_RELATIVE};
+use super::solve::{Factor, RIDGES_RELATIVE};
 use super::value::Value;
 use super::{EditError, FactPrompt};
 use crate::checkpoint::{CheckpointError, RecordLog, limit_folder, read_records, touch, write_records};
@@ -58,7 +58,7 @@ impl FactorCache {
     ) -> Result<Factor, EditError> {
         let origin = format!(
             "mpatch factor 1; statistics {statistics}; layer {layer}; weight {weight:?}; inner {inner}; \
-             ridge {RIDGE_RELATIVE:?}"
+             ridges {RIDGES_RELATIVE:?}"
         );
         let name = FileDigest::of(origin.as_bytes()).short();
         let path = self.folder.join(format!("{name}.{FACTOR_ENDING}"));

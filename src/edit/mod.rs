@@ -98,8 +98,8 @@ pub enum EditError {
     },
     /// No update can be solved for.
     #[error(
-        "layer {layer}: lambda * C + K K^T is not positive definite, even with a ridge; make the statistics from \
-         several times as many tokens as the layer is wide, or check them for NaN"
+        "layer {layer}: lambda * C + K K^T is not positive definite, even with a ridge; check the \
+         statistics for NaN"
     )]
     Singular {
         /// The layer.

@@ -367,7 +367,8 @@ impl Report for CreateReport {
         write_scores(page, &self.before, &self.after);
         for (layer, ridge) in &self.ridges {
             page.line(&format!(
-                "layer {layer}: some key coordinates never fire; {ridge:.1e} was added to the diagonal"
+                "layer {layer}: keys do not fill its second moment; {ridge:.1e} was added to the diagonal, and \
+                 statistics from more text may harm neighbours less"
             ));
         }
         self.write_facts(page);
