@@ -67,6 +67,15 @@ pub fn collect_part(
         let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
         (sums, digest, done)
     };
+    if done.tokens == 0 {
+        let what = match shard {
+            Some(shard) => {
+                format!("shard {shard} gets no document, for there are too few: take fewer shards")
+            }
+            None => "there is no text to run".to_owned(),
+        };
+        return Err(EditError::Corpus { line: 1, what });
+    }
     sums.finish(base, digest, Drawn { amount, shard, documents: done.documents }, done.tokens)
 }
 
@@ -98,9 +107,6 @@ fn run<'a>(
             sums.add(&batch)?;
             progress(done);
         }
-    }
-    if done.tokens == 0 {
-        return Err(EditError::Corpus { line: 1, what: "there is no text to run".to_owned() });
     }
     Ok((sums, done))
 }

@@ -300,6 +300,16 @@ pub fn find_statistics(
     let open = |path: &Path| StatisticsFile::open(path).map_err(|error| statistics_error(path, error));
     if let Some(path) = given {
         let file = open(path)?;
+        if let Some(shard) = file.provenance().drawn.shard {
+            let message = format!(
+                "`{}` is shard {}/{} of a text's statistics, and no statistics by itself",
+                path.display(),
+                shard.index,
+                shard.count
+            );
+            let hint = "put all shards together: `mpatch stats --merge SHARD... -o FILE`";
+            return Err(CommandError::new(ExitKind::Usage, message).hint(hint));
+        }
         file.check(base, inner, layers).map_err(|error| {
             let refused = edit_error(path, error);
             let of_another_base = file.provenance().base != base;
