@@ -52,9 +52,8 @@ pub fn read_npz(archive: impl Read + Seek, inner: Option<usize>) -> Result<Impor
         false => Err(refuse(&format!("has counts of shape {shape:?}, expected one positive number"))),
     };
     let count = member(&mut archive, "mom2.count", is_one)?;
-    let count: Vec<i64> = count
-        .into_vec()
-        .map_err(|error| refuse(&format!("has a count that is no 64-bit integer: {error}")))?;
+    let count =
+        integers(count).map_err(|error| refuse(&format!("has a count that is no integer: {error}")))?;
     match count.as_slice() {
         [count] if *count > 0 => {
             let count = count.unsigned_abs();
@@ -182,6 +181,15 @@ fn floats(array: NpyFile<Cursor<Vec<u8>>>) -> std::io::Result<Vec<f32>> {
     array.into_vec()
 }
 
+/// A count is what NumPy takes for an integer where it ran: 32 bits on some systems.
+fn integers(array: NpyFile<Cursor<Vec<u8>>>) -> std::io::Result<Vec<i64>> {
+    if array.dtype().descr().contains("i4") {
+        let values: Vec<i32> = array.into_vec()?;
+        return Ok(values.into_iter().map(i64::from).collect());
+    }
+    array.into_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;
@@ -190,11 +198,15 @@ mod tests {
 
     /// An archive of one array with this header and data, and a count.
     fn archive(header: &str, data: &[u8]) -> Cursor<Vec<u8>> {
+        archive_counted(header, data, "<i8", &5_i64.to_le_bytes())
+    }
+
+    fn archive_counted(header: &str, data: &[u8], descr: &str, count: &[u8]) -> Cursor<Vec<u8>> {
         let array = |header: &str, data: &[u8]| {
             let size = u16::try_from(header.len()).expect("short headers only").to_le_bytes();
             [&b"\x93NUMPY\x01\x00"[..], &size, header.as_bytes(), data].concat()
         };
-        let count = array("{'descr': '<i8', 'fortran_order': False, 'shape': (), }\n", &5_i64.to_le_bytes());
+        let count = array(&format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (), }}\n"), count);
         let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
         let stored =
             zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
@@ -217,6 +229,8 @@ mod tests {
         let found = read_npz(archive(header, &data), Some(2)).expect("it is right");
         let sum = LayerSum { sum: vec![1.0, 2.0, 3.0, 4.0], count: 5 };
         assert_eq!(found, Imported { sum, inner: 2 });
+        let narrow = archive_counted(header, &data, "<i4", &5_i32.to_le_bytes());
+        assert_eq!(read_npz(narrow, Some(2)).expect("a count of 32 bits"), found);
         let found = read_npz(archive(header, &data), Some(3)).expect_err("of another width").to_string();
         assert!(found.ends_with("shape [2, 2], expected a square matrix of 3 rows"), "{found}");
     }

@@ -219,24 +219,33 @@ fn npz_files(paths: &[PathBuf]) -> Result<Vec<PathBuf>, CommandError> {
         }
         let entries = std::fs::read_dir(path).map_err(|error| CommandError::io("read", path, &error))?;
         let named = entries.filter_map(|entry| Some(entry.ok()?.path()));
-        let mut found: Vec<_> =
-            named.filter(|path| path.extension().is_some_and(|ending| ending == "npz")).collect();
+        // The reference puts other layers' inputs into the same folder.
+        let mut found: Vec<_> = named
+            .filter(|path| {
+                path.extension().is_some_and(|ending| ending == "npz")
+                    && layer_of_name(&name_of(path)).is_some()
+            })
+            .collect();
         found.sort();
         files.extend(found);
     }
     if files.is_empty() {
         return Err(CommandError::new(
             ExitKind::Usage,
-            "there is no `.npz` file among what is to be imported",
+            "there is no `.npz` file of an `mlp.fc_out` among what is to be imported",
         )
         .hint("the reference keeps them in `data/stats/MODEL/DATASET_stats`"));
     }
     Ok(files)
 }
 
+fn name_of(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statistics, CommandError> {
     let (inner, layers_of_model) = (folder.config.inner, folder.config.layers);
-    let mut layers = BTreeMap::new();
+    let (mut layers, mut files) = (BTreeMap::new(), BTreeMap::new());
     let mut corpora = Vec::new();
     for path in npz_files(paths)? {
         // Before its name is judged: of what is not there, nothing else is wrong.
@@ -245,8 +254,7 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
             CommandError::new(ExitKind::Malformed, format!("`{}` {what}", path.display()))
                 .hint("give the reference's own `.npz` files for this model")
         };
-        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let layer = layer_of_name(&name).ok_or_else(|| {
+        let layer = layer_of_name(&name_of(&path)).ok_or_else(|| {
             refuse(
                 "does not say its layer, as in `transformer.h.3.mlp.fc_out_float32_mom2_100000.npz`"
                     .to_owned(),
@@ -258,9 +266,12 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
         }
         let imported = read_npz(file, Some(inner))
             .map_err(|error| refuse(format!("cannot be imported as layer {layer}: {error}")))?;
-        if layers.insert(layer, imported.sum).is_some() {
-            return Err(refuse(format!("is the second file of layer {layer}")));
+        if let Some(first) = files.insert(layer, path.clone()) {
+            let what =
+                format!("is of layer {layer}, as `{}` is: name the files, one for each", first.display());
+            return Err(refuse(what));
         }
+        layers.insert(layer, imported.sum);
         corpora.push(file_digest(&path)?);
     }
     output.note("imported statistics do not name their model: that they are of this one is taken on trust");
