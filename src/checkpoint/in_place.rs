@@ -14,7 +14,7 @@ use crate::digest::TensorDigest;
 
 /// A tensor that is to be rewritten where it lies: what it holds now, and what it is to hold.
 #[derive(Debug, Clone, Copy)]
-pub struct Rewrite<'a> {
+pub(crate) struct Rewrite<'a> {
     /// The tensor.
     pub tensor: &'a TensorInfo,
     /// Its digest now.
@@ -40,7 +40,7 @@ pub(super) struct InPlace<'a> {
 ///
 /// # Errors
 /// [`CheckpointError::InPlace`], in words; [`CheckpointError::Io`] where a file cannot be examined.
-pub fn check_in_place<'t>(
+pub(crate) fn check_in_place<'t>(
     checkpoint: &Checkpoint,
     touched: impl IntoIterator<Item = &'t TensorInfo>,
 ) -> Result<(), CheckpointError> {

@@ -23,6 +23,7 @@ mod keep;
 mod last_step;
 mod locate;
 mod pipeline;
+#[cfg(feature = "edit")]
 mod records;
 pub(crate) mod recover;
 mod source;
@@ -52,20 +53,22 @@ pub use self::create::{NewTensor, write_new, write_new_folder, write_over, write
 pub(crate) use self::create::{write_new_folder_on, write_new_on, write_safetensors_on};
 pub use self::error::CheckpointError;
 pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX};
-pub use self::in_place::{Rewrite, check_in_place};
+pub(crate) use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
 pub use self::journal::Outcome;
 pub use self::last_step::on_last_step;
 #[cfg(feature = "history")]
 pub(crate) use self::last_step::tell_of_last_step;
 pub(crate) use self::pipeline::pipeline;
-pub use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
+#[cfg(feature = "edit")]
+pub(crate) use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
 pub use self::recover::{Recovered, recover};
 pub use self::source::FileSource;
 pub use self::space::free_space_bytes;
 pub use self::target::check_output;
 pub use self::temporary::PassingFolder;
-pub use self::write::{Committed, Filled, Output};
+pub(crate) use self::write::Output;
+pub use self::write::copy;
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};
 use self::header::HEADER_SIZE_FIELD_BYTES;
@@ -342,7 +345,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::Stopped`].
-    pub fn digest_with(
+    fn digest_with(
         &self,
         tensor: &TensorInfo,
         progress: &(dyn Fn(u64) + Sync),
@@ -392,8 +395,8 @@ impl Checkpoint {
     }
 
     /// The weights id that these digests, one per tensor of [`Checkpoint::tensors`], give.
-    pub fn weights_id_of(&self, digests: &[TensorDigest]) -> WeightsId {
-        debug_assert_eq!(digests.len(), self.tensors.len(), "one digest per tensor");
+    pub(crate) fn weights_id_of(&self, digests: &[TensorDigest]) -> WeightsId {
+        assert_eq!(digests.len(), self.tensors.len(), "one digest per tensor");
         WeightsId::of_tensors(self.tensors.iter().zip(digests).map(|(tensor, digest)| {
             (tensor.name.as_str(), tensor.dtype.as_str(), tensor.shape.as_slice(), *digest)
         }))

@@ -27,7 +27,7 @@ const DIGEST_BYTES: u64 = 32;
 
 /// A log that one process appends to; each record is on disk before [`RecordLog::append`] returns.
 #[derive(Debug)]
-pub struct RecordLog {
+pub(crate) struct RecordLog {
     path: PathBuf,
     file: File,
 }
@@ -124,7 +124,7 @@ fn has_name(file: &File, path: &Path) -> std::io::Result<bool> {
 ///
 /// # Errors
 /// [`CheckpointError::Io`].
-pub fn write_records(
+pub(crate) fn write_records(
     path: &Path,
     origin: &[u8],
     payloads: impl FnOnce(&mut dyn FnMut(&[u8]) -> std::io::Result<()>) -> std::io::Result<()>,
@@ -140,7 +140,7 @@ pub fn write_records(
 ///
 /// # Errors
 /// [`CheckpointError::Io`]; a file that is not there is no error.
-pub fn read_records(
+pub(crate) fn read_records(
     path: &Path,
     origin: &[u8],
     mut read: impl FnMut(Vec<u8>),
@@ -163,7 +163,7 @@ pub fn read_records(
 
 /// Removes the files of `folder` that end in `ending`, oldest first, until those left take `limit` bytes at most;
 /// `kept` stays whatever its age, and so does a log that a process holds. A file that cannot be removed is left.
-pub fn limit_folder(folder: &Path, ending: &str, limit_bytes: u64, kept: &Path) {
+pub(crate) fn limit_folder(folder: &Path, ending: &str, limit_bytes: u64, kept: &Path) {
     let Ok(entries) = std::fs::read_dir(folder) else { return };
     let described = entries.filter_map(|entry| {
         let path = entry.ok()?.path();
@@ -192,7 +192,7 @@ pub fn limit_folder(folder: &Path, ending: &str, limit_bytes: u64, kept: &Path) 
 }
 
 /// Marks a file as used now, for [`limit_folder`]; where that is not allowed, its age stays.
-pub fn touch(path: &Path) {
+pub(crate) fn touch(path: &Path) {
     if let Ok(file) = OpenOptions::new().append(true).open(path) {
         let _ = file.set_modified(SystemTime::now());
     }

@@ -38,7 +38,7 @@ type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// A checkpoint in the making; dropped before [`Output::commit`], it leaves everything as it was.
 #[derive(Debug)]
-pub struct Output<'a> {
+pub(crate) struct Output<'a> {
     kind: OutputKind<'a>,
     /// Some of the work has failed, so that the rest is for nothing.
     given_up: AtomicBool,
@@ -53,11 +53,11 @@ enum OutputKind<'a> {
 /// Says that an output has all its bytes: what [`Output::fill`] gives, and [`Output::commit`] asks for.
 #[derive(Debug)]
 #[must_use]
-pub struct Filled(());
+pub(crate) struct Filled(());
 
 /// A finished output.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Committed {
+pub(crate) struct Committed {
     /// Where it lies.
     pub path: PathBuf,
     /// What of the base's folder was not taken along: weights in other forms, which nobody edited, links that lead out
@@ -67,6 +67,18 @@ pub struct Committed {
     pub linked: Vec<String>,
     /// Untouched shards that could not be shared with the base and were copied.
     pub copied: Vec<String>,
+}
+
+/// Copies a checkpoint to the new `target`, with what else is in its folder.
+///
+/// `progress` is told the bytes of a single file; shards are mostly shared, and of them it is told nothing.
+///
+/// # Errors
+/// As [`check_output`], and whatever goes wrong with copying; there is no `target` then.
+pub fn copy(checkpoint: &Checkpoint, target: &Path, progress: Progress<'_>) -> Result<(), CheckpointError> {
+    let output = Output::create(checkpoint, target, [], progress)?;
+    let ((), filled) = output.fill(progress, || Ok::<_, CheckpointError>(()))?;
+    output.commit(filled).map(|_| ())
 }
 
 impl<'a> Output<'a> {

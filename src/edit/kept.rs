@@ -1,7 +1,7 @@
 //! What a long run keeps for later ones: the factors of `lambda * C`, and the values found so far.
 //!
 //! Both can be made again, so neither is believed unread: every record carries its digest and every file says what
-//! it was made from ([`crate::checkpoint::RecordLog`]). What is damaged or was made from something else is made anew,
+//! it was made from (see `src/checkpoint/records.rs`). What is damaged or was made from something else is made anew,
 //! and what was kept gives the same bits as what is made.
 
 use std::collections::BTreeMap;

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mpatch::checkpoint::{Checkpoint, CheckpointError, Layout, Output as Copy, PassingFolder};
+use mpatch::checkpoint::{Checkpoint, Layout, PassingFolder, copy};
 use mpatch::digest::PatchId;
 use mpatch::operation::{Answer, Direction, plan, survey_size_bytes};
 use mpatch::patch::Patch;
@@ -37,11 +37,8 @@ pub fn walk(
     let _doing = doing(Work::Copying);
     let Some((last, before)) = steps.split_last() else {
         let progress = output.progress("copying", checkpoint.weights_size_bytes());
-        let told = |bytes| progress.add(bytes);
         let checkpoint = checkpoint.before_last_step(before_last_step);
-        let copy = Copy::create(&checkpoint, target, [], &told)?;
-        let ((), filled) = copy.fill(&told, || Ok::<_, CheckpointError>(()))?;
-        copy.commit(filled)?;
+        copy(&checkpoint, target, &|bytes| progress.add(bytes))?;
         return Ok(());
     };
     let passing = PassingFolder::create(folder_of(target))?;
