@@ -172,7 +172,7 @@ impl Incoming<'_> {
     }
 
     fn objects(&self) -> ObjectStore<'_> {
-        ObjectStore { repository: &self.repository, lfs: self.store.lfs() }
+        ObjectStore { repository: &self.repository, lfs: &self.store.lfs }
     }
 
     /// Names of one kind that came, and the states of the model that they lead to.
@@ -232,7 +232,7 @@ impl Incoming<'_> {
     /// What is wrong with a commit.
     pub fn missing(&self) -> Result<Vec<Pointer>, StoreError> {
         let mut found = pointers(self.objects(), self.commits()?)?;
-        found.retain(|pointer| self.store.lfs().read(pointer).is_err());
+        found.retain(|pointer| self.store.lfs.read(pointer).is_err());
         Ok(found)
     }
 

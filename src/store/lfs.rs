@@ -18,7 +18,7 @@ use super::error::StoreError;
 use crate::patch::layout::MAGIC;
 
 /// Patches above this size are kept by LFS: libgit2 holds a blob twice in memory, and hosts refuse large ones.
-pub const INLINE_SIZE_MAX_BYTES: usize = 1 << 20;
+pub(super) const INLINE_SIZE_MAX_BYTES: usize = 1 << 20;
 /// No pointer is larger.
 pub(super) const POINTER_SIZE_MAX_BYTES: usize = 1024;
 /// Digits of an object's id.
@@ -28,13 +28,18 @@ const VERSION_LINE: &str = "version https://git-lfs.github.com/spec/v1";
 /// What stands in git for a large file.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pointer {
-    /// SHA-256 of the bytes, in lower-case hex: 64 digits.
-    pub oid: String,
+    /// SHA-256 of the bytes, in lower-case hex: 64 digits, which [`Objects::path`] takes apart.
+    oid: String,
     /// Their number.
-    pub size_bytes: u64,
+    size_bytes: u64,
 }
 
 impl Pointer {
+    /// The id of the object: SHA-256 of the bytes, 64 digits in lower-case hex.
+    pub fn oid(&self) -> &str {
+        &self.oid
+    }
+
     /// The pointer to `bytes`.
     pub(super) fn to(bytes: &[u8]) -> Self {
         Self { oid: hex(&Sha256::digest(bytes)), size_bytes: bytes.len() as u64 }
@@ -85,7 +90,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// The LFS objects of a repository.
 #[derive(Debug, Clone)]
-pub struct Objects {
+pub(super) struct Objects {
     folder: PathBuf,
 }
 
@@ -110,12 +115,12 @@ impl Objects {
     }
 
     /// The folder that `git lfs` calls its storage.
-    pub fn folder(&self) -> &Path {
+    pub(super) fn folder(&self) -> &Path {
         &self.folder
     }
 
     /// Where the object lies, or would.
-    pub fn path(&self, pointer: &Pointer) -> PathBuf {
+    pub(super) fn path(&self, pointer: &Pointer) -> PathBuf {
         self.folder.join("objects").join(&pointer.oid[..2]).join(&pointer.oid[2..4]).join(&pointer.oid)
     }
 

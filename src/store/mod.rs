@@ -16,7 +16,7 @@ mod change;
 mod error;
 pub mod fsck;
 mod incoming;
-pub mod lfs;
+mod lfs;
 mod lock;
 mod log;
 mod message;
@@ -48,6 +48,7 @@ pub use self::error::StoreError;
 #[doc(hidden)] // For the command line, which says an error with its causes in the same words.
 pub use self::error::chain;
 pub use self::incoming::{Incoming, Received};
+pub use self::lfs::Pointer;
 pub use self::log::Commit;
 pub use self::message::{FACTS_LISTED_MAX, Message, is_invisible};
 pub use self::objects::SERIES_MAX;
@@ -193,11 +194,6 @@ impl Store {
     /// The repository's own folder.
     pub fn git_folder(&self) -> &Path {
         self.repository.path()
-    }
-
-    /// Where large patches are kept.
-    pub fn lfs(&self) -> &lfs::Objects {
-        &self.lfs
     }
 
     /// All names as they are now.

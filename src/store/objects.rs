@@ -110,9 +110,9 @@ impl ObjectStore<'_> {
         let mut bytes = self.read_blob(stored.blob, &patch_path(id), BLOB_SIZE_MAX_BYTES)?;
         if let Some(pointer) = Pointer::parse(&bytes) {
             bytes = self.lfs.read(&pointer).map_err(|absent| match absent {
-                Absent::Missing => StoreError::Missing { patch: id, oid: pointer.oid.clone() },
+                Absent::Missing => StoreError::Missing { patch: id, oid: pointer.oid().to_owned() },
                 Absent::Damaged { found } => {
-                    StoreError::Damaged { patch: id, oid: pointer.oid.clone(), found }
+                    StoreError::Damaged { patch: id, oid: pointer.oid().to_owned(), found }
                 }
                 Absent::Io(error) => error,
             })?;

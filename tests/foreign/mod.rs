@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use mpatch::patch::Patch;
-use mpatch::store::lfs::Pointer;
 
 use crate::drafts::Numbers;
 use crate::material::{key, signed_with};
@@ -14,13 +13,13 @@ use crate::{commit, file, import, lfs_is_here};
 
 /// Puts bytes where Git LFS has them; with the text of the pointer to them.
 fn kept(place: &Place, oid: &str, bytes: &[u8]) -> (PathBuf, String) {
-    let pointer = Pointer { oid: oid.repeat(64), size_bytes: bytes.len() as u64 };
-    let path = place.path(".git/lfs/objects").join(&pointer.oid[..2]).join(&pointer.oid[2..4]);
+    let path = place.path(".git/lfs/objects").join(oid.repeat(2)).join(oid.repeat(2));
     fs::create_dir_all(&path).unwrap();
-    let path = path.join(&pointer.oid);
+    let oid = oid.repeat(64);
+    let path = path.join(&oid);
     fs::write(&path, bytes).unwrap();
     let text = "version https://git-lfs.github.com/spec/v1";
-    (path, format!("{text}\noid sha256:{}\nsize {}\n", pointer.oid, pointer.size_bytes))
+    (path, format!("{text}\noid sha256:{oid}\nsize {}\n", bytes.len()))
 }
 
 /// Makes a branch `docs` of a file that is nothing of a model's.

@@ -175,7 +175,7 @@ pub fn push(
     let large = store.large_patches(&commits)?;
     if !large.is_empty() {
         let mut words = vec!["lfs", "push", "--object-id", REMOTE];
-        words.extend(large.iter().map(|pointer| pointer.oid.as_str()));
+        words.extend(large.iter().map(|pointer| pointer.oid()));
         git(incoming, address, &words)?;
     }
     let targets: Vec<String> = names.iter().map(|(commit, name)| format!("{commit}:{name}")).collect();
