@@ -25,6 +25,13 @@ pub struct Change<'s> {
     pub(super) added: Option<(CommitId, Base, State)>,
 }
 
+/// Which way an operation is gone once more.
+#[derive(Clone, Copy)]
+enum Replay {
+    Undo,
+    Redo,
+}
+
 impl Change<'_> {
     /// The names as this change will leave them.
     pub fn view(&self) -> &View {
@@ -241,7 +248,7 @@ impl Change<'_> {
     /// # Errors
     /// [`StoreError::NothingTo`].
     pub fn undo(self) -> Result<Operation, StoreError> {
-        self.replay("undo", |done, _| done.last().copied().cloned())
+        self.replay(Replay::Undo)
     }
 
     /// Does the operation again that was undone last.
@@ -249,21 +256,21 @@ impl Change<'_> {
     /// # Errors
     /// [`StoreError::NothingTo`].
     pub fn redo(self) -> Result<Operation, StoreError> {
-        self.replay("redo", |_, undone| undone.last().copied().cloned())
+        self.replay(Replay::Redo)
     }
 
-    fn replay(
-        mut self,
-        verb: &'static str,
-        choose: impl FnOnce(&[&Operation], &[&Operation]) -> Option<Operation>,
-    ) -> Result<Operation, StoreError> {
+    fn replay(mut self, way: Replay) -> Result<Operation, StoreError> {
         let operations = self.store.operations()?;
         let (done, undone) = operations::stacks(&operations);
+        let (verb, chosen) = match way {
+            Replay::Undo => ("undo", done.last()),
+            Replay::Redo => ("redo", undone.last()),
+        };
         let nothing = || StoreError::NothingTo { verb };
-        let chosen = choose(&done, &undone).ok_or_else(nothing)?;
-        let (view, deed) = match verb {
-            "undo" => (&chosen.before, Deed::Undo(chosen.id)),
-            _ => (&chosen.after, Deed::Redo(chosen.id)),
+        let chosen = chosen.copied().cloned().ok_or_else(nothing)?;
+        let (view, deed) = match way {
+            Replay::Undo => (&chosen.before, Deed::Undo(chosen.id)),
+            Replay::Redo => (&chosen.after, Deed::Redo(chosen.id)),
         };
         // Before its first operation a store is nothing.
         if view.head_commit().is_none() {

@@ -29,7 +29,7 @@ const SERIES: &str = "series";
 const PATCHES: &str = "patches";
 const ATTRIBUTES: &str = ".gitattributes";
 /// Mode of a file in a tree.
-const FILE: i32 = 0o100_644;
+pub(super) const FILE: i32 = 0o100_644;
 /// Mode of a folder in a tree.
 const FOLDER: i32 = 0o040_000;
 /// Most patches in a series.

@@ -17,7 +17,7 @@ use git2::{Commit as GitCommit, ErrorCode, Oid, Repository, Signature, Time};
 
 use super::error::StoreError;
 use super::lock::Lock;
-use super::objects::write_commit;
+use super::objects::{FILE, write_commit};
 use super::refs::{CommitId, View};
 use crate::checkpoint::tell_of_last_step;
 
@@ -27,6 +27,12 @@ const BEFORE: &str = "before";
 const AFTER: &str = "after";
 /// The title of a move by others.
 const OUTSIDE: &str = "names moved outside of mpatch";
+/// What begins the line that says of an operation which other one it takes back.
+const UNDOES: &str = "Undoes: ";
+/// What begins the line that says of an operation which other one it does again.
+const REDOES: &str = "Redoes: ";
+/// The line that says of an operation that it was a move by others.
+const BY_OTHERS: &str = "Outside: yes";
 
 /// Who does something, and when; the clock is the caller's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +64,33 @@ pub enum Deed {
     Redo(CommitId),
     /// Names that were moved by others.
     Outside,
+}
+
+impl Deed {
+    /// The message of an operation: its title, and a line that says its kind.
+    fn message(self, title: &str) -> String {
+        let line = match self {
+            Self::Do => return format!("{title}\n"),
+            Self::Undo(operation) => format!("{UNDOES}{operation}"),
+            Self::Redo(operation) => format!("{REDOES}{operation}"),
+            Self::Outside => BY_OTHERS.to_owned(),
+        };
+        format!("{title}\n\n{line}\n")
+    }
+
+    /// What the message of an operation says of its kind.
+    fn of_message(message: &str) -> Self {
+        let of = |key: &str| {
+            let line = message.lines().find_map(|line| line.strip_prefix(key))?;
+            Some(CommitId(line.parse().ok()?))
+        };
+        match (of(UNDOES), of(REDOES)) {
+            (Some(operation), _) => Self::Undo(operation),
+            (_, Some(operation)) => Self::Redo(operation),
+            _ if message.lines().any(|line| line == BY_OTHERS) => Self::Outside,
+            _ => Self::Do,
+        }
+    }
 }
 
 /// One operation.
@@ -184,21 +217,11 @@ fn read(repository: &Repository, commit: &GitCommit<'_>) -> Result<Operation, St
         text.and_then(View::parse).ok_or_else(|| refuse("its names cannot be read"))
     };
     let message = commit.message().map_err(|_| refuse("its words are not UTF-8"))?;
-    let of = |key: &str| {
-        let line = message.lines().find_map(|line| line.strip_prefix(key))?;
-        Some(CommitId(line.parse().ok()?))
-    };
-    let deed = match (of("Undoes: "), of("Redoes: ")) {
-        (Some(operation), _) => Deed::Undo(operation),
-        (_, Some(operation)) => Deed::Redo(operation),
-        _ if message.lines().any(|line| line == "Outside: yes") => Deed::Outside,
-        _ => Deed::Do,
-    };
     let time = commit.time();
     Ok(Operation {
         id: CommitId(commit.id()),
         title: message.lines().next().unwrap_or_default().to_owned(),
-        deed,
+        deed: Deed::of_message(message),
         seconds: time.seconds(),
         offset_minutes: time.offset_minutes(),
         before: view(BEFORE)?,
@@ -246,7 +269,7 @@ impl Journal {
         let model = last.as_ref().and_then(|last| last.after.model.clone());
         let now = View::of(repository, model)?;
         if let Some(last) = last.filter(|last| last.after != now) {
-            let message = format!("{OUTSIDE}\n\nOutside: yes\n");
+            let message = Deed::Outside.message(OUTSIDE);
             let operation = write(repository, &author, &message, &last.after, &now)?;
             point(repository, OPERATIONS, operation)?;
         }
@@ -255,15 +278,9 @@ impl Journal {
 
     /// Moves the names, and records that they moved.
     pub(super) fn finish(self, repository: &Repository, title: &str, deed: Deed) -> Result<(), StoreError> {
-        let trailer = match deed {
-            Deed::Undo(operation) => format!("\nUndoes: {operation}\n"),
-            Deed::Redo(operation) => format!("\nRedoes: {operation}\n"),
-            Deed::Do | Deed::Outside => String::new(),
-        };
-        let message = format!("{title}\n{trailer}");
         self.after.refs.keys().try_for_each(|name| self.after.check_room(name))?;
         tell_of_last_step();
-        let operation = write(repository, &self.author, &message, &self.before, &self.after)?;
+        let operation = write(repository, &self.author, &deed.message(title), &self.before, &self.after)?;
         announce(repository, operation)?;
         carry_out(repository, operation, &self.before, &self.after)
     }
@@ -355,7 +372,7 @@ fn write(
     for (name, view) in [(BEFORE, before), (AFTER, after)] {
         let text = view.text().map_err(|error| StoreError::malformed("an operation", error.to_string()))?;
         let blob = repository.blob(text.as_bytes()).map_err(failed())?;
-        tree.insert(name, blob, 0o100_644).map_err(failed())?;
+        tree.insert(name, blob, FILE).map_err(failed())?;
     }
     let tree = repository.find_tree(tree.write().map_err(failed())?).map_err(failed())?;
     let kept = match &last {
