@@ -23,7 +23,7 @@ use super::objects::{Snapshot, Stored, bytes_of, odb_alone};
 use super::operations;
 use super::refs::{self, CommitId, View};
 use super::state::Paths;
-use super::{Store, TEMPORARY_PREFIX, lfs};
+use super::{Store, lfs, temporary_folder};
 use crate::digest::PatchId;
 use crate::patch::Patch;
 use crate::patch::manifest::Binding;
@@ -199,13 +199,8 @@ impl Store {
             checked.patches += 1;
             let patch = self.objects().read_patch(id, stored);
             checked.patch_size_bytes += patch.as_ref().map_or(0, |patch| patch.size_bytes() as u64);
-            let bindings = match (&patch, stored.manifest) {
-                (Ok(patch), None) => Ok(patch.manifest().bindings.clone()),
-                _ => self.objects().read_manifest(id, stored).map(|manifest| manifest.bindings),
-            };
-            let problem = match bindings {
+            let problem = match self.objects().bindings(id, stored, patch.as_ref().ok()) {
                 Ok(bindings) => {
-                    // States are told by what the manifest says, without the rest of a large patch.
                     seen.bindings.insert(id, bindings);
                     patch.err()
                 }
@@ -462,11 +457,7 @@ impl Store {
         let above = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let name = if above == "pack" { name.into_owned() } else { format!("{above}{name}") };
-        let free = |number: u32| {
-            let place = folder.join(format!("{name}.{number}"));
-            place.symlink_metadata().is_err().then_some(place)
-        };
-        let Some(place) = (1..).find_map(free) else { return Ok(()) };
+        let place = lfs::first_free(|number| folder.join(format!("{name}.{number}")));
         std::fs::rename(path, &place).map_err(StoreError::io(path, "move"))?;
         lfs::sync(&folder)
     }
@@ -543,8 +534,7 @@ fn listed_in(index: &[u8]) -> Result<BTreeSet<Oid>, &'static str> {
 impl Pack {
     fn open(&self, store: &Store) -> Result<Apart, StoreError> {
         let git = store.git_folder();
-        let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
-        let folder = folder.map_err(StoreError::io(git, "write to"))?;
+        let folder = temporary_folder(git)?;
         let objects = folder.path().join("objects");
         let (there, here) =
             (git.join("objects/pack").join(&self.name), objects.join("pack").join(&self.name));

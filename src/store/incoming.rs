@@ -19,7 +19,7 @@ use super::log::{is_strange, reachable};
 use super::objects::{ObjectStore, Stored};
 use super::refs::{CommitId, Kind, is_foreign};
 use super::state::Paths;
-use super::{Change, Store, TEMPORARY_PREFIX};
+use super::{Change, Store, temporary_folder};
 use crate::checkpoint::tell_of_last_step;
 use crate::digest::PatchId;
 use crate::patch::Patch;
@@ -60,9 +60,7 @@ pub struct Received {
 impl Store {
     /// An empty repository in the store's own folder, gone when it is dropped.
     pub(super) fn passing_repository(&self) -> Result<Passing, StoreError> {
-        let git = self.git_folder();
-        let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
-        let folder = folder.map_err(StoreError::io(git, "write to"))?;
+        let folder = temporary_folder(self.git_folder())?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).no_reinit(true).external_template(false).initial_head(NOWHERE);
         let repository = Repository::init_opts(folder.path(), &options);
@@ -243,11 +241,7 @@ impl Incoming<'_> {
         let mut bindings = BTreeMap::new();
         for (id, stored) in patches(objects, &trees)? {
             let patch = objects.read_patch(id, stored)?;
-            let of_patch = match stored.manifest {
-                None => patch.manifest().bindings.clone(),
-                Some(_) => objects.read_manifest(id, stored)?.bindings,
-            };
-            bindings.insert(id, of_patch);
+            bindings.insert(id, objects.bindings(id, stored, Some(&patch))?);
         }
         self.check_states(&trees, with_base, &bindings)?;
         let odb = self.store.repository.odb().map_err(StoreError::git("open its objects"))?;

@@ -42,7 +42,7 @@ impl Pointer {
 
     /// The pointer to `bytes`.
     pub(super) fn to(bytes: &[u8]) -> Self {
-        Self { oid: hex(&Sha256::digest(bytes)), size_bytes: bytes.len() as u64 }
+        Self { oid: format!("{:x}", Sha256::digest(bytes)), size_bytes: bytes.len() as u64 }
     }
 
     /// The pointer that `blob` is, if it is one.
@@ -82,10 +82,6 @@ pub(super) fn is_patch(path: &Path) -> Result<bool, StoreError> {
     let file = File::open(path).map_err(StoreError::io(path, "open"))?;
     file.take(MAGIC.len() as u64).read_to_end(&mut start).map_err(StoreError::io(path, "read"))?;
     Ok(start == MAGIC)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The LFS objects of a repository.
@@ -193,11 +189,17 @@ impl Objects {
 
 /// Renames a damaged file, so that a whole one can take its place and nothing is deleted.
 pub(super) fn set_aside(path: &Path) -> Result<(), StoreError> {
+    let aside = first_free(|number| path.with_extension(format!("damaged-{number}")));
+    std::fs::rename(path, aside).map_err(StoreError::io(path, "rename"))
+}
+
+/// The first of numbered places where nothing is yet.
+pub(super) fn first_free(place: impl Fn(u64) -> PathBuf) -> PathBuf {
     let mut number = 1;
     loop {
-        let aside = path.with_extension(format!("damaged-{number}"));
-        if aside.symlink_metadata().is_err() {
-            return std::fs::rename(path, &aside).map_err(StoreError::io(path, "rename"));
+        let place = place(number);
+        if place.symlink_metadata().is_err() {
+            return place;
         }
         number += 1;
     }

@@ -111,8 +111,7 @@ impl Store {
         settings::apply().map_err(StoreError::git("be set up"))?;
         let full = Kind::Branch.full_name(branch)?;
         refuse_repository(folder)?;
-        let temporary = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(folder);
-        let temporary = temporary.map_err(StoreError::io(folder, "write to"))?;
+        let temporary = temporary_folder(folder)?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).no_reinit(true).external_template(false).initial_head(&full);
         let failed = || StoreError::git("be made");
@@ -236,9 +235,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoRevision`] where no commit has it, or what is wrong with its bytes.
     pub fn patch(&self, id: PatchId) -> Result<Patch, StoreError> {
-        let no_patch = || StoreError::NoRevision { revision: id.to_string(), nearest: None };
-        let stored = self.stored(id)?.ok_or_else(no_patch)?;
-        self.objects().read_patch(id, stored)
+        self.objects().read_patch(id, self.stored(id)?)
     }
 
     /// The patch's manifest; a large patch need not be here for it.
@@ -246,9 +243,7 @@ impl Store {
     /// # Errors
     /// As [`Store::patch`].
     pub fn manifest(&self, id: PatchId) -> Result<Manifest, StoreError> {
-        let no_patch = || StoreError::NoRevision { revision: id.to_string(), nearest: None };
-        let stored = self.stored(id)?.ok_or_else(no_patch)?;
-        self.objects().read_manifest(id, stored)
+        self.objects().read_manifest(id, self.stored(id)?)
     }
 
     /// The model that the store is about.
@@ -307,18 +302,18 @@ impl Store {
     ///
     /// Whoever asks for one patch of a series asks for the others: what a tree says of them is kept, or a history
     /// would be read once for each. Objects stay where they are, so it stays true.
-    fn stored(&self, id: PatchId) -> Result<Option<Stored>, StoreError> {
+    fn stored(&self, id: PatchId) -> Result<Stored, StoreError> {
         if let Some(known) = self.places.borrow().get(&id) {
-            return Ok(Some(*known));
+            return Ok(*known);
         }
         for commit in self.everything()? {
             let patches = self.snapshot(CommitId(commit))?.patches;
             if let Some(found) = patches.get(&id).copied() {
                 self.places.borrow_mut().extend(patches);
-                return Ok(Some(found));
+                return Ok(found);
             }
         }
-        Ok(None)
+        Err(StoreError::NoRevision { revision: id.to_string(), nearest: None })
     }
 
     fn snapshot(&self, commit: CommitId) -> Result<Snapshot, StoreError> {
@@ -434,6 +429,12 @@ fn refuse_repository(folder: &Path) -> Result<(), StoreError> {
         }
         Err(other) => Err(other),
     }
+}
+
+/// A folder under a passing name, gone when it is dropped.
+fn temporary_folder(above: &Path) -> Result<tempfile::TempDir, StoreError> {
+    let made = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(above);
+    made.map_err(StoreError::io(above, "write to"))
 }
 
 /// Writes every file and folder below `folder` through to the disk, after it is no longer everybody's to write, whatever

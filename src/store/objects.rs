@@ -22,6 +22,7 @@ use super::lfs::{Absent, INLINE_SIZE_MAX_BYTES, Objects, POINTER_SIZE_MAX_BYTES,
 use super::message::Message;
 use super::operations::Author;
 use crate::digest::{PatchId, WeightsId};
+use crate::patch::manifest::Binding;
 use crate::patch::{Manifest, Patch};
 
 const BASE: &str = "base.json";
@@ -123,6 +124,20 @@ impl ObjectStore<'_> {
             return Err(StoreError::malformed(patch_path(id), what));
         }
         Ok(patch)
+    }
+
+    /// The bindings of a patch, which states are told by: of a large one those of the manifest beside it, which is here
+    /// without the rest. `patch` is the patch where it could be read.
+    pub(super) fn bindings(
+        &self,
+        id: PatchId,
+        stored: Stored,
+        patch: Option<&Patch>,
+    ) -> Result<Vec<Binding>, StoreError> {
+        match (patch, stored.manifest) {
+            (Some(patch), None) => Ok(patch.manifest().bindings.clone()),
+            _ => Ok(self.read_manifest(id, stored)?.bindings),
+        }
     }
 
     /// The manifest of a patch, without its LFS object where it has one.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::error::StoreError;
 use super::incoming::move_packs;
 use super::objects::odb_alone;
-use super::{Change, CommitId, Store, TEMPORARY_PREFIX, lfs, lock};
+use super::{Change, CommitId, Store, TEMPORARY_PREFIX, lfs, lock, temporary_folder};
 
 /// Age in seconds from which a temporary folder is what a killed process left behind.
 const ABANDONED_SECONDS: i64 = 24 * 60 * 60;
@@ -123,8 +123,7 @@ impl Store {
             return Ok(0);
         }
         let git = self.git_folder();
-        let folder = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(git);
-        let folder = folder.map_err(StoreError::io(git, "write to"))?;
+        let folder = temporary_folder(git)?;
         let packs = folder.path().join("objects/pack");
         lfs::create_folder(&packs)?;
         let mut builder = self.repository.packbuilder().map_err(failed())?;
