@@ -84,12 +84,10 @@ impl UndoWriter {
         rows: Range<usize>,
         weights: &mut [u8],
     ) -> Result<RowsApplied, FactorError> {
-        check_shape(update, self.rows, self.columns)?;
-        update.check_rows("weights in bytes", &rows, dtype.size_bytes(), weights.len())?;
         if rows.start != self.row_next {
             return Err(fault(format!("rows from {} were given, expected {}", rows.start, self.row_next)));
         }
-        check_whole_blocks(&rows, self.rows, self.columns).map_err(fault)?;
+        check_block_rows(update, [self.rows, self.columns], dtype, &rows, weights.len())?;
         let (applied, blocks) = with_element!(dtype, E => apply_and_log::<E>(update, &rows, weights))?;
         for words in blocks {
             let count = u32::try_from(words.len());
@@ -118,6 +116,20 @@ impl UndoWriter {
         bytes.extend(self.words.iter().flat_map(|word| word.to_le_bytes()));
         Ok(bytes)
     }
+}
+
+/// Checks that a log and an update are of one shape, that `rows` are whole blocks of it, and that a buffer of `found`
+/// bytes holds exactly them.
+fn check_block_rows(
+    update: &Update,
+    [rows_total, columns]: [usize; 2],
+    dtype: Dtype,
+    rows: &Range<usize>,
+    found: usize,
+) -> Result<(), FactorError> {
+    check_shape(update, rows_total, columns)?;
+    update.check_rows(rows, dtype, found)?;
+    check_whole_blocks(rows, rows_total, columns).map_err(fault)
 }
 
 fn check_shape(update: &Update, rows: usize, columns: usize) -> Result<(), FactorError> {
@@ -306,9 +318,7 @@ impl UndoLog {
         rows: Range<usize>,
         weights: &mut [u8],
     ) -> Result<(), FactorError> {
-        check_shape(update, self.rows, self.columns)?;
-        update.check_rows("weights in bytes", &rows, dtype.size_bytes(), weights.len())?;
-        check_whole_blocks(&rows, self.rows, self.columns).map_err(fault)?;
+        check_block_rows(update, [self.rows, self.columns], dtype, &rows, weights.len())?;
         with_element!(dtype, E => self.revert_elements::<E>(update, rows, weights))
     }
 
@@ -324,9 +334,7 @@ impl UndoLog {
         rows: Range<usize>,
         weights: &mut [u8],
     ) -> Result<RowsApplied, FactorError> {
-        check_shape(update, self.rows, self.columns)?;
-        update.check_rows("weights in bytes", &rows, dtype.size_bytes(), weights.len())?;
-        check_whole_blocks(&rows, self.rows, self.columns).map_err(fault)?;
+        check_block_rows(update, [self.rows, self.columns], dtype, &rows, weights.len())?;
         let (applied, blocks) = with_element!(dtype, E => apply_and_log::<E>(update, &rows, weights))?;
         let first = rows.start / undo_rows_per_block(self.columns);
         for (block, words) in (first..).zip(blocks) {

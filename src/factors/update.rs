@@ -90,9 +90,8 @@ impl Update {
         for term in terms {
             let term = term?;
             if let Some(first) = laid_out.first() {
-                check_size("a term's column of rows", first.product.rows(), term.rows()).map_err(&refuse)?;
-                check_size("a term's row of columns", first.product.columns(), term.columns())
-                    .map_err(&refuse)?;
+                check_size("a column of a term", first.product.rows(), term.rows()).map_err(&refuse)?;
+                check_size("a row of a term", first.product.columns(), term.columns()).map_err(&refuse)?;
             }
             let Term { integers, row_scales, column_scales } = term;
             laid_out.push(LaidOut { product: Product::new(integers, kernel), row_scales, column_scales });
@@ -142,7 +141,7 @@ impl Update {
         rows: Range<usize>,
         weights: &mut [u8],
     ) -> Result<RowsApplied, FactorError> {
-        self.check_rows("weights in bytes", &rows, E::DTYPE.size_bytes(), weights.len())?;
+        self.check_rows(&rows, E::DTYPE, weights.len())?;
         if weights.is_empty() {
             return Ok(RowsApplied::default());
         }
@@ -278,13 +277,13 @@ impl Update {
     /// Checks that `rows` exist and that a buffer of `found` bytes holds exactly them.
     pub(super) fn check_rows(
         &self,
-        what: &'static str,
         rows: &Range<usize>,
-        size_bytes: usize,
+        dtype: Dtype,
         found: usize,
     ) -> Result<(), FactorError> {
         self.check_range(rows)?;
-        check_size(what, rows.len().saturating_mul(self.columns()).saturating_mul(size_bytes), found)
+        let expected = rows.len().saturating_mul(self.columns()).saturating_mul(dtype.size_bytes());
+        check_size("weights in bytes", expected, found)
     }
 }
 

@@ -12,7 +12,7 @@ use super::layout::{MANIFEST_SIZE_MAX_BYTES, PRELUDE_SIZE_BYTES, Prelude};
 use super::manifest::{Binding, IntegersEntry, Manifest, Section, SectionKind, TensorBinding, TermEntry};
 use super::rules;
 use super::section;
-use super::signature::{self, Signature};
+use super::signature;
 use crate::digest::{PatchId, SectionDigest};
 use crate::factors::{Integers, Term};
 
@@ -39,16 +39,16 @@ pub fn encode(draft: &Draft) -> Result<Vec<u8>, PatchError> {
         about: draft.about.clone(),
     };
     rules::check(&manifest)?;
-    assemble(&encoding::encode(&manifest)?, &stored.concat(), &[])
+    assemble(&encoding::encode(&manifest)?, &stored.concat())
 }
 
-/// Puts a file together: prelude, manifest, sections, signature block.
-fn assemble(manifest: &[u8], sections: &[u8], signatures: &[Signature]) -> Result<Vec<u8>, PatchError> {
+/// Puts a file together: prelude, manifest, sections, a block of no signatures.
+fn assemble(manifest: &[u8], sections: &[u8]) -> Result<Vec<u8>, PatchError> {
     if manifest.len() > MANIFEST_SIZE_MAX_BYTES {
         let (limit, found) = (MANIFEST_SIZE_MAX_BYTES as u64, manifest.len() as u64);
         return Err(PatchError::Limit { what: "the manifest's bytes".into(), limit, found });
     }
-    let block = signature::block_of(signatures)?;
+    let block = signature::block_of(&[])?;
     let prelude = prelude_of(manifest, sections.len() as u64, &block);
     let file = [&prelude.to_bytes()[..], manifest, sections, &block].concat();
     debug_assert_eq!(file.len() as u64, prelude.file_size);
