@@ -30,15 +30,13 @@ pub use self::mismatch::{Difference, Mismatch};
 use self::survey::locate;
 pub(crate) use self::survey::{Digests, Standing, standing, survey_digests};
 pub use self::survey::{survey_size_bytes, touched};
+pub use crate::checkpoint::Progress;
 
 /// Weights worked on at once, while as many are read and as many written, for each thread: enough for all of them to
 /// have rows, and little enough to be in the cache still when they are hashed and written.
 const BLOCK_BYTES_PER_THREAD: usize = 2 << 20;
 /// As many threads get their share; beside a model it is little.
 const BLOCK_THREADS_MAX: usize = 8;
-
-/// Told bytes as they are done, from any thread.
-pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// Something went wrong on the way from one state to the other; no output was left behind.
 #[derive(Debug, thiserror::Error)]

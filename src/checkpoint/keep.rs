@@ -10,18 +10,18 @@
 
 use std::sync::{Condvar, Mutex, MutexGuard};
 
-use super::CheckpointError;
 use super::blocks::{BlockHash, digest_of_blocks};
 use super::disk::{DirectWay, File, Pages};
 use super::journal::{Block, HASH_BYTES, Journal, Kept};
 use super::waiting::map_waiting;
+use super::{CheckpointError, Progress};
 
 /// Blocks of the journal between two syncs.
 const BLOCKS_PER_SYNC: usize = 64;
 
 /// Whom long work tells bytes, and asks whether to stop.
 pub(super) struct Told<'a> {
-    pub(super) progress: &'a (dyn Fn(u64) + Sync),
+    pub(super) progress: Progress<'a>,
     pub(super) stop: &'a (dyn Fn() -> Result<(), CheckpointError> + Sync),
 }
 

@@ -68,7 +68,7 @@ pub use self::space::free_space_bytes;
 pub use self::target::check_output;
 pub use self::temporary::PassingFolder;
 pub(crate) use self::write::Output;
-pub use self::write::copy;
+pub use self::write::{Progress, copy};
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};
 use self::header::HEADER_SIZE_FIELD_BYTES;
@@ -348,7 +348,7 @@ impl Checkpoint {
     fn digest_with(
         &self,
         tensor: &TensorInfo,
-        progress: &(dyn Fn(u64) + Sync),
+        progress: Progress<'_>,
     ) -> Result<TensorDigest, CheckpointError> {
         let hashed = hash_range(tensor.size_bytes, |bytes, offset| {
             self.read_at(tensor, offset, bytes)?;
@@ -370,7 +370,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// [`CheckpointError::Io`], [`CheckpointError::Stopped`].
-    pub fn weights_id_with(&self, progress: &(dyn Fn(u64) + Sync)) -> Result<WeightsId, CheckpointError> {
+    pub fn weights_id_with(&self, progress: Progress<'_>) -> Result<WeightsId, CheckpointError> {
         let digests = self.digests_with(&Vec::from_iter(self.tensors()), progress)?;
         Ok(self.weights_id_of(&digests))
     }
@@ -382,7 +382,7 @@ impl Checkpoint {
     pub fn digests_with(
         &self,
         tensors: &[&TensorInfo],
-        progress: &(dyn Fn(u64) + Sync),
+        progress: Progress<'_>,
     ) -> Result<Vec<TensorDigest>, CheckpointError> {
         // The largest first and each on its own, so that no thread is left with much when the others are done.
         let mut order = Vec::from_iter(0..tensors.len());

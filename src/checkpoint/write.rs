@@ -34,7 +34,7 @@ use super::{
 };
 
 /// Told bytes as they are done, from any thread.
-type Progress<'a> = &'a (dyn Fn(u64) + Sync);
+pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 
 /// A checkpoint in the making; dropped before [`Output::commit`], it leaves everything as it was.
 #[derive(Debug)]
