@@ -148,8 +148,8 @@ pub struct ValueInputs<'a> {
 }
 
 impl ValueInputs<'_> {
-    /// One digest of it all.
-    pub fn digest(&self) -> FileDigest {
+    /// One digest of it all; none where it cannot be written down, so that no other edit's values are taken for its own.
+    pub fn digest(&self) -> Option<FileDigest> {
         let facts: Vec<_> =
             self.facts.iter().map(|fact| (&fact.prompt, &fact.subject, &fact.target)).collect();
         let material = (
@@ -159,7 +159,7 @@ impl ValueInputs<'_> {
             (self.device, self.tool),
         );
         // JSON of plain data: text, numbers and lists, each with its own quotes and brackets.
-        FileDigest::of(&serde_json::to_vec(&material).unwrap_or_default())
+        serde_json::to_vec(&material).ok().map(|text| FileDigest::of(&text))
     }
 }
 

@@ -242,6 +242,10 @@ fn layer_of(name: &str) -> Option<usize> {
     (tensor_name(layer) == name).then_some(layer)
 }
 
+fn documents(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| format!("`{text}` is no number of documents"))
+}
+
 fn count_name(layer: usize) -> String {
     format!("layer.{layer}.count")
 }
@@ -298,7 +302,7 @@ impl StatisticsHeader {
                     .map_or(Ok(Amount::All), |text| text.parse())
                     .map_err(refuse)?,
                 shard: metadata.get("shard").map(|text| text.parse()).transpose().map_err(refuse)?,
-                documents: metadata.get("documents").and_then(|text| text.parse().ok()).unwrap_or(0),
+                documents: metadata.get("documents").map_or(Ok(0), |text| documents(text)).map_err(refuse)?,
             },
         };
         let mut counts = BTreeMap::new();
@@ -456,17 +460,16 @@ mod tests {
     }
 
     /// What opening a file of these tensors, each with its type and shape, is refused with.
-    fn refused(tensors: &[(&str, Dtype, &[u64])]) -> String {
+    fn refused(metadata: &BTreeMap<String, String>, tensors: &[(&str, Dtype, &[u64])]) -> String {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("statistics.safetensors");
-        let metadata = statistics(&[(0, 1, 7), (1, 1, 7)]).metadata();
         let new = |&(name, dtype, shape): &(&str, Dtype, &[u64])| NewTensor {
             name: name.to_owned(),
             dtype,
             shape: shape.to_vec(),
         };
         let tensors: Vec<NewTensor> = tensors.iter().map(new).collect();
-        write_safetensors(&path, &metadata, &tensors, |index, sink| {
+        write_safetensors(&path, metadata, &tensors, |index, sink| {
             let size =
                 tensors[index].shape.iter().product::<u64>() as usize * tensors[index].dtype.size_bytes();
             sink.write_all(&vec![0; size])
@@ -487,8 +490,22 @@ mod tests {
             (vec![(FIRST, Dtype::F16, &[2, 2][..])], "holds F16 of shape [2, 2] in layer 0"),
             (vec![square, (SECOND, Dtype::F32, &[1, 1][..])], "holds F32 of shape [1, 1] in layer 1"),
         ] {
-            let found = refused(&tensors);
+            let found = refused(&statistics(&[(0, 1, 7), (1, 1, 7)]).metadata(), &tensors);
             assert!(found.contains(expected) && found.contains("expected squares of F32"), "{found}");
+        }
+    }
+
+    #[test]
+    fn a_header_whose_words_for_the_text_cannot_be_read_is_refused() {
+        for (name, expected) in [
+            ("amount", "`many` is no amount of text"),
+            ("shard", "`many` is no part such as `3/16`"),
+            ("documents", "`many` is no number of documents"),
+        ] {
+            let mut metadata = statistics(&[(0, 1, 7)]).metadata();
+            metadata.insert(name.to_owned(), "many".to_owned());
+            let found = refused(&metadata, &[(&tensor_name(0), Dtype::F32, &[1, 1])]);
+            assert!(found.ends_with(expected), "{found}");
         }
     }
 

@@ -307,7 +307,7 @@ impl Ingredients {
         };
         // What will be refused leaves no log behind.
         check(model, &self.hyperparameters, &self.contexts, inputs.facts).ok()?;
-        let log = value_log(inputs.digest(), output)?;
+        let log = value_log(inputs.digest()?, output)?;
         if log.values() > 0 {
             let (found, all) = (log.values(), count(facts.records.len(), "fact"));
             output.note(&format!("resuming an interrupted run: the values of {found} of {all} are known"));
