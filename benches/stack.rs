@@ -58,7 +58,7 @@ struct Bench {
 /// What one way of putting patches together came to.
 struct Row {
     what: String,
-    patch_bytes: usize,
+    patch_bytes: u64,
     seconds: f64,
     all: Scores,
     first: Scores,
@@ -181,7 +181,7 @@ impl Bench {
     }
 
     /// Scores of `model` with the updates of `drafts` on it.
-    fn row(&self, what: &str, model: &Model, drafts: &[&Draft], patch_bytes: usize, seconds: f64) -> Row {
+    fn row(&self, what: &str, model: &Model, drafts: &[&Draft], patch_bytes: u64, seconds: f64) -> Row {
         let mut edits: BTreeMap<&str, Vec<Term>> = BTreeMap::new();
         for draft in drafts {
             for tensor in &draft.bindings[0].tensors {
@@ -231,10 +231,10 @@ fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
     (started.elapsed().as_secs_f64(), result)
 }
 
-fn bytes(patches: &[Patch]) -> usize {
+fn bytes(patches: &[Patch]) -> u64 {
     patches.iter().map(Patch::size_bytes).sum()
 }
 
-fn size(stacked: &Stacked) -> usize {
-    encode(&stacked.draft).unwrap().len()
+fn size(stacked: &Stacked) -> u64 {
+    encode(&stacked.draft).unwrap().len() as u64
 }

@@ -134,7 +134,7 @@ fn what_is_suggested_can_be_copied() {
     let rival = fs::read(folder.join("rival.mpatch")).unwrap();
     lay_out_editing(folder);
     let plain = Patch::decode(fs::read(folder.join("edits.mpatch")).unwrap()).unwrap();
-    let plain = plain.with_signatures(Vec::new()).unwrap().bytes().to_vec();
+    let plain = plain.with_signatures(Vec::new()).unwrap().bytes().unwrap().to_vec();
     fs::write(folder.join("plain edit.mpatch"), &plain).unwrap();
     let stranger = PrivateKey::from_seed(&[8; 32], "").unwrap();
     fs::write(folder.join("foreign.mpatch"), signed_with(plain.clone(), &stranger)).unwrap();

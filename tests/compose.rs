@@ -439,7 +439,7 @@ fn a_merged_adapter_is_extracted_as_low_rank() {
         assert!(matches!(tensor.form, Form::LowRank { rank: 4, .. }), "{dtype}: {tensor:?}");
         let share = tensor.corrected as f64 / tensor.weights as f64;
         assert!(share < if dtype == Dtype::F32 { 1.0 } else { 0.3 }, "{dtype}: {share}");
-        let dense = tensor.tensor_size_bytes as usize;
+        let dense = tensor.tensor_size_bytes;
         let most = if dtype == Dtype::F32 { dense } else { dense / 4 };
         assert!(patch.size_bytes() < most, "{dtype}: {} of {dense} bytes", patch.size_bytes());
     }
@@ -481,7 +481,7 @@ fn an_edit_by_the_reference_implementation_is_extracted_exactly() {
         assert!(matches!(tensor.form, Form::LowRank { .. }), "{tensor:?}");
     }
     let dense: u64 = found.tensors.iter().map(|tensor| tensor.tensor_size_bytes).sum();
-    assert!((patch.size_bytes() as u64) < dense / 2, "{} of {dense} bytes", patch.size_bytes());
+    assert!(patch.size_bytes() < dense / 2, "{} of {dense} bytes", patch.size_bytes());
 }
 
 #[test]

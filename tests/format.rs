@@ -29,7 +29,7 @@ fn a_patch_says_what_was_drafted() {
     let draft = drafts::full();
     let patch = decoded(&draft);
     assert_eq!(patch.draft().unwrap(), sorted(draft));
-    assert_eq!(encode(&patch.draft().unwrap()).unwrap(), patch.bytes());
+    assert_eq!(encode(&patch.draft().unwrap()).unwrap(), patch.bytes().unwrap());
     assert_eq!(patch.id(), PatchId::derive(patch.manifest_bytes()));
 }
 
@@ -48,7 +48,7 @@ fn sections_tile_the_file() {
         assert_eq!(patch.section_offset(index as u32), Some(offset));
         offset += section.stored_size as usize;
     }
-    assert_eq!(offset + 4, patch.size_bytes());
+    assert_eq!(offset as u64 + 4, patch.size_bytes());
 }
 
 /// Patches of every kind that the format has, small enough to damage each bit of.
@@ -99,10 +99,11 @@ fn is_noticed(damaged: Vec<u8>, whole: &Patch) -> bool {
 #[test]
 fn every_flipped_bit_is_noticed() {
     for (name, patch) in samples() {
-        for index in 0..patch.size_bytes() * 8 {
-            let mut damaged = patch.bytes().to_vec();
+        let bits = patch.bytes().unwrap().len() * 8;
+        for index in 0..bits {
+            let mut damaged = patch.bytes().unwrap().to_vec();
             damaged[index / 8] ^= 1 << (index % 8);
-            assert!(is_noticed(damaged, &patch), "{name}: bit {index} of {}", patch.size_bytes() * 8);
+            assert!(is_noticed(damaged, &patch), "{name}: bit {index} of {bits}");
         }
     }
 }
@@ -110,9 +111,9 @@ fn every_flipped_bit_is_noticed() {
 #[test]
 fn every_other_byte_is_noticed() {
     let patch = decoded(&drafts::tiny().0);
-    for index in 0..patch.size_bytes() {
+    for index in 0..patch.bytes().unwrap().len() {
         for difference in 1..=u8::MAX {
-            let mut damaged = patch.bytes().to_vec();
+            let mut damaged = patch.bytes().unwrap().to_vec();
             damaged[index] ^= difference;
             assert!(Patch::decode(damaged).is_err(), "byte {index}: {difference:#x} flipped");
         }
@@ -138,8 +139,8 @@ fn every_two_flipped_bits_of_the_prelude_are_noticed() {
 #[test]
 fn every_truncation_is_noticed() {
     for (name, patch) in samples() {
-        for size in 0..patch.size_bytes() {
-            let error = Patch::decode(patch.bytes()[..size].to_vec()).unwrap_err();
+        for size in 0..patch.bytes().unwrap().len() {
+            let error = Patch::decode(patch.bytes().unwrap()[..size].to_vec()).unwrap_err();
             let is_told = matches!(error, PatchError::Truncated { found, .. } if found == size as u64);
             assert!(is_told, "{name}: {error}");
         }
@@ -150,7 +151,7 @@ fn every_truncation_is_noticed() {
 fn every_additional_byte_is_noticed() {
     for (name, patch) in samples() {
         for byte in 0..=u8::MAX {
-            let error = Patch::decode([patch.bytes(), &[byte]].concat()).unwrap_err();
+            let error = Patch::decode([patch.bytes().unwrap(), &[byte]].concat()).unwrap_err();
             assert!(matches!(error, PatchError::Malformed { .. }), "{name}: {error}");
         }
     }
@@ -170,15 +171,17 @@ fn sections_in_another_order_are_noticed() {
         let manifest = patch.manifest();
         let start = |index: usize| patch.section_offset(index as u32).unwrap();
         let parts: Vec<&[u8]> = (0..manifest.sections.len())
-            .map(|index| &patch.bytes()[start(index)..][..manifest.sections[index].stored_size as usize])
+            .map(|index| {
+                &patch.bytes().unwrap()[start(index)..][..manifest.sections[index].stored_size as usize]
+            })
             .collect();
-        let (head, tail) = (&patch.bytes()[..start(0)], parts.concat().len() + start(0));
+        let (head, tail) = (&patch.bytes().unwrap()[..start(0)], parts.concat().len() + start(0));
         // All orders of the first six; of more there would be too many.
         for order in permutations(parts.len().min(6)) {
             let moved: Vec<u8> = order.iter().flat_map(|index| parts[*index]).copied().collect();
             let rest = parts[order.len()..].concat();
-            let file = [head, &moved, &rest, &patch.bytes()[tail..]].concat();
-            if file != patch.bytes() {
+            let file = [head, &moved, &rest, &patch.bytes().unwrap()[tail..]].concat();
+            if file != patch.bytes().unwrap() {
                 let error = Patch::decode(file).unwrap_err();
                 assert!(matches!(error, PatchError::Digest { .. }), "{name}, {order:?}: {error}");
             }
@@ -198,8 +201,8 @@ fn a_section_of_another_patch_is_noticed() {
         let start = patch.section_offset(0).unwrap();
         start..start + patch.manifest().sections[0].stored_size as usize
     };
-    let mut mixed = one.bytes().to_vec();
-    mixed.splice(range(&one), other.bytes()[range(&other)].iter().copied());
+    let mut mixed = one.bytes().unwrap().to_vec();
+    mixed.splice(range(&one), other.bytes().unwrap()[range(&other)].iter().copied());
     let sizes = [&one, &other].map(|patch| range(patch).len());
     assert_eq!(sizes[0], sizes[1], "else the size would tell");
     assert!(matches!(Patch::decode(mixed), Err(PatchError::Digest { .. })));
@@ -210,9 +213,9 @@ fn signatures_do_not_change_the_patch() {
     let patch = decoded(&drafts::full());
     let signatures: Vec<_> = (1..=SIGNATURES_MAX).map(signature).collect();
     let signed = patch.clone().with_signatures(signatures.clone()).unwrap();
-    let read = Patch::decode(signed.bytes().to_vec()).unwrap();
+    let read = Patch::decode(signed.bytes().unwrap().to_vec()).unwrap();
     assert_eq!((read.id(), read.signatures()), (patch.id(), &signatures[..]));
-    assert_eq!(read.with_signatures(vec![]).unwrap().bytes(), patch.bytes());
+    assert_eq!(read.with_signatures(vec![]).unwrap().bytes().unwrap(), patch.bytes().unwrap());
 }
 
 fn signature(size_bytes: usize) -> Signature {
@@ -226,7 +229,7 @@ fn signatures_have_limits() {
     let largest = vec![signature(SIGNATURE_SIZE_MAX_BYTES)];
     let too_large = vec![signature(SIGNATURE_SIZE_MAX_BYTES + 1)];
     let signed = patch.clone().with_signatures(largest).unwrap();
-    assert!(Patch::decode(signed.bytes().to_vec()).is_ok());
+    assert!(Patch::decode(signed.bytes().unwrap().to_vec()).is_ok());
     for signatures in [too_many, too_large] {
         let error = patch.clone().with_signatures(signatures).unwrap_err();
         assert!(matches!(error, PatchError::Limit { .. }), "{error}");
@@ -260,7 +263,7 @@ proptest! {
         let patch = decoded(&draft);
         prop_assert_eq!(patch.draft().unwrap(), draft.clone());
         let signed = patch.with_signatures(vec![signature(signature_size)]).unwrap();
-        let read = Patch::decode(signed.bytes().to_vec()).unwrap();
+        let read = Patch::decode(signed.bytes().unwrap().to_vec()).unwrap();
         prop_assert_eq!(encode(&read.draft().unwrap()).unwrap(), encode(&draft).unwrap());
     }
 }

@@ -106,7 +106,7 @@ fn lengths_in_a_manifest() {
     let (draft, _) = drafts::tiny();
     let patch = Patch::decode(encode(&draft).unwrap()).unwrap();
     let manifest = patch.manifest_bytes();
-    let rest = &patch.bytes()[64 + manifest.len()..];
+    let rest = &patch.bytes().unwrap()[64 + manifest.len()..];
     let (start, mut files) = (Instant::now(), 0);
     // Among the places are all lengths of strings and vectors; among the values are lengths just below each limit.
     for offset in 0..manifest.len() - 8 {

@@ -114,10 +114,12 @@ impl Scene {
         match self.act {
             Act::Copy(direction) => self.change(files, direction, Some(Path::new("/out"))),
             Act::InPlace(direction) => self.change(files, direction, None),
-            Act::WriteNew => Ok(write_new_on(files, Path::new("/m/new.mpatch"), self.patch.bytes())?),
+            Act::WriteNew => {
+                Ok(write_new_on(files, Path::new("/m/new.mpatch"), self.patch.bytes().unwrap())?)
+            }
             Act::WriteNewFolder => Ok(write_new_folder_on(files, Path::new("/m/adapter"), |folder| {
                 write_new_on(files, &folder.join("adapter_config.json"), b"{}")?;
-                write_new_on(files, &folder.join("adapter_model.safetensors"), self.patch.bytes())
+                write_new_on(files, &folder.join("adapter_model.safetensors"), self.patch.bytes().unwrap())
             })?),
             Act::WriteOver => {
                 let shape = vec![ROWS as u64, COLUMNS as u64];

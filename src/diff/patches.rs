@@ -18,7 +18,7 @@ const BLOCK_ENTRIES: usize = 1 << 19;
 
 /// Entries that are looked at for each byte of the patches. Real ones have at most a few thousand, a rank of 1 in the
 /// largest tensors; what a kibibyte claims to be a matrix of 20,000 by 20,000 has four hundred thousand.
-const ENTRIES_PER_BYTE: usize = 1 << 13;
+const ENTRIES_PER_BYTE: u64 = 1 << 13;
 
 /// What sets two patches apart.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -273,7 +273,7 @@ struct Sums {
 struct Comparison<'p> {
     patches: [&'p Patch; 2],
     /// Entries that may still be looked at one by one.
-    entries: usize,
+    entries: u64,
     /// By the terms of both: many tensors may have the same.
     known: BTreeMap<[Vec<u32>; 2], Sums>,
 }
@@ -336,7 +336,7 @@ impl<'p> Comparison<'p> {
     /// The terms, where looking at every entry would be more work than the patches have bytes for; none where it
     /// would not, or where a term is dense: then its entries are in the patch.
     fn factors(&mut self, parts: [Option<&Part>; 2]) -> Result<Option<[Vec<Term>; 2]>, OperationError> {
-        let entries = |part: &Part| part.update.rows().saturating_mul(part.update.columns());
+        let entries = |part: &Part| (part.update.rows() as u64).saturating_mul(part.update.columns() as u64);
         let entries = parts.iter().flatten().map(|part| entries(part)).max().unwrap_or(0);
         let is_dense = parts.iter().flatten().any(|part| part.size.dense_terms > 0);
         if let Some(rest) = self.entries.checked_sub(entries) {

@@ -8,6 +8,7 @@
 //! Of a patch that lies in a file only the manifest and the signatures are kept. Its sections are read again when they
 //! are wanted, and their digests are checked again: what was checked is what is used, whatever happened to the file.
 
+use std::borrow::Cow;
 use std::io::{Read, Write};
 use std::sync::Arc;
 
@@ -136,15 +137,27 @@ impl Patch {
         self.id
     }
 
-    /// The whole file of a patch that was decoded from memory; nothing for one that was opened where it lies, of which
-    /// [`Patch::write_to`] makes a copy.
-    pub fn bytes(&self) -> &[u8] {
-        self.source.in_memory().unwrap_or_default()
+    /// The whole file of a patch that is in memory; none for one that was opened where it lies.
+    pub fn bytes(&self) -> Option<&[u8]> {
+        self.source.in_memory()
+    }
+
+    /// The whole file, copied into memory where it is not there.
+    ///
+    /// # Errors
+    /// As [`Patch::write_to`].
+    pub fn to_bytes(&self) -> Result<Cow<'_, [u8]>, PatchError> {
+        if let Some(bytes) = self.bytes() {
+            return Ok(Cow::Borrowed(bytes));
+        }
+        let mut bytes = Vec::new();
+        self.write_to(&mut bytes)?;
+        Ok(Cow::Owned(bytes))
     }
 
     /// Size of the whole file.
-    pub fn size_bytes(&self) -> usize {
-        self.source.size_bytes() as usize
+    pub fn size_bytes(&self) -> u64 {
+        self.source.size_bytes()
     }
 
     /// Offset of section `index` in the file, if there is one: for tests, which damage it there.

@@ -198,7 +198,7 @@ impl Store {
         for (id, stored) in seen.new_patches(snapshot) {
             checked.patches += 1;
             let patch = self.objects().read_patch(id, stored);
-            checked.patch_size_bytes += patch.as_ref().map_or(0, |patch| patch.size_bytes() as u64);
+            checked.patch_size_bytes += patch.as_ref().map_or(0, |patch| patch.size_bytes());
             let problem = match self.objects().bindings(id, stored, patch.as_ref().ok()) {
                 Ok(bindings) => {
                     seen.bindings.insert(id, bindings);

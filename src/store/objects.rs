@@ -296,13 +296,7 @@ pub(super) fn write_commit(
 
 /// The whole file of a patch, wherever its sections lie.
 pub(super) fn bytes_of(patch: &Patch) -> Result<Cow<'_, [u8]>, StoreError> {
-    if patch.bytes().len() == patch.size_bytes() {
-        return Ok(Cow::Borrowed(patch.bytes()));
-    }
-    let mut bytes = Vec::with_capacity(patch.size_bytes());
-    let place = || patch_path(patch.id());
-    patch.write_to(&mut bytes).map_err(|error| StoreError::malformed(place(), error.to_string()))?;
-    Ok(Cow::Owned(bytes))
+    patch.to_bytes().map_err(|error| StoreError::malformed(patch_path(patch.id()), error.to_string()))
 }
 
 /// Where a patch lies in the tree.

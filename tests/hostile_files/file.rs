@@ -32,7 +32,7 @@ impl File {
         let part = |index: usize| {
             let start = patch.section_offset(index as u32).unwrap();
             let section = &manifest.sections[index];
-            let stored = &patch.bytes()[start..start + section.stored_size as usize];
+            let stored = &patch.bytes().unwrap()[start..start + section.stored_size as usize];
             mpatch::patch::decode_section(section.codec, stored, section.decoded_size).unwrap()
         };
         let sections: Vec<Vec<u8>> = (0..manifest.sections.len()).map(part).collect();

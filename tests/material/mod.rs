@@ -98,7 +98,7 @@ pub fn signed_with(patch: Vec<u8>, key: &PrivateKey) -> Vec<u8> {
     let signature = sshsig::sign(key, patch.manifest_bytes()).unwrap().bytes().to_vec();
     let mut signatures = patch.signatures().to_vec();
     signatures.push(Signature { kind: SignatureKind::SshSig, bytes: signature });
-    patch.with_signatures(signatures).unwrap().bytes().to_vec()
+    patch.with_signatures(signatures).unwrap().bytes().unwrap().to_vec()
 }
 
 /// Copies the embedded model into the new folder `folder`.

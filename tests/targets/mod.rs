@@ -126,8 +126,8 @@ pub fn signatures(data: &[u8]) {
     });
     let Ok(patch) = Patch::decode(seal(manifest, &[sections, data].concat())) else { return };
     let signatures = patch.signatures().to_vec();
-    let file = patch.bytes().to_vec();
-    assert_eq!(patch.with_signatures(signatures).expect("they were read").bytes(), file);
+    let file = patch.bytes().unwrap().to_vec();
+    assert_eq!(patch.with_signatures(signatures).expect("they were read").bytes().unwrap(), file);
 }
 
 /// An undo log and weights: a byte for shape and type, then the weights, then the log.

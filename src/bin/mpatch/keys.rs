@@ -83,7 +83,8 @@ pub fn write_signed(
         });
         report.map_err(|error| signer.with_word_of_key(error))
     });
-    let written = mpatch::checkpoint::write_new(place, patch.bytes());
+    let bytes = patch.to_bytes().map_err(|error| CommandError::patch(&name, &error))?;
+    let written = mpatch::checkpoint::write_new(place, &bytes);
     let report = signed.transpose().map_err(|error| match &written {
         Err(_) => error,
         Ok(()) => {

@@ -170,7 +170,7 @@ pub struct CreateReport {
     base: PathBuf,
     patch_id: PatchId,
     facts: usize,
-    size_bytes: usize,
+    size_bytes: u64,
     layers: Vec<LayerReport>,
     before: Scores,
     after: Scores,
@@ -346,7 +346,7 @@ impl Report for CreateReport {
 
     fn write(&self, page: &mut Page) {
         let facts = count(self.facts, "fact");
-        page.title(&format!("wrote {}: {facts}, {}", self.output.display(), size(self.size_bytes as u64)));
+        page.title(&format!("wrote {}: {facts}, {}", self.output.display(), size(self.size_bytes)));
         let test = self.seconds.test;
         let time = self
             .milliseconds_per_fact

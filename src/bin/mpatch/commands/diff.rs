@@ -246,7 +246,7 @@ fn extracted(
         output: place.to_owned(),
         base: arguments.first.clone(),
         patch_id: patch.id(),
-        size_bytes: patch.size_bytes() as u64,
+        size_bytes: patch.size_bytes(),
         signature,
         tensors: tensors.collect(),
     };

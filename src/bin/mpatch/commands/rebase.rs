@@ -88,7 +88,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
         output: place,
         base: arguments.base.clone(),
         patch_id: bound.id(),
-        size_bytes: bound.size_bytes() as u64,
+        size_bytes: bound.size_bytes(),
         signature,
         kept: arguments.keep,
         trust,

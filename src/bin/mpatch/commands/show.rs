@@ -251,7 +251,7 @@ fn report(path: PathBuf, patch: &Patch, facts_shown: usize) -> ShowReport {
     ShowReport {
         patch: path,
         patch_id: patch.id().to_string(),
-        size_bytes: patch.size_bytes() as u64,
+        size_bytes: patch.size_bytes(),
         signatures: patch.signatures().iter().map(|signature| claimed_key(&signature.bytes)).collect(),
         terms: terms(patch.manifest()),
         sizes: sizes(patch.manifest(), patch.manifest_bytes().len() as u64),

@@ -1,5 +1,6 @@
 //! `mpatch sign`: adds a signature to a patch, whose identity stays the same.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -106,15 +107,20 @@ fn sign(
     let name = path.to_string_lossy();
     if let Some(target) = target {
         let signed = signer.sign_into(patch, &name)?;
-        mpatch::checkpoint::write_new(target, signed.bytes())?;
+        mpatch::checkpoint::write_new(target, &in_memory(&signed, &name)?)?;
         return Ok(signed.signatures().len());
     }
     let signature = signer.sign(&patch)?;
     places::with_folder_of(path, || {
         let signed = with_signature(read_again(path, patch.id(), signer)?, &signature, &name)?;
-        places::replace(path, signed.bytes())?;
+        places::replace(path, &in_memory(&signed, &name)?)?;
         Ok(signed.signatures().len())
     })
+}
+
+/// All that is to be written of a patch.
+fn in_memory<'p>(patch: &'p Patch, name: &str) -> Result<Cow<'p, [u8]>, CommandError> {
+    patch.to_bytes().map_err(|error| CommandError::patch(name, &error))
 }
 
 /// The patch as it is now: while a passphrase or a touch was waited for, somebody else may have signed it, too, or put

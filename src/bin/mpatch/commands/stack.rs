@@ -212,7 +212,7 @@ impl StackArguments {
             output: self.output.clone(),
             base: self.base.clone(),
             patch_id: patch.id(),
-            size_bytes: patch.size_bytes() as u64,
+            size_bytes: patch.size_bytes(),
             facts: plan.facts.len(),
             is_reordered: plan.is_reordered(),
             agreement: Agreement::new(plan, overlaps, self.overlap_angle),
