@@ -301,12 +301,9 @@ pub fn find_statistics(
     if let Some(path) = given {
         let file = open(path)?;
         if let Some(shard) = file.provenance().drawn.shard {
-            let message = format!(
-                "`{}` is shard {}/{} of a text's statistics, and no statistics by itself",
-                path.display(),
-                shard.index,
-                shard.count
-            );
+            let path = path.display();
+            let message =
+                format!("`{path}` is shard {shard} of a text's statistics, and no statistics by itself");
             let hint = "put all shards together: `mpatch stats --merge SHARD... -o FILE`";
             return Err(CommandError::new(ExitKind::Usage, message).hint(hint));
         }
