@@ -74,7 +74,7 @@ pub fn continuation(
     tokens: usize,
 ) -> Result<String, ModelError> {
     let ids = model.tokenizer.encode(prompt)?;
-    let end = (ids.len() + tokens).min(network.config().positions);
+    let end = ids.len().saturating_add(tokens).min(network.config().positions);
     let rows = generate(
         network,
         std::slice::from_ref(&ids),
