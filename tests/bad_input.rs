@@ -594,6 +594,20 @@ fn a_disk_that_is_full_is_said_and_nothing_is_left_on_it() {
 }
 
 #[test]
+fn what_is_not_kept_for_a_later_run_is_said() {
+    let bench = Bench::new();
+    material::lay_out_editing(bench.folder.path());
+    bench.alter_json("model/memit.json", json!({"v_num_grad_steps": 1}));
+    bench.write("cache", "no folder");
+    let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch --no-sign";
+    let made = bench.command(&format!("{create} --stats statistics.safetensors")).assert().success();
+    let stderr = String::from_utf8(made.get_output().stderr.clone()).unwrap();
+    for lost in ["warning: no log of values is kept", "warning: no factors are kept"] {
+        assert!(stderr.contains(lost), "{stderr}");
+    }
+}
+
+#[test]
 fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
     let bench = Bench::with_patches();
     let run = |arguments: &[&str]| {

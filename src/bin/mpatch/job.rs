@@ -337,7 +337,7 @@ impl Ingredients {
         // What is refused leaves no folder behind either.
         let failed = |error| edit_error(model.checkpoint.path(), error);
         check(model, hyperparameters, contexts, &facts).map_err(failed)?;
-        let factors = factor_cache();
+        let factors = factor_cache(output);
         let kept = Kept { factors: factors.as_ref(), values: log };
         memit_with(model, hyperparameters, contexts, &facts, statistics, kept, &told).map_err(failed)
     }

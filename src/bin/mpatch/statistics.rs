@@ -137,17 +137,31 @@ const FACTORS_SIZE_BYTES_MAX: u64 = 11 << 30;
 /// Most that logs of interrupted runs take: the values of 60 000 facts of GPT-J-6B.
 const VALUES_SIZE_BYTES_MAX: u64 = 1 << 30;
 
+/// The folder of this name in the cache, made if need be; none where there is no place for one. What is `lost` where it
+/// cannot be made is told.
+fn kept_in(name: &str, lost: &str, output: &Output) -> Option<PathBuf> {
+    let folder = cache_folder()?.join(name);
+    match std::fs::create_dir_all(&folder) {
+        Ok(()) => Some(folder),
+        Err(error) => {
+            output.warn(&format!("{lost}: cannot create `{}`: {error}", folder.display()));
+            None
+        }
+    }
+}
+
 /// The cache of factors; none where there is no place for one.
-pub fn factor_cache() -> Option<FactorCache> {
-    let folder = cache_folder()?.join("factors");
-    std::fs::create_dir_all(&folder).ok()?;
+pub fn factor_cache(output: &Output) -> Option<FactorCache> {
+    let folder = kept_in("factors", "no factors are kept, every run computes them anew", output)?;
     Some(FactorCache::new(&folder, FACTORS_SIZE_BYTES_MAX))
 }
 
+/// What is lost without a log of values.
+const NO_LOG: &str = "no log of values is kept, an interrupted run begins anew";
+
 /// The log of values of these inputs; none where there is no place for one, or another process writes it.
 pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
-    let folder = cache_folder()?.join("values");
-    std::fs::create_dir_all(&folder).ok()?;
+    let folder = kept_in("values", NO_LOG, output)?;
     match ValueLog::open(&folder, inputs, VALUES_SIZE_BYTES_MAX) {
         Ok(Some(log)) => Some(log),
         Ok(None) => {
@@ -155,7 +169,7 @@ pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
             None
         }
         Err(error) => {
-            output.warn(&format!("no log of values is kept, an interrupted run begins anew: {error}"));
+            output.warn(&format!("{NO_LOG}: {error}"));
             None
         }
     }

@@ -122,7 +122,7 @@ fn measure(
     let Followed { model, ingredients, facts } = followed;
     let Ingredients { hyperparameters, contexts, statistics, .. } = ingredients;
     let facts: Vec<FactPrompt> = facts.requests().map(fact_prompt).collect();
-    let factors = factor_cache();
+    let factors = factor_cache(output);
     let kept = Kept { factors: factors.as_ref(), values: None };
     let mut spans =
         KeySpans::new(model, hyperparameters, contexts, &facts, statistics, kept).map_err(failed)?;
