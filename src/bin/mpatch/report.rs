@@ -38,12 +38,12 @@ pub trait Report: Serialize {
     }
 }
 
-/// A report as JSON, with its schema first.
 /// Columns of the terminal that the report goes to, if it goes to one.
 fn stdout_width() -> Option<usize> {
     terminal_size_of(std::io::stdout()).map(|(Width(columns), _)| columns.into())
 }
 
+/// A report as JSON, with its schema first.
 #[derive(Serialize)]
 struct Document<'a, R> {
     schema: &'static str,
@@ -354,6 +354,7 @@ impl Page {
 
 /// Before somebody else's words.
 const QUOTE: &str = "│ ";
+
 /// `text` with everything that is not plainly visible written as its code: control and format characters, those
 /// that turn the direction of text, and those of no width.
 pub fn escaped(text: &str) -> String {
