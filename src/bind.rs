@@ -145,6 +145,47 @@ fn not_finite<E: Element>(bytes: &[u8]) -> Option<(usize, u64)> {
 ///
 /// `progress` is told bytes, the sizes of the edited tensors in all.
 ///
+/// ```
+/// use mpatch::bind::bind;
+/// use mpatch::checkpoint::{Checkpoint, NewTensor, write_safetensors};
+/// use mpatch::digest::FileDigest;
+/// use mpatch::factors::{IntegerMatrix, Integers, Term};
+/// use mpatch::patch::manifest::{Base, Recipe};
+/// use mpatch::patch::{Draft, Patch, encode};
+/// use mpatch::tensor::Dtype;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let path = folder.path().join("model.safetensors");
+/// # let tensor = NewTensor { name: "h.0.weight".to_owned(), dtype: Dtype::F32, shape: vec![2, 3] };
+/// # let weights = 1.0_f32.to_le_bytes().repeat(6);
+/// # write_safetensors(&path, &Default::default(), &[tensor], |_, sink| sink.write_all(&weights))?;
+/// let checkpoint = Checkpoint::open(&path)?;
+/// // Integers of four bits, which the scales of their rows and columns make the update.
+/// let integers = IntegerMatrix::new("the update", 2, 3, 4, vec![7, -7, 0, 1, 2, 3])?;
+/// let terms = vec![Term::new(Integers::Dense(integers), vec![0.5; 2], vec![0.25; 3])?];
+/// let edits = [("h.0.weight".to_owned(), vec![0])];
+/// let binding = bind(&checkpoint, checkpoint.weights_id()?, &edits, &terms, &|_| ())?;
+///
+/// # let nothing = FileDigest::of(b"");
+/// let base = Base { architecture: "GPTJForCausalLM".to_owned(), config: nothing, tokenizer: nothing };
+/// let recipe = Recipe {
+///     method: "by hand".to_owned(),
+///     hyperparameters: String::new(),
+///     layers: vec![0],
+///     contexts: vec![],
+///     seed: 0,
+///     statistics: nothing,
+///     facts: nothing,
+///     tool: "an example".to_owned(),
+///     device: "cpu".to_owned(),
+/// };
+/// let bytes = encode(&Draft::new(base, recipe, terms, vec![binding]))?;
+/// assert_eq!(Patch::decode(bytes)?.manifest().bindings[0].tensors[0].name, "h.0.weight");
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Errors
 /// [`BindError`], also for weights that are NaN or infinite.
 pub fn bind(

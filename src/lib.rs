@@ -11,6 +11,30 @@
 //! The groups of rooms below stand in reading order, and a room imports from its own group and those above it only;
 //! `docs/ARCHITECTURE.md` has the table, room by room, and `tests/tidy.rs` holds the code to it. Without the feature
 //! `edit` the library still reads, checks, applies and reverts.
+//!
+//! Applying takes a checkpoint and a patch, and makes a new checkpoint; whether the patch is to be believed is for
+//! [`sign::judge`] to say, before.
+//!
+//! ```no_run
+//! use mpatch::checkpoint::Checkpoint;
+//! use mpatch::operation::{Answer, Direction, plan};
+//! use mpatch::patch::Patch;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let checkpoint = Checkpoint::open("gptj/")?;
+//! let patch = Patch::decode(std::fs::read("edits.mpatch")?)?;
+//! match plan(&checkpoint, &patch, Direction::Apply, &|_| ())? {
+//!     Answer::Fits(plan) => {
+//!         plan.execute(&checkpoint, &patch, "gptj.edits".as_ref(), &|_| ())?;
+//!     }
+//!     Answer::Done { .. } => println!("the patch is in it already"),
+//!     Answer::Elsewhere(mismatch) => println!("the patch is for other weights: {mismatch}"),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`bind::bind`] shows how a patch is made.
 
 // Vocabulary
 pub mod digest;

@@ -141,6 +141,27 @@ impl Judgement {
 
 /// Judges `signatures`, each in binary form with the name of its place, over `manifest`, at `now` in seconds since
 /// 1970.
+///
+/// ```
+/// use mpatch::sign::allowed_signers::line_of;
+/// use mpatch::sign::sshsig::sign;
+/// use mpatch::sign::{AllowedSigners, Answer, Keyring, Policy, PrivateKey, judge};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let manifest = b"what `Patch::manifest_bytes` gives";
+/// let key = PrivateKey::from_seed(&[7; 32], "")?;
+/// let signatures = [("signature 1".to_owned(), sign(&key, manifest)?.bytes().to_vec())];
+///
+/// let believed = AllowedSigners::parse(&line_of("release@example.org", key.public()));
+/// let sources = vec![("allowed_signers".to_owned(), believed)];
+/// let keyring = Keyring { sources, ..Keyring::default() };
+/// let now = 1_764_028_800;
+/// let answer = |manifest: &[u8]| judge(manifest, &signatures, &keyring, &Policy::default(), now).answer;
+/// assert_eq!(answer(manifest), Answer::Trusted);
+/// assert_eq!(answer(b"another one"), Answer::Bad);
+/// # Ok(())
+/// # }
+/// ```
 pub fn judge(
     manifest: &[u8],
     signatures: &[(String, Vec<u8>)],
