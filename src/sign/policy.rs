@@ -33,15 +33,21 @@ pub struct Policy {
 
 /// A rung of the ladder that `verify` climbs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "the rungs are described where they are climbed")]
 pub enum Rung {
+    /// The patch is whole: every part decodes.
     #[default]
     V0,
+    /// Somebody who is trusted here signed it.
     V1,
+    /// It fits the model: digests and results are what it promises.
     V2,
+    /// The update answers to the keys of the declared facts alone.
     V3,
+    /// The edited model does what the patch declares.
     V4,
+    /// Its recipe gives the patch again.
     V5,
+    /// Somebody who has climbed V5 signed it, too; nothing climbs this one yet.
     V6,
 }
 

@@ -8,6 +8,7 @@ use mpatch::facts::Record;
 use mpatch::model::{Config, Model, ModelError, Precision};
 use mpatch::operation::Difference;
 use mpatch::patch::Patch;
+use mpatch::sign::policy::Rung;
 use mpatch::verify::{
     Depth, DigestEvidence, FormEvidence, State, TensorEvidence, verify, verify_form, verify_size_bytes,
 };
@@ -81,7 +82,7 @@ struct LadderReport {
     base: Option<PathBuf>,
     trust: TrustReport,
     /// The rungs that hold.
-    reached: Vec<&'static str>,
+    reached: Vec<Rung>,
     form: FormEvidence,
     digests: Option<DigestEvidence>,
     /// None where it was not asked for, or no model fits.
@@ -167,19 +168,19 @@ fn climb(
         None => Ran::default(),
     };
     let rungs = [
-        ("V0", form.holds()),
-        ("V1", judged.holds()),
-        ("V2", digests.as_ref().is_some_and(DigestEvidence::holds)),
-        ("V3", key_span.as_ref().is_some_and(|found| found.outcome.holds())),
-        ("V4", behaviour.as_ref().is_some_and(BehaviourEvidence::holds)),
-        ("V5", remade.as_ref().is_some_and(|found| found.outcome.holds())),
+        (Rung::V0, form.holds()),
+        (Rung::V1, judged.holds()),
+        (Rung::V2, digests.as_ref().is_some_and(DigestEvidence::holds)),
+        (Rung::V3, key_span.as_ref().is_some_and(|found| found.outcome.holds())),
+        (Rung::V4, behaviour.as_ref().is_some_and(BehaviourEvidence::holds)),
+        (Rung::V5, remade.as_ref().is_some_and(|found| found.outcome.holds())),
     ];
     Ok(LadderReport {
         patch: arguments.patch.clone(),
         patch_id: patch.id(),
         base: arguments.base.clone(),
         trust: judged.report.clone(),
-        reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(name, _)| name).collect(),
+        reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(rung, _)| rung).collect(),
         declares_facts: declares_facts(patch),
         runs_the_model: arguments.runs_the_model(),
         no_recipe: no_recipe(patch),
@@ -305,52 +306,54 @@ impl LadderReport {
             })
     }
 
-    /// The first rung that says the weights are not what the patch declares: its name, what it found, and a hint.
-    fn contradiction(&self) -> Option<(&'static str, &str, &'static str)> {
+    /// The first rung that says the weights are not what the patch declares: which one, what it found, and a hint.
+    fn contradiction(&self) -> Option<(Rung, &str, &'static str)> {
         let key_span = self.key_span.as_ref().and_then(|found| found.outcome.problem.as_deref());
         let behaviour = self.behaviour.as_ref().and_then(BehaviourEvidence::problem);
         let remade = self.remade.as_ref().and_then(|found| found.outcome.problem.as_deref());
         let found = [
-            ("V3", key_span, "the update is not that of the declared facts alone: do not rely on it"),
-            ("V4", behaviour, "the model does not do what the patch declares: do not rely on it"),
-            ("V5", remade, "the patch is not what its recipe makes: do not rely on it"),
+            (Rung::V3, key_span, "the update is not that of the declared facts alone: do not rely on it"),
+            (Rung::V4, behaviour, "the model does not do what the patch declares: do not rely on it"),
+            (Rung::V5, remade, "the patch is not what its recipe makes: do not rely on it"),
         ];
         found.into_iter().find_map(|(rung, problem, hint)| Some((rung, problem?, hint)))
     }
 
     /// Whether the rung that a policy asks for holds.
     fn far_enough(&self, judged: &Judged) -> Result<(), CommandError> {
-        let wanted = judged.minimal_rung().to_string();
-        if wanted == "V0" || self.reached.contains(&wanted.as_str()) {
+        let wanted = judged.minimal_rung();
+        if wanted == Rung::V0 || self.reached.contains(&wanted) {
             return Ok(());
         }
-        let found = match wanted.as_str() {
-            "V3" => self.key_span.as_ref().and_then(|found| found.outcome.not_checked.as_deref()),
-            "V5" => self.remade.as_ref().and_then(|found| found.outcome.not_checked.as_deref()),
+        let found = match wanted {
+            Rung::V3 => self.key_span.as_ref().and_then(|found| found.outcome.not_checked.as_deref()),
+            Rung::V5 => self.remade.as_ref().and_then(|found| found.outcome.not_checked.as_deref()),
             _ => None,
         };
-        let no_recipe = self.no_recipe.as_deref().filter(|_| ["V3", "V5"].contains(&wanted.as_str()));
+        let no_recipe = self.no_recipe.as_deref().filter(|_| matches!(wanted, Rung::V3 | Rung::V5));
         let reason = found.or(no_recipe);
         let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
         let patch = self.patch.display();
         let message = format!("`{patch}` does not reach {wanted}, which the policy asks for{reason}");
-        Err(CommandError::new(ExitKind::Untrusted, message).hint(self.way_to(&wanted, reason.is_empty())))
+        Err(CommandError::new(ExitKind::Untrusted, message).hint(self.way_to(wanted, reason.is_empty())))
     }
 
     /// What to do to reach a rung.
-    fn way_to(&self, rung: &str, can_be_climbed: bool) -> &'static str {
+    fn way_to(&self, rung: Rung, can_be_climbed: bool) -> &'static str {
         match rung {
-            "V3" | "V5" if !can_be_climbed => {
+            Rung::V3 | Rung::V5 if !can_be_climbed => {
                 "nothing can be said about this patch there: ask for another rung, or for another patch"
             }
-            "V3" if self.base.is_some() => "name the statistics that it was made with: `--stats FILE`",
-            "V5" if self.base.is_some() => {
+            Rung::V3 if self.base.is_some() => "name the statistics that it was made with: `--stats FILE`",
+            Rung::V5 if self.base.is_some() => {
                 "have it made again with `--rederive`, which takes as long as `create`"
             }
-            "V3" => "name a whole model with `--base`, and the patch's statistics with `--stats`",
-            "V5" => "name a whole model with `--base`, and have the patch made again with `--rederive`",
-            "V6" => "no version of mpatch climbs V6 yet: ask for a lower rung in the policy",
-            _ => "name a whole model with `--base`, so that every rung can be climbed",
+            Rung::V3 => "name a whole model with `--base`, and the patch's statistics with `--stats`",
+            Rung::V5 => "name a whole model with `--base`, and have the patch made again with `--rederive`",
+            Rung::V6 => "no version of mpatch climbs V6 yet: ask for a lower rung in the policy",
+            Rung::V0 | Rung::V1 | Rung::V2 | Rung::V4 => {
+                "name a whole model with `--base`, so that every rung can be climbed"
+            }
         }
     }
 
@@ -363,7 +366,7 @@ impl LadderReport {
     }
 
     fn signature_row(&self) -> [String; 3] {
-        ["V1 signed".to_owned(), holds(self.reached.contains(&"V1")), self.trust.in_words()]
+        ["V1 signed".to_owned(), holds(self.reached.contains(&Rung::V1)), self.trust.in_words()]
     }
 
     fn digests_row(&self) -> [String; 3] {
@@ -478,7 +481,8 @@ impl Report for LadderReport {
         if !self.trust.allowed.is_empty() {
             self.trust.write(page);
         }
-        let reached = if self.reached.is_empty() { "nothing".to_owned() } else { self.reached.join(" and ") };
+        let reached = self.reached.iter().map(Rung::to_string).collect::<Vec<_>>().join(" and ");
+        let reached = if reached.is_empty() { "nothing" } else { &reached };
         page.line(&format!("holds: {reached}"));
     }
 
