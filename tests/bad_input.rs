@@ -347,6 +347,8 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
         refusal.says(&["`h.json`"]);
         refusal.says(&words);
     }
+    // What the option has not set is wrong where it stands.
+    bench.create_refuses(&format!("{options} --layers 0"), 3).says(&["`h.json`"]);
     bench.create_refuses(" --layers 8", 2).says(&["`--layers`", "names 8", "the model has 8"]);
     let stats = bench.refuses("stats facts.json --base model --layers 8 -o new.safetensors", 2);
     stats.says(&["`--layers` names 8", "the model has 8"]);

@@ -253,12 +253,6 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
             CommandError::new(ExitKind::Malformed, message).hint(hint)
         }
         EditError::Statistics { .. } => malformed(error).hint("`mpatch stats` makes statistics for a model"),
-        EditError::Hyperparameters { what }
-            if path == Path::new("--layers") && what.starts_with("`layers`") =>
-        {
-            CommandError::new(ExitKind::Usage, format!("`--layers`: {what}"))
-                .hint("name layers that the model has, in ascending order")
-        }
         EditError::Hyperparameters { .. } | EditError::Contexts { .. } => {
             let message = format!("`{}`: {error}", path.display());
             CommandError::new(ExitKind::Malformed, message).hint("mend the file, or leave the option out")

@@ -17,7 +17,7 @@ use mpatch::edit::estimate::{Estimate, estimate, solve_size_bytes};
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
-use mpatch::edit::{Edit, FactPrompt, LayerUpdate, Progress, check, memit_with};
+use mpatch::edit::{Edit, EditError, FactPrompt, LayerUpdate, Progress, check, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
@@ -32,6 +32,28 @@ use crate::report::{Output, count};
 use crate::statistics::{
     AmountArguments, Corpus, factor_cache, find_statistics, value_log, warn_of_tokenizer,
 };
+
+/// Where hyperparameters or contexts come from.
+#[derive(Debug, Clone)]
+pub enum Origin {
+    /// A file, or the model itself.
+    File(PathBuf),
+    /// The recipe of a patch, or that of several.
+    Recipe,
+}
+
+impl Origin {
+    /// What comes from here is refused.
+    pub fn refused(&self, error: EditError) -> CommandError {
+        match self {
+            Origin::File(path) => edit_error(path, error),
+            Origin::Recipe => {
+                CommandError::new(ExitKind::Malformed, format!("the recorded recipe: {}", chain(&error)))
+                    .hint("give others with `--hparams` and `--contexts`")
+            }
+        }
+    }
+}
 
 /// How an edit is made and stored.
 #[derive(Debug, Args)]
@@ -83,18 +105,17 @@ impl RecipeArguments {
         recorded: Option<&Recipe>,
         output: &Output,
     ) -> Result<Hyperparameters, CommandError> {
-        let parse = |path: &Path, bytes: &[u8]| {
-            Hyperparameters::parse(bytes).map_err(|error| edit_error(path, error))
+        let parse = |origin: Origin, bytes: &[u8]| match Hyperparameters::parse(bytes) {
+            Ok(found) => Ok((found, origin)),
+            Err(error) => Err(origin.refused(error)),
         };
-        let beside = model.checkpoint.folder().join("memit.json");
         let companion = model.checkpoint.companion("memit.json")?;
-        let (mut found, place) = match (&self.hparams, recorded, companion) {
-            (Some(path), _, _) => (parse(path, &read(path)?)?, path.clone()),
-            (None, Some(recipe), _) => {
-                let place = PathBuf::from("the patches' recipe");
-                (parse(&place, recipe.hyperparameters.as_bytes())?, place)
+        let (mut found, origin) = match (&self.hparams, recorded, companion) {
+            (Some(path), _, _) => parse(Origin::File(path.clone()), &read(path)?)?,
+            (None, Some(recipe), _) => parse(Origin::Recipe, recipe.hyperparameters.as_bytes())?,
+            (None, None, Some(bytes)) => {
+                parse(Origin::File(model.checkpoint.folder().join("memit.json")), &bytes)?
             }
-            (None, None, Some(bytes)) => (parse(&beside, &bytes)?, beside),
             (None, None, None) => {
                 let (found, source) = Hyperparameters::for_model(model.network.config());
                 match source {
@@ -103,14 +124,19 @@ impl RecipeArguments {
                         "hyperparameters guessed from the model's depth, never tuned; give `--hparams`",
                     ),
                 }
-                (found, model.checkpoint.path().to_owned())
+                (found, Origin::File(model.checkpoint.path().to_owned()))
             }
         };
         if let Some(layers) = &self.layers {
             found.layers = layers.clone();
         }
-        let place = if self.layers.is_some() { Path::new("--layers") } else { place.as_path() };
-        found.check(&model.network).map_err(|error| edit_error(place, error))?;
+        found.check(&model.network).map_err(|error| match error {
+            EditError::Hyperparameters { what } if self.layers.is_some() && what.starts_with("`layers`") => {
+                CommandError::new(ExitKind::Usage, format!("`--layers`: {what}"))
+                    .hint("name layers that the model has, in ascending order")
+            }
+            error => origin.refused(error),
+        })?;
         Ok(found)
     }
 
@@ -124,8 +150,7 @@ impl RecipeArguments {
             return Contexts::parse(&read(path)?).map_err(|error| edit_error(path, error));
         }
         if let Some(recipe) = recorded {
-            let place = Path::new("the patches' recipe");
-            return Contexts::new(recipe.contexts.clone()).map_err(|error| edit_error(place, error));
+            return Contexts::new(recipe.contexts.clone()).map_err(|error| Origin::Recipe.refused(error));
         }
         let seed = self.seed(recorded);
         output.note(&format!("contexts: sampled with seed {seed}"));

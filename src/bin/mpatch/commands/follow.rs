@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::stack::facts_file;
 use crate::editing::{DeviceArguments, both_states, edit_error, open_model_in};
 use crate::error::{CommandError, ExitKind};
-use crate::job::Ingredients;
+use crate::job::{Ingredients, Origin};
 use crate::report::Output;
 use crate::statistics::{StatisticsCache, statistics_error};
 
@@ -98,8 +98,7 @@ pub fn follow(
         model.network = both_states(&model, patch, place.patch)?.before;
     }
     let of_recipe = |error| {
-        edit_error(Path::new("the patch's recipe"), error)
-            .hint("the recipe cannot be followed: do not rely on this patch")
+        Origin::Recipe.refused(error).hint("the recipe cannot be followed: do not rely on this patch")
     };
     let hyperparameters = Hyperparameters::parse(recipe.hyperparameters.as_bytes()).map_err(of_recipe)?;
     hyperparameters.check(&model.network).map_err(of_recipe)?;
