@@ -366,7 +366,7 @@ impl Case<'_> {
                 return (Vec::new(), Some(refuse(ExitKind::Untrusted, "is signed with a revoked key", hint)));
             }
             Answer::Insufficient => {
-                let hint = self.sign_hint("adds a signature");
+                let hint = self.sign_hint("adds a signature", None);
                 return (Vec::new(), Some(refuse(ExitKind::Untrusted, "lacks signatures", &hint)));
             }
             Answer::Unknown => {
@@ -399,7 +399,7 @@ impl Case<'_> {
                 (self.arguments.allow_unsigned, "unsigned", refusal)
             }
             _ => {
-                let hint = self.sign_hint("signs a patch of your own; or `--allow-unsigned`");
+                let hint = self.sign_hint("signs a patch of your own", Some("--allow-unsigned"));
                 let refusal = refuse(ExitKind::Untrusted, "is unsigned", &hint);
                 (self.arguments.allow_unsigned, "unsigned", refusal)
             }
@@ -416,10 +416,12 @@ impl Case<'_> {
     }
 
     /// A patch of a history stays there as it is, so it is allowed, or recorded anew with more signatures.
-    fn sign_hint(&self, what: &str) -> String {
-        match (self.is_file, what.split_once("; or ")) {
-            (true, _) => format!("`mpatch sign {}` {what}", self.word),
-            (false, Some((_, flag))) => format!("{flag} lets it pass"),
+    /// `flag` lets it pass, where there is such a flag.
+    fn sign_hint(&self, what: &str, flag: Option<&str>) -> String {
+        match (self.is_file, flag) {
+            (true, None) => format!("`mpatch sign {}` {what}", self.word),
+            (true, Some(flag)) => format!("`mpatch sign {}` {what}; or `{flag}`", self.word),
+            (false, Some(flag)) => format!("`{flag}` lets it pass"),
             (false, None) => "have it recorded with the signatures that the policy asks for".to_owned(),
         }
     }
