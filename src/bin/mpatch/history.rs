@@ -129,85 +129,83 @@ fn brought_by(store: &Store, id: CommitId) -> Result<PatchId, CommandError> {
 
 impl From<StoreError> for CommandError {
     fn from(error: StoreError) -> Self {
-        // A hint that names something of the error's own.
-        let made;
-        let (kind, hint) = match &error {
-            StoreError::NoStore { copy: Some(copy), .. } => {
-                made = format!("`mpatch clone {} NEW` makes one of it", shell_word(copy));
-                (ExitKind::Usage, made.as_str())
+        let failed = |kind| Self::new(kind, chain(&error));
+        match &error {
+            StoreError::NoStore { copy: Some(copy), .. } => failed(ExitKind::Usage)
+                .hint(format!("`mpatch clone {} NEW` makes one of it", shell_word(copy))),
+            StoreError::Owner { path } => failed(ExitKind::Io).hint(way_to_own(path)),
+            StoreError::Worktree { main, .. } => failed(ExitKind::Usage)
+                .hint(format!("give the history itself: `--store {}`", shell_word(main))),
+            StoreError::Locked { lock, .. } => failed(ExitKind::Busy).hint(format!(
+                "try again once it is gone; where no `git` runs, one that died left `{lock}`: remove it"
+            )),
+            StoreError::Pending { .. } => failed(ExitKind::Recovery).pending_in_history(),
+            error => {
+                let (kind, hint) = kind_and_hint(error);
+                failed(kind).hint(hint)
             }
-            StoreError::NoStore { .. } => {
-                (ExitKind::Usage, "`mpatch init --base MODEL` begins a history, `mpatch clone` copies one")
-            }
-            StoreError::Exists { .. } => (ExitKind::Conflict, "choose another folder, in which no `.git` is"),
-            StoreError::Version { .. } => (ExitKind::Unsupported, "update mpatch"),
-            StoreError::Owner { path } => {
-                let git = path.join(".git");
-                let git = std::path::absolute(if git.is_dir() { &git } else { path }).unwrap_or(git);
-                made = format!(
-                    "its configuration is not to be trusted: clone it, once `git config --global --add safe.directory {}` lets git read it; or make it yours and nobody else's to write to (`chmod -R o-w .git`)",
-                    shell_word(git)
-                );
-                (ExitKind::Io, made.as_str())
-            }
-            StoreError::Worktree { main, .. } => {
-                made = format!("give the history itself: `--store {}`", shell_word(main));
-                (ExitKind::Usage, made.as_str())
-            }
-            StoreError::Busy { .. } => (ExitKind::Busy, "wait for it, or give a longer `--lock-timeout`"),
-            StoreError::Io { source, .. } => (ExitKind::Io, io_hint(source)),
-            StoreError::System { .. } => {
-                (ExitKind::Io, "free some space, or change the permissions, and try again")
-            }
-            StoreError::Locked { lock, .. } => {
-                made = format!(
-                    "try again once it is gone; where no `git` runs, one that died left `{lock}`: remove it"
-                );
-                (ExitKind::Busy, made.as_str())
-            }
-            StoreError::Pending { .. } => {
-                return Self::new(ExitKind::Recovery, chain(&error)).pending_in_history();
-            }
-            StoreError::NoRevision { .. } => {
-                (ExitKind::Usage, "`mpatch log`, `mpatch branch` and `mpatch tag` list what there is")
-            }
-            StoreError::NoState { is_operation: true, .. } => {
-                (ExitKind::Usage, "`mpatch undo` takes the last operation back, and again the one before it")
-            }
-            StoreError::NoState { .. } => (
-                ExitKind::Usage,
-                "name a state: `mpatch branch` and `mpatch tag` list names, `mpatch fsck` those that are foreign",
-            ),
-            StoreError::Name { .. } => (ExitKind::Usage, "choose a plain name, e.g. `geography`"),
-            StoreError::Taken { .. } => {
-                (ExitKind::Conflict, "choose another name, or delete that one with `-d`")
-            }
-            StoreError::Current { .. } => (ExitKind::Conflict, "`mpatch checkout` another branch first"),
-            StoreError::Recorded { .. } => (ExitKind::Conflict, "`mpatch log` tells which commit brought it"),
-            StoreError::Misfit { .. } => (
-                ExitKind::WrongBase,
-                "bind it to this state: `mpatch checkout HEAD -o MODEL` writes the weights, `mpatch rebase PATCH --base MODEL --after OTHER` binds it, with the patch that is in them",
-            ),
-            StoreError::Missing { .. } => (
-                ExitKind::Malformed,
-                "`mpatch pull` fetches it, `mpatch fsck --repair FILE` takes a copy of it",
-            ),
-            StoreError::Damaged { .. } | StoreError::Malformed { .. } | StoreError::Git { .. } => (
-                ExitKind::Malformed,
-                "`mpatch fsck` names all that is damaged, `mpatch fsck --repair SOURCE` mends it from whole copies",
-            ),
-            StoreError::Limit { .. } => (
-                ExitKind::LimitExceeded,
-                "`mpatch stack` makes one patch of several; a history of that can begin anew",
-            ),
-            StoreError::NothingTo { .. } => (ExitKind::Conflict, "`mpatch undo --list` lists what was done"),
-            StoreError::OtherBase { .. } => {
-                (ExitKind::WrongBase, "a history is about one model: clone the other one")
-            }
-            StoreError::Diverged { .. } => (ExitKind::Conflict, "`mpatch merge` joins the two"),
-            _ => (ExitKind::Malformed, "`mpatch fsck` tells more"),
-        };
-        CommandError::new(kind, chain(&error)).hint(hint)
+        }
+    }
+}
+
+/// What to do about a history whose configuration libgit2 does not read, because others may have written it.
+fn way_to_own(path: &Path) -> String {
+    let git = path.join(".git");
+    let git = std::path::absolute(if git.is_dir() { &git } else { path }).unwrap_or(git);
+    format!(
+        "its configuration is not to be trusted: clone it, once `git config --global --add safe.directory {}` lets git read it; or make it yours and nobody else's to write to (`chmod -R o-w .git`)",
+        shell_word(git)
+    )
+}
+
+/// The exit code of an error, and a hint that names nothing of the error's own.
+fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
+    match error {
+        StoreError::NoStore { .. } => {
+            (ExitKind::Usage, "`mpatch init --base MODEL` begins a history, `mpatch clone` copies one")
+        }
+        StoreError::Exists { .. } => (ExitKind::Conflict, "choose another folder, in which no `.git` is"),
+        StoreError::Version { .. } => (ExitKind::Unsupported, "update mpatch"),
+        StoreError::Busy { .. } => (ExitKind::Busy, "wait for it, or give a longer `--lock-timeout`"),
+        StoreError::Io { source, .. } => (ExitKind::Io, io_hint(source)),
+        StoreError::System { .. } => {
+            (ExitKind::Io, "free some space, or change the permissions, and try again")
+        }
+        StoreError::NoRevision { .. } => {
+            (ExitKind::Usage, "`mpatch log`, `mpatch branch` and `mpatch tag` list what there is")
+        }
+        StoreError::NoState { is_operation: true, .. } => {
+            (ExitKind::Usage, "`mpatch undo` takes the last operation back, and again the one before it")
+        }
+        StoreError::NoState { .. } => (
+            ExitKind::Usage,
+            "name a state: `mpatch branch` and `mpatch tag` list names, `mpatch fsck` those that are foreign",
+        ),
+        StoreError::Name { .. } => (ExitKind::Usage, "choose a plain name, e.g. `geography`"),
+        StoreError::Taken { .. } => (ExitKind::Conflict, "choose another name, or delete that one with `-d`"),
+        StoreError::Current { .. } => (ExitKind::Conflict, "`mpatch checkout` another branch first"),
+        StoreError::Recorded { .. } => (ExitKind::Conflict, "`mpatch log` tells which commit brought it"),
+        StoreError::Misfit { .. } => (
+            ExitKind::WrongBase,
+            "bind it to this state: `mpatch checkout HEAD -o MODEL` writes the weights, `mpatch rebase PATCH --base MODEL --after OTHER` binds it, with the patch that is in them",
+        ),
+        StoreError::Missing { .. } => {
+            (ExitKind::Malformed, "`mpatch pull` fetches it, `mpatch fsck --repair FILE` takes a copy of it")
+        }
+        StoreError::Damaged { .. } | StoreError::Malformed { .. } | StoreError::Git { .. } => (
+            ExitKind::Malformed,
+            "`mpatch fsck` names all that is damaged, `mpatch fsck --repair SOURCE` mends it from whole copies",
+        ),
+        StoreError::Limit { .. } => (
+            ExitKind::LimitExceeded,
+            "`mpatch stack` makes one patch of several; a history of that can begin anew",
+        ),
+        StoreError::NothingTo { .. } => (ExitKind::Conflict, "`mpatch undo --list` lists what was done"),
+        StoreError::OtherBase { .. } => {
+            (ExitKind::WrongBase, "a history is about one model: clone the other one")
+        }
+        StoreError::Diverged { .. } => (ExitKind::Conflict, "`mpatch merge` joins the two"),
+        _ => (ExitKind::Malformed, "`mpatch fsck` tells more"),
     }
 }
 

@@ -350,69 +350,78 @@ struct Case<'a> {
 impl Case<'_> {
     /// What had to be allowed because of the signatures, or why the patch is refused.
     fn of_signatures(&self, judgement: &Judgement) -> (Vec<&'static str>, Option<CommandError>) {
-        let (name, word) = (&self.name, &self.word);
-        let reason = judgement.reason.as_deref().unwrap_or_default();
-        let refuse = |kind, what: &str, hint: &str| {
-            CommandError::new(kind, format!("`{name}` {what}: {reason}")).hint(hint)
-        };
-        let (is_allowed, flag, refusal) = match judgement.answer {
-            Answer::Trusted => return (Vec::new(), None),
-            Answer::Bad => {
-                let hint = "do not use this patch: somebody has changed it or its signature; fetch it again";
-                return (Vec::new(), Some(refuse(ExitKind::BadSignature, "has a bad signature", hint)));
-            }
-            Answer::Revoked => {
-                let hint = "ask its maker for a patch that is signed with another key";
-                return (Vec::new(), Some(refuse(ExitKind::Untrusted, "is signed with a revoked key", hint)));
-            }
-            Answer::Insufficient => {
-                let hint = self.sign_hint("adds a signature", None);
-                return (Vec::new(), Some(refuse(ExitKind::Untrusted, "lacks signatures", &hint)));
-            }
-            Answer::Unknown => {
-                let keys: Vec<String> =
-                    judgement.keys(Answer::Unknown).iter().map(Fingerprint::to_string).collect();
-                let (what, which, compared) = match keys.as_slice() {
-                    [key] => (format!("the unknown key {key}"), "", "the key's fingerprint"),
-                    // Which one its reader believes is for its reader to say.
-                    _ => {
-                        let keys = format!("the unknown keys {}", keys.join(" and "));
-                        (keys, " --fingerprint FINGERPRINT", "each key's fingerprint")
-                    }
-                };
-                let what = format!("is signed with {what}");
-                let files = self.arguments.signature_words();
-                let hint = format!(
-                    "compare {compared} with its owner's, then `mpatch trust add {word}{files}{which} --principal NAME`; or `--allow-unknown`"
-                );
-                let refusal = refuse(ExitKind::Untrusted, &what, &hint);
-                (self.arguments.allow_unknown, "unknown", refusal)
-            }
-            Answer::Expired => {
-                let hint = "ask its maker for a patch that is signed with a valid key; or `--allow-expired`";
-                let refusal = refuse(ExitKind::Untrusted, "is signed with an expired key", hint);
-                (self.arguments.allow_expired, "expired", refusal)
-            }
-            Answer::Unsupported => {
-                let hint = "ask its maker for an Ed25519 signature; or `--allow-unsigned`";
-                let refusal = refuse(ExitKind::Unsupported, "has a signature that is not judged", hint);
-                (self.arguments.allow_unsigned, "unsigned", refusal)
-            }
-            _ => {
-                let hint = self.sign_hint("signs a patch of your own", Some("--allow-unsigned"));
-                let refusal = refuse(ExitKind::Untrusted, "is unsigned", &hint);
-                (self.arguments.allow_unsigned, "unsigned", refusal)
-            }
-        };
-        match (is_allowed, self.policy.forbids_exceptions()) {
-            (true, false) => (vec![flag], None),
-            (true, true) => {
+        if judgement.answer == Answer::Trusted {
+            return (Vec::new(), None);
+        }
+        let (refusal, allowed) = self.refusal(judgement);
+        match (allowed, self.policy.forbids_exceptions()) {
+            (Some(flag), false) => (vec![flag], None),
+            (Some(_), true) => {
                 let message = format!("{}; the policy allows no exceptions", refusal.message);
                 let hint = "the policy is `policy.json` in `.mpatch` or among your settings";
                 (Vec::new(), Some(CommandError { message, ..refusal }.hint(hint)))
             }
-            (false, _) => (Vec::new(), Some(refusal)),
+            (None, _) => (Vec::new(), Some(refusal)),
         }
+    }
+
+    /// Why a patch is refused that is not trusted, and what its user has allowed that lets it pass, if anything.
+    fn refusal(&self, judgement: &Judgement) -> (CommandError, Option<&'static str>) {
+        let refuse = |kind, what: &str, hint: &str| {
+            let reason = judgement.reason.as_deref().unwrap_or_default();
+            CommandError::new(kind, format!("`{}` {what}: {reason}", self.name)).hint(hint)
+        };
+        let unsigned = self.arguments.allow_unsigned.then_some("unsigned");
+        match judgement.answer {
+            Answer::Bad => {
+                let hint = "do not use this patch: somebody has changed it or its signature; fetch it again";
+                (refuse(ExitKind::BadSignature, "has a bad signature", hint), None)
+            }
+            Answer::Revoked => {
+                let hint = "ask its maker for a patch that is signed with another key";
+                (refuse(ExitKind::Untrusted, "is signed with a revoked key", hint), None)
+            }
+            Answer::Insufficient => {
+                let hint = self.sign_hint("adds a signature", None);
+                (refuse(ExitKind::Untrusted, "lacks signatures", &hint), None)
+            }
+            Answer::Unknown => {
+                let (what, hint) = self.of_unknown_keys(&judgement.keys(Answer::Unknown));
+                let unknown = self.arguments.allow_unknown.then_some("unknown");
+                (refuse(ExitKind::Untrusted, &what, &hint), unknown)
+            }
+            Answer::Expired => {
+                let hint = "ask its maker for a patch that is signed with a valid key; or `--allow-expired`";
+                let expired = self.arguments.allow_expired.then_some("expired");
+                (refuse(ExitKind::Untrusted, "is signed with an expired key", hint), expired)
+            }
+            Answer::Unsupported => {
+                let hint = "ask its maker for an Ed25519 signature; or `--allow-unsigned`";
+                (refuse(ExitKind::Unsupported, "has a signature that is not judged", hint), unsigned)
+            }
+            _ => {
+                let hint = self.sign_hint("signs a patch of your own", Some("--allow-unsigned"));
+                (refuse(ExitKind::Untrusted, "is unsigned", &hint), unsigned)
+            }
+        }
+    }
+
+    /// What is wrong with a patch that these unknown keys signed, and what to do about it.
+    fn of_unknown_keys(&self, keys: &[Fingerprint]) -> (String, String) {
+        let (what, which, compared) = match keys {
+            [key] => (format!("the unknown key {key}"), "", "the key's fingerprint"),
+            // Which one its reader believes is for its reader to say.
+            _ => {
+                let keys: Vec<String> = keys.iter().map(Fingerprint::to_string).collect();
+                let keys = format!("the unknown keys {}", keys.join(" and "));
+                (keys, " --fingerprint FINGERPRINT", "each key's fingerprint")
+            }
+        };
+        let (word, files) = (&self.word, self.arguments.signature_words());
+        let hint = format!(
+            "compare {compared} with its owner's, then `mpatch trust add {word}{files}{which} --principal NAME`; or `--allow-unknown`"
+        );
+        (format!("is signed with {what}"), hint)
     }
 
     /// A patch of a history stays there as it is, so it is allowed, or recorded anew with more signatures.
