@@ -318,8 +318,25 @@ pub struct Seconds {
 }
 
 impl Ingredients {
+    /// Does `work` with the log of an interrupted run with the same inputs, or a new one, which goes once all is done.
+    pub fn with_value_log<T>(
+        &self,
+        model: &Model,
+        facts: &FactsFile,
+        output: &Output,
+        work: impl FnOnce(Option<&ValueLog>) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        let log = self.value_log(model, facts, output);
+        let done = work(log.as_ref())?;
+        if let Some(log) = log {
+            // What the values were for is there; that a log is left behind is no failure.
+            let _ = log.remove();
+        }
+        Ok(done)
+    }
+
     /// The log of an interrupted run with the same inputs, or a new one.
-    pub fn value_log(&self, model: &Model, facts: &FactsFile, output: &Output) -> Option<ValueLog> {
+    fn value_log(&self, model: &Model, facts: &FactsFile, output: &Output) -> Option<ValueLog> {
         let inputs = ValueInputs {
             weights: self.weights,
             config: model.config_digest,
@@ -369,8 +386,22 @@ impl Ingredients {
 }
 
 impl Job<'_> {
+    /// Makes the patch and has `write` put it in its place; a run that is interrupted before that leaves its values to the
+    /// next one.
+    pub fn make<T>(
+        &self,
+        output: &Output,
+        write: impl FnOnce(&mut Made) -> Result<T, CommandError>,
+    ) -> Result<(Made, T), CommandError> {
+        self.ingredients.with_value_log(self.model, self.facts, output, |log| {
+            let mut made = self.made(log, output)?;
+            let written = write(&mut made)?;
+            Ok((made, written))
+        })
+    }
+
     /// Edits, rounds to integers, tests those, and lays out the patch; values are taken from `log` and added to it.
-    pub fn make(&self, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
+    fn made(&self, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
         let network = &self.model.network;
         let Ingredients { hyperparameters, contexts, .. } = self.ingredients;
         let (layers, facts) = (hyperparameters.layers.len(), self.facts.records.len());
@@ -399,11 +430,6 @@ impl Job<'_> {
             seconds,
             is_resumed,
         })
-    }
-
-    /// The log of an interrupted run of this job, or a new one.
-    pub fn value_log(&self, output: &Output) -> Option<ValueLog> {
-        self.ingredients.value_log(self.model, self.facts, output)
     }
 
     fn compress(&self, edit: &Edit) -> Result<(Vec<String>, Vec<Term>), CommandError> {

@@ -137,15 +137,11 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let base = Prepared::new(&model, &arguments.recipe, None, output)?;
     let mut job = base.job(&facts, &arguments.recipe, arguments.about.about());
     job.line = line;
-    let log = job.value_log(output);
-    let mut made = job.make(log.as_ref(), output)?;
-    // Not worth stopping any more.
-    last_step();
-    let signature = write_signed(&mut made.patch, signer.as_ref(), &place)?;
-    if let Some(log) = log {
-        // The patch is there; that a log is left behind is no failure.
-        let _ = log.remove();
-    }
+    let (made, signature) = job.make(output, |made| {
+        // Not worth stopping any more.
+        last_step();
+        write_signed(&mut made.patch, signer.as_ref(), &place)
+    })?;
     if let (Some(line), Some(signer)) = (&job.line, &signer) {
         let remembered = trust::remember(line, &[signer.public().fingerprint()], made.patch.id());
         remembered.map_err(CommandError::after_the_work)?;

@@ -65,26 +65,33 @@ pub fn check(
     output: &Output,
 ) -> Result<RemadeEvidence, CommandError> {
     let Followed { model, ingredients, facts } = followed;
-    let log = ingredients.value_log(model, facts, output);
-    let edit = ingredients.edit(model, facts, log.as_ref(), output)?;
-    let mut tensors = Vec::with_capacity(edit.layers.len());
-    let mut problem = untouched(patch, place, &edit.layers);
-    for update in &edit.layers {
-        let Some(stored) = stored(patch, place, &update.tensor)? else { continue };
-        let remade = Remade::of(update, &stored)?;
-        problem = problem.or_else(|| remade.problem());
-        tensors.push(remade);
-    }
-    if let Some(log) = log {
-        // Compared already; that a log is left behind is no failure.
-        let _ = log.remove();
-    }
+    let (tensors, problem) = ingredients.with_value_log(model, facts, output, |log| {
+        let edit = ingredients.edit(model, facts, log, output)?;
+        compare(patch, place, &edit.layers)
+    })?;
     Ok(RemadeEvidence {
         recorded_device: patch.manifest().recipe.device.clone(),
         device: arithmetic(model),
         tensors,
         outcome: Outcome { not_checked: None, problem },
     })
+}
+
+/// Each tensor that the patch holds and the recipe makes again, and the first problem.
+fn compare(
+    patch: &Patch,
+    place: Place<'_>,
+    layers: &[LayerUpdate],
+) -> Result<(Vec<Remade>, Option<String>), CommandError> {
+    let mut tensors = Vec::with_capacity(layers.len());
+    let mut problem = untouched(patch, place, layers);
+    for update in layers {
+        let Some(stored) = stored(patch, place, &update.tensor)? else { continue };
+        let remade = Remade::of(update, &stored)?;
+        problem = problem.or_else(|| remade.problem());
+        tensors.push(remade);
+    }
+    Ok((tensors, problem))
 }
 
 /// A tensor that the recipe edits and the patch leaves as it was. One that the patch touches and the recipe does not

@@ -193,13 +193,8 @@ impl StackArguments {
         let base = Prepared::new(&model, &self.recipe, recorded, output)?;
         let mut job = base.job(&facts, &self.recipe, self.about.about());
         job.supersedes = plan.added().map(|patch| patch.id).collect();
-        let log = job.value_log(output);
-        let mut made = job.make(log.as_ref(), output)?;
-        let signature = write_signed(&mut made.patch, signer, &self.output)?;
-        if let Some(log) = log {
-            // The patch is there; that a log is left behind is no failure.
-            let _ = log.remove();
-        }
+        let (made, signature) =
+            job.make(output, |made| write_signed(&mut made.patch, signer, &self.output))?;
         let patch = made.patch.clone();
         let created = made.report(&job, self.output.clone(), self.base.clone(), signature);
         Ok(StackReport { created: Some(created), ..self.report(plan, Vec::new(), &patch) })
