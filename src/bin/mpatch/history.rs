@@ -17,6 +17,9 @@ use crate::places::{self, variable};
 use crate::report::{Output, Page, escaped, shell_word};
 use crate::trust::{Judged, TrustArguments, require};
 
+/// How long a command waits for another one that changes the history, where nobody says otherwise.
+pub const LOCK_TIMEOUT_SECONDS: f64 = 10.0;
+
 /// Which history, and how long to wait for it.
 #[derive(Debug, Clone, Args)]
 pub struct StoreArguments {
@@ -24,7 +27,7 @@ pub struct StoreArguments {
     #[arg(long, value_name = "FOLDER", default_value = ".")]
     pub store: PathBuf,
     /// Wait this many seconds while another process changes the history
-    #[arg(long, value_name = "SECONDS", default_value_t = 10.0, value_parser = seconds)]
+    #[arg(long, value_name = "SECONDS", default_value_t = LOCK_TIMEOUT_SECONDS, value_parser = seconds)]
     pub lock_timeout: f64,
 }
 

@@ -184,13 +184,14 @@ impl RecipeArguments {
 
     /// Some option was given.
     pub fn is_given(&self) -> bool {
-        let paths = [&self.hparams, &self.contexts, &self.stats, &self.corpus];
-        paths.into_iter().any(Option::is_some)
-            || self.layers.is_some()
-            || self.seed.is_some()
-            || self.bits.is_some()
-            || self.rank.is_some()
-            || self.tolerance.is_some()
+        // An amount comes with a corpus only.
+        let Self { hparams, layers, contexts, stats, corpus, amount: _, seed, bits, rank, tolerance } = self;
+        [hparams, contexts, stats, corpus].into_iter().any(Option::is_some)
+            || layers.is_some()
+            || seed.is_some()
+            || bits.is_some()
+            || rank.is_some()
+            || tolerance.is_some()
     }
 }
 

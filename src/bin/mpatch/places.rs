@@ -220,8 +220,7 @@ pub fn change<T>(
     path: &Path,
     change: impl FnOnce(&mut String) -> Result<T, CommandError>,
 ) -> Result<T, CommandError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    with_lock(folder, || {
+    with_lock(folder_of(path), || {
         let mut text = read_text(path)?.unwrap_or_default();
         let answer = change(&mut text)?;
         replace(path, text.as_bytes())?;

@@ -104,7 +104,7 @@ pub fn change_signers<T>(
     path: &Path,
     change: impl FnOnce(&mut String) -> Result<T, CommandError>,
 ) -> Result<T, CommandError> {
-    let folder = path.parent().unwrap_or(Path::new("."));
+    let folder = places::folder_of(path);
     let (counted, answer, text) = places::change(path, |text| {
         let counted = counts(folder, text);
         let answer = change(text)?;

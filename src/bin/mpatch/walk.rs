@@ -11,7 +11,7 @@ use mpatch::store::{Change, Commit, CommitId, Message, Standing, Step, Store, St
 
 use crate::commands::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
-use crate::history::{author, here, in_words, message};
+use crate::history::{LOCK_TIMEOUT_SECONDS, author, here, in_words, message};
 use crate::interrupt::{Work, doing, last_step};
 use crate::places::folder_of;
 use crate::report::Output;
@@ -259,7 +259,7 @@ impl Record {
 
 /// Takes the right to change the history here, for commands that do so by the way.
 fn change(store: &Store) -> Result<Change<'_>, CommandError> {
-    store.change(Duration::from_secs(10), author()?).map_err(|error| {
+    store.change(Duration::from_secs_f64(LOCK_TIMEOUT_SECONDS), author()?).map_err(|error| {
         let hint = match &error {
             StoreError::Busy { .. } => "wait for it, and run this again",
             StoreError::Io { .. } | StoreError::System { .. } => {

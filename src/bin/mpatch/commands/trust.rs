@@ -178,7 +178,7 @@ impl PlaceArguments {
 
     /// Refuses to add to a project's keys that the user has not accepted: the new one would not count either.
     fn check_accepted(&self, path: &Path, held: &str) -> Result<(), CommandError> {
-        let folder = path.parent().unwrap_or(Path::new("."));
+        let folder = places::folder_of(path);
         if !self.project || projects::counts(folder, held)? {
             return Ok(());
         }
