@@ -187,7 +187,9 @@ fn not_finite<E: Element>(bytes: &[u8]) -> Option<(usize, u64)> {
 /// ```
 ///
 /// # Errors
-/// [`BindError`], also for weights that are NaN or infinite.
+/// [`BindError::Twice`], [`BindError::NoSuchTerm`], [`BindError::Dtype`], [`BindError::Shape`] and
+/// [`BindError::Factors`] where the terms do not fit the tensors, [`BindError::NotFinite`] for weights that are NaN or
+/// infinite, [`BindError::Checkpoint`] where they cannot be read or a tensor is missing.
 pub fn bind(
     checkpoint: &Checkpoint,
     weights: WeightsId,
@@ -201,7 +203,7 @@ pub fn bind(
 /// As [`bind`], with a choice about weights that are NaN or infinite.
 ///
 /// # Errors
-/// [`BindError`].
+/// As [`bind`]; [`BindError::NotFinite`] only with [`NotFinite::Refuse`].
 pub fn bind_with(
     checkpoint: &Checkpoint,
     weights: WeightsId,

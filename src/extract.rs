@@ -169,7 +169,9 @@ pub enum Form {
 /// out to overflow.
 ///
 /// # Errors
-/// [`ExtractError`].
+/// [`ExtractError::Same`], [`ExtractError::OneSided`] and [`ExtractError::Kind`] where no patch leads from one to the
+/// other; [`ExtractError::NotExact`] where one would lead elsewhere; [`ExtractError::Checkpoint`] where either cannot be
+/// read; the others where the arithmetic fails.
 pub fn extract(
     base: &Checkpoint,
     edited: &Checkpoint,

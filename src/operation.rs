@@ -434,7 +434,10 @@ impl Plan {
     /// bytes, [`Plan::copy_size_bytes`] in all.
     ///
     /// # Errors
-    /// [`OperationError`].
+    /// [`OperationError::Checkpoint`] where the checkpoint cannot be read, the output cannot be written, or there is one
+    /// already; [`OperationError::OtherPatch`] and [`OperationError::OtherState`] where the plan was made for others;
+    /// [`OperationError::Patch`] and [`OperationError::Factors`] where the patch's terms or undo logs are damaged;
+    /// [`OperationError::WrongResult`] where a digest is not the promised one.
     pub fn execute(
         &self,
         checkpoint: &Checkpoint,
@@ -456,7 +459,8 @@ impl Plan {
     /// now.
     ///
     /// # Errors
-    /// [`OperationError`].
+    /// As [`Plan::execute`], and [`OperationError::Pending`]; [`CheckpointError::InPlace`] says why a checkpoint cannot be
+    /// changed where it lies.
     pub fn execute_in_place(
         &self,
         checkpoint: &Checkpoint,

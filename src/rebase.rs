@@ -79,7 +79,9 @@ pub struct RebaseOptions {
 /// `progress` is told bytes: all weights once, and the touched tensors once more.
 ///
 /// # Errors
-/// [`RebaseError`].
+/// [`RebaseError::Fits`] and [`RebaseError::Applied`] where there is nothing to do; [`RebaseError::BindingsDiffer`] and
+/// [`RebaseError::Correction`] where the patch does not say what to add; [`RebaseError::Bind`] where its terms do not fit
+/// the weights; [`RebaseError::Checkpoint`] and [`RebaseError::Patch`] where they cannot be read.
 pub fn rebase(
     checkpoint: &Checkpoint,
     patch: &Patch,
@@ -135,7 +137,7 @@ pub fn rebase(
 /// `progress` is told bytes, the sizes of the touched tensors in all.
 ///
 /// # Errors
-/// [`CheckpointError`].
+/// [`CheckpointError`] where the touched tensors cannot be read.
 pub fn first_missing(
     checkpoint: &Checkpoint,
     patches: &[Patch],

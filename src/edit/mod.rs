@@ -179,7 +179,9 @@ pub enum Progress<'a> {
 /// batches, and with them the order of sums, follow from that.
 ///
 /// # Errors
-/// Any [`EditError`].
+/// As for [`check`]; [`EditError::Statistics`] where the statistics are not of these layers, [`EditError::Checkpoint`]
+/// where they cannot be read, [`EditError::Singular`] where they are of too little text; [`EditError::Model`] where the
+/// model cannot be run. A value of which the loss is no number is an [`EditError::Fact`], too.
 pub fn memit(
     model: &Model,
     hyperparameters: &Hyperparameters,
@@ -194,7 +196,7 @@ pub fn memit(
 /// [`memit`] with what earlier runs kept: the same edit, bit for bit, and sooner.
 ///
 /// # Errors
-/// Any [`EditError`].
+/// As for [`memit`].
 pub fn memit_with(
     model: &Model,
     hyperparameters: &Hyperparameters,
@@ -235,7 +237,8 @@ pub fn memit_with(
 /// Whether [`memit`] would take these facts, told by their tokens: nothing is run.
 ///
 /// # Errors
-/// As for [`memit`].
+/// [`EditError::Hyperparameters`]; [`EditError::Fact`] for a fact whose prompt or target cannot be used, in a context
+/// or alone; [`EditError::Model`] where the tokenizer fails.
 pub fn check(
     model: &Model,
     hyperparameters: &Hyperparameters,

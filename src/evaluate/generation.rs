@@ -31,7 +31,8 @@ pub struct Continuation {
 /// Lets the model continue every record's own prompt.
 ///
 /// # Errors
-/// [`ModelError`].
+/// [`ModelError::Text`] for a prompt without tokens or longer than the context; [`ModelError::Tokenizer`] and
+/// [`ModelError::Device`] where these fail.
 pub fn continuations(
     model: &Model,
     network: &Network,
@@ -66,7 +67,7 @@ pub fn continuations(
 /// The text by which the model continues `prompt`, greedily, by `tokens` tokens or to the end of its context.
 ///
 /// # Errors
-/// [`ModelError`].
+/// As [`continuations`].
 pub fn continuation(
     model: &Model,
     network: &Network,
@@ -119,7 +120,7 @@ fn says(text: &str, new: &str, old: Option<&str>) -> bool {
 /// `progress` is told a text as one for each of its tokens.
 ///
 /// # Errors
-/// [`ModelError`].
+/// As [`continuations`].
 pub fn ngram_entropy(
     model: &Model,
     network: &Network,

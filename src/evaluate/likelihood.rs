@@ -105,7 +105,7 @@ struct Answer {
 /// The first question of `records`, each with its index, that is longer than the context of the model with `config`.
 ///
 /// # Errors
-/// [`ModelError`].
+/// [`ModelError::Text`] for an empty prompt or target; [`ModelError::Tokenizer`] where the tokenizer fails.
 pub fn too_long<'r>(
     tokenizer: &Tokenizer,
     config: &Config,
@@ -133,7 +133,9 @@ pub fn too_long<'r>(
 /// Answers `questions`, in their order.
 ///
 /// # Errors
-/// [`ModelError`].
+/// [`ModelError::Text`] for an empty prompt or target, or both together longer than the context;
+/// [`ModelError::NotANumber`] where the model has no answer; [`ModelError::Tokenizer`] and [`ModelError::Device`]
+/// where these fail.
 pub fn outcomes(
     model: &Model,
     network: &Network,
@@ -262,7 +264,7 @@ pub struct TokenProbability {
 /// The `count` likeliest next tokens after `prompt`.
 ///
 /// # Errors
-/// [`ModelError`].
+/// As [`continuations`](super::continuations).
 pub fn top_tokens(
     model: &Model,
     network: &Network,

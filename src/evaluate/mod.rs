@@ -187,7 +187,7 @@ pub fn texts(records: &[Record], extent: Extent) -> u64 {
 /// Evaluates `network` (the model's own, or an edited one) on `records`; `progress` is told texts as they are done.
 ///
 /// # Errors
-/// [`ModelError`].
+/// As [`outcomes`] and [`continuations`].
 pub fn evaluate(
     model: &Model,
     network: &Network,
@@ -215,7 +215,7 @@ pub fn evaluate(
 /// Likelihoods of every record's prompts, record by record.
 ///
 /// # Errors
-/// [`ModelError`].
+/// As [`outcomes`].
 pub fn record_outcomes(
     model: &Model,
     network: &Network,

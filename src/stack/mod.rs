@@ -185,7 +185,7 @@ pub fn plan_among(
 /// `progress` is told bytes: all weights of the base once, and the touched tensors once more.
 ///
 /// # Errors
-/// [`StackError`].
+/// As [`plan`] and [`Plan::add`].
 pub fn stack(
     base: &Checkpoint,
     patches: &[Named<'_>],
