@@ -5,6 +5,22 @@ use std::fs;
 use crate::bench::{Bench, openssh_is_here, said};
 
 #[test]
+fn without_git_settings_that_may_revoke_a_key_are_refused_and_others_are_not() {
+    let bench = Bench::new();
+    for (settings, code) in [
+        ("[user]\n\temail = ada@example.org\n[gpg]\n\tformat = ssh\n", 0),
+        ("[gpg \"ssh\"]\n\tREVOCATIONFILE = /gone\n", 11),
+        ("[includeIf \"gitdir:~/work/\"]\n\tpath = work\n", 11),
+    ] {
+        bench.write("gitconfig", settings);
+        let mut command = bench.command("verify edits.mpatch");
+        command.env("GIT_CONFIG_GLOBAL", bench.path("gitconfig")).env("PATH", bench.path("nowhere"));
+        let told = said(&command.output().unwrap(), settings, code);
+        assert_eq!(told.contains("so it may name revoked keys, and `git`"), code == 11, "{told}");
+    }
+}
+
+#[test]
 fn the_signers_that_git_allows_are_trusted_and_those_it_revokes_are_not() {
     if !openssh_is_here() {
         return;

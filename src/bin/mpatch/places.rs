@@ -359,8 +359,7 @@ fn ask_git(file: &Path) -> Result<Option<String>, CommandError> {
     command.args(["config", "--includes", "--null", "--file"]).arg(from_root).args(["--get-regexp", names]);
     let output = match command.stdin(Stdio::null()).output() {
         Ok(output) => output,
-        // Without git there is nothing to heed.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => return without_git(file),
         Err(error) => return Err(CommandError::io("run", Path::new("git"), &error)),
     };
     match output.status.code() {
@@ -374,6 +373,23 @@ fn ask_git(file: &Path) -> Result<Option<String>, CommandError> {
                 .hint("mend them: they may say which keys are revoked"))
         }
     }
+}
+
+/// What can be said of a file of git's where git is not there to read it: nothing, if it cannot revoke a key.
+fn without_git(file: &Path) -> Result<Option<String>, CommandError> {
+    let text = read_optional(file)?.unwrap_or_default().to_ascii_lowercase();
+    let text = String::from_utf8_lossy(&text);
+    // Git takes these words in any case, and whole; an included file may be anything.
+    let Some(word) = ["revocationfile", "include"].into_iter().find(|word| text.contains(word)) else {
+        return Ok(None);
+    };
+    let message = format!(
+        "`{}` says `{word}`, so it may name revoked keys, and `git`, which reads it, is not found",
+        file.display()
+    );
+    Err(CommandError::new(ExitKind::Io, message).hint(
+        "put git on the PATH; or list the revoked keys in `revoked` among your settings, and set GIT_CONFIG_GLOBAL to an empty file",
+    ))
 }
 
 /// A path of git's, which may begin in the user's own folder.
