@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::foreign::Foreign;
 use crate::digest::TensorDigest;
 
 /// A checkpoint that cannot be read, or an output that cannot be written.
@@ -34,6 +35,14 @@ pub enum CheckpointError {
         path: PathBuf,
         /// What is wrong, with the numbers.
         reason: String,
+    },
+    /// A file of another kind.
+    #[error("`{path}` is not a safetensors file, but {found}")]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is.
+        found: Foreign,
     },
     /// An index that cannot be followed.
     #[error("`{path}` is not a valid index of shards: {reason}")]

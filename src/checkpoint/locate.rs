@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::disk::{Files, Kind};
+use super::foreign::pytorch_in;
 use super::{CheckpointError, Layout, folder_of, is_file};
 
 /// Where a checkpoint's weights are found.
@@ -38,6 +39,11 @@ fn find_weights(disk: &Files, folder: &Path) -> Result<PathBuf, CheckpointError>
         if path.extension().is_some_and(|extension| extension == "safetensors") && is_file(disk, &path)? {
             candidates.push(path);
         }
+    }
+    if candidates.is_empty()
+        && let Some(refusal) = pytorch_in(disk, folder)?
+    {
+        return Err(refusal);
     }
     match <[PathBuf; 1]>::try_from(candidates) {
         Ok([only]) => Ok(only),

@@ -15,6 +15,7 @@ mod copy;
 mod create;
 pub(crate) mod disk;
 mod error;
+mod foreign;
 mod header;
 mod in_place;
 mod index;
@@ -52,6 +53,7 @@ pub use self::create::{NewTensor, write_new, write_new_folder, write_over, write
 #[cfg(test)]
 pub(crate) use self::create::{write_new_folder_on, write_new_on, write_safetensors_on};
 pub use self::error::CheckpointError;
+pub use self::foreign::Foreign;
 pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX};
 pub(crate) use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
@@ -513,6 +515,9 @@ fn open_file(
     }
     let mut header_size = [0; HEADER_SIZE_FIELD_BYTES as usize];
     file.read_exact_at(&mut header_size, 0).map_err(CheckpointError::io(path, "read"))?;
+    if let Some(found) = Foreign::of(header_size) {
+        return Err(CheckpointError::Foreign { path: path.to_owned(), found });
+    }
     let header_size = u64::from_le_bytes(header_size);
     header::check_size(header_size, size_bytes).map_err(refuse)?;
     let mut text = vec![0; header_size as usize];

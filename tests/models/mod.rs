@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::material::{alter_header, alter_weights};
+use crate::material::{alter_header, alter_weights, lay_out};
 use crate::{Bench, EDITED, Refusal};
 
 /// A weight that no edit touches, and every text goes through.
@@ -106,6 +106,31 @@ fn a_tokenizer_that_knows_more_words_than_the_model_is_refused() {
     bench.create_refuses("", 3).says(&["tokenizer", "2047", "1000 words"]);
     bench.write("model/tokenizer.json", "{}");
     bench.create_refuses("", 3).says(&["`model", "tokenizer"]);
+}
+
+#[test]
+fn what_is_no_safetensors_file_is_called_what_it_is() {
+    let bench = Bench::with_model();
+    lay_out(bench.folder.path());
+    let patch = fs::read(bench.path("edits.mpatch")).unwrap();
+    let config = fs::read(bench.path("model/config.json")).unwrap();
+    for (start, what, hint) in [
+        (&b"PK\x03\x04\0\0\x08\x08\0\0"[..], "PyTorch's own format", "safe_serialization=True"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", "PyTorch's own format", "safe_serialization=True"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs", "`git lfs pull`"),
+        (b"<!DOCTYPE html>\n", "a web page", "fetch the `.safetensors` file itself"),
+        (&config, "a file of JSON", "give the model's folder"),
+        (&patch, "`weights` is not a safetensors file, but a patch", "give the model first"),
+        // What may be the size of a header is one.
+        (b"\x80\x02\0\0\0\0\0\0{", "the header claims 640 bytes", "fetch the checkpoint again"),
+    ] {
+        fs::write(bench.path("weights"), start).unwrap();
+        bench.refuses("apply weights edits.mpatch", 3).says(&[what, hint]);
+    }
+    fs::rename(bench.path("model/model.safetensors"), bench.path("model/pytorch_model.bin")).unwrap();
+    bench.write("model/optimizer.pt", "");
+    let refused = bench.create_refuses("", 3);
+    refused.says(&["`model/pytorch_model.bin` is not a safetensors file", "safe_serialization=True"]);
 }
 
 #[test]

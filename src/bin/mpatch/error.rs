@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use mpatch::checkpoint::CheckpointError;
+use mpatch::checkpoint::{CheckpointError, Foreign};
 use mpatch::facts::{FactsError, FactsErrorKind};
 use mpatch::operation::OperationError;
 use mpatch::patch::PatchError;
@@ -290,6 +290,7 @@ impl From<CheckpointError> for CommandError {
                 (ExitKind::Malformed, "give a `.safetensors` file, an index of shards, or a model folder")
             }
             CheckpointError::Header { .. } => (ExitKind::Malformed, "fetch the checkpoint again"),
+            CheckpointError::Foreign { found, .. } => (ExitKind::Malformed, foreign_hint(*found)),
             CheckpointError::MissingTensor { .. } => {
                 (ExitKind::WrongBase, "`mpatch show` tells which model the patch is for")
             }
@@ -321,6 +322,20 @@ impl From<CheckpointError> for CommandError {
             _ => (ExitKind::Malformed, "fetch the checkpoint again, with its index and all its shards"),
         };
         Self::new(kind, chain(&error)).hint(hint)
+    }
+}
+
+/// What to do where a file is none of weights.
+fn foreign_hint(found: Foreign) -> &'static str {
+    match found {
+        Foreign::PyTorch => {
+            "load it with transformers, write it with `save_pretrained(FOLDER, safe_serialization=True)`, and give that folder"
+        }
+        Foreign::LfsPointer => "`git lfs pull`, in the folder that was cloned, fetches the weights",
+        Foreign::Json => "give the model's folder, or a `.safetensors` file in it",
+        Foreign::Markup => "a download failed or asked for a login: fetch the `.safetensors` file itself",
+        Foreign::Patch => "give the model first, or as `--base`: a folder, or a `.safetensors` file",
+        _ => "give a `.safetensors` file, an index of shards, or a model folder",
     }
 }
 

@@ -62,7 +62,11 @@ pub struct Corpus<'a> {
 pub fn statistics_error(path: &Path, error: EditError) -> CommandError {
     let is_another_file = matches!(
         &error,
-        EditError::Checkpoint(CheckpointError::Header { .. } | CheckpointError::NotACheckpoint { .. })
+        EditError::Checkpoint(
+            CheckpointError::Header { .. }
+                | CheckpointError::Foreign { .. }
+                | CheckpointError::NotACheckpoint { .. }
+        )
     );
     let refused = edit_error(path, error);
     if is_another_file {
