@@ -406,6 +406,11 @@ fn a_policy_asks_for_more_and_no_flag_for_less() {
         bench.write(".mpatch/policy.json", policy);
         let refused = bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 5);
         assert!(refused.contains("the policy allows no exceptions"), "{policy}: {refused}");
+        // Nor is one offered.
+        for patch in ["unsigned", "stranger"] {
+            let refused = bench.run(&format!("apply model.safetensors {patch}.mpatch"), 5);
+            assert!(!refused.contains("--allow-"), "{policy}: {refused}");
+        }
     }
     bench.write(".mpatch/policy.json", r#"{"minimal_rung": "V2"}"#);
     assert!(bench.run("verify edits.mpatch", 5).contains("does not reach V2"));

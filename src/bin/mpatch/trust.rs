@@ -391,13 +391,14 @@ impl Case<'_> {
                 (refuse(ExitKind::Untrusted, &what, &hint), unknown)
             }
             Answer::Expired => {
-                let hint = "ask its maker for a patch that is signed with a valid key; or `--allow-expired`";
+                let or = self.or("--allow-expired");
+                let hint = format!("ask its maker for a patch that is signed with a valid key{or}");
                 let expired = self.arguments.allow_expired.then_some("expired");
-                (refuse(ExitKind::Untrusted, "is signed with an expired key", hint), expired)
+                (refuse(ExitKind::Untrusted, "is signed with an expired key", &hint), expired)
             }
             Answer::Unsupported => {
-                let hint = "ask its maker for an Ed25519 signature; or `--allow-unsigned`";
-                (refuse(ExitKind::Unsupported, "has a signature that is not judged", hint), unsigned)
+                let hint = format!("ask its maker for an Ed25519 signature{}", self.or("--allow-unsigned"));
+                (refuse(ExitKind::Unsupported, "has a signature that is not judged", &hint), unsigned)
             }
             _ => {
                 let hint = self.sign_hint("signs a patch of your own", Some("--allow-unsigned"));
@@ -419,15 +420,21 @@ impl Case<'_> {
         };
         let (word, files) = (&self.word, self.arguments.signature_words());
         let hint = format!(
-            "compare {compared} with its owner's, then `mpatch trust add {word}{files}{which} --principal NAME`; or `--allow-unknown`"
+            "compare {compared} with its owner's, then `mpatch trust add {word}{files}{which} --principal NAME`{}",
+            self.or("--allow-unknown")
         );
         (format!("is signed with {what}"), hint)
+    }
+
+    /// `flag` as another way out, unless the policy takes it away.
+    fn or(&self, flag: &str) -> String {
+        if self.policy.forbids_exceptions() { String::new() } else { format!("; or `{flag}`") }
     }
 
     /// A patch of a history stays there as it is, so it is allowed, or recorded anew with more signatures.
     /// `flag` lets it pass, where there is such a flag.
     fn sign_hint(&self, what: &str, flag: Option<&str>) -> String {
-        match (self.is_file, flag) {
+        match (self.is_file, flag.filter(|_| !self.policy.forbids_exceptions())) {
             (true, None) => format!("`mpatch sign {}` {what}", self.word),
             (true, Some(flag)) => format!("`mpatch sign {}` {what}; or `{flag}`", self.word),
             (false, Some(flag)) => format!("`{flag}` lets it pass"),
