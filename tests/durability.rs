@@ -242,6 +242,26 @@ fn shards_on_another_file_system_are_copied_with_a_word() {
 }
 
 #[test]
+fn a_checkout_says_which_shards_are_the_models_own_files() {
+    let bench = Bench::new();
+    bench.succeeds("init history --base shards");
+    bench.succeeds("add shards.mpatch --store history");
+    // One step, and none.
+    for (target, revision) in [("edited", "HEAD"), ("copy", "HEAD~1")] {
+        let words = format!("checkout {revision} --onto shards -o {target} --store history --json");
+        let report: serde_json::Value = serde_json::from_str(&bench.succeeds(&words)).unwrap();
+        let linked = report["checkpoint"]["linked"].as_array().unwrap();
+        for shard in ["model-0.safetensors", "model-1.safetensors", "model-2.safetensors"] {
+            let [ours, theirs] =
+                ["shards", target].map(|folder| fs::metadata(bench.path(folder).join(shard)).unwrap().ino());
+            assert_eq!(linked.iter().any(|name| name == shard), ours == theirs, "{target}: {report:#}");
+        }
+    }
+    let said = bench.succeeds("checkout HEAD --onto shards -o another --store history");
+    assert!(said.contains("wrote another from shards: it is in this state already"), "{said}");
+}
+
+#[test]
 fn what_a_killed_copy_leaves_is_swept_by_the_next() {
     let bench = Bench::new();
     fs::write(bench.path(".mpatch-tmp-0"), "half a model").unwrap();

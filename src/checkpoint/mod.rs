@@ -70,7 +70,7 @@ pub use self::space::free_space_bytes;
 pub use self::target::check_output;
 pub use self::temporary::PassingFolder;
 pub(crate) use self::write::Output;
-pub use self::write::{Progress, copy};
+pub use self::write::{Committed, Progress, copy};
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};
 use self::header::HEADER_SIZE_FIELD_BYTES;

@@ -57,7 +57,7 @@ pub(crate) struct Filled(());
 
 /// A finished output.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Committed {
+pub struct Committed {
     /// Where it lies.
     pub path: PathBuf,
     /// What of the base's folder was not taken along: weights in other forms, which nobody edited, links that lead out
@@ -75,10 +75,14 @@ pub(crate) struct Committed {
 ///
 /// # Errors
 /// As [`check_output`], and whatever goes wrong with copying; there is no `target` then.
-pub fn copy(checkpoint: &Checkpoint, target: &Path, progress: Progress<'_>) -> Result<(), CheckpointError> {
+pub fn copy(
+    checkpoint: &Checkpoint,
+    target: &Path,
+    progress: Progress<'_>,
+) -> Result<Committed, CheckpointError> {
     let output = Output::create(checkpoint, target, [], progress)?;
     let ((), filled) = output.fill(progress, || Ok::<_, CheckpointError>(()))?;
-    output.commit(filled).map(|_| ())
+    output.commit(filled)
 }
 
 impl<'a> Output<'a> {

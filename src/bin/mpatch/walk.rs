@@ -9,6 +9,7 @@ use mpatch::operation::{Answer, Direction, plan, survey_size_bytes};
 use mpatch::patch::Patch;
 use mpatch::store::{Change, Commit, CommitId, Message, Standing, Step, Store, StoreError};
 
+use crate::commands::change::TakenAlong;
 use crate::commands::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{LOCK_TIMEOUT_SECONDS, author, here, in_words, message};
@@ -22,7 +23,7 @@ use crate::trust::{TrustArguments, require};
 ///
 /// Each step is an operation with its own digests, compared before its result has a name; steps before the last are
 /// passing copies in the target's folder. `before_last_step` is called as
-/// [`Checkpoint::before_last_step`] says.
+/// [`Checkpoint::before_last_step`] says. Answers how what no step touches came into the copy.
 pub fn walk(
     store: &Store,
     checkpoint: Checkpoint,
@@ -31,23 +32,23 @@ pub fn walk(
     before_last_step: fn(),
     trust: &TrustArguments,
     output: &Output,
-) -> Result<(), CommandError> {
+) -> Result<TakenAlong, CommandError> {
     mpatch::checkpoint::check_output(&checkpoint, target)?;
     require_all(store, steps, trust, output)?;
     let _doing = doing(Work::Copying);
     let Some((last, before)) = steps.split_last() else {
         let progress = output.progress("copying", checkpoint.weights_size_bytes());
         let checkpoint = checkpoint.before_last_step(before_last_step);
-        copy(&checkpoint, target, &|bytes| progress.add(bytes))?;
-        return Ok(());
+        return Ok(TakenAlong::of_copy(copy(&checkpoint, target, &|bytes| progress.add(bytes))?));
     };
     let passing = PassingFolder::create(folder_of(target))?;
     let ending = if checkpoint.layout() == Layout::File { ".safetensors" } else { "" };
     let mut current = checkpoint;
     let mut left: Option<PathBuf> = None;
+    let mut along: Option<TakenAlong> = None;
     for (index, step) in before.iter().enumerate() {
         let place = passing.path().join(format!("step-{}{ending}", index + 1));
-        take(store, &current, *step, Some(&place), output)?;
+        along = Some(after(along, take(store, &current, *step, Some(&place), output)?));
         current = open_checkpoint(&place, output)?;
         // One copy at a time: the one before has been read for the last time.
         if let Some(old) = left.replace(place) {
@@ -56,7 +57,15 @@ pub fn walk(
             removed.map_err(|error| CommandError::io("remove", &old, &error))?;
         }
     }
-    take(store, &current.before_last_step(before_last_step), *last, Some(target), output)
+    let taken = take(store, &current.before_last_step(before_last_step), *last, Some(target), output)?;
+    Ok(after(along, taken))
+}
+
+fn after(before: Option<TakenAlong>, taken: TakenAlong) -> TakenAlong {
+    match before {
+        Some(before) => before.and_then(taken),
+        None => taken,
+    }
 }
 
 /// Takes the checkpoint at `path` along the way where it lies; whatever stops it leaves one of the states on the way,
@@ -74,7 +83,7 @@ pub fn walk_in_place(
         let taken = open_checkpoint(path, output).and_then(|checkpoint| {
             let is_last = done + 1 == steps.len();
             let checkpoint = if is_last { checkpoint.before_last_step(last_step) } else { checkpoint };
-            take(store, &checkpoint, *step, None, output)
+            take(store, &checkpoint, *step, None, output).map(drop)
         });
         taken.map_err(|error| error.between_steps(path, done, steps.len()))?;
     }
@@ -105,7 +114,7 @@ fn take(
     step: Step,
     place: Option<&Path>,
     output: &Output,
-) -> Result<(), CommandError> {
+) -> Result<TakenAlong, CommandError> {
     let (direction, id) = match step {
         Step::Apply(id) => (Direction::Apply, id),
         Step::Revert(id) => (Direction::Revert, id),
@@ -138,7 +147,7 @@ fn take(
             plan.execute_in_place(checkpoint, &patch, &|bytes| progress.add(bytes))
         }
     };
-    written.map(|_| ()).map_err(failed)
+    written.map(|written| TakenAlong::of(&written)).map_err(failed)
 }
 
 /// A step in words.

@@ -6,6 +6,7 @@ use clap::Args;
 use mpatch::store::{CommitId, Head, Kind, Step, Store, StoreError, way};
 use serde::Serialize;
 
+use super::change::TakenAlong;
 use super::{beside, open_checkpoint};
 use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, author, branch_of};
@@ -67,6 +68,9 @@ struct Moved {
     to: PathBuf,
     in_place: bool,
     way: Vec<Step>,
+    /// Nothing where nothing was copied.
+    #[serde(flatten)]
+    taken_along: TakenAlong,
     #[serde(skip)]
     words: Vec<String>,
 }
@@ -168,16 +172,17 @@ fn take_along(
     let located = locate(&atlas, &checkpoint, false, output)?;
     let way = way(&series_at(&atlas, &located.standing, &from, series)?, series);
     let words = way.iter().map(|step| step_words(store, *step)).collect::<Result<_, _>>()?;
-    match (arguments.dry_run, arguments.in_place) {
-        (true, _) => {}
+    let taken_along = match (arguments.dry_run, arguments.in_place) {
+        (true, _) => TakenAlong::default(),
         (false, false) => walk(store, checkpoint, &way, &to, last_step, &arguments.trust, output)?,
         (false, true) => {
             // Two that hold one file would be in each other's way.
             drop(checkpoint);
             walk_in_place(store, &from, &way, &arguments.trust, output)?;
+            TakenAlong::default()
         }
-    }
-    Ok(Moved { from, to, in_place: arguments.in_place, way, words })
+    };
+    Ok(Moved { from, to, in_place: arguments.in_place, way, taken_along, words })
 }
 
 impl Report for CheckoutReport {
@@ -204,13 +209,13 @@ impl Report for CheckoutReport {
             (false, true) => format!("changed {to} in place"),
         };
         let steps = match moved.way.len() {
-            0 if moved.in_place => "it is in this state already".to_owned(),
-            0 => "a copy, in this state already".to_owned(),
+            0 => "it is in this state already".to_owned(),
             1 => "1 step".to_owned(),
             steps => format!("{steps} steps"),
         };
         page.line(&format!("{wrote}: {steps}"));
         moved.words.iter().for_each(|words| page.line(&format!("  {words}")));
+        moved.taken_along.write(page);
     }
 
     fn next(&self) -> Option<String> {
