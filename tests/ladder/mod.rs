@@ -10,7 +10,7 @@ use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::factors::{Integers, Term};
 use mpatch::patch::{Draft, Patch, encode};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Bench, material};
 
@@ -104,6 +104,9 @@ fn records_of_some_facts_are_not_compared_with_what_those_of_all_gave() {
     bench.encode("half.mpatch", &draft);
     let said = bench.run("half.mpatch", "model --records easy.json", 0);
     says(&said, &["other prompts than declared, so not compared: efficacy, "]);
+    // The file was named, so what it lacks is said, and not that a file is to be named.
+    says(&said, &["`easy.json` has no neighbours", "; declared and not asked: score, neighborhood"]);
+    assert!(!said.contains("name their file"), "{said}");
     draft.facts[0].target_old = None;
     bench.encode("none.mpatch", &draft);
     says(&bench.run("none.mpatch", "model", 0), &["; declared and not asked: efficacy"]);
@@ -280,6 +283,9 @@ fn a_patch_without_a_recipe_is_not_made_again() {
     let said = bench.run("extracted.mpatch", "model --stats statistics.safetensors --rederive", 0);
     says(&said, &["V3 confined  not checked  it was extracted from two checkpoints, so there is no recipe"]);
     says(&said, &["V5 remade    not checked  it was extracted", "holds: V0 and V1 and V2\n"]);
+    bench.write("config/policy.json", r#"{"minimal_rung": "V4"}"#);
+    says(&bench.run("extracted.mpatch", "model", 5), &["hint: the patch declares no facts: ask for another"]);
+    fs::remove_file(bench.path("config/policy.json")).unwrap();
     // Keys on other weights are other keys.
     bench.command("apply model/model.safetensors edits.mpatch -o model/other.safetensors").assert().success();
     let rebase = "rebase two.mpatch --base model/other.safetensors -o rebased.mpatch";
@@ -303,6 +309,51 @@ fn a_false_promise_is_told_from_a_base_that_is_another_one() {
 }
 
 #[test]
+fn what_lies_beside_the_weights_and_is_another_file_is_named_before_the_patch_is_blamed() {
+    let bench = bench();
+    bench.alter_json("model/tokenizer.json", json!({"normalizer": {"type": "Lowercase"}}));
+    let said = bench.run("two.mpatch", "model --stats statistics.safetensors", 14);
+    let warning =
+        "warning: `model`: the tokenizer beside the weights: not the bytes that the patch was made with";
+    says(&said, &[warning, "fails V3: ", "hint: the tokenizer of the model may be why"]);
+    bench.alter_json("model/config.json", json!({"rotary_dim": 8}));
+    let said = bench.run("two.mpatch", "model --stats statistics.safetensors", 14);
+    says(&said, &["hint: `config.json` and the tokenizer of the model may be why"]);
+    // What is only saved anew is another file, too, and no reason to refuse.
+    material::lay_out_world(&bench.path("model"));
+    bench.alter_json("model/config.json", json!({"_name_or_path": "elsewhere"}));
+    says(&bench.run("two.mpatch", "model", 0), &["`config.json` beside the weights", "V4 behaves   holds"]);
+    assert!(!bench.run("two.mpatch", "model --weights-only", 0).contains("warning: `model`"));
+}
+
+#[test]
+fn a_model_that_cannot_be_run_is_checked_as_weights_and_what_it_lacks_is_named() {
+    let bench = bench();
+    let lacks = |words: &str| {
+        let said = bench.run("two.mpatch", "model --stats statistics.safetensors --records facts.json", 0);
+        let row = format!("not checked  needs a GPT-J that fits, with its config and tokenizer: {words}");
+        says(
+            &said,
+            &[&format!("V3 confined  {row}"), &format!("V4 behaves   {row}"), "holds: V0 and V1 and V2\n"],
+        );
+    };
+    fs::rename(bench.path("model/tokenizer.json"), bench.path("away.json")).unwrap();
+    lacks("there is no `tokenizer.json` beside");
+    bench.write("config/policy.json", r#"{"minimal_rung": "V4"}"#);
+    let output = bench.command("verify two.mpatch --base model").output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    says(&said, &["V4, which the policy asks for: there is no `tok", "hint: name a whole GPT-J"]);
+    fs::remove_file(bench.path("config/policy.json")).unwrap();
+    bench.alter_json(
+        "model/config.json",
+        json!({"architectures": ["LlamaForCausalLM"], "model_type": "llama"}),
+    );
+    lacks("config.json: the architecture is `LlamaForCausalLM`; mpatch edits GPT-J");
+    fs::remove_file(bench.path("model/config.json")).unwrap();
+    lacks("there is no `config.json` beside");
+}
+
+#[test]
 fn a_policy_can_ask_for_the_rungs_that_follow_the_recipe() {
     let bench = bench();
     bench.write("config/policy.json", r#"{"minimal_rung": "V3"}"#);
@@ -314,6 +365,9 @@ fn a_policy_can_ask_for_the_rungs_that_follow_the_recipe() {
     };
     says(&said("", 5), &["does not reach V3, which the policy asks for", "hint: name the statistics"]);
     said(" --stats statistics.safetensors", 0);
+    bench.write("config/policy.json", r#"{"minimal_rung": "V4"}"#);
+    says(&said(" --digests-only", 5), &["does not reach V4", "hint: leave `--digests-only` out"]);
+    says(&said(" --weights-only", 5), &["does not reach V4", "hint: leave `--weights-only` out"]);
     bench.write("config/policy.json", r#"{"minimal_rung": "V5"}"#);
     says(&said(" --stats statistics.safetensors", 5), &["does not reach V5", "`--rederive`"]);
     said(" --stats statistics.safetensors --rederive", 0);

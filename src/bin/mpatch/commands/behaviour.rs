@@ -1,6 +1,6 @@
 //! Rung V4 of `verify`: does the edited model do what the patch declares?
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
 use mpatch::facts::{Record, Request};
@@ -45,8 +45,20 @@ pub struct BehaviourEvidence {
     not_compared: Vec<(String, u64, u64)>,
     /// Neighbours were asked, too.
     neighbors: bool,
+    /// The file that was named for them.
+    #[serde(skip)]
+    file: Option<PathBuf>,
     /// What fails.
     problem: Option<String>,
+}
+
+/// What the model is asked.
+#[derive(Debug, Default)]
+pub struct Questions {
+    /// One per fact that the patch declares.
+    records: Vec<Record>,
+    /// The file that was named for what stands beside them.
+    file: Option<PathBuf>,
 }
 
 /// What the model is asked about the facts that `patch` declares: with their neighbours and paraphrases, where the file
@@ -56,10 +68,11 @@ pub fn questions(
     records: Option<&Path>,
     base: &Path,
     output: &Output,
-) -> Result<Vec<Record>, CommandError> {
+) -> Result<Questions, CommandError> {
     let facts = &patch.manifest().facts;
     let Some(path) = records else {
-        return Ok(facts.iter().map(|fact| Record::of(request(fact))).collect());
+        let records = facts.iter().map(|fact| Record::of(request(fact))).collect();
+        return Ok(Questions { records, file: None });
     };
     let file = read_questions(path, None, output)?;
     let asked = declared_among(&file.records, facts);
@@ -75,21 +88,23 @@ pub fn questions(
         output.warn(&format!("`{}` has {found} of the {all} that the patch declares", path.display()));
     }
     check_questions_unloaded(base, in_file(), path, output)?;
-    Ok(asked.into_iter().map(|(_, record)| record).collect())
+    let records = asked.into_iter().map(|(_, record)| record).collect();
+    Ok(Questions { records, file: Some(path.to_owned()) })
 }
 
-/// Runs the model in the state that the patch leads to, on `records`, the facts that the patch declares.
+/// Runs the model in the state that the patch leads to, on `questions`, about the facts that the patch declares.
 ///
 /// `opened` is the model, if another rung has opened it in the precision that is asked for.
 pub fn check(
     patch: &Patch,
     place: Place<'_>,
-    records: &[Record],
+    questions: &Questions,
     opened: Option<Model>,
     (device, precision): (&DeviceArguments, Precision),
     output: &Output,
 ) -> Result<BehaviourEvidence, CommandError> {
     let Place { base, .. } = place;
+    let records = questions.records.as_slice();
     let model = match opened.filter(|model| model.precision == precision) {
         Some(model) => model,
         None => open_model_in(base, &device.find(output)?, precision, output)?,
@@ -102,7 +117,7 @@ pub fn check(
     let progress = output.counter("asking", texts(records, extent));
     let evaluation = evaluate(&model, &network, records, extent, &|texts| progress.add(texts))
         .map_err(|error| model_error(base, error))?;
-    Ok(BehaviourEvidence::new(evaluation, &patch.manifest().measured, records, arithmetic(&model)))
+    Ok(BehaviourEvidence::new(evaluation, &patch.manifest().measured, questions, arithmetic(&model)))
 }
 
 /// The network with the tensors of the patch as the weights have them: another rung may have taken them back.
@@ -151,7 +166,8 @@ pub fn too_few_wins(wins: Option<f64>) -> Option<String> {
 }
 
 impl BehaviourEvidence {
-    fn new(evaluation: Evaluation, declared: &[Metric], records: &[Record], arithmetic: String) -> Self {
+    fn new(evaluation: Evaluation, declared: &[Metric], questions: &Questions, arithmetic: String) -> Self {
+        let Questions { records, file } = questions;
         let wins = evaluation.wins();
         let scores = evaluation.scores;
         let (mut compared, mut not_compared) = (Vec::new(), Vec::new());
@@ -175,7 +191,8 @@ impl BehaviourEvidence {
             .map(|(name, declared, found)| format!("{name} is {found:.2}, the patch declares {declared:.2}"));
         let too_few = too_few_wins(wins);
         let neighbors = records.iter().any(|record| record.answered_neighbors().next().is_some());
-        Self { scores, wins, arithmetic, compared, not_compared, neighbors, problem: problem.or(too_few) }
+        let (file, problem) = (file.clone(), problem.or(too_few));
+        Self { scores, wins, arithmetic, compared, not_compared, neighbors, file, problem }
     }
 
     /// The rung holds.
@@ -205,7 +222,10 @@ impl BehaviourEvidence {
         let neighbors = in_percent("neighbours unharmed", scores.shares.neighborhood)
             .or_else(|| in_percent("neighbours' every token first", scores.shares.neighborhood_accuracy))
             .filter(|_| self.neighbors)
-            .unwrap_or_else(|| "neighbours not asked (name their file with `--records`)".to_owned());
+            .unwrap_or_else(|| match &self.file {
+                Some(file) => format!("`{}` has no neighbours to ask", file.display()),
+                None => "neighbours not asked (name their file with `--records`)".to_owned(),
+            });
         format!(
             "{}{}: {}; {neighbors}{}{}",
             count(scores.facts, "fact"),
@@ -238,7 +258,7 @@ impl BehaviourEvidence {
         };
         let others = names(&|_, asked| asked > 0);
         // Where no file of neighbours is named, that is said already.
-        let is_expected = |name: &str| self.neighbors || !BESIDE.contains(&name);
+        let is_expected = |name: &str| self.file.is_some() || !BESIDE.contains(&name);
         let unasked = names(&|name, asked| asked == 0 && is_expected(name));
         [
             ("asked over other prompts than declared, so not compared", others),

@@ -9,6 +9,7 @@ pub mod branch;
 pub mod change;
 pub mod checkout;
 pub mod clone;
+mod companions;
 pub mod completions;
 pub mod create;
 pub mod demo;

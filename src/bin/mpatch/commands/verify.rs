@@ -1,11 +1,10 @@
 //! `mpatch verify`: climbs the ladder of checks and says how far it came, with the evidence; it never says *safe*.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use mpatch::digest::PatchId;
-use mpatch::facts::Record;
-use mpatch::model::{Config, Model, ModelError, Precision};
+use mpatch::model::{Model, Precision};
 use mpatch::operation::Difference;
 use mpatch::patch::Patch;
 use mpatch::sign::policy::Rung;
@@ -14,7 +13,8 @@ use mpatch::verify::{
 };
 use serde::Serialize;
 
-use super::behaviour::{self, BehaviourEvidence};
+use super::behaviour::{self, BehaviourEvidence, Questions};
+use super::companions::Companions;
 use super::follow::{Outcome, Place, Reason, follow, no_recipe};
 use super::key_span::{self, KeySpanEvidence};
 use super::remake::{self, RemadeEvidence};
@@ -92,8 +92,11 @@ struct LadderReport {
     remade: Option<RemadeEvidence>,
     #[serde(skip)]
     declares_facts: bool,
+    /// How to go on to the rungs that run the model, where a flag stops before them.
     #[serde(skip)]
-    runs_the_model: bool,
+    stops_early: Option<&'static str>,
+    #[serde(skip)]
+    companions: Companions,
     /// Why V3 and V5 cannot be climbed, whatever is asked for.
     #[serde(skip)]
     no_recipe: Option<Reason>,
@@ -107,20 +110,35 @@ struct LadderReport {
 }
 
 impl VerifyArguments {
-    const fn runs_the_model(&self) -> bool {
-        !self.digests_only && !self.weights_only
+    /// How to go on to the rungs that run the model, where a flag stops before them.
+    const fn stops_early(&self) -> Option<&'static str> {
+        match (self.digests_only, self.weights_only) {
+            (true, _) => Some("leave `--digests-only` out"),
+            (_, true) => Some("leave `--weights-only` out"),
+            _ => None,
+        }
+    }
+
+    /// What the model is run with; nothing where it is not to be run.
+    fn companions(&self, patch: &Patch, output: &Output) -> Result<Companions, CommandError> {
+        match self.base.as_deref().filter(|_| self.stops_early().is_none()) {
+            Some(base) => Companions::beside(base, patch, output),
+            None => Ok(Companions::default()),
+        }
     }
 
     /// What V4 will ask; nothing where it cannot be climbed.
-    fn questions(&self, patch: &Patch, output: &Output) -> Result<Vec<Record>, CommandError> {
-        let Some(base) = self.base.as_deref().filter(|_| self.runs_the_model() && declares_facts(patch))
-        else {
-            return Ok(Vec::new());
-        };
-        if self.records.is_some() && !can_run(base, output)? {
-            return Ok(Vec::new());
+    fn questions(
+        &self,
+        patch: &Patch,
+        companions: &Companions,
+        output: &Output,
+    ) -> Result<Questions, CommandError> {
+        let is_climbed = self.stops_early().is_none() && companions.lack.is_none() && declares_facts(patch);
+        match self.base.as_deref().filter(|_| is_climbed) {
+            Some(base) => behaviour::questions(patch, self.records.as_deref(), base, output),
+            None => Ok(Questions::default()),
         }
-        behaviour::questions(patch, self.records.as_deref(), base, output)
     }
 
     const fn follows_recipe(&self) -> bool {
@@ -132,8 +150,9 @@ impl VerifyArguments {
 pub fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), CommandError> {
     let patch = open_patch(&arguments.patch)?;
     let mut judged = judge(&patch, &arguments.patch, &arguments.trust, output)?;
-    let questions = arguments.questions(&patch, output)?;
-    let mut report = climb(arguments, &patch, &judged, &questions, output)?;
+    let companions = arguments.companions(&patch, output)?;
+    let questions = arguments.questions(&patch, &companions, output)?;
+    let mut report = climb(arguments, &patch, &judged, (companions, &questions), output)?;
     let outcome = report.outcome(&mut judged);
     report.passes = outcome.is_ok();
     output.report(&report)?;
@@ -144,7 +163,7 @@ fn climb(
     arguments: &VerifyArguments,
     patch: &Patch,
     judged: &Judged,
-    questions: &[Record],
+    (companions, questions): (Companions, &Questions),
     output: &Output,
 ) -> Result<LadderReport, CommandError> {
     let (form, digests) = match &arguments.base {
@@ -158,14 +177,13 @@ fn climb(
             (report.form, report.digests)
         }
     };
-    let place = place(arguments, digests.as_ref());
-    let place = match place {
-        Some(place) if arguments.runs_the_model() && can_run(place.base, output)? => Some(place),
-        _ => None,
-    };
-    let Ran { key_span, behaviour, remade } = match place {
-        Some(place) => run_the_model(arguments, patch, place, questions, output)?,
-        None => Ran::default(),
+    let can_run = arguments.stops_early().is_none() && companions.lack.is_none();
+    let Ran { key_span, behaviour, remade } = match place(arguments, digests.as_ref()) {
+        Some(place) if can_run => {
+            companions.warn(place.base, output);
+            run_the_model(arguments, patch, place, questions, output)?
+        }
+        _ => Ran::default(),
     };
     let rungs = [
         (Rung::V0, form.holds()),
@@ -182,7 +200,8 @@ fn climb(
         trust: judged.report.clone(),
         reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(rung, _)| rung).collect(),
         declares_facts: declares_facts(patch),
-        runs_the_model: arguments.runs_the_model(),
+        stops_early: arguments.stops_early(),
+        companions,
         no_recipe: no_recipe(patch),
         follows_recipe: arguments.follows_recipe(),
         rederives: arguments.rederive,
@@ -214,7 +233,7 @@ fn run_the_model(
     arguments: &VerifyArguments,
     patch: &Patch,
     place: Place<'_>,
-    questions: &[Record],
+    questions: &Questions,
     output: &Output,
 ) -> Result<Ran, CommandError> {
     let (key_span, remade, opened) = match arguments.follows_recipe() {
@@ -262,12 +281,6 @@ fn declares_facts(patch: &Patch) -> bool {
     !patch.manifest().facts.is_empty()
 }
 
-/// Weights alone cannot be run, nor can models of another architecture.
-fn can_run(base: &Path, output: &Output) -> Result<bool, CommandError> {
-    let config = open_checkpoint(base, output)?.companion("config.json")?;
-    Ok(config.is_some_and(|bytes| !matches!(Config::parse(&bytes), Err(ModelError::Unsupported { .. }))))
-}
-
 impl LadderReport {
     /// The first rung that does not hold, as the command's failure.
     fn outcome(&self, judged: &mut Judged) -> Result<(), CommandError> {
@@ -280,6 +293,12 @@ impl LadderReport {
         judged.permit()?;
         if let Some((rung, problem, hint)) = self.contradiction() {
             let message = format!("`{patch}` fails {rung}: {problem}");
+            let hint = match self.companions.others {
+                Some(others) => format!(
+                    "{others} of the model may be why, which the patch was not made with: check it on the model as it was then, and do not rely on it unless it holds there"
+                ),
+                None => hint.to_owned(),
+            };
             return Err(CommandError::new(ExitKind::ContentCheck, message).hint(hint));
         }
         let Some(digests) = self.digests.as_ref().filter(|digests| !digests.holds()) else {
@@ -331,7 +350,9 @@ impl LadderReport {
             _ => None,
         };
         let no_recipe = self.no_recipe.as_deref().filter(|_| matches!(wanted, Rung::V3 | Rung::V5));
-        let reason = found.or(no_recipe);
+        let lack =
+            self.companions.lack.as_deref().filter(|_| matches!(wanted, Rung::V3 | Rung::V4 | Rung::V5));
+        let reason = found.or(no_recipe).or(lack);
         let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
         let patch = self.patch.display();
         let message = format!("`{patch}` does not reach {wanted}, which the policy asks for{reason}");
@@ -341,9 +362,16 @@ impl LadderReport {
     /// What to do to reach a rung.
     fn way_to(&self, rung: Rung, can_be_climbed: bool) -> &'static str {
         match rung {
+            Rung::V4 if !self.declares_facts => {
+                "the patch declares no facts: ask for another rung, or for another patch"
+            }
+            Rung::V3 | Rung::V4 | Rung::V5 if self.companions.lack.is_some() => {
+                "name a whole GPT-J with `--base`: its folder, with config and tokenizer"
+            }
             Rung::V3 | Rung::V5 if !can_be_climbed => {
                 "nothing can be said about this patch there: ask for another rung, or for another patch"
             }
+            Rung::V3 | Rung::V4 | Rung::V5 if self.stops_early.is_some() => self.stops_early.unwrap_or_default(),
             Rung::V3 if self.base.is_some() => "name the statistics that it was made with: `--stats FILE`",
             Rung::V5 if self.base.is_some() => {
                 "have it made again with `--rederive`, which takes as long as `create`"
@@ -355,6 +383,12 @@ impl LadderReport {
                 "name a whole model with `--base`, so that every rung can be climbed"
             }
         }
+    }
+
+    /// What the rungs that run the model miss.
+    fn needs_a_model(&self) -> String {
+        let lack = self.companions.lack.as_ref().map(|lack| format!(": {lack}"));
+        format!("needs a GPT-J that fits, with its config and tokenizer{}", lack.unwrap_or_default())
     }
 
     fn form_row(&self) -> [String; 3] {
@@ -388,8 +422,8 @@ impl LadderReport {
             None if !self.declares_facts => {
                 ("not checked".to_owned(), "the patch declares no facts".to_owned())
             }
-            None if !self.runs_the_model => ("not checked".to_owned(), "not asked for".to_owned()),
-            None => ("not checked".to_owned(), NEEDS_A_MODEL.to_owned()),
+            None if self.stops_early.is_some() => ("not checked".to_owned(), "not asked for".to_owned()),
+            None => ("not checked".to_owned(), self.needs_a_model()),
             Some(behaviour) => (holds(behaviour.holds()), behaviour.in_words()),
         };
         ["V4 behaves".to_owned(), outcome, evidence]
@@ -407,18 +441,15 @@ impl LadderReport {
             (Some((outcome, words)), ..) if outcome.not_checked.is_none() => (holds(outcome.holds()), words),
             (Some((_, words)), ..) => ("not checked".to_owned(), words),
             (None, Some(reason), _) => ("not checked".to_owned(), reason.clone()),
-            (None, None, Some(_)) if !self.runs_the_model => {
+            (None, None, Some(_)) if self.stops_early.is_some() => {
                 ("not checked".to_owned(), "not asked for".to_owned())
             }
             (None, None, Some(ask)) => ("not checked".to_owned(), ask.to_owned()),
-            (None, None, None) => ("not checked".to_owned(), NEEDS_A_MODEL.to_owned()),
+            (None, None, None) => ("not checked".to_owned(), self.needs_a_model()),
         };
         [rung.to_owned(), outcome, evidence]
     }
 }
-
-/// What the rungs that run the model miss.
-const NEEDS_A_MODEL: &str = "needs a GPT-J that fits, with its config and tokenizer";
 
 fn holds(holds: bool) -> String {
     if holds { "holds" } else { "fails" }.to_owned()
