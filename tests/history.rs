@@ -194,7 +194,8 @@ fn branches_that_contradict_each_other_merge_once_somebody_says_who_is_right() {
     let choices = choice("The Eiffel Tower", "Oslo") + "\n" + &choice("The Space Needle", "Kyiv") + "\n";
     fs::write(place.path("choices.json"), choices).unwrap();
     fs::write(place.path("one.json"), choice("The Eiffel Tower", "Oslo")).unwrap();
-    place.bad("merge side --onto main-2.safetensors --choose one.json", 7);
+    let errors = place.bad("merge side --onto main-2.safetensors --choose one.json", 7);
+    assert!(errors.contains("`one.json` says nothing of this"), "{errors}");
     // Of each side, the patch that loses has one on top of it that wins.
     let crossed = choice("The Eiffel Tower", "Kyiv") + "\n" + &choice("The Space Needle", "Oslo") + "\n";
     fs::write(place.path("crossed.json"), crossed).unwrap();

@@ -22,7 +22,7 @@ use serde::Serialize;
 use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
 use super::open_checkpoint;
 use super::origins::Origins;
-use super::stack::{sides, stack_error, touched_size_bytes};
+use super::stack::{sides, stack_error, touched_size_bytes, unsaid};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
 use crate::job::{TOOL, encoded};
@@ -310,7 +310,8 @@ impl Plan {
         let touched = touched_size_bytes(&base, patches.iter().map(|(_, patch)| patch));
         let progress = output.progress("stacking", base.weights_size_bytes() + touched);
         let told = |bytes| progress.add(bytes);
-        let plan = plan_among(&base, &named, &reached, &sides, &told).map_err(refused)?;
+        let plan = plan_among(&base, &named, &reached, &sides, &told)
+            .map_err(|error| unsaid(arguments.choose.as_deref(), error, refused))?;
         let left_out: BTreeSet<PatchId> =
             plan.patches.iter().filter(|patch| patch.left_out).map(|patch| patch.id).collect();
         let stands = |id: &PatchId| !left_out.contains(id);

@@ -112,7 +112,8 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
     let base = open_checkpoint(&arguments.base, output)?;
     let progress = output.progress("comparing", base.weights_size_bytes());
-    let plan = plan(&base, &named, &sides, &|bytes| progress.add(bytes)).map_err(stack_error)?;
+    let plan = plan(&base, &named, &sides, &|bytes| progress.add(bytes))
+        .map_err(|error| unsaid(arguments.choose.as_deref(), error, stack_error))?;
     drop(progress);
     let made = if arguments.resolve {
         arguments.resolve(plan, &named, signer.as_ref(), output)?
@@ -258,6 +259,23 @@ fn shared_recipe<'a>(recipes: &[&'a Recipe]) -> Option<&'a Recipe> {
             == (&first.method, &first.hyperparameters, &first.contexts)
     };
     (first.method == "memit" && recipes.iter().all(|recipe| alike(recipe))).then_some(first)
+}
+
+/// What `refused` makes of `error`, where `choose` may be a file that was to say who is right and does not.
+pub fn unsaid(
+    choose: Option<&Path>,
+    error: StackError,
+    refused: fn(StackError) -> CommandError,
+) -> CommandError {
+    let file = choose.filter(|_| matches!(error, StackError::Contradictions(_)));
+    let refused = refused(error);
+    match file {
+        Some(file) => refused.hint(format!(
+            "`{}` says nothing of this: add the fact that is to stand, with that prompt and subject",
+            file.display()
+        )),
+        None => refused,
+    }
 }
 
 /// Patches that cannot be stacked, as a command's failure.
