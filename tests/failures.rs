@@ -74,12 +74,27 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         ("aply", "unrecognized subcommand 'aply'", "a similar subcommand exists: 'apply'"),
         ("completions basj", "[possible values: bash, elvish", "a similar value exists: 'bash'"),
         ("log --limit x", "invalid value 'x' for", "`mpatch log --help`"),
+        ("create f --seed -1", "invalid value '-1' for '--seed <SEED>'", "`mpatch create --help`"),
+        ("create f --tolerance -1", "expected a number from 0 to below 1", "`mpatch create --help`"),
+        ("log --lock-timeout -1", "expected a number of seconds", "`mpatch log --help`"),
+        ("show -dash.mpatch", "unexpected argument '-d'", "if the file is meant, write ./-dash.mpatch"),
+        ("show -x", "unexpected argument '-x'", "`mpatch show --help` tells"),
         ("--quiet create --bits 99 f", "invalid value '99' for '--bits", "`mpatch create --help`"),
     ] {
         let (told, printed) = failed(folder.path(), words, 2);
         assert!(told[0].contains(error) && told[1].starts_with(hint), "{words}: {told:?}");
         assert_eq!((told[2].as_str(), printed.as_str()), ("unchanged", ""), "{words}");
     }
+}
+
+#[test]
+fn a_file_that_does_not_say_who_is_right_is_named_in_the_hint() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    fs::write(folder.path().join("facts.json"), FACT).unwrap();
+    let stack = "stack edits.mpatch rival.mpatch --base model.safetensors -o both.mpatch";
+    let ([_, hint, _], _) = failed(folder.path(), &format!("{stack} --choose facts.json"), 7);
+    assert!(hint.starts_with("`facts.json` says nothing of this: add the fact"), "{hint}");
 }
 
 /// Four tebibytes that the file system need not store, as one matrix; false where it takes no such file.

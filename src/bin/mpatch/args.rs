@@ -2,6 +2,8 @@
 //!
 //! Doc comments on arguments are the help that people read: an imperative first line without a period.
 
+use std::any::TypeId;
+
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
@@ -163,7 +165,24 @@ pub fn command() -> clap::Command {
         "Examples:\n  mpatch show edits.mpatch\n  mpatch apply model.safetensors edits.mpatch\n\nExit codes:\n{}",
         codes.concat()
     );
-    Arguments::command().after_long_help(help)
+    with_negative_numbers(Arguments::command()).after_long_help(help)
+}
+
+/// Has every option of a number take negative ones, too: its range is then what refuses them, and is told.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let numbers = [
+        TypeId::of::<u8>(),
+        TypeId::of::<u32>(),
+        TypeId::of::<u64>(),
+        TypeId::of::<usize>(),
+        TypeId::of::<f64>(),
+    ];
+    let of_number = |argument: clap::Arg| {
+        let kind = argument.get_value_parser().type_id();
+        let is_number = !argument.is_positional() && numbers.iter().any(|number| kind == *number);
+        if is_number { argument.allow_negative_numbers(true) } else { argument }
+    };
+    command.mut_args(of_number).mut_subcommands(with_negative_numbers)
 }
 
 /// Reads the process's arguments, and what they have commands that are suggested say.

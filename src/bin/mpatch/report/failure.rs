@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::error::ErrorKind;
 use serde::Serialize;
 
-use super::{Document, escaped, escaped_json, raw, say, stderr_colour, stdout_colour};
+use super::{Document, escaped, escaped_json, raw, say, shell_word, stderr_colour, stdout_colour};
 use crate::error::{CommandError, ExitKind, State};
 
 /// JSON was asked for, and nothing has been printed yet. Signals and panics end a command, too, and know no
@@ -86,8 +86,19 @@ pub fn usage(error: &clap::Error, name: &str) -> ExitKind {
     }
     let words = Words::of(&error.render().to_string());
     words.usage.iter().for_each(|line| say(&escaped(line)));
-    let hint = if words.tips.is_empty() { help } else { words.tips.join("; ") };
+    let tips: Vec<String> = words.tips.iter().filter_map(|tip| way_out(tip)).collect();
+    let hint = if tips.is_empty() { help } else { tips.join("; ") };
     tell(&CommandError::new(ExitKind::Usage, words.message).hint(hint))
+}
+
+/// A tip of clap's as it is of use. What looks like an option it would have put behind `--`, where it is often no value
+/// either, and cut off; a word that looks like a file's name, too, has a better one.
+fn way_out(tip: &str) -> Option<String> {
+    let Some(rest) = tip.strip_prefix("to pass '") else { return Some(tip.to_owned()) };
+    let (start, _) = rest.split_once('\'')?;
+    let is_meant = |word: &String| word.starts_with(start) && word.contains('.');
+    let file = std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).find(is_meant)?;
+    Some(format!("if the file is meant, write {}", shell_word(file)))
 }
 
 /// The parts of a text of clap's.
