@@ -67,6 +67,7 @@ fn a_failure_after_the_report_adds_no_second_document() {
 #[test]
 fn a_command_line_that_is_wrong_is_told_in_three_lines() {
     let folder = tempfile::tempdir().unwrap();
+    let long = "x".repeat(4097);
     for (words, error, hint) in [
         ("apply", "arguments were not provided: <BASE> <PATCH>", "`mpatch apply --help` tells what it takes"),
         ("trust add", "not provided: <WHAT>", "`mpatch trust add --help` tells"),
@@ -77,6 +78,11 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         ("create f --seed -1", "invalid value '-1' for '--seed <SEED>'", "`mpatch create --help`"),
         ("create f --tolerance -1", "expected a number from 0 to below 1", "`mpatch create --help`"),
         ("log --lock-timeout -1", "expected a number of seconds", "`mpatch log --help`"),
+        ("create f --title a\u{1b}b", "control character '\\u{1b}'", "`mpatch create --help`"),
+        ("stack a --base b -o c --author \u{7}", "control character '\\u{7}'", "`mpatch stack --help`"),
+        (&format!("diff a b --licence {long}"), "4097 bytes, and a patch holds 4096", "`mpatch diff --help`"),
+        (&format!("create f --line {long}"), "4097 bytes, and a patch holds 512", "`mpatch create --help`"),
+        ("create f --line ", "needs a name", "`mpatch create --help`"),
         ("show -dash.mpatch", "unexpected argument '-d'", "if the file is meant, write ./-dash.mpatch"),
         ("show -x", "unexpected argument '-x'", "`mpatch show --help` tells"),
         ("--quiet create --bits 99 f", "invalid value '99' for '--bits", "`mpatch create --help`"),
@@ -84,6 +90,7 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         let (told, printed) = failed(folder.path(), words, 2);
         assert!(told[0].contains(error) && told[1].starts_with(hint), "{words}: {told:?}");
         assert_eq!((told[2].as_str(), printed.as_str()), ("unchanged", ""), "{words}");
+        assert!(told[0].len() < 1000, "{words}: {told:?}");
     }
 }
 

@@ -27,6 +27,7 @@ pub use draft::{BindingDraft, Draft, TensorDraft};
 pub use encode::encode;
 pub use error::PatchError;
 pub use manifest::Manifest;
+pub use rules::{check_line_name, check_text};
 pub use signature::{Signature, SignatureKind};
 
 // For fuzzers and vectors, which have one section's bytes and no file around them.

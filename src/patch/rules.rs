@@ -31,6 +31,30 @@ pub(super) fn check(manifest: &Manifest) -> Checked {
     check_about(&manifest.about)
 }
 
+/// Checks a text that a patch is to say about itself, and says in words what is wrong with it.
+///
+/// # Errors
+/// That it is too long, or holds control characters.
+pub fn check_text(value: &str) -> Result<(), String> {
+    optional_text(Some(&value.to_owned()), String::new).map_err(in_words)
+}
+
+/// Checks the name of a line of patches, and says in words what is wrong with it.
+///
+/// # Errors
+/// That it is empty or too long, or holds control characters.
+pub fn check_line_name(value: &str) -> Result<(), String> {
+    check_line(Some(&Line { name: value.to_owned(), sequence: 1 })).map_err(in_words)
+}
+
+fn in_words(error: PatchError) -> String {
+    match error {
+        PatchError::Malformed { what, .. } => what,
+        PatchError::Limit { limit, found, .. } => format!("{found} bytes, and a patch holds {limit}"),
+        other => other.to_string(),
+    }
+}
+
 fn check_base(base: &Base) -> Checked {
     name(&base.architecture, || "base.architecture".into())
 }

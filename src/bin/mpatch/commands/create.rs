@@ -11,6 +11,7 @@ use mpatch::evaluate::{Evaluation, Outcome, Scores};
 use mpatch::factors::{BITS_DEFAULT, RankLimit};
 use mpatch::facts::Record;
 use mpatch::patch::manifest::{About, Line};
+use mpatch::patch::{check_line_name, check_text};
 use serde::Serialize;
 
 use super::behaviour::too_few_wins;
@@ -65,7 +66,7 @@ pub struct CreateArguments {
 #[derive(Debug, Args)]
 pub struct LineArguments {
     /// Make the patch the next one of this line, so that an older one cannot pass for it
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = line_name)]
     line: Option<String>,
     /// Its number in the line; the next after the highest known by default
     #[arg(long, value_name = "NUMBER", requires = "line", value_parser = clap::value_parser!(u64).range(1..))]
@@ -99,14 +100,24 @@ impl LineArguments {
 #[derive(Debug, Args)]
 pub struct AboutArguments {
     /// Give the patch a title
-    #[arg(long)]
+    #[arg(long, value_parser = text)]
     title: Option<String>,
     /// Say who made the patch
-    #[arg(long)]
+    #[arg(long, value_parser = text)]
     author: Option<String>,
     /// Say under which licence the patch is
-    #[arg(long)]
+    #[arg(long, value_parser = text)]
     licence: Option<String>,
+}
+
+/// Reads a text that the patch is to hold: one that it cannot is better refused before hours of work.
+fn text(value: &str) -> Result<String, String> {
+    check_text(value).map(|()| value.to_owned())
+}
+
+/// Reads the name of a line.
+fn line_name(value: &str) -> Result<String, String> {
+    check_line_name(value).map(|()| value.to_owned())
 }
 
 impl AboutArguments {

@@ -88,7 +88,7 @@ pub fn usage(error: &clap::Error, name: &str) -> ExitKind {
     words.usage.iter().for_each(|line| say(&escaped(line)));
     let tips: Vec<String> = words.tips.iter().filter_map(|tip| way_out(tip)).collect();
     let hint = if tips.is_empty() { help } else { tips.join("; ") };
-    tell(&CommandError::new(ExitKind::Usage, words.message).hint(hint))
+    tell(&CommandError::new(ExitKind::Usage, shortened(words.message)).hint(hint))
 }
 
 /// A tip of clap's as it is of use. What looks like an option it would have put behind `--`, where it is often no value
@@ -99,6 +99,16 @@ fn way_out(tip: &str) -> Option<String> {
     let is_meant = |word: &String| word.starts_with(start) && word.contains('.');
     let file = std::env::args_os().skip(1).filter_map(|word| word.into_string().ok()).find(is_meant)?;
     Some(format!("if the file is meant, write {}", shell_word(file)))
+}
+
+/// The beginning and the end of a message with a long value in it.
+fn shortened(message: String) -> String {
+    const SIDE: usize = 300;
+    let mut starts = message.char_indices().map(|(index, _)| index);
+    match (starts.clone().nth(SIDE), starts.nth_back(SIDE - 1)) {
+        (Some(head), Some(tail)) if head < tail => format!("{} ... {}", &message[..head], &message[tail..]),
+        _ => message,
+    }
 }
 
 /// The parts of a text of clap's.
