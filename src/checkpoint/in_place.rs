@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::disk::{Access, File, Files, Kind, Lock};
-use super::journal::{Extent, Header, Journal, JournaledFile, Outcome, Syncs, journal_of, lock_exclusive};
+use super::journal::{Extent, Header, Journal, JournaledFile, journal_of};
 use super::keep::{Cover, Told};
+use super::restore::{Outcome, Syncs, lock_exclusive};
 use super::{Checkpoint, CheckpointError, TensorInfo, folder_of};
 use crate::digest::TensorDigest;
 

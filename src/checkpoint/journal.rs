@@ -16,13 +16,12 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use super::blocks::{BLOCK_BYTES, BlockHash, digest_of_blocks};
-use super::disk::{About, Access, Audience, File, Files, Kind, Lock, Locked, PAGE_BYTES};
+use super::blocks::{BLOCK_BYTES, BlockHash};
+use super::disk::{About, Access, Audience, File, Files, Kind, PAGE_BYTES};
 use super::temporary::Temporary;
-use super::{CheckpointError, folder_of, hash_range};
+use super::{CheckpointError, folder_of};
 use crate::digest::TensorDigest;
 
 /// What is added to the name of the checkpoint's file, or of its index.
@@ -40,27 +39,9 @@ const HEADER_CONTEXT: &str = "mpatch 2026 journal header";
 pub(super) const ASK_ITS_AUTHOR: &str = "have the user whose journal it is run an mpatch command on the model, or \
                                          remove the journal if nobody knows of a change that stopped";
 
-/// What there is to do where the old bytes find no room.
-const FREE_ROOM: &str = "free room on the model's file system, and leave the journal: the next mpatch command on the \
-                         model then puts the old bytes back";
-
-/// What there is to do for one who may not write to the model.
-const ASK_A_WRITER: &str = "have someone who may write to the model run any mpatch command on it";
-
 /// What there is to do about one that says nothing any more.
-const PUT_BACK_AND_REMOVE: &str = "it may be damaged, and hold the only old bytes of a change that stopped: compare the \
-                                   model with a copy of it, and take the journal away once the model is whole";
-
-/// What there is to do where a file is not there, or is not what it was.
-pub(super) const PUT_FILE_BACK: &str = "put the file back that had this name then, or fetch it again in its old state: \
-                                        the next mpatch command on the model then puts the old bytes back; if all of \
-                                        the model was replaced, move the journal away";
-
-/// What there is to do where one of the two states is reached, and only the journal is still there.
-const IS_COMPLETE: &str =
-    "the change is complete: the next mpatch command that opens the model removes the journal";
-const IS_BACK: &str =
-    "the old bytes are there: the next mpatch command that opens the model removes the journal";
+pub(super) const PUT_BACK_AND_REMOVE: &str = "it may be damaged, and hold the only old bytes of a change that stopped: compare the model with a copy of it, and \
+     take the journal away once the model is whole";
 
 /// The journal of a change whose first file is `first`.
 pub(super) fn journal_of(first: &Path) -> PathBuf {
@@ -128,7 +109,7 @@ impl Header {
     }
 
     /// Every block of old bytes, in the order in which they stand in the journal.
-    fn blocks(&self) -> impl Iterator<Item = Block> {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
         self.extents().flat_map(|(file, extent)| extent.blocks(file))
     }
 
@@ -196,18 +177,6 @@ pub(super) struct Journal {
     pub(super) header: Header,
     header_size_bytes: u64,
     header_hash: [u8; 32],
-}
-
-/// How a change that had stopped half-way was brought to an end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Outcome {
-    /// Nothing had been changed yet.
-    Untouched,
-    /// The old bytes were put back.
-    RolledBack,
-    /// Everything had been changed already.
-    Finished,
 }
 
 // ------------------------------------------------------------------------------------------------------ writing --
@@ -404,290 +373,4 @@ fn read_header(file: &File, size: u64, at_end: bool) -> io::Result<Option<(Heade
     }
     let header = serde_json::from_slice::<Header>(&text).ok().filter(Header::is_sound);
     Ok(header.map(|header| (header, length, hash)))
-}
-
-// --------------------------------------------------------------------------------------------------- recovering --
-
-/// Where the tensors of a journal stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
-    Start,
-    End,
-    Between,
-}
-
-/// Whether all extents have the digests of one side, in those files that `is_asked` takes by their numbers.
-pub(super) fn standing(
-    header: &Header,
-    targets: &[&File],
-    is_asked: impl Fn(usize) -> bool,
-) -> io::Result<Standing> {
-    let extents: Vec<_> = header.extents().filter(|(file, _)| is_asked(*file)).collect();
-    let digests = digests(&extents, targets)?;
-    let all = |side: fn(&Extent) -> TensorDigest| {
-        extents.iter().zip(&digests).all(|((_, extent), found)| side(extent) == *found)
-    };
-    Ok(if all(|extent| extent.end) {
-        Standing::End
-    } else if all(|extent| extent.start) {
-        Standing::Start
-    } else {
-        Standing::Between
-    })
-}
-
-/// What the extents hold now.
-fn digests(extents: &[(usize, &Extent)], targets: &[&File]) -> io::Result<Vec<TensorDigest>> {
-    extents.par_iter().map(|(file, extent)| digest(targets[*file], extent)).collect()
-}
-
-fn digest(file: &File, extent: &Extent) -> io::Result<TensorDigest> {
-    let read = |bytes: &mut [u8], offset| file.read_exact_at(bytes, extent.offset + offset);
-    hash_range(extent.size_bytes, read).map(|hasher| TensorDigest::finish(&hasher))
-}
-
-/// Makes what was written last, and the next reads ones of the disk.
-fn settle(targets: &[&File]) -> io::Result<()> {
-    targets.iter().try_for_each(|file| file.sync())?;
-    targets.iter().try_for_each(|file| file.forget())
-}
-
-/// Whether a sync that succeeds says that the disk holds what the system has in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Syncs {
-    /// None failed since the first byte was changed.
-    AllWell,
-    /// One failed, or may have: systems tell of it once, take what they lost for written, and where another program
-    /// has it mapped go on showing it. Only what is written anew is on the disk after the next sync.
-    Doubted,
-}
-
-/// How much of the old bytes, in the journal's order, is known to have been kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kept {
-    /// Whoever kept them is gone: what is in the journal as it was written, and every tensor has to be at its start.
-    Unknown,
-    /// So many bytes, and nothing was written over any other. A tensor of which some are missing may never have been at
-    /// its start: another program has written to it since it was surveyed, and what that wrote is left.
-    Bytes(u64),
-}
-
-impl Kept {
-    /// Whether what ends at `end` is known to be kept.
-    fn has(self, end: u64) -> bool {
-        matches!(self, Self::Bytes(bytes) if end <= bytes)
-    }
-
-    /// Whether what ends at `end` is known not to be, or not as a whole.
-    fn is_without(self, end: u64) -> bool {
-        matches!(self, Self::Bytes(bytes) if end > bytes)
-    }
-}
-
-/// Why old bytes are not back, and what there is to do first, if anything.
-#[derive(Debug)]
-pub(super) struct Stuck {
-    reason: String,
-    way_out: Option<&'static str>,
-}
-
-impl Stuck {
-    /// What the system said when it was to do something.
-    pub(super) fn at(action: &str, error: &io::Error) -> Self {
-        Self { reason: format!("{action}: {error}"), way_out: way_out_of(error) }
-    }
-}
-
-impl From<String> for Stuck {
-    fn from(reason: String) -> Self {
-        Self { reason, way_out: None }
-    }
-}
-
-impl From<io::Error> for Stuck {
-    fn from(error: io::Error) -> Self {
-        Self { reason: error.to_string(), way_out: way_out_of(&error) }
-    }
-}
-
-fn way_out_of(error: &io::Error) -> Option<&'static str> {
-    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
-    match error.kind() {
-        StorageFull | QuotaExceeded => Some(FREE_ROOM),
-        PermissionDenied | ReadOnlyFilesystem => Some(ASK_A_WRITER),
-        _ => None,
-    }
-}
-
-impl Journal {
-    /// Makes the new bytes last.
-    pub(super) fn sync(&self, targets: &[&File]) -> Result<(), CheckpointError> {
-        let synced = targets.iter().try_for_each(|file| file.sync());
-        synced.map_err(CheckpointError::io(&self.first_target(), "sync"))
-    }
-
-    /// Brings the targets to one of the two states, whatever they hold now, and removes the journal.
-    ///
-    /// Each set has all files of the header, in its order; there are several where a file has a copy, which comes to the
-    /// same state.
-    ///
-    /// # Errors
-    /// With the journal still there, except for [`CheckpointError::NotDurable`].
-    pub(super) fn roll_back(
-        &self,
-        sets: &[Vec<&File>],
-        syncs: Syncs,
-        kept: Kept,
-    ) -> Result<Outcome, CheckpointError> {
-        let outcome = self.restore(sets, syncs, kept).map_err(|stuck| self.unfinished_as(stuck))?;
-        self.remove(outcome).map(|()| outcome)
-    }
-
-    fn restore(&self, sets: &[Vec<&File>], syncs: Syncs, kept: Kept) -> Result<Outcome, Stuck> {
-        let is_settled = sets.iter().all(|targets| settle(targets).is_ok()) && syncs == Syncs::AllWell;
-        let stands = self.common_standing(sets)?;
-        let outcome = match stands {
-            Standing::Start => Outcome::Untouched,
-            Standing::End => Outcome::Finished,
-            Standing::Between => {
-                sets.iter().try_for_each(|targets| self.check_old_bytes(targets, kept))?;
-                sets.iter().try_for_each(|targets| self.put_back(targets, is_settled, kept))?;
-                return Ok(Outcome::RolledBack);
-            }
-        };
-        if !is_settled {
-            sets.iter().try_for_each(|targets| self.write_again(targets))?;
-            if self.common_standing(sets)? != stands {
-                return Err(Stuck::from("what was written again did not come out as it was".to_owned()));
-            }
-        }
-        Ok(outcome)
-    }
-
-    /// Where all sets stand, if that is on one side.
-    fn common_standing(&self, sets: &[Vec<&File>]) -> io::Result<Standing> {
-        let found = sets.iter().map(|targets| standing(&self.header, targets, |_| true));
-        let found = found.collect::<io::Result<Vec<_>>>()?;
-        let first = found.first().filter(|first| found.iter().all(|other| other == *first));
-        Ok(first.copied().unwrap_or(Standing::Between))
-    }
-
-    /// Writes what the system shows, so that the disk gets it.
-    fn write_again(&self, targets: &[&File]) -> io::Result<()> {
-        let mut bytes = Vec::new();
-        for block in self.header.blocks() {
-            bytes.resize(block.size_bytes as usize, 0);
-            targets[block.file].read_exact_at(&mut bytes, block.offset)?;
-            targets[block.file].write_all_at(&bytes, block.offset)?;
-        }
-        settle(targets)
-    }
-
-    /// Refuses to begin what could not be brought to an end: the whole blocks have to give the old state.
-    ///
-    /// One that is not whole may not have been kept yet, and so not been overwritten.
-    fn check_old_bytes(&self, targets: &[&File], kept: Kept) -> Result<(), Stuck> {
-        let mut blocks = self.placed_blocks();
-        let (mut damaged, mut is_whole, mut end) = (0, true, 0);
-        for (file, extent) in self.header.extents() {
-            let mut hashes = Vec::with_capacity(extent.block_count());
-            for (at, block) in blocks.by_ref().take(extent.block_count()) {
-                end += block.size_bytes;
-                let bytes = match self.old_bytes(at, block)? {
-                    Some(bytes) => bytes,
-                    None => {
-                        (damaged, is_whole) = (damaged + 1, is_whole && !kept.has(end));
-                        let mut bytes = vec![0; block.size_bytes as usize];
-                        targets[file].read_exact_at(&mut bytes, block.offset)?;
-                        bytes
-                    }
-                };
-                hashes.push(BlockHash::of(block.tensor_offset, &bytes));
-            }
-            let is_old = digest_of_blocks(extent.size_bytes, &hashes) == extent.start;
-            is_whole &= is_old || kept.is_without(end);
-        }
-        let reason = match damaged {
-            _ if is_whole => return Ok(()),
-            0 => "what it holds is not the old state".to_owned(),
-            _ => format!("{damaged} of its blocks are damaged"),
-        };
-        Err(Stuck { reason, way_out: Some(PUT_BACK_AND_REMOVE) })
-    }
-
-    /// Writes the old bytes over what differs from them; where the targets are not settled over all, since what the
-    /// system shows may not be on the disk then.
-    ///
-    /// What was never overwritten may have no room of its own on a full disk, where it is a hole, or shared.
-    fn put_back(&self, targets: &[&File], is_settled: bool, kept: Kept) -> Result<(), Stuck> {
-        let mut found = Vec::new();
-        for (at, block) in self.placed_blocks() {
-            // One that was not kept has not been overwritten: that was checked.
-            let Some(bytes) = self.old_bytes(at, block)? else { continue };
-            found.resize(bytes.len(), 0);
-            targets[block.file].read_exact_at(&mut found, block.offset)?;
-            if !is_settled || found != bytes {
-                targets[block.file].write_all_at(&bytes, block.offset)?;
-            }
-        }
-        settle(targets)?;
-        let mut end = 0;
-        let extents: Vec<_> = self.header.extents().collect();
-        let found = digests(&extents, targets)?;
-        let is_back = extents.iter().zip(found).all(|((_, extent), found)| {
-            end += extent.size_bytes;
-            found == extent.start || kept.is_without(end)
-        });
-        match is_back {
-            true => Ok(()),
-            false => {
-                Err(Stuck::from("the bytes that were put back did not come out as they were".to_owned()))
-            }
-        }
-    }
-
-    /// Takes it away, when the targets are in one of the two states for good.
-    pub(super) fn remove(&self, outcome: Outcome) -> Result<(), CheckpointError> {
-        let removed = self.files.remove_file(&self.path);
-        removed.map_err(|error| {
-            let stuck = Stuck::at("cannot remove it", &error);
-            let without_it = if outcome == Outcome::Finished { IS_COMPLETE } else { IS_BACK };
-            self.unfinished_as(Stuck { way_out: stuck.way_out.or(Some(without_it)), ..stuck })
-        })?;
-        let synced = self.files.sync_folder(folder_of(&self.path));
-        // Should it come back, it says no more than that everything is done.
-        synced.map_err(|source| CheckpointError::NotDurable { path: self.first_target(), source })
-    }
-
-    pub(super) fn unfinished(&self, reason: String) -> CheckpointError {
-        let (path, journal) = (self.first_target(), self.path.clone());
-        CheckpointError::Recovery { path, journal, reason, way_out: None }
-    }
-
-    /// The same where no command can do it before its user has done something.
-    pub(super) fn unfinished_until(&self, way_out: &'static str, reason: String) -> CheckpointError {
-        let (path, journal) = (self.first_target(), self.path.clone());
-        CheckpointError::Recovery { path, journal, reason, way_out: Some(way_out) }
-    }
-
-    pub(super) fn unfinished_as(&self, stuck: Stuck) -> CheckpointError {
-        let (path, journal) = (self.first_target(), self.path.clone());
-        CheckpointError::Recovery { path, journal, reason: stuck.reason, way_out: stuck.way_out }
-    }
-
-    fn first_target(&self) -> PathBuf {
-        self.target_path(0)
-    }
-}
-
-/// Takes the lock of a file that is about to be written.
-pub(super) fn lock_exclusive(file: &File, path: &Path) -> Result<(), CheckpointError> {
-    match file.lock(Lock::Exclusive).map_err(CheckpointError::io(path, "lock"))? {
-        Locked::Held => Ok(()),
-        Locked::Busy => Err(CheckpointError::Busy { path: path.to_owned() }),
-        Locked::Unsupported => Err(CheckpointError::InPlace {
-            path: path.to_owned(),
-            reason: "its file system has no locks, so nothing would keep others away".to_owned(),
-        }),
-    }
 }

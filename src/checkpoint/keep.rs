@@ -12,7 +12,8 @@ use std::sync::{Condvar, Mutex, MutexGuard};
 
 use super::blocks::{BlockHash, digest_of_blocks};
 use super::disk::{DirectWay, File, Pages};
-use super::journal::{Block, HASH_BYTES, Journal, Kept};
+use super::journal::{Block, HASH_BYTES, Journal};
+use super::restore::Kept;
 use super::waiting::map_waiting;
 use super::{CheckpointError, Progress};
 
@@ -144,7 +145,8 @@ mod tests {
 
     use super::super::blocks::BLOCK_BYTES;
     use super::super::disk::{Access, Files};
-    use super::super::journal::{Extent, Found, Header, JournaledFile, Outcome, Syncs};
+    use super::super::journal::{Extent, Found, Header, JournaledFile};
+    use super::super::restore::{Outcome, Syncs};
     use super::*;
     use crate::digest::TensorDigest;
 

@@ -27,6 +27,7 @@ mod pipeline;
 #[cfg(feature = "edit")]
 mod records;
 pub(crate) mod recover;
+mod restore;
 mod source;
 mod space;
 mod target;
@@ -57,7 +58,6 @@ pub use self::foreign::Foreign;
 pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX};
 pub(crate) use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
-pub use self::journal::Outcome;
 pub use self::last_step::on_last_step;
 #[cfg(feature = "history")]
 pub(crate) use self::last_step::tell_of_last_step;
@@ -65,6 +65,7 @@ pub(crate) use self::pipeline::pipeline;
 #[cfg(feature = "edit")]
 pub(crate) use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
 pub use self::recover::{Recovered, recover};
+pub use self::restore::Outcome;
 pub use self::source::FileSource;
 pub use self::space::free_space_bytes;
 pub use self::target::check_output;

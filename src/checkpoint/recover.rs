@@ -17,12 +17,15 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::disk::{About, Access, File, Files, Kind};
-use super::journal::{
-    ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, Kept, Outcome, PUT_FILE_BACK, Stuck,
-    Syncs, journal_of, lock_exclusive,
-};
+use super::journal::{ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, journal_of};
+use super::restore::{Kept, Outcome, Stuck, Syncs, lock_exclusive};
 use super::temporary::sweep;
 use super::{Checkpoint, CheckpointError, folder_of};
+
+/// What there is to do where a file is not there, or is not what it was.
+const PUT_FILE_BACK: &str = "put the file back that had this name then, or fetch it again in its old state: the next \
+                             mpatch command on the model then puts the old bytes back; if all of the model was \
+                             replaced, move the journal away";
 
 /// A change that had stopped half-way and no longer does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

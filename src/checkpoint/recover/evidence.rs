@@ -4,7 +4,8 @@ use std::io;
 
 use super::super::blocks::{BlockHash, digest_of_blocks};
 use super::super::disk::{File, PAGE_BYTES};
-use super::super::journal::{Block, Extent, Journal, Standing, standing};
+use super::super::journal::{Block, Extent, Journal};
+use super::super::restore::{Standing, standing};
 
 impl Journal {
     /// Whether those of the targets that are asked about, by their numbers, are all in one of the two states, or are
