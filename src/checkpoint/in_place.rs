@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use super::disk::{Access, File, Files, Kind, Lock};
 use super::journal::{Extent, Header, Journal, JournaledFile, journal_of};
 use super::keep::{Cover, Told};
-use super::restore::{Outcome, Syncs, lock_exclusive};
+use super::restore::{Ended, Goal, Outcome, Syncs, lock_exclusive};
 use super::{Checkpoint, CheckpointError, TensorInfo, folder_of};
 use crate::digest::TensorDigest;
 
@@ -209,26 +209,43 @@ impl<'a> InPlace<'a> {
         }))
     }
 
-    /// Makes the new bytes last; if they do not even when they are written again, the old ones are put back.
+    /// Makes the new bytes last; if they do not even when they are written again, or are no longer those of the files'
+    /// names, the old ones are put back.
     pub(super) fn commit(mut self) -> Result<(), CheckpointError> {
         let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
-        let synced = journal.sync(&targets).inspect(|()| self.checkpoint.tell_of_last_step());
-        let (error, syncs) = match synced {
-            Err(error) => (error, Syncs::Doubted),
-            Ok(()) => match journal.remove(Outcome::Finished) {
-                Ok(()) => return Ok(()),
-                Err(error @ CheckpointError::NotDurable { .. }) => return Err(error),
-                Err(error) => (error, Syncs::AllWell),
-            },
-        };
-        match journal.roll_back(&[targets], syncs, self.cover.kept()) {
-            // All new bytes are there, after all.
-            Ok(Outcome::Finished) => Ok(()),
-            Err(pending @ CheckpointError::Recovery { .. }) => Err(pending),
-            // The journal may come back after a power cut, and says then that all old bytes are there.
-            Ok(_) | Err(_) => Err(error),
+        let synced = journal.sync(&targets);
+        let syncs = if synced.is_ok() { Syncs::AllWell } else { Syncs::Doubted };
+        if let Err(error) = self.check_names() {
+            let put_back = journal.roll_back(&[targets], Goal::Old, syncs, self.cover.kept());
+            return Err(put_back.err().unwrap_or(error));
         }
+        let removed = synced.and_then(|()| {
+            self.checkpoint.tell_of_last_step();
+            journal.remove(Outcome::Finished)
+        });
+        let (error, ended) = match removed {
+            Ok(ended) => return lasting(&journal, ended),
+            Err(error) => (error, journal.roll_back(&[targets], Goal::Either, syncs, self.cover.kept())?),
+        };
+        match ended.outcome {
+            // All new bytes are there, after all.
+            Outcome::Finished => lasting(&journal, ended),
+            Outcome::Untouched | Outcome::RolledBack => Err(error),
+        }
+    }
+
+    /// Refuses to end a change of files that other paths lead to by now: whoever opens the checkpoint would not see it.
+    fn check_names(&self) -> Result<(), CheckpointError> {
+        for (index, target) in &self.targets {
+            let path = self.checkpoint.files()[*index].path();
+            let is_named = self.checkpoint.disk().is_named(path, target);
+            if !is_named.map_err(CheckpointError::io(path, "examine"))? {
+                let reason = "it was moved away or replaced meanwhile".to_owned();
+                return Err(CheckpointError::InPlace { path: path.to_owned(), reason });
+            }
+        }
+        Ok(())
     }
 
     /// Puts the old bytes back.
@@ -239,8 +256,13 @@ impl<'a> InPlace<'a> {
     fn undo(&mut self) -> Result<(), CheckpointError> {
         let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
-        journal.roll_back(&[targets], Syncs::AllWell, self.cover.kept()).map(drop)
+        journal.roll_back(&[targets], Goal::Old, Syncs::AllWell, self.cover.kept()).map(drop)
     }
+}
+
+/// Tells of a change that is complete, and whose journal may come back.
+fn lasting(journal: &Journal, ended: Ended) -> Result<(), CheckpointError> {
+    ended.removal.map_err(|source| CheckpointError::NotDurable { path: journal.target_path(0), source })
 }
 
 impl Drop for InPlace<'_> {

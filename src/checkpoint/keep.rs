@@ -146,7 +146,7 @@ mod tests {
     use super::super::blocks::BLOCK_BYTES;
     use super::super::disk::{Access, Files};
     use super::super::journal::{Extent, Found, Header, JournaledFile};
-    use super::super::restore::{Outcome, Syncs};
+    use super::super::restore::{Goal, Outcome, Syncs};
     use super::*;
     use crate::digest::TensorDigest;
 
@@ -238,8 +238,10 @@ mod tests {
             made.file.write_all_at(page, *at).unwrap();
         }
         targets.iter().for_each(|target| target.write_all_at(&[9; SIZE_BYTES], 0).unwrap());
-        let found =
-            made.roll_back(&[targets.to_vec()], Syncs::AllWell, Kept::Unknown).unwrap_err().to_string();
+        let found = made
+            .roll_back(&[targets.to_vec()], Goal::Either, Syncs::AllWell, Kept::Unknown)
+            .unwrap_err()
+            .to_string();
         assert!(found.contains("2 of its blocks are damaged"), "{found}");
         for path in [path, other_path] {
             assert_eq!(std::fs::read(path).unwrap(), [9; SIZE_BYTES]);
@@ -256,7 +258,9 @@ mod tests {
         file.size_bytes = size_bytes;
         let made = created(&files, folder.path(), vec![file], &[&target]);
         target.write_all_at(&[2], 0).unwrap();
-        let lost = made.roll_back(&[vec![&target]], Syncs::AllWell, Kept::Bytes(BLOCK_BYTES)).unwrap_err();
+        let lost = made
+            .roll_back(&[vec![&target]], Goal::Either, Syncs::AllWell, Kept::Bytes(BLOCK_BYTES))
+            .unwrap_err();
         assert!(lost.to_string().contains("2 of its blocks are damaged"), "{lost}");
     }
 
@@ -271,7 +275,7 @@ mod tests {
         earlier.file.read_exact_at(&mut left, at).unwrap();
         target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
         assert_eq!(
-            earlier.roll_back(&[vec![&target]], Syncs::AllWell, Kept::Unknown).unwrap(),
+            earlier.roll_back(&[vec![&target]], Goal::Either, Syncs::AllWell, Kept::Unknown).unwrap().outcome,
             Outcome::RolledBack
         );
         assert_eq!(std::fs::read(&path).unwrap(), [1; SIZE_BYTES]);
@@ -282,7 +286,10 @@ mod tests {
         next.file.write_all_at(&left, at).unwrap();
         // As after a sync that failed: all that the journal has is put back.
         target.write_all_at(&[9; SIZE_BYTES], 0).unwrap();
-        let found = next.roll_back(&[vec![&target]], Syncs::AllWell, Kept::Unknown).unwrap_err().to_string();
+        let found = next
+            .roll_back(&[vec![&target]], Goal::Either, Syncs::AllWell, Kept::Unknown)
+            .unwrap_err()
+            .to_string();
         assert!(found.contains("1 of its blocks are damaged"), "{found}");
         assert_eq!(std::fs::read(&path).unwrap(), [9; SIZE_BYTES]);
     }
@@ -298,12 +305,12 @@ mod tests {
             let error = journal.keep(&[&target], &cover, &told).unwrap_err();
             assert!(matches!(error, CheckpointError::Changed { .. }), "{error}");
             assert_eq!(cover.kept(), Kept::Bytes(0));
-            journal.roll_back(&[vec![&target]], Syncs::AllWell, kept)
+            journal.roll_back(&[vec![&target]], Goal::Either, Syncs::AllWell, kept)
         };
         let refused = kept_then(&made(), Kept::Unknown).unwrap_err();
         assert!(matches!(refused, CheckpointError::Recovery { .. }), "{refused}");
         std::fs::remove_file(folder.path().join("journal")).unwrap();
-        assert_eq!(kept_then(&made(), Kept::Bytes(0)).unwrap(), Outcome::RolledBack);
+        assert_eq!(kept_then(&made(), Kept::Bytes(0)).unwrap().outcome, Outcome::RolledBack);
         assert_eq!(std::fs::read(&path).unwrap(), [7; SIZE_BYTES]);
         assert!(!folder.path().join("journal").exists());
     }

@@ -64,7 +64,7 @@ pub(crate) use self::last_step::tell_of_last_step;
 pub(crate) use self::pipeline::pipeline;
 #[cfg(feature = "edit")]
 pub(crate) use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
-pub use self::recover::{Recovered, recover};
+pub use self::recover::{Recovered, recover, recover_each};
 pub use self::restore::Outcome;
 pub use self::source::FileSource;
 pub use self::space::free_space_bytes;

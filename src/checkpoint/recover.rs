@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::disk::{About, Access, File, Files, Kind};
 use super::journal::{ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, journal_of};
-use super::restore::{Kept, Outcome, Stuck, Syncs, lock_exclusive};
+use super::restore::{Goal, Kept, Outcome, Stuck, Syncs, lock_exclusive};
 use super::temporary::sweep;
 use super::{Checkpoint, CheckpointError, folder_of};
 
@@ -51,20 +51,36 @@ pub struct Recovered {
 /// [`CheckpointError::Recovery`] when the old bytes cannot be put back now: the journal is then kept, and the next
 /// call tries again.
 pub fn recover(path: impl AsRef<Path>) -> Result<Vec<Recovered>, CheckpointError> {
-    recover_on(&Files::real(), path.as_ref())
+    let mut recovered = Vec::new();
+    recover_each(path, |one| recovered.push(one))?;
+    Ok(recovered)
 }
 
-pub(crate) fn recover_on(files: &Files, path: &Path) -> Result<Vec<Recovered>, CheckpointError> {
-    let mut recovered = Vec::new();
+/// Does what [`recover`] does, and tells of each change as soon as it has come to its end: of those, too, that did
+/// before one that cannot.
+///
+/// # Errors
+/// Those of [`recover`].
+pub fn recover_each(path: impl AsRef<Path>, mut told: impl FnMut(Recovered)) -> Result<(), CheckpointError> {
+    recover_on(&Files::real(), path.as_ref(), &mut told)
+}
+
+pub(crate) fn recover_on(
+    files: &Files,
+    path: &Path,
+    told: &mut dyn FnMut(Recovered),
+) -> Result<(), CheckpointError> {
     let weights = Checkpoint::weights_files(files, path)?;
     let places = places_of(files, &weights);
     for folder in folders_of(&places) {
         sweep(files, folder);
         for journal in journals_in(files, folder, &places)? {
-            recovered.extend(recover_one(files, &journal, &weights, &places)?);
+            if let Some(recovered) = recover_one(files, &journal, &weights, &places)? {
+                told(recovered);
+            }
         }
     }
-    Ok(recovered)
+    Ok(())
 }
 
 /// Refuses a checkpoint with a change that stopped half-way.
@@ -292,7 +308,7 @@ fn recover_one(
     let sets = journal.sets(&targets)?;
     let held: Vec<Vec<&File>> = sets.iter().map(|set| handles(set)).collect();
     // Nobody knows what whoever was at it had been told.
-    let outcome = journal.roll_back(&held, Syncs::Doubted, Kept::Unknown)?;
+    let outcome = journal.roll_back(&held, Goal::Either, Syncs::Doubted, Kept::Unknown)?.outcome;
     let mut files: Vec<_> = sets.iter().flatten().map(|target| target.path.clone()).collect();
     files.sort();
     files.dedup();

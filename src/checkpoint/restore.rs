@@ -20,7 +20,7 @@ use crate::digest::TensorDigest;
 
 /// What there is to do where the old bytes find no room.
 const FREE_ROOM: &str = "free room on the model's file system, and leave the journal: the next mpatch command on the \
-                         model then puts the old bytes back";
+                         model then brings the change to its end";
 
 /// What there is to do for one who may not write to the model.
 const ASK_A_WRITER: &str = "have someone who may write to the model run any mpatch command on it";
@@ -30,6 +30,14 @@ const IS_COMPLETE: &str =
     "the change is complete: the next mpatch command that opens the model removes the journal";
 const IS_BACK: &str =
     "the old bytes are there: the next mpatch command that opens the model removes the journal";
+
+/// The same where the new bytes are there, and may not be on the disk.
+const AT_END: &str = "the new bytes are there: the next mpatch command that opens the model writes them once more, or \
+                      puts the old ones back";
+
+/// The same where nobody knows what is there.
+const EITHER_WAY: &str = "let no other program read it meanwhile; the next mpatch command that opens it ends the change, \
+                          or puts the old bytes back";
 
 /// How a change that had stopped half-way was brought to an end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -41,6 +49,23 @@ pub enum Outcome {
     RolledBack,
     /// Everything had been changed already.
     Finished,
+}
+
+/// Which of its two states a change is brought to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// The new one if all of it is there, else the old one.
+    Either,
+    /// The old one, since whoever made the change takes it back.
+    Old,
+}
+
+/// A change that has come to its end, and whose journal has no name any more.
+#[derive(Debug)]
+pub(super) struct Ended {
+    pub(super) outcome: Outcome,
+    /// Whether that lasts. Should a power cut bring the journal back, it says no more than that everything is done.
+    pub(super) removal: io::Result<()>,
 }
 
 /// Where the tensors of a journal stand.
@@ -131,6 +156,11 @@ impl Stuck {
     pub(super) fn at(action: &str, error: &io::Error) -> Self {
         Self { reason: format!("{action}: {error}"), way_out: way_out_of(error) }
     }
+
+    /// What there is to do where nothing has to be done first.
+    fn or_then(self, way_out: &'static str) -> Self {
+        Self { way_out: self.way_out.or(Some(way_out)), ..self }
+    }
 }
 
 impl From<String> for Stuck {
@@ -161,42 +191,56 @@ impl Journal {
         synced.map_err(CheckpointError::io(&self.first_target(), "sync"))
     }
 
-    /// Brings the targets to one of the two states, whatever they hold now, and removes the journal.
+    /// Brings the targets to `goal`, whatever they hold now, and removes the journal.
     ///
     /// Each set has all files of the header, in its order; there are several where a file has a copy, which comes to the
     /// same state.
     ///
     /// # Errors
-    /// With the journal still there, except for [`CheckpointError::NotDurable`].
+    /// [`CheckpointError::Recovery`], with the journal still there.
     pub(super) fn roll_back(
         &self,
         sets: &[Vec<&File>],
+        goal: Goal,
         syncs: Syncs,
         kept: Kept,
-    ) -> Result<Outcome, CheckpointError> {
-        let outcome = self.restore(sets, syncs, kept).map_err(|stuck| self.unfinished_as(stuck))?;
-        self.remove(outcome).map(|()| outcome)
+    ) -> Result<Ended, CheckpointError> {
+        let outcome = self.restore(sets, goal, syncs, kept).map_err(|stuck| self.unfinished_as(stuck))?;
+        self.remove(outcome)
     }
 
-    fn restore(&self, sets: &[Vec<&File>], syncs: Syncs, kept: Kept) -> Result<Outcome, Stuck> {
+    fn restore(&self, sets: &[Vec<&File>], goal: Goal, syncs: Syncs, kept: Kept) -> Result<Outcome, Stuck> {
         let is_settled = sets.iter().all(|targets| settle(targets).is_ok()) && syncs == Syncs::AllWell;
-        let stands = self.common_standing(sets)?;
-        let outcome = match stands {
-            Standing::Start => Outcome::Untouched,
-            Standing::End => Outcome::Finished,
-            Standing::Between => {
-                sets.iter().try_for_each(|targets| self.check_old_bytes(targets, kept))?;
-                sets.iter().try_for_each(|targets| self.put_back(targets, is_settled, kept))?;
-                return Ok(Outcome::RolledBack);
+        let stands = self.common_standing(sets).map_err(|error| Stuck::from(error).or_then(EITHER_WAY))?;
+        match (stands, goal) {
+            (Standing::Start, _) => self.confirm(sets, stands, is_settled).map(|()| Outcome::Untouched),
+            (Standing::End, Goal::Either) => match self.confirm(sets, stands, is_settled) {
+                Ok(()) => Ok(Outcome::Finished),
+                Err(stuck) => Err(stuck.or_then(AT_END)),
+            },
+            (Standing::End, Goal::Old) => {
+                self.put_all_back(sets, is_settled, kept).map_err(|stuck| stuck.or_then(EITHER_WAY))
             }
-        };
-        if !is_settled {
-            sets.iter().try_for_each(|targets| self.write_again(targets))?;
-            if self.common_standing(sets)? != stands {
-                return Err(Stuck::from("what was written again did not come out as it was".to_owned()));
-            }
+            (Standing::Between, _) => self.put_all_back(sets, is_settled, kept),
         }
-        Ok(outcome)
+    }
+
+    /// Makes what is there last; written once more where the targets are not settled.
+    fn confirm(&self, sets: &[Vec<&File>], stands: Standing, is_settled: bool) -> Result<(), Stuck> {
+        if is_settled {
+            return Ok(());
+        }
+        sets.iter().try_for_each(|targets| self.write_again(targets))?;
+        match self.common_standing(sets)? == stands {
+            true => Ok(()),
+            false => Err(Stuck::from("what was written again did not come out as it was".to_owned())),
+        }
+    }
+
+    fn put_all_back(&self, sets: &[Vec<&File>], is_settled: bool, kept: Kept) -> Result<Outcome, Stuck> {
+        sets.iter().try_for_each(|targets| self.check_old_bytes(targets, kept))?;
+        sets.iter().try_for_each(|targets| self.put_back(targets, is_settled, kept))?;
+        Ok(Outcome::RolledBack)
     }
 
     /// Where all sets stand, if that is on one side.
@@ -282,16 +326,16 @@ impl Journal {
     }
 
     /// Takes it away, when the targets are in one of the two states for good.
-    pub(super) fn remove(&self, outcome: Outcome) -> Result<(), CheckpointError> {
+    ///
+    /// # Errors
+    /// [`CheckpointError::Recovery`], with the journal still there.
+    pub(super) fn remove(&self, outcome: Outcome) -> Result<Ended, CheckpointError> {
         let removed = self.files.remove_file(&self.path);
         removed.map_err(|error| {
-            let stuck = Stuck::at("cannot remove it", &error);
             let without_it = if outcome == Outcome::Finished { IS_COMPLETE } else { IS_BACK };
-            self.unfinished_as(Stuck { way_out: stuck.way_out.or(Some(without_it)), ..stuck })
+            self.unfinished_as(Stuck::at("cannot remove it", &error).or_then(without_it))
         })?;
-        let synced = self.files.sync_folder(folder_of(&self.path));
-        // Should it come back, it says no more than that everything is done.
-        synced.map_err(|source| CheckpointError::NotDurable { path: self.first_target(), source })
+        Ok(Ended { outcome, removal: self.files.sync_folder(folder_of(&self.path)) })
     }
 
     pub(super) fn unfinished(&self, reason: String) -> CheckpointError {

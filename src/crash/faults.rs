@@ -14,16 +14,41 @@ use crate::operation::OperationError;
 enum Left {
     Unchanged,
     Applied,
-    Pending,
+    /// With what there is to do, where it says so itself.
+    Pending(Option<&'static str>),
 }
 
 fn left(error: &OperationError) -> Left {
     match error {
-        OperationError::Pending { .. } | OperationError::Checkpoint(CheckpointError::Recovery { .. }) => {
-            Left::Pending
-        }
-        OperationError::Checkpoint(CheckpointError::NotDurable { .. }) => Left::Applied,
+        OperationError::Checkpoint(error) => left_of_checkpoint(error),
+        OperationError::Pending { recovery, .. } => left_of_checkpoint(recovery),
         _ => Left::Unchanged,
+    }
+}
+
+fn left_of_checkpoint(error: &CheckpointError) -> Left {
+    match error {
+        CheckpointError::Recovery { way_out, .. } => Left::Pending(*way_out),
+        CheckpointError::NotDurable { .. } => Left::Applied,
+        _ => Left::Unchanged,
+    }
+}
+
+/// Whether a way out lets the next command come to the old state, and to the new one.
+fn states_to_come(way_out: Option<&str>) -> [bool; 2] {
+    match way_out {
+        Some(way_out) if way_out.starts_with("the change is complete: ") => [false, true],
+        Some(way_out) if way_out.starts_with("the old bytes are there: ") => [true, false],
+        Some(way_out) => {
+            assert!(
+                ["puts the old ones back", "ends the change, or puts", "brings the change to its end"]
+                    .iter()
+                    .any(|either| way_out.contains(either))
+            );
+            [true, true]
+        }
+        // What is said of every one that says nothing itself: the next command puts the old bytes back.
+        None => [true, false],
     }
 }
 
@@ -53,13 +78,16 @@ fn operations(scene: &Scene) -> u64 {
 
 /// Runs the command with one fault, holds the disk to what the outcome says, and repairs it.
 fn try_fault(scene: &Scene, schedule: Schedule) -> Option<Left> {
-    try_fault_on(&scene.disk, scene, schedule)
+    try_faults_on(&scene.disk, scene, [schedule, Schedule::NEVER])
 }
 
-fn try_fault_on(disk: &SimulatedDisk, scene: &Scene, schedule: Schedule) -> Option<Left> {
-    let place = format!("{}, {schedule:?}", scene.name);
+/// The same on another disk, with two faults: the second one is counted without the operation that the first one hits.
+fn try_faults_on(disk: &SimulatedDisk, scene: &Scene, faults: [Schedule; 2]) -> Option<Left> {
+    let place = format!("{}, {faults:?}", scene.name);
     let memory = disk.fork();
-    let outcome = scene.run(&Files::on(FaultyDisk::new(memory.clone(), schedule)));
+    let [first, second] = faults;
+    let faulty = FaultyDisk::new(FaultyDisk::new(memory.clone(), second), first);
+    let outcome = scene.run(&Files::on(faulty));
     let found = visible(&memory.contents());
     let said = outcome.as_ref().err().map(left);
     match said {
@@ -72,8 +100,13 @@ fn try_fault_on(disk: &SimulatedDisk, scene: &Scene, schedule: Schedule) -> Opti
             assert!(found == scene.before, "{place}: {}", outcome.unwrap_err());
         }
         Some(Left::Applied) => assert!(found == scene.after, "{place}: {}", outcome.unwrap_err()),
-        Some(Left::Pending) => {
+        Some(Left::Pending(way_out)) => {
             assert!(matches!(scene.act, Act::InPlace(_)), "{place}: {}", outcome.unwrap_err());
+            let next = memory.fork();
+            scene.repair(&Files::on(next.clone())).unwrap_or_else(|error| panic!("{place}: {error}"));
+            let reached = [&scene.before, &scene.after].map(|state| next.contents() == *state);
+            let is_told = states_to_come(way_out).iter().zip(reached).any(|(told, found)| *told && found);
+            assert!(is_told, "{place}: {way_out:?}, and then it is {reached:?}");
         }
     }
     let repair = |disk: &SimulatedDisk| {
@@ -111,7 +144,7 @@ fn a_device_that_dies_for_good_while_weights_are_overwritten_leaves_a_journal_th
     for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
         for at in 0..operations(scene) {
             let said = try_fault(scene, Schedule { at, fault: Fault::Device, for_good: true });
-            pending += u32::from(said == Some(Left::Pending));
+            pending += u32::from(matches!(said, Some(Left::Pending(_))));
         }
     }
     assert!(pending > 20, "only {pending} faults came while the journal lay there");
@@ -125,12 +158,33 @@ fn a_sync_that_failed_is_not_believed_where_another_program_has_the_weights_mapp
         mapped.map_all();
         for at in 0..operations(scene) {
             for for_good in [false, true] {
-                try_fault_on(&mapped, scene, Schedule { at, fault: Fault::Device, for_good });
+                let schedule = Schedule { at, fault: Fault::Device, for_good };
+                try_faults_on(&mapped, scene, [schedule, Schedule::NEVER]);
                 tried += 1;
             }
         }
     }
     assert!(tried > 100, "{tried}");
+}
+
+#[test]
+fn two_faults_around_the_end_of_a_change_in_place_leave_what_the_error_says() {
+    // From the syncs of the new bytes on, which a fault doubles.
+    const LAST: u64 = 20;
+    const FAULTS_APART: u64 = 60;
+    let (mut unchanged, mut applied) = (0, 0);
+    for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
+        let once = |at| Schedule { at, fault: Fault::Device, for_good: false };
+        let operations = operations(scene);
+        for at in operations - LAST..operations {
+            for apart in 0..FAULTS_APART {
+                let said = try_faults_on(&scene.disk, scene, [once(at), once(at + apart)]);
+                unchanged += u32::from(said == Some(Left::Unchanged));
+                applied += u32::from(said == Some(Left::Applied));
+            }
+        }
+    }
+    assert!(unchanged > 0 && applied > 0, "{unchanged} of the pairs are taken back, and {applied} are not");
 }
 
 /// The disk of a change in place that was killed after half of the new bytes.
@@ -165,7 +219,7 @@ fn a_journal_is_followed_only_of_one_who_could_have_written_to_the_weights() {
         let journal = contents.keys().find(is_journal).unwrap();
         broken.give_away(journal, STRANGER);
         let refused = scene.repair(&Files::on(broken.clone())).unwrap_err();
-        assert_eq!(left(&refused), Left::Pending);
+        assert!(matches!(left(&refused), Left::Pending(_)), "{refused}");
         assert!(refused.to_string().contains("user 2000 wrote it, who does not own `/m/"), "{refused}");
         assert!(broken.contents() == contents, "{}", scene.name);
         let theirs = broken.fork();
@@ -330,7 +384,7 @@ fn a_journal_with_one_flipped_bit_is_repaired_with_or_kept() {
                 }
                 Err(error) => {
                     kept += 1;
-                    assert_eq!(left(&error), Left::Pending, "{}, byte {at}: {error}", scene.name);
+                    assert!(matches!(left(&error), Left::Pending(_)), "{}, byte {at}: {error}", scene.name);
                     assert_eq!(memory.contents()[path], flipped, "{}, byte {at}: it is kept", scene.name);
                 }
             }

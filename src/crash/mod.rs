@@ -156,7 +156,7 @@ impl Scene {
     fn repair(&self, files: &Files) -> Result<(), OperationError> {
         match self.act {
             Act::Copy(_) | Act::InPlace(_) => {
-                recover_on(files, Path::new(self.path))?;
+                recover_on(files, Path::new(self.path), &mut drop)?;
                 if let (Act::Copy(_), false) = (self.act, files.is_taken(Path::new("/out")).unwrap_or(true)) {
                     // Its litter lies in the target's folder, where the next command to write there sweeps.
                     return self.run(files);

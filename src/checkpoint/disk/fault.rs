@@ -261,6 +261,10 @@ impl Handle for FaultyHandle {
         self.handle.copy_from(source, offset, length)
     }
 
+    fn fail_to_sync(&self) {
+        self.handle.fail_to_sync();
+    }
+
     fn system(&self) -> Option<&std::fs::File> {
         self.handle.system()
     }

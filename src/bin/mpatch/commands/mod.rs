@@ -52,7 +52,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, recover};
+use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, Recovered, recover_each};
 use mpatch::digest::PatchId;
 use mpatch::operation::Difference;
 use mpatch::patch::Patch;
@@ -153,26 +153,25 @@ pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
 /// Opens a checkpoint: the one place where that is done, so that changes in place that stopped half-way are brought
 /// to an end before anybody looks at it.
 pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, CommandError> {
-    let recovered = {
+    {
         // Ended here, it would leave what it found, or less.
         let _doing = doing(Work::InPlace);
-        recover(path)?
-    };
-    for recovered in recovered {
-        let outcome = match recovered.outcome {
-            Outcome::Untouched => "nothing had been changed yet",
-            Outcome::RolledBack => "the old bytes are back",
-            Outcome::Finished => "everything had been changed already",
-        };
-        let files = recovered.files.iter().map(|file| format!("`{}`", file.display()));
-        // Bytes may have changed, which no report holds.
-        output.warn(&format!(
-            "{}: recovered from `{}`, which had stopped half-way: {outcome}",
-            Vec::from_iter(files).join(", "),
-            recovered.label
-        ));
+        // Bytes may have changed, which no report holds, nor the error of another change that cannot be ended now.
+        recover_each(path, |recovered| output.warn(&recovered_words(&recovered)))?;
     }
     Ok(Checkpoint::open(path)?.stopping_on(stop_flag()))
+}
+
+/// A change that had stopped half-way, in words.
+fn recovered_words(recovered: &Recovered) -> String {
+    let outcome = match recovered.outcome {
+        Outcome::Untouched => "nothing had been changed yet",
+        Outcome::RolledBack => "the old bytes are back",
+        Outcome::Finished => "everything had been changed already",
+    };
+    let files = recovered.files.iter().map(|file| format!("`{}`", file.display()));
+    let files = Vec::from_iter(files).join(", ");
+    format!("{files}: recovered from `{}`, which had stopped half-way: {outcome}", recovered.label)
 }
 
 /// The path stands for standard input.
