@@ -10,6 +10,30 @@ use std::fs;
 use place::Place;
 
 #[test]
+fn what_was_mended_is_said_where_something_else_was_not() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    let name = place.git("ls-tree --name-only HEAD patches/");
+    let name = name.lines().find(|name| name.ends_with(".mpatch")).unwrap();
+    let object = |name: &str| {
+        let oid = place.git(&format!("rev-parse {name}"));
+        place.path(&format!(".git/objects/{}/{}", &oid[..2], oid[2..].trim()))
+    };
+    let (patch, base) = (object(&format!("HEAD:{name}")), object("HEAD~1"));
+    fs::remove_file(&patch).unwrap();
+    // All sources are looked at before anything is mended.
+    let errors = place.bad("fsck --repair one.mpatch --repair nothere", 11);
+    assert!(errors.ends_with("state: unchanged\n") && !patch.exists(), "{errors}");
+    let whole = fs::read(&base).unwrap();
+    fs::remove_file(&base).unwrap();
+    let errors = place.bad("fsck --repair one.mpatch", 3);
+    assert!(errors.ends_with("state: applied\n") && patch.exists(), "{errors}");
+    fs::write(&base, whole).unwrap();
+    place.good("fsck");
+}
+
+#[test]
 fn nothing_is_taken_that_is_not_missing_and_what_nothing_refers_to_is_moved_aside() {
     let place = Place::begun();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");

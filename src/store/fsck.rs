@@ -233,27 +233,31 @@ impl Store {
     }
 
     /// Puts whole copies of damaged and missing parts where they belong: from these patches, and from another git
-    /// repository. Tells what was mended.
+    /// repository. What was mended is added to `mended`, before an error, too.
     ///
     /// # Errors
     /// What goes wrong with reading the sources, or with writing.
-    pub fn mend(&self, patches: &[Copy<'_>], other: Option<&Path>) -> Result<Vec<String>, StoreError> {
+    pub fn mend(
+        &self,
+        patches: &[Copy<'_>],
+        other: Option<&Path>,
+        mended: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
         let sources = Sources::open(patches, other)?;
-        let mut mended = Vec::new();
         for pack in self.packs()? {
-            self.mend_pack(&pack, &sources, &mut mended)?;
+            self.mend_pack(&pack, &sources, mended)?;
         }
         // Opened anew, since packs that were seen stay open.
         let store = Store::open(self.folder())?;
-        store.mend_objects(&sources, &mut mended)?;
-        store.mend_large(&sources, &mut mended)?;
+        store.mend_objects(&sources, mended)?;
+        store.mend_large(&sources, mended)?;
         if sources.other.is_some() && operations::list(&store.repository).is_err() {
             store.begin_operations_anew()?;
             mended.push(
                 "the list of operations, which begins anew: what was done before cannot be undone".to_owned(),
             );
         }
-        Ok(mended)
+        Ok(())
     }
 
     /// Mends what is damaged here and what is missing of all that a name leads to: nothing else of a source is wanted.

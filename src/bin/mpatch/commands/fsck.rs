@@ -34,39 +34,70 @@ struct FsckReport {
     checked: Checked,
 }
 
-/// Reads everything.
+/// Where whole copies come from.
+struct Source<'o> {
+    patches: Vec<Copy<'o>>,
+    /// Another copy of the history.
+    history: Option<&'o Path>,
+}
+
+/// Mends, then reads everything.
 pub fn run(arguments: &FsckArguments, output: &Output) -> Result<(), CommandError> {
-    let store = arguments.store.open()?;
     let mut mended = Vec::new();
-    for source in &arguments.repair {
+    let checked = mend(arguments, &mut mended, output).and_then(|()| check(arguments));
+    let checked = checked.map_err(|error| {
+        // No report will hold it.
+        mended.iter().for_each(|what| output.warn(&format!("mended: {what}")));
+        error.after_mending(&mended)
+    });
+    let (checked, problem) = checked?;
+    let told = output.report(&FsckReport { mended: mended.clone(), checked });
+    told.and(problem.map_or(Ok(()), Err)).map_err(|error| error.after_mending(&mended))
+}
+
+impl CommandError {
+    /// Says that what was mended stays so.
+    fn after_mending(self, mended: &[String]) -> Self {
+        if mended.is_empty() { self } else { self.after_the_work() }
+    }
+}
+
+/// Mends from each source, all of which are looked at before.
+fn mend(arguments: &FsckArguments, mended: &mut Vec<String>, output: &Output) -> Result<(), CommandError> {
+    let store = arguments.store.open()?;
+    let sources: Vec<Source<'_>> =
+        arguments.repair.iter().map(|path| source(path, output)).collect::<Result<_, _>>()?;
+    for Source { patches, history } in sources {
         // One process at a time, though no name moves; a store too damaged to be changed is mended without.
-        let change = match arguments.store.change(&store) {
+        let _change = match arguments.store.change(&store) {
             Err(busy) if busy.kind == ExitKind::Busy => return Err(busy),
             change => change.ok(),
         };
-        let is_history = source.is_dir() && (source.join(".git").exists() || source.join("HEAD").exists());
-        let patches = if is_history { Vec::new() } else { patches(source, output)? };
-        mended.extend(store.mend(&patches, is_history.then_some(source.as_path()))?);
-        drop(change);
+        store.mend(&patches, history, mended)?;
     }
+    Ok(())
+}
+
+fn source<'o>(path: &'o Path, output: &'o Output) -> Result<Source<'o>, CommandError> {
+    let is_history = path.is_dir() && (path.join(".git").exists() || path.join("HEAD").exists());
+    let patches = if is_history { Vec::new() } else { patches(path, output)? };
+    Ok(Source { patches, history: is_history.then_some(path) })
+}
+
+/// Reads everything; with the error that tells of what is damaged.
+fn check(arguments: &FsckArguments) -> Result<(Checked, Option<CommandError>), CommandError> {
     // Opened anew, since what was mended may lie elsewhere now.
     let store = arguments.store.open()?;
     let checked = store.check()?;
-    let problems = checked.problems.len();
-    let first = checked.problems.first().map(|problem| format!("{}: {}", problem.place, problem.what));
-    output.report(&FsckReport { mended, checked })?;
-    match first {
-        None => Ok(()),
-        Some(first) => {
-            let message = format!("the history is damaged, {}: {first}", count(problems, "problem"));
-            let elsewhere = store.remote(REMOTE).ok().flatten().map_or_else(String::new, |address| {
-                format!("; `mpatch clone {} COPY` makes one", shell_word(shown_address(&address)))
-            });
-            let hint =
-                "`mpatch fsck --repair SOURCE` takes whole copies from patch files, or from another clone";
-            Err(CommandError::new(ExitKind::Malformed, message).hint(format!("{hint}{elsewhere}")))
-        }
-    }
+    let Some(first) = checked.problems.first() else { return Ok((checked, None)) };
+    let problems = count(checked.problems.len(), "problem");
+    let message = format!("the history is damaged, {problems}: {}: {}", first.place, first.what);
+    let elsewhere = store.remote(REMOTE).ok().flatten().map_or_else(String::new, |address| {
+        format!("; `mpatch clone {} COPY` makes one", shell_word(shown_address(&address)))
+    });
+    let hint = "`mpatch fsck --repair SOURCE` takes whole copies from patch files, or from another clone";
+    let error = CommandError::new(ExitKind::Malformed, message).hint(format!("{hint}{elsewhere}"));
+    Ok((checked, Some(error)))
 }
 
 /// A patch file, or all of a folder.
