@@ -10,7 +10,7 @@ use mpatch::store::CommitId;
 use serde::Serialize;
 
 use super::{lasting_patch_word, open_checkpoint, open_patch};
-use crate::error::CommandError;
+use crate::error::{CommandError, State};
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{Judged, TrustReport};
@@ -133,16 +133,20 @@ impl Change {
             Target::InPlace => Work::InPlace,
         };
         let _doing = (!dry_run).then(|| doing(work));
-        let written = if dry_run { None } else { Some(self.write(&plan, output)?) };
+        let written = if dry_run { None } else { Some(self.write(&plan, output)) };
+        // What stands is recorded, whatever else is to be said of it.
+        let stands = |error: &CommandError| error.state == State::Applied;
+        let written = match written.transpose() {
+            Err(error) if !stands(&error) => return Err(error),
+            written => written,
+        };
         if let Some(record) = record {
-            let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
-            let entry = record.entry();
-            let recorded = record.finish(&self.patch, self.result(), notes, output);
-            let moved = recorded.map_err(|error| self.unrecorded(entry, error))?;
-            if let Some(began) = moved {
-                output.note(&self.overtaken(entry, began));
-            }
+            self.keep_record(record, output)?;
         }
+        if let Some(judged) = self.trust.as_ref().filter(|_| !dry_run) {
+            judged.remember().map_err(CommandError::after_the_work)?;
+        }
+        let written = written?;
         let report = ChangeReport {
             direction: plan.direction,
             dry_run,
@@ -154,11 +158,19 @@ impl Change {
             plan,
             written,
         };
-        if let Some(judged) = self.trust.as_ref().filter(|_| !dry_run) {
-            judged.remember().map_err(CommandError::after_the_work)?;
-        }
         let told = output.report(&report);
         if dry_run { told } else { told.map_err(CommandError::after_the_work) }
+    }
+
+    /// Has the history say what was done.
+    fn keep_record(&self, record: Record, output: &Output) -> Result<(), CommandError> {
+        let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
+        let entry = record.entry();
+        let recorded = record.finish(&self.patch, self.result(), notes, output);
+        if let Some(began) = recorded.map_err(|error| self.unrecorded(entry, error))? {
+            output.note(&self.overtaken(entry, began));
+        }
+        Ok(())
     }
 
     /// Says that the result stands, but not in the history, and how it comes there.
