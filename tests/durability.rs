@@ -276,6 +276,10 @@ fn what_a_killed_copy_leaves_is_swept_by_the_next() {
     drop(alive);
     bench.succeeds("verify edits.mpatch --base model.safetensors --digests-only");
     assert!(!bench.path(".mpatch-tmp-2").exists());
+    // A copy of a model folder is made beside it.
+    fs::create_dir(bench.path(".mpatch-tmp-3")).unwrap();
+    bench.succeeds("verify edits.mpatch --base gptj --digests-only");
+    assert!(!bench.path(".mpatch-tmp-3").exists());
 }
 
 #[test]

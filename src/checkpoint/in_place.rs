@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::disk::{Access, File, Files, Kind, Lock};
+use super::disk::{Access, File, Files, Kind, Lock, Locked};
 use super::journal::{Extent, Header, Journal, JournaledFile, journal_of};
 use super::keep::{Cover, Told};
-use super::restore::{Ended, Goal, Outcome, Syncs, lock_exclusive};
+use super::restore::{Ended, Goal, Outcome, Syncs};
 use super::{Checkpoint, CheckpointError, TensorInfo, folder_of};
 use crate::digest::TensorDigest;
 
@@ -257,6 +257,18 @@ impl<'a> InPlace<'a> {
         let Some(journal) = self.journal.take() else { return Ok(()) };
         let targets: Vec<&File> = self.targets.values().collect();
         journal.roll_back(&[targets], Goal::Old, Syncs::AllWell, self.cover.kept()).map(drop)
+    }
+}
+
+/// Takes the lock of a file that is about to be written.
+fn lock_exclusive(file: &File, path: &Path) -> Result<(), CheckpointError> {
+    match file.lock(Lock::Exclusive).map_err(CheckpointError::io(path, "lock"))? {
+        Locked::Held => Ok(()),
+        Locked::Busy => Err(CheckpointError::Busy { path: path.to_owned() }),
+        Locked::Unsupported => Err(CheckpointError::InPlace {
+            path: path.to_owned(),
+            reason: "its file system has no locks, so nothing would keep others away".to_owned(),
+        }),
     }
 }
 

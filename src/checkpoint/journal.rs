@@ -40,8 +40,9 @@ pub(super) const ASK_ITS_AUTHOR: &str = "have the user whose journal it is run a
                                          remove the journal if nobody knows of a change that stopped";
 
 /// What there is to do about one that says nothing any more.
-pub(super) const PUT_BACK_AND_REMOVE: &str = "it may be damaged, and hold the only old bytes of a change that stopped: compare the model with a copy of it, and \
-     take the journal away once the model is whole";
+pub(super) const PUT_BACK_AND_REMOVE: &str = "it may be damaged, and hold the only old bytes of a change that stopped: \
+                                              compare the model with a copy of it, and take the journal away once the model is \
+                                              whole";
 
 /// The journal of a change whose first file is `first`.
 pub(super) fn journal_of(first: &Path) -> PathBuf {
@@ -273,6 +274,9 @@ pub(super) enum Found {
 
 impl Journal {
     /// Opens what lies at `path` under a journal's name.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Io`] where the system does not say now what it is.
     pub(super) fn open(files: &Files, path: &Path) -> Result<Found, CheckpointError> {
         let failed = |action| CheckpointError::io(path, action);
         let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
@@ -293,13 +297,26 @@ impl Journal {
             Err(error) => return Err(failed("open")(error)),
         };
         let size = file.about().map_err(failed("examine"))?.size_bytes;
+        let mut unread = None;
         for at_end in [false, true] {
-            let found = read_header(&file, size, at_end).map_err(failed("read"))?;
-            if let Some((header, header_size_bytes, header_hash)) = found {
-                let (files, path) = (files.clone(), path.to_owned());
-                return Ok(Found::Whole(Self { files, path, file, header, header_size_bytes, header_hash }));
+            match read_header(&file, size, at_end) {
+                Ok(Some((header, header_size_bytes, header_hash))) => {
+                    let (files, path) = (files.clone(), path.to_owned());
+                    return Ok(Found::Whole(Self {
+                        files,
+                        path,
+                        file,
+                        header,
+                        header_size_bytes,
+                        header_hash,
+                    }));
+                }
+                Ok(None) => {}
+                Err(error) => unread = unread.or(Some(error)),
             }
         }
+        // What could not be read may be whole.
+        unread.map_or(Ok(()), Err).map_err(failed("read"))?;
         let (reason, way_out) = match other_layout(&file).map_err(failed("read"))? {
             Some(reason) => (reason, "open it with the mpatch that wrote the journal"),
             // A true one gets its name when all of it is on disk, so no crash leaves a part of one.

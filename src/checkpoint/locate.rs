@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::disk::{Files, Kind};
 use super::foreign::pytorch_in;
+use super::index::Index;
 use super::{CheckpointError, Layout, folder_of, is_file};
 
 /// Where a checkpoint's weights are found.
@@ -12,6 +13,17 @@ pub(super) struct Located {
     pub(super) weights: PathBuf,
     pub(super) layout: Layout,
     pub(super) folder: PathBuf,
+}
+
+impl Located {
+    /// The files that hold the weights.
+    pub(super) fn files(&self, disk: &Files) -> Result<Vec<PathBuf>, CheckpointError> {
+        if !is_index(&self.weights) {
+            return Ok(vec![self.weights.clone()]);
+        }
+        let (index, _) = Index::read(disk, &self.weights)?;
+        Ok(index.shards().into_iter().map(|name| self.folder.join(name)).collect())
+    }
 }
 
 pub(super) fn locate(disk: &Files, path: &Path) -> Result<Located, CheckpointError> {

@@ -200,16 +200,6 @@ impl Checkpoint {
         Ok(Self { path, folder, layout, disk, files, index, stop: None, before_last_step: None, tensors })
     }
 
-    /// The files that hold the weights of the checkpoint at `path`.
-    pub(crate) fn weights_files(disk: &Files, path: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-        let Located { weights, folder, .. } = locate(disk, path)?;
-        if !is_index(&weights) {
-            return Ok(vec![weights]);
-        }
-        let (index, _) = Index::read(disk, &weights)?;
-        Ok(index.shards().into_iter().map(|name| folder.join(name)).collect())
-    }
-
     /// Ends all work on this checkpoint with [`CheckpointError::Stopped`] once `stop` is set.
     ///
     /// It is asked before each block that is read, copied or written, so what follows is what follows any error:

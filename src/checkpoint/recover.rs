@@ -16,16 +16,25 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::disk::{About, Access, File, Files, Kind};
+use super::disk::{About, Access, File, Files, Kind, Lock, Locked};
 use super::journal::{ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFile, journal_of};
-use super::restore::{Goal, Kept, Outcome, Stuck, Syncs, lock_exclusive};
+use super::locate::locate;
+use super::restore::{Goal, Kept, Outcome, Stuck, Syncs};
 use super::temporary::sweep;
-use super::{Checkpoint, CheckpointError, folder_of};
+use super::{CheckpointError, Layout, folder_of};
 
 /// What there is to do where a file is not there, or is not what it was.
 const PUT_FILE_BACK: &str = "put the file back that had this name then, or fetch it again in its old state: the next \
                              mpatch command on the model then puts the old bytes back; if all of the model was \
                              replaced, move the journal away";
+
+/// What there is to do where files cannot be locked.
+const OPEN_WHERE_LOCKED: &str = "open the model where its files can be locked, as on the machine whose disk they are on: \
+                                 the next mpatch command there brings the change to its end";
+
+/// What there is to do about a journal that may be whole.
+const LET_IT_BE_READ: &str = "see that the system can read the journal, and the folder that it is in: the next mpatch \
+                              command on the model then brings the change to its end";
 
 /// A change that had stopped half-way and no longer does.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -70,8 +79,13 @@ pub(crate) fn recover_on(
     path: &Path,
     told: &mut dyn FnMut(Recovered),
 ) -> Result<(), CheckpointError> {
-    let weights = Checkpoint::weights_files(files, path)?;
+    let located = locate(files, path)?;
+    let weights = located.files(files)?;
     let places = places_of(files, &weights);
+    if located.layout == Layout::Folder {
+        // Where a copy of it is made that is not told to go elsewhere.
+        sweep(files, &beside(files, &located.folder));
+    }
     for folder in folders_of(&places) {
         sweep(files, folder);
         for journal in journals_in(files, folder, &places)? {
@@ -88,7 +102,7 @@ pub(super) fn refuse_pending(files: &Files, weights: &[PathBuf]) -> Result<(), C
     let places = places_of(files, weights);
     for folder in folders_of(&places) {
         for path in journals_in(files, folder, &places)? {
-            match Journal::open(files, &path)? {
+            match open_journal(files, &path, &places)? {
                 Found::Whole(journal) if journal.is_about(weights, &places) => {
                     return Err(journal.unfinished("it has to be recovered first".to_owned()));
                 }
@@ -112,6 +126,17 @@ fn places_of(files: &Files, weights: &[PathBuf]) -> Vec<PathBuf> {
     places
 }
 
+/// The folder that a model folder lies in.
+fn beside(files: &Files, folder: &Path) -> PathBuf {
+    match folder.file_name() {
+        Some(_) => folder_of(folder).to_owned(),
+        // `.` and its like.
+        None => {
+            files.real_path(folder).map_or_else(|_| folder.to_owned(), |real| folder_of(&real).to_owned())
+        }
+    }
+}
+
 fn folders_of(places: &[PathBuf]) -> Vec<&Path> {
     let mut folders = Vec::new();
     for folder in places.iter().map(|path| folder_of(path)) {
@@ -129,13 +154,44 @@ fn journals_in(files: &Files, folder: &Path, places: &[PathBuf]) -> Result<Vec<P
             let journals = names.iter().filter(|name| name.to_string_lossy().ends_with(JOURNAL_SUFFIX));
             Ok(journals.map(|name| folder.join(name)).collect())
         }
-        // Where nobody may look around, what has a name that is known is still found.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+        Err(error) => {
             let inside = places.iter().filter(|path| folder_of(path) == folder);
-            Ok(inside.map(|path| journal_of(path)).collect())
+            let mut known = inside.map(|path| journal_of(path));
+            // Where nobody may look around, what has a name that is known is still found.
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                return Ok(known.collect());
+            }
+            let there = known.find(|journal| files.is_taken(journal).unwrap_or(false));
+            let error = CheckpointError::io(folder, "list")(error);
+            Err(match there {
+                Some(journal) => waiting_for(&journal, places, error),
+                None => error,
+            })
         }
-        Err(error) => Err(CheckpointError::io(folder, "list")(error)),
     }
+}
+
+fn open_journal(files: &Files, path: &Path, places: &[PathBuf]) -> Result<Found, CheckpointError> {
+    Journal::open(files, path).map_err(|error| waiting_for(path, places, error))
+}
+
+/// What an error says that keeps anybody from reading a journal now: one that bears the name of weights at hand may hold
+/// their old bytes.
+fn waiting_for(journal: &Path, places: &[PathBuf], error: CheckpointError) -> CheckpointError {
+    match whose(journal, places) {
+        Some(path) => CheckpointError::Recovery {
+            path,
+            journal: journal.to_owned(),
+            reason: error.to_string(),
+            way_out: Some(LET_IT_BE_READ),
+        },
+        None => error,
+    }
+}
+
+/// The file whose name a journal bears.
+fn whose(journal: &Path, places: &[PathBuf]) -> Option<PathBuf> {
+    places.iter().find(|path| journal_of(path) == journal).cloned()
 }
 
 /// Refuses weights whose name a journal bears that cannot be read; any other such journal is somebody else's concern,
@@ -146,9 +202,8 @@ fn refuse_closed(
     reason: String,
     way_out: &'static str,
 ) -> Result<(), CheckpointError> {
-    let Some(path) = places.iter().find(|path| journal_of(path) == journal) else { return Ok(()) };
-    let (path, journal) = (path.clone(), journal.to_owned());
-    Err(CheckpointError::Recovery { path, journal, reason, way_out: Some(way_out) })
+    let Some(path) = whose(journal, places) else { return Ok(()) };
+    Err(CheckpointError::Recovery { path, journal: journal.to_owned(), reason, way_out: Some(way_out) })
 }
 
 /// A file that may be one of a journal's, locked and open for writing.
@@ -226,8 +281,10 @@ impl Journal {
                 _ => self.unfinished_as(Stuck::at(&action, &error)),
             }
         })?;
-        lock_exclusive(&file, &path)?;
-        let about = file.about().map_err(CheckpointError::io(&path, "examine"))?;
+        self.lock(&file, &path)?;
+        let about = file.about().map_err(|error| {
+            self.unfinished_as(Stuck::at(&format!("cannot examine `{}`", path.display()), &error))
+        })?;
         self.require_author(&path, &about)?;
         if about.size_bytes != journaled.size_bytes {
             let reason = format!(
@@ -242,6 +299,21 @@ impl Journal {
         let is_certain = path == named || journaled.created_ns.is_some();
         let is_the_same = journaled.is_described_by(&about) && is_certain;
         Ok(Target { path, file, is_the_same })
+    }
+
+    /// Locks a file of it, so that nobody works on that meanwhile.
+    fn lock(&self, file: &File, path: &Path) -> Result<(), CheckpointError> {
+        let name = path.display();
+        match file.lock(Lock::Exclusive) {
+            Ok(Locked::Held) => Ok(()),
+            Ok(Locked::Busy) => Err(CheckpointError::Busy { path: path.to_owned() }),
+            Ok(Locked::Unsupported) => {
+                let reason =
+                    format!("the file system of `{name}` has no locks, so nothing keeps others away");
+                Err(self.unfinished_until(OPEN_WHERE_LOCKED, reason))
+            }
+            Err(error) => Err(self.unfinished_as(Stuck::at(&format!("cannot lock `{name}`"), &error))),
+        }
     }
 
     /// Where a file of the journal lies now: under its own name, `named`, else as one of `weights`, else under any name
@@ -277,7 +349,8 @@ impl Journal {
     /// be allowed what its author is not.
     fn require_author(&self, path: &Path, target: &About) -> Result<(), CheckpointError> {
         const ROOT: u32 = 0;
-        let author = self.file.about().map_err(CheckpointError::io(&self.path, "examine"))?.owner;
+        let about = self.file.about();
+        let author = about.map_err(|error| self.unfinished_as(Stuck::at("cannot examine it", &error)))?.owner;
         if [self.files.user(), ROOT, target.owner].contains(&author) {
             return Ok(());
         }
@@ -292,8 +365,7 @@ fn recover_one(
     weights: &[PathBuf],
     places: &[PathBuf],
 ) -> Result<Option<Recovered>, CheckpointError> {
-    let failed = |action| CheckpointError::io(path, action);
-    let journal = match Journal::open(files, path)? {
+    let journal = match open_journal(files, path, places)? {
         Found::Whole(journal) if journal.is_about(weights, places) => journal,
         Found::Whole(_) | Found::Nothing => return Ok(None),
         Found::Closed { reason, way_out } => {
@@ -302,7 +374,8 @@ fn recover_one(
     };
     let targets = journal.targets(weights)?;
     // With the locks in hand, whoever was at it is gone; perhaps he has finished meanwhile, and another one begun.
-    if !files.is_named(path, &journal.file).map_err(failed("examine"))? {
+    let is_named = files.is_named(path, &journal.file);
+    if !is_named.map_err(|error| journal.unfinished_as(Stuck::at("cannot examine it", &error)))? {
         return Ok(None);
     }
     let sets = journal.sets(&targets)?;
@@ -383,8 +456,14 @@ mod tests {
     /// The journal of a change that was to take files of such tensors from their start to their end, and has come so
     /// far; with a folder around it.
     fn stopped(shards: &[(&str, &str)]) -> (tempfile::TempDir, Journal) {
-        let (folder, files) = (tempfile::tempdir().unwrap(), Files::real());
-        let path = |name: &str| folder.path().join(name);
+        let folder = tempfile::tempdir().unwrap();
+        let journal = stopped_in(folder.path(), shards);
+        (folder, journal)
+    }
+
+    fn stopped_in(folder: &Path, shards: &[(&str, &str)]) -> Journal {
+        let files = Files::real();
+        let path = |name: &str| folder.join(name);
         let (mut journaled, mut targets, mut first) = (Vec::new(), Vec::new(), 0);
         for (name, states) in shards {
             let old = tensors(first, &"S".repeat(states.len()));
@@ -419,7 +498,7 @@ mod tests {
             target.write_all_at(&tensors(first, states), 0).unwrap();
             first += states.len() as u8;
         }
-        (folder, journal)
+        journal
     }
 
     /// Two shards that stopped half-way, the second of them replaced by a fresh one.
@@ -555,6 +634,23 @@ mod tests {
         assert_eq!(waits(&second), PUT_FILE_BACK);
         std::fs::write(&second, whole).unwrap();
         goes_back(folder.path(), &journal.path, &[&folder.path().join("one.safetensors"), &second]);
+    }
+
+    #[test]
+    fn what_was_put_back_is_told_before_another_change_that_cannot_be() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["one.safetensors", "two.safetensors"] {
+            stopped_in(folder.path(), &[(name, "EBS")]);
+        }
+        let map = serde_json::json!({"000": "one.safetensors", "001": "two.safetensors"});
+        let index = serde_json::json!({ "metadata": {}, "weight_map": map });
+        std::fs::write(folder.path().join("model.safetensors.index.json"), index.to_string()).unwrap();
+        let [one, two] = ["one.safetensors", "two.safetensors"].map(|name| folder.path().join(name));
+        std::fs::write(&two, &tensors(0, "EBS")[4..]).unwrap();
+        let mut told = Vec::new();
+        let stuck = recover_each(folder.path(), |recovered| told.extend(recovered.files)).unwrap_err();
+        assert!(matches!(&stuck, CheckpointError::Recovery { path, .. } if *path == two), "{stuck}");
+        assert_eq!(told, [one]);
     }
 
     #[test]

@@ -7,13 +7,13 @@
 //! ```
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use rayon::prelude::*;
 use serde::Serialize;
 
 use super::blocks::{BlockHash, digest_of_blocks};
-use super::disk::{File, Lock, Locked};
+use super::disk::File;
 use super::journal::{Extent, Header, Journal, PUT_BACK_AND_REMOVE};
 use super::{CheckpointError, folder_of, hash_range};
 use crate::digest::TensorDigest;
@@ -356,17 +356,5 @@ impl Journal {
 
     fn first_target(&self) -> PathBuf {
         self.target_path(0)
-    }
-}
-
-/// Takes the lock of a file that is about to be written.
-pub(super) fn lock_exclusive(file: &File, path: &Path) -> Result<(), CheckpointError> {
-    match file.lock(Lock::Exclusive).map_err(CheckpointError::io(path, "lock"))? {
-        Locked::Held => Ok(()),
-        Locked::Busy => Err(CheckpointError::Busy { path: path.to_owned() }),
-        Locked::Unsupported => Err(CheckpointError::InPlace {
-            path: path.to_owned(),
-            reason: "its file system has no locks, so nothing would keep others away".to_owned(),
-        }),
     }
 }

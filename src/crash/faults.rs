@@ -1,13 +1,14 @@
 //! An operation fails, for every operation and every kind of fault.
 
 use std::path::{Path, PathBuf};
+use std::sync::Once;
 
-use super::{Act, Scene, TENSORS, values, visible};
+use super::{Act, Scene, TENSORS, quiet, values, visible};
 use crate::checkpoint::disk::fault::{Fault, FaultyDisk, Schedule};
 use crate::checkpoint::disk::simulated::{Fate, SimulatedDisk};
 use crate::checkpoint::disk::{Access, Files};
 use crate::checkpoint::{Checkpoint, CheckpointError, check_in_place};
-use crate::operation::OperationError;
+use crate::operation::{Answer, OperationError, plan};
 
 /// How an error leaves the disk, by its own words.
 #[derive(Debug, PartialEq, Eq)]
@@ -322,6 +323,33 @@ fn a_file_that_was_replaced_since_it_was_opened_is_not_changed_in_place() {
 }
 
 #[test]
+fn a_file_whose_name_another_one_gets_meanwhile_keeps_its_old_bytes() {
+    for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
+        let Act::InPlace(direction) = scene.act else { continue };
+        let memory = scene.disk.fork();
+        let files = Files::on(memory.clone());
+        let checkpoint = Checkpoint::open_on(&files, Path::new(scene.path)).unwrap();
+        let Answer::Fits(plan) = plan(&checkpoint, &scene.patch, direction, &quiet).unwrap() else {
+            panic!("{} does not fit", scene.name)
+        };
+        let (path, moved) = (checkpoint.files()[0].path(), Path::new("/m/moved"));
+        let is_moved = Once::new();
+        let move_away = |_| {
+            is_moved.call_once(|| {
+                files.rename_new(path, moved).unwrap();
+                memory.put(path.to_str().unwrap(), b"another model");
+            });
+        };
+        let refused = plan.execute_in_place(&checkpoint, &scene.patch, &move_away).unwrap_err();
+        assert!(refused.to_string().contains("it was moved away or replaced meanwhile"), "{refused}");
+        let mut expected = scene.before.clone();
+        let whole = expected.insert(path.to_owned(), b"another model".to_vec()).unwrap();
+        expected.insert(moved.to_owned(), whole);
+        assert!(memory.contents() == expected, "{}", scene.name);
+    }
+}
+
+#[test]
 fn a_half_way_file_that_was_renamed_gets_its_old_bytes_back_whatever_has_its_name() {
     for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
         for is_told in [true, false] {
@@ -393,23 +421,39 @@ fn a_journal_with_one_flipped_bit_is_repaired_with_or_kept() {
     }
 }
 
+/// How many operations come before the folder of the weights is listed.
+fn operations_until_listed(scene: &Scene, disk: &SimulatedDisk) -> u64 {
+    let is_told = |at| {
+        let schedule = Schedule { at, fault: Fault::Device, for_good: true };
+        let tried = scene.repair(&Files::on(FaultyDisk::new(disk.fork(), schedule)));
+        matches!(left(&tried.unwrap_err()), Left::Pending(_))
+    };
+    (0..).find(|at| is_told(*at)).unwrap()
+}
+
 #[test]
 fn a_fault_while_repairing_is_repaired_by_the_next_command() {
     for scene in Scene::all().iter().filter(|scene| matches!(scene.act, Act::InPlace(_))) {
         let broken = half_way(scene);
+        let (journal, ..) = journal_and_target(&broken);
+        let seen = operations_until_listed(scene, &broken);
         let counting = FaultyDisk::new(broken.fork(), Schedule::NEVER);
         scene.repair(&Files::on(counting.clone())).unwrap();
+        assert!(seen < counting.operations() / 2);
         for at in 0..counting.operations() {
             for fault in [Fault::StorageFull, Fault::Device, Fault::Interrupted, Fault::Short] {
                 for for_good in [false, true] {
                     let memory = broken.fork();
                     let schedule = Schedule { at, fault, for_good };
                     let tried = scene.repair(&Files::on(FaultyDisk::new(memory.clone(), schedule)));
-                    assert!(
-                        tried.is_err() || scene.is_whole(&memory.contents()),
-                        "{}, {schedule:?}: it says that it is repaired",
-                        scene.name
-                    );
+                    let place = format!("{}, {schedule:?}: {tried:?}", scene.name);
+                    match tried.as_ref().map_err(left) {
+                        Ok(()) => assert!(scene.is_whole(&memory.contents()), "{place}"),
+                        // As long as the journal lies there, and no longer.
+                        Err(Left::Pending(_)) => assert!(memory.contents().contains_key(&journal), "{place}"),
+                        // Before anybody could see it.
+                        Err(said) => assert!(said == Left::Unchanged && at <= seen, "{place}"),
+                    }
                     scene.repair(&Files::on(memory.clone())).unwrap();
                     assert!(scene.is_whole(&memory.contents()), "{}, {schedule:?}", scene.name);
                 }

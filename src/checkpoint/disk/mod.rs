@@ -148,7 +148,7 @@ pub(crate) trait Disk: Debug + Send + Sync {
     fn link(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Makes the names in a folder last.
     fn sync_folder(&self, path: &Path) -> io::Result<()>;
-    /// Asks whether new files may be made in a folder, and leaves no trace.
+    /// Asks whether new files may be made in a folder, and made to last, and leaves no trace.
     fn check_writable(&self, folder: &Path) -> io::Result<()>;
     /// The user in whose name all this is done.
     fn user(&self) -> u32;

@@ -131,6 +131,8 @@ impl Disk for RealDisk {
     }
 
     fn check_writable(&self, folder: &Path) -> io::Result<()> {
+        // What gets a name there lasts once the folder is synced, for which it has to be opened.
+        File::open(folder)?;
         // An unnamed file is the surest question about permissions, quotas and read-only mounts.
         tempfile::tempfile_in(folder).map(drop)
     }
