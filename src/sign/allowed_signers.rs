@@ -7,7 +7,7 @@
 //!
 //! The layout is that of ssh-keygen(1), "ALLOWED SIGNERS". A line that cannot be read trusts nobody and is reported.
 
-use super::key::{KeyError, PublicKey};
+use super::key::PublicKey;
 use super::sshsig::NAMESPACE;
 use super::time;
 
@@ -63,11 +63,11 @@ pub struct AllowedSigners {
 }
 
 impl AllowedSigners {
-    /// Reads a file.
-    pub fn parse(text: &str) -> Self {
+    /// Reads a file, in which a line need not be text.
+    pub fn parse(bytes: &(impl AsRef<[u8]> + ?Sized)) -> Self {
         let mut signers = Self::default();
-        for (line, text) in lines(text) {
-            match entry(text, line) {
+        for (line, bytes) in lines(bytes.as_ref()) {
+            match as_text(bytes).and_then(|text| entry(text, line)) {
                 Ok(entry) => signers.entries.push(entry),
                 Err(what) => signers.problems.push(LineError { line, what }),
             }
@@ -81,10 +81,11 @@ impl AllowedSigners {
 /// # Errors
 /// [`LineError`]: a line that cannot be read might have revoked any key.
 pub fn parse_keys(text: &str) -> Result<Vec<PublicKey>, LineError> {
-    let key = |(line, text)| {
-        PublicKey::parse(text).map_err(|error: KeyError| LineError { line, what: error.to_string() })
+    let key = |(line, bytes)| {
+        let read = as_text(bytes).and_then(|text| PublicKey::parse(text).map_err(|error| error.to_string()));
+        read.map_err(|what| LineError { line, what })
     };
-    lines(text).map(key).collect()
+    lines(text.as_bytes()).map(key).collect()
 }
 
 /// The line that lets `key` sign patches, and nothing else, for `principal`.
@@ -104,9 +105,19 @@ pub fn principal_of(text: &str) -> Option<String> {
 const BLANKS: [char; 3] = [' ', '\t', '\r'];
 
 /// Lines that say something, numbered from 1.
-fn lines(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let numbered = text.lines().enumerate().map(|(index, line)| (index + 1, line.trim_matches(BLANKS)));
-    numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+fn lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let is_blank = |byte: &u8| BLANKS.contains(&char::from(*byte));
+    let numbered = bytes.split(|byte| *byte == b'\n').enumerate().map(move |(index, line)| {
+        let begin = line.iter().position(|byte| !is_blank(byte)).unwrap_or(line.len());
+        (index + 1, line.get(begin..).unwrap_or_default())
+    });
+    numbered.filter(|(_, line)| !line.is_empty() && !line.starts_with(b"#"))
+}
+
+/// A line as text. To OpenSSH a zero byte ends it, and might end a restriction.
+fn as_text(line: &[u8]) -> Result<&str, String> {
+    let text = std::str::from_utf8(line).map_err(|_| "it is not text in UTF-8")?;
+    if text.contains('\0') { Err("it has a zero byte".to_owned()) } else { Ok(text.trim_end_matches(BLANKS)) }
 }
 
 fn entry(text: &str, line: usize) -> Result<Entry, String> {
@@ -178,6 +189,10 @@ impl Options {
                 }
                 None => String::new(),
             };
+            // To OpenSSH the value ends at the first quote, and goes on behind an escaped one.
+            if value.contains('"') || value.ends_with('\\') {
+                return Err(format!("a quote stands within the value of `{name}`"));
+            }
             let no_time = || format!("`{value}` is no time: expected YYYYMMDD[HHMM[SS]][Z]");
             let is_new = match name.to_ascii_lowercase().as_str() {
                 AUTHORITY => !std::mem::replace(&mut options.is_authority, true),
@@ -316,7 +331,15 @@ mod tests {
 
     #[test]
     fn a_line_that_cannot_be_read_trusts_nobody() {
+        let dated = "valid-before=\"20200101Z\"";
         for (line, words) in [
+            (format!("alice namespaces=\"mpatch,git\"{dated} {KEY}"), "a quote stands within the value"),
+            (format!("alice namespaces=\"mpatch,git\"cert-authority\"\" {KEY}"), "a quote stands within"),
+            (format!("alice namespaces=\"mpatch,x\"y\"z\" {KEY}"), "a quote stands within the value"),
+            (format!("alice namespaces=\"mpatch,x\\\" {KEY}"), "a quote stands within the value"),
+            (format!("alice namespaces=\"git\0,mpatch\" {KEY}"), "a zero byte"),
+            (format!("!bob\0,alice {KEY}"), "a zero byte"),
+            (format!("alice\0 {KEY}"), "a zero byte"),
             (format!("alice unknown-option=\"x\" {KEY}"), "unknown option `unknown-option`"),
             (format!("\"al ice\",alice {KEY}"), "a quote stands within"),
             (format!("alice,\"b \"c\" {KEY}"), "a quote"),
@@ -341,6 +364,15 @@ mod tests {
             assert_eq!(signers.entries, [], "{line}");
             assert!(signers.problems[0].what.contains(words), "{line}: {:?}", signers.problems);
         }
+    }
+
+    #[test]
+    fn a_line_that_is_no_text_takes_no_other_with_it() {
+        let file = [b"# Jos\xe9\njos\xe9 ", KEY.as_bytes(), b"\r\nalice ", KEY.as_bytes(), b"\r\n"].concat();
+        let signers = AllowedSigners::parse(&file);
+        assert_eq!(signers.entries.iter().map(|entry| entry.line).collect::<Vec<_>>(), [3]);
+        let [problem] = &signers.problems[..] else { panic!("{:?}", signers.problems) };
+        assert_eq!(problem.to_string(), "line 2: it is not text in UTF-8");
     }
 
     #[test]
