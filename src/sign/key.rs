@@ -25,6 +25,9 @@ pub enum KeyError {
     /// The key is fine, but of a kind that signs nothing here.
     #[error("{0} keys are not supported: expected Ed25519, or ECDSA on P-256 or P-384, on hardware or not")]
     Unsupported(String),
+    /// The key is fine, and has signed in a way that is not judged.
+    #[error("signatures by `{0}` are not supported: expected one by the algorithm that the key is named by")]
+    UnsupportedSignature(String),
 }
 
 /// What people compare keys by, as `ssh-keygen -l` prints it: `SHA256:` and the unpadded base64 of the hash.

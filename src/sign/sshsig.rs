@@ -48,7 +48,7 @@ pub enum SshSigError {
     /// It does not fit the message and the key.
     #[error("the signature does not fit the manifest")]
     Mismatch,
-    /// Its key is of a kind that is not judged.
+    /// It, or its key, is of a kind that is not judged.
     #[error("{0}")]
     Unsupported(KeyError),
     /// The key did not sign.
@@ -90,6 +90,11 @@ impl SshSig {
             return Err(malformed(format!("{} bytes follow its end", rest.len())));
         }
         Ok(Self { bytes: bytes.to_vec(), key, namespace, hash, signature })
+    }
+
+    /// Whether a file that begins so is meant to be a signature, in either form.
+    pub fn is_begun_by(bytes: &[u8]) -> bool {
+        bytes.starts_with(MAGIC) || bytes.trim_ascii_start().starts_with(ARMOUR_BEGIN.as_bytes())
     }
 
     /// Reads the armoured form, as `ssh-keygen -Y sign` writes it.
@@ -233,6 +238,10 @@ fn is_unheard_of(name: &str) -> bool {
 fn inner_signature(bytes: &[u8], key: &PublicKey) -> Result<Signature, SshSigError> {
     let mut rest = bytes;
     let name = text(take_string(&mut rest)?)?;
+    // A key that is judged here may sign in a way that is not; what follows has a layout of its own.
+    if name != key.algorithm() && is_unheard_of(&name) {
+        return Err(SshSigError::Unsupported(KeyError::UnsupportedSignature(name)));
+    }
     let algorithm = Algorithm::new(&name).map_err(|error| malformed(error.to_string()))?;
     let mut data = take_string(&mut rest)?.to_vec();
     // Flags and counter are not a string of their own, and only keys on hardware have them.
@@ -321,6 +330,15 @@ mod tests {
             ];
             let bytes = [&b"SSHSIG\0\0\0\x01"[..], &fields.map(field).concat()].concat();
             let found = SshSig::parse(&bytes).unwrap_err();
+            assert_eq!(matches!(found, SshSigError::Unsupported(_)), is_unsupported, "{algorithm}: {found}");
+        }
+        // So is a way of signing that is unheard of, whatever follows its name.
+        let webauthn = "webauthn-sk-ecdsa-sha2-nistp256@openssh.com";
+        for (algorithm, is_unsupported) in [(webauthn, true), ("ssh-ed25519", false), ("ssh-rsa", false)] {
+            let inner =
+                [field(algorithm.as_bytes()), field(&[7; 64]), field(b"https://example.org")].concat();
+            let fields = [signed().0.public().wire(), b"mpatch", b"", b"sha512", &inner].map(field);
+            let found = SshSig::parse(&[&b"SSHSIG\0\0\0\x01"[..], &fields.concat()].concat()).unwrap_err();
             assert_eq!(matches!(found, SshSigError::Unsupported(_)), is_unsupported, "{algorithm}: {found}");
         }
     }
