@@ -298,6 +298,32 @@ fn a_key_with_a_passphrase_signs_once_ssh_keygen_knows_it() {
     assert_eq!(bench.answer("unsigned.mpatch", 0)["answer"], "trusted");
 }
 
+/// An ECDSA key whose secret, 2^240 + 12345, takes a byte less than others; it signs nothing else.
+const SHORT: &str = "-----BEGIN OPENSSH PRIVATE KEY-----
+b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAAaAAAABNlY2RzYS
+1zaGEyLW5pc3RwMjU2AAAACG5pc3RwMjU2AAAAQQQbodBN2sXibCxJ9mIG4u1Fr1AwJVm4
+6ysA7A2xxgMSbxoYWbaWwukwDgaW1BQQRaWp6J0unU7yqJ+1fZ3/4Ql8AAAAmM7DGInOwx
+iJAAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBBuh0E3axeJsLEn2
+Ygbi7UWvUDAlWbjrKwDsDbHGAxJvGhhZtpbC6TAOBpbUFBBFpanonS6dTvKon7V9nf/hCX
+wAAAAfAQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAwOQAAAAAB
+-----END OPENSSH PRIVATE KEY-----
+";
+
+#[test]
+fn a_key_whose_secret_is_short_signs_and_is_kept_from_others_as_any() {
+    if !openssh_is_here() {
+        return;
+    }
+    let bench = Bench::new();
+    bench.write("short", SHORT);
+    for (mode, code) in [(0o644, 11), (0o600, 0)] {
+        fs::set_permissions(bench.path("short"), fs::Permissions::from_mode(mode)).unwrap();
+        let output = bench.run("sign unsigned.mpatch --key short", code);
+        assert_eq!(output.contains("`chmod 600 short`"), code == 11, "{output}");
+    }
+    bench.run("verify unsigned.mpatch", 0);
+}
+
 #[test]
 fn a_key_of_gits_settings_that_cannot_sign_is_called_so() {
     if !openssh_is_here() {

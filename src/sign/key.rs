@@ -12,6 +12,12 @@ use zeroize::Zeroizing;
 /// Size of the secret that an Ed25519 key is made from.
 pub const SEED_SIZE_BYTES: usize = 32;
 
+const PRIVATE_BEGIN: &str = "-----BEGIN OPENSSH PRIVATE KEY-----";
+const PRIVATE_END: &str = "-----END OPENSSH PRIVATE KEY-----";
+/// How the bytes of a private key file begin, and the count of keys in it.
+const PRIVATE_MAGIC: &[u8] = b"openssh-key-v1\0";
+const ONE_KEY: [u8; 4] = [0, 0, 0, 1];
+
 /// A key that cannot be used, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -185,9 +191,10 @@ impl PrivateKey {
     /// Reads the text of a private key file, which may be encrypted.
     ///
     /// # Errors
-    /// [`KeyError::Malformed`], for the older PEM formats, too.
+    /// [`KeyError::Malformed`], for the older PEM formats, too, and for ECDSA secrets that begin with a zero, which
+    /// `ssh-keygen` leaves out and `ssh-key` misses.
     pub fn parse(text: &str) -> Result<Self, KeyError> {
-        Self::new(ssh_key::PrivateKey::from_openssh(text).map_err(malformed)?)
+        Self::new(ssh_key::PrivateKey::from_bytes(&private_bytes(text)?).map_err(malformed)?)
     }
 
     fn new(key: ssh_key::PrivateKey) -> Result<Self, KeyError> {
@@ -225,6 +232,42 @@ impl PrivateKey {
     pub(super) fn inner(&self) -> &ssh_key::PrivateKey {
         &self.key
     }
+}
+
+/// The public half of a private key file's text, and whether the secret half is encrypted, as its header says.
+///
+/// # Errors
+/// [`KeyError::Malformed`], for the older PEM formats, too.
+pub fn header_of_private(text: &str) -> Result<(PublicKey, bool), KeyError> {
+    let bytes = private_bytes(text)?;
+    let cut = || KeyError::Malformed("its header is cut short".into());
+    let mut rest = bytes.strip_prefix(PRIVATE_MAGIC).ok_or_else(cut)?;
+    let cipher = take_string(&mut rest).ok_or_else(cut)?;
+    // How the passphrase is made into the cipher's key, and with what.
+    let is_whole = take_string(&mut rest).and_then(|_| take_string(&mut rest)).is_some();
+    let mut rest = rest.strip_prefix(&ONE_KEY).filter(|_| is_whole).ok_or_else(cut)?;
+    let public = PublicKey::from_wire(take_string(&mut rest).ok_or_else(cut)?)?;
+    Ok((public, cipher != b"none"))
+}
+
+/// The bytes of a private key file, in lines of whatever length: `ssh-key` reads those of `ssh-keygen` alone.
+fn private_bytes(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    let inner = text.split_once(PRIVATE_BEGIN).and_then(|(_, rest)| rest.split_once(PRIVATE_END));
+    let (inner, _) =
+        inner.ok_or_else(|| KeyError::Malformed(format!("expected `{PRIVATE_BEGIN}` and its end")))?;
+    // As large as it gets from the beginning, so that no part of it is left behind in memory.
+    let mut base64 = Zeroizing::new(String::with_capacity(inner.len()));
+    base64.extend(inner.split_ascii_whitespace());
+    let bytes = Base64::decode_vec(&base64).map_err(|error| KeyError::Malformed(error.to_string()))?;
+    Ok(Zeroizing::new(bytes))
+}
+
+fn take_string<'b>(rest: &mut &'b [u8]) -> Option<&'b [u8]> {
+    let (size, behind) = rest.split_first_chunk::<4>()?;
+    let size = size.iter().fold(0, |value, byte| value << 8 | usize::from(*byte));
+    let (string, behind) = behind.split_at_checked(size)?;
+    *rest = behind;
+    Some(string)
 }
 
 fn malformed(error: ssh_key::Error) -> KeyError {
@@ -270,5 +313,20 @@ mod tests {
         assert_eq!(again.public().comment(), "me");
         assert!(again.signs_by_itself());
         assert_eq!(format!("{key:?}"), format!("PrivateKey({})", key.public().fingerprint()));
+    }
+
+    #[test]
+    fn a_private_key_may_have_lines_of_any_length() {
+        let key = PrivateKey::from_seed(&[7; 32], "me").unwrap();
+        let text = key.to_openssh().unwrap();
+        let base64 = text.lines().filter(|line| !line.starts_with('-')).collect::<String>();
+        for width in [64, 76, 1000] {
+            let lines = base64.as_bytes().chunks(width).map(|line| std::str::from_utf8(line).unwrap());
+            let lines = lines.collect::<Vec<_>>().join("\r\n");
+            let read = PrivateKey::parse(&format!("{PRIVATE_BEGIN}\n{lines}\n{PRIVATE_END}\n")).unwrap();
+            assert_eq!(read.public(), key.public());
+        }
+        assert_eq!(header_of_private(&text).unwrap(), (key.public().clone(), false));
+        assert!(PrivateKey::parse(&text[..text.len() / 2]).is_err());
     }
 }

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
-use mpatch::patch::{Patch, Signature, SignatureKind};
+use mpatch::patch::{Patch, PatchError, Signature, SignatureKind};
 use mpatch::sign::allowed_signers::{line_of, principal_of};
-use mpatch::sign::key::SEED_SIZE_BYTES;
+use mpatch::sign::key::{SEED_SIZE_BYTES, header_of_private};
 use mpatch::sign::{Fingerprint, NAMESPACE, PrivateKey, PublicKey, SshSig, SshSigError, sshsig};
 use serde::Serialize;
 use tempfile::NamedTempFile;
@@ -127,7 +127,7 @@ enum Means {
 /// Where the secret half of a key is that does not sign here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Secret {
-    /// With an agent, or in the file beside the public half.
+    /// With an agent, or in a file that needs no passphrase, itself or beside the public half.
     Elsewhere,
     /// In its file, behind a passphrase.
     Locked,
@@ -239,7 +239,7 @@ impl Signer {
         if let Ok(public) = PublicKey::parse(&text) {
             return Self::new(Means::Program(path.to_owned(), Secret::Elsewhere), public, path);
         }
-        let Ok(key) = PrivateKey::parse(&text) else { return Self::beside(path) };
+        let Ok(key) = PrivateKey::parse(&text) else { return Self::unread(path, &text) };
         check_mode(path)?;
         let public = key.public().clone();
         let means = match (key.signs_by_itself(), key.is_encrypted()) {
@@ -250,17 +250,27 @@ impl Signer {
         Self::new(means, public, path)
     }
 
-    /// A private key in a form that only `ssh-keygen` reads, with its public half beside it.
-    fn beside(path: &Path) -> Result<Self, CommandError> {
+    /// A private key in a form that only `ssh-keygen` reads, with its public half in its header, or beside it.
+    fn unread(path: &Path, text: &str) -> Result<Self, CommandError> {
+        let (public, is_encrypted) = match header_of_private(text) {
+            Ok(header) => header,
+            Err(_) => (Self::beside(path)?, true),
+        };
+        check_mode(path)?;
+        let secret = if is_encrypted { Secret::Locked } else { Secret::Elsewhere };
+        Self::new(Means::Program(path.to_owned(), secret), public, path)
+    }
+
+    /// The public half beside a private key.
+    fn beside(path: &Path) -> Result<PublicKey, CommandError> {
         let mut name = path.as_os_str().to_owned();
         name.push(".pub");
         let public = places::read_text(Path::new(&name))?.and_then(|text| PublicKey::parse(&text).ok());
-        let Some(public) = public else {
+        public.ok_or_else(|| {
             let message = format!("`{}` is no key that OpenSSH reads", path.display());
             let hint = format!("`ssh-keygen -p -f {}` writes older formats anew", shell_word(path));
-            return Err(CommandError::new(ExitKind::Malformed, message).hint(hint));
-        };
-        Self::new(Means::Program(path.to_owned(), Secret::Locked), public, path)
+            CommandError::new(ExitKind::Malformed, message).hint(hint)
+        })
     }
 
     /// A public key in words, whose private half the agent has.
@@ -392,7 +402,11 @@ impl Signer {
 pub fn with_signature(patch: Patch, signature: &SshSig, name: &str) -> Result<Patch, CommandError> {
     let mut signatures = patch.signatures().to_vec();
     signatures.push(Signature { kind: SignatureKind::SshSig, bytes: signature.bytes().to_vec() });
-    patch.with_signatures(signatures).map_err(|error| CommandError::patch(name, &error))
+    patch.with_signatures(signatures).map_err(|error| match (CommandError::patch(name, &error), error) {
+        (refused, PatchError::Limit { .. }) => refused
+            .hint("`mpatch sign --detached` writes it to a file of its own, and takes no room in the patch"),
+        (refused, _) => refused,
+    })
 }
 
 /// Makes an Ed25519 key of the system's random numbers.
