@@ -558,20 +558,18 @@ fn a_project_whose_keys_cannot_be_read_stops_those_who_rely_on_them_and_nobody_e
     bench.trust(&line_of("maker@example.org", key().public()));
     let signers = bench.path("project/.mpatch/allowed_signers");
     let whole = fs::read(&signers).unwrap();
-    for bytes in [b"caf\xe9".to_vec(), vec![b'#'; 20 << 20]] {
-        fs::write(&signers, &bytes).unwrap();
-        for words in ["trust list", "verify ../edits.mpatch"] {
-            let said = bench.run_in("project", words, 0);
-            assert!(said.contains("you have not accepted it, and its keys are left out"), "{said}");
-        }
-        fs::write(&signers, &whole).unwrap();
-        bench.run_in("project", "trust project", 0);
-        fs::write(&signers, &bytes).unwrap();
-        for words in ["trust list", "verify ../edits.mpatch"] {
-            let output = bench.run_in("project", words, if bytes.len() > 4 { 12 } else { 3 });
-            assert!(output.contains("allowed_signers` is"), "{output}");
-        }
-        bench.run_in("project", "trust project --withdraw", 0);
+    let too_large = vec![b'#'; 20 << 20];
+    fs::write(&signers, &too_large).unwrap();
+    for words in ["trust list", "verify ../edits.mpatch"] {
+        let said = bench.run_in("project", words, 0);
+        assert!(said.contains("you have not accepted it, and its keys are left out"), "{said}");
+    }
+    fs::write(&signers, &whole).unwrap();
+    bench.run_in("project", "trust project", 0);
+    fs::write(&signers, &too_large).unwrap();
+    for words in ["trust list", "verify ../edits.mpatch"] {
+        let output = bench.run_in("project", words, 12);
+        assert!(output.contains("allowed_signers` is"), "{output}");
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use mpatch::sign::{PrivateKey, sshsig as openssh};
 
 use crate::bench::{Bench, openssh_is_here, said};
 use crate::ed25519::{sshsig, string};
-use crate::material::{SETTINGS, lay_out_signers, signed_with};
+use crate::material::{SETTINGS, key, lay_out_signers, signed_with};
 
 /// The line that trusts the key of `seed` as `name`.
 fn line(name: &str, seed: u8) -> String {
@@ -150,6 +150,84 @@ fn every_key_of_a_file_is_revoked_and_what_is_written_can_be_read() {
         let mut command = bench.command(&format!("trust {verb} /dev/stdin"));
         said(&command.write_stdin(bare(&three)).output().unwrap(), verb, 0);
     }
+}
+
+#[test]
+fn a_projects_links_are_never_written_through() {
+    let bench = Bench::new();
+    lay_out_signers(bench.folder.path());
+    fs::create_dir(bench.path("mine")).unwrap();
+    let revoke = "trust revoke ../second.pub --project";
+    let add = "trust add ../second.pub --principal eve@example.org --project";
+    let refuse = |words: &str| {
+        let refused = bench.run_in("project", words, 11);
+        assert!(refused.contains("through which nothing of a project is changed"), "{words}: {refused}");
+    };
+    for (link, target, words) in [
+        (".mpatch/revoked", "revoked", revoke),
+        (".mpatch/allowed_signers", "allowed_signers", add),
+        (".mpatch/.lock", "missing", revoke),
+        (".mpatch", "", add),
+    ] {
+        ["revoked", "allowed_signers"].iter().for_each(|name| bench.write(&format!("mine/{name}"), ""));
+        let link = bench.path("project").join(link);
+        fs::create_dir_all(link.parent().unwrap()).unwrap();
+        symlink(bench.path("mine").join(target), link).unwrap();
+        refuse(words);
+        let sizes =
+            fs::read_dir(bench.path("mine")).unwrap().map(|file| file.unwrap().metadata().unwrap().len());
+        assert_eq!(sizes.collect::<Vec<_>>(), [0, 0], "{words}");
+        fs::remove_dir_all(bench.path("project")).unwrap();
+    }
+    // A pipe under the name of the lock keeps nobody waiting.
+    fs::create_dir_all(bench.path("project/.mpatch")).unwrap();
+    let mut command = Command::new("mkfifo");
+    assert!(command.arg(bench.path("project/.mpatch/.lock")).status().unwrap().success());
+    refuse(revoke);
+}
+
+#[test]
+fn a_line_that_is_no_text_is_told_and_left_as_it_is() {
+    let bench = Bench::new();
+    let latin = b"# Jos\xe9\njos\xe9@example.org ".as_slice();
+    let held = [latin, key().public().line().as_bytes(), b"\n", line("maker", 7).as_bytes()].concat();
+    bench.write("config/allowed_signers", &held);
+    let warned = bench.run("verify edits.mpatch", 0);
+    assert!(warned.contains("line 2: it is not text in UTF-8; ignored"), "{warned}");
+    bench
+        .write("second.pub", PrivateKey::from_seed(&[9; 32], "second").unwrap().public().line_with_comment());
+    bench.run("trust add second.pub", 0);
+    bench.run("trust remove second", 0);
+    assert_eq!(fs::read(bench.path("config/allowed_signers")).unwrap(), [&held[..], b"\n"].concat());
+}
+
+#[test]
+fn what_lies_beside_a_patch_and_is_no_ssh_signature_is_left_out() {
+    let bench = Bench::new();
+    for other in ["", "-----BEGIN PGP SIGNATURE-----\n", "\u{88}u\u{4}"] {
+        bench.write("edits.mpatch.sig", other);
+        let warned = bench.run("verify edits.mpatch", 0);
+        assert!(warned.contains("`edits.mpatch.sig` is not an SSH signature, and is left out"), "{warned}");
+    }
+    // What the user names is what was meant.
+    bench.run("verify edits.mpatch --signature edits.mpatch.sig", 4);
+    bench.write("edits.mpatch.sig", "SSHSIG, or what is left of it");
+    bench.run("verify edits.mpatch", 4);
+    // Beside standard input lies nothing.
+    fs::rename(bench.path("edits.mpatch.sig"), bench.path("-.sig")).unwrap();
+    let patch = fs::read(bench.path("edits.mpatch")).unwrap();
+    said(&bench.command("verify -").write_stdin(patch).output().unwrap(), "verify -", 0);
+}
+
+#[test]
+fn a_patch_that_is_full_of_signatures_gets_one_beside_it() {
+    let bench = Bench::new();
+    let keys = (20..36).map(|seed| PrivateKey::from_seed(&[seed; 32], "").unwrap());
+    let unsigned = fs::read(bench.path("unsigned.mpatch")).unwrap();
+    bench.write("full.mpatch", keys.fold(unsigned, |patch, key| signed_with(patch, &key)));
+    assert!(bench.run("sign full.mpatch", 12).contains("`mpatch sign --detached` writes it"));
+    bench.run("sign full.mpatch --detached", 0);
+    bench.run("verify full.mpatch", 0);
 }
 
 #[test]

@@ -25,6 +25,14 @@ fn a_pipe_where_a_file_should_be_is_refused_and_not_waited_for() {
         assert!(errors.contains(&format!("{pipe}`: it is ")), "{words}: {errors}");
         fs::remove_file(place.path(pipe)).unwrap();
     }
+    // Nor is a device, to which a stranger's link leads.
+    for link in ["one.mpatch.sig", ".mpatch/revoked", ".mpatch/policy.json"] {
+        fs::create_dir_all(place.path(".mpatch")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", place.path(link)).unwrap();
+        let errors = place.bad("verify one.mpatch", 11);
+        assert!(errors.contains(&format!("{link}`: it is a device")), "{errors}");
+        fs::remove_file(place.path(link)).unwrap();
+    }
 }
 
 #[test]

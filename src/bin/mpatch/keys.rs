@@ -20,7 +20,7 @@ use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
 use crate::error::{CommandError, ExitKind, State};
-use crate::places::{self, GitSettings};
+use crate::places::{self, GitSettings, Origin};
 use crate::report::{Page, shell_word};
 use crate::trust::TrustFiles;
 
@@ -380,7 +380,7 @@ impl Signer {
         let principal = names.into_iter().flatten().find_map(|name| principal_of(&name));
         let principal = principal.unwrap_or_else(|| "me".to_owned());
         let path = places::config_folder()?.join(crate::trust::ALLOWED_SIGNERS);
-        places::append(&path, &[line_of(&principal, &self.public)])?;
+        places::append(&path, Origin::User, &[line_of(&principal, &self.public)])?;
         report.trusted_in = Some(path.display().to_string());
         report.principal = Some(principal);
         Ok(report)

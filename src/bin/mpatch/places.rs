@@ -9,14 +9,16 @@
 //! ```
 //!
 //! A file here is replaced in one step, under the lock of its folder, or not at all. What is cached can be made again,
-//! and is written elsewhere.
+//! and is written elsewhere. A project may have come from anybody ([`Origin`]).
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, FileType, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use rustix::fs::OFlags;
 
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::last_step;
@@ -28,6 +30,16 @@ const SIZE_MAX_BYTES: u64 = mpatch::sign::allowed_signers::SIZE_MAX_BYTES as u64
 const PROJECT: &str = ".mpatch";
 /// What it may hold.
 const PROJECT_FILES: [&str; 3] = [ALLOWED_SIGNERS, REVOKED, POLICY];
+
+/// Who says that a file lies where it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The user, with an argument, a variable or a setting: links lead where they are meant to, and it may be a pipe that
+    /// a shell hands over.
+    User,
+    /// Whoever made the project, or laid a file beside a patch: only a file will do, and none is changed through a link.
+    Stranger,
+}
 
 /// A variable that is set to something, which need not be UTF-8: neither need paths.
 pub fn variable(name: &str) -> Option<OsString> {
@@ -97,11 +109,21 @@ pub fn missing(path: &Path) -> CommandError {
     CommandError::io("read", path, &error)
 }
 
-/// The bytes of a small file, if it is there.
+/// The bytes of a small file that the user names, if it is there.
 pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, CommandError> {
-    let file = match open(path) {
+    read(path, Origin::User)
+}
+
+/// The bytes of a small file, if it is there.
+pub fn read(path: &Path, origin: Origin) -> Result<Option<Vec<u8>>, CommandError> {
+    let file = match open_of(path, origin) {
         Ok(file) => file,
         Err(error) if is_absent(&error) => return Ok(None),
+        Err(error) if error.kind() == ErrorKind::InvalidInput => {
+            return Err(
+                CommandError::io("open", path, &error).hint("put a file in its place, or move it away")
+            );
+        }
         Err(error) => return Err(CommandError::io("open", path, &error)),
     };
     let mut bytes = Vec::new();
@@ -122,17 +144,43 @@ fn is_absent(error: &std::io::Error) -> bool {
 
 /// Opens a file, or a pipe that a shell hands over.
 pub fn open(path: &Path) -> std::io::Result<File> {
-    // Asked before opening: opening a named pipe would wait for a writer. Those that a shell hands over have one.
-    if !path.starts_with("/dev") && std::fs::metadata(path)?.file_type().is_fifo() {
-        return Err(std::io::Error::new(ErrorKind::InvalidInput, "it is a pipe"));
-    }
-    File::open(path)
+    open_of(path, Origin::User)
 }
 
-/// The text of a small file, if it is there.
+fn open_of(path: &Path, origin: Origin) -> std::io::Result<File> {
+    if origin == Origin::User && path.starts_with("/dev") {
+        return File::open(path);
+    }
+    // Asked before opening, which some devices take for a command.
+    let kind = std::fs::metadata(path)?.file_type();
+    if let Some(what) = oddity(kind)
+        && (origin == Origin::Stranger || kind.is_fifo())
+    {
+        return Err(std::io::Error::new(ErrorKind::InvalidInput, format!("it is {what}")));
+    }
+    // A terminal says nothing until somebody types, nor does what looks like a file in `/proc` until something happens.
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits() as i32).open(path)
+}
+
+/// What something is that is neither a file nor a folder.
+fn oddity(kind: FileType) -> Option<&'static str> {
+    match () {
+        () if kind.is_file() || kind.is_dir() => None,
+        () if kind.is_symlink() => Some("a link"),
+        () if kind.is_fifo() => Some("a pipe"),
+        () if kind.is_socket() => Some("a socket"),
+        () => Some("a device"),
+    }
+}
+
+/// The text of a small file that the user names, if it is there.
 pub fn read_text(path: &Path) -> Result<Option<String>, CommandError> {
-    let Some(bytes) = read_optional(path)? else { return Ok(None) };
-    String::from_utf8(bytes).map(Some).map_err(|_| {
+    read_optional(path)?.map(|bytes| text_of(bytes, path)).transpose()
+}
+
+/// The bytes of the file at `path` as text.
+pub fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String, CommandError> {
+    String::from_utf8(bytes).map_err(|_| {
         let message = format!("`{}` is not text in UTF-8", path.display());
         CommandError::new(ExitKind::Malformed, message).hint("mend the file, or move it away")
     })
@@ -167,15 +215,37 @@ pub fn make_folder(folder: &Path) -> Result<(), CommandError> {
 /// Does `work` while no other mpatch changes files in `folder`, which is made if need be.
 pub fn with_lock<T>(
     folder: &Path,
+    origin: Origin,
     work: impl FnOnce() -> Result<T, CommandError>,
 ) -> Result<T, CommandError> {
-    make_folder(folder)?;
     let path = folder.join(".lock");
+    if origin == Origin::Stranger {
+        check_leads_nowhere(folder)?;
+        check_leads_nowhere(&path)?;
+    }
+    make_folder(folder)?;
     let failed = |error: std::io::Error| unwritable("lock", &path, &error);
+    let follows = if origin == Origin::Stranger { OFlags::NOFOLLOW } else { OFlags::empty() };
     let mut options = OpenOptions::new();
-    let file = options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(failed)?;
+    options.write(true).create(true).truncate(false).mode(0o600);
+    // A pipe would be waited for.
+    options.custom_flags((OFlags::NONBLOCK | follows).bits() as i32);
+    let file = options.open(&path).map_err(failed)?;
     file.lock().map_err(failed)?;
     work()
+}
+
+/// Refuses what is neither a file nor a folder: a link in somebody else's project may lead to any file of the user's.
+fn check_leads_nowhere(path: &Path) -> Result<(), CommandError> {
+    let kind = match path.symlink_metadata() {
+        Ok(about) => about.file_type(),
+        Err(error) if is_absent(&error) => return Ok(()),
+        Err(error) => return Err(CommandError::io("examine", path, &error)),
+    };
+    let Some(what) = oddity(kind) else { return Ok(()) };
+    let message = format!("`{}` is {what}, through which nothing of a project is changed", path.display());
+    Err(CommandError::new(ExitKind::Io, message)
+        .hint("look at what it is; then move it away, or leave `--project` out to change your own settings"))
 }
 
 /// Does `work` while no other mpatch that asks for the same replaces the file at `path`.
@@ -194,36 +264,40 @@ pub fn with_folder_of<T>(
 }
 
 /// Adds lines to a file of keys, which is made if need be.
-pub fn append(path: &Path, lines: &[String]) -> Result<(), CommandError> {
-    change(path, |text| {
-        add_lines(text, lines);
+pub fn append(path: &Path, origin: Origin, lines: &[String]) -> Result<(), CommandError> {
+    change(path, origin, |held| {
+        add_lines(held, lines);
         Ok(())
     })
 }
 
-/// Puts lines at the end of a text.
-pub fn add_lines(text: &mut String, lines: &[String]) {
-    if !text.is_empty() && !text.ends_with('\n') {
-        text.push('\n');
+/// Puts lines at the end of a file's bytes.
+pub fn add_lines(held: &mut Vec<u8>, lines: &[String]) {
+    if !held.is_empty() && !held.ends_with(b"\n") {
+        held.push(b'\n');
     }
     lines.iter().for_each(|line| {
-        text.push_str(line);
-        text.push('\n');
+        held.extend_from_slice(line.as_bytes());
+        held.push(b'\n');
     });
 }
 
 /// Changes a file of keys, in one step, and answers with what `change` does; if it refuses, nothing is changed.
 ///
-/// What the change rests on has to be read from the text that it is given: before the lock the file may have been
+/// What the change rests on has to be read from the bytes that it is given: before the lock the file may have been
 /// another one.
 pub fn change<T>(
     path: &Path,
-    change: impl FnOnce(&mut String) -> Result<T, CommandError>,
+    origin: Origin,
+    change: impl FnOnce(&mut Vec<u8>) -> Result<T, CommandError>,
 ) -> Result<T, CommandError> {
-    with_lock(folder_of(path), || {
-        let mut text = read_text(path)?.unwrap_or_default();
-        let answer = change(&mut text)?;
-        replace(path, text.as_bytes())?;
+    with_lock(folder_of(path), origin, || {
+        if origin == Origin::Stranger {
+            check_leads_nowhere(path)?;
+        }
+        let mut held = read(path, origin)?.unwrap_or_default();
+        let answer = change(&mut held)?;
+        replace(path, &held)?;
         Ok(answer)
     })
 }

@@ -15,7 +15,7 @@ use mpatch::digest::FileDigest;
 use mpatch::sign::AllowedSigners;
 
 use crate::error::{CommandError, ExitKind};
-use crate::places;
+use crate::places::{self, Origin};
 use crate::trust::ALLOWED_SIGNERS;
 
 /// The file of what is accepted, among the user's settings.
@@ -46,11 +46,11 @@ impl Acceptance {
     }
 }
 
-/// Whether the user has accepted the believed keys of the project's `folder`, where they are `text`.
-pub fn acceptance(folder: &Path, text: &str) -> Result<Acceptance, CommandError> {
+/// Whether the user has accepted the believed keys of the project's `folder`, where they are `bytes`.
+pub fn acceptance(folder: &Path, bytes: &[u8]) -> Result<Acceptance, CommandError> {
     let Some(place) = place(folder) else { return Ok(Acceptance::Missing) };
     let accepted = accepted()?;
-    if accepted.contains(&line(text, &place)) {
+    if accepted.contains(&line(bytes, &place)) {
         return Ok(Acceptance::Given);
     }
     Ok(match accepted.iter().any(|line| is_of(line, &place)) {
@@ -76,19 +76,19 @@ fn accepted() -> Result<Vec<String>, CommandError> {
     Ok(lines.map(str::to_owned).collect())
 }
 
-/// Accepts the believed keys of the project's `folder`, which are `text`, until they change.
-pub fn accept(folder: &Path, text: &str) -> Result<(), CommandError> {
+/// Accepts the believed keys of the project's `folder`, which are `bytes`, until they change.
+pub fn accept(folder: &Path, bytes: &[u8]) -> Result<(), CommandError> {
     let place = named_place(folder)?;
     change_accepted(|lines| {
         lines.retain(|line| !is_of(line, &place));
-        lines.push(line(text, &place));
+        lines.push(line(bytes, &place));
     })
 }
 
 /// Accepts them for as long as this process runs, which leaves nothing among the user's settings.
-pub fn accept_for_now(folder: &Path, text: &str) -> Result<(), CommandError> {
+pub fn accept_for_now(folder: &Path, bytes: &[u8]) -> Result<(), CommandError> {
     let place = named_place(folder)?;
-    OF_THIS_PROCESS.get_or_init(|| line(text, &place));
+    OF_THIS_PROCESS.get_or_init(|| line(bytes, &place));
     Ok(())
 }
 
@@ -102,37 +102,39 @@ pub fn withdraw(folder: &Path) -> Result<(), CommandError> {
 /// has not accepted: whoever adds a key does not vouch for those that a stranger wrote beside it.
 pub fn change_signers<T>(
     path: &Path,
-    change: impl FnOnce(&mut String) -> Result<T, CommandError>,
+    change: impl FnOnce(&mut Vec<u8>) -> Result<T, CommandError>,
 ) -> Result<T, CommandError> {
     let folder = places::folder_of(path);
-    let (counted, answer, text) = places::change(path, |text| {
-        let counted = counts(folder, text);
-        let answer = change(text)?;
-        Ok((counted, answer, text.clone()))
+    let (counted, answer, bytes) = places::change(path, Origin::Stranger, |bytes| {
+        let counted = counts(folder, bytes);
+        let answer = change(bytes)?;
+        Ok((counted, answer, bytes.clone()))
     })?;
     if counted? {
-        accept(folder, &text).map_err(CommandError::after_the_work)?;
+        accept(folder, &bytes).map_err(CommandError::after_the_work)?;
     }
     Ok(answer)
 }
 
 /// Nothing in the project's file waits for the user's word.
-pub fn counts(folder: &Path, text: &str) -> Result<bool, CommandError> {
-    let holds_none = AllowedSigners::parse(text) == AllowedSigners::default();
-    Ok(holds_none || acceptance(folder, text)? == Acceptance::Given)
+pub fn counts(folder: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
+    let holds_none = AllowedSigners::parse(bytes) == AllowedSigners::default();
+    Ok(holds_none || acceptance(folder, bytes)? == Acceptance::Given)
 }
 
 fn change_accepted(change: impl FnOnce(&mut Vec<String>)) -> Result<(), CommandError> {
-    places::change(&places::config_folder()?.join(ACCEPTED), |text| {
+    let path = places::config_folder()?.join(ACCEPTED);
+    places::change(&path, Origin::User, |held| {
+        let text = places::text_of(std::mem::take(held), &path)?;
         let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
         change(&mut lines);
-        *text = lines.iter().flat_map(|line| [line, "\n"]).collect();
+        places::add_lines(held, &lines);
         Ok(())
     })
 }
 
-fn line(text: &str, place: &str) -> String {
-    format!("{}  {place}", FileDigest::of(text.as_bytes()))
+fn line(bytes: &[u8], place: &str) -> String {
+    format!("{}  {place}", FileDigest::of(bytes))
 }
 
 fn is_of(line: &str, place: &str) -> bool {

@@ -19,7 +19,7 @@ use mpatch::sign::{
 };
 
 use crate::error::{CommandError, ExitKind};
-use crate::places::{self, GitSettings};
+use crate::places::{self, GitSettings, Origin};
 use crate::projects;
 use crate::report::{Output, quoted, shell_word};
 
@@ -123,7 +123,7 @@ pub fn judge(
     output: &Output,
 ) -> Result<Judged, CommandError> {
     let files = TrustFiles::load_with_a_word(output)?;
-    let signatures = signatures(patch, path, &arguments.signature)?;
+    let signatures = signatures(patch, path, &arguments.signature, output)?;
     let case = Case {
         name: path.display().to_string(),
         word: super::commands::patch_word(path),
@@ -263,7 +263,7 @@ pub fn forget(name: &str) -> Result<usize, CommandError> {
 /// Changes what is remembered, if `change` says that it changed something.
 fn change_lines(change: impl FnOnce(&mut KnownLines) -> usize) -> Result<usize, CommandError> {
     let folder = places::state_folder()?;
-    places::with_lock(&folder, || {
+    places::with_lock(&folder, Origin::User, || {
         let mut known = known_lines()?;
         let changed = change(&mut known);
         if changed > 0 {
@@ -304,11 +304,20 @@ pub fn signatures(
     patch: &Patch,
     path: &Path,
     files: &[PathBuf],
+    output: &Output,
 ) -> Result<Vec<(String, Vec<u8>)>, CommandError> {
     let mut all = own_signatures(patch);
     let beside = detached_path(path);
-    if let Some(bytes) = places::read_optional(&beside)? {
-        all.push((beside.display().to_string(), binary(bytes)));
+    // Beside standard input lies nothing.
+    let found = if super::commands::is_stdin(path) { None } else { places::read(&beside, Origin::Stranger)? };
+    match found {
+        Some(bytes) if SshSig::is_begun_by(&bytes) => all.push((beside.display().to_string(), binary(bytes))),
+        // Other programs give their signatures the same name.
+        Some(_) => {
+            let name = beside.display();
+            output.warn(&format!("`{name}` is not an SSH signature, and is left out"));
+        }
+        None => {}
     }
     for file in files {
         let bytes = places::read_optional(file)?.ok_or_else(|| places::missing(file))?;
@@ -507,14 +516,14 @@ impl TrustFiles {
         let mut files = Self::default();
         if let Ok(folder) = places::config_folder() {
             files.read_signers(&folder.join(ALLOWED_SIGNERS))?;
-            files.read_restrictions(&folder)?;
+            files.read_restrictions(&folder, Origin::User)?;
         }
         let projects = places::project_folders();
         if let Some(nearest) = projects.first() {
             files.read_project_signers(nearest)?;
         }
         // They only ask for more, so it does not matter who wrote them; nor that another project lies between.
-        projects.iter().try_for_each(|folder| files.read_restrictions(folder))?;
+        projects.iter().try_for_each(|folder| files.read_restrictions(folder, Origin::Stranger))?;
         files.read_git(&GitSettings::read()?)?;
         Ok(files)
     }
@@ -560,9 +569,9 @@ impl TrustFiles {
     /// A project's keys are believed if the user has accepted the very bytes that are read here.
     fn read_project_signers(&mut self, folder: &Path) -> Result<(), CommandError> {
         let path = folder.join(ALLOWED_SIGNERS);
-        let text = match places::read_text(&path) {
+        let bytes = match places::read(&path, Origin::Stranger) {
             Ok(None) => return Ok(()),
-            Ok(Some(text)) => text,
+            Ok(Some(bytes)) => bytes,
             // Keys that the user relies on must not go missing without a word.
             Err(error) if projects::is_accepted(folder)? => return Err(error),
             // A stranger's file stops nobody from using what needs none of its keys.
@@ -572,11 +581,11 @@ impl TrustFiles {
                 return Ok(());
             }
         };
-        match projects::acceptance(folder, &text)?.lack() {
-            None => self.believe(&path, &text),
+        match projects::acceptance(folder, &bytes)?.lack() {
+            None => self.believe(&path, &bytes),
             Some(lack) => self.keyring.unaccepted.push(Unaccepted {
                 file: path.display().to_string(),
-                signers: AllowedSigners::parse(&text),
+                signers: AllowedSigners::parse(&bytes),
                 lack: lack.to_owned(),
             }),
         }
@@ -584,10 +593,10 @@ impl TrustFiles {
     }
 
     /// A folder's revoked keys and its policy.
-    fn read_restrictions(&mut self, folder: &Path) -> Result<(), CommandError> {
-        self.read_revoked(&folder.join(REVOKED))?;
+    fn read_restrictions(&mut self, folder: &Path, origin: Origin) -> Result<(), CommandError> {
+        self.read_revoked(&folder.join(REVOKED), origin)?;
         let path = folder.join(POLICY);
-        if let Some(json) = places::read_optional(&path)? {
+        if let Some(json) = places::read(&path, origin)? {
             let policy = Policy::parse(&json).map_err(|error| {
                 CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display()))
                     .hint("mend the policy: until then no patch can meet it")
@@ -599,20 +608,21 @@ impl TrustFiles {
     }
 
     fn read_signers(&mut self, path: &Path) -> Result<(), CommandError> {
-        let Some(text) = places::read_text(path)? else { return Ok(()) };
-        self.believe(path, &text);
+        let Some(bytes) = places::read_optional(path)? else { return Ok(()) };
+        self.believe(path, &bytes);
         Ok(())
     }
 
-    fn believe(&mut self, path: &Path, text: &str) {
-        let signers = AllowedSigners::parse(text);
+    fn believe(&mut self, path: &Path, bytes: &[u8]) {
+        let signers = AllowedSigners::parse(bytes);
         let name = path.display().to_string();
         self.warnings.extend(signers.problems.iter().map(|problem| format!("`{name}`, {problem}; ignored")));
         self.keyring.sources.push((name, signers));
     }
 
-    fn read_revoked(&mut self, path: &Path) -> Result<(), CommandError> {
-        let Some(text) = places::read_text(path)? else { return Ok(()) };
+    fn read_revoked(&mut self, path: &Path, origin: Origin) -> Result<(), CommandError> {
+        let Some(bytes) = places::read(path, origin)? else { return Ok(()) };
+        let text = places::text_of(bytes, path)?;
         let keys = allowed_signers::parse_keys(&text).map_err(|error| {
             CommandError::new(ExitKind::Malformed, format!("`{}`, {error}", path.display()))
                 .hint("a line that cannot be read might revoke any key: mend it")
@@ -632,7 +642,7 @@ impl TrustFiles {
                 ));
                 return Ok(());
             }
-            self.read_revoked(path)?;
+            self.read_revoked(path, Origin::User)?;
         }
         match &git.allowed_signers {
             // Such a path leads into whatever repository is at hand, and whoever made that wrote the file.

@@ -128,8 +128,8 @@ fn make_key(is_kept: bool) -> Result<(), CommandError> {
     places::make_folder(project)?;
     places::replace(&project.join(ALLOWED_SIGNERS), line.as_bytes())?;
     match is_kept {
-        true => projects::accept(project, &line),
-        false => projects::accept_for_now(project, &line),
+        true => projects::accept(project, line.as_bytes()),
+        false => projects::accept_for_now(project, line.as_bytes()),
     }
 }
 

@@ -170,7 +170,7 @@ impl Report for SignReport {
             return Some(format!("mpatch verify {}", patch_word(&self.output)));
         }
         // `verify` looks into PATCH.sig by itself.
-        let words = match self.output == detached_path(&self.patch) {
+        let words = match self.output == detached_path(&self.patch) && !is_stdin(&self.patch) {
             true => String::new(),
             false => format!(" --signature {}", shell_word(&self.output)),
         };

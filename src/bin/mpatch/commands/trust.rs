@@ -15,7 +15,7 @@ use serde::Serialize;
 use candidates::{candidates, consent, keys_of};
 
 use crate::error::{CommandError, ExitKind};
-use crate::places;
+use crate::places::{self, Origin};
 use crate::projects;
 use crate::report::{Output, Page, Report, count};
 use crate::trust::{self, ALLOWED_SIGNERS, REVOKED, TrustFiles};
@@ -164,20 +164,25 @@ impl PlaceArguments {
         Ok(folder.join(name))
     }
 
+    /// Who says that there are files in that folder.
+    fn origin(&self) -> Origin {
+        if self.project { Origin::Stranger } else { Origin::User }
+    }
+
     /// Changes the file of believed keys at `path`, which [`PlaceArguments::file`] gave.
     fn change_signers<T>(
         &self,
         path: &Path,
-        change: impl FnOnce(&mut String) -> Result<T, CommandError>,
+        change: impl FnOnce(&mut Vec<u8>) -> Result<T, CommandError>,
     ) -> Result<T, CommandError> {
         match self.project {
             true => projects::change_signers(path, change),
-            false => places::change(path, change),
+            false => places::change(path, self.origin(), change),
         }
     }
 
     /// Refuses to add to a project's keys that the user has not accepted: the new one would not count either.
-    fn check_accepted(&self, path: &Path, held: &str) -> Result<(), CommandError> {
+    fn check_accepted(&self, path: &Path, held: &[u8]) -> Result<(), CommandError> {
         let folder = places::folder_of(path);
         if !self.project || projects::counts(folder, held)? {
             return Ok(());
@@ -190,7 +195,7 @@ impl PlaceArguments {
 
 fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, CommandError> {
     let files = TrustFiles::load()?;
-    let found = candidates(arguments, &files)?;
+    let found = candidates(arguments, &files, output)?;
     for entry in &found.entries {
         if let Some(file) = files.revokes(&entry.key) {
             let message = format!("the key {} is revoked by `{file}`", entry.key.fingerprint());
@@ -202,11 +207,12 @@ fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, Com
         consent(&found, arguments.yes, output)?;
     }
     let path = arguments.place.file(ALLOWED_SIGNERS)?;
-    let held = places::read_text(&path)?.unwrap_or_default();
+    let held = places::read(&path, arguments.place.origin())?.unwrap_or_default();
     arguments.place.check_accepted(&path, &held)?;
     found.new_in(&held, &path)?;
-    arguments.place.change_signers(&path, |text| {
-        places::add_lines(text, &found.new_in(text, &path)?);
+    arguments.place.change_signers(&path, |held| {
+        let new = found.new_in(held, &path)?;
+        places::add_lines(held, &new);
         Ok(())
     })?;
     let name = path.display().to_string();
@@ -263,8 +269,8 @@ fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     let wanted = arguments.key.as_str();
     let keys = keys_of(wanted)?.iter().map(PublicKey::fingerprint).collect();
     let name = path.display().to_string();
-    let meant = |text: &str| {
-        let held = AllowedSigners::parse(text).entries.into_iter();
+    let meant = |bytes: &[u8]| {
+        let held = AllowedSigners::parse(bytes).entries.into_iter();
         let meant: Vec<Entry> = held.filter(|entry| is_meant(entry, wanted, &keys)).collect();
         if meant.is_empty() {
             let message = format!("`{name}` trusts no `{wanted}`");
@@ -275,12 +281,13 @@ fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
         Ok(meant)
     };
     // A folder is not made for a key that is not there.
-    meant(&places::read_text(&path)?.unwrap_or_default())?;
-    let gone = arguments.place.change_signers(&path, |text| {
-        let gone = meant(text)?;
+    meant(&places::read(&path, arguments.place.origin())?.unwrap_or_default())?;
+    let gone = arguments.place.change_signers(&path, |held| {
+        let gone = meant(held)?;
         let lines: BTreeSet<usize> = gone.iter().map(|entry| entry.line).collect();
-        let kept = text.lines().enumerate().filter(|(index, _)| !lines.contains(&(index + 1)));
-        *text = kept.flat_map(|(_, line)| [line, "\n"]).collect();
+        let each = held.split_inclusive(|byte| *byte == b'\n').enumerate();
+        let kept = each.filter(|(index, _)| !lines.contains(&(index + 1)));
+        *held = kept.flat_map(|(_, line)| line).copied().collect();
         Ok(gone)
     })?;
     Ok(TrustListReport {
@@ -314,7 +321,7 @@ fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     }
     let path = arguments.place.file(REVOKED)?;
     let lines: Vec<String> = keys.iter().map(PublicKey::line_with_comment).collect();
-    places::append(&path, &lines)?;
+    places::append(&path, arguments.place.origin(), &lines)?;
     let name = path.display().to_string();
     Ok(TrustListReport {
         title: format!("{name} now revokes {}", count(keys.len(), "key")),
@@ -337,9 +344,9 @@ fn project(arguments: &ProjectArguments) -> Result<TrustListReport, CommandError
         });
     }
     let missing = || places::missing(&path).hint("`mpatch trust add KEY.pub --project` begins one");
-    let text = places::read_text(&path)?.ok_or_else(missing)?;
-    projects::accept(&folder, &text)?;
-    let signers = AllowedSigners::parse(&text);
+    let bytes = places::read(&path, Origin::Stranger)?.ok_or_else(missing)?;
+    projects::accept(&folder, &bytes)?;
+    let signers = AllowedSigners::parse(&bytes);
     Ok(TrustListReport {
         title: format!("{name} is accepted as it is now: it trusts {}", count(signers.entries.len(), "key")),
         keys: signers.entries.iter().map(|entry| KeyReport::of(entry, &name)).collect(),

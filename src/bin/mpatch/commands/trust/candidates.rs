@@ -49,10 +49,10 @@ impl Candidates {
         if self.entries.is_empty() { Err(other_keys(what, wanted, &found)) } else { Ok(self) }
     }
 
-    /// The lines that are not in the file at `path` yet, which holds `text`.
-    pub fn new_in(&self, text: &str, path: &Path) -> Result<Vec<String>, CommandError> {
-        let held: Vec<&str> = text.lines().map(str::trim).collect();
-        let new = self.lines.iter().filter(|line| !held.contains(&line.as_str()));
+    /// The lines that are not in the file at `path` yet, which holds `bytes`.
+    pub fn new_in(&self, bytes: &[u8], path: &Path) -> Result<Vec<String>, CommandError> {
+        let held: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).collect();
+        let new = self.lines.iter().filter(|line| !held.contains(&line.as_bytes()));
         let new: Vec<String> = new.cloned().collect();
         if new.is_empty() {
             let message =
@@ -64,7 +64,11 @@ impl Candidates {
 }
 
 /// What is given to be trusted.
-pub fn candidates(arguments: &AddArguments, files: &TrustFiles) -> Result<Candidates, CommandError> {
+pub fn candidates(
+    arguments: &AddArguments,
+    files: &TrustFiles,
+    output: &Output,
+) -> Result<Candidates, CommandError> {
     let what = arguments.what.as_str();
     let path = Path::new(what);
     refuse_folder(path, "a public key file (`.pub`), lines of allowed signers, or a signed patch")?;
@@ -80,7 +84,7 @@ pub fn candidates(arguments: &AddArguments, files: &TrustFiles) -> Result<Candid
         None => Some(recorded_patch(path)?.ok_or_else(|| places::missing(path))?),
     };
     if let Some(patch) = patch {
-        let key = signer_of(&patch, path, arguments, files)?;
+        let key = signer_of(&patch, path, arguments, files, output)?;
         // A signature carries no name: whoever trusts the key gives it one.
         let line = line_of(&principal_for(&key, arguments.principal.as_deref(), what)?, &key);
         return Candidates::new(vec![line], true, what);
@@ -169,11 +173,12 @@ fn signer_of(
     path: &Path,
     arguments: &AddArguments,
     files: &TrustFiles,
+    output: &Output,
 ) -> Result<PublicKey, CommandError> {
     let name = path.display();
     let mut keys: Vec<PublicKey> = Vec::new();
     let mut unjudged = None;
-    for (place, bytes) in trust::signatures(patch, path, &arguments.signature)? {
+    for (place, bytes) in trust::signatures(patch, path, &arguments.signature, output)? {
         let good = SshSig::parse(&bytes)
             .and_then(|signature| signature.verify(patch.manifest_bytes()).map(|()| signature));
         let refused = |error| format!("`{name}`, {place}: {error}");
