@@ -26,6 +26,15 @@ pub struct Keyring {
     pub unaccepted: Vec<Unaccepted>,
 }
 
+impl Keyring {
+    /// Whether the key of this fingerprint is believed for patches at `now`, in seconds since 1970.
+    pub fn trusts(&self, fingerprint: Fingerprint, now: u64) -> bool {
+        let mut entries = self.sources.iter().flat_map(|(_, signers)| &signers.entries);
+        let found = entries.find(|entry| entry.key.fingerprint() == fingerprint);
+        found.is_some_and(|entry| Worth::of(&entry.key, self, now).answer == Answer::Trusted)
+    }
+}
+
 /// A file of keys that believes nobody, because whoever reads it has not accepted it. It only helps to say why a key is
 /// unknown.
 #[derive(Debug, Clone)]

@@ -23,6 +23,7 @@ use crate::places::{self, GitSettings, Origin};
 use crate::projects;
 use crate::report::{Output, quoted, shell_word};
 
+use report::Behind;
 pub use report::{LineReport, TrustReport};
 
 /// The file of believed keys, in the user's settings and in a project's `.mpatch`.
@@ -131,7 +132,14 @@ pub fn judge(
         arguments,
         policy: &files.policy,
     };
-    judge_with(patch, &signatures, &case, &files)
+    let judged = judge_with(patch, &signatures, &case, &files)?;
+    if judged.refusal.is_none()
+        && let Some(line) = &judged.report.line
+        && let Some(behind) = &line.behind
+    {
+        output.warn(&behind.in_words(&case.name, line));
+    }
+    Ok(judged)
 }
 
 /// Judges a patch that comes from another history: [`Judged::permit`] refuses what has been tampered with, and what a
@@ -192,6 +200,9 @@ fn judge_with(
         standing: standing.map_or("not signed", Standing::name),
         problem: standing.and_then(report::problem_of_number),
         known: keys.iter().filter_map(|key| known.get(&line.name, *key)).map(|known| known.sequence).max(),
+        behind: Behind::find(line, &known, |key| {
+            judgement.answer == Answer::Trusted && !keys.contains(&key) && files.keyring.trusts(key, now)
+        }),
     });
     let policy = files.has_policy.then(|| files.policy.clone());
     let report = TrustReport { judgement, line: line_report, policy, allowed, words: arguments.words() };

@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use mpatch::sign::line::Standing;
+use mpatch::patch::manifest::Line;
+use mpatch::sign::line::{KnownLines, Standing};
 use mpatch::sign::trust::Finding;
-use mpatch::sign::{Answer, Judgement, Policy};
+use mpatch::sign::{Answer, Fingerprint, Judgement, Policy};
 use serde::Serialize;
 
 use crate::report::Page;
@@ -37,9 +38,39 @@ pub struct LineReport {
     pub standing: &'static str,
     /// The highest number remembered.
     pub known: Option<u64>,
+    /// A higher one of another key that is trusted, if there is one.
+    pub behind: Option<Behind>,
     /// What is wrong with the number, if anything is.
     #[serde(skip)]
     pub problem: Option<String>,
+}
+
+/// What a trusted key that did not sign a patch is known to have in a line of the same name.
+#[derive(Debug, Clone, Serialize)]
+pub struct Behind {
+    /// The key.
+    pub key: Fingerprint,
+    /// Its highest number.
+    pub sequence: u64,
+}
+
+impl Behind {
+    /// The highest number above that of a patch, of the keys that count.
+    pub fn find(line: &Line, known: &KnownLines, counts: impl Fn(Fingerprint) -> bool) -> Option<Self> {
+        let of_line = known.iter().filter(|(name, ..)| *name == line.name);
+        let above = of_line.filter(|(_, key, known)| known.sequence > line.sequence && counts(*key));
+        let highest = above.max_by_key(|(_, _, known)| known.sequence);
+        highest.map(|(_, key, known)| Self { key, sequence: known.sequence })
+    }
+
+    /// The warning: two keys may go on one line, and then it is a rollback, or have one of their own each.
+    pub fn in_words(&self, patch: &str, line: &LineReport) -> String {
+        let Self { key, sequence } = self;
+        let LineReport { name, sequence: own, .. } = line;
+        format!(
+            "`{patch}` is number {own} of the line `{name}`, whose number {sequence} is known of another key, {key}: if both keys go on one line, this is a rollback, and that key's signature may have been taken off"
+        )
+    }
 }
 
 /// Why a number that stands so is refused, if it is.
