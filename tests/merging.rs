@@ -128,6 +128,30 @@ fn a_side_that_loses_all_leaves_the_other_ones_state_and_no_new_patch() {
 }
 
 #[test]
+fn a_side_that_has_all_in_another_order_is_the_result_whichever_is_merged_into_which() {
+    let place = merged();
+    // `fix` has `q` and then `p`, in one patch, and something made on top of that.
+    place.good("checkout fix");
+    place.good("merge main~1 --onto model.safetensors");
+    place.good("checkout HEAD --onto model.safetensors -o fix.safetensors");
+    place.patch("fix.safetensors", "d.mpatch", 5, "The Shard");
+    place.good("add d.mpatch");
+    let series = place.git("show fix:series");
+    // What `main` has of its own contradicts it.
+    place.good("branch old main~1");
+    place.good("checkout old");
+    place.patch_saying("p.safetensors", "c.mpatch", 8, "The Space Needle", "Oslo");
+    place.good("add c.mpatch");
+    for (into, from, side) in [("old", "fix", "theirs"), ("fix", "old", "ours")] {
+        place.good(&format!("checkout {into}"));
+        let said = place.good(&format!("merge {from} --{side} --onto model.safetensors"));
+        assert!(said.starts_with("merged\n"), "{from} into {into}: {said}");
+        assert_eq!(place.git("show HEAD:series"), series, "{from} into {into}");
+        place.good("undo");
+    }
+}
+
+#[test]
 fn a_branch_that_goes_on_after_it_was_merged_is_merged_again() {
     let place = merged();
     // Both sides go on: one from the merged state, the other one from where it was.

@@ -178,9 +178,12 @@ struct Side {
     unfolded: Vec<PatchId>,
 }
 
-/// The series of the side that comes of these patches, where one does.
+/// The series of the side that comes of these patches, where one does: each is there once, and a side may have
+/// applied them in another order.
 fn side_of<'s>(sides: &'s [Side], patches: &[PatchId]) -> Option<&'s [PatchId]> {
-    sides.iter().find(|side| side.unfolded == patches).map(|side| side.series.as_slice())
+    let set = |patches: &[PatchId]| patches.iter().copied().collect::<BTreeSet<_>>();
+    let wanted = set(patches);
+    sides.iter().find(|side| set(&side.unfolded) == wanted).map(|side| side.series.as_slice())
 }
 
 /// A commit that both sides were made of, as near to them as any.
@@ -467,6 +470,9 @@ mod tests {
         // Both sides have it in a merged patch of their own.
         assert_eq!(plan(&[b], &[m], &[n]), (vec![], vec![a, b, c]));
         assert_eq!(plan(&[m], &[o], &[m, e]), (vec![], vec![m, d, e]));
+        // One side has all of it already, in another order.
+        assert_eq!(plan(&[b], &[b], &[n]), (vec![n], vec![]));
+        assert_eq!(plan(&[b], &[n], &[b]), (vec![n], vec![]));
         assert_eq!(plan(&[b], &[o], &[b, c]), (vec![], vec![a, b, d, c]));
         // Nothing else touches its parts: it stays one.
         assert_eq!(plan(&[m], &[m, c], &[m, d]), (vec![m], vec![c, d]));
