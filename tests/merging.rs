@@ -152,6 +152,52 @@ fn a_side_that_has_all_in_another_order_is_the_result_whichever_is_merged_into_w
 }
 
 #[test]
+fn what_somebody_keeps_beside_a_history_is_merged_with_it() {
+    let place = Place::begun();
+    place.good("branch docs");
+    let keep = |branch: &str, files: &[(&str, &str)]| {
+        place.git(&format!("worktree add -q tree {branch}"));
+        fs::create_dir_all(place.path("tree/notes")).unwrap();
+        files.iter().for_each(|(name, text)| fs::write(place.path("tree").join(name), text).unwrap());
+        place.git("-C tree add -A");
+        place.git("-C tree -c user.name=x -c user.email=y commit -q -m files");
+        place.git("worktree remove tree");
+    };
+    keep("docs", &[("README.md", "one"), ("notes/a", "a"), ("LICENSE", "all")]);
+    place.patch("model.safetensors", "p.mpatch", 1, "The Eiffel Tower");
+    place.good("add p.mpatch");
+    keep("main", &[("notes/b", "b")]);
+    let kept = |branch: &str| {
+        let listed = place.git(&format!("ls-tree -r --name-only {branch}"));
+        let others = ["LICENSE", "README.md", "notes/a", "notes/b"];
+        others.map(|name| listed.lines().any(|line| line == name))
+    };
+    for (into, from) in [("main", "docs"), ("docs", "main")] {
+        place.good(&format!("checkout {into}"));
+        assert!(!place.good(&format!("merge {from} --onto model.safetensors")).contains("warning"));
+        assert_eq!(kept("HEAD"), [true; 4], "{from} into {into}");
+        assert_eq!(place.git("show HEAD:series"), place.git("show main:series"));
+        place.good("undo");
+    }
+    // What one side alone changes it decides, and of what both change the head's stays.
+    place.good("merge main --onto model.safetensors");
+    place.good("checkout main");
+    place.good("merge docs");
+    keep("main", &[("README.md", "two"), ("LICENSE", "none")]);
+    keep("docs", &[("README.md", "three"), ("notes/a", "A")]);
+    let said = place.good("merge docs --onto model.safetensors");
+    assert!(
+        said.contains("warning: both sides have changed `README.md`, and it stays as it is here"),
+        "{said}"
+    );
+    assert_eq!(
+        ["README.md", "LICENSE", "notes/a"].map(|name| place.git(&format!("show HEAD:{name}"))),
+        ["two", "none", "A"]
+    );
+    assert!(place.good("fsck").starts_with("whole: "));
+}
+
+#[test]
 fn a_branch_that_goes_on_after_it_was_merged_is_merged_again() {
     let place = merged();
     // Both sides go on: one from the merged state, the other one from where it was.

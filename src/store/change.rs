@@ -88,7 +88,8 @@ impl Change<'_> {
     }
 
     /// Joins another history to the head's: `series` is one whose states are known, and `stacked` one patch on top of
-    /// it of everything else that is to be in the result.
+    /// it of everything else that is to be in the result. Tells which files beside the states both sides have changed, of
+    /// which the head's stay.
     ///
     /// # Errors
     /// [`StoreError::Misfit`], or what goes wrong with writing.
@@ -98,7 +99,7 @@ impl Change<'_> {
         series: &[PatchId],
         stacked: Option<&Patch>,
         mut message: Message,
-    ) -> Result<CommitId, StoreError> {
+    ) -> Result<Vec<String>, StoreError> {
         let (head, mut snapshot) = self.head()?;
         snapshot.patches.extend(self.store.snapshot(theirs)?.patches);
         snapshot.series = series.to_vec();
@@ -108,7 +109,10 @@ impl Change<'_> {
             message.patches = vec![stacked.id()];
         }
         let text = message.text(state.weights_id(&base));
-        self.commit_snapshot(&snapshot, head, &text, &[head.0, theirs.0])
+        let (beside, kept) = self.store.beside_both(head, theirs)?;
+        let tree = self.store.objects().write_tree(&snapshot, Some(beside))?;
+        self.commit(tree, &text, &[head.0, theirs.0])?;
+        Ok(kept)
     }
 
     /// Moves the head, and the branch it is on, to a commit that already contains it.

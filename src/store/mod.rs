@@ -12,6 +12,7 @@
 //! No hook, filter or transport of git is ever run from here.
 
 pub mod base;
+mod beside;
 mod change;
 mod error;
 pub mod fsck;

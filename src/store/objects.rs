@@ -8,7 +8,7 @@
 //! .gitattributes            which files LFS keeps
 //! ```
 //!
-//! The tree is the state: files that somebody else adds beside these are carried along and never read.
+//! The tree is the state: files that somebody else adds beside these are carried along and never read, but by a merge.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,6 +29,8 @@ const BASE: &str = "base.json";
 const SERIES: &str = "series";
 const PATCHES: &str = "patches";
 const ATTRIBUTES: &str = ".gitattributes";
+/// What of a tree is the history's own.
+pub(super) const OWN: [&str; 4] = [BASE, SERIES, PATCHES, ATTRIBUTES];
 /// Mode of a file in a tree.
 pub(super) const FILE: i32 = 0o100_644;
 /// Mode of a folder in a tree.

@@ -75,6 +75,8 @@ struct MergeReport {
     agreement: Agreement,
     /// None where nothing was signed.
     signature: Option<SignatureReport>,
+    /// Files beside the states that both sides have changed, and that are as on this one.
+    files_kept: Vec<String>,
     /// What `checkout` will ask for again.
     #[serde(skip)]
     words: String,
@@ -125,7 +127,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
                 None => mpatch::store::Message { title, ..mpatch::store::Message::default() },
             };
             let made = change.merge(theirs.id, &merged.series, merged.patch.as_ref(), words);
-            made.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
+            merged.files_kept = made.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
             Outcome::Merged
         }
     };
@@ -134,10 +136,11 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     let view = store.view()?;
     let commit = CommitReport::new(store.commit(store.head()?)?, &view);
     let branch = branch_of(&view).map(str::to_owned);
-    let Merged { stacked, judged, agreement, signature, .. } = merged;
+    let Merged { stacked, judged, agreement, signature, files_kept, .. } = merged;
     let trust = judged.into_iter().map(|judged| judged.report).collect();
     let words = arguments.trust.words();
-    let report = MergeReport { outcome, branch, commit, stacked, trust, agreement, signature, words };
+    let report =
+        MergeReport { outcome, branch, commit, stacked, trust, agreement, signature, files_kept, words };
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
@@ -160,6 +163,8 @@ struct Merged {
     judged: Vec<Judged>,
     signature: Option<SignatureReport>,
     agreement: Agreement,
+    /// Files beside the states that both sides have changed, and that are as on this one.
+    files_kept: Vec<String>,
 }
 
 /// What a merged state is made of.
@@ -336,7 +341,8 @@ impl Plan {
             Some(signer) => signed(patch, signer)?,
             None => (patch, None),
         };
-        Ok(Merged { series: self.series, patch: Some(patch), stacked, judged, signature, agreement })
+        let (series, patch) = (self.series, Some(patch));
+        Ok(Merged { series, patch, stacked, judged, signature, agreement, ..Merged::default() })
     }
 }
 
@@ -405,6 +411,9 @@ impl Report for MergeReport {
         }
         self.commit.write(page, self.branch.as_deref(), 5);
         self.agreement.write(true, page);
+        for file in &self.files_kept {
+            page.line(&format!("warning: both sides have changed `{file}`, and it stays as it is here"));
+        }
         for (patch, trust) in
             self.stacked.iter().zip(&self.trust).filter(|(_, trust)| !trust.allowed.is_empty())
         {
