@@ -276,8 +276,8 @@ impl Change<'_> {
             Replay::Undo => (&chosen.before, Deed::Undo(chosen.id)),
             Replay::Redo => (&chosen.after, Deed::Redo(chosen.id)),
         };
-        // Before its first operation a store is nothing.
-        if view.head_commit().is_none() {
+        // Before its first operation a store is nothing. A head that was on a branch which is not there comes back, too.
+        if view.refs.is_empty() && view.head_commit().is_none() {
             return Err(nothing());
         }
         self.journal.after = view.clone().without_lost(&self.journal.before, &self.store.repository);
