@@ -27,3 +27,20 @@ fn what_git_did_to_the_branch_of_the_head_is_undone_as_well() {
     (0..5).for_each(|_| drop(place.good("redo")));
     assert_eq!(place.git("symbolic-ref HEAD"), "refs/heads/side\n");
 }
+
+#[test]
+fn several_names_are_deleted_at_once_or_none() {
+    let place = Place::begun();
+    for name in ["a", "b", "c"] {
+        place.good(&format!("branch {name}"));
+    }
+    place.bad("branch -d a nowhere", 2);
+    place.bad("branch d HEAD b", 2);
+    let refs = place.git("for-each-ref refs/heads");
+    assert_eq!(refs.lines().count(), 4);
+    let said = place.good("branch -d a b c");
+    assert!(said.contains("deleted the branch a;") && said.contains("deleted the branch c;"), "{said}");
+    assert_eq!(place.git("for-each-ref --format=%(refname:short) refs/heads"), "main\n");
+    place.good("undo");
+    assert_eq!(place.git("for-each-ref refs/heads"), refs);
+}

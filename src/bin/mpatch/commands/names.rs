@@ -13,10 +13,12 @@ use crate::report::{Output, Page, Report, shell_word};
 pub struct NamesArguments {
     /// Make this name; without one, list what there is
     name: Option<String>,
-    /// Give it to this state
-    #[arg(default_value = "HEAD")]
-    revision: String,
-    /// Delete the name; the states stay, and `mpatch undo` brings it back
+    /// Give it to this state; HEAD by default
+    revision: Option<String>,
+    /// With `-d`, more names
+    #[arg(requires = "delete", hide = true)]
+    more: Vec<String>,
+    /// Delete the name, or several; the states stay, and `mpatch undo` brings them back
     #[arg(short, long, requires = "name")]
     delete: bool,
     /// The history.
@@ -29,7 +31,7 @@ pub struct NamesArguments {
 struct NamesReport {
     kind: Kind,
     made: Option<String>,
-    deleted: Option<String>,
+    deleted: Vec<String>,
     names: Vec<NameReport>,
     /// Branches of the other history, as they were when it was last asked; with branches only.
     remotes: Vec<NameReport>,
@@ -46,16 +48,18 @@ struct NameReport {
 /// Lists, makes or deletes names of one kind.
 pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
-    let (mut made, mut deleted) = (None, None);
+    let (mut made, mut deleted) = (None, Vec::new());
     if let Some(name) = &arguments.name {
         let word = kind.word();
         if arguments.delete {
             let mut change = arguments.store.change(&store)?;
-            change.forget(kind, name)?;
-            change.finish(&format!("delete {word} {name}"))?;
-            deleted = Some(name.clone());
+            deleted = [name].into_iter().chain(&arguments.revision).chain(&arguments.more).cloned().collect();
+            for name in &deleted {
+                change.forget(kind, name)?;
+            }
+            change.finish(&format!("delete {word} {}", deleted.join(" ")))?;
         } else {
-            let commit = store.resolve(&arguments.revision)?;
+            let commit = store.resolve(arguments.revision.as_deref().unwrap_or("HEAD"))?;
             let mut change = arguments.store.change(&store)?;
             change.name(kind, name, commit)?;
             change.finish(&format!("{word} {name}"))?;
@@ -71,7 +75,7 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
     };
     let listed = |kind| view.names(kind).map(report).collect::<Result<Vec<_>, CommandError>>();
     let remotes = if kind == Kind::Branch { listed(Kind::Remote)? } else { Vec::new() };
-    let changed = made.is_some() || deleted.is_some();
+    let changed = made.is_some() || !deleted.is_empty();
     let told = output.report(&NamesReport { kind, made, deleted, names: listed(kind)?, remotes });
     if changed { told.map_err(CommandError::after_the_work) } else { told }
 }
@@ -84,7 +88,7 @@ impl Report for NamesReport {
         if let Some(name) = &self.made {
             page.title(&format!("made the {kind} {name}"));
         }
-        if let Some(name) = &self.deleted {
+        for name in &self.deleted {
             page.title(&format!("deleted the {kind} {name}; its states stay"));
         }
         if self.names.is_empty() {
@@ -98,11 +102,9 @@ impl Report for NamesReport {
     }
 
     fn next(&self) -> Option<String> {
-        match (&self.made, &self.deleted) {
-            (Some(name), _) if self.kind == Kind::Branch => {
-                Some(format!("mpatch checkout {}", shell_word(name)))
-            }
-            (_, Some(_)) => Some("mpatch undo".to_owned()),
+        match &self.made {
+            Some(name) if self.kind == Kind::Branch => Some(format!("mpatch checkout {}", shell_word(name))),
+            None if !self.deleted.is_empty() => Some("mpatch undo".to_owned()),
             _ => None,
         }
     }
