@@ -140,6 +140,12 @@ pub enum StoreError {
         /// The name that comes closest.
         nearest: Option<String>,
     },
+    /// Several commits have ids that begin so.
+    #[error("`{revision}` begins the ids of several commits")]
+    Ambiguous {
+        /// What was asked for.
+        revision: String,
+    },
     /// It names a commit, and that is none of the model's states.
     #[error("`{revision}` is {}, and no state of a model", if *is_operation { "an operation of this history" } else { "what somebody else keeps here" })]
     NoState {

@@ -1,7 +1,7 @@
 //! What the names of a store point to, as one value: a view.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use git2::{ErrorCode, ObjectType, Oid, Reference, Repository};
@@ -15,6 +15,8 @@ const HEADS: &str = "refs/heads/";
 const TAGS: &str = "refs/tags/";
 const REMOTES: &str = "refs/remotes/";
 const HEAD: &str = "HEAD";
+/// Shorter starts of ids are all ambiguous to libgit2.
+const ID_START_LENGTH_MIN: usize = 4;
 
 /// The id of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -292,7 +294,18 @@ pub(super) fn resolve(repository: &Repository, view: &View, revision: &str) -> R
         true => format!("{HEADS}{revision}"),
         false => revision.to_owned(),
     };
-    let found = repository.revparse_single(&full).and_then(|object| object.peel(ObjectType::Commit));
+    let read = |full: &str| repository.revparse_single(full)?.peel_to_commit();
+    let (start, rest) = revision.split_at(end.unwrap_or(revision.len()));
+    let found = match read(&full) {
+        Err(error) if error.code() == ErrorCode::Ambiguous && start.len() >= ID_START_LENGTH_MIN => {
+            match states_beginning(repository, start)?[..] {
+                [] => Err(error),
+                [id] => read(&format!("{id}{rest}")),
+                [..] => return Err(StoreError::Ambiguous { revision: start.to_owned() }),
+            }
+        }
+        found => found,
+    };
     match found {
         Ok(commit) => state_at(repository, commit.id(), revision),
         Err(_) => {
@@ -300,6 +313,20 @@ pub(super) fn resolve(repository: &Repository, view: &View, revision: &str) -> R
             Err(StoreError::NoRevision { nearest: nearest(view, &revision), revision })
         }
     }
+}
+
+/// The states of the model whose ids begin so: most objects are no commits, and git does not ask what is meant.
+fn states_beginning(repository: &Repository, start: &str) -> Result<Vec<Oid>, StoreError> {
+    let failed = || StoreError::git("list its objects");
+    let (start, mut alike) = (start.to_ascii_lowercase(), BTreeSet::new());
+    let odb = repository.odb().map_err(failed())?;
+    let listed = odb.foreach(|oid| {
+        alike.extend(oid.to_string().starts_with(&start).then_some(*oid));
+        true
+    });
+    listed.map_err(failed())?;
+    alike.retain(|oid| repository.find_commit(*oid).is_ok() && !is_strange(repository, *oid));
+    Ok(alike.into_iter().collect())
 }
 
 /// The commit, which `revision` names, if it is a state of the model, or cannot be read.

@@ -113,7 +113,7 @@ pub fn recorded_patch_in(folder: &Path, name: &Path) -> Result<Option<Patch>, Co
 pub fn state_named(store: &Store, name: &str) -> Result<Option<CommitId>, CommandError> {
     match store.resolve(name) {
         Ok(commit) => Ok(Some(commit)),
-        Err(error @ StoreError::NoState { .. }) => Err(error.into()),
+        Err(error @ (StoreError::NoState { .. } | StoreError::Ambiguous { .. })) => Err(error.into()),
         Err(_) => Ok(None),
     }
 }
@@ -177,6 +177,7 @@ fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
         StoreError::NoRevision { .. } => {
             (ExitKind::Usage, "`mpatch log`, `mpatch branch` and `mpatch tag` list what there is")
         }
+        StoreError::Ambiguous { .. } => (ExitKind::Usage, "give more of the id"),
         StoreError::NoState { is_operation: true, .. } => {
             (ExitKind::Usage, "`mpatch undo` takes the last operation back, and again the one before it")
         }
