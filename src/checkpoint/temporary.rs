@@ -150,8 +150,17 @@ impl PassingFolder {
     /// # Errors
     /// [`CheckpointError::Io`] where that is not possible.
     pub fn create(folder: &Path) -> Result<Self, CheckpointError> {
-        let made = Temporary::folder(&Files::real(), folder, Audience::Owner);
-        made.map(Self).map_err(CheckpointError::io(folder, "write to"))
+        Self::make(folder).map_err(CheckpointError::io(folder, "write to"))
+    }
+
+    /// The same, with the system's own error.
+    pub(crate) fn make(folder: &Path) -> io::Result<Self> {
+        Temporary::folder(&Files::real(), folder, Audience::Owner).map(Self)
+    }
+
+    /// It has got another name, and stays.
+    pub(crate) fn keep(self) {
+        self.0.forget();
     }
 
     /// Where it lies.

@@ -39,7 +39,7 @@ use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlag
 
 use self::objects::{ObjectStore, Snapshot, Stored};
 use self::operations::Journal;
-use crate::checkpoint::tell_of_last_step;
+use crate::checkpoint::{PassingFolder, tell_of_last_step};
 use crate::digest::PatchId;
 use crate::patch::{Manifest, Patch};
 
@@ -64,7 +64,7 @@ pub const VERSION: i64 = 1;
 const VERSION_KEY: &str = "mpatch.version";
 /// The repository's folder, in the store's.
 const GIT: &str = ".git";
-/// How a store begins to be made, before it gets its name.
+/// How folders for a while are called in the repository's folder.
 const TEMPORARY_PREFIX: &str = ".mpatch-";
 /// In a mode: everybody may write.
 const OTHERS_WRITE: u32 = 0o002;
@@ -104,7 +104,8 @@ impl Store {
         made.settle(folder)
     }
 
-    /// An empty store under a passing name in `folder`, to be filled and then settled; dropped before, it is gone.
+    /// An empty store under a passing name in `folder`, to be filled and then settled; dropped before, it is gone, and
+    /// where its process is killed, the next one that begins a store there takes it away.
     ///
     /// # Errors
     /// As [`Store::create`].
@@ -112,7 +113,7 @@ impl Store {
         settings::apply().map_err(StoreError::git("be set up"))?;
         let full = Kind::Branch.full_name(branch)?;
         refuse_repository(folder)?;
-        let temporary = temporary_folder(folder)?;
+        let temporary = PassingFolder::make(folder).map_err(StoreError::io(folder, "write to"))?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).no_reinit(true).external_template(false).initial_head(&full);
         let failed = || StoreError::git("be made");
@@ -347,7 +348,7 @@ impl Store {
 #[derive(Debug)]
 pub struct NewStore {
     store: Store,
-    temporary: tempfile::TempDir,
+    temporary: PassingFolder,
 }
 
 impl std::ops::Deref for NewStore {
@@ -370,8 +371,7 @@ impl NewStore {
         refuse_repository(folder)?;
         tell_of_last_step();
         std::fs::rename(temporary.path(), &target).map_err(StoreError::io(&target, "create"))?;
-        // It has another name now, and is not to be removed.
-        let _ = temporary.keep();
+        temporary.keep();
         lfs::sync(folder)?;
         Store::open(folder)
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Kills apply (a copy, in place), revert and add at every one of their system calls, and apply and revert at random
+# Kills apply (a copy, in place), revert, add and init at every one of their system calls, and apply and revert at random
 # times; refuses add, tag and undo each call that changes a history. The first argument is how often at random times.
 # It needs strace, and takes about half an hour.
 set -euo pipefail

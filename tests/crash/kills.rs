@@ -159,6 +159,31 @@ fn kill_commits(bench: &Bench, words: &str, stride: usize) {
     assert!(kills > calls / stride / 2, "{words} was hardly killed");
 }
 
+#[test]
+fn what_an_init_killed_at_any_system_call_leaves_the_next_one_takes_away() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let (bench, words) = (Bench::new(), "init --base model.safetensors");
+    let before = bench.contents();
+    let calls = system_calls_with(&bench, words, &[]);
+    bench.restore(&before);
+    let mut litter = 0;
+    for (name, number) in calls.iter().step_by(variable("MPATCH_KILL_STRIDE", 29)) {
+        let injection = format!("--inject={name}:signal=KILL:when={number}");
+        bench.command(&["strace", "-qq", "-o", "/dev/null", &injection], words).output().unwrap();
+        let names = || fs::read_dir(bench.folder.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let is_litter = |name: &std::ffi::OsString| name.to_string_lossy().starts_with(".mpatch-tmp-");
+        litter += names().filter(is_litter).count();
+        let output = bench.run(words);
+        assert!(matches!(output.status.code(), Some(0 | 7)), "{name} number {number}: {}", stderr(&output));
+        assert_eq!(names().filter(is_litter).count(), 0, "{name} number {number}");
+        bench.succeeds("fsck");
+        fs::remove_dir_all(bench.path(".git")).unwrap();
+    }
+    assert!(litter > 0, "init was hardly killed");
+}
+
 /// How long the lock may lie untouched for the test to say something: well below what mpatch waits.
 const TOUCHED_WITHIN: Duration = Duration::from_secs(1);
 
