@@ -11,6 +11,7 @@ use std::process::Command;
 use mpatch::store::{CommitId, Incoming, Store, StoreError};
 
 use crate::error::{CommandError, ExitKind};
+use crate::report::shell_word;
 
 /// Settings of every run; the later ones say which transports there are.
 const SETTINGS: [&str; 16] = [
@@ -47,6 +48,9 @@ const VARIABLES: [&str; 9] = [
     "GIT_CONFIG",
     "GIT_QUARANTINE_PATH",
 ];
+
+/// How the full names of tags begin.
+const TAGS: &str = "refs/tags/";
 
 /// What to look at where nothing can be sent.
 const HINT_OF_PUSH: &str = "check the address: it must be a git repository that you may write to; `git init --bare FOLDER` makes one";
@@ -135,9 +139,9 @@ fn is_at_work(address: &str, has_operations: bool) -> bool {
     has_operations && (!folder.is_dir() || is_store())
 }
 
-/// Refuses to move the branch that somebody is on over there. Git does so where files are checked out; in a history
+/// Refuses to move the branch that somebody is on over there, or a tag. Git does so where files are checked out; in a history
 /// they never are, so the remote's own `git` takes its branch for one that nobody is on.
-fn refuse_their_branch(
+fn refuse_to_move(
     incoming: &Incoming<'_>,
     address: &str,
     names: &[(CommitId, String)],
@@ -148,6 +152,15 @@ fn refuse_their_branch(
     let head = entries.iter().find_map(|(target, _)| target.strip_prefix("ref: "));
     let has_operations = entries.iter().any(|(_, name)| *name == OPERATIONS);
     let moves = |commit: &CommitId, name: &str| !entries.contains(&(&commit.to_string(), name));
+    let is_taken = |commit: &CommitId, name: &str| {
+        name.starts_with(TAGS) && entries.iter().any(|(_, there)| *there == name) && moves(commit, name)
+    };
+    if let Some((_, name)) = names.iter().find(|(commit, name)| is_taken(commit, name)) {
+        let (tag, shown) = (name.strip_prefix(TAGS).unwrap_or(name), shown_address(address));
+        let message = format!("the tag `{tag}` names something else in `{shown}`");
+        return Err(CommandError::new(ExitKind::Conflict, message)
+            .hint(format!("choose another name: `mpatch tag NAME {}`", shell_word(tag))));
+    }
     match names.iter().find(|(commit, name)| Some(name.as_str()) == head && moves(commit, name)) {
         Some((_, name)) if is_at_work(address, has_operations) => Err(their_branch(address, name)),
         _ => Ok(()),
@@ -170,7 +183,7 @@ pub fn push(
     address: &str,
     names: &[(CommitId, String)],
 ) -> Result<(), CommandError> {
-    refuse_their_branch(incoming, address, names)?;
+    refuse_to_move(incoming, address, names)?;
     let commits: Vec<CommitId> = names.iter().map(|(commit, _)| *commit).collect();
     let large = store.large_patches(&commits)?;
     if !large.is_empty() {
