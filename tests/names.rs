@@ -75,3 +75,33 @@ fn the_start_of_an_id_names_the_state_whose_id_begins_so_alone() {
     place.good(&format!("tag first {start}~1"));
     assert_eq!(place.git("rev-parse first"), place.git("rev-parse HEAD~1"));
 }
+
+#[test]
+fn a_tag_with_words_of_its_own_travels_whole() {
+    let place = of_one_patch();
+    place.git("-c user.name=x -c user.email=y tag -a -m words v1");
+    place.good("tag plain");
+    place.good("push main v1 plain --to bare.git");
+    place.good("clone bare.git mine");
+    assert!(!place.good("pull --store mine").contains("warning"));
+    for there in [".", "bare.git", "mine"] {
+        assert_eq!(place.git(&format!("-C {there} rev-parse v1")), place.git("rev-parse v1"));
+        assert_eq!(place.git(&format!("-C {there} cat-file -t v1")), "tag\n");
+    }
+    assert!(place.good("log --store mine").contains("plain, v1"));
+    place.good("tag -d v1 --store mine");
+    assert!(!place.good("undo --store mine").contains("warning"));
+    assert_eq!(place.git("-C mine cat-file -t v1"), "tag\n");
+    // Its name alone keeps it.
+    place.good("tag -d v1 --store mine");
+    place.git("-C mine gc -q --prune=now");
+    let said = place.good("undo --store mine");
+    assert!(said.contains("warning: the tag v1 is not back: git has swept away what it named"), "{said}");
+    place.good("fsck --store mine");
+    // What the others know by a name does not become something else.
+    place.good("tag -d plain");
+    place.good("tag plain main~1");
+    let said = place.bad("push plain", 7);
+    assert!(said.contains("the tag `plain` names something else in `/"), "{said}");
+    assert!(place.good("pull").contains("warning: the tag plain names something else there"));
+}

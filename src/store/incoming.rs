@@ -17,7 +17,7 @@ use super::error::StoreError;
 use super::lfs::{self, Pointer};
 use super::log::{is_strange, reachable};
 use super::objects::{ObjectStore, Stored};
-use super::refs::{CommitId, Kind, is_foreign};
+use super::refs::{CommitId, Kind, is_foreign, peeled};
 use super::state::Paths;
 use super::{Change, Store, temporary_folder};
 use crate::checkpoint::tell_of_last_step;
@@ -47,7 +47,7 @@ pub(super) struct Passing {
 pub struct Received {
     /// The other store's branches.
     pub branches: BTreeMap<String, CommitId>,
-    /// Tags that are new here.
+    /// Tags that are new here, and what they name: a commit, or a tag object that leads to one.
     pub tags: BTreeMap<String, CommitId>,
     /// Tags that name something else here, and were left as they are.
     pub tags_kept: Vec<String>,
@@ -173,7 +173,8 @@ impl Incoming<'_> {
         ObjectStore { repository: &self.repository, lfs: &self.store.lfs }
     }
 
-    /// Names of one kind that came, and the states of the model that they lead to.
+    /// Names of one kind that came and lead to states of the model: the state of a branch, and what a tag names, which may
+    /// be an object with the words of whoever made it, and a signature.
     fn names(&self, kind: Kind) -> Result<BTreeMap<String, Oid>, StoreError> {
         let failed = || StoreError::git("read what came in");
         let mut names = BTreeMap::new();
@@ -192,7 +193,8 @@ impl Incoming<'_> {
             let name = full.strip_prefix(kind.prefix()).unwrap_or(full);
             // Checked again: what a remote calls its branches reaches terminals and paths.
             kind.full_name(name)?;
-            names.insert(name.to_owned(), commit.id());
+            let of_tag = reference.target().filter(|_| kind == Kind::Tag);
+            names.insert(name.to_owned(), of_tag.unwrap_or(commit.id()));
         }
         Ok(names)
     }
@@ -302,15 +304,16 @@ impl Incoming<'_> {
             }
         }
         received.branches = branches.into_iter().map(|(name, commit)| (name, CommitId(commit))).collect();
-        for (name, commit) in tags {
+        for (name, target) in tags {
             let full = format!("{}{name}", Kind::Tag.prefix());
+            let commit = |target| peeled(&self.store.repository, target);
             match change.target(&full) {
                 None => {
-                    if received.name(change, full, commit) {
-                        received.tags.insert(name, CommitId(commit));
+                    if received.name(change, full, target) {
+                        received.tags.insert(name, CommitId(target));
                     }
                 }
-                Some(known) if known == commit => {}
+                Some(known) if commit(known) == commit(target) => {}
                 Some(_) => received.tags_kept.push(name),
             }
         }
@@ -319,11 +322,11 @@ impl Incoming<'_> {
 }
 
 impl Received {
-    /// Gives a commit a name that is new here, where there is room for it.
-    fn name(&mut self, change: &mut Change<'_>, full: String, commit: Oid) -> bool {
+    /// Gives a commit, or a tag object, a name that is new here, where there is room for it.
+    fn name(&mut self, change: &mut Change<'_>, full: String, target: Oid) -> bool {
         let after = &mut change.journal.after;
         let Some(other) = after.clash(&full).map(str::to_owned) else {
-            after.refs.insert(full, commit);
+            after.refs.insert(full, target);
             return true;
         };
         self.left_out.insert(full, other);

@@ -18,7 +18,7 @@ use git2::{Commit as GitCommit, ErrorCode, Oid, Repository, Signature, Time};
 use super::error::StoreError;
 use super::lock::Lock;
 use super::objects::{FILE, write_commit};
-use super::refs::{CommitId, View};
+use super::refs::{CommitId, View, peeled};
 use crate::checkpoint::tell_of_last_step;
 
 const OPERATIONS: &str = "refs/mpatch/operations";
@@ -379,12 +379,12 @@ fn write(
         Some(last) => read(repository, last)?.after.targets(),
         None => Vec::new(),
     };
-    let mut named: Vec<Oid> = [before, after].iter().flat_map(|view| view.targets()).collect();
-    named.sort_unstable();
-    named.dedup();
-    let new = named.into_iter().filter(|target| !kept.contains(target));
-    // What is no commit (an annotated tag of somebody else's) is kept by its own name alone.
-    let new: Vec<GitCommit<'_>> = new.filter_map(|target| repository.find_commit(target).ok()).collect();
+    let named = [before, after].into_iter().flat_map(View::targets);
+    let new = named.filter(|target| !kept.contains(target));
+    // A tag object is kept by its own name alone, and the commit that it leads to by the operation.
+    let new: BTreeSet<Oid> = new.map(|target| peeled(repository, target)).collect();
+    let new: Vec<GitCommit<'_>> =
+        new.into_iter().filter_map(|target| repository.find_commit(target).ok()).collect();
     let parents: Vec<&GitCommit<'_>> = last.iter().chain(&new).collect();
     write_commit(repository, author, message, &tree, &parents).map_err(failed())
 }
@@ -398,7 +398,8 @@ mod tests {
 
     fn operation(number: u8, deed: Deed) -> Operation {
         let id = |number: u8| CommitId(format!("{number:040x}").parse().unwrap());
-        let view = View { refs: BTreeMap::new(), head: Head::Branch("main".to_owned()), model: None };
+        let (refs, tagged) = (BTreeMap::new(), BTreeMap::new());
+        let view = View { refs, tagged, head: Head::Branch("main".to_owned()), model: None };
         let deed = match deed {
             Deed::Undo(_) => Deed::Undo(id(0)),
             Deed::Redo(_) => Deed::Redo(id(0)),

@@ -116,30 +116,43 @@ impl Kind {
 }
 
 /// All names of a store, where the next commit goes, and which model it is about.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct View {
     /// Full names of refs, and the objects they name.
     pub(super) refs: BTreeMap<String, Oid>,
+    /// The commits that tag objects among those lead to; nothing of a view that an operation has recorded.
+    pub(super) tagged: BTreeMap<Oid, Oid>,
     /// Where the next commit goes.
     pub head: Head,
     /// The checkpoint that commands take when none is given.
     pub model: Option<String>,
 }
 
+/// What tag objects lead to follows from the names.
+impl PartialEq for View {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.refs, &self.head, &self.model) == (&other.refs, &other.head, &other.model)
+    }
+}
+
+impl Eq for View {}
+
 impl View {
     /// The refs and the head of `repository`; `model` is not git's.
     pub(super) fn of(repository: &Repository, model: Option<String>) -> Result<Self, StoreError> {
         let failed = || StoreError::git("read its refs");
-        let mut refs = BTreeMap::new();
+        let (mut refs, mut tagged) = (BTreeMap::new(), BTreeMap::new());
         for reference in repository.references().map_err(failed())? {
             let reference = reference.map_err(failed())?;
             if let Some((name, target)) = named(&reference)
                 && !is_foreign(repository, target)
             {
                 refs.insert(name.to_owned(), target);
+                let commit = Some(peeled(repository, target)).filter(|commit| *commit != target);
+                tagged.extend(commit.map(|commit| (target, commit)));
             }
         }
-        Ok(Self { refs, head: Head::of(repository)?, model })
+        Ok(Self { refs, tagged, head: Head::of(repository)?, model })
     }
 
     /// The commit that the head stands on.
@@ -160,8 +173,17 @@ impl View {
 
     /// The names of a commit: branches, tags, remote branches.
     pub fn names_of(&self, commit: CommitId) -> Vec<String> {
-        let of_kind = |kind| self.names(kind).filter(move |(_, target)| *target == commit);
+        let leads_there =
+            |target: CommitId| target == commit || self.tagged.get(&target.0) == Some(&commit.0);
+        let of_kind = |kind| self.names(kind).filter(|(_, target)| leads_there(*target));
         Kind::ALL.into_iter().flat_map(of_kind).map(|(name, _)| name.to_owned()).collect()
+    }
+
+    /// Names that `wanted` has and this view has not, each with its kind.
+    pub fn lacks<'v>(&'v self, wanted: &'v View) -> impl Iterator<Item = (Kind, &'v str)> {
+        let of_kind = |kind| wanted.names(kind).map(move |(name, _)| (kind, name));
+        let is_here = |kind: Kind, name: &str| self.refs.contains_key(&format!("{}{name}", kind.prefix()));
+        Kind::ALL.into_iter().flat_map(of_kind).filter(move |(kind, name)| !is_here(*kind, name))
     }
 
     /// Everything that is named, each object once.
@@ -227,7 +249,7 @@ impl View {
                 }
             }
         }
-        Some(Self { refs, head: head?, model })
+        Some(Self { refs, tagged: BTreeMap::new(), head: head?, model })
     }
 
     /// Makes the repository's refs those of this view, where they were those of `before`.
@@ -264,6 +286,12 @@ fn named<'r>(reference: &'r Reference<'_>) -> Option<(&'r str, Oid)> {
     let name =
         reference.name().ok().filter(|name| Kind::ALL.iter().any(|kind| name.starts_with(kind.prefix())))?;
     Some((name, reference.target()?))
+}
+
+/// The commit that a tag object leads to; anything else is what it is.
+pub(super) fn peeled(repository: &Repository, target: Oid) -> Oid {
+    let tag = repository.find_tag(target);
+    tag.and_then(|tag| tag.into_object().peel_to_commit()).map_or(target, |commit| commit.id())
 }
 
 /// Whether what a name leads to is no commit but somebody else's tree or file; what is missing or damaged is not.
@@ -365,7 +393,7 @@ mod tests {
         let refs =
             BTreeMap::from([("refs/heads/main".to_owned(), oid("1")), ("refs/tags/v1".to_owned(), oid("2"))]);
         let head = Head::Branch("main".to_owned());
-        let view = View { refs, head, model: Some("a\nb".to_owned()) };
+        let view = View { refs, tagged: BTreeMap::new(), head, model: Some("a\nb".to_owned()) };
         assert_eq!(View::parse(&view.text().unwrap()), Some(view.clone()));
         assert_eq!(view.head_commit(), Some(CommitId(oid("1"))));
         let detached = View { head: Head::Detached(CommitId(oid("2"))), model: None, ..view };
@@ -377,7 +405,8 @@ mod tests {
     fn a_name_is_a_file_or_a_folder() {
         let named = ["refs/heads/a/b", "refs/tags/a", "refs/tags/a.b"];
         let refs = named.map(|name| (name.to_owned(), Oid::ZERO_SHA1)).into();
-        let view = View { refs, head: Head::Branch("main".to_owned()), model: None };
+        let head = Head::Branch("main".to_owned());
+        let view = View { refs, tagged: BTreeMap::new(), head, model: None };
         for (name, clash) in [
             ("refs/heads/a", Some("refs/heads/a/b")),
             ("refs/heads/a/b/c", Some("refs/heads/a/b")),

@@ -40,6 +40,8 @@ pub struct UndoReport {
     branch: Option<String>,
     head: Option<String>,
     model: Option<String>,
+    /// Names that cannot be put back: what they led to is there no more.
+    lost: Vec<String>,
     /// The checkpoint that was the model until now, where it is another one again.
     left: Option<String>,
     /// What takes along the weights that stay as they are: only names are undone.
@@ -92,16 +94,19 @@ impl UndoReport {
         let take_along = |model: &String| {
             format!("mpatch checkout HEAD --onto {} --in-place{}", shell_word(seen(model)), arguments.words())
         };
-        let (verb, other_way) = match way {
-            Way::Undo => ("undid", "mpatch redo"),
-            Way::Redo => ("did again", "mpatch undo"),
+        let (verb, other_way, wanted) = match way {
+            Way::Undo => ("undid", "mpatch redo", &operation.before),
+            Way::Redo => ("did again", "mpatch undo", &operation.after),
         };
+        let lost = view.lacks(wanted).map(|(kind, name)| format!("{} {name}", kind.word()));
+        let lost = lost.collect();
         Ok(Self {
             verb,
             operation: operation.title.clone(),
             branch: branch_of(&view).map(str::to_owned),
             head: view.head_commit().map(|commit| commit.to_string()),
             model: view.model.as_ref().map(seen),
+            lost,
             left: left.map(seen),
             take_along: left.or(kept(operation)).map(take_along),
             other_way,
@@ -155,6 +160,9 @@ impl Report for UndoReport {
         page.line(&format!("on {place}, at {head}"));
         if let Some(model) = &self.model {
             page.line(&format!("the model is {model}"));
+        }
+        for name in &self.lost {
+            page.line(&format!("warning: the {name} is not back: git has swept away what it named"));
         }
         match (&self.left, &self.take_along) {
             (Some(left), Some(command)) => {
