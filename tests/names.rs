@@ -105,3 +105,23 @@ fn a_tag_with_words_of_its_own_travels_whole() {
     assert!(said.contains("the tag `plain` names something else in `/"), "{said}");
     assert!(place.good("pull").contains("warning: the tag plain names something else there"));
 }
+
+#[test]
+fn an_address_on_this_machine_is_what_git_takes_it_for() {
+    let place = of_one_patch();
+    place.good("push --to bare");
+    place.good("clone bare mine");
+    place.git("-C mine config remote.origin.url ../bare.git");
+    place.good("branch news");
+    place.good("push news");
+    assert!(place.good("pull --store mine").contains("/bare.git, every patch checked"));
+    place.git("-C mine rev-parse origin/news");
+    place.good("push --store mine");
+    place.git("bundle create -q all.bundle HEAD main");
+    for words in ["clone all second", "clone all.bundle"] {
+        assert!(place.good(words).contains("(HEAD -> main, origin/main)"), "{words}");
+    }
+    place.good("log --store all");
+    let said = place.bad("clone nowhere x", 11);
+    assert!(said.contains(&format!("{}/nowhere", place.folder.path().display())), "{said}");
+}

@@ -58,19 +58,36 @@ const HINT_OF_PUSH: &str = "check the address: it must be a git repository that 
 /// How another history is called where none is named.
 pub const REMOTE: &str = "origin";
 
-/// The address as it is to be remembered: a folder by its full path.
+/// The address as it is to be remembered: what is on this machine by its full path.
 pub fn address(given: &str) -> Result<String, CommandError> {
     // What begins with a dash would be an option to git.
     if given.starts_with('-') || given.is_empty() {
         return Err(CommandError::new(ExitKind::Usage, format!("`{given}` is no address"))
             .hint("give a folder, or an address that `git clone` takes"));
     }
-    if !Path::new(given).is_dir() {
-        return Ok(given.to_owned());
-    }
-    let path = Path::new(given);
-    let full = path.canonicalize().map_err(|error| CommandError::io("find", path, &error))?;
+    full_address(Path::new(""), given)
+}
+
+/// The address with its full path, where it is one on this machine as seen from `folder`: `git` runs elsewhere. As git
+/// has it, `knowledge` may be `knowledge.git`, or a bundle.
+fn full_address(folder: &Path, address: &str) -> Result<String, CommandError> {
+    let paths = ["", ".git", ".bundle"].map(|ending| match ending {
+        "" => folder.join(address),
+        _ => folder.join(format!("{}{ending}", address.trim_end_matches('/'))),
+    });
+    let full = match paths.iter().find(|path| path.exists()) {
+        Some(path) => path.canonicalize().map_err(|error| CommandError::io("find", path, &error))?,
+        None if is_path(address) => std::path::absolute(&paths[0])
+            .map_err(|error| CommandError::io("find", Path::new(address), &error))?,
+        None => return Ok(address.to_owned()),
+    };
     Ok(full.to_string_lossy().into_owned())
+}
+
+/// The address of the other history that this one remembers; somebody may have written one there from its folder on.
+pub fn remembered(store: &Store) -> Result<Option<String>, CommandError> {
+    let known = store.remote(REMOTE)?;
+    known.map(|known| full_address(store.folder(), &known)).transpose()
 }
 
 /// The address of the other history: the one given, else the one remembered.
@@ -84,8 +101,11 @@ pub fn other(given: Option<&str>, remembered: Option<&str>, hint: &str) -> Resul
 
 /// Whether `git` takes the address for one on this machine.
 fn is_here(address: &str) -> bool {
-    let is_path = || address.split_once(':').is_none_or(|(before, _)| before.contains('/'));
-    address.starts_with("file://") || is_path()
+    address.starts_with("file://") || is_path(address)
+}
+
+fn is_path(address: &str) -> bool {
+    address.split_once(':').is_none_or(|(before, _)| before.contains('/'))
 }
 
 /// The address as it is shown: without what stands before the host, which may be a password, or a token.

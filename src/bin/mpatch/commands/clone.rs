@@ -121,7 +121,7 @@ fn copy(
 fn named_like(address: &str) -> Result<PathBuf, CommandError> {
     let address = shown_address(address);
     let last = address.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or_default();
-    let name = last.strip_suffix(".git").unwrap_or(last);
+    let name = [".git", ".bundle"].iter().find_map(|ending| last.strip_suffix(ending)).unwrap_or(last);
     if name.is_empty() || name.starts_with('.') {
         return Err(CommandError::new(ExitKind::Usage, format!("`{address}` gives no name for a folder"))
             .hint("name one: `mpatch clone ADDRESS FOLDER`"));

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, branch_of};
-use crate::network::{REMOTE, fetch, other, shown_address};
+use crate::network::{REMOTE, fetch, other, remembered, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word};
 
 /// Arguments of `pull`.
@@ -50,11 +50,11 @@ struct PullReport {
 /// Fetches, checks and follows.
 pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
-    let remembered = store.remote(REMOTE)?;
+    let remembered = remembered(&store)?;
     let hint = "name one: `mpatch pull --from ADDRESS`";
     let address = other(arguments.from.as_deref(), remembered.as_deref(), hint)?;
     let incoming = store.incoming()?;
-    fetch(&incoming, &address)?;
+    fetch(&incoming, &address, false)?;
     let patches = judge_arrivals(&incoming, output)?;
     let mut change = arguments.store.change(&store)?;
     // What has a name under this one says where that history is, and no other.

@@ -37,7 +37,7 @@ struct PushReport {
 /// Sends them.
 pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
-    let remembered = store.remote(REMOTE)?;
+    let remembered = network::remembered(&store)?;
     let hint = "name one: `mpatch push --to ADDRESS`, e.g. an empty repository made by `git init --bare`";
     let address = network::other(arguments.to.as_deref(), remembered.as_deref(), hint)?;
     let view = store.view()?;
