@@ -9,7 +9,7 @@ mod place;
 use std::fs;
 
 use git2::{ObjectType, Oid};
-use place::Place;
+use place::{Place, weights};
 
 /// A history of one patch, and an empty repository `bare.git` beside it.
 fn of_one_patch() -> Place {
@@ -124,4 +124,31 @@ fn an_address_on_this_machine_is_what_git_takes_it_for() {
     place.good("log --store all");
     let said = place.bad("clone nowhere x", 11);
     assert!(said.contains(&format!("{}/nowhere", place.folder.path().display())), "{said}");
+}
+
+#[test]
+fn a_clone_of_a_head_on_no_branch_is_at_the_same_state() {
+    let place = of_one_patch();
+    place.good("checkout main~1");
+    place.patch("model.safetensors", "two.mpatch", 2, "The Space Needle");
+    place.good("add two.mpatch");
+    let said = place.good("clone . mine");
+    assert!(said.contains("the head is on no branch, as it is there"), "{said}");
+    assert_eq!(place.git("-C mine rev-parse HEAD").trim(), place.head());
+    place.bad("undo --store mine", 7);
+    place.good("checkout main --store mine");
+    assert!(place.good("fsck --store mine").starts_with("whole: "));
+}
+
+#[test]
+fn a_model_that_is_none_of_the_history_is_found_before_it_is_cloned() {
+    let place = of_one_patch();
+    fs::write(place.path("other.safetensors"), weights([4, 4])).unwrap();
+    for (model, code) in [("nowhere", 11), ("other.safetensors", 6)] {
+        place.bad(&format!("clone . mine --base {model}"), code);
+        assert!(!place.path("mine").exists());
+    }
+    place.good("clone . mine --base model.safetensors");
+    let moves = place.good("checkout HEAD --store mine --in-place --dry-run");
+    assert!(moves.contains("would change model.safetensors in place"), "{moves}");
 }

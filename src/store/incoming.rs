@@ -25,6 +25,9 @@ use crate::digest::PatchId;
 use crate::patch::Patch;
 use crate::patch::manifest::Binding;
 
+/// What the other store's head is fetched as, where that is on no branch.
+pub const THEIR_HEAD: &str = "refs/mpatch/head";
+
 /// What the head of a passing repository is on: nothing that a remote sends, or `git lfs` would follow the
 /// `.lfsconfig` on a branch of that name, and send what it finds, credentials too, to wherever that says.
 const NOWHERE: &str = "refs/mpatch/none";
@@ -55,6 +58,8 @@ pub struct Received {
     pub left_out: BTreeMap<String, String>,
     /// Commits that are new here.
     pub commits: usize,
+    /// Where the other store's head is, if it was fetched.
+    pub head: Option<CommitId>,
 }
 
 impl Store {
@@ -199,6 +204,12 @@ impl Incoming<'_> {
         Ok(names)
     }
 
+    /// The state that the other store's head is at, if it was fetched.
+    fn their_head(&self) -> Option<Oid> {
+        let target = self.repository.refname_to_id(THEIR_HEAD).ok()?;
+        Some(target).filter(|target| !is_strange(&self.repository, *target))
+    }
+
     /// The patches that came and that nothing here leads to yet, one at a time, each checked.
     ///
     /// A patch with other signatures than the one here is a new one.
@@ -222,7 +233,8 @@ impl Incoming<'_> {
     /// Every commit that a name there leads to, the newest first.
     fn commits(&self) -> Result<Vec<Oid>, StoreError> {
         let (branches, tags) = (self.names(Kind::Branch)?, self.names(Kind::Tag)?);
-        let targets: Vec<Oid> = branches.into_values().chain(tags.into_values()).collect();
+        let targets = branches.into_values().chain(tags.into_values()).chain(self.their_head());
+        let targets: Vec<Oid> = targets.collect();
         reachable(&self.repository, &targets)
     }
 
@@ -295,7 +307,8 @@ impl Incoming<'_> {
         move_packs(self.repository.path(), self.store.git_folder())?;
         let odb = self.store.repository.odb().and_then(|odb| odb.refresh());
         odb.map_err(StoreError::git("read what came in"))?;
-        let mut received = Received { commits, ..Received::default() };
+        let head = self.their_head().map(CommitId);
+        let mut received = Received { commits, head, ..Received::default() };
         if let Some(remote) = remote {
             let prefix = format!("{}{remote}/", Kind::Remote.prefix());
             change.journal.after.refs.retain(|name, _| !name.starts_with(&prefix));

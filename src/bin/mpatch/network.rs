@@ -8,7 +8,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::process::Command;
 
-use mpatch::store::{CommitId, Incoming, Store, StoreError};
+use mpatch::store::{CommitId, Incoming, Store, StoreError, THEIR_HEAD};
 
 use crate::error::{CommandError, ExitKind};
 use crate::report::shell_word;
@@ -120,13 +120,15 @@ fn user_info(address: &str) -> &str {
     host.rfind('@').map_or("", |end| &host[..=end])
 }
 
-/// Fetches everything that has a name there, with its large patches.
-pub fn fetch(incoming: &Incoming<'_>, address: &str) -> Result<(), CommandError> {
+/// Fetches everything that has a name there, with its large patches; what the head is at where that is asked for.
+pub fn fetch(incoming: &Incoming<'_>, address: &str, with_head: bool) -> Result<(), CommandError> {
     let everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
     // Of a shallow repository `git` would leave out, without a word, what it knows the beginning of no more.
     let mut words = vec!["fetch", "--quiet", "--update-shallow", "--no-tags", "--no-write-fetch-head", "--"];
     words.push(address);
     words.extend(everything);
+    let head = format!("+HEAD:{THEIR_HEAD}");
+    words.extend(with_head.then_some(head.as_str()));
     git(incoming, address, &words)?;
     if incoming.git_folder().join("shallow").exists() {
         let message =
@@ -140,11 +142,28 @@ pub fn fetch(incoming: &Incoming<'_>, address: &str) -> Result<(), CommandError>
     Ok(())
 }
 
-/// The branch that the other history's head is on.
-pub fn head_branch(incoming: &Incoming<'_>, address: &str) -> Result<Option<String>, CommandError> {
+/// Where the other history's head is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TheirHead {
+    /// On this branch.
+    Branch(String),
+    /// On no branch, or a bundle does not say on which.
+    Detached,
+    /// Nowhere yet.
+    Unborn,
+}
+
+/// Asks where the other history's head is.
+pub fn their_head(incoming: &Incoming<'_>, address: &str) -> Result<TheirHead, CommandError> {
     let answer = git(incoming, address, &["ls-remote", "--symref", "--", address, "HEAD"])?;
-    let line = answer.lines().find_map(|line| line.strip_prefix("ref: refs/heads/"));
-    Ok(line.and_then(|line| line.split('\t').next()).map(str::to_owned))
+    let branch = answer.lines().find_map(|line| line.strip_prefix("ref: refs/heads/"));
+    let branch = branch.and_then(|line| line.split('\t').next());
+    let is_there = answer.lines().any(|line| !line.starts_with("ref: ") && line.ends_with("\tHEAD"));
+    Ok(match (branch, is_there) {
+        (Some(branch), _) => TheirHead::Branch(branch.to_owned()),
+        (None, true) => TheirHead::Detached,
+        (None, false) => TheirHead::Unborn,
+    })
 }
 
 /// Where a history that mpatch is at work in lists what was done; what `git init --bare` has made has no such list.
@@ -275,8 +294,11 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
         }
         _ => "check the address, and that you may read it",
     };
-    Err(CommandError::new(ExitKind::Io, format!("git could not {}: {said}", words.first().unwrap_or(&"")))
-        .hint(hint))
+    let verb = match words.first() {
+        Some(&"ls-remote") => "ask what is there",
+        verb => verb.copied().unwrap_or_default(),
+    };
+    Err(CommandError::new(ExitKind::Io, format!("git could not {verb}: {said}")).hint(hint))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::{PatchId, TensorDigest};
 use mpatch::store::state::{HalfWay, Stranger};
-use mpatch::store::{Atlas, BaseTensor, Commit, CommitId, Standing, Store, StoreError, View};
+use mpatch::store::{Atlas, Base, BaseTensor, Commit, CommitId, Standing, Store, StoreError, View};
 
 use crate::error::{CommandError, ExitKind};
 use crate::history::CommitReport;
@@ -74,11 +74,7 @@ pub fn locate(
     all: bool,
     output: &Output,
 ) -> Result<Located, CommandError> {
-    let misfits = misfits(atlas, checkpoint);
-    if let Some(first) = misfits.first() {
-        let (tensor, strangers) = (first.name.clone(), misfits.len());
-        let tensors = atlas.base().tensors.len();
-        let stranger = Stranger { tensor, found: None, strangers, tensors };
+    if let Some(stranger) = misfit(atlas.base(), checkpoint) {
         return Ok(Located { standing: Standing::Unknown(stranger), compared: 0 });
     }
     let digests = digests(atlas, checkpoint, all, output)?;
@@ -86,9 +82,25 @@ pub fn locate(
 }
 
 /// The base's tensors that a checkpoint lacks, or has with another type or shape.
-pub fn misfits<'a>(atlas: &'a Atlas, checkpoint: &Checkpoint) -> Vec<&'a BaseTensor> {
-    let tensors = atlas.base().tensors.iter();
+pub fn misfits<'a>(base: &'a Base, checkpoint: &Checkpoint) -> Vec<&'a BaseTensor> {
+    let tensors = base.tensors.iter();
     tensors.filter(|known| !fits(checkpoint, known)).collect()
+}
+
+/// What keeps a checkpoint from being in any state of a history which begins with `base`, whatever its weights are.
+fn misfit(base: &Base, checkpoint: &Checkpoint) -> Option<Stranger> {
+    let misfits = misfits(base, checkpoint);
+    let tensor = misfits.first()?.name.clone();
+    Some(Stranger { tensor, found: None, strangers: misfits.len(), tensors: base.tensors.len() })
+}
+
+/// Refuses a checkpoint that can be in no state of a history which begins with `base`; no digest is computed.
+pub fn refuse_misfit(base: &Base, checkpoint: &Checkpoint, path: &Path) -> Result<(), CommandError> {
+    let Some(stranger) = misfit(base, checkpoint) else { return Ok(()) };
+    let message = format!("`{}` is no model of this history: {}", path.display(), stranger_words(&stranger));
+    Err(CommandError::new(ExitKind::WrongBase, message).hint(
+        "give the base, or a checkpoint that was made from it with patches of this history, or leave `--base` out",
+    ))
 }
 
 fn fits(checkpoint: &Checkpoint, known: &BaseTensor) -> bool {

@@ -4,16 +4,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use mpatch::store::{Received, Store};
+use mpatch::checkpoint::Checkpoint;
+use mpatch::store::{Change, Head, Received, Store};
 use serde::Serialize;
 
+use super::open_checkpoint;
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, author};
 use crate::interrupt::Passing;
-use crate::network::{REMOTE, address, fetch, head_branch, shown_address};
+use crate::network::{REMOTE, TheirHead, address, fetch, shown_address, their_head};
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::standing::{remembered, shown};
+use crate::standing::{refuse_misfit, remembered, shown};
 
 /// Arguments of `clone`.
 #[derive(Debug, Args)]
@@ -33,7 +35,8 @@ pub struct CloneArguments {
 #[derive(Debug, Serialize)]
 struct CloneReport {
     folder: PathBuf,
-    branch: String,
+    /// None where the other history's head is on none.
+    branch: Option<String>,
     branches: usize,
     tags: usize,
     commits: usize,
@@ -49,12 +52,16 @@ pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandErr
         Some(folder) => folder.clone(),
         None => named_like(&address)?,
     };
+    let base = match &arguments.base {
+        Some(base) => Some((base.as_path(), open_checkpoint(base, output)?)),
+        None => None,
+    };
     let made_folder = !folder.is_dir();
     if made_folder {
         std::fs::create_dir(&folder).map_err(|error| CommandError::io("create", &folder, &error))?;
     }
     let passing = made_folder.then(|| Passing::begin(folder.clone()));
-    let copied = copy(&address, &folder, passing, arguments.base.as_deref(), output);
+    let copied = copy(&address, &folder, passing, base, output);
     if copied.is_err() && made_folder {
         let _ = std::fs::remove_dir(&folder);
     }
@@ -75,7 +82,7 @@ pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandErr
 /// A history that has come whole.
 struct Copied {
     store: Store,
-    branch: String,
+    branch: Option<String>,
     received: Received,
     patches: Vec<ArrivalReport>,
 }
@@ -85,36 +92,62 @@ fn copy(
     address: &str,
     folder: &Path,
     passing: Option<Passing>,
-    base: Option<&Path>,
+    base: Option<(&Path, Checkpoint)>,
     output: &Output,
 ) -> Result<Copied, CommandError> {
     let made = Store::begin(folder, "main")?;
     let passing = passing.unwrap_or_else(|| Passing::begin(made.git_folder().to_owned()));
     let author = author()?;
     let incoming = made.incoming()?;
-    fetch(&incoming, address)?;
-    let head = head_branch(&incoming, address)?;
+    let head = their_head(&incoming, address)?;
+    fetch(&incoming, address, head == TheirHead::Detached)?;
     let patches = judge_arrivals(&incoming, output)?;
     let mut change = made.change(Duration::ZERO, author)?;
     let received = incoming.receive(&mut change, Some(REMOTE))?;
-    let known = |name: &String| received.branches.contains_key(name);
-    let branch = head.filter(known).or_else(|| received.branches.keys().next().cloned());
-    let Some(branch) = branch else {
-        return Err(CommandError::new(
-            ExitKind::Malformed,
-            format!("`{}` has no branch", shown_address(address)),
-        )
-        .hint("it is no history of mpatch, or an empty one"));
-    };
-    change.adopt(&branch, received.branches[&branch])?;
+    let branch = begin_at(&mut change, &received, head, address)?;
     change.set_remote(REMOTE, address)?;
-    if let Some(base) = base {
-        change.set_model(Some(remembered(folder, base)?));
+    if let Some((path, _)) = &base {
+        change.set_model(Some(remembered(folder, path)?));
     }
     change.finish("clone")?;
+    if let Some((path, checkpoint)) = &base {
+        refuse_misfit(&made.base()?, checkpoint, path)?;
+    }
     drop(incoming);
     passing.keep();
     Ok(Copied { store: made.settle(folder)?, branch, received, patches })
+}
+
+/// Puts the head where the other history's is: on its branch, or the one that is at the same state, or on none; on the
+/// first one where the other head is nowhere. Tells which branch that is.
+fn begin_at(
+    change: &mut Change<'_>,
+    received: &Received,
+    head: TheirHead,
+    address: &str,
+) -> Result<Option<String>, CommandError> {
+    let named = match head {
+        TheirHead::Branch(name) => received.branches.get_key_value(&name),
+        TheirHead::Detached | TheirHead::Unborn => None,
+    };
+    let alike = || received.branches.iter().find(|(_, commit)| Some(**commit) == received.head);
+    match (named.or_else(alike), received.head) {
+        (None, Some(commit)) => {
+            change.switch(Head::Detached(commit))?;
+            Ok(None)
+        }
+        (found, _) => {
+            let no_branch = || {
+                let message = format!("`{}` has no branch", shown_address(address));
+                let error = CommandError::new(ExitKind::Malformed, message);
+                error.hint("it is no history of mpatch, or an empty one")
+            };
+            let found = found.or_else(|| received.branches.first_key_value());
+            let (branch, commit) = found.ok_or_else(no_branch)?;
+            change.adopt(branch, *commit)?;
+            Ok(Some(branch.clone()))
+        }
+    }
 }
 
 /// `knowledge` of `https://example.org/knowledge.git`.
@@ -138,7 +171,10 @@ impl Report for CloneReport {
         let branches = count(self.branches, "branch");
         page.title(&format!("cloned into {folder}: {commits}, {branches}, {tags}, every patch checked"));
         write_arrivals(&self.patches, page);
-        self.head.write(page, Some(&self.branch), 5);
+        if self.branch.is_none() {
+            page.line("the head is on no branch, as it is there");
+        }
+        self.head.write(page, self.branch.as_deref(), 5);
     }
 
     fn next(&self) -> Option<String> {

@@ -88,7 +88,7 @@ pub fn run(
     let asked = revision.map(|(_, commit)| store.commit(commit)).transpose()?;
     let head = store.commit(store.head()?)?;
     let goal = asked.as_ref().map_or(head.series.as_slice(), |commit| &commit.series);
-    let missing = misfits(&atlas, &checkpoint);
+    let missing = misfits(atlas.base(), &checkpoint);
     let found = Found { digests: digests(&atlas, &checkpoint, false, output)?, missing };
     let standing = match found.missing.is_empty() {
         true => Some(atlas.locate(&found.digests)),
