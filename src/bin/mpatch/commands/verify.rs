@@ -371,7 +371,9 @@ impl LadderReport {
             Rung::V3 | Rung::V5 if !can_be_climbed => {
                 "nothing can be said about this patch there: ask for another rung, or for another patch"
             }
-            Rung::V3 | Rung::V4 | Rung::V5 if self.stops_early.is_some() => self.stops_early.unwrap_or_default(),
+            Rung::V3 | Rung::V4 | Rung::V5 if self.stops_early.is_some() => {
+                self.stops_early.unwrap_or_default()
+            }
             Rung::V3 if self.base.is_some() => "name the statistics that it was made with: `--stats FILE`",
             Rung::V5 if self.base.is_some() => {
                 "have it made again with `--rederive`, which takes as long as `create`"
