@@ -1,10 +1,10 @@
 //! Ours beside the reference implementation, on a folder with the reference's recorded numbers; and what size costs.
 //!
 //! ```text
-//! cargo bench --bench reference -- FOLDER [FOLDER ...]            the table of docs/memit.md
-//! cargo bench --bench reference -- --sizes FOLDER                size against Score, by bits and rank
-//! cargo bench --bench reference -- --statistics FOLDER           Score against the amount of text behind the statistics
-//! cargo bench --bench reference -- --precision FOLDER            time and Score of matrices in f32 and bf16
+//! cargo bench --bench reference -- FOLDER [FOLDER ...]           the table of docs/memit.md
+//! cargo bench --bench reference -- --sizes FOLDER               size against Score, by bits and rank
+//! cargo bench --bench reference -- --statistics FOLDER          Score against the amount of text behind the statistics
+//! cargo bench --bench reference -- --precision FOLDER           time and Score of matrices in f32 and bf16
 //! ```
 //!
 //! A folder holds a model, `records.json`, and `reference/` as `fixtures/README.md` describes it. Each row is made

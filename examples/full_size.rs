@@ -1,9 +1,10 @@
 //! Writes a checkpoint of GPT-J-6B's shape with random weights, and patches of random factors for it.
 //!
-//! [`USAGE`] says how it is called. The folder gets `config.json`, a tokenizer, the weights in one file or in shards with an index, and for each number of facts
-//! `patches/facts-N.mpatch`, whose rank is that number, as MEMIT's would be. Weights are gaussian with a deviation of
-//! 0.02, and an update changes them by a hundredth of that. Nothing but the current blocks is in memory while weights
-//! are written; a patch is built in memory. The benchmark `full_size` runs on what this writes.
+//! [`USAGE`] says how it is called. The folder gets `config.json`, a tokenizer, the weights in one file or in shards
+//! with an index, and for each number of facts `patches/facts-N.mpatch`, whose rank is that number, as MEMIT's would
+//! be. Weights are gaussian with a deviation of 0.02, and an update changes them by a hundredth of that. Nothing but
+//! the current blocks is in memory while weights are written; a patch is built in memory. The benchmark `full_size`
+//! runs on what this writes.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it prints, and stops at what is wrong")]
 
 #[path = "../benches/words/mod.rs"]

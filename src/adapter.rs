@@ -8,9 +8,9 @@
 //! `p` holds a power of two for each of the rank's components. It changes no product, and brings a component's largest
 //! numbers in A and B to about one size: as they come, one may be too small for a narrow type, or too large.
 //!
-//! Loaders scale the product by `lora_alpha / r`, and some of them take the rank of the file for `r`: so all modules get
-//! the same rank, with zeros behind their own, and it stands for both. An adapter is near the patch and no more: its
-//! loader adds `B (A x)` in the type that it computes in, and digests, undo logs and signatures stay behind.
+//! Loaders scale the product by `lora_alpha / r`, and some of them take the rank of the file for `r`: so all modules
+//! get the same rank, with zeros behind their own, and it stands for both. An adapter is near the patch and no more:
+//! its loader adds `B (A x)` in the type that it computes in, and digests, undo logs and signatures stay behind.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -123,8 +123,8 @@ pub struct Adapter<'p> {
 }
 
 impl<'p> Adapter<'p> {
-    /// Looks whether an adapter can hold what the patch adds, told by its manifest. Its numbers will be of type `dtype`,
-    /// each rounded once, to nearest and ties to even.
+    /// Looks whether an adapter can hold what the patch adds, told by its manifest. Its numbers will be of type
+    /// `dtype`, each rounded once, to nearest and ties to even.
     ///
     /// # Errors
     /// [`AdapterError::NotFactors`], [`AdapterError::NotLinear`], [`AdapterError::Transposed`] or

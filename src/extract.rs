@@ -165,13 +165,13 @@ pub enum Form {
 
 /// Extracts the patch that makes `edited` of `base`; `model` is what the patch is for.
 ///
-/// `progress` is told bytes: all weights of both, and the tensors that differ once more, or up to twice where a term turns
-/// out to overflow.
+/// `progress` is told bytes: all weights of both, and the tensors that differ once more, or up to twice where a term
+/// turns out to overflow.
 ///
 /// # Errors
 /// [`ExtractError::Same`], [`ExtractError::OneSided`] and [`ExtractError::Kind`] where no patch leads from one to the
-/// other; [`ExtractError::NotExact`] where one would lead elsewhere; [`ExtractError::Checkpoint`] where either cannot be
-/// read; the others where the arithmetic fails.
+/// other; [`ExtractError::NotExact`] where one would lead elsewhere; [`ExtractError::Checkpoint`] where either cannot
+/// be read; the others where the arithmetic fails.
 pub fn extract(
     base: &Checkpoint,
     edited: &Checkpoint,

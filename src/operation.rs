@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Apply goes from the digests `before` to those `after`, revert the other way; nothing else differs, so both are
-//! one code, and a [`Direction`] says which. Reverting takes the edited checkpoint and the patch alone. What counts is the bytes: no log or name is asked in which state a checkpoint is.
+//! one code, and a [`Direction`] says which. Reverting takes the edited checkpoint and the patch alone. What counts is
+//! the bytes: no log or name is asked in which state a checkpoint is.
 
 mod mismatch;
 mod survey;
@@ -434,10 +435,10 @@ impl Plan {
     /// bytes, [`Plan::copy_size_bytes`] in all.
     ///
     /// # Errors
-    /// [`OperationError::Checkpoint`] where the checkpoint cannot be read, the output cannot be written, or there is one
-    /// already; [`OperationError::OtherPatch`] and [`OperationError::OtherState`] where the plan was made for others;
-    /// [`OperationError::Patch`] and [`OperationError::Factors`] where the patch's terms or undo logs are damaged;
-    /// [`OperationError::WrongResult`] where a digest is not the promised one.
+    /// [`OperationError::Checkpoint`] where the checkpoint cannot be read, the output cannot be written, or there is
+    /// one already; [`OperationError::OtherPatch`] and [`OperationError::OtherState`] where the plan was made for
+    /// others; [`OperationError::Patch`] and [`OperationError::Factors`] where the patch's terms or undo logs are
+    /// damaged; [`OperationError::WrongResult`] where a digest is not the promised one.
     pub fn execute(
         &self,
         checkpoint: &Checkpoint,
@@ -459,8 +460,8 @@ impl Plan {
     /// now.
     ///
     /// # Errors
-    /// As [`Plan::execute`], and [`OperationError::Pending`]; [`CheckpointError::InPlace`] says why a checkpoint cannot be
-    /// changed where it lies.
+    /// As [`Plan::execute`], and [`OperationError::Pending`]; [`CheckpointError::InPlace`] says why a checkpoint
+    /// cannot be changed where it lies.
     pub fn execute_in_place(
         &self,
         checkpoint: &Checkpoint,
@@ -486,8 +487,8 @@ impl Plan {
     /// Refuses a checkpoint that cannot be changed in place: asked before any work is done.
     ///
     /// # Errors
-    /// [`CheckpointError::InPlace`], in words; [`CheckpointError::Io`] and [`CheckpointError::MissingTensor`] for what is
-    /// not there.
+    /// [`CheckpointError::InPlace`], in words; [`CheckpointError::Io`] and [`CheckpointError::MissingTensor`] for what
+    /// is not there.
     pub fn check_in_place(&self, checkpoint: &Checkpoint) -> Result<(), CheckpointError> {
         let infos = self.tensors.iter().map(|tensor| checkpoint.tensor(&tensor.name));
         check_in_place(checkpoint, infos.collect::<Result<Vec<_>, _>>()?)

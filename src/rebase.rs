@@ -80,8 +80,8 @@ pub struct RebaseOptions {
 ///
 /// # Errors
 /// [`RebaseError::Fits`] and [`RebaseError::Applied`] where there is nothing to do; [`RebaseError::BindingsDiffer`] and
-/// [`RebaseError::Correction`] where the patch does not say what to add; [`RebaseError::Bind`] where its terms do not fit
-/// the weights; [`RebaseError::Checkpoint`] and [`RebaseError::Patch`] where they cannot be read.
+/// [`RebaseError::Correction`] where the patch does not say what to add; [`RebaseError::Bind`] where its terms do not
+/// fit the weights; [`RebaseError::Checkpoint`] and [`RebaseError::Patch`] where they cannot be read.
 pub fn rebase(
     checkpoint: &Checkpoint,
     patch: &Patch,

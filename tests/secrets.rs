@@ -1,5 +1,5 @@
-//! Secret halves of keys stay in their files: no command says anything of one, and no program that mpatch runs is handed
-//! one in its arguments or its environment.
+//! Secret halves of keys stay in their files: no command says anything of one, and no program that mpatch runs is
+//! handed one in its arguments or its environment.
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 mod material;

@@ -583,7 +583,7 @@ fn text_of_keys_cannot_move_the_cursor() {
     }
 }
 
-// --------------------------------------------------------------------------------------------- creating and documents --
+// ------------------------------------------------------------------------------------------- creating and documents --
 
 #[test]
 fn a_patch_is_signed_with_a_key_made_on_first_use_and_trusted_by_its_maker() {

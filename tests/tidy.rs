@@ -16,6 +16,8 @@ use tokens::{Named, Token, matches_at, named_paths, tokens};
 
 /// Longest source file in lines.
 const LINES_MAX: usize = 700;
+/// Columns of the widest comment.
+const COMMENT_COLUMNS_MAX: usize = 120;
 /// Where the layering table stands.
 const ARCHITECTURE: &str = "docs/ARCHITECTURE.md";
 
@@ -417,6 +419,22 @@ fn no_source_file_is_long() {
         .map(|path| format!("{path} has {} lines, more than {LINES_MAX}: split it", lines(&path)))
         .collect();
     nothing_is_wrong(&problems);
+}
+
+/// `cargo fmt` breaks lines of code and leaves comments as they are; a row of a table cannot be broken.
+#[test]
+fn no_comment_is_wide() {
+    let is_wide = |line: &str| {
+        let comment = line.trim_start().strip_prefix("//");
+        let is_row = |comment: &str| comment.trim_start_matches(['/', '!', ' ']).starts_with('|');
+        line.chars().count() > COMMENT_COLUMNS_MAX && comment.is_some_and(|comment| !is_row(comment))
+    };
+    let of_source = lines().into_iter().filter(|(place, line)| place.contains(".rs:") && is_wide(line));
+    nothing_is_wrong(
+        &of_source
+            .map(|(place, line)| format!("{place}: {} columns, break it", line.chars().count()))
+            .collect::<Vec<_>>(),
+    );
 }
 
 /// Whether `path` is `pattern`, in which `*` stands for any text without a slash.

@@ -8,8 +8,8 @@
 //!
 //! As long as the journal lies under its name the old state can be had back, whatever happened: a kill, a power
 //! cut, a full disk. One journal covers all files of a checkpoint that a change touches, so a set of shards goes
-//! from one state to the other as a whole. [`super::recover`] asks the bytes, not a log, where the checkpoint stands; it
-//! can itself be interrupted anywhere and be run again.
+//! from one state to the other as a whole. [`super::recover`] asks the bytes, not a log, where the checkpoint stands;
+//! it can itself be interrupted anywhere and be run again.
 //!
 //! The bytes of a journal are in `docs/durability.md`.
 

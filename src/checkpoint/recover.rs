@@ -175,8 +175,8 @@ fn open_journal(files: &Files, path: &Path, places: &[PathBuf]) -> Result<Found,
     Journal::open(files, path).map_err(|error| waiting_for(path, places, error))
 }
 
-/// What an error says that keeps anybody from reading a journal now: one that bears the name of weights at hand may hold
-/// their old bytes.
+/// What an error says that keeps anybody from reading a journal now: one that bears the name of weights at hand may
+/// hold their old bytes.
 fn waiting_for(journal: &Path, places: &[PathBuf], error: CheckpointError) -> CheckpointError {
     match whose(journal, places) {
         Some(path) => CheckpointError::Recovery {
@@ -411,8 +411,8 @@ impl Journal {
         Ok(sets)
     }
 
-    /// Somebody put other files under the names: fine if they are in one of the two states, or are the journal's files in
-    /// all but their inodes; else nothing is touched.
+    /// Somebody put other files under the names: fine if they are in one of the two states, or are the journal's files
+    /// in all but their inodes; else nothing is touched.
     fn allow_other_files(&self, targets: &[&Target]) -> Result<(), CheckpointError> {
         let mut numbered = self.header.files.iter().zip(targets);
         let Some((file, _)) = numbered.find(|(_, target)| !target.is_the_same) else { return Ok(()) };
@@ -438,8 +438,8 @@ mod tests {
 
     const TENSOR_BYTES: usize = 3 * PAGE_BYTES;
 
-    /// Tensors one after the other, numbered from `first` on, a letter each: at the Start, at the End, Begun, X for other
-    /// bytes, and = for one that is not to be changed.
+    /// Tensors one after the other, numbered from `first` on, a letter each: at the Start, at the End, Begun, X for
+    /// other bytes, and = for one that is not to be changed.
     fn tensors(first: u8, states: &str) -> Vec<u8> {
         let tensor = |(state, number): (u8, u8)| {
             let (old, new) = ([number; TENSOR_BYTES], [number + 100; TENSOR_BYTES]);

@@ -193,8 +193,8 @@ impl Journal {
 
     /// Brings the targets to `goal`, whatever they hold now, and removes the journal.
     ///
-    /// Each set has all files of the header, in its order; there are several where a file has a copy, which comes to the
-    /// same state.
+    /// Each set has all files of the header, in its order; there are several where a file has a copy, which comes to
+    /// the same state.
     ///
     /// # Errors
     /// [`CheckpointError::Recovery`], with the journal still there.

@@ -126,7 +126,8 @@ impl<'a> Output<'a> {
         Self { kind, given_up: AtomicBool::new(false) }
     }
 
-    /// Has `rewrite` write all of the touched tensors, and meanwhile copies what is not touched, or keeps what they overwrite.
+    /// Has `rewrite` write all of the touched tensors, and meanwhile copies what is not touched, or keeps what they
+    /// overwrite.
     ///
     /// In place, [`Output::write_at`] waits until the old bytes of its part are kept, in the order of the rewrites and
     /// of their files. `progress` is told those bytes as they are copied or kept.

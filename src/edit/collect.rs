@@ -42,7 +42,8 @@ pub struct Collected {
 /// model's context are cut, as in the reference.
 ///
 /// A part's documents are drawn without regard to where they stand, always the same ones: the reference, too, draws a
-/// subset, and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 16 bytes for each.
+/// subset, and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 16 bytes for
+/// each.
 ///
 /// # Errors
 /// [`EditError::Corpus`] names the line; [`EditError::Model`].
@@ -167,8 +168,8 @@ pub const fn sums_size_bytes(inner: usize, layers: usize) -> u64 {
 /// Columns of a second moment that are summed together: GPT-J's has eight blocks of them.
 const COLUMNS_PER_BLOCK: usize = 2048;
 
-/// `sum k k^T` of one layer on the device: it is symmetric, so of each block of columns nothing below the diagonal block
-/// is kept or computed, which of many blocks is nearly half.
+/// `sum k k^T` of one layer on the device: it is symmetric, so of each block of columns nothing below the diagonal
+/// block is kept or computed, which of many blocks is nearly half.
 struct KeySum {
     inner: usize,
     /// The first column of each block, and its rows down to the end of the diagonal block, f32.

@@ -33,7 +33,8 @@ impl Contexts {
         Self::new(groups)
     }
 
-    /// Checks that there is a template in every group and one `{}` in every template, at its beginning or behind a space.
+    /// Checks that there is a template in every group and one `{}` in every template, at its beginning or behind a
+    /// space.
     ///
     /// # Errors
     /// [`EditError::Contexts`].

@@ -148,7 +148,8 @@ pub struct ValueInputs<'a> {
 }
 
 impl ValueInputs<'_> {
-    /// One digest of it all; none where it cannot be written down, so that no other edit's values are taken for its own.
+    /// One digest of it all; none where it cannot be written down, so that no other edit's values are taken for its
+    /// own.
     pub fn digest(&self) -> Option<FileDigest> {
         let facts: Vec<_> =
             self.facts.iter().map(|fact| (&fact.prompt, &fact.subject, &fact.target)).collect();

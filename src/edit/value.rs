@@ -45,7 +45,8 @@ pub struct Value {
 
 /// Finds the values of all facts that are planned, in their order.
 ///
-/// Batches follow from the facts, the model and the device's memory, not from how many cores there are; `log` holds the batches that earlier runs finished, and gets those of this one.
+/// Batches follow from the facts, the model and the device's memory, not from how many cores there are; `log` holds the
+/// batches that earlier runs finished, and gets those of this one.
 ///
 /// # Errors
 /// [`EditError::Fact`], [`EditError::Model`] or [`EditError::Checkpoint`].

@@ -98,8 +98,8 @@ fn by_length(model: &Model, records: &[Record]) -> Result<Vec<(usize, Prompts)>,
     Ok(groups.into_iter().collect())
 }
 
-/// `text` begins with `new`, not as the beginning of a longer `old`, and `old` does not come in the same sentence; all as
-/// whole words.
+/// `text` begins with `new`, not as the beginning of a longer `old`, and `old` does not come in the same sentence; all
+/// as whole words.
 fn says(text: &str, new: &str, old: Option<&str>) -> bool {
     let text = text.trim_start();
     let begins_with = |word: &str| whole(text, word).next() == Some(0);

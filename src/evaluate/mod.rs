@@ -6,8 +6,9 @@
 //! * *accuracy*, teacher-forced: every token of the right target is the most likely one;
 //! * *generation*: the model continues the prompt by itself, and the target stands there.
 //!
-//! Success flatters: an edit can win the comparison and still not be said. Sources: memit `experiments/py/eval_utils_counterfact.py`
-//! (success, accuracy, n-gram entropy), the paper's Score (harmonic mean of the three successes).
+//! Success flatters: an edit can win the comparison and still not be said. Sources: memit
+//! `experiments/py/eval_utils_counterfact.py` (success, accuracy, n-gram entropy), the paper's Score (harmonic mean of
+//! the three successes).
 
 mod generation;
 mod likelihood;
@@ -171,7 +172,8 @@ impl Evaluation {
 
 /// Texts that [`evaluate`] will tell its progress over.
 ///
-/// One that is written for the n-gram entropy counts as one for each of its tokens: each is a run of the model by itself.
+/// One that is written for the n-gram entropy counts as one for each of its tokens: each is a run of the model by
+/// itself.
 pub fn texts(records: &[Record], extent: Extent) -> u64 {
     let of_record = |record: &Record| {
         let questions = Question::of_record(record);

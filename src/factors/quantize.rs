@@ -47,8 +47,8 @@ pub fn quantize_low_rank(
 /// columns as well as large ones.
 ///
 /// # Errors
-/// [`FactorError::Bits`], [`FactorError::Size`], [`FactorError::NotFinite`], and [`FactorError::Scale`] where a scale is
-/// beyond f32.
+/// [`FactorError::Bits`], [`FactorError::Size`], [`FactorError::NotFinite`], and [`FactorError::Scale`] where a scale
+/// is beyond f32.
 pub fn quantize_dense(values: &[f64], rows: usize, columns: usize, bits: u8) -> Result<Term, FactorError> {
     check_values("the dense update", values, rows, columns, bits)?;
     quantize_dense_rows(rows, columns, bits, &mut |block: Range<usize>| {

@@ -401,7 +401,8 @@ fn overflow_of_span<E: Lane>(span: &Span<'_>, from: usize, before: &[u8]) -> Opt
     None
 }
 
-/// Sums of squares, in f64, of the weights `before` and of their changes to `after`; pairs that are not finite add nothing.
+/// Sums of squares, in f64, of the weights `before` and of their changes to `after`; pairs that are not finite add
+/// nothing.
 pub(crate) fn sums_of_squares(dtype: Dtype, before: &[u8], after: &[u8]) -> [f64; 2] {
     with_element!(dtype, E => squares::<E>(Kernel::best(), before, after))
 }

@@ -36,7 +36,8 @@ pub(super) fn no_fact_twice(records: &[(Place, Record)]) -> Result<(), FactsErro
     Ok(())
 }
 
-/// A filled prompt, wherever its subject begins, with white space set aside: facts with the same one fill the same blank.
+/// A filled prompt, wherever its subject begins, with white space set aside: facts with the same one fill the same
+/// blank.
 pub(super) fn filled(prompt: &str, subject: &str) -> String {
     normalized(&prompt.replacen(PLACEHOLDER, subject, 1))
 }

@@ -179,7 +179,8 @@ impl<'a> Fields<'a> {
         FactsError::ListLength { place: self.place.clone(), field: self.path(name), expected, found }
     }
 
-    /// `text` with the subject that is written out in it replaced by `{}`: where it is a word of its own, before others.
+    /// `text` with the subject that is written out in it replaced by `{}`: where it is a word of its own, before
+    /// others.
     pub fn lift_subject(&self, text: &str, subject: &str) -> Result<String, FactsError> {
         let mut places: Vec<usize> = words::whole(text, subject).collect();
         if places.is_empty() {

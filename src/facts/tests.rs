@@ -47,7 +47,8 @@ fn a_request_is_read_alone_in_an_array_and_on_a_line() {
 
 #[test]
 fn blanks_around_targets_and_prompts_go_away_and_one_space_comes_back() {
-    // Kept, they would be asked for: a target behind two spaces, or one that ends in a blank, is one that no model says.
+    // Kept, they would be asked for: a target behind two spaces, or one that ends in a blank, is one that no model
+    // says.
     for written in ["football", " football", "  football", "football ", "football\\n"] {
         assert_eq!(parse(&BALL.replace("football", written)).records, [Record::of(ball())], "{written:?}");
     }

@@ -6,9 +6,9 @@ use super::check::filled;
 
 /// The things that facts are about, numbered from 0 in the order in which they first came.
 ///
-/// The facts of one list are about as many things, however alike they are: it is one person's, who may tell `Apple` from
-/// `apple`. Between lists the same text is the same thing, and where there is none, a text that differs in letter case
-/// only: between lists of several people that is an accident.
+/// The facts of one list are about as many things, however alike they are: it is one person's, who may tell `Apple`
+/// from `apple`. Between lists the same text is the same thing, and where there is none, a text that differs in letter
+/// case only: between lists of several people that is an accident.
 #[derive(Debug, Default)]
 pub struct Things {
     /// The text by which each was told last.

@@ -87,8 +87,8 @@ fn stands_first(weight: &Tensor, x: &Tensor) -> bool {
     is_large && weight.device().is_cpu()
 }
 
-/// The ranges of rows in which a matrix is multiplied, at least one: all at once, unless a processor has to widen it for
-/// `x`.
+/// The ranges of rows in which a matrix is multiplied, at least one: all at once, unless a processor has to widen it
+/// for `x`.
 fn parts(matrix: &Tensor, x: &Tensor) -> Vec<Range<usize>> {
     let (rows, columns) = matrix.dims2().unwrap_or_default();
     let is_widened = matrix.dtype() != x.dtype() && matrix.device().is_cpu();

@@ -239,7 +239,8 @@ impl Network {
     /// `[rows, tokens, width]`.
     ///
     /// # Errors
-    /// [`ModelError::Device`]; [`ModelError::Text`] when the context is full; [`ModelError::Layer`] where not all blocks are loaded.
+    /// [`ModelError::Device`]; [`ModelError::Text`] when the context is full; [`ModelError::Layer`] where not all
+    /// blocks are loaded.
     pub fn forward_cached(&self, ids: &Tensor, cache: &mut Cache) -> Result<Tensor, ModelError> {
         self.check_layer(self.config.layers - 1)?;
         let seen = cache.past.first().map_or(Ok(0), |past| past.keys.dim(2))?;

@@ -268,7 +268,8 @@ impl Patterns {
     }
 }
 
-/// Whether `name` is `pattern`, byte for byte: `?` is one byte to OpenSSH. Going back to the last `*` only keeps the work at the product of the lengths.
+/// Whether `name` is `pattern`, byte for byte: `?` is one byte to OpenSSH. Going back to the last `*` only keeps the
+/// work at the product of the lengths.
 fn matches(pattern: &str, name: &str) -> bool {
     let (pattern, name) = (pattern.as_bytes(), name.as_bytes());
     let (mut at, mut read) = (0, 0);

@@ -152,7 +152,8 @@ impl KnownLines {
     /// Reads the state file.
     ///
     /// # Errors
-    /// [`LinesError`] for what is no such JSON, another schema, a key or an id that is none, and a line that stands twice.
+    /// [`LinesError`] for what is no such JSON, another schema, a key or an id that is none, and a line that stands
+    /// twice.
     pub fn parse(json: &[u8]) -> Result<Self, LinesError> {
         let refused = |what: String| LinesError(what);
         let document: Document = serde_json::from_slice(json).map_err(|error| refused(error.to_string()))?;

@@ -1,4 +1,5 @@
-//! Times in `allowed_signers`: `YYYYMMDD[HHMM[SS]][Z]`, also with `UTC` at the end, in either case; in seconds since 1970.
+//! Times in `allowed_signers`: `YYYYMMDD[HHMM[SS]][Z]`, also with `UTC` at the end, in either case; in seconds since
+//! 1970.
 //!
 //! Without `Z` OpenSSH means the local time of whoever checks. This room knows no time zones, so such a time is read
 //! in the zone that trusts less: a validity begins in the last place on earth, and ends in the first.

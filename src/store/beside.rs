@@ -13,7 +13,8 @@ use super::{CommitId, Store};
 const STAGE: u16 = 0x3000;
 
 impl Store {
-    /// A tree with all that is kept beside two states, as a merge has it, and the paths where ours stands against theirs.
+    /// A tree with all that is kept beside two states, as a merge has it, and the paths where ours stands against
+    /// theirs.
     pub(super) fn beside_both(
         &self,
         ours: CommitId,

@@ -88,8 +88,8 @@ impl Change<'_> {
     }
 
     /// Joins another history to the head's: `series` is one whose states are known, and `stacked` one patch on top of
-    /// it of everything else that is to be in the result. Tells which files beside the states both sides have changed, of
-    /// which the head's stay.
+    /// it of everything else that is to be in the result. Tells which files beside the states both sides have
+    /// changed, of which the head's stay.
     ///
     /// # Errors
     /// [`StoreError::Misfit`], or what goes wrong with writing.
@@ -276,7 +276,8 @@ impl Change<'_> {
             Replay::Undo => (&chosen.before, Deed::Undo(chosen.id)),
             Replay::Redo => (&chosen.after, Deed::Redo(chosen.id)),
         };
-        // Before its first operation a store is nothing. A head that was on a branch which is not there comes back, too.
+        // Before its first operation a store is nothing. A head that was on a branch which is not there comes back,
+        // too.
         if view.refs.is_empty() && view.head_commit().is_none() {
             return Err(nothing());
         }

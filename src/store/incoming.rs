@@ -178,8 +178,8 @@ impl Incoming<'_> {
         ObjectStore { repository: &self.repository, lfs: &self.store.lfs }
     }
 
-    /// Names of one kind that came and lead to states of the model: the state of a branch, and what a tag names, which may
-    /// be an object with the words of whoever made it, and a signature.
+    /// Names of one kind that came and lead to states of the model: the state of a branch, and what a tag names,
+    /// which may be an object with the words of whoever made it, and a signature.
     fn names(&self, kind: Kind) -> Result<BTreeMap<String, Oid>, StoreError> {
         let failed = || StoreError::git("read what came in");
         let mut names = BTreeMap::new();
@@ -361,8 +361,8 @@ impl Change<'_> {
         config.set_str(&format!("remote.{remote}.fetch"), &fetch).map_err(failed())
     }
 
-    /// Remembers that the other store's branch is here. A name in its way is that of a branch which is there no more, or
-    /// the other store could not have this one.
+    /// Remembers that the other store's branch is here. A name in its way is that of a branch which is there no more,
+    /// or the other store could not have this one.
     pub fn sent(&mut self, remote: &str, branch: &str, commit: CommitId) {
         let full = format!("{}{remote}/{branch}", Kind::Remote.prefix());
         let after = &mut self.journal.after;

@@ -112,8 +112,8 @@ impl Store {
 
     /// Every commit that a name or an operation leads to and that is a state of the model.
     ///
-    /// What somebody else's names lead to is passed by: whatever lies in this repository, an operation that has recorded
-    /// its name stays.
+    /// What somebody else's names lead to is passed by: whatever lies in this repository, an operation that has
+    /// recorded its name stays.
     pub(super) fn everything(&self) -> Result<Vec<Oid>, StoreError> {
         let operations = operations::list(&self.repository)?;
         let Targets { commits, .. } = Targets::of(&self.repository, &operations, &self.view()?.targets());

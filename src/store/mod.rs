@@ -387,7 +387,8 @@ fn refuse_worktree(repository: &Repository, folder: &Path) -> Result<(), StoreEr
     Err(StoreError::Worktree { path: folder.to_owned(), main: above.unwrap_or(common).to_owned() })
 }
 
-/// Whether the repository is one that git itself copied from a history: the state is there, and what mpatch sets is not.
+/// Whether the repository is one that git itself copied from a history: the state is there, and what mpatch sets is
+/// not.
 fn is_copy(repository: &Repository) -> bool {
     let tree = repository.head().and_then(|head| head.peel_to_tree());
     let Ok(Some(base)) = tree.map(|tree| objects::base_of(&tree)) else { return false };
@@ -438,8 +439,8 @@ fn temporary_folder(above: &Path) -> Result<tempfile::TempDir, StoreError> {
     made.map_err(StoreError::io(above, "write to"))
 }
 
-/// Writes every file and folder below `folder` through to the disk, after it is no longer everybody's to write, whatever
-/// the umask says: [`refuse_others`] would never let anybody in.
+/// Writes every file and folder below `folder` through to the disk, after it is no longer everybody's to write,
+/// whatever the umask says: [`refuse_others`] would never let anybody in.
 fn settle_below(folder: &Path) -> Result<(), StoreError> {
     for entry in std::fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
         let entry = entry.map_err(StoreError::io(folder, "list"))?;

@@ -7,8 +7,8 @@
 //!
 //! An operation is written first, then announced under `refs/mpatch/pending`, then the names move, and then it is
 //! the last of `refs/mpatch/operations`. A process that dies in between leaves the announcement, and whoever changes
-//! the store next finishes the work, or takes it back where it is impossible. Names that stock git moved meanwhile become
-//! an operation as well.
+//! the store next finishes the work, or takes it back where it is impossible. Names that stock git moved meanwhile
+//! become an operation as well.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

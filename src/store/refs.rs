@@ -212,7 +212,8 @@ impl View {
         Err(kind.taken(other.strip_prefix(kind.prefix()).unwrap_or(other), self.refs[other]))
     }
 
-    /// The view without what was named once and can be no more: a tag object of somebody else's that git has swept away.
+    /// The view without what was named once and can be no more: a tag object of somebody else's that git has swept
+    /// away.
     pub(super) fn without_lost(mut self, now: &View, repository: &Repository) -> Self {
         let is_there = |target: Oid| repository.find_object(target, None).is_ok();
         self.refs.retain(|name, target| now.refs.get(name) == Some(target) || is_there(*target));
@@ -280,8 +281,8 @@ impl View {
     }
 }
 
-/// The name and target of a reference that can be in a view. Symbolic ones (`refs/remotes/origin/HEAD`) name what others
-/// name already.
+/// The name and target of a reference that can be in a view. Symbolic ones (`refs/remotes/origin/HEAD`) name what
+/// others name already.
 fn named<'r>(reference: &'r Reference<'_>) -> Option<(&'r str, Oid)> {
     let name =
         reference.name().ok().filter(|name| Kind::ALL.iter().any(|kind| name.starts_with(kind.prefix())))?;

@@ -32,8 +32,8 @@ impl Bench {
         fs::write(self.path(patch), encode(draft).unwrap()).unwrap();
     }
 
-    /// Runs `verify` of an unsigned patch and a model, with these options, which must end with `code`; answers with what
-    /// it said.
+    /// Runs `verify` of an unsigned patch and a model, with these options, which must end with `code`; answers with
+    /// what it said.
     #[track_caller]
     fn run(&self, patch: &str, options: &str, code: i32) -> String {
         let words = format!("verify {patch} --allow-unsigned --base {options}");

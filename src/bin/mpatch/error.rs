@@ -146,8 +146,8 @@ pub enum State {
     /// The result stands; only telling of it failed.
     Applied,
     /// A checkpoint is half-way, and the next command that opens it puts the old bytes back, writes the new ones once
-    /// more, or removes a journal that is all that is left of the change; or a history is, and the next one that changes
-    /// it makes the change or takes it back.
+    /// more, or removes a journal that is all that is left of the change; or a history is, and the next one that
+    /// changes it makes the change or takes it back.
     RecoveryPending,
 }
 

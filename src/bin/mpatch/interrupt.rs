@@ -74,8 +74,8 @@ fn turn() -> MutexGuard<'static, ()> {
     ENDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From here on the result gets its name, and signals change nothing any more. What is made in a [`Passing`] folder is no
-/// result before the folder is kept.
+/// From here on the result gets its name, and signals change nothing any more. What is made in a [`Passing`] folder is
+/// no result before the folder is kept.
 ///
 /// Does not return where a signal is ending the process already, which says that there is no result.
 pub fn last_step() {

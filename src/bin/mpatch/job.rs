@@ -387,8 +387,8 @@ impl Ingredients {
 }
 
 impl Job<'_> {
-    /// Makes the patch and has `write` put it in its place; a run that is interrupted before that leaves its values to the
-    /// next one.
+    /// Makes the patch and has `write` put it in its place; a run that is interrupted before that leaves its values
+    /// to the next one.
     pub fn make<T>(
         &self,
         output: &Output,

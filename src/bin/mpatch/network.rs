@@ -178,8 +178,8 @@ fn is_at_work(address: &str, has_operations: bool) -> bool {
     has_operations && (!folder.is_dir() || is_store())
 }
 
-/// Refuses to move the branch that somebody is on over there, or a tag. Git does so where files are checked out; in a history
-/// they never are, so the remote's own `git` takes its branch for one that nobody is on.
+/// Refuses to move the branch that somebody is on over there, or a tag. Git does so where files are checked out; in a
+/// history they never are, so the remote's own `git` takes its branch for one that nobody is on.
 fn refuse_to_move(
     incoming: &Incoming<'_>,
     address: &str,

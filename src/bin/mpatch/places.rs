@@ -34,10 +34,11 @@ const PROJECT_FILES: [&str; 3] = [ALLOWED_SIGNERS, REVOKED, POLICY];
 /// Who says that a file lies where it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// The user, with an argument, a variable or a setting: links lead where they are meant to, and it may be a pipe that
-    /// a shell hands over.
+    /// The user, with an argument, a variable or a setting: links lead where they are meant to, and it may be a pipe
+    /// that a shell hands over.
     User,
-    /// Whoever made the project, or laid a file beside a patch: only a file will do, and none is changed through a link.
+    /// Whoever made the project, or laid a file beside a patch: only a file will do, and none is changed through a
+    /// link.
     Stranger,
 }
 

@@ -169,7 +169,8 @@ pub(crate) trait Handle: Debug + Send + Sync {
     fn set_mode(&self, mode: u32) -> io::Result<()>;
     /// Makes what was written last.
     fn sync(&self) -> io::Result<()>;
-    /// Asks the system to begin to put this range on disk and not to wait for it; a later [`Handle::sync`] has less to do.
+    /// Asks the system to begin to put this range on disk and not to wait for it; a later [`Handle::sync`] has less to
+    /// do.
     fn begin_sync(&self, _offset: u64, _size: u64) {}
     /// Asks the system to forget what it keeps in memory, so that the next read is one of the disk.
     fn forget(&self) -> io::Result<()>;

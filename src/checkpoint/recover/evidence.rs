@@ -26,8 +26,8 @@ impl Journal {
         }
     }
 
-    /// Whether the targets that are asked about are what a kill leaves, asked of their bytes, for inodes change: where a
-    /// folder was copied with its journal, restored from a backup, or lies on an overlay that was mounted again.
+    /// Whether the targets that are asked about are what a kill leaves, asked of their bytes, for inodes change: where
+    /// a folder was copied with its journal, restored from a backup, or lies on an overlay that was mounted again.
     ///
     /// The whole blocks of the journal have to give the tensors at their start. That says nothing about the bytes under
     /// them, which may be another model's and the only ones. So each tensor has to be at one of its two digests, which

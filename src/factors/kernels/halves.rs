@@ -1,5 +1,5 @@
-//! Numbers of F16 and F32 into each other, a group at a time: the one step for which processors have an instruction that
-//! no compiler makes of a loop.
+//! Numbers of F16 and F32 into each other, a group at a time: the one step for which processors have an instruction
+//! that no compiler makes of a loop.
 
 use super::lanes::{Bits, Group, Singles, each, f16_narrow, f16_single};
 

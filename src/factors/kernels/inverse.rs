@@ -9,7 +9,8 @@
 //! the terms. Where neither of these two numbers is close to an element, the elements between them are counted by
 //! subtracting one's bits from the other's.
 //!
-//! Logging needs no exact sum: whether `W` lies between the two numbers of what it seems to become says whether it does.
+//! Logging needs no exact sum: whether `W` lies between the two numbers of what it seems to become says whether it
+//! does.
 
 use super::Kernel;
 use super::halves::Halves;
@@ -17,8 +18,8 @@ use super::lanes::{
     Applied, Bits, Doubles, GROUP, Group, Lane, Terms, change, compiled_for_each, each, is_finite, ordinal,
 };
 
-/// Of a weight: it needs a closer look. Other numbers say how many weights become it, which is 1 for NaN and infinities,
-/// too: they stay.
+/// Of a weight: it needs a closer look. Other numbers say how many weights become it, which is 1 for NaN and
+/// infinities, too: they stay.
 pub(in super::super) const LOOK: u8 = 0;
 
 /// The weights that become those of a group.
@@ -180,7 +181,7 @@ compiled_for_each!(
     restore, restore_stretch, <E: Lane>, (bytes: &mut [u8], terms: Terms<'_>, counts: &mut [u8])
 );
 compiled_for_each!(
-    /// Replaces weights by what the terms make of them, and says how many become that, and which of them each was; where
-    /// it says [`LOOK`], they stay, and are in no sum.
+    /// Replaces weights by what the terms make of them, and says how many become that, and which of them each was;
+    /// where it says [`LOOK`], they stay, and are in no sum.
     log, log_stretch, <E: Lane>, (bytes: &mut [u8], terms: Terms<'_>, members: Members<'_>) -> Applied
 );

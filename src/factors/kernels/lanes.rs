@@ -7,9 +7,9 @@
 //!
 //! The way back is in [`inverse`](super::inverse).
 //!
-//! Nothing but the conversions of F16 is written for a particular processor: the loops have no branches, so the compiler
-//! makes vectors of them, of the width that the enclosing function may use. Each step is the one IEEE operation that the
-//! format names, and no compiler fuses them unasked, so the width never shows in the result.
+//! Nothing but the conversions of F16 is written for a particular processor: the loops have no branches, so the
+//! compiler makes vectors of them, of the width that the enclosing function may use. Each step is the one IEEE
+//! operation that the format names, and no compiler fuses them unasked, so the width never shows in the result.
 
 use std::ops::{Add, Deref, DerefMut, Sub};
 
@@ -389,11 +389,11 @@ fn rounded<E: Lane>(values: &Doubles, halves: impl Halves) -> Bits {
     E::narrowed(&each!(values, E::halfway, 0.0), halves)
 }
 
-/// What a single term makes of weights, from sums of the wide type; none where one of them is so near to where two results
-/// part that only the exact sum tells.
+/// What a single term makes of weights, from sums of the wide type; none where one of them is so near to where two
+/// results part that only the exact sum tells.
 ///
-/// Rounding never falls as its argument rises: where the least and the greatest number that the exact sum may be have one
-/// result, that is its result as well.
+/// Rounding never falls as its argument rises: where the least and the greatest number that the exact sum may be have
+/// one result, that is its result as well.
 #[inline(always)]
 fn quickly_rounded<E: Lane, H: Halves>(before: &Bits, terms: Terms<'_>, halves: H) -> Option<Bits> {
     if !E::is_quick::<H>() || terms.count != 1 {

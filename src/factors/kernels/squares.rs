@@ -4,8 +4,8 @@ use super::Kernel;
 use super::halves::Halves;
 use super::lanes::{Bits, Doubles, GROUP, Group, Lane, compiled_for_each, is_finite, values};
 
-/// Of the weights before, and of what became of them; pairs that are not finite add nothing. The order of the sums is the
-/// same on every machine: one for each place in a group, then those.
+/// Of the weights before, and of what became of them; pairs that are not finite add nothing. The order of the sums is
+/// the same on every machine: one for each place in a group, then those.
 #[inline(always)]
 fn squares_stretch<E: Lane>(halves: impl Halves, before: &[u8], after: &[u8]) -> [f64; 2] {
     let (mut of_weights, mut of_changes): (Doubles, Doubles) = (Group::of(0.0), Group::of(0.0));

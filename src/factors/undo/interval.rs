@@ -231,7 +231,8 @@ mod tests {
         looked.sum()
     }
 
-    /// A weight and a change that leads it so near to where two results part that arithmetic of fewer bits misses the side.
+    /// A weight and a change that leads it so near to where two results part that arithmetic of fewer bits misses the
+    /// side.
     fn near_an_edge<E: Lane>(generator: &mut Generator) -> (i64, f64) {
         let significand_bits = E::INFINITY.trailing_zeros();
         let highest = E::round(f64::INFINITY).ordinal() - 2;

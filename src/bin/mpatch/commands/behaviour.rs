@@ -137,8 +137,8 @@ fn request(fact: &Fact) -> Request {
     }
 }
 
-/// One record per declared fact, with what the file has beside it and its place there, where it is there. The fact itself
-/// is the patch's: another old target would be easier to beat, and none at all nothing to beat.
+/// One record per declared fact, with what the file has beside it and its place there, where it is there. The fact
+/// itself is the patch's: another old target would be easier to beat, and none at all nothing to beat.
 fn declared_among(records: &[Record], facts: &[Fact]) -> Vec<(Option<usize>, Record)> {
     let same = |one: &Request, other: &Request| {
         (&one.prompt, &one.subject, &one.target_new) == (&other.prompt, &other.subject, &other.target_new)

@@ -1,8 +1,8 @@
 //! `mpatch bisect`: which patch made the model say it, found by asking the model.
 //!
-//! The states along a series are run in memory, bit for bit as `checkout` would write them, and from whichever state the
-//! model is in: what it has and a state lacks is taken back by its undo logs. No file is written. Half of what is left
-//! is ruled out by each question, so n patches take about log2(n) of them.
+//! The states along a series are run in memory, bit for bit as `checkout` would write them, and from whichever state
+//! the model is in: what it has and a state lacks is taken back by its undo logs. No file is written. Half of what is
+//! left is ruled out by each question, so n patches take about log2(n) of them.
 
 use std::path::{Path, PathBuf};
 

@@ -27,8 +27,8 @@ pub const WITH_WEIGHTS: &str = " with its weights";
 pub struct CheckoutArguments {
     /// Go to this state: a branch, a tag, `main~2`, or the start of a commit's id
     revision: String,
-    /// Take a copy of this checkpoint there, from whichever state it is in; with `-o` or `--in-place` alone, the one that
-    /// the history remembers
+    /// Take a copy of this checkpoint there, from whichever state it is in; with `-o` or `--in-place` alone, the one
+    /// that the history remembers
     #[arg(long, value_name = "CHECKPOINT")]
     onto: Option<PathBuf>,
     /// Write the copy here; beside the checkpoint by default

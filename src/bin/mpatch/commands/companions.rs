@@ -21,7 +21,8 @@ pub struct Companions {
 }
 
 impl Companions {
-    /// Looks at what lies beside the weights at `base`. A file that is there and broken is for opening the model to tell.
+    /// Looks at what lies beside the weights at `base`. A file that is there and broken is for opening the model to
+    /// tell.
     pub fn beside(base: &Path, patch: &Patch, output: &Output) -> Result<Self, CommandError> {
         let checkpoint = open_checkpoint(base, output)?;
         let config = checkpoint.companion("config.json")?;

@@ -144,7 +144,8 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
-/// What the user allowed for any of the patches, each once: the merged one does not tell that it is made of a stranger's.
+/// What the user allowed for any of the patches, each once: the merged one does not tell that it is made of a
+/// stranger's.
 fn notes(judged: &[Judged]) -> Vec<String> {
     let notes: BTreeSet<String> = judged.iter().flat_map(Judged::notes).collect();
     notes.into_iter().collect()

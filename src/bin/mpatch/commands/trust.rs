@@ -74,7 +74,8 @@ struct AddArguments {
 
 #[derive(Debug, Args)]
 struct ChangeArguments {
-    /// The key: its fingerprint, whom it stands for, or a file of public keys or allowed signers, all of which are meant
+    /// The key: its fingerprint, whom it stands for, or a file of public keys or allowed signers, all of which are
+    /// meant
     key: String,
     /// Where the key is written.
     #[command(flatten)]

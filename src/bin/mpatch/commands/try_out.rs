@@ -25,8 +25,8 @@ use crate::trust::{TrustArguments, judge};
                   \"The Space Needle is in\""
 )]
 pub struct TryArguments {
-    /// Try this patch, which the model may have already: a file, or the id or the revision of one in the history here; `-` reads
-    /// it from standard input
+    /// Try this patch, which the model may have already: a file, or the id or the revision of one in the history here;
+    /// `-` reads it from standard input
     patch: PathBuf,
     /// Continue these prompts
     #[arg(required = true)]

@@ -65,8 +65,8 @@ pub struct VerifyArguments {
     /// Where the model runs.
     #[command(flatten)]
     device: DeviceArguments,
-    /// Ask the model (V4) with its matrices in `f32`, in `bf16` for half the memory, or multiplied in `tf32` on CUDA; V3
-    /// and V5 follow the recipe
+    /// Ask the model (V4) with its matrices in `f32`, in `bf16` for half the memory, or multiplied in `tf32` on CUDA;
+    /// V3 and V5 follow the recipe
     #[arg(long, default_value = "f32", value_parser = precision_by_name)]
     precision: Precision,
     /// What passes although it is not trusted.
