@@ -4,6 +4,7 @@ mod steps;
 
 use std::collections::BTreeMap;
 
+use serde::Deserialize;
 use serde_json::json;
 use tokenizers::{PostProcessorWrapper, Tokenizer as Implementation};
 
@@ -86,7 +87,7 @@ impl Tokenizer {
     /// [`ModelError::Tokenizer`] says what the file holds instead.
     pub fn parse(bytes: &[u8]) -> Result<Self, ModelError> {
         steps::check(bytes).map_err(invalid)?;
-        let mut implementation = Implementation::from_bytes(bytes).map_err(invalid)?;
+        let mut implementation = built(bytes)?;
         // Settings for a training pipeline, not for us: rows are padded and bounded by the model.
         implementation.with_padding(None);
         implementation.with_truncation(None).map_err(invalid)?;
@@ -126,7 +127,7 @@ impl Tokenizer {
             "decoder": byte_level,
             "model": {"type": "BPE", "vocab": words, "merges": parse_merges(merges)?},
         });
-        let implementation = Implementation::from_bytes(description.to_string()).map_err(invalid)?;
+        let implementation = built(description.to_string().as_bytes())?;
         Ok(Self { implementation, digest: digest_of(vocabulary, merges, added) })
     }
 
@@ -164,6 +165,36 @@ impl Tokenizer {
     }
 }
 
+/// What a file says of its added tokens.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Added {
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+}
+
+/// The tokenizer of a `tokenizer.json`, in which every token has the id that the file gives it: the crate numbers added
+/// tokens anew, one after the other, and a model would read another one's vector where the file leaves holes.
+fn built(file: &[u8]) -> Result<Implementation, ModelError> {
+    let implementation = Implementation::from_bytes(file).map_err(invalid)?;
+    let Added { added_tokens } = serde_json::from_slice(file).map_err(invalid)?;
+    for AddedToken { id, content } in added_tokens {
+        let found = implementation.token_to_id(&content);
+        if found != Some(id) {
+            let found = found.map_or_else(|| "none".to_owned(), |found| found.to_string());
+            return Err(invalid(format!(
+                "the added token `{content}` has the id {id}, expected {found}: ids follow each other"
+            )));
+        }
+    }
+    Ok(implementation)
+}
+
 fn invalid(what: impl ToString) -> ModelError {
     ModelError::Tokenizer { what: what.to_string() }
 }
@@ -184,4 +215,35 @@ fn parse_merges(bytes: &[u8]) -> Result<Vec<(String, String)>, ModelError> {
 fn added_token(content: &str, id: u32) -> serde_json::Value {
     json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
         "normalized": false, "special": true})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// GPT-2's older files of two letters, the second of which may have a larger id, and with these tokens added.
+    fn files(last: u32, added: Option<&str>) -> TokenizerFiles {
+        TokenizerFiles::Several {
+            vocabulary: format!(r#"{{"a": 0, "b": 1, "ab": 2, "<|endoftext|>": {last}}}"#).into_bytes(),
+            merges: b"#version: 0.2\na b\n".to_vec(),
+            added: added.map(|added| added.as_bytes().to_vec()),
+        }
+    }
+
+    #[test]
+    fn an_added_token_that_would_get_another_id_than_its_file_gives_it_is_refused() {
+        let refused = files(3, Some(r#"{"<|extra|>": 9}"#)).parse().expect_err("a hole").to_string();
+        assert_eq!(
+            refused,
+            "tokenizer: the added token `<|extra|>` has the id 9, expected 4: ids follow each other"
+        );
+        let bytes = include_bytes!("../../fixtures/world-gptj/tokenizer.json");
+        let mut file: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
+        file["added_tokens"][0]["id"] = 7.into();
+        let refused = Tokenizer::parse(file.to_string().as_bytes()).expect_err("another id").to_string();
+        assert!(
+            refused.ends_with("`<|endoftext|>` has the id 7, expected 0: ids follow each other"),
+            "{refused}"
+        );
+    }
 }
