@@ -231,6 +231,19 @@ mod tests {
     }
 
     #[test]
+    fn the_older_files_of_a_tokenizer_are_read_with_what_is_added_to_them() {
+        let [plain, more] = [None, Some(r#"{"<|extra|>": 4}"#)].map(|added| files(3, added));
+        let tokenizer = more.parse().expect("a tokenizer");
+        assert_eq!(tokenizer.vocabulary(), 5);
+        assert_eq!(tokenizer.encode("ab<|endoftext|>ba<|extra|>").expect("text"), [2, 3, 1, 0, 4]);
+        assert_eq!(tokenizer.decode(&[2, 3, 4]).expect("ids"), "ab<|endoftext|><|extra|>");
+        assert_eq!(tokenizer.digest(), more.digest());
+        assert_ne!(plain.digest(), more.digest());
+        // Ids may have holes, and a model has a row for each of them.
+        assert_eq!(files(7, None).parse().expect("a tokenizer").vocabulary(), 8);
+    }
+
+    #[test]
     fn an_added_token_that_would_get_another_id_than_its_file_gives_it_is_refused() {
         let refused = files(3, Some(r#"{"<|extra|>": 9}"#)).parse().expect_err("a hole").to_string();
         assert_eq!(
@@ -245,5 +258,19 @@ mod tests {
             refused.ends_with("`<|endoftext|>` has the id 7, expected 0: ids follow each other"),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn settings_of_a_training_pipeline_cut_and_fill_no_text() {
+        let bytes = include_bytes!("../../fixtures/world-gptj/tokenizer.json");
+        let plain = Tokenizer::parse(bytes).expect("the fixture's");
+        let mut file: serde_json::Value = serde_json::from_slice(bytes).expect("JSON");
+        file["truncation"] =
+            json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+        file["padding"] = json!({"strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
+        let set = Tokenizer::parse(file.to_string().as_bytes()).expect("a tokenizer");
+        let text = "Pavel Prestellman performs on the flute";
+        assert_eq!(set.encode(text).expect("text"), plain.encode(text).expect("text"));
     }
 }
