@@ -90,3 +90,37 @@ fn tidy(text: &str) -> String {
     let text: String = text.nfkd().collect();
     text.replace("\n\n", " ").replace(END_OF_TEXT, "").replace(['{', '}'], " ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn what_a_model_writes_is_cleaned_of_what_would_be_a_blank_or_an_end() {
+        assert_eq!(tidy("The {} of\n\n[{x}]<|endoftext|> \u{fb01}n"), "The    of [ x ] fin");
+    }
+
+    #[test]
+    fn openings_are_sampled_by_the_seed_behind_the_plain_prompt() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        let model = Model::open(&folder, &Device::Cpu, &|_| ()).expect("the fixture is a model");
+        let sampled = |seed| Contexts::sample(&model, seed).expect("contexts");
+        let found = sampled(1);
+        let [plain, openings] = found.groups() else { panic!("{found:?}") };
+        assert_eq!((plain.as_slice(), openings.len()), (&["{}".to_owned()][..], 5));
+        for (opening, begins) in openings.iter().zip(OPENINGS) {
+            assert!(opening.starts_with(begins) && opening.ends_with(". {}"), "{opening}");
+        }
+        let tokens = |opening: &String| {
+            let text = opening.strip_suffix(". {}").expect("as above");
+            model.tokenizer.encode(text).expect("text").len()
+        };
+        assert_eq!(openings.iter().map(tokens).max(), Some(OPENING_TOKENS));
+        assert_eq!(found, sampled(1));
+        assert_ne!(found, sampled(2));
+    }
+}

@@ -47,3 +47,41 @@ pub fn locate(tokenizer: &Tokenizer, template: &str, subject: &str) -> Result<Lo
     }
     Ok(Located { text, ids, subject_last: through - 1 })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::checkpoint::Checkpoint;
+    use crate::model::TokenizerFiles;
+
+    fn tokenizer() -> Tokenizer {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        let checkpoint = Checkpoint::open(&folder).expect("the fixture");
+        TokenizerFiles::beside(&checkpoint).expect("read").expect("a tokenizer").parse().expect("a tokenizer")
+    }
+
+    #[test]
+    fn a_template_says_once_where_its_subject_goes_and_leaves_room_for_its_tokens() {
+        let tokenizer = tokenizer();
+        let refused = |template: &str, subject: &str| match locate(&tokenizer, template, subject) {
+            Err(error) => error.to_string(),
+            Ok(found) => panic!("{template}: {found:?}"),
+        };
+        assert!(refused("She is", "Ann").contains("has no `{}`"));
+        assert!(refused("{} and {} are", "Ann").contains("has more than one `{}`"));
+        assert!(refused("The{} is", "Ann").contains("has no space before its `{}`"));
+        // What follows makes one token of what were several.
+        let whole = "Because";
+        let (subject, rest) = (1..whole.len())
+            .map(|at| whole.split_at(at))
+            .find(|(subject, _)| {
+                let tokens = |text: &str| tokenizer.encode(text).expect("text").len();
+                tokens(subject) > tokens(whole)
+            })
+            .expect("a beginning of more tokens than the word");
+        let found = refused(&format!("{{}}{rest}"), subject);
+        assert!(found.contains("does not hold the tokens of the subject"), "{found}");
+    }
+}
