@@ -160,6 +160,42 @@ fn shards_add_up_to_what_one_run_gives() {
     }
 }
 
+/// What is collected in layer 0 of documents that stand on lines of their own.
+fn collected(model: &Model, lines: &[&str], amount: Amount) -> Result<Statistics, EditError> {
+    let base = model.checkpoint.weights_id().unwrap();
+    let mut corpus = BufReader::new(Cursor::new(lines.join("\n").into_bytes()));
+    collect_part(model, base, &[0], &mut corpus, amount, None, &|_| ())
+}
+
+#[test]
+fn documents_are_drawn_from_all_over_a_corpus_until_there_are_tokens_enough() {
+    let model = world_model();
+    let text = fs::read_to_string(world().join("corpus.txt")).unwrap();
+    let lines: Vec<&str> = text.lines().take(30).collect();
+    let of = |amount| collected(&model, &lines, amount).unwrap();
+    let three = of(Amount::Documents(3));
+    let tokens = three.layers[&0].count;
+    assert_eq!(three.provenance.drawn.documents, 3);
+    let exactly = of(Amount::Tokens(tokens));
+    assert_eq!((exactly.provenance.drawn.documents, &exactly.layers), (3, &three.layers));
+    assert_eq!(of(Amount::Tokens(tokens + 1)).provenance.drawn.documents, 4);
+    let first = collected(&model, &lines[..3], Amount::All).unwrap();
+    assert_ne!(first.layers, three.layers, "a corpus is often sorted");
+}
+
+#[test]
+fn a_document_counts_up_to_the_model_s_context_and_an_empty_one_not_at_all() {
+    let model = world_model();
+    let long = "The harp and the flute. ".repeat(100);
+    for amount in [Amount::All, Amount::Documents(10)] {
+        let found = collected(&model, &["", &long, "", "The harp"], amount).unwrap();
+        let short = model.tokenizer.encode("The harp").unwrap().len() as u64;
+        assert_eq!((found.layers[&0].count, found.provenance.drawn.documents), (256 + short, 2), "{amount}");
+    }
+    let refused = collected(&model, &["One.", "", "{\"title\": \"no text\"}"], Amount::Documents(9));
+    assert!(matches!(refused, Err(EditError::Corpus { line: 3, .. })), "{refused:?}");
+}
+
 #[test]
 fn a_create_killed_at_any_time_goes_on_and_gives_the_same_patch() {
     let folder = tempfile::tempdir().unwrap();

@@ -86,3 +86,16 @@ pub struct Drawn {
     /// Documents that were run; 0 where that is not known.
     pub documents: u64,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_counted_from_one_to_their_number() {
+        assert_eq!("3/3".parse(), Ok(Shard { index: 3, count: 3 }));
+        for text in ["0/3", "4/3", "1/0", "1", "one/3"] {
+            assert!(text.parse::<Shard>().is_err(), "{text}");
+        }
+    }
+}

@@ -289,4 +289,31 @@ mod tests {
             assert!(found.contains("whose shape is no list of numbers"), "{shape}: {found}");
         }
     }
+
+    #[test]
+    fn sums_in_f64_are_read_as_f32() {
+        let header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1, 1), }        \n";
+        let found = read_npz(archive(header, &2.5_f64.to_le_bytes()), Some(1)).expect("it is right");
+        assert_eq!(found.sum.sum, [2.5]);
+    }
+
+    #[test]
+    fn an_array_that_goes_on_beyond_its_shape_is_refused() {
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1), }        \n";
+        let found = read_npz(archive(header, &[0; 5000]), None).expect_err("too long").to_string();
+        assert!(found.ends_with("`mom2.mom2` that goes on where its shape [1, 1] ends"), "{found}");
+    }
+
+    #[test]
+    fn a_count_of_no_tokens_is_refused() {
+        let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1), }        \n";
+        for count in [0, -1] {
+            let archive = archive_counted(header, &1_f32.to_le_bytes(), "<i8", &i64::to_le_bytes(count));
+            let found = read_npz(archive, None).expect_err("of nothing").to_string();
+            assert!(
+                found.ends_with(&format!("has the count {count}, expected a positive number")),
+                "{found}"
+            );
+        }
+    }
 }

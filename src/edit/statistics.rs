@@ -555,4 +555,88 @@ mod tests {
         assert!(found.contains("more than any corpus holds"), "{found}");
         assert_eq!(statistics, before, "a merge that is refused adds nothing");
     }
+
+    /// The file that `alter` makes of statistics of two tokens in a layer of one number.
+    fn file_of(folder: &Path, name: &str, alter: impl FnOnce(&mut Statistics)) -> StatisticsFile {
+        let mut statistics = statistics(&[(0, 1, 2)]);
+        statistics.provenance.corpora = vec![FileDigest::of(name.as_bytes())];
+        alter(&mut statistics);
+        statistics.write(&folder.join(name)).expect("written");
+        StatisticsFile::open(&folder.join(name)).expect("statistics")
+    }
+
+    #[test]
+    fn only_what_was_made_on_one_model_by_one_tokenizer_is_merged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let refused = |alter: fn(&mut Statistics)| {
+            let files = [file_of(folder.path(), "one", |_| ()), file_of(folder.path(), "other", alter)];
+            merge(&files).expect_err("of two models").to_string()
+        };
+        let found = refused(|other| other.provenance.base = WeightsId::from_bytes([1; 32]));
+        assert!(found.ends_with("other` cannot be merged: their bases differ"), "{found}");
+        let found = refused(|other| other.provenance.tokenizer = FileDigest::of(b"another"));
+        assert!(found.ends_with("their tokenizers differ"), "{found}");
+    }
+
+    #[test]
+    fn what_is_merged_of_unlike_amounts_says_so() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let of = |name, amount| file_of(folder.path(), name, |file| file.provenance.drawn.amount = amount);
+        let amount = |files: [StatisticsFile; 2]| merge(&files).expect("merged").provenance.drawn.amount;
+        assert_eq!(amount([of("a", Amount::Tokens(2)), of("b", Amount::Tokens(2))]), Amount::Tokens(2));
+        assert_eq!(amount([of("a", Amount::Tokens(2)), of("b", Amount::All)]), Amount::Mixed);
+    }
+
+    #[test]
+    fn shards_make_a_whole_only_of_one_text_and_one_amount_and_all_together() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let of = |index: u32, corpus: &[u8], amount| {
+            file_of(folder.path(), &index.to_string(), |file| {
+                file.provenance.corpora = vec![FileDigest::of(corpus)];
+                file.provenance.drawn =
+                    Drawn { amount, shard: Some(Shard { index, count: 2 }), documents: 1 };
+            })
+        };
+        let first = || of(1, b"text", Amount::All);
+        let whole = merge(&[of(2, b"text", Amount::All), first()]).expect("both shards");
+        assert_eq!(whole.provenance.drawn, Drawn { documents: 2, ..Drawn::default() });
+        for other in [of(2, b"other text", Amount::All), of(2, b"text", Amount::Tokens(2))] {
+            let found = merge(&[first(), other]).expect_err("no whole").to_string();
+            assert!(found.contains("is no shard of the same 2 of the same text"), "{found}");
+        }
+        let found = merge(&[first()]).expect_err("half of it").to_string();
+        assert!(found.ends_with("shard 2/2 is missing"), "{found}");
+    }
+
+    #[test]
+    fn a_moment_is_the_sum_over_the_tokens_of_its_own_layer() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = file_of(folder.path(), "file", |file| *file = statistics(&[(0, 1, 2), (3, 1, 8)]));
+        assert_eq!(file.moment(0).expect("a moment")[(0, 0)], 0.5);
+        assert_eq!(file.moment(3).expect("a moment")[(0, 0)], 0.125);
+    }
+
+    #[test]
+    fn statistics_of_no_tokens_and_of_another_width_are_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("none");
+        statistics(&[(0, 1, 0)]).write(&path).expect("written");
+        let found = StatisticsHeader::open(&path).expect_err("of nothing").to_string();
+        assert!(found.ends_with("has no tokens in layer 0"), "{found}");
+        let file = file_of(folder.path(), "file", |_| ());
+        let base = file.provenance().base;
+        file.check(base, 1, &[0]).expect("it fits");
+        let found = file.check(base, 2, &[0]).expect_err("of another width").to_string();
+        assert!(found.ends_with("has moments of shape [1, 1], expected [2, 2]"), "{found}");
+    }
+
+    #[test]
+    fn only_the_names_that_are_written_name_layers() {
+        assert_eq!(layer_of("layer.3.second_moment_sum"), Some(3));
+        for other in
+            ["layer.03.second_moment_sum", "layer.+3.second_moment_sum", "layer.3.second_moment_sum.2"]
+        {
+            assert_eq!(layer_of(other), None, "{other}");
+        }
+    }
 }
