@@ -418,4 +418,113 @@ mod tests {
         drop(log);
         assert_eq!(open().values(), 1, "what follows a failure is not written");
     }
+
+    #[test]
+    fn a_factor_is_that_of_its_own_layer_and_weight() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let cache = FactorCache::new(folder.path(), 1 << 20);
+        let digest = FileDigest::of(b"statistics");
+        for (layer, weight) in [(1, 15.0), (2, 15.0), (1, 16.0)] {
+            let mut made = false;
+            let make = || {
+                made = true;
+                Ok(factor())
+            };
+            cache.find_or(digest, layer, weight, 30, make).expect("made");
+            assert!(made, "layer {layer}, weight {weight}: the factor of another one was taken");
+        }
+    }
+
+    #[test]
+    fn the_factor_that_was_used_longest_ago_goes_first() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let files = || -> Vec<PathBuf> {
+            let entries = std::fs::read_dir(folder.path()).expect("a folder");
+            entries.map(|entry| entry.expect("an entry").path()).collect()
+        };
+        let made = |limit_bytes, layer: usize| {
+            let mut made = false;
+            let make = || {
+                made = true;
+                Ok(factor())
+            };
+            let cache = FactorCache::new(folder.path(), limit_bytes);
+            cache.find_or(FileDigest::of(b"statistics"), layer, 15.0, 30, make).expect("a factor");
+            made
+        };
+        assert!(made(1 << 20, 0) && made(1 << 20, 1));
+        let two = 2 * std::fs::metadata(&files()[0]).expect("a file").len();
+        for file in files() {
+            let long_ago = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+            std::fs::File::options()
+                .write(true)
+                .open(file)
+                .and_then(|file| file.set_modified(long_ago))
+                .expect("set");
+        }
+        assert!(!made(two, 1) && made(two, 2));
+        assert_eq!(files().len(), 2);
+        assert!(!made(two, 1) && made(two, 0), "what was used last stays");
+    }
+
+    #[test]
+    fn logs_beyond_the_limit_go() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let open = |inputs: &[u8], limit_bytes| {
+            ValueLog::open(folder.path(), FileDigest::of(inputs), limit_bytes).expect("a log").expect("ours")
+        };
+        let value = Value { hidden: vec![1.0; 1000], loss: 0.1, probability: 0.9, steps: 7 };
+        let first = open(b"one", 1 << 20);
+        first.keep(&[0], &[value]);
+        let path = first.path().to_owned();
+        drop(first);
+        let second = open(b"other", 1 << 20);
+        assert!(path.exists() && second.values() == 0);
+        drop(open(b"third", 1000));
+        assert!(!path.exists(), "an old log stays beyond the limit");
+    }
+
+    #[test]
+    fn values_are_resumed_only_from_a_run_with_all_the_same_inputs() {
+        let hyperparameters = Hyperparameters::gpt_j_6b();
+        let contexts = Contexts::new(vec![vec!["{}".to_owned()]]).expect("contexts");
+        let fact = |target: &str| {
+            let [prompt, subject, target] = ["{} is", "Ann", target].map(str::to_owned);
+            [FactPrompt { prompt, subject, target }]
+        };
+        let (facts, other_facts) = (fact(" tall"), fact(" small"));
+        let other = FileDigest::of(b"other");
+        let inputs = ValueInputs {
+            weights: WeightsId::from_bytes([0; 32]),
+            config: FileDigest::of(b"config"),
+            tokenizer: FileDigest::of(b"tokenizer"),
+            hyperparameters: &hyperparameters,
+            contexts: &contexts,
+            facts: &facts,
+            device: "cpu",
+            tool: "mpatch 1",
+        };
+        let others = [
+            ValueInputs { weights: WeightsId::from_bytes([1; 32]), ..inputs },
+            ValueInputs { config: other, ..inputs },
+            ValueInputs { tokenizer: other, ..inputs },
+            ValueInputs {
+                hyperparameters: &Hyperparameters { v_lr: 0.1, ..hyperparameters.clone() },
+                ..inputs
+            },
+            ValueInputs {
+                contexts: &Contexts::new(vec![vec!["So {}".to_owned()]]).expect("contexts"),
+                ..inputs
+            },
+            ValueInputs { facts: &other_facts, ..inputs },
+            ValueInputs { device: "cuda", ..inputs },
+            ValueInputs { tool: "mpatch 2", ..inputs },
+        ];
+        let mut digests: Vec<String> = others.iter().map(|inputs| inputs.digest().to_string()).collect();
+        digests.push(inputs.digest().to_string());
+        digests.sort();
+        digests.dedup();
+        assert_eq!(digests.len(), 9);
+        assert_eq!(inputs.digest(), ValueInputs { ..inputs }.digest());
+    }
 }
