@@ -7,8 +7,12 @@ mod common;
 use std::cell::Cell;
 
 use candle_core::{Device, Tensor};
-use common::{npz, world, world_model};
-use mpatch::model::{Batch, Cache, Folder, Model, ModelError, Suffix, gather};
+use common::{npz, random_model, world, world_model};
+use mpatch::factors::{CorrectionWriter, IntegerMatrix, Integers, Term, UndoWriter, Update};
+use mpatch::model::{
+    Batch, Cache, Folder, Model, ModelError, Precision, Suffix, TensorEdit, WayBack, gather,
+};
+use mpatch::tensor::Dtype;
 
 /// Hugging Face's logits and token ids for the fixture's texts (`GPTJForCausalLM`, f32).
 #[test]
@@ -130,46 +134,6 @@ fn the_reverse_pass_agrees_with_finite_differences() {
     }
 }
 
-/// A small GPT-J of its own shape with random weights, which are nothing like a trained model's, and a tokenizer.
-fn random_model(folder: &std::path::Path) -> Model {
-    let (width, inner, layers, words) = (48_usize, 80_usize, 4_usize, 2048_usize);
-    let config = serde_json::json!({"model_type": "gptj", "architectures": ["GPTJForCausalLM"],
-        "vocab_size": words, "n_positions": 32, "n_embd": width, "n_layer": layers, "n_head": 3, "rotary_dim": 6,
-        "n_inner": inner, "activation_function": "gelu_new", "tie_word_embeddings": false});
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    std::fs::copy(world().join("tokenizer.json"), folder.join("tokenizer.json")).unwrap();
-    let mut tensors = std::collections::BTreeMap::new();
-    let mut random = |name: String, shape: &[usize], mean: f32, size: f32| {
-        let mut state = 0x9e37_79b9_7f4a_7c15 ^ tensors.len() as u64;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            mean + size * ((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
-        };
-        let values = (0..shape.iter().product()).map(|_| next()).collect();
-        tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
-    };
-    random("wte.weight".into(), &[words, width], 0.0, 1.0);
-    for layer in 0..layers {
-        let name = |part: &str| format!("h.{layer}.{part}");
-        random(name("ln_1.weight"), &[width], 1.0, 0.5);
-        random(name("ln_1.bias"), &[width], 0.0, 0.5);
-        for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            random(name(&format!("attn.{part}.weight")), &[width, width], 0.0, 0.4);
-        }
-        random(name("mlp.fc_in.weight"), &[inner, width], 0.0, 0.4);
-        random(name("mlp.fc_in.bias"), &[inner], 0.0, 0.5);
-        random(name("mlp.fc_out.weight"), &[width, inner], 0.0, 0.3);
-        random(name("mlp.fc_out.bias"), &[width], 0.0, 0.5);
-    }
-    random("ln_f.weight".into(), &[width], 1.0, 0.5);
-    random("ln_f.bias".into(), &[width], 0.0, 0.5);
-    random("lm_head.weight".into(), &[words, width], 0.0, 0.3);
-    random("lm_head.bias".into(), &[words], 0.0, 0.5);
-    let tensors: Vec<_> = tensors.into_iter().collect();
-    safetensors::serialize_to_file(tensors, None, &folder.join("model.safetensors")).unwrap();
-    Model::open(folder, &Device::Cpu, &|_| ()).unwrap()
-}
-
 /// candle's own gradients of the same forward pass: it uses plain operations only, which its tape follows.
 #[test]
 fn the_reverse_pass_agrees_with_automatic_differentiation() {
@@ -257,5 +221,143 @@ fn the_reverse_pass_agrees_with_candle_s_own_and_with_the_kernels() {
     for (name, found) in [("plain", &plain), ("kernels", &fused)] {
         let difference = common::relative_difference(&numbers(found), &numbers(candle));
         assert!(difference < 1e-4, "{name}: {difference:e}");
+    }
+}
+
+#[test]
+fn a_text_goes_on_to_the_last_place_of_the_context_and_no_further() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path());
+    let ids = |count: usize| Tensor::from_vec(vec![7_u32; count], (1, count), &Device::Cpu).unwrap();
+    let mut cache = Cache::default();
+    model.network.forward_cached(&ids(30), &mut cache).unwrap();
+    model.network.forward_cached(&ids(2), &mut cache).unwrap();
+    let found = model.network.forward_cached(&ids(1), &mut cache).unwrap_err().to_string();
+    assert_eq!(found, "the context of 32 tokens is full");
+    let prompt = format!("{{}}{}", "!".repeat(26));
+    let facts =
+        serde_json::json!({"prompt": prompt, "subject": "The harp", "target_new": "sings"}).to_string();
+    let records = mpatch::facts::FactsFile::parse(facts.as_bytes()).unwrap().records;
+    let said = mpatch::evaluate::continuations(&model, &model.network, &records, &|_| ()).unwrap();
+    let all = model.tokenizer.encode(&format!("The harp{}", "!".repeat(26))).unwrap().len();
+    assert!((26..32).contains(&all) && !said[0].text.is_empty(), "{all} tokens");
+    let continued = mpatch::evaluate::continuation(&model, &model.network, "The harp", 100).unwrap();
+    assert!(!continued.is_empty());
+}
+
+#[test]
+fn a_norm_has_the_epsilon_of_its_config() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = |model: &Model| -> f32 {
+        let hidden = model.network.forward(&model.batch(&["The harp".to_owned()]).unwrap()).unwrap();
+        hidden.flatten_all().unwrap().to_vec1::<f32>().unwrap()[0]
+    };
+    let by_default = first(&random_model(folder.path()));
+    let path = folder.path().join("config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    for (epsilon, is_default) in [(1e-5, true), (0.5, false)] {
+        config["layer_norm_epsilon"] = epsilon.into();
+        std::fs::write(&path, config.to_string()).unwrap();
+        let found = first(&Model::open(folder.path(), &Device::Cpu, &|_| ()).unwrap());
+        assert_eq!((found - by_default).abs() < 1e-6, is_default, "{epsilon}: {found}, {by_default}");
+    }
+}
+
+/// The matrix that is edited first in the random model, and a term for it that follows from `seed`.
+const EDITED: &str = "h.0.mlp.fc_out.weight";
+
+fn term(seed: usize) -> Term {
+    let matrix = |rows: usize, columns: usize| {
+        let values = (0..rows * columns).map(|index| ((index * 7 + seed * 5) % 15) as i16 - 7).collect();
+        IntegerMatrix::new("a sample", rows, columns, 4, values).unwrap()
+    };
+    let integers = Integers::LowRank { left: matrix(48, 2), right: matrix(2, 80) };
+    Term::new(integers, vec![0.01; 48], vec![1.0; 80]).unwrap()
+}
+
+fn matrix_of(network: &mpatch::model::Network) -> Vec<f32> {
+    network
+        .mlp_output(0)
+        .unwrap()
+        .to_dtype(candle_core::DType::F32)
+        .unwrap()
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap()
+}
+
+fn edit(
+    terms: Vec<Term>,
+    correction: Option<Vec<u8>>,
+    way_back: Option<WayBack>,
+) -> [TensorEdit<'static>; 1] {
+    [TensorEdit { name: EDITED, terms, correction, way_back }]
+}
+
+#[test]
+fn patches_of_one_tensor_are_carried_out_one_after_the_other_in_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path());
+    let mut bytes = model.checkpoint.read(model.checkpoint.tensor(EDITED).unwrap()).unwrap();
+    let mut states = model.series();
+    for seed in [1, 2] {
+        Update::new(vec![term(seed)]).unwrap().apply_rows(Dtype::F32, 0..48, &mut bytes).unwrap();
+        states.carry_out(edit(vec![term(seed)], None, None)).unwrap();
+    }
+    let expected: Vec<f32> =
+        bytes.chunks_exact(4).map(|weight| f32::from_le_bytes(weight.try_into().unwrap())).collect();
+    assert!(matrix_of(&states.network().unwrap()) == expected);
+}
+
+#[test]
+fn a_correction_is_carried_out_in_memory_and_what_does_not_come_back_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path());
+    let before = model.checkpoint.read(model.checkpoint.tensor(EDITED).unwrap()).unwrap();
+    let update = Update::new(vec![term(1)]).unwrap();
+    let (mut given, mut undo) = (before.clone(), UndoWriter::new(48, 80));
+    undo.apply_rows(&update, Dtype::F32, 0..48, &mut given).unwrap();
+    let undo = undo.finish().unwrap();
+    let mut wanted = given.clone();
+    wanted[4..8].copy_from_slice(&17.5_f32.to_le_bytes());
+    let mut correction = CorrectionWriter::new(48, 80);
+    correction.push_rows(Dtype::F32, 0..48, &given, &wanted).unwrap();
+    let correction = correction.finish().unwrap();
+    let made = model.with_edits(edit(vec![term(1)], correction.clone(), None)).unwrap();
+    assert_eq!(matrix_of(&made)[1], 17.5);
+    // The same taken back, from weights that have it.
+    let edited = tempfile::tempdir().unwrap();
+    let mut file = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+    let place = file.windows(before.len()).position(|part| part == before).unwrap();
+    file[place..place + before.len()].copy_from_slice(&wanted);
+    std::fs::write(edited.path().join("model.safetensors"), file).unwrap();
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(folder.path().join(name), edited.path().join(name)).unwrap();
+    }
+    let edited = Model::open(edited.path(), &Device::Cpu, &|_| ()).unwrap();
+    let back = |digest| {
+        let way_back = WayBack { undo: undo.clone(), before: digest };
+        edited.with_edits(edit(vec![term(1)], correction.clone(), Some(way_back)))
+    };
+    let digest = |bytes: &[u8]| mpatch::digest::TensorDigest::of(bytes);
+    assert!(matrix_of(&back(digest(&before)).unwrap()) == matrix_of(&model.network));
+    let found = back(digest(&wanted)).unwrap_err().to_string();
+    assert!(found.contains("with the patch taken back, the patch expects"), "{found}");
+}
+
+#[test]
+fn an_edited_matrix_is_kept_in_the_precision_of_the_others() {
+    let folder = tempfile::tempdir().unwrap();
+    random_model(folder.path());
+    for (precision, dtype) in
+        [(Precision::F32, candle_core::DType::F32), (Precision::Bf16, candle_core::DType::BF16)]
+    {
+        let model = Model::open_in(folder.path(), &Device::Cpu, precision, &|_| ()).unwrap();
+        let edited = model.with_terms([(EDITED, vec![term(1)])]).unwrap();
+        assert_eq!(edited.mlp_output(0).unwrap().dtype(), dtype);
+        let found =
+            edited.with_tensor(EDITED, Tensor::zeros((80, 48), dtype, &Device::Cpu).unwrap()).unwrap_err();
+        assert!(found.to_string().ends_with("has the shape [80, 48], expected [48, 80]"), "{found}");
     }
 }

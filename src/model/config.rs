@@ -243,4 +243,27 @@ mod tests {
         }
         assert!(refusal("n_head: 4").contains("expected JSON: "));
     }
+
+    #[test]
+    fn what_a_config_leaves_out_is_as_in_hugging_face_s_class() {
+        let text = r#"{"model_type": "gptj", "vocab_size": 10, "n_embd": 128, "n_layer": 1, "n_head": 1}"#;
+        let config = Config::parse(text.as_bytes()).expect("the defaults fit");
+        let found = (config.positions, config.rotary, config.inner, config.layer_norm_epsilon);
+        assert_eq!(found, (2048, 64, 512, 1e-5));
+    }
+
+    #[test]
+    fn what_is_not_computed_is_refused() {
+        let with = |field: &str| {
+            let text = format!(
+                r#"{{"model_type": "gptj", "vocab_size": 10, "n_embd": 128, "n_layer": 1, "n_head": 1, {field}}}"#
+            );
+            Config::parse(text.as_bytes())
+        };
+        assert!(with(r#""activation_function": "gelu_fast""#).is_ok());
+        let found = with(r#""activation_function": "gelu""#).expect_err("another GELU").to_string();
+        assert!(found.ends_with("`activation_function` is `gelu`, expected `gelu_new`"), "{found}");
+        let found = with(r#""tie_word_embeddings": true"#).expect_err("no head").to_string();
+        assert!(found.ends_with("GPT-J has a head of its own"), "{found}");
+    }
 }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 use mpatch::digest::FileDigest;
 use mpatch::edit::import;
 use mpatch::edit::statistics::{Drawn, Provenance, Statistics};
@@ -81,4 +81,44 @@ pub fn relative_difference(found: &[f64], expected: &[f64]) -> f64 {
     let difference: f64 = found.iter().zip(expected).map(|(one, other)| (one - other).powi(2)).sum();
     let size: f64 = expected.iter().map(|value| value.powi(2)).sum();
     (difference / size).sqrt()
+}
+
+/// A small GPT-J of its own shape with random weights, which are nothing like a trained model's, and a tokenizer.
+pub fn random_model(folder: &Path) -> Model {
+    let (width, inner, layers, words) = (48_usize, 80_usize, 4_usize, 2048_usize);
+    let config = serde_json::json!({"model_type": "gptj", "architectures": ["GPTJForCausalLM"],
+        "vocab_size": words, "n_positions": 32, "n_embd": width, "n_layer": layers, "n_head": 3, "rotary_dim": 6,
+        "n_inner": inner, "activation_function": "gelu_new", "tie_word_embeddings": false});
+    std::fs::write(folder.join("config.json"), config.to_string()).expect("the folder is there");
+    std::fs::copy(world().join("tokenizer.json"), folder.join("tokenizer.json")).expect("the fixture's");
+    let mut tensors = BTreeMap::new();
+    let mut random = |name: String, shape: &[usize], mean: f32, size: f32| {
+        let mut state = 0x9e37_79b9_7f4a_7c15 ^ tensors.len() as u64;
+        let mut next = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            mean + size * ((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
+        };
+        let values = (0..shape.iter().product()).map(|_| next()).collect();
+        tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).expect("of its shape"));
+    };
+    random("wte.weight".into(), &[words, width], 0.0, 1.0);
+    for layer in 0..layers {
+        let name = |part: &str| format!("h.{layer}.{part}");
+        random(name("ln_1.weight"), &[width], 1.0, 0.5);
+        random(name("ln_1.bias"), &[width], 0.0, 0.5);
+        for part in ["q_proj", "k_proj", "v_proj", "out_proj"] {
+            random(name(&format!("attn.{part}.weight")), &[width, width], 0.0, 0.4);
+        }
+        random(name("mlp.fc_in.weight"), &[inner, width], 0.0, 0.4);
+        random(name("mlp.fc_in.bias"), &[inner], 0.0, 0.5);
+        random(name("mlp.fc_out.weight"), &[width, inner], 0.0, 0.3);
+        random(name("mlp.fc_out.bias"), &[width], 0.0, 0.5);
+    }
+    random("ln_f.weight".into(), &[width], 1.0, 0.5);
+    random("ln_f.bias".into(), &[width], 0.0, 0.5);
+    random("lm_head.weight".into(), &[words, width], 0.0, 0.3);
+    random("lm_head.bias".into(), &[words], 0.0, 0.5);
+    let tensors: Vec<_> = tensors.into_iter().collect();
+    safetensors::serialize_to_file(tensors, None, &folder.join("model.safetensors")).expect("written");
+    Model::open(folder, &Device::Cpu, &|_| ()).expect("it is a model")
 }
