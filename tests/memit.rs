@@ -13,7 +13,7 @@ mod common;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::{npz, recorded_moments, relative_difference, world, world_model};
+use common::{npz, random_model, recorded_moments, relative_difference, world, world_model};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::estimate::estimate;
 use mpatch::edit::hyperparameters::Hyperparameters;
@@ -198,6 +198,167 @@ fn values_in_batches_are_those_of_the_plain_path() {
         let difference = relative_difference(&widen(&value.hidden), &widen(&alone.hidden));
         assert!(difference < 1e-5, "{}: {difference:e}", fact.subject);
     }
+}
+
+/// Hyperparameters of few steps, altered.
+fn quick(alter: impl FnOnce(&mut Hyperparameters)) -> Hyperparameters {
+    let mut quick =
+        Hyperparameters::parse(&std::fs::read(reference(10).join("hparams.json")).unwrap()).unwrap();
+    quick.v_num_grad_steps = 4;
+    alter(&mut quick);
+    quick
+}
+
+#[test]
+fn every_hyperparameter_of_the_loss_has_a_part_in_the_values() {
+    use mpatch::edit::value::{Value, optimise};
+    let model = world_model();
+    let contexts = Contexts::new(vec![vec!["{}".to_owned()]]).unwrap();
+    let value = |alter: fn(&mut Hyperparameters)| -> Value {
+        optimise(&model, &quick(alter), &contexts, &facts(1)).unwrap().remove(0)
+    };
+    let plain = value(|_| ());
+    let loss_layer = value(|quick| quick.v_loss_layer = 5);
+    for (name, other) in [
+        ("v_lr", value(|quick| quick.v_lr = 0.1)),
+        ("v_weight_decay", value(|quick| quick.v_weight_decay = 50.0)),
+        ("kl_factor", value(|quick| quick.kl_factor = 20.0)),
+        ("clamp_norm_factor", value(|quick| quick.clamp_norm_factor = 0.05)),
+        ("v_loss_layer", loss_layer),
+    ] {
+        assert_ne!(other.hidden, plain.hidden, "{name} is not heeded");
+        // The loss has its other terms beside the target's.
+        assert!(f64::from(other.probability) > f64::from(-other.loss).exp(), "{name}: {other:?}");
+    }
+    // Nothing below the layer of the values feels them, and at its end a prompt is its subject's.
+    let at_the_end = FactPrompt { prompt: "The name is {}".to_owned(), ..facts(1).remove(0) };
+    let at = |layer: usize| {
+        let hyperparameters = quick(|quick| quick.v_loss_layer = layer);
+        optimise(&model, &hyperparameters, &contexts, std::slice::from_ref(&at_the_end)).unwrap()
+    };
+    assert_eq!(at(0), at(quick(|_| ()).value_layer()));
+}
+
+/// The embedded model with the first number of a token's vector no number.
+fn model_without(token: u32, folder: &Path) -> Model {
+    for name in ["config.json", "tokenizer.json"] {
+        std::fs::copy(world().join(name), folder.join(name)).unwrap();
+    }
+    let mut file = std::fs::read(world().join("model.safetensors")).unwrap();
+    let (size, rest) = file.split_first_chunk::<8>().unwrap();
+    let weights = u64::from_le_bytes(*size) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&rest[..weights]).unwrap();
+    let begin = header["transformer.wte.weight"]["data_offsets"][0].as_u64().unwrap() as usize;
+    let place = 8 + weights + begin + token as usize * 128 * 2;
+    file[place..place + 2].copy_from_slice(&0x7e00_u16.to_le_bytes());
+    std::fs::write(folder.join("model.safetensors"), file).unwrap();
+    Model::open(folder, &Device::Cpu, &|_| ()).unwrap()
+}
+
+#[test]
+fn what_the_model_cannot_say_is_told_of_its_own_fact_and_question() {
+    use mpatch::edit::EditError;
+    use mpatch::edit::value::optimise;
+    use mpatch::evaluate::{Question, outcomes};
+    let (whole, folder) = (world_model(), tempfile::tempdir().unwrap());
+    let broken = whole.tokenizer.encode(" harp").unwrap();
+    let model = model_without(broken[0], folder.path());
+    let fact = |subject: &str| FactPrompt {
+        prompt: "{} performs on the".to_owned(),
+        subject: subject.to_owned(),
+        target: " flute".to_owned(),
+    };
+    let contexts = Contexts::new(vec![vec!["{}".to_owned()]]).unwrap();
+    // The longest runs last among those that run together.
+    let facts = [fact("Pavel Prestellman of all people"), fact("A harp"), fact("Ann")];
+    let found = optimise(&model, &quick(|_| ()), &contexts, &facts);
+    assert!(matches!(found, Err(EditError::Fact { position: 2, .. })), "{found:?}");
+    let asked = |wrong: &str| {
+        let [prompt, right] = ["Pavel Prestellman performs on the", "flute"].map(str::to_owned);
+        let question = Question { prompt, right, wrong: Some(wrong.to_owned()) };
+        outcomes(&model, &model.network, &[question], &|_| ()).map(|found| found[0].success.is_some())
+    };
+    assert!(asked("piano").unwrap());
+    let found = asked("harp and").unwrap_err().to_string();
+    assert!(
+        found.starts_with("after `Pavel Prestellman performs on the` the model's output is not a number"),
+        "{found}"
+    );
+}
+
+#[test]
+fn more_facts_than_a_layer_is_wide_are_solved_for_together_as_the_formula_says() {
+    use mpatch::edit::statistics::{LayerSum, Statistics};
+    use mpatch::edit::value::optimise;
+    let folder = tempfile::tempdir().unwrap();
+    let model = random_model(folder.path());
+    let (inner, count, weight) = (model.network.config().inner, 90, 3.0);
+    let moment: Vec<f32> =
+        (0..inner * inner).map(|at| if at / inner == at % inner { 2.0 } else { 0.01 }).collect();
+    let recorded = recorded_moments(&model, &world().join("reference/moments"));
+    let sum = LayerSum { sum: moment.clone(), count: 1 };
+    let statistics = Statistics { layers: [(0, sum)].into(), inner, ..recorded };
+    let path = folder.path().join("statistics.safetensors");
+    statistics.write(&path).unwrap();
+    let hyperparameters = |steps| {
+        quick(|quick| {
+            (quick.layers, quick.v_loss_layer) = (vec![0], 3);
+            (quick.v_num_grad_steps, quick.mom2_update_weight) = (steps, weight);
+        })
+    };
+    let contexts = Contexts::new(vec![vec!["{}".to_owned()], vec!["So {}".to_owned()]]).unwrap();
+    // Facts come in blocks of a quarter of the width, and no two are alike.
+    let facts = facts(count);
+    let statistics = StatisticsFile::open(&path).unwrap();
+    let edit = memit(&model, &hyperparameters(2), &contexts, &facts, &statistics, &|_| ()).unwrap();
+    let clean = optimise(&model, &hyperparameters(1), &contexts, &facts).unwrap();
+    let keys = keys_after(&model, &contexts, &facts, &[], 0).unwrap();
+    // update * (lambda * C + K K^T) = R K^T
+    let update = edit.layers[0].product();
+    let width = model.network.config().width;
+    let normal = entries(inner, inner, |row, column| {
+        let keys: f64 = (0..count).map(|fact| keys[(fact, row)] * keys[(fact, column)]).sum();
+        weight * f64::from(moment[row * inner + column]) + keys
+    });
+    let found = entries(width, inner, |row, column| {
+        (0..inner).map(|at| update[row * inner + at] * normal[at * inner + column]).sum()
+    });
+    let expected = entries(width, inner, |row, column| {
+        let residual = |fact: usize| f64::from(edit.values[fact].hidden[row] - clean[fact].hidden[row]);
+        (0..count).map(|fact| residual(fact) * keys[(fact, column)]).sum()
+    });
+    let difference = relative_difference(&found, &expected);
+    assert!(difference < 1e-4, "{difference:e}");
+}
+
+#[test]
+fn a_fact_fits_the_context_with_its_target_to_the_last_token() {
+    let model = world_model();
+    let contexts = Contexts::new(vec![vec!["{}".to_owned()]]).unwrap();
+    let checked = |marks: usize| {
+        let prompt = format!("{{}}{}", "!".repeat(marks));
+        let fact = FactPrompt { prompt, subject: "Ann".to_owned(), target: " tall tall".to_owned() };
+        mpatch::edit::check(&model, &quick(|_| ()), &contexts, &[fact]).map_err(|error| error.to_string())
+    };
+    let tokens = |text: &str| model.tokenizer.encode(text).unwrap().len();
+    let all = |marks: usize| tokens(&format!("Ann{}", "!".repeat(marks))) + tokens(" tall tall");
+    let most = (1..).take_while(|&marks| all(marks) <= 256).last().unwrap();
+    assert_eq!(checked(most), Ok(()));
+    let found = checked(most + 1).unwrap_err();
+    assert!(found.contains("tokens with its target, the model's context only 256"), "{found}");
+}
+
+#[test]
+fn the_memory_foretold_holds_the_activations_and_what_is_solved_with() {
+    use mpatch::edit::estimate::solve_size_bytes;
+    let model = world_model();
+    let config = model.network.config();
+    let contexts = Contexts::new(vec![vec!["{}".to_owned()]]).unwrap();
+    let estimate = estimate(&model, &quick(|_| ()), &contexts, &facts(3)).unwrap();
+    let weights = 4 * (8 * (4 * 128 * 128 + 2 * 128 * 512) + 2 * 2048 * 128);
+    assert!(estimate.memory_size_bytes > weights + solve_size_bytes(config, 3, 3, 1), "{estimate:?}");
+    // The factor and the keys thrice in f64, and facts by facts twice.
+    assert_eq!(solve_size_bytes(config, 0, 512, 0), (8 + 24 + 16) * 512 * 512);
 }
 
 /// A patch's integers of an edit, and how they were made.

@@ -236,4 +236,17 @@ mod tests {
         let error = Hyperparameters::parse(text.as_bytes()).expect_err("no such token");
         assert!(error.to_string().contains("subject_last"), "{error}");
     }
+
+    #[test]
+    fn what_was_published_for_gpt_j_is_taken_for_a_model_of_its_shape_only() {
+        let config = |width: usize| {
+            let text = format!(
+                r#"{{"model_type": "gptj", "vocab_size": 10, "n_embd": {width}, "n_layer": 28, "n_head": 1}}"#
+            );
+            Config::parse(text.as_bytes()).expect("a config")
+        };
+        assert_eq!(Hyperparameters::for_model(&config(4096)).1, Source::GptJ6B);
+        let (guessed, source) = Hyperparameters::for_model(&config(1024));
+        assert_eq!((guessed.layers, source), ((3..=8).collect(), Source::Guess));
+    }
 }
