@@ -201,4 +201,16 @@ mod tests {
         assert!(entropy("one two three four five six seven") > 2.0);
         assert_eq!(words("It's 9 o'clock."), ["It", "'", "s", "9", "o", "'", "clock", "."]);
     }
+
+    #[test]
+    fn a_target_that_is_the_old_one_too_may_come_again() {
+        assert!(says(" French, French and French", "French", Some("French")));
+    }
+
+    #[test]
+    fn entropy_weighs_trigrams_twice_as_much_as_bigrams() {
+        // Of "a b a b" the bigrams are ab, ba, ab, and the trigrams aba, bab: log2(3) - 2/3 bits, and 1 bit.
+        let expected = (2.0 / 3.0 * (3.0_f64.log2() - 2.0 / 3.0) + 4.0 / 3.0) / 2.0;
+        assert!((entropy("a b a b") - expected).abs() < 1e-12);
+    }
 }

@@ -333,4 +333,52 @@ mod tests {
             );
         }
     }
+
+    fn world_model() -> Model {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        Model::open(&folder, &crate::model::Device::Cpu, &|_| ()).expect("the fixture is a model")
+    }
+
+    #[test]
+    fn a_target_is_as_likely_as_its_tokens_are_on_average_and_right_if_all_of_them_are() {
+        let model = world_model();
+        let ask = |right: &str, wrong: Option<&str>| {
+            let [prompt, right] = ["Pavel Prestellman performs on the", right].map(str::to_owned);
+            let question = Question { prompt, right, wrong: wrong.map(str::to_owned) };
+            outcomes(&model, &model.network, &[question], &|_| ()).expect("an answer").remove(0)
+        };
+        let top =
+            top_tokens(&model, &model.network, "Pavel Prestellman performs on the", 1).expect("a token");
+        let first = top[0].token.trim().to_owned();
+        let one = ask(&first, None);
+        assert!(one.correct && one.success.is_none(), "{one:?}");
+        assert!((one.nll_right - -top[0].probability.ln()).abs() < 1e-4, "{one:?}");
+        // A second token that nobody expects: no longer right, and less likely by half of what it costs.
+        let two = ask(&format!("{first} {first}"), Some(&first));
+        assert!(!two.correct && two.success == Some(false), "{two:?}");
+        let second = {
+            let prompt = format!("Pavel Prestellman performs on the {first}");
+            let question = Question { prompt, right: first.clone(), wrong: None };
+            outcomes(&model, &model.network, &[question], &|_| ()).expect("an answer")[0].nll_right
+        };
+        assert!((two.nll_right - (one.nll_right + second) / 2.0).abs() < 1e-3, "{two:?} {second}");
+        assert_eq!(two.nll_wrong.map(|nll| (nll - one.nll_right).abs() < 1e-3), Some(true));
+    }
+
+    #[test]
+    fn a_question_is_too_long_from_the_first_token_beyond_the_context_on() {
+        let model = world_model();
+        let positions = model.network.config().positions;
+        let found = |prompt_tokens: usize| {
+            let prompt = format!("{{}}{}", "!".repeat(prompt_tokens - 1));
+            let facts = format!(r#"{{"prompt": "{prompt}", "subject": "!", "target_new": "!"}}"#);
+            let records = FactsFile::parse(facts.as_bytes()).expect("a facts file").records;
+            let found = too_long(&model.tokenizer, model.network.config(), records.iter().enumerate());
+            found.expect("tokens").map(|found| found.tokens)
+        };
+        let target = model.tokenizer.encode(" !").expect("text").len();
+        let marks = |count: usize| model.tokenizer.encode(&"!".repeat(count)).expect("text").len();
+        let most = (1..).take_while(|&count| marks(count) + target <= positions).last().expect("one");
+        assert_eq!((found(most), found(most + 1)), (None, Some(marks(most + 1) + target)));
+    }
 }

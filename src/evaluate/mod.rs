@@ -301,4 +301,64 @@ mod tests {
         let records = [record(&[Some(true), None]), record(&[Some(false); 3]), record(&[None])];
         assert_eq!(share(&records, paraphrases, |outcome| outcome.success), Some(50.0));
     }
+
+    /// Seven records with two paraphrases each, of which the first asks for no texts.
+    fn records() -> Vec<Record> {
+        let record = |index: usize| {
+            let texts = if index == 0 { "" } else { r#""My sport is""# };
+            format!(
+                r#"{{"requested_rewrite": {{"prompt": "{{}} plays", "subject": "Ann {index}",
+                "target_new": {{"str": "football"}}}}, "paraphrase_prompts": ["So what", "Yes"],
+                "generation_prompts": [{texts}]}}"#
+            )
+        };
+        let text = format!("[{}]", (0..7).map(record).collect::<Vec<_>>().join(","));
+        crate::facts::FactsFile::parse(text.as_bytes()).expect("a facts file").records
+    }
+
+    #[test]
+    fn texts_are_written_of_records_all_over_the_file_that_ask_for_some() {
+        let records = records();
+        let subjects = |count| -> Vec<&str> {
+            spread(&records, count).iter().map(|record| record.request.subject.as_str()).collect()
+        };
+        assert_eq!(subjects(3), ["Ann 1", "Ann 3", "Ann 5"]);
+        assert_eq!(subjects(100).len(), 6);
+    }
+
+    #[test]
+    fn a_metric_is_said_to_be_over_the_prompts_that_it_is_over() {
+        let mut records = records();
+        records.truncate(2);
+        records[1].request.target_old = Some("golf".to_owned());
+        for (prompt, expected) in [("Pele plays", Some("golf")), ("Who sang", Some("Nina")), ("What", None)] {
+            records[1].neighbors.push(crate::facts::Neighbor {
+                prompt: prompt.to_owned(),
+                expected: expected.map(std::sync::Arc::from),
+            });
+        }
+        // Where nothing competes there is no success, and what has no answer is not asked.
+        for (metric, expected) in [
+            ("efficacy", 1),
+            ("rewrite_accuracy", 2),
+            ("generation", 2),
+            ("paraphrase", 2),
+            ("paraphrase_accuracy", 4),
+            ("neighborhood", 1),
+            ("neighborhood_accuracy", 2),
+            ("score", 4),
+        ] {
+            assert_eq!(prompts(&records, metric), expected, "{metric}");
+        }
+    }
+
+    #[test]
+    fn a_fact_wins_by_what_is_known_of_it() {
+        for (success, correct, wins) in
+            [(Some(true), false, true), (Some(false), true, false), (None, true, true), (None, false, false)]
+        {
+            let outcome = Outcome { nll_right: 0.0, nll_wrong: None, success, correct };
+            assert_eq!(outcome.wins(), wins, "{outcome:?}");
+        }
+    }
 }
