@@ -411,3 +411,32 @@ impl Totals {
         self.not_finite += broken.count;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::checkpoint::{NewTensor, write_safetensors};
+
+    #[test]
+    fn a_broken_weight_is_named_by_its_place_however_far_into_a_tensor_it_lies() {
+        const COLUMNS: usize = 1000;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.safetensors");
+        let shape = vec![1200, COLUMNS as u64];
+        let tensor = NewTensor { name: "a".to_owned(), dtype: Dtype::F16, shape };
+        write_safetensors(&path, &BTreeMap::new(), &[tensor], |_, sink| {
+            let mut bytes = vec![0; 2 * 1200 * COLUMNS];
+            for (row, column) in [(1100, 7), (1199, 999)] {
+                let place = 2 * (row * COLUMNS + column);
+                bytes[place..place + 2].copy_from_slice(&0x7e00_u16.to_le_bytes());
+            }
+            sink.write_all(&bytes)
+        })
+        .expect("written");
+        let checkpoint = Checkpoint::open(&path).expect("weights");
+        let found = check_finite(&checkpoint, &["a".to_owned()]).expect_err("NaN").to_string();
+        assert!(found.contains("2 NaN or infinite weights, the first at row 1100, column 7"), "{found}");
+    }
+}

@@ -557,6 +557,13 @@ fn what_no_patch_can_do_is_refused_by_name() {
     assert!(matches!(extraction(&cube[0], &cube[0]), Err(ExtractError::Same)));
     let other = write(folder.path(), "other", &[Numbers(1).weights("even", Dtype::F16, [2, 3])]);
     assert!(message(&cube[0], &other).starts_with("tensor `odd` is in the first checkpoint only"));
+    let both = write(
+        folder.path(),
+        "both",
+        &["even", "odd"].map(|name| Numbers(1).weights(name, Dtype::F16, [2, 3])),
+    );
+    let one = write(folder.path(), "one", &[Numbers(1).weights("even", Dtype::F16, [2, 3])]);
+    assert!(message(&one, &both).starts_with("tensor `odd` is in the second checkpoint only"));
 }
 
 /// Any bit patterns: NaN, infinities, both zeros, subnormals.

@@ -396,3 +396,20 @@ impl From<FactorError> for DeltaError {
         Self::Factors(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_that_are_no_numbers_are_counted_and_left_out_of_the_size_of_a_change() {
+        let bytes = |weights: [f32; 4]| weights.map(f32::to_le_bytes).concat();
+        let mut total = Sums::default();
+        for _ in 0..2 {
+            let [first, second] = [[3.0, f32::NAN, 1.0, f32::INFINITY], [4.0, 1.0, f32::NAN, f32::INFINITY]];
+            total.add(Sums::of::<f32>(&bytes(first), &bytes(second)));
+        }
+        assert_eq!((total.not_finite, total.changed), (6, 6));
+        assert_eq!((total.first, total.difference), (18.0, 2.0));
+    }
+}

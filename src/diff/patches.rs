@@ -434,6 +434,9 @@ mod tests {
         assert!(same(size(Dtype::F16), size(Dtype::F16)));
         assert!(!same(size(Dtype::F16), size(Dtype::F32)));
         assert!(!same(size(Dtype::F16), None));
+        let corrected =
+            size(Dtype::F16).map(|size| UpdateSize { correction: Some("digest".to_owned()), ..size });
+        assert!(same(corrected.clone(), corrected.clone()) && !same(size(Dtype::F16), corrected));
     }
 
     /// A term of rank 2 whose integers follow from `seed`.
@@ -466,5 +469,66 @@ mod tests {
         // The terms in another order add the same, which factors cannot tell.
         let other = Sums::of_factors(&[terms[0].clone(), terms[0].iter().rev().cloned().collect()]);
         assert!(other.difference > 0.0 && other.difference < 1e-12 * other.first);
+    }
+
+    fn fact(subject: &str, target: &str) -> Fact {
+        let [prompt, subject, target_new] = ["{} plays", subject, target].map(str::to_owned);
+        Fact { id: None, prompt, subject, target_new, target_old: None, note: None }
+    }
+
+    #[test]
+    fn a_target_in_other_letters_is_no_change() {
+        let diff = diff_facts(
+            &[fact("Ann", "Golf"), fact("Bob", "chess")],
+            &[fact("ann", "golf"), fact("Bob", "go")],
+        );
+        assert_eq!((diff.same_facts, diff.changed.len()), (1, 1));
+        assert_eq!(diff.changed[0].text, "Bob plays");
+    }
+
+    #[test]
+    fn of_facts_about_one_thing_the_last_stands() {
+        let lists = [vec![fact("Ann", "golf"), fact("Bob", "chess")], vec![fact("ann", "polo")]];
+        let standing = facts_after(lists.iter().map(Vec::as_slice));
+        assert_eq!(standing, [fact("ann", "polo"), fact("Bob", "chess")]);
+    }
+
+    #[test]
+    fn every_field_of_a_recipe_is_compared() {
+        let digest = crate::digest::FileDigest::of;
+        let recipe = || Recipe {
+            method: "memit".to_owned(),
+            hyperparameters: "{}".to_owned(),
+            layers: vec![1],
+            contexts: vec![vec!["{}".to_owned()]],
+            seed: 1,
+            statistics: digest(b"1"),
+            facts: digest(b"1"),
+            tool: "one".to_owned(),
+            device: "cpu".to_owned(),
+        };
+        assert_eq!(recipe_changes(&recipe(), &recipe()), []);
+        let others = [
+            ("method", Recipe { method: "stack".to_owned(), ..recipe() }),
+            ("hyperparameters", Recipe { hyperparameters: "[]".to_owned(), ..recipe() }),
+            ("layers", Recipe { layers: vec![2], ..recipe() }),
+            ("contexts", Recipe { contexts: vec![vec!["So {}".to_owned()]], ..recipe() }),
+            ("seed", Recipe { seed: 2, ..recipe() }),
+            ("statistics", Recipe { statistics: digest(b"2"), ..recipe() }),
+            ("facts file", Recipe { facts: digest(b"2"), ..recipe() }),
+            ("tool", Recipe { tool: "other".to_owned(), ..recipe() }),
+            ("device", Recipe { device: "cuda".to_owned(), ..recipe() }),
+        ];
+        for (field, other) in others {
+            let found = recipe_changes(&recipe(), &other);
+            assert_eq!(found.iter().map(|change| change.field).collect::<Vec<_>>(), [field]);
+            let diff = PatchDiff {
+                patches: [PatchId::derive(b"1"), PatchId::derive(b"2")],
+                facts: FactsDiff::default(),
+                recipe: found,
+                tensors: Vec::new(),
+            };
+            assert!(!diff.is_same(), "{field}");
+        }
     }
 }

@@ -387,6 +387,28 @@ fn facts_that_share_a_subject_are_allowed_and_mentioned() {
           MEMIT writes each less surely than alone"
         ]
     );
+    let spaced = BALL.replace("plays the sport of", "was born in").replace("LeBron James", "LeBron  James");
+    assert_eq!(parse(&format!("[{BALL}, {spaced}]")).warnings().len(), 1, "white space is set aside");
+}
+
+#[test]
+fn letter_case_and_white_space_make_no_other_blank_or_target() {
+    use super::{blank, same_target};
+    assert_eq!(blank("{} plays", "LeBron James"), blank("LEBRON {}  plays", "james"));
+    assert_ne!(blank("{} plays", "LeBron James"), blank("{} played", "LeBron James"));
+    assert!(same_target("New  York", "new york") && !same_target("New York", "York"));
+}
+
+#[test]
+fn another_target_of_a_zsre_record_is_mentioned_where_it_is_another() {
+    let zsre = |alt: &str| {
+        let record = serde_json::json!({"src": "What does Pele play?", "subject": "Pele", "answers": ["football"],
+            "rephrase": "What is Pele's sport?", "alt": alt});
+        parse(&record.to_string()).warnings()
+    };
+    assert_eq!(zsre(" football "), Vec::<String>::new());
+    let said = zsre("golf").concat();
+    assert!(said.starts_with("1 of 1 records have another target in `alt`, which is not read"), "{said}");
 }
 
 #[test]

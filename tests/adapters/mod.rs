@@ -210,6 +210,14 @@ fn a_patch_that_is_more_than_factors_becomes_no_adapter() {
         found.contains("`transformer.wte.weight`") && found.contains("not the weight of a linear"),
         "{found}"
     );
+    let bias = Numbers(6).weights("transformer.h.0.mlp.fc_out.weight", Dtype::F16, [1, 40]);
+    let path = write(folder.path(), "bias.safetensors", &[bias]);
+    let vector = Checkpoint::open(&path).unwrap();
+    let terms = vec![numbers.low_rank([1, 40], 1, 6, 0.3)];
+    let edits = [(FIRST.to_owned(), vec![0])];
+    let binding = bind(&vector, vector.weights_id().unwrap(), &edits, &terms, &quiet).unwrap();
+    let found = refusal(&decoded(&drafts::draft(terms, vec![binding])));
+    assert!(found.contains("1 by 40, is not the weight of a linear layer"), "{found}");
     let mut transposed: Draft = bound(vec![numbers.low_rank(SHAPE, 2, 6, 0.3)]);
     transposed.base.architecture = "GPT2LMHeadModel".into();
     assert!(refusal(&decoded(&transposed)).contains("[in, out]"));
@@ -236,6 +244,28 @@ fn a_patch_that_adds_other_terms_to_other_weights_becomes_no_adapter_and_is_not_
             assert!(found.contains("adds something else"), "{found}");
         }
     }
+}
+
+#[test]
+fn an_adapter_names_its_patch_and_its_modules_as_loaders_find_them() {
+    let folder = tempfile::tempdir().unwrap();
+    // As in checkpoints that leave the name of the body out.
+    let bare = Numbers(3).weights("h.2.mlp.fc_out.weight", Dtype::F16, SHAPE);
+    let path = write(folder.path(), "base.safetensors", &[bare]);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let terms = vec![Numbers(4).low_rank(SHAPE, 2, 6, 0.3)];
+    let edits = [("h.2.mlp.fc_out.weight".to_owned(), vec![0])];
+    let binding = bind(&checkpoint, checkpoint.weights_id().unwrap(), &edits, &terms, &quiet).unwrap();
+    let patch = decoded(&drafts::draft(terms, vec![binding]));
+    let target = folder.path().join("adapter");
+    let adapter = Adapter::of(&patch, Dtype::F32).unwrap();
+    assert_eq!(adapter.modules()[0].path, "transformer.h.2.mlp.fc_out");
+    adapter.write(&target, None, &quiet).unwrap();
+    factor(&target, Dtype::F32, "transformer.h.2.mlp.fc_out.lora_A");
+    let weights = Checkpoint::open(target.join("adapter_model.safetensors")).unwrap();
+    let metadata = weights.files()[0].metadata();
+    assert_eq!(metadata["mpatch.patch"], patch.id().to_string());
+    assert_eq!(metadata["mpatch.weights"], patch.manifest().bindings[0].weights.to_string());
 }
 
 #[test]
