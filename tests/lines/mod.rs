@@ -37,6 +37,15 @@ fn an_older_patch_is_a_rollback_once_a_newer_one_was_used() {
 }
 
 #[test]
+fn what_is_only_looked_at_is_not_remembered_of_its_line() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    bench.patch_of_line("two.mpatch", 2, "second");
+    bench.run("apply model.safetensors two.mpatch --dry-run", 0);
+    bench.run("apply model.safetensors one.mpatch", 0);
+}
+
+#[test]
 fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
     let bench = Bench::new();
     bench.patch_of_line("one.mpatch", 1, "a story");

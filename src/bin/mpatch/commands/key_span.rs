@@ -266,4 +266,43 @@ mod tests {
         let columns_before = "  V3 confined  not checked  ".len();
         assert!(columns_before + words.len() <= 100, "{words}");
     }
+
+    /// What is found of an update of 6 bits, or of another number, of which so much lies outside.
+    fn found(outside: f64, strongest: f64, bits: u8) -> KeySpanEvidence {
+        let span = KeySpan {
+            layer: 3,
+            tensor: "a".to_owned(),
+            facts: 10,
+            inner: 512,
+            directions: 10,
+            outside,
+            strongest,
+            gap: 1.0,
+        };
+        KeySpanEvidence::of(vec![TensorSpan::new(span, bits, true)])
+    }
+
+    #[test]
+    fn an_update_is_confined_or_not_or_nothing_can_be_told() {
+        let outcome = |outside, strongest, bits| {
+            let Outcome { problem, not_checked } = found(outside, strongest, bits).outcome;
+            (problem.is_some(), not_checked.is_some())
+        };
+        for (outside, strongest, expected) in [
+            (0.09, 0.24, (false, false)),
+            (0.09, 0.26, (false, true)),
+            (0.09, 0.51, (true, false)),
+            (0.11, 0.24, (false, true)),
+            (0.51, 0.24, (true, false)),
+        ] {
+            assert_eq!(outcome(outside, strongest, 6), expected, "{outside} {strongest}");
+        }
+    }
+
+    #[test]
+    fn a_bit_more_leaves_half_as_much_to_rounding() {
+        let holds = |strongest, bits| found(0.0, strongest, bits).outcome.holds();
+        assert!(holds(0.12, 7) && !holds(0.13, 7));
+        assert!(holds(0.44, 5) && !holds(0.46, 5));
+    }
 }
