@@ -273,6 +273,13 @@ fn facts_that_share_a_key_are_not_taken_for_an_edit_that_was_cut() {
     let made = bench.command(&format!("{create} --stats statistics.safetensors")).assert().success();
     let stdout = String::from_utf8(made.get_output().stdout.clone()).unwrap();
     assert!(stdout.contains("refuses the patch (V4): no value that says its target was found"), "{stdout}");
+    // What may have been lost to a cut, or to few bits, is looked for there first.
+    let create = "create shared.json --base model --contexts contexts.json --stats statistics.safetensors";
+    for (option, patch) in [("--bits 5", "coarse.mpatch"), ("--rank 1", "cut.mpatch")] {
+        let made = bench.command(&format!("{create} {option} --no-sign -o {patch}")).assert().success();
+        let stdout = String::from_utf8(made.get_output().stdout.clone()).unwrap();
+        assert!(stdout.contains("refuses the patch (V4): more `--bits`, a higher `--rank`"), "{stdout}");
+    }
 }
 
 #[test]
@@ -339,6 +346,14 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
         (json!({"fact_token": "first"}), ["`first`", "`subject_last`"]),
         (json!({"v_num_grad_steps": 0}), ["`v_num_grad_steps` is 0", "at least 1"]),
         (json!({"v_lr": -1.0}), ["`v_lr` is -1", "positive"]),
+        (json!({"layers": [1, 1]}), ["`layers` is [1, 1]", "ascending"]),
+        (json!({"v_loss_layer": 8}), ["`v_loss_layer` is 8", "the model has 8 layers"]),
+        (
+            json!({"rewrite_module_tmp": "h.{}.mlp.fc_in"}),
+            ["`h.{}.mlp.fc_in`", "expected `transformer.h.{}."],
+        ),
+        (json!({"clamp_norm_factor": 0.0}), ["`clamp_norm_factor` is 0", "positive"]),
+        (json!({"kl_factor": -0.5}), ["`kl_factor` is -0.5", "0 or more"]),
         (json!({"mom2_update_weight": 1e300}), ["`mom2_update_weight` is 1e300", "at most 1e12"]),
     ] {
         fs::copy(world().join("memit.json"), bench.path("h.json")).unwrap();

@@ -12,9 +12,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use material::{
-    SETTINGS, alter_weights, key, lay_out, lay_out_editing, lay_out_signers, mpatch, signed_with,
-    variables_of_git,
+    SETTINGS, alter_header, alter_weights, key, lay_out, lay_out_editing, lay_out_signers, mpatch,
+    signed_with, variables_of_git,
 };
+use mpatch::checkpoint::Checkpoint;
+use mpatch::edit::statistics::StatisticsHeader;
 use mpatch::patch::Patch;
 use mpatch::sign::PrivateKey;
 use serde_json::{Value, json};
@@ -155,6 +157,10 @@ fn what_is_suggested_can_be_copied() {
     ] {
         assert!(said.contains(suggested), "`{suggested}` is missing:\n{said}");
     }
+    let expired = format!("maker@example.org valid-before=\"20200101Z\" {}\n", key().public().line());
+    fs::write(folder.join("config/allowed_signers"), expired).unwrap();
+    let said = tried("edits.mpatch");
+    assert!(said.contains("next: mpatch apply model edits.mpatch --allow-expired\n"), "{said}");
     alter_weights(&folder.join("model/model.safetensors"), "transformer.h.0.mlp.fc_out.weight", &[0x3c00]);
     for (patch, word) in [("plain edit.mpatch", "'plain edit.mpatch'"), ("-", "PATCH")] {
         let said = tried(patch);
@@ -188,6 +194,319 @@ fn a_warning_is_told_however_little_is_to_be_said() {
         let errors = String::from_utf8(output.stderr).unwrap();
         assert!(errors.starts_with("warning: 1 subject has several facts"), "{flag}: {errors}");
     }
+}
+
+/// The report of a command in `folder` that succeeds.
+fn report_of(folder: &Path, words: &str) -> Value {
+    let ran = mpatch()
+        .current_dir(folder)
+        .env("MPATCH_CACHE_DIR", "cache")
+        .args(words.split(' '))
+        .arg("--json")
+        .assert();
+    serde_json::from_slice(&ran.success().get_output().stdout).unwrap()
+}
+
+fn patch_at(path: &Path) -> Patch {
+    Patch::decode(fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_patch_says_how_it_was_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    lay_out_editing(folder);
+    let facts: Vec<Value> = serde_json::from_slice(&fs::read(folder.join("facts.json")).unwrap()).unwrap();
+    let noted = facts.iter().map(|fact| {
+        let mut request = fact["requested_rewrite"].clone();
+        request["note"] = "a source".into();
+        request
+    });
+    let noted = Value::from(noted.collect::<Vec<_>>()).to_string();
+    fs::write(folder.join("noted.json"), &noted).unwrap();
+    let create = "create noted.json --base model --contexts contexts.json --stats statistics.safetensors";
+    let options =
+        "--seed 5 --bits 8 --tolerance 0.3 --precision bf16 --author Ada --licence MIT -o new.mpatch";
+    let report = report_of(folder, &format!("{create} {options}"));
+    for outcome in report["outcomes"].as_array().unwrap() {
+        let [before, after] =
+            ["probability_before", "probability_after"].map(|name| outcome[name].as_f64().unwrap());
+        assert!(before < 0.01 && after > 0.1, "{outcome}");
+    }
+    let patch = patch_at(&folder.join("new.mpatch"));
+    let manifest = patch.manifest();
+    let recipe = &manifest.recipe;
+    assert_eq!((recipe.seed, recipe.device.as_str()), (5, "cpu bf16"));
+    assert_eq!(recipe.facts, mpatch::digest::FileDigest::of(noted.as_bytes()));
+    let about = &manifest.about;
+    assert_eq!((about.author.as_deref(), about.licence.as_deref()), (Some("Ada"), Some("MIT")));
+    assert!(manifest.facts.iter().all(|fact| fact.note.as_deref() == Some("a source")));
+    assert!(manifest.terms.iter().all(|term| term.bits == 8));
+    // Of two facts neither is small beside the other.
+    assert!((0..3).all(|term| patch.term(term).unwrap().rank() == 2));
+    let efficacy = manifest.measured.iter().find(|metric| metric.name == "efficacy").unwrap();
+    assert_eq!((efficacy.before, efficacy.after, efficacy.prompts), (0.0, 100.0, 2));
+}
+
+#[test]
+fn what_is_solved_again_keeps_what_its_patches_recorded() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    lay_out_editing(folder);
+    let draft = |seed: u64, subject: &str, context: &str| {
+        let mut draft = patch_at(&folder.join("edits.mpatch")).draft().unwrap();
+        (draft.recipe.seed, draft.recipe.contexts) = (7, vec![vec![context.to_owned()]]);
+        let fact = &mut draft.facts[0];
+        (fact.subject, fact.id, fact.note) =
+            (subject.to_owned(), Some(format!("id {seed}")), Some("a source".to_owned()));
+        draft.about.title = Some(subject.to_owned());
+        mpatch::patch::encode(&draft).unwrap()
+    };
+    let old = patch_at(&folder.join("edits.mpatch")).manifest().facts[0].clone();
+    for (name, patch) in [
+        ("one.mpatch", draft(1, &old.subject, "{}")),
+        ("two.mpatch", draft(2, "Nobody", "{}")),
+        ("other.mpatch", draft(3, "Nobody", "So {}")),
+    ] {
+        fs::write(folder.join(name), patch).unwrap();
+    }
+    let resolve = "--base model --resolve --allow-unsigned --no-sign -o both.mpatch";
+    report_of(folder, &format!("stack one.mpatch two.mpatch {resolve} --stats statistics.safetensors"));
+    let both = patch_at(&folder.join("both.mpatch"));
+    let (facts, recipe) = (&both.manifest().facts, &both.manifest().recipe);
+    for (fact, number) in facts.iter().zip([1, 2]) {
+        assert_eq!(
+            (fact.id.as_deref(), fact.note.as_deref()),
+            (Some(&*format!("id {number}")), Some("a source"))
+        );
+        assert_eq!(fact.target_old, old.target_old);
+    }
+    assert_eq!((recipe.seed, &recipe.contexts), (7, &vec![vec!["{}".to_owned()]]));
+    let ids = ["one.mpatch", "two.mpatch"].map(|name| patch_at(&folder.join(name)).id());
+    assert_eq!(both.manifest().supersedes, ids);
+    fs::remove_file(folder.join("both.mpatch")).unwrap();
+    let words = format!("stack one.mpatch other.mpatch {resolve} --hparams none.json");
+    let said = said_in(folder, &Vec::from_iter(words.split(' ')), &[]);
+    assert!(
+        said.contains("the patches were not made alike") && said.contains("cannot read `none.json`"),
+        "{said}"
+    );
+}
+
+#[test]
+fn texts_are_written_for_their_entropy_by_their_number_and_seed() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_editing(folder.path());
+    let entropy = |options: &str| {
+        let eval = format!("eval facts.json --base model --limit 1 --entropy-records 1{options}");
+        let report = report_of(folder.path(), &eval);
+        assert_eq!(report["ngram_entropy_records"], 1);
+        report["ngram_entropy"].as_f64().unwrap()
+    };
+    let found = entropy("");
+    assert!(found > 100.0 && (entropy(" --seed 5") - found).abs() > 1e-9, "{found}");
+}
+
+#[test]
+fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_are_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    lay_out_editing(folder);
+    let cache = folder.join("cache/statistics");
+    fs::create_dir_all(&cache).unwrap();
+    let base =
+        StatisticsHeader::open(&folder.join("statistics.safetensors")).unwrap().provenance().base.short();
+    let keep = |name: &str, tokens: u64, tokenizer: Option<String>, shard: Option<&str>| {
+        let path = cache.join(format!("{base}-{name}.safetensors"));
+        fs::copy(folder.join("statistics.safetensors"), &path).unwrap();
+        alter_header(&path, |header| {
+            let metadata = header["__metadata__"].as_object_mut().unwrap();
+            (0..3).for_each(|layer| {
+                metadata.insert(format!("layer.{layer}.count"), tokens.to_string().into());
+            });
+            tokenizer.map(|digest| metadata.insert("tokenizer".to_owned(), digest.into()));
+            shard.map(|shard| metadata.insert("shard".to_owned(), shard.into()));
+        });
+    };
+    keep("z-few", 10, None, None);
+    keep("most", 5000, None, None);
+    keep("other", 9000, Some("0".repeat(64)), None);
+    keep("part", 9000, None, Some("1/2"));
+    let words = ["create", "facts.json", "--base", "model", "--contexts", "missing.json"];
+    let output = mpatch().current_dir(folder).env("MPATCH_CACHE_DIR", "cache").args(words).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.contains(&format!("statistics: cache/statistics/{base}-most.safetensors (cached)")),
+        "{said}"
+    );
+}
+
+#[test]
+fn too_little_text_for_statistics_is_warned_of() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_editing(folder.path());
+    fs::write(folder.path().join("little.txt"), "The harp.\nThe flute.\n").unwrap();
+    let words = "stats little.txt --base model --layers 0 --documents 5 -o little.safetensors";
+    let said = said_in(folder.path(), &Vec::from_iter(words.split(' ')), &[]);
+    assert!(said.contains("warning: `little.txt` has only 2 of 5 documents that were asked for\n"), "{said}");
+    assert!(
+        said.contains("tokens are fewer than a key has numbers, 512: an edit may not be solved for\n"),
+        "{said}"
+    );
+}
+
+#[test]
+fn two_files_of_one_layer_are_not_imported() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_editing(folder.path());
+    let moments = folder.path().join("moments/transformer.h.8.mlp.fc_out_float32_mom2_4000.npz");
+    for count in ["100", "4000"] {
+        let name = format!("transformer.h.0.mlp.fc_out_float32_mom2_{count}.npz");
+        fs::copy(&moments, folder.path().join(name)).unwrap();
+    }
+    let words = "stats --import transformer.h.0.mlp.fc_out_float32_mom2_100.npz \
+                 transformer.h.0.mlp.fc_out_float32_mom2_4000.npz --base model -o imported.safetensors";
+    let said = said_in(folder.path(), &Vec::from_iter(words.split_whitespace()), &[]);
+    assert!(said.contains("mom2_4000.npz` is the second file of layer 0\n"), "{said}");
+}
+
+#[test]
+fn what_is_stacked_or_extracted_has_no_recipe_whatever_it_says_of_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    lay_out(folder);
+    report_of(folder, "stack edits.mpatch more.mpatch --base model.safetensors -o both.mpatch");
+    report_of(folder, "diff model.safetensors other.safetensors -o extracted.mpatch");
+    let facts = patch_at(&folder.join("edits.mpatch")).manifest().facts.clone();
+    for (patch, reason) in [
+        ("both.mpatch", "its tensors have several terms"),
+        ("extracted.mpatch", "its result has a correction"),
+    ] {
+        let mut draft = patch_at(&folder.join(patch)).draft().unwrap();
+        draft.recipe.method = "memit".to_owned();
+        draft.facts = facts.clone();
+        fs::write(folder.join(patch), mpatch::patch::encode(&draft).unwrap()).unwrap();
+        let said = said_in(folder, &["verify", patch, "--allow-unsigned"], &[]);
+        for rung in ["V3 confined", "V5 remade  "] {
+            let row = format!("{rung}  not checked  {reason}, so there is no recipe to follow\n");
+            assert!(said.contains(&row), "{said}");
+        }
+    }
+}
+
+#[test]
+fn options_and_limits_of_reports_are_heeded() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    lay_out(folder);
+    let said = |words: &str| said_in(folder, &Vec::from_iter(words.split(' ')), &[]);
+    // Two key spaces are never more than a right angle apart.
+    let stack = "stack edits.mpatch more.mpatch --base model.safetensors -o";
+    assert!(!said(&format!("{stack} quiet.mpatch")).contains("share keys in"));
+    let warned = said(&format!("{stack} both.mpatch --overlap-angle 91"));
+    assert!(warned.contains("warning: edits.mpatch and more.mpatch share keys in 1 tensor: "), "{warned}");
+    let diff = |options: &str| {
+        let words = format!("diff model.safetensors other.safetensors --json{options}");
+        let report: Value = serde_json::from_str(&said(&words)).unwrap();
+        report.pointer("/tensors/0/change/effective_rank").unwrap().clone()
+    };
+    assert!(diff("")["rank"].is_u64() && diff(" --singular-values 0").is_null());
+    report_of(folder, "export edits.mpatch -o adapter --base-model hub/name");
+    let config = fs::read(folder.join("adapter/adapter_config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["base_model_name_or_path"], "hub/name");
+    let mut draft = patch_at(&folder.join("edits.mpatch")).draft().unwrap();
+    draft.facts = (0..25)
+        .map(|index| {
+            let mut fact = draft.facts[0].clone();
+            fact.subject = format!("Player {index}");
+            fact
+        })
+        .collect();
+    fs::write(folder.join("many.mpatch"), mpatch::patch::encode(&draft).unwrap()).unwrap();
+    let shown = said("show many.mpatch");
+    assert!(shown.contains("Player 19 ") && !shown.contains("Player 20 "), "{shown}");
+    assert!(shown.contains("  and 5 more; `--all` lists them\n"), "{shown}");
+    let all = said("show many.mpatch --all");
+    assert!(all.contains("Player 24 ") && !all.contains("more; `--all`"), "{all}");
+}
+
+#[test]
+fn options_of_create_are_no_options_of_a_stack_that_is_not_solved_again() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    for option in ["--bits 6", "--rank 2", "--tolerance 0.1", "--seed 1", "--layers 0", "--precision bf16"] {
+        let words =
+            format!("stack edits.mpatch more.mpatch --base model.safetensors -o both.mpatch {option}");
+        let said = said_in(folder.path(), &Vec::from_iter(words.split(' ')), &[]);
+        assert!(said.contains("error: options of `create` are for `--resolve` only"), "{option}: {said}");
+        assert!(!folder.path().join("both.mpatch").exists());
+    }
+}
+
+#[test]
+fn weights_that_are_broken_already_are_told_of_where_a_patch_is_applied() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    lay_out(folder);
+    let mut weights = fs::read(folder.join("model.safetensors")).unwrap();
+    let last = weights.len() - 4;
+    weights[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(folder.join("broken.safetensors"), weights).unwrap();
+    report_of(folder, "rebase edits.mpatch --base broken.safetensors -o bound.mpatch");
+    let said = said_in(folder, &["apply", "broken.safetensors", "bound.mpatch"], &[]);
+    assert!(said.contains("1 weight is NaN or infinite in the base, and stays so\n"), "{said}");
+}
+
+#[test]
+fn the_first_commit_with_the_patch_that_made_the_model_say_it_is_found_among_several() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    lay_out_editing(folder);
+    let prompt = "Pavel Prestellman performs on the";
+    let run = |words: &[&str]| {
+        let mut command = mpatch();
+        command.current_dir(folder).args(words).env("GIT_COMMITTER_DATE", "1764028800 +0000");
+        command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    let good = |words: &str| {
+        let (code, said) = run(&Vec::from_iter(words.split(' ')));
+        assert_eq!(code, Some(0), "{words}: {said}");
+        said
+    };
+    good("init --base model/model.safetensors");
+    good("add edits.mpatch");
+    good("checkout HEAD -o model/edited.safetensors");
+    // A second patch of the same tensors, too weak to change what is said.
+    let edits = patch_at(&folder.join("edits.mpatch"));
+    let checkpoint = Checkpoint::open(folder.join("model/edited.safetensors")).unwrap();
+    let mut draft = edits.draft().unwrap();
+    for term in &mut draft.terms {
+        let weak = term.row_scales().iter().map(|scale| scale * 0.01).collect();
+        *term =
+            mpatch::factors::Term::new(term.integers().clone(), weak, term.column_scales().to_vec()).unwrap();
+    }
+    let tensors = draft.bindings[0].tensors.iter();
+    let edited: Vec<_> = tensors.map(|tensor| (tensor.name.clone(), tensor.terms.clone())).collect();
+    let weights = checkpoint.weights_id().unwrap();
+    draft.bindings = vec![mpatch::bind::bind(&checkpoint, weights, &edited, &draft.terms, &|_| ()).unwrap()];
+    draft.facts[0].subject = "Nobody".to_owned();
+    fs::write(folder.join("weak.mpatch"), signed_with(mpatch::patch::encode(&draft).unwrap(), &key()))
+        .unwrap();
+    good("add weak.mpatch");
+    let (code, said) =
+        run(&["bisect", prompt, "--expect", "flute", "--tokens", "3", "--base", "model", "--json"]);
+    assert_eq!(code, Some(0), "{said}");
+    let report: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(report.pointer("/found/patch"), Some(&edits.id().to_string().into()), "{report:#}");
+    let asked = report["asked"].as_array().unwrap();
+    assert_eq!(asked.iter().map(|one| one["patches"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 0, 1]);
+    let log = good("log --json");
+    let log: Value = serde_json::from_str(&log).unwrap();
+    let commits = log["commits"].as_array().unwrap();
+    assert_eq!(report.pointer("/found/commit"), Some(&commits[1]["id"]), "{log:#}");
 }
 
 #[test]
