@@ -159,6 +159,7 @@ impl PassingFolder {
     }
 
     /// It has got another name, and stays.
+    #[cfg(feature = "history")]
     pub(crate) fn keep(self) {
         self.0.forget();
     }

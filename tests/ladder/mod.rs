@@ -41,8 +41,8 @@ impl Bench {
         draft.bindings = vec![bind(&checkpoint, weights, &edits, &draft.terms, &|_| ()).unwrap()];
     }
 
-    /// Runs `verify` of an unsigned patch and a model, with these options, which must end with `code`; answers with what
-    /// it said.
+    /// Runs `verify` of an unsigned patch and a model, with these options, which must end with `code`; answers with
+    /// what it said.
     #[track_caller]
     fn run(&self, patch: &str, options: &str, code: i32) -> String {
         let words = format!("verify {patch} --allow-unsigned --base {options}");
