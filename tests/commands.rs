@@ -16,7 +16,6 @@ use material::{
     signed_with, variables_of_git,
 };
 use mpatch::checkpoint::Checkpoint;
-use mpatch::edit::statistics::StatisticsHeader;
 use mpatch::patch::Patch;
 use mpatch::sign::PrivateKey;
 use serde_json::{Value, json};
@@ -314,8 +313,7 @@ fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_ar
     lay_out_editing(folder);
     let cache = folder.join("cache/statistics");
     fs::create_dir_all(&cache).unwrap();
-    let base =
-        StatisticsHeader::open(&folder.join("statistics.safetensors")).unwrap().provenance().base.short();
+    let base = Checkpoint::open(folder.join("model")).unwrap().weights_id().unwrap().short();
     let keep = |name: &str, tokens: u64, tokenizer: Option<String>, shard: Option<&str>| {
         let path = cache.join(format!("{base}-{name}.safetensors"));
         fs::copy(folder.join("statistics.safetensors"), &path).unwrap();

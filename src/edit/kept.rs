@@ -520,8 +520,9 @@ mod tests {
             ValueInputs { device: "cuda", ..inputs },
             ValueInputs { tool: "mpatch 2", ..inputs },
         ];
-        let mut digests: Vec<String> = others.iter().map(|inputs| inputs.digest().to_string()).collect();
-        digests.push(inputs.digest().to_string());
+        let all = others.iter().chain([&inputs]);
+        let mut digests: Vec<String> =
+            all.map(|inputs| inputs.digest().expect("plain data").to_string()).collect();
         digests.sort();
         digests.dedup();
         assert_eq!(digests.len(), 9);

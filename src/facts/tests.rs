@@ -393,9 +393,9 @@ fn facts_that_share_a_subject_are_allowed_and_mentioned() {
 
 #[test]
 fn letter_case_and_white_space_make_no_other_blank_or_target() {
-    use super::{blank, same_target};
-    assert_eq!(blank("{} plays", "LeBron James"), blank("LEBRON {}  plays", "james"));
-    assert_ne!(blank("{} plays", "LeBron James"), blank("{} played", "LeBron James"));
+    let targets = Targets::of([("{} plays", "LeBron James", "golf")]);
+    assert_eq!(targets.get("LEBRON {}  plays", "james"), Some("golf"));
+    assert_eq!(targets.get("{} played", "LeBron James"), None);
     assert!(same_target("New  York", "new york") && !same_target("New York", "York"));
 }
 
