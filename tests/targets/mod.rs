@@ -269,7 +269,9 @@ fn policy(json: &[u8]) {
 /// believed for that one and for patches only.
 fn allowed_signers(text: &str) {
     let signers = AllowedSigners::parse(text);
-    let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).count();
+    // To OpenSSH these are blanks, and a form feed is not.
+    let lines = text.split('\n').map(|line| line.trim_matches([' ', '\t', '\r']));
+    let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#')).count();
     assert_eq!(signers.entries.len() + signers.problems.len(), lines);
     for entry in signers.entries {
         key(&entry.key);
