@@ -119,10 +119,11 @@ fn check_metrics(metrics: &[Metric]) -> Checked {
 fn check_line(line: Option<&Line>) -> Checked {
     let Some(line) = line else { return Ok(()) };
     name(&line.name, || "line.name".into())?;
-    if line.name.is_empty() || line.sequence == 0 {
-        return Err(PatchError::malformed("line", "needs a name and a sequence number from 1"));
+    match line {
+        Line { name, .. } if name.is_empty() => Err(PatchError::malformed("line", "needs a name")),
+        Line { sequence: 0, .. } => Err(PatchError::malformed("line", "needs a sequence number from 1")),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn check_about(about: &About) -> Checked {
