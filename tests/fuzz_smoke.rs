@@ -35,6 +35,8 @@ fn all_targets() -> Vec<Target> {
     ];
     #[cfg(not(feature = "edit"))]
     let more: [Target; 0] = [];
+    #[cfg(feature = "history")]
+    let more = more.into_iter().chain([("history", targets::history::history as fn(&[u8]))]);
     TARGETS.into_iter().chain(more).collect()
 }
 
@@ -112,8 +114,11 @@ fn the_corpus_and_mutations_of_it_break_no_promise() {
 
 #[test]
 fn every_corpus_belongs_to_a_target() {
-    let known: Vec<&str> =
-        all_targets().iter().map(|target| target.0).chain(["npz", "settings", "statistics"]).collect();
+    let known: Vec<&str> = all_targets()
+        .iter()
+        .map(|target| target.0)
+        .chain(["npz", "settings", "statistics", "history"])
+        .collect();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
     for entry in fs::read_dir(folder.join("corpus")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();

@@ -66,7 +66,8 @@ impl Base {
     }
 
     /// The bytes of `base.json`: a line for each tensor, so that people and `git diff` can read it.
-    pub(super) fn to_json(&self) -> Result<String, serde_json::Error> {
+    #[doc(hidden)] // for fuzzers
+    pub fn to_json(&self) -> Result<String, serde_json::Error> {
         let head = Base { tensors: Vec::new(), ..self.clone() };
         let head = serde_json::to_string_pretty(&head)?;
         let lines = self.tensors.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
@@ -76,7 +77,8 @@ impl Base {
     }
 
     /// Reads `base.json`; says what is wrong with it.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    #[doc(hidden)] // for fuzzers
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let base: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
         if base.schema != SCHEMA {
             return Err(format!("it has the layout `{}`, this program reads `{SCHEMA}`", base.schema));
@@ -84,7 +86,7 @@ impl Base {
         if !base.tensors.is_sorted_by(|one, next| one.name < next.name) {
             return Err("its tensors are not in order, each once".to_owned());
         }
-        if weights_id(&base.tensors) != base.weights {
+        if !cfg!(fuzzing) && weights_id(&base.tensors) != base.weights {
             return Err("its weights id is not that of its tensors".to_owned());
         }
         Ok(base)

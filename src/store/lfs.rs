@@ -46,7 +46,8 @@ impl Pointer {
     }
 
     /// The pointer that `blob` is, if it is one.
-    pub(super) fn parse(blob: &[u8]) -> Option<Self> {
+    #[doc(hidden)] // for fuzzers
+    pub fn parse(blob: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(blob.get(..blob.len().min(POINTER_SIZE_MAX_BYTES))?).ok()?;
         let mut lines = text.lines();
         if blob.len() > POINTER_SIZE_MAX_BYTES || lines.next()? != VERSION_LINE {
@@ -60,7 +61,8 @@ impl Pointer {
     }
 
     /// The pointer's own bytes.
-    pub(super) fn text(&self) -> String {
+    #[doc(hidden)] // for fuzzers
+    pub fn text(&self) -> String {
         format!("{VERSION_LINE}\noid sha256:{}\nsize {}\n", self.oid, self.size_bytes)
     }
 }

@@ -43,7 +43,8 @@ pub struct Message {
 
 impl Message {
     /// The text of the message of a commit whose weights have the id `state`.
-    pub(super) fn text(&self, state: WeightsId) -> String {
+    #[doc(hidden)] // for fuzzers
+    pub fn text(&self, state: WeightsId) -> String {
         let mut text = format!("{}\n", one_line(&self.title));
         if !self.facts.is_empty() {
             text.push('\n');
@@ -64,7 +65,8 @@ impl Message {
     }
 
     /// Reads a message, whoever wrote it, and the state it claims.
-    pub(super) fn parse(text: &str) -> (Self, Option<WeightsId>) {
+    #[doc(hidden)] // for fuzzers
+    pub fn parse(text: &str) -> (Self, Option<WeightsId>) {
         let mut message = Message::default();
         let mut state = None;
         let mut lines = text.lines();

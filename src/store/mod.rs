@@ -53,6 +53,8 @@ pub use self::lfs::Pointer;
 pub use self::log::Commit;
 pub use self::message::{FACTS_LISTED_MAX, Message, is_invisible};
 pub use self::objects::SERIES_MAX;
+#[doc(hidden)]
+pub use self::objects::series_of_bytes;
 pub use self::operations::{Author, Deed, Operation};
 pub use self::refs::{CommitId, Head, Kind, View};
 pub use self::state::{Atlas, Standing, Step, way};

@@ -200,7 +200,11 @@ impl ObjectStore<'_> {
     }
 
     fn series_of(&self, tree: &Tree<'_>) -> Result<Vec<PatchId>, StoreError> {
-        parse_series(&self.read_blob(entry(tree, SERIES, ObjectType::Blob)?, SERIES, TEXT_SIZE_MAX_BYTES)?)
+        series_of_bytes(&self.read_blob(
+            entry(tree, SERIES, ObjectType::Blob)?,
+            SERIES,
+            TEXT_SIZE_MAX_BYTES,
+        )?)
     }
 
     /// Reads what a tree says, and that it has all it names.
@@ -321,7 +325,8 @@ fn check_length(patches: usize) -> Result<(), StoreError> {
     }
 }
 
-fn parse_series(bytes: &[u8]) -> Result<Vec<PatchId>, StoreError> {
+/// The patches of a series whose bytes are at hand.
+pub fn series_of_bytes(bytes: &[u8]) -> Result<Vec<PatchId>, StoreError> {
     let refuse = |what: String| StoreError::malformed(SERIES, what);
     let text = std::str::from_utf8(bytes).map_err(|error| refuse(error.to_string()))?;
     let mut series: Vec<PatchId> = Vec::new();
@@ -346,18 +351,18 @@ mod tests {
     #[test]
     fn a_series_names_each_patch_once() {
         let (one, two) = (PatchId::derive(b"1"), PatchId::derive(b"2"));
-        assert_eq!(parse_series(format!("{one}\n{two}\n").as_bytes()).unwrap(), [one, two]);
-        assert!(parse_series(format!("{one}\n{one}\n").as_bytes()).is_err());
+        assert_eq!(series_of_bytes(format!("{one}\n{two}\n").as_bytes()).unwrap(), [one, two]);
+        assert!(series_of_bytes(format!("{one}\n{one}\n").as_bytes()).is_err());
         let series = |patches: usize| -> String {
             (0..patches).map(|number| format!("{}\n", PatchId::derive(&number.to_le_bytes()))).collect()
         };
         for patches in [SERIES_MAX, SERIES_MAX + 1] {
-            let is_read = parse_series(series(patches).as_bytes()).is_ok();
+            let is_read = series_of_bytes(series(patches).as_bytes()).is_ok();
             assert_eq!(
                 (is_read, check_length(patches).is_ok()),
                 (patches == SERIES_MAX, patches == SERIES_MAX)
             );
         }
-        assert!(parse_series(b"one\n").is_err() && parse_series(b"\xff\n").is_err());
+        assert!(series_of_bytes(b"one\n").is_err() && series_of_bytes(b"\xff\n").is_err());
     }
 }

@@ -8,6 +8,8 @@
 
 #[cfg(feature = "edit")]
 pub mod editing;
+#[cfg(feature = "history")]
+pub mod history;
 mod journal;
 
 use std::path::PathBuf;
@@ -15,7 +17,9 @@ use std::sync::OnceLock;
 
 use mpatch::checkpoint::{shards_of_bytes, tensors_of_bytes};
 use mpatch::digest::PatchId;
-use mpatch::factors::{IntegerMatrix, Integers, Term, UndoLog, UndoWriter, Update};
+use mpatch::factors::{
+    Correction, CorrectionWriter, IntegerMatrix, Integers, Term, UndoLog, UndoWriter, Update,
+};
 use mpatch::facts::{FactsFile, PLACEHOLDER};
 use mpatch::patch::layout::{FILE_SIZE_OFFSET, MANIFEST_SIZE_OFFSET, PATCH_ID_OFFSET, PRELUDE_SIZE_BYTES};
 use mpatch::patch::manifest::Codec;
@@ -30,13 +34,14 @@ pub use journal::journal;
 /// A target: its name, which is that of its corpus, and what it does.
 pub type Target = (&'static str, fn(&[u8]));
 
-/// Every target that needs no editing.
-pub const TARGETS: [Target; 10] = [
+/// Every target that needs neither editing nor histories.
+pub const TARGETS: [Target; 11] = [
     ("patch", patch),
     ("manifest", manifest),
     ("section", section),
     ("signatures", signatures),
     ("undo", undo),
+    ("correction", correction),
     ("header", header),
     ("index", index),
     ("facts", facts),
@@ -148,6 +153,25 @@ pub fn undo(data: &[u8]) {
     writer.apply_rows(update, dtype, 0..rows, &mut base).expect("the weights came from somewhere");
     assert!(base == weights, "taken back and applied, the weights are others");
     assert_eq!(writer.finish().expect("all rows were given"), log, "two logs for one thing");
+}
+
+/// A correction and weights: a byte for shape and type, then the weights, then the correction.
+///
+/// It is taken back exactly, and what it does to the weights is written as it was read.
+pub fn correction(data: &[u8]) {
+    let Some((&choice, rest)) = data.split_first() else { return };
+    let dtype = [Dtype::F16, Dtype::F32, Dtype::BF16][usize::from(choice) % 3];
+    let (rows, columns) = [(2, 3), (1, 8), (5, 5)][usize::from(choice / 3) % 3];
+    let Some((weights, bytes)) = rest.split_at_checked(rows * columns * dtype.size_bytes()) else { return };
+    let Ok(parsed) = Correction::parse(bytes.to_vec(), dtype, rows, columns) else { return };
+    let mut corrected = weights.to_vec();
+    parsed.apply_rows(dtype, 0..rows, &mut corrected).expect("all rows were given");
+    let mut writer = CorrectionWriter::new(rows, columns);
+    writer.push_rows(dtype, 0..rows, weights, &corrected).expect("all rows were given");
+    assert_eq!(writer.corrected(), parsed.corrected());
+    assert_eq!(writer.finish().expect("all rows were given").as_deref(), Some(bytes), "two for one thing");
+    parsed.revert_rows(dtype, 0..rows, &mut corrected).expect("all rows were given");
+    assert!(corrected == weights, "taken back, the weights are others");
 }
 
 /// Updates of several shapes: one that loses much to rounding, one that loses little, one with two terms.
