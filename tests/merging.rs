@@ -151,22 +151,27 @@ fn a_side_that_has_all_in_another_order_is_the_result_whichever_is_merged_into_w
     }
 }
 
+/// Commits files to a branch, as somebody does who keeps them beside a history; one without a text is taken away.
+fn keep(place: &Place, branch: &str, files: &[(&str, &str)]) {
+    place.git(&format!("worktree add -q tree {branch}"));
+    fs::create_dir_all(place.path("tree/notes")).unwrap();
+    for (name, text) in files {
+        let path = place.path("tree").join(name);
+        if text.is_empty() { fs::remove_file(path).unwrap() } else { fs::write(path, text).unwrap() }
+    }
+    place.git("-C tree add -A");
+    place.git("-C tree -c user.name=x -c user.email=y commit -q -m files");
+    place.git("worktree remove tree");
+}
+
 #[test]
 fn what_somebody_keeps_beside_a_history_is_merged_with_it() {
     let place = Place::begun();
     place.good("branch docs");
-    let keep = |branch: &str, files: &[(&str, &str)]| {
-        place.git(&format!("worktree add -q tree {branch}"));
-        fs::create_dir_all(place.path("tree/notes")).unwrap();
-        files.iter().for_each(|(name, text)| fs::write(place.path("tree").join(name), text).unwrap());
-        place.git("-C tree add -A");
-        place.git("-C tree -c user.name=x -c user.email=y commit -q -m files");
-        place.git("worktree remove tree");
-    };
-    keep("docs", &[("README.md", "one"), ("notes/a", "a"), ("LICENSE", "all")]);
+    keep(&place, "docs", &[("README.md", "one"), ("notes/a", "a"), ("LICENSE", "all")]);
     place.patch("model.safetensors", "p.mpatch", 1, "The Eiffel Tower");
     place.good("add p.mpatch");
-    keep("main", &[("notes/b", "b")]);
+    keep(&place, "main", &[("notes/b", "b")]);
     let kept = |branch: &str| {
         let listed = place.git(&format!("ls-tree -r --name-only {branch}"));
         let others = ["LICENSE", "README.md", "notes/a", "notes/b"];
@@ -183,8 +188,8 @@ fn what_somebody_keeps_beside_a_history_is_merged_with_it() {
     place.good("merge main --onto model.safetensors");
     place.good("checkout main");
     place.good("merge docs");
-    keep("main", &[("README.md", "two"), ("LICENSE", "none")]);
-    keep("docs", &[("README.md", "three"), ("notes/a", "A")]);
+    keep(&place, "main", &[("README.md", "two"), ("LICENSE", "none")]);
+    keep(&place, "docs", &[("README.md", "three"), ("notes/a", "A")]);
     let said = place.good("merge docs --onto model.safetensors");
     assert!(
         said.contains("warning: both sides have changed `README.md`, and it stays as it is here"),
@@ -195,6 +200,70 @@ fn what_somebody_keeps_beside_a_history_is_merged_with_it() {
         ["two", "none", "A"]
     );
     assert!(place.good("fsck").starts_with("whole: "));
+}
+
+#[test]
+fn files_that_one_side_alone_has_come_with_it_and_the_historys_own_are_no_concern_of_theirs() {
+    let place = Place::begun();
+    place.good("branch docs");
+    place.patch("model.safetensors", "p.mpatch", 1, "The Eiffel Tower");
+    place.good("add p.mpatch");
+    place.good("checkout docs");
+    place.patch("model.safetensors", "q.mpatch", 3, "The Space Needle");
+    place.good("add q.mpatch");
+    keep(&place, "docs", &[("README.md", "one")]);
+    for (into, from) in [("docs", "main"), ("main", "docs")] {
+        place.good(&format!("checkout {into}"));
+        let said = place.good(&format!("merge {from} --onto model.safetensors"));
+        assert!(!said.contains("both sides have changed"), "{from} into {into}: {said}");
+        assert_eq!(place.git("show HEAD:README.md"), "one", "{from} into {into}");
+        place.good("undo");
+    }
+}
+
+#[test]
+fn what_one_side_takes_away_stays_away_whatever_the_other_makes_of_it() {
+    let place = Place::begun();
+    let text = "a line of many\n".repeat(20);
+    keep(&place, "main", &[("guide", &text)]);
+    place.good("branch docs");
+    keep(&place, "docs", &[("guide", &format!("{text}and one more\n"))]);
+    // Moved, which is to say taken away, and something else put there.
+    keep(&place, "main", &[("guide", ""), ("moved", &text)]);
+    place.patch("model.safetensors", "p.mpatch", 1, "The Eiffel Tower");
+    place.good("add p.mpatch");
+    let said = place.good("merge docs --onto model.safetensors");
+    assert!(said.contains("both sides have changed `guide`, and it stays as it is here"), "{said}");
+    assert_eq!(place.git("show HEAD:moved"), text);
+    assert!(!place.git("ls-tree --name-only HEAD").contains("guide"));
+}
+
+#[test]
+fn files_of_two_that_merged_each_other_are_held_against_what_both_had_then() {
+    let place = Place::begun();
+    keep(&place, "main", &[("c", "1"), ("d", "1")]);
+    place.good("branch fix");
+    for (branch, patch, seed, files) in
+        [("main", "p.mpatch", 1, [("a", "2"), ("c", "2")]), ("fix", "q.mpatch", 3, [("b", "2"), ("d", "2")])]
+    {
+        place.good(&format!("checkout {branch}"));
+        place.patch("model.safetensors", patch, seed, &format!("The tower of {branch}"));
+        place.good(&format!("add {patch}"));
+        keep(&place, branch, &files);
+    }
+    place.good("merge main --onto model.safetensors");
+    place.good("checkout main");
+    place.good("merge fix~1 --onto model.safetensors");
+    assert_eq!(place.git("merge-base --all main fix").lines().count(), 2);
+    keep(&place, "main", &[("a", "3"), ("b", "3"), ("c", "3"), ("d", "3")]);
+    for (into, from) in [("fix", "main"), ("main", "fix")] {
+        place.good(&format!("checkout {into}"));
+        let said = place.good(&format!("merge {from} --onto model.safetensors"));
+        assert!(!said.contains("both sides have changed"), "{from} into {into}: {said}");
+        for name in ["a", "b", "c", "d"] {
+            assert_eq!(place.git(&format!("show HEAD:{name}")), "3", "`{name}`, {from} into {into}");
+        }
+    }
 }
 
 #[test]
