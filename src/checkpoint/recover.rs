@@ -436,11 +436,11 @@ mod tests {
     use super::*;
     use crate::digest::TensorDigest;
 
-    const TENSOR_BYTES: usize = 3 * PAGE_BYTES;
+    pub(super) const TENSOR_BYTES: usize = 3 * PAGE_BYTES;
 
     /// Tensors one after the other, numbered from `first` on, a letter each: at the Start, at the End, Begun, X for
     /// other bytes, and = for one that is not to be changed.
-    fn tensors(first: u8, states: &str) -> Vec<u8> {
+    pub(super) fn tensors(first: u8, states: &str) -> Vec<u8> {
         let tensor = |(state, number): (u8, u8)| {
             let (old, new) = ([number; TENSOR_BYTES], [number + 100; TENSOR_BYTES]);
             match state {
@@ -455,7 +455,7 @@ mod tests {
 
     /// The journal of a change that was to take files of such tensors from their start to their end, and has come so
     /// far; with a folder around it.
-    fn stopped(shards: &[(&str, &str)]) -> (tempfile::TempDir, Journal) {
+    pub(super) fn stopped(shards: &[(&str, &str)]) -> (tempfile::TempDir, Journal) {
         let folder = tempfile::tempdir().unwrap();
         let journal = stopped_in(folder.path(), shards);
         (folder, journal)
@@ -514,14 +514,14 @@ mod tests {
     }
 
     /// Gives a file another inode, as a copy has.
-    fn replace(path: &Path) {
+    pub(super) fn replace(path: &Path) {
         let other = path.with_extension("other");
         std::fs::copy(path, &other).unwrap();
         std::fs::rename(other, path).unwrap();
     }
 
     #[track_caller]
-    fn goes_back(path: &Path, journal: &Path, expected: &[&Path]) {
+    pub(super) fn goes_back(path: &Path, journal: &Path, expected: &[&Path]) {
         let [recovered] = &recover(path).unwrap()[..] else { panic!("one journal") };
         assert_eq!(recovered.outcome, Outcome::RolledBack);
         assert_eq!(recovered.files, expected);
@@ -530,7 +530,7 @@ mod tests {
 
     /// The way out of what cannot be recovered now, which changes nothing.
     #[track_caller]
-    fn waits(path: &Path) -> &'static str {
+    pub(super) fn waits(path: &Path) -> &'static str {
         let before = std::fs::read(path).ok();
         match recover(path.parent().unwrap()).unwrap_err() {
             CheckpointError::Recovery { journal, way_out: Some(way_out), .. } => {
