@@ -358,3 +358,25 @@ impl Journal {
         self.target_path(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn what_somebody_has_to_do_first_is_told_before_what_the_next_command_does() {
+        for (kind, expected) in [
+            (ErrorKind::StorageFull, FREE_ROOM),
+            (ErrorKind::QuotaExceeded, FREE_ROOM),
+            (ErrorKind::PermissionDenied, ASK_A_WRITER),
+            (ErrorKind::ReadOnlyFilesystem, ASK_A_WRITER),
+            (ErrorKind::NotFound, AT_END),
+        ] {
+            for stuck in [Stuck::from(io::Error::from(kind)), Stuck::at("cannot", &kind.into())] {
+                assert_eq!(stuck.or_then(AT_END).way_out, Some(expected), "{kind:?}");
+            }
+        }
+    }
+}
