@@ -148,11 +148,13 @@ mod tests {
             ("in a file", "config.json/x".into()),
             (INDEX, write(&elsewhere, "index", &index)),
             ("nowhere", "nothing".into()),
+            ("to a folder", "folder".into()),
             ("up", "..".into()),
         ] {
             symlink(target, path.join(name)).unwrap();
         }
         std::fs::create_dir(path.join("folder")).unwrap();
+        write(&folder, "other.safetensors.mpatch-journal", "of something else");
         let pipe = std::process::Command::new("mkfifo").arg(path.join("pipe")).status();
         assert!(pipe.unwrap().success());
         let checkpoint = Checkpoint::open(path).unwrap();
@@ -161,11 +163,42 @@ mod tests {
         std::fs::rename(elsewhere.path().join("other"), elsewhere.path().join("index")).unwrap();
         let target = tempfile::tempdir().unwrap();
         let left_out = checkpoint.copy_companions(target.path()).unwrap();
-        let expected = ["circle", "folder", "in a file", "nowhere", "one.safetensors", "pipe", "up"];
+        let expected =
+            ["circle", "folder", "in a file", "nowhere", "one.safetensors", "pipe", "to a folder", "up"];
         assert_eq!(left_out, expected);
         assert_eq!(std::fs::read(target.path().join(INDEX)).unwrap(), index);
         assert!(target.path().join("config.json").is_file());
         assert_eq!(std::fs::read_dir(target.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn weights_in_another_form_are_named_and_left_out() {
+        let folder = sharded(serde_json::json!({"a": "two.safetensors", "b": "one.safetensors"}));
+        let endings = ["bin", "ckpt", "gguf", "h5", "msgpack", "onnx", "ot", "pt", "pth", "safetensors"];
+        let names = endings.map(|ending| format!("unedited.{ending}"));
+        names.iter().for_each(|name| drop(write(&folder, name, "weights")));
+        let target = tempfile::tempdir().unwrap();
+        let left_out = Checkpoint::open(folder.path()).unwrap().copy_companions(target.path()).unwrap();
+        assert_eq!(left_out, names);
+    }
+
+    #[test]
+    fn links_are_followed_to_where_the_weights_are_and_within_their_folder() {
+        let blobs = sharded(serde_json::json!({"a": "two.safetensors", "b": "one.safetensors"}));
+        write(&blobs, "of the cache", "{}");
+        let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for name in ["one.safetensors", "two.safetensors", INDEX, "of the cache"] {
+            symlink(blobs.path().join(name), folder.path().join(name)).unwrap();
+        }
+        write(&folder, "its own", "{}");
+        symlink("its own", folder.path().join("the same again")).unwrap();
+        symlink(write(&elsewhere, "secret", "of the user"), folder.path().join("secret")).unwrap();
+        let target = tempfile::tempdir().unwrap();
+        let left_out = Checkpoint::open(folder.path()).unwrap().copy_companions(target.path()).unwrap();
+        assert_eq!(left_out, ["secret"]);
+        for name in [INDEX, "its own", "of the cache", "the same again"] {
+            assert!(target.path().join(name).symlink_metadata().unwrap().is_file(), "{name}");
+        }
     }
 
     #[test]
