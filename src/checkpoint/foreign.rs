@@ -72,3 +72,49 @@ pub(super) fn pytorch_in(disk: &Files, folder: &Path) -> Result<Option<Checkpoin
     }
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_known_by_how_it_begins_unless_that_is_the_size_of_a_header() {
+        for (start, expected) in [
+            (b"PK\x03\x04\0\0\x08\x08", Some(Foreign::PyTorch)),
+            (b"\x80\x02\x8a\nl\xfc\x9cF", Some(Foreign::PyTorch)),
+            (b"\x80\x03}q\0(X\x05", Some(Foreign::PyTorch)),
+            (b"\x80\x04\x95\x1a\0\0\0\x01", Some(Foreign::PyTorch)),
+            (b"\x80\x05\x95\x1a\0\0\0\x01", Some(Foreign::PyTorch)),
+            (b"version ", Some(Foreign::LfsPointer)),
+            (b"{\"a\": 1}", Some(Foreign::Json)),
+            (b"<!DOCTYP", Some(Foreign::Markup)),
+            (b"\x89MPATCH\n", Some(Foreign::Patch)),
+            (b"GGUF\x03\0\0\x01", None),
+            // What may be a header is one, however it begins.
+            (b"{\x01\0\0\0\0\0\0", None),
+            (b"\x80\x02\0\0\0\0\0\0", None),
+        ] {
+            assert_eq!(Foreign::of(*start), expected, "{}", start.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn of_files_in_pytorchs_format_the_one_with_the_weights_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let named = || {
+            let found = pytorch_in(&Files::real(), folder.path()).unwrap()?;
+            let CheckpointError::Foreign { path, found: Foreign::PyTorch } = found else { panic!("{found}") };
+            Some(path.file_name().unwrap().to_str().unwrap().to_owned())
+        };
+        std::fs::create_dir(folder.path().join("a.bin")).unwrap();
+        for name in ["config.json", "bin", "x.gguf"] {
+            std::fs::write(folder.path().join(name), "something").unwrap();
+        }
+        assert_eq!(named(), None);
+        // Each goes before those that were there.
+        for name in ["z.pth", "y.pt", "optimizer.bin", "pytorch_model.bin"] {
+            std::fs::write(folder.path().join(name), "pickled").unwrap();
+            assert_eq!(named().as_deref(), Some(name));
+        }
+    }
+}
