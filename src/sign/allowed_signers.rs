@@ -126,7 +126,7 @@ fn entry(text: &str, line: usize) -> Result<Entry, String> {
     // Options are optional: what reads as a key is one.
     let (options, key) = match PublicKey::parse(rest) {
         Ok(key) => (Options::default(), key),
-        Err(_) if !first.contains('=') && first != AUTHORITY => {
+        Err(_) if !first.contains('=') && !first.eq_ignore_ascii_case(AUTHORITY) => {
             return Err(format!("`{first}` begins neither a key nor options"));
         }
         Err(_) => {
@@ -325,7 +325,12 @@ mod tests {
         assert!(full.principals.matches("bob smith"));
         assert!(full.namespaces.unwrap().matches("mpatch"));
         assert_eq!((full.valid_after, full.valid_before), (Some(1_767_225_600), Some(1_798_761_600)));
-        assert!(one(&format!("*@example.org cert-authority {KEY}")).is_authority);
+        for option in ["cert-authority", "Cert-Authority"] {
+            assert!(one(&format!("*@example.org {option} {KEY}")).is_authority);
+        }
+        let tabbed = one(&format!("alice\tNameSpaces=\"git\",Valid-After=\"20260101Z\"\t{KEY}"));
+        assert!(tabbed.principals.matches("alice") && !tabbed.may_sign_patches());
+        assert_eq!(tabbed.valid_after, Some(1_767_225_600));
         assert_eq!(one(&format!("alice {}", KEY.replace(' ', " \t "))).key, plain.key);
         assert!(!one(&format!("\u{a0}alice {KEY}\r\n")).principals.matches("alice"));
     }
@@ -348,12 +353,20 @@ mod tests {
             (format!("alice {KEY}\u{2003}"), "neither a key nor options"),
             (format!("alice \u{a0}{KEY}"), "neither a key nor options"),
             (format!("alice restrict {KEY}"), "neither a key nor options"),
-            (format!("alice namespaces=\"a\",namespaces=\"b\" {KEY}"), "twice"),
+            (format!("alice namespaces=\"a\",namespaces=\"b\" {KEY}"), "`namespaces` stands twice"),
+            (format!("alice valid-after=\"20260101Z\",valid-after=\"20250101Z\" {KEY}"), "stands twice"),
+            (format!("alice valid-before=\"20260101Z\",valid-before=\"20270101Z\" {KEY}"), "stands twice"),
+            (
+                format!("alice cert-authority,namespaces=\"a\",Cert-Authority {KEY}"),
+                "`Cert-Authority` stands twice",
+            ),
             (format!("alice valid-before=\"tomorrow\" {KEY}"), "no time"),
             (format!("alice valid-after=\"20270101Z\",valid-before=\"20260101Z\" {KEY}"), "ends before"),
             (format!("alice valid-after=\"20270101Z\",valid-before=\"20270101Z\" {KEY}"), "ends before"),
             (format!("alice valid-before=20270101Z {KEY}"), "`valid-before` needs a value in quotes"),
             (format!("alice namespaces=mpatch {KEY}"), "`namespaces` needs a value in quotes"),
+            (format!("alice Valid-Before=20270101Z {KEY}"), "`Valid-Before` needs a value in quotes"),
+            ("alice restrict\r\n".to_owned(), "`restrict` begins neither"),
             (format!("alice namespaces=\"mpatch {KEY}"), "quote"),
             (format!(",, {KEY}"), "no principal"),
             (format!("!bob, {KEY}"), "only exclude"),
@@ -403,6 +416,7 @@ mod tests {
         assert!(entry.namespaces.unwrap().matches(NAMESPACE));
         assert_eq!(principal_of("alice@example.org").as_deref(), Some("alice@example.org"));
         assert_eq!(principal_of(" Alice, the *first* ").as_deref(), Some("Alice--the--first"));
+        assert_eq!(principal_of("ali\u{7}ce\0").as_deref(), Some("ali-ce"));
         assert_eq!(principal_of("\"*\""), None);
     }
 
