@@ -227,7 +227,8 @@ mod tests {
         assert_eq!(known.next_sequence("world", key(1)), 5);
         assert!(known.is_known_beside("world", &[]) && !known.is_known_beside("other", &[]));
         assert!(known.is_known_beside("world", &[key(2)]) && !known.is_known_beside("world", &[key(1)]));
-        assert_eq!(known.forget("world"), 1);
+        assert!(known.record(&line("world", 1), key(2), patch(1)));
+        assert_eq!((known.forget("world"), known.forget("world")), (2, 0));
     }
 
     #[test]
@@ -248,6 +249,18 @@ mod tests {
         ] {
             assert!(KnownLines::parse(json.as_bytes()).is_err(), "{json}");
         }
+        let record = |sequence: u64| {
+            let (key, patch) = (key(1), patch(1));
+            format!(r#"{{"line": "a", "key": "{key}", "sequence": {sequence}, "patch": "{patch}"}}"#)
+        };
+        let read = |records: &[String]| {
+            let json = format!(r#"{{"schema": "{SCHEMA}", "lines": [{}]}}"#, records.join(", "));
+            KnownLines::parse(json.as_bytes())
+        };
+        let twice = read(&[record(4), record(3)]).unwrap_err().to_string();
+        assert!(twice.contains("the line `a` of ") && twice.ends_with(" stands twice"), "{twice}");
+        // Whoever wrote the last number there is into it.
+        assert_eq!(read(&[record(u64::MAX)]).unwrap().next_sequence("a", key(1)), u64::MAX);
     }
 
     /// What the law says of one line, straight from the whole list of what was accepted.
