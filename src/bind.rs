@@ -418,17 +418,19 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::{NewTensor, write_safetensors};
+    use crate::factors::{IntegerMatrix, Integers};
 
     #[test]
     fn a_broken_weight_is_named_by_its_place_however_far_into_a_tensor_it_lies() {
+        const ROWS: usize = 4300;
         const COLUMNS: usize = 1000;
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.safetensors");
-        let shape = vec![1200, COLUMNS as u64];
+        let shape = vec![ROWS as u64, COLUMNS as u64];
         let tensor = NewTensor { name: "a".to_owned(), dtype: Dtype::F16, shape };
         write_safetensors(&path, &BTreeMap::new(), &[tensor], |_, sink| {
-            let mut bytes = vec![0; 2 * 1200 * COLUMNS];
-            for (row, column) in [(1100, 7), (1199, 999)] {
+            let mut bytes = vec![0; 2 * ROWS * COLUMNS];
+            for (row, column) in [(2150, 7), (ROWS - 1, COLUMNS - 1)] {
                 let place = 2 * (row * COLUMNS + column);
                 bytes[place..place + 2].copy_from_slice(&0x7e00_u16.to_le_bytes());
             }
@@ -436,7 +438,52 @@ mod tests {
         })
         .expect("written");
         let checkpoint = Checkpoint::open(&path).expect("weights");
-        let found = check_finite(&checkpoint, &["a".to_owned()]).expect_err("NaN").to_string();
-        assert!(found.contains("2 NaN or infinite weights, the first at row 1100, column 7"), "{found}");
+        let seen = check_finite(&checkpoint, &["a".to_owned()]).expect_err("NaN");
+        let (edits, terms) = ([("a".to_owned(), vec![0])], [zero([ROWS, COLUMNS])]);
+        let weights = checkpoint.weights_id().expect("weights");
+        // Of two threads, which read the first of them behind their first block.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
+        let bound = pool.install(|| bind(&checkpoint, weights, &edits, &terms, &|_| ())).expect_err("NaN");
+        for found in [seen, bound].map(|error| error.to_string()) {
+            assert!(found.contains("2 NaN or infinite weights, the first at row 2150, column 7"), "{found}");
+        }
+    }
+
+    /// A term that adds nothing.
+    fn zero([rows, columns]: [usize; 2]) -> Term {
+        let matrix = |rows: usize, columns: usize| {
+            IntegerMatrix::new("zeros", rows, columns, 2, vec![0; rows * columns]).expect("zeros")
+        };
+        let integers = Integers::LowRank { left: matrix(rows, 1), right: matrix(1, columns) };
+        Term::new(integers, vec![0.0; rows], vec![0.0; columns]).expect("a right term")
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused_by_its_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let opened = |name: &str, dtype: Dtype, shape: [u64; 2]| {
+            let path = folder.path().join(name);
+            let tensor = NewTensor { name: "a".to_owned(), dtype, shape: shape.to_vec() };
+            let bytes = vec![0; dtype.size_bytes() * (shape[0] * shape[1]) as usize];
+            write_safetensors(&path, &BTreeMap::new(), &[tensor], |_, sink| sink.write_all(&bytes))
+                .expect("written");
+            Checkpoint::open(&path).expect("weights")
+        };
+        let base = opened("base.safetensors", Dtype::F16, [2, 3]);
+        let weights = base.weights_id().expect("weights");
+        let terms = [zero([2, 3])];
+        let edit = |indices: &[u32]| ("a".to_owned(), indices.to_vec());
+        let twice = bind(&base, weights, &[edit(&[0]), edit(&[0])], &terms, &|_| ()).expect_err("twice");
+        assert_eq!(twice.to_string(), "tensor `a` is listed twice");
+        let none = bind(&base, weights, &[edit(&[0, 1])], &terms, &|_| ()).expect_err("no such term");
+        assert_eq!(none.to_string(), "tensor `a` asks for term 1 of 1");
+        for (name, dtype, shape, told) in [
+            ("wide", Dtype::F32, [2, 3], "tensor `a` is F32: a patch can change F32, F16 and BF16"),
+            ("turned", Dtype::F16, [3, 2], "tensor `a` has shape [3, 2], the update has [2, 3]"),
+        ] {
+            let edited = opened(name, dtype, shape);
+            let found = bind_to(&base, &edited, weights, &[edit(&[0])], &terms, &|_| ()).expect_err(name);
+            assert_eq!(found.to_string(), told);
+        }
     }
 }
