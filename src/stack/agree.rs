@@ -161,6 +161,9 @@ mod tests {
         assert!(!is_on_top(&placed, 60, 0), "the first stands beside the chain");
         assert!((1..60).all(|below| is_on_top(&placed, 60, below)), "each of the chain is below its end");
         assert!(!is_on_top(&placed, 59, 60), "and its end is below none");
+        // Nor need one name more than the nearest.
+        let placed = [vec![], vec![0], vec![1], vec![2]].map(self::placed);
+        assert!(is_on_top(&placed, 3, 0) && !is_on_top(&placed, 0, 3));
     }
 
     #[test]

@@ -1,13 +1,19 @@
 //! What several patches must have in common to be stacked: their model, and what they say of one thing.
 
+use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::FileDigest;
+use mpatch::facts::Targets;
 use mpatch::patch::Patch;
-use mpatch::rebase::{RebaseOptions, rebase};
-use mpatch::stack::StackError;
+use mpatch::rebase::{RebaseError, RebaseOptions, rebase};
+use mpatch::stack::{AddOptions, Sides, StackError};
 use mpatch::tensor::Dtype;
 
-use crate::{applied, base, base_file, decoded, fact, patch_on, quiet, stacked, write};
+use crate::drafts::{Numbers, draft};
+use crate::{
+    SHAPE, applied, base, base_file, decoded, extracted_exactly, fact, patch_on, quiet, stacked,
+    stacked_with, write,
+};
 
 #[test]
 fn what_two_patches_say_is_changed_only_by_one_that_knew_both() {
@@ -18,6 +24,84 @@ fn what_two_patches_say_is_changed_only_by_one_that_knew_both() {
     assert_eq!(stacked(&path, &[&one, &above]).unwrap().draft.facts, [fact("A", "polo")]);
     let found = stacked(&path, &[&one, &other, &above]).unwrap_err();
     assert!(matches!(found, StackError::Contradictions(_)), "{found}");
+}
+
+#[test]
+fn of_what_is_said_twice_the_first_is_named_and_a_choice_of_neither_is_told_before_what_nobody_chose() {
+    let (_folder, path) = base_file();
+    let said = [("golf", "chess"), ("golf", "chess"), ("polo", "go")];
+    let patches = [1, 2, 3].map(|seed: usize| {
+        let (one, other) = said[seed - 1];
+        patch_on(&path, seed as u64, vec![fact("A", one), fact("B", other)])
+    });
+    let StackError::Contradictions(clashes) = stacked(&path, &patches.each_ref()).unwrap_err() else {
+        panic!("two contradictions")
+    };
+    let names = clashes.iter().map(|clash| [clash.first.name.as_str(), clash.second.name.as_str()]);
+    assert_eq!(names.collect::<Vec<_>>(), [["a.mpatch", "c.mpatch"]; 2]);
+    let targets = Targets::of([("{} plays the sport of", "B", "tennis")]);
+    let found = stacked_with(&path, &patches.each_ref(), &Sides::ByFact(targets), &AddOptions::default());
+    let StackError::ChosenByNeither(clashes) = found.unwrap_err() else { panic!("chosen by neither") };
+    assert!(clashes.iter().all(|(clash, _)| clash.text == "B plays the sport of") && clashes.len() == 1);
+}
+
+#[test]
+fn a_term_of_several_tensors_goes_in_once_and_the_keys_of_a_patch_are_those_of_all_its_terms() {
+    let (_folder, path) = base_file();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let mut numbers = Numbers(3);
+    let terms = [2, 3].map(|rank| numbers.low_rank(SHAPE, rank, 6, 0.3));
+    let names = || checkpoint.tensors().iter().map(|tensor| tensor.name.clone());
+    let edits: Vec<_> = names().map(|name| (name, vec![0, 1])).collect();
+    let weights = checkpoint.weights_id().unwrap();
+    let binding = bind(&checkpoint, weights, &edits, &terms, &quiet).unwrap();
+    let shared = decoded(&draft(terms.to_vec(), vec![binding]));
+    let other = patch_on(&path, 7, vec![]);
+    let options = AddOptions { overlaps: true, ..AddOptions::default() };
+    let made = stacked_with(&path, &[&shared, &other], &Sides::Refuse, &options).unwrap();
+    assert_eq!(made.draft.terms.len(), 4);
+    let ranks: Vec<_> = made.overlaps.iter().map(|overlap| overlap.ranks).collect();
+    assert_eq!(ranks, [[5, 2], [5, 3]]);
+    let of_tensors = made.draft.bindings[0].tensors.iter().map(|tensor| tensor.terms.as_slice());
+    assert_eq!(of_tensors.collect::<Vec<_>>(), [[0, 1, 2], [0, 1, 3]]);
+}
+
+#[test]
+fn a_patch_lies_on_all_below_it_and_only_what_is_not_given_is_missed() {
+    let (folder, path) = base_file();
+    let one = patch_on(&path, 1, vec![]);
+    let first = applied(&path, &one, "first.safetensors");
+    let other = patch_on(&first, 2, vec![]);
+    let second = applied(&first, &other, "second.safetensors");
+    let third = patch_on(&second, 3, vec![]);
+    let made = stacked(&path, &[&third, &other, &one]).unwrap();
+    let below = made.plan.patches.iter().map(|patch| patch.on_top_of.as_slice()).collect::<Vec<_>>();
+    assert_eq!(below, [&[][..], &[0], &[0, 1]]);
+    let elsewhere = write(folder.path(), "elsewhere.safetensors", &base(Dtype::BF16));
+    let mut draft = patch_on(&elsewhere, 4, vec![]).draft().unwrap();
+    draft.parents = vec![one.id(), other.id()];
+    let found = stacked(&path, &[&one, &decoded(&draft)]).unwrap_err();
+    let StackError::OtherBase { parents, is_applied, .. } = found else { panic!("{found}") };
+    assert_eq!((parents, is_applied), (vec![other.id()], false));
+}
+
+#[test]
+fn a_patch_is_not_bound_to_its_own_result_and_loses_its_corrections_where_it_may() {
+    let (folder, path) = base_file();
+    let one = patch_on(&path, 1, vec![]);
+    let edited = Checkpoint::open(applied(&path, &one, "edited.safetensors")).unwrap();
+    let found = rebase(&edited, &one, &RebaseOptions::default(), &quiet).unwrap_err();
+    assert!(matches!(found, RebaseError::Applied { .. }), "{found}");
+    // Weights that all change at random, which takes corrections.
+    let mut random = base(Dtype::F16);
+    random[0].bytes = random[1].bytes.clone();
+    let random = write(folder.path(), "random.safetensors", &random);
+    let (_, corrected) = extracted_exactly(&path, &random);
+    let found = rebase(&edited, &corrected, &RebaseOptions::default(), &quiet).unwrap_err();
+    assert!(matches!(found, RebaseError::Correction { .. }), "{found}");
+    let options = RebaseOptions { drop_corrections: true, ..RebaseOptions::default() };
+    let draft = rebase(&edited, &corrected, &options, &quiet).unwrap();
+    assert!(draft.bindings[0].tensors.iter().all(|tensor| tensor.correction.is_none()));
 }
 
 #[test]
