@@ -193,7 +193,7 @@ pub fn extract(
     for (one, other) in &names.differing {
         let reader = DeltaReader::new(base, one, edited, other);
         let work = reader.and_then(|reader| Some((one.name.clone(), reader, reader.shape()?)));
-        works.push(work.filter(|(_, _, shape)| shape[0] > 0 && shape[1] > 0).ok_or_else(|| {
+        works.push(work.ok_or_else(|| {
             let kind = |dtype: &str, shape: &[u64]| format!("{dtype} {shape:?}");
             let (one, other) = (kind(&one.dtype, &one.shape), kind(&other.dtype, &other.shape));
             let found = if one == other { one } else { format!("{one} in one and {other} in the other") };
