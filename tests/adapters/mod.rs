@@ -204,12 +204,16 @@ fn a_patch_that_is_more_than_factors_becomes_no_adapter() {
     let found = refusal(&extracted);
     assert!(found.contains("a correction") && found.contains(SECOND), "{found}");
     let mut embedding: Draft = bound(vec![numbers.low_rank(SHAPE, 2, 6, 0.3)]);
-    embedding.bindings[0].tensors[0].name = "transformer.wte.weight".into();
-    let found = refusal(&decoded(&embedding));
-    assert!(
-        found.contains("`transformer.wte.weight`") && found.contains("not the weight of a linear"),
-        "{found}"
-    );
+    for name in
+        ["transformer.wte.weight", "transformer.wpe.weight", "model.embed_tokens.weight", "wte.weight"]
+    {
+        embedding.bindings[0].tensors[0].name = name.into();
+        let found = refusal(&decoded(&embedding));
+        assert!(
+            found.contains(&format!("`{name}`")) && found.contains("not the weight of a linear"),
+            "{found}"
+        );
+    }
     let bias = Numbers(6).weights("transformer.h.0.mlp.fc_out.weight", Dtype::F16, [1, 40]);
     let path = write(folder.path(), "bias.safetensors", &[bias]);
     let vector = Checkpoint::open(&path).unwrap();
@@ -219,8 +223,10 @@ fn a_patch_that_is_more_than_factors_becomes_no_adapter() {
     let found = refusal(&decoded(&drafts::draft(terms, vec![binding])));
     assert!(found.contains("1 by 40, is not the weight of a linear layer"), "{found}");
     let mut transposed: Draft = bound(vec![numbers.low_rank(SHAPE, 2, 6, 0.3)]);
-    transposed.base.architecture = "GPT2LMHeadModel".into();
-    assert!(refusal(&decoded(&transposed)).contains("[in, out]"));
+    for architecture in ["GPT2LMHeadModel", "OpenAIGPTLMHeadModel"] {
+        transposed.base.architecture = architecture.into();
+        assert!(refusal(&decoded(&transposed)).contains("[in, out]"));
+    }
 }
 
 #[test]
