@@ -8,6 +8,7 @@
 mod adapters;
 mod agreement;
 mod common;
+mod comparisons;
 mod drafts;
 mod weights_file;
 
@@ -297,7 +298,8 @@ fn shared_keys_are_measured() {
     assert_eq!((same.tensor.as_str(), same.ranks), (FIRST, [2, 2]));
     assert!(same.angle_degrees < 1e-5 && (same.shared - 1.0).abs() < 1e-9, "{same:?}");
     assert!(others.angle_degrees > 30.0 && others.shared < 0.5, "{others:?}");
-    assert_eq!(others.shared_by_chance, 2.0 / 40.0);
+    assert_eq!((others.ranks, others.shared_by_chance), ([2, 1], 2.0 / 40.0));
+    assert!(made.overlaps.iter().all(|overlap| overlap.patches == ["a.mpatch", "b.mpatch"]));
 }
 
 #[test]
@@ -307,9 +309,8 @@ fn squashing_makes_one_term_within_the_tolerance() {
     let options = AddOptions { squash: Some(Squash { tolerance: 0.01 }), ..AddOptions::default() };
     let made = stacked_with(&path, &patches.each_ref(), &Sides::Refuse, &options).unwrap();
     assert_eq!((made.draft.terms.len(), made.squashed.len()), (2, 2));
-    for squashed in &made.squashed {
-        assert!(squashed.error <= 0.01, "{squashed:?}");
-    }
+    assert!(made.squashed.iter().all(|squashed| squashed.error <= 0.01), "{:?}", made.squashed);
+    assert_eq!([0, 1].map(|index: usize| made.squashed[index].rank_before), [6, 9]);
     let patch = decoded(&made.draft);
     let edited = applied(&path, &patch, "edited.safetensors");
     assert!(reverted(&edited, &patch, "back.safetensors") == fs::read(&path).unwrap());

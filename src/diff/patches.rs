@@ -483,6 +483,10 @@ mod tests {
             &[fact("ann", "golf"), fact("Bob", "go")],
         );
         assert_eq!((diff.same_facts, diff.changed.len()), (1, 1));
+        assert!(!diff.is_same());
+        let [one, both] = [vec![fact("Ann", "golf")], vec![fact("Ann", "Golf"), fact("Bob", "go")]];
+        assert!(diff_facts(&both, &both).is_same() && diff_facts(&one, &both[..1]).is_same());
+        assert!(!diff_facts(&one, &both).is_same() && !diff_facts(&both, &one).is_same());
         assert_eq!(diff.changed[0].text, "Bob plays");
     }
 
@@ -529,6 +533,9 @@ mod tests {
                 tensors: Vec::new(),
             };
             assert!(!diff.is_same(), "{field}");
+            let same = PatchDiff { recipe: Vec::new(), ..diff };
+            let facts = diff_facts(&[], &[fact("Ann", "golf")]);
+            assert!(same.is_same() && !PatchDiff { facts, ..same }.is_same());
         }
     }
 }
