@@ -623,3 +623,29 @@ fn move_loose(from: &Path, to: &Path) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_lists_its_ids_where_it_is_whole_and_nothing_where_it_is_not() {
+        let mut index = b"\xfftOc\0\0\0\x02".to_vec();
+        let total = |first: u8| u8::from(first >= 0x10) + u8::from(first >= 0x20);
+        (0..=255).for_each(|first| index.extend([0, 0, 0, total(first)]));
+        index.extend([[0x10; 20], [0x20; 20]].concat());
+        index.extend([0; 2 * 8 + 40]);
+        let ids = [0x10, 0x20].map(|byte| Oid::from_bytes(&[byte; 20]).unwrap());
+        assert_eq!(listed_in(&index), Ok(BTreeSet::from(ids)));
+        for size in 8..index.len() {
+            assert_eq!(listed_in(&index[..size]), Err("it is cut off"), "{size}");
+        }
+        let with = |at: usize, byte: u8| {
+            let mut index = index.clone();
+            index[at] = byte;
+            listed_in(&index).unwrap_err()
+        };
+        assert_eq!(with(7, 1), "it is no index of version 2");
+        assert_eq!(with(8 + 4 * 0x15 + 3, 3), "its totals do not rise");
+    }
+}

@@ -317,6 +317,24 @@ mod tests {
     }
 
     #[test]
+    fn an_address_is_one_on_this_machine_unless_a_host_stands_before_a_colon() {
+        for (given, here) in [
+            ("knowledge", true),
+            ("./a:b", true),
+            ("/srv/a:b", true),
+            ("file:///srv/a", true),
+            ("example.org:a", false),
+            ("git@example.org:a/b", false),
+            ("https://example.org/a", false),
+        ] {
+            assert_eq!(is_here(given), here, "{given}");
+        }
+        for none in ["", "-x", "--upload-pack=x"] {
+            assert!(address(none).is_err(), "`{none}`");
+        }
+    }
+
+    #[test]
     fn what_stands_before_a_host_is_not_shown() {
         for (address, shown) in [
             ("https://user:secret@example.org:8/a.git", "https://example.org:8/a.git"),
