@@ -314,7 +314,7 @@ fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_ar
     let cache = folder.join("cache/statistics");
     fs::create_dir_all(&cache).unwrap();
     let base = Checkpoint::open(folder.join("model")).unwrap().weights_id().unwrap().short();
-    let keep = |name: &str, tokens: u64, tokenizer: Option<String>, shard: Option<&str>| {
+    let keep = |name: &str, tokens: u64, altered: Option<(&str, &str)>| {
         let path = cache.join(format!("{base}-{name}.safetensors"));
         fs::copy(folder.join("statistics.safetensors"), &path).unwrap();
         alter_header(&path, |header| {
@@ -322,14 +322,14 @@ fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_ar
             (0..3).for_each(|layer| {
                 metadata.insert(format!("layer.{layer}.count"), tokens.to_string().into());
             });
-            tokenizer.map(|digest| metadata.insert("tokenizer".to_owned(), digest.into()));
-            shard.map(|shard| metadata.insert("shard".to_owned(), shard.into()));
+            altered.map(|(name, word)| metadata.insert(name.to_owned(), word.into()));
         });
     };
-    keep("z-few", 10, None, None);
-    keep("most", 5000, None, None);
-    keep("other", 9000, Some("0".repeat(64)), None);
-    keep("part", 9000, None, Some("1/2"));
+    keep("z-few", 10, None);
+    keep("most", 5000, None);
+    keep("other", 9000, Some(("tokenizer", &"0".repeat(64))));
+    keep("part", 9000, Some(("shard", "1/2")));
+    keep("coarse", 9000, Some(("arithmetic", "cpu bf16")));
     let words = ["create", "facts.json", "--base", "model", "--contexts", "missing.json"];
     let output = mpatch().current_dir(folder).env("MPATCH_CACHE_DIR", "cache").args(words).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
@@ -337,6 +337,46 @@ fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_ar
         said.contains(&format!("statistics: cache/statistics/{base}-most.safetensors (cached)")),
         "{said}"
     );
+}
+
+#[test]
+fn cached_statistics_are_kept_apart_by_what_they_were_computed_with_and_never_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    lay_out_editing(folder);
+    // The statistics are made before the contexts are missed.
+    let said = |options: &str| {
+        let create = format!("create facts.json --base model --corpus corpus.txt --tokens 500 {options}");
+        let mut words = Vec::from_iter(create.split_whitespace());
+        words.extend(["--contexts", "missing.json"]);
+        let output =
+            mpatch().current_dir(folder).env("MPATCH_CACHE_DIR", "cache").args(words).output().unwrap();
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let bf16 = said("--precision bf16");
+    assert!(bf16.contains("statistics: computing") && bf16.contains("-cpu_bf16-0_1_2.safetensors"), "{bf16}");
+    let f32 = said("");
+    assert!(f32.contains("statistics: computing") && f32.contains("-cpu-0_1_2.safetensors"), "{f32}");
+    let bf16 = said("--precision bf16");
+    assert!(bf16.contains("-cpu_bf16-0_1_2.safetensors (cached)"), "{bf16}");
+    let files = || -> Vec<std::path::PathBuf> {
+        let entries = fs::read_dir(folder.join("cache/statistics")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    };
+    let is_coarse = |path: &&std::path::PathBuf| path.to_string_lossy().contains("bf16");
+    fs::remove_file(files().iter().find(is_coarse).unwrap()).unwrap();
+    let bf16 = said("--precision bf16");
+    assert!(bf16.contains("-cpu-0_1_2.safetensors (cached, computed on cpu)"), "{bf16}");
+
+    let first = files().remove(0);
+    alter_header(&first, |header| header["__metadata__"]["documents"] = "9".into());
+    let before = fs::read(&first).unwrap();
+    let stats = "stats corpus.txt --base model --tokens 500";
+    let [one, again] = [(); 2].map(|()| report_of(folder, stats));
+    let output = one["output"].as_str().unwrap();
+    assert!(output.ends_with(&format!(".{}.safetensors", &one["digest"].as_str().unwrap()[..12])), "{one}");
+    assert_eq!((&again, files().len()), (&one, 2));
+    assert_eq!(fs::read(&first).unwrap(), before);
 }
 
 #[test]

@@ -152,7 +152,8 @@ impl<'a> Sums<'a> {
         count: u64,
     ) -> Result<Statistics, EditError> {
         let tokenizer = self.model.tokenizer.digest();
-        let provenance = Provenance { base, tokenizer, corpora: vec![corpus], drawn };
+        let arithmetic = Some(self.model.arithmetic());
+        let provenance = Provenance { base, tokenizer, corpora: vec![corpus], drawn, arithmetic };
         let inner = self.model.network.config().inner;
         let layers =
             self.sums.into_iter().map(|(layer, sum)| Ok((layer, LayerSum { sum: sum.whole()?, count })));

@@ -18,6 +18,7 @@ pub use super::collect::{Collected, collect_part, sums_size_bytes};
 pub use super::drawn::{Amount, Drawn, Shard};
 use crate::checkpoint::{Checkpoint, NewTensor, TensorInfo, write_safetensors};
 use crate::digest::{FileDigest, WeightsId};
+use crate::model::Arithmetic;
 use crate::tensor::Dtype;
 
 /// Says in a file's header what the file is.
@@ -34,6 +35,8 @@ pub struct Provenance {
     pub corpora: Vec<FileDigest>,
     /// What was drawn from them.
     pub drawn: Drawn,
+    /// What the keys were computed with; none where the file does not say.
+    pub arithmetic: Option<Arithmetic>,
 }
 
 /// The sum over tokens of one layer's keys with themselves.
@@ -109,6 +112,9 @@ impl Statistics {
         }
         let (mine, theirs) = (&mut self.provenance, &other.provenance);
         mine.drawn.documents = documents;
+        if mine.arithmetic != theirs.arithmetic {
+            mine.arithmetic = Some(Arithmetic::mixed());
+        }
         if mine.drawn.shard.is_some() || theirs.drawn.shard.is_some() {
             // All of them are there, as [`merge_order`] has seen, too.
             mine.drawn.shard = None;
@@ -154,6 +160,8 @@ impl Statistics {
         let Drawn { shard, documents, .. } = self.provenance.drawn;
         metadata.extend(shard.map(|shard| ("shard".to_owned(), shard.to_string())));
         metadata.extend((documents > 0).then(|| ("documents".to_owned(), documents.to_string())));
+        let arithmetic = self.provenance.arithmetic.as_ref();
+        metadata.extend(arithmetic.map(|arithmetic| ("arithmetic".to_owned(), arithmetic.to_string())));
         metadata.extend(self.layers.iter().map(|(layer, sum)| (count_name(*layer), sum.count.to_string())));
         metadata
     }
@@ -304,6 +312,7 @@ impl StatisticsHeader {
                 shard: metadata.get("shard").map(|text| text.parse()).transpose().map_err(refuse)?,
                 documents: metadata.get("documents").map_or(Ok(0), |text| documents(text)).map_err(refuse)?,
             },
+            arithmetic: metadata.get("arithmetic").map(|text| text.parse()).transpose().map_err(refuse)?,
         };
         let mut counts = BTreeMap::new();
         for layer in layers_of(file.tensors()).map_err(refuse)? {
@@ -455,6 +464,7 @@ mod tests {
                 tokenizer: digest,
                 corpora: vec![digest],
                 drawn: Drawn::default(),
+                arithmetic: None,
             },
         }
     }
@@ -501,9 +511,11 @@ mod tests {
             ("amount", "`many` is no amount of text"),
             ("shard", "`many` is no part such as `3/16`"),
             ("documents", "`many` is no number of documents"),
+            ("arithmetic", "`../many` is no arithmetic such as `cpu bf16`"),
         ] {
             let mut metadata = statistics(&[(0, 1, 7)]).metadata();
-            metadata.insert(name.to_owned(), "many".to_owned());
+            let word = if name == "arithmetic" { "../many" } else { "many" };
+            metadata.insert(name.to_owned(), word.to_owned());
             let found = refused(&metadata, &[(&tensor_name(0), Dtype::F32, &[1, 1])]);
             assert!(found.ends_with(expected), "{found}");
         }
@@ -585,6 +597,22 @@ mod tests {
         let amount = |files: [StatisticsFile; 2]| merge(&files).expect("merged").provenance.drawn.amount;
         assert_eq!(amount([of("a", Amount::Tokens(2)), of("b", Amount::Tokens(2))]), Amount::Tokens(2));
         assert_eq!(amount([of("a", Amount::Tokens(2)), of("b", Amount::All)]), Amount::Mixed);
+    }
+
+    #[test]
+    fn what_is_merged_says_what_it_was_computed_with() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let of = |name, arithmetic: Option<&str>| {
+            let arithmetic = arithmetic.map(|words| words.parse().expect("words"));
+            file_of(folder.path(), name, |file| file.provenance.arithmetic = arithmetic)
+        };
+        let merged = |one, other| {
+            let sum = merge(&[of("a", one), of("b", other)]).expect("merged");
+            sum.provenance.arithmetic.map(|arithmetic| arithmetic.to_string())
+        };
+        assert_eq!(merged(Some("cpu bf16"), Some("cpu bf16")).as_deref(), Some("cpu bf16"));
+        assert_eq!(merged(Some("cpu bf16"), Some("cuda")).as_deref(), Some("mixed"));
+        assert_eq!(merged(None, None), None);
     }
 
     #[test]

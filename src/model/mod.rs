@@ -172,6 +172,58 @@ impl std::str::FromStr for Precision {
     }
 }
 
+/// What may change the last digits of what a model computes: the kind of device and, where it is not f32, the
+/// precision of its matrices, e.g. `cpu bf16`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Arithmetic(String);
+
+impl Arithmetic {
+    fn of(device: &Device, precision: Precision) -> Self {
+        let device = if device.is_cuda() { "cuda" } else { "cpu" };
+        match precision {
+            Precision::F32 => Self(device.to_owned()),
+            precision => Self(format!("{device} {}", precision.name())),
+        }
+    }
+
+    /// That of a sum over several kinds.
+    pub(crate) fn mixed() -> Self {
+        Self("mixed".to_owned())
+    }
+
+    /// The same kind of device with every matrix in f32.
+    #[must_use]
+    pub fn in_f32(&self) -> Self {
+        Self(self.0.split(' ').next().unwrap_or_default().to_owned())
+    }
+
+    /// Whether every matrix is in f32.
+    pub fn is_f32(&self) -> bool {
+        matches!(self.0.as_str(), "cpu" | "cuda")
+    }
+}
+
+impl std::fmt::Display for Arithmetic {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for Arithmetic {
+    type Err = String;
+
+    /// Takes words that are not known yet as well, as long as they can be a part of a file's name.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let is_word = |word: &str| {
+            !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
+        };
+        if text.len() <= 32 && text.split(' ').all(is_word) {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(format!("`{text}` is no arithmetic such as `cpu bf16`"))
+    }
+}
+
 /// A model folder whose weights are still on the disk.
 pub struct Folder {
     /// The weights.
@@ -304,6 +356,11 @@ impl Model {
         progress: &dyn Fn(u64),
     ) -> Result<Self, ModelError> {
         Folder::open(path)?.load(device, precision, progress)
+    }
+
+    /// What it computes with.
+    pub fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::of(self.network.device(), self.precision)
     }
 
     /// Token ids of several texts as one batch on the model's device.

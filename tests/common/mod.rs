@@ -71,6 +71,7 @@ pub fn recorded_moments(model: &Model, folder: &Path) -> Statistics {
         tokenizer: model.tokenizer.digest(),
         corpora: vec![FileDigest::of(b"the reference's own")],
         drawn: Drawn::default(),
+        arithmetic: None,
     };
     Statistics { layers, inner: model.network.config().inner, provenance }
 }

@@ -164,20 +164,6 @@ pub fn memory() -> Option<Memory> {
     })
 }
 
-/// The kind of device and, where it is not f32, the precision, as a recipe names them.
-pub fn arithmetic(model: &Model) -> String {
-    let device = device_kind(model.network.device());
-    match model.precision {
-        Precision::F32 => device.to_owned(),
-        precision => format!("{device} {}", precision.name()),
-    }
-}
-
-/// The kind of device, as a recipe names it.
-pub fn device_kind(device: &Device) -> &'static str {
-    if device.is_cuda() { "cuda" } else { "cpu" }
-}
-
 /// What to do where weights are no numbers.
 const NAN_HINT: &str = "fetch the model again, or take it as it was before it was changed";
 

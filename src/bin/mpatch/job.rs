@@ -26,7 +26,7 @@ use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
-use crate::editing::{arithmetic, check_memory, edit_error, model_error, weights_id};
+use crate::editing::{check_memory, edit_error, model_error, weights_id};
 use crate::error::{CommandError, ExitKind, chain};
 use crate::report::{Output, count};
 use crate::statistics::{
@@ -345,7 +345,7 @@ impl Ingredients {
             hyperparameters: &self.hyperparameters,
             contexts: &self.contexts,
             facts: &fact_prompts(facts),
-            device: &format!("{} {}", arithmetic(model), std::env::consts::ARCH),
+            device: &format!("{} {}", model.arithmetic(), std::env::consts::ARCH),
             tool: TOOL,
         };
         // What will be refused leaves no log behind.
@@ -516,7 +516,7 @@ impl Job<'_> {
             statistics: statistics.digest(),
             facts: self.facts.digest,
             tool: TOOL.to_owned(),
-            device: arithmetic(self.model),
+            device: self.model.arithmetic().to_string(),
         })
     }
 }

@@ -10,9 +10,10 @@ use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::kept::{FactorCache, ValueLog};
 use mpatch::edit::statistics::{
-    Amount, Collected, Shard, Statistics, StatisticsFile, StatisticsHeader, collect_part, sums_size_bytes,
+    Amount, Collected, Drawn, Provenance, Shard, Statistics, StatisticsFile, StatisticsHeader, collect_part,
+    sums_size_bytes,
 };
-use mpatch::model::{Device, Model};
+use mpatch::model::{Arithmetic, Device, Model};
 
 use crate::editing::{check_memory, edit_error};
 use crate::error::{CommandError, ExitKind};
@@ -179,7 +180,7 @@ pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
     }
 }
 
-/// Where statistics are kept between runs: by base, corpus, tokenizer and layers.
+/// Where statistics are kept between runs: by what they were made from and computed with.
 #[derive(Debug)]
 pub struct StatisticsCache {
     folder: PathBuf,
@@ -204,28 +205,32 @@ impl StatisticsCache {
         &self.folder
     }
 
-    /// The file for one base, corpus, tokenizer, what was drawn from the corpus, and choice of layers.
-    pub fn path(
-        &self,
-        base: WeightsId,
-        corpus: FileDigest,
-        tokenizer: FileDigest,
-        (amount, shard): (Amount, Option<Shard>),
-        layers: &[usize],
-    ) -> PathBuf {
+    /// The file for statistics of these layers that were made from and computed with this.
+    fn path(&self, provenance: &Provenance, layers: impl Iterator<Item = usize>) -> PathBuf {
+        let Provenance { base, tokenizer, corpora, drawn, arithmetic } = provenance;
+        let corpus = match corpora.as_slice() {
+            [corpus] => *corpus,
+            several => {
+                FileDigest::of(&several.iter().flat_map(|corpus| *corpus.as_bytes()).collect::<Vec<_>>())
+            }
+        };
         let mut name = format!("{}-{}-{}-", base.short(), corpus.short(), tokenizer.short());
-        if amount != Amount::All {
-            name += &format!("{}-", amount.to_string().replace(' ', "_"));
+        if drawn.amount != Amount::All {
+            name += &format!("{}-", drawn.amount.to_string().replace(' ', "_"));
         }
-        if let Some(shard) = shard {
+        if let Some(shard) = drawn.shard {
             name += &format!("shard_{}_of_{}-", shard.index, shard.count);
         }
-        let layers: Vec<_> = layers.iter().map(ToString::to_string).collect();
+        if let Some(arithmetic) = arithmetic {
+            name += &format!("{}-", arithmetic.to_string().replace(' ', "_"));
+        }
+        let layers: Vec<_> = layers.map(|layer| layer.to_string()).collect();
         self.folder.join(format!("{name}{}.safetensors", layers.join("_")))
     }
 
-    /// The cached file of this base that holds `layers`; of several one made with the model's own tokenizer, and of
-    /// those the one made from most tokens. Headers decide; no other file is hashed.
+    /// The cached file of this base that holds `layers`; of several one made with the model's own tokenizer, of those
+    /// one computed no more coarsely than the model's own would be, and of those the one made from most tokens. Headers
+    /// decide; no other file is hashed.
     pub fn find(
         &self,
         model: &Model,
@@ -233,6 +238,7 @@ impl StatisticsCache {
         layers: &[usize],
     ) -> Option<(PathBuf, StatisticsFile)> {
         let (inner, tokenizer) = (model.network.config().inner, model.tokenizer.digest());
+        let own = model.arithmetic();
         let ours = self.paths().into_iter().filter(|path| is_of_base(path, base));
         let fitting = ours.filter_map(|path| {
             let file = StatisticsHeader::open(&path).ok()?;
@@ -240,12 +246,16 @@ impl StatisticsCache {
             // A shard is no statistics of anything by itself.
             file.provenance().drawn.shard.is_none().then_some(())?;
             let tokens = file.counts().values().copied().max()?;
+            let arithmetic = file.provenance().arithmetic.as_ref();
+            let is_own = arithmetic == Some(&own);
+            let is_fine = is_own || arithmetic.is_none_or(Arithmetic::is_f32);
             // The path decides between equals, so that the choice does not depend on the order of a folder.
-            Some(((file.provenance().tokenizer == tokenizer, tokens, path), file))
+            let rank = (file.provenance().tokenizer == tokenizer, is_fine, tokens, is_own, path);
+            Some((rank, file))
         });
         let mut fitting = Vec::from_iter(fitting);
         fitting.sort_by(|(one, _), (other, _)| other.cmp(one));
-        fitting.into_iter().find_map(|((_, _, path), file)| Some((path, file.hash().ok()?)))
+        fitting.into_iter().find_map(|((.., path), file)| Some((path, file.hash().ok()?)))
     }
 
     /// All cached files, those of this base first, opened and hashed one by one; what is no statistics is left out.
@@ -265,16 +275,33 @@ impl StatisticsCache {
         self.paths().iter().any(|path| is_of_base(path, base))
     }
 
-    /// Makes sure that the folder is there.
-    pub fn prepare(&self) -> Result<(), CommandError> {
+    /// Writes statistics into the cache, and says where they are.
+    ///
+    /// A patch is bound to the bytes of its statistics, so what is there stays, and others that would have its name get
+    /// a name that ends in their digest.
+    pub fn store(&self, statistics: &Statistics) -> Result<(PathBuf, StatisticsFile), CommandError> {
         std::fs::create_dir_all(&self.folder)
-            .map_err(|error| CommandError::io("create", &self.folder, &error))
-    }
-
-    /// Writes statistics into the cache.
-    pub fn store(&self, path: &Path, statistics: &Statistics) -> Result<(), CommandError> {
-        self.prepare()?;
-        statistics.write(path).map_err(|error| edit_error(path, error))
+            .map_err(|error| CommandError::io("create", &self.folder, &error))?;
+        let written = |path: &Path| {
+            statistics.write(path)?;
+            StatisticsFile::open(path)
+        };
+        let path = self.path(&statistics.provenance, statistics.layers.keys().copied());
+        let Ok(there) = StatisticsFile::open(&path) else {
+            let file = written(&path).map_err(|error| edit_error(&path, error))?;
+            return Ok((path, file));
+        };
+        let beside = path.with_extension(format!("{}.new.safetensors", std::process::id()));
+        let file = written(&beside).map_err(|error| edit_error(&beside, error))?;
+        if file.digest() == there.digest() {
+            // That it is left behind is no failure.
+            let _ = std::fs::remove_file(&beside);
+            return Ok((path, there));
+        }
+        let path = path.with_extension(format!("{}.safetensors", file.digest().short()));
+        std::fs::rename(&beside, &path).map_err(|error| CommandError::io("write", &path, &error))?;
+        let file = StatisticsFile::open(&path).map_err(|error| edit_error(&path, error))?;
+        Ok((path, file))
     }
 }
 
@@ -340,19 +367,36 @@ pub fn find_statistics(
                 "give `--corpus FILE` (text, one document a line) to compute them, or `--stats FILE`",
             ));
         };
-        output.note(&format!("statistics: {} (cached)", path.display()));
+        tell_cached(model, &path, &file, output);
         return Ok(file);
     };
-    let (digest, tokenizer) = (file_digest(corpus.path)?, model.tokenizer.digest());
-    let path = cache.path(base, digest, tokenizer, (corpus.amount, corpus.shard), layers);
-    if let Ok(file) = StatisticsFile::open(&path) {
-        file.check(base, inner, layers).map_err(|error| edit_error(&path, error))?;
-        output.note(&format!("statistics: {} (cached)", path.display()));
-        return Ok(file);
+    let made = Provenance {
+        base,
+        tokenizer: model.tokenizer.digest(),
+        corpora: vec![file_digest(corpus.path)?],
+        drawn: Drawn { amount: corpus.amount, shard: corpus.shard, documents: 0 },
+        arithmetic: None,
+    };
+    // Those of f32 are as good for a model in fewer bits, and may have taken hours.
+    for arithmetic in [model.arithmetic(), model.arithmetic().in_f32()] {
+        let made = Provenance { arithmetic: Some(arithmetic), ..made.clone() };
+        let path = cache.path(&made, layers.iter().copied());
+        if let Ok(file) = StatisticsFile::open(&path) {
+            file.check(base, inner, layers).map_err(|error| edit_error(&path, error))?;
+            tell_cached(model, &path, &file, output);
+            return Ok(file);
+        }
     }
     output.note(&format!("statistics: computing them from {} ({})", corpus.path.display(), corpus.amount));
     let statistics = compute_statistics(model, base, layers, corpus, output)?;
-    cache.store(&path, &statistics)?;
+    let (path, file) = cache.store(&statistics)?;
     output.note(&format!("statistics: kept in {}", path.display()));
-    open(&path)
+    Ok(file)
+}
+
+/// Says which cached statistics are taken, and with what they were computed where the model would do it otherwise.
+fn tell_cached(model: &Model, path: &Path, file: &StatisticsFile, output: &Output) {
+    let other = file.provenance().arithmetic.as_ref().filter(|arithmetic| **arithmetic != model.arithmetic());
+    let made = other.map_or_else(String::new, |arithmetic| format!(", computed on {arithmetic}"));
+    output.note(&format!("statistics: {} (cached{made})", path.display()));
 }

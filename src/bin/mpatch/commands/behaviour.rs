@@ -12,8 +12,7 @@ use serde::Serialize;
 
 use super::follow::Place;
 use crate::editing::{
-    DeviceArguments, arithmetic, both_states, check_questions_unloaded, model_error, open_model_in,
-    read_questions,
+    DeviceArguments, both_states, check_questions_unloaded, model_error, open_model_in, read_questions,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, count};
@@ -117,7 +116,8 @@ pub fn check(
     let progress = output.counter("asking", texts(records, extent));
     let evaluation = evaluate(&model, &network, records, extent, &|texts| progress.add(texts))
         .map_err(|error| model_error(base, error))?;
-    Ok(BehaviourEvidence::new(evaluation, &patch.manifest().measured, questions, arithmetic(&model)))
+    let arithmetic = model.arithmetic().to_string();
+    Ok(BehaviourEvidence::new(evaluation, &patch.manifest().measured, questions, arithmetic))
 }
 
 /// The network with the tensors of the patch as the weights have them: another rung may have taken them back.

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::behaviour::too_few_wins;
 use crate::editing::{
-    ModelArguments, arithmetic, at_least_one, check_questions, edit_error, read_facts, refuse_existing,
+    ModelArguments, at_least_one, check_questions, edit_error, read_facts, refuse_existing,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::last_step;
@@ -140,7 +140,7 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     if arguments.dry_run {
         let estimate = arguments.recipe.foretell(&model, &facts, output)?;
         let facts = facts.records.len();
-        return output.report(&EstimateReport { facts, device: arithmetic(&model), estimate });
+        return output.report(&EstimateReport { facts, device: model.arithmetic().to_string(), estimate });
     }
     // A key that cannot be used, or a number that is taken, is found now, not after the hours that the values take.
     let signer = arguments.signing.signer()?;

@@ -6,7 +6,6 @@ use mpatch::patch::{Patch, PatchError};
 use serde::Serialize;
 
 use super::follow::{Followed, Outcome, Place, Reason};
-use crate::editing::arithmetic;
 use crate::error::{CommandError, ExitKind};
 use crate::job::compressed;
 use crate::report::{Output, count};
@@ -71,7 +70,7 @@ pub fn check(
     })?;
     Ok(RemadeEvidence {
         recorded_device: patch.manifest().recipe.device.clone(),
-        device: arithmetic(model),
+        device: model.arithmetic().to_string(),
         tensors,
         outcome: Outcome { not_checked: None, problem },
     })

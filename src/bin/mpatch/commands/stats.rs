@@ -99,11 +99,15 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
         }
         (None, _) => return Err(CommandError::new(ExitKind::Usage, "`--base` is missing")),
     };
-    let place = arguments.place(&statistics)?;
     // Not worth stopping any more.
     last_step();
-    statistics.write(&place).map_err(|error| edit_error(&place, error))?;
-    let written = StatisticsFile::open(&place).map_err(|error| edit_error(&place, error))?;
+    let (place, written) = match &arguments.output {
+        Some(place) => {
+            let written = statistics.write(place).and_then(|()| StatisticsFile::open(place));
+            (place.clone(), written.map_err(|error| edit_error(place, error))?)
+        }
+        None => cache()?.store(&statistics)?,
+    };
     let base = arguments.base.as_deref().map_or_else(|| "MODEL".to_owned(), shell_word);
     let drawn = written.provenance().drawn;
     let stats =
@@ -136,29 +140,16 @@ impl StatsArguments {
         let path = folder.checkpoint.folder().join("memit.json");
         Ok(Hyperparameters::parse(&bytes).map_err(|error| edit_error(&path, error))?.layers)
     }
+}
 
-    fn place(&self, statistics: &Statistics) -> Result<PathBuf, CommandError> {
-        if let Some(place) = &self.output {
-            return Ok(place.clone());
-        }
-        let cache = StatisticsCache::of_user().ok_or_else(|| {
-            CommandError::new(
-                ExitKind::Usage,
-                "there is no cache folder: neither HOME nor MPATCH_CACHE_DIR is set",
-            )
-            .hint("say where the statistics go with `-o`")
-        })?;
-        let layers: Vec<usize> = statistics.layers.keys().copied().collect();
-        let corpora: Vec<u8> =
-            statistics.provenance.corpora.iter().flat_map(|corpus| *corpus.as_bytes()).collect();
-        let corpus = match statistics.provenance.corpora.as_slice() {
-            [corpus] => *corpus,
-            _ => FileDigest::of(&corpora),
-        };
-        cache.prepare()?;
-        let Provenance { base, tokenizer, drawn, .. } = statistics.provenance;
-        Ok(cache.path(base, corpus, tokenizer, (drawn.amount, drawn.shard), &layers))
-    }
+fn cache() -> Result<StatisticsCache, CommandError> {
+    StatisticsCache::of_user().ok_or_else(|| {
+        CommandError::new(
+            ExitKind::Usage,
+            "there is no cache folder: neither HOME nor MPATCH_CACHE_DIR is set",
+        )
+        .hint("say where the statistics go with `-o`")
+    })
 }
 
 /// Loads the blocks that the keys come from, and no others: of GPT-J nine of 28.
@@ -280,6 +271,7 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
         tokenizer: folder.tokenizer.digest(),
         corpora,
         drawn: Drawn::default(),
+        arithmetic: None,
     };
     Ok(Statistics { layers, inner, provenance })
 }
