@@ -16,8 +16,11 @@ pub(super) fn count() -> Result<usize, String> {
     if let Some((library, package)) = missing_library() {
         return Err(format!("{library} is missing: {package}"));
     }
-    let count =
-        driver::CudaContext::device_count().map_err(|error| format!("the CUDA driver says: {error}"))?;
+    let count = match driver::CudaContext::device_count() {
+        // A driver without a GPU does not even begin.
+        Err(driver::DriverError(driver::sys::CUresult::CUDA_ERROR_NO_DEVICE)) => 0,
+        outcome => outcome.map_err(|error| format!("the CUDA driver says: {}", in_words(&error)))?,
+    };
     check_version()?;
     Ok(usize::try_from(count).unwrap_or(0))
 }
@@ -58,9 +61,22 @@ fn check_version() -> Result<(), String> {
     ))
 }
 
+/// What the driver says of its own error.
+fn in_words(error: &driver::DriverError) -> String {
+    error.error_string().map_or_else(|_| error.to_string(), |words| words.to_string_lossy().into_owned())
+}
+
+/// The compute capability of an open GPU, and the least that the kernels run on, where both can be told.
+pub(super) fn capabilities(device: &Device) -> Result<Option<[(u32, u32); 2]>, String> {
+    let (Device::Cuda(device), Some(needed)) = (device, capability_min()) else { return Ok(None) };
+    let found = device.cuda_stream().context().compute_capability();
+    let (major, minor) = found.map_err(|error| format!("the CUDA driver says: {}", in_words(&error)))?;
+    Ok(Some([(u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0)), needed]))
+}
+
 /// A GPU that has been counted.
 pub(super) fn gpu(index: usize) -> Result<Gpu, String> {
-    let failed = |error: driver::DriverError| format!("`cuda:{index}` does not open: {error}");
+    let failed = |error: driver::DriverError| format!("`cuda:{index}` does not open: {}", in_words(&error));
     let context = driver::CudaContext::new(index).map_err(failed)?;
     let (major, minor) = context.compute_capability().map_err(failed)?;
     let (free, all) = context.mem_get_info().map_err(failed)?;
@@ -84,9 +100,14 @@ pub(super) fn versions(device: Option<&Device>) -> CudaVersions {
     CudaVersions {
         driver: if missing_library().is_none() { driver_version().map(dotted) } else { None },
         kernels: kernels_version().map(dotted),
-        capability_min: ptx_header(".target sm_").map(|number| (number / 10, number % 10)).map(dotted),
+        capability_min: capability_min().map(dotted),
         cublas: device.and_then(cublas_version),
     }
+}
+
+/// The least compute capability that the kernels run on.
+fn capability_min() -> Option<(u32, u32)> {
+    ptx_header(".target sm_").map(|number| (number / 10, number % 10))
 }
 
 /// The CUDA version that the driver supports.

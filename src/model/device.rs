@@ -106,7 +106,24 @@ fn open_cuda(index: usize) -> Result<Device, String> {
             _ => format!("there is no such GPU, the last one is `cuda:{}`", count - 1),
         });
     }
-    Device::new_cuda(index).map_err(|error| format!("the GPU does not open: {}", first_line(&error)))
+    let device =
+        Device::new_cuda(index).map_err(|error| format!("the GPU does not open: {}", first_line(&error)))?;
+    match cuda::capabilities(&device)? {
+        Some([found, needed]) => runs_kernels(found, needed).map(|()| device),
+        None => Ok(device),
+    }
+}
+
+/// Refuses a GPU with a compute capability below the one that the kernels need, as it does not run them.
+#[cfg(any(feature = "cuda", test))]
+fn runs_kernels(found: (u32, u32), needed: (u32, u32)) -> Result<(), String> {
+    if found >= needed {
+        return Ok(());
+    }
+    Err(format!(
+        "the GPU has compute capability {}.{}, this mpatch's kernels need {}.{}",
+        found.0, found.1, needed.0, needed.1
+    ))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -117,13 +134,14 @@ fn open_cuda(_index: usize) -> Result<Device, String> {
 #[cfg(not(feature = "cuda"))]
 const WITHOUT_CUDA: &str = "this mpatch was built without CUDA (feature `cuda`)";
 
-/// The GPUs that the driver finds; asking takes a little memory on each of them for a moment.
+/// The GPUs that the driver finds, or of each why it cannot be asked; asking takes a little memory on each of them for
+/// a moment.
 ///
 /// # Errors
 /// Says what keeps this program from using any: the build, a library or the driver.
-pub fn gpus() -> Result<Vec<Gpu>, String> {
+pub fn gpus() -> Result<Vec<Result<Gpu, String>>, String> {
     #[cfg(feature = "cuda")]
-    return (0..cuda::count()?).map(cuda::gpu).collect();
+    return Ok((0..cuda::count()?).map(cuda::gpu).collect());
     #[cfg(not(feature = "cuda"))]
     Err(WITHOUT_CUDA.to_owned())
 }
@@ -160,8 +178,10 @@ pub fn memory_taken(device: &Device) -> Option<(u64, u64)> {
     }
 }
 
-/// Bytes of a GPU's memory that nobody has taken; nothing for a processor.
+/// Bytes of a GPU's memory that nobody has taken once its work so far is done; nothing for a processor.
 pub fn memory_free(device: &Device) -> Option<u64> {
+    // What was let go of is given back only then, and how much that is would depend on how far the work is.
+    device.synchronize().ok()?;
     memory_taken(device).map(|(taken, all)| all.saturating_sub(taken))
 }
 
@@ -238,6 +258,16 @@ mod tests {
         }
         assert_eq!(index("cuda").ok(), Some(0));
         assert_eq!(index("cuda:12").ok(), Some(12));
+    }
+
+    #[test]
+    fn a_gpu_older_than_the_kernels_is_refused() {
+        for found in [(8, 0), (8, 6), (9, 0), (12, 0)] {
+            assert_eq!(runs_kernels(found, (8, 0)), Ok(()), "{found:?}");
+        }
+        let expected = "the GPU has compute capability 7.5, this mpatch's kernels need 8.0";
+        assert_eq!(runs_kernels((7, 5), (8, 0)), Err(expected.to_owned()));
+        assert!(runs_kernels((8, 6), (8, 9)).is_err());
     }
 
     #[test]

@@ -122,6 +122,7 @@ pub fn run(arguments: &DoctorArguments, output: &Output) -> Result<(), CommandEr
     let processor = processor();
     examination.processor(&processor);
     let device = examination.device(arguments.device.device.as_deref());
+    let gpus = examination.gpus(device.as_ref());
     examination.integers();
     let folder = tempfile::tempdir()
         .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?;
@@ -158,7 +159,7 @@ pub fn run(arguments: &DoctorArguments, output: &Output) -> Result<(), CommandEr
         libraries: libraries(),
         cuda: cuda_versions(gpu),
         processor,
-        gpus: gpus().unwrap_or_default(),
+        gpus,
         device: device.as_ref().map(device_name),
         checks: examination.checks,
         comparisons: examination.comparisons,
@@ -196,13 +197,7 @@ impl Examination {
             Ok(choice) => {
                 let called = device_name(&choice.device);
                 let evidence = match (gpu_of(&choice.device), &choice.reason) {
-                    (Some(gpu), _) => format!(
-                        "{called}: {}, compute capability {}, {} free of {}",
-                        gpu.product,
-                        gpu.capability,
-                        size(gpu.free_bytes),
-                        size(gpu.memory_bytes)
-                    ),
+                    (Some(gpu), _) => format!("{called}: {}", described(&gpu)),
                     (None, Some(reason)) => format!("{called}: {reason}"),
                     (None, None) => called,
                 };
@@ -232,6 +227,32 @@ impl Examination {
             self.checks.push(Check::holds("CUDA", evidence));
         }
         device
+    }
+
+    /// All GPUs that can be asked; each but the device itself, which has its line, gets one.
+    fn gpus(&mut self, device: Option<&Device>) -> Vec<Gpu> {
+        let taken = device.map(device_name);
+        let mut found = Vec::new();
+        for (index, gpu) in gpus().unwrap_or_default().into_iter().enumerate() {
+            let name = format!("cuda:{index}");
+            let is_device = taken.as_ref() == Some(&name);
+            match gpu {
+                Ok(gpu) => {
+                    if !is_device {
+                        self.checks.push(Check::holds(name, described(&gpu)));
+                    }
+                    found.push(gpu);
+                }
+                Err(error) => {
+                    self.checks.push(Check::beware(
+                        name,
+                        error,
+                        "another program may hold it: name another GPU",
+                    ));
+                }
+            }
+        }
+        found
     }
 
     /// The product that every patch rests on, beside its definition.
@@ -302,6 +323,12 @@ impl Examination {
         let lfs = "a history keeps patches above a megabyte with it: install git-lfs";
         self.checks.push(program("git", &["lfs", "version"], lfs));
     }
+}
+
+/// A GPU in a line.
+fn described(gpu: &Gpu) -> String {
+    let (free, all) = (size(gpu.free_bytes), size(gpu.memory_bytes));
+    format!("{}, compute capability {}, {free} free of {all}", gpu.product, gpu.capability)
 }
 
 /// Where statistics are kept: can it be written to, and what is free.
