@@ -5,7 +5,7 @@ use faer::Mat;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::model::{Batch, Cache, Model, ModelError, Network, Suffix, gather};
+use crate::model::{Batch, Cache, Model, ModelError, Network, Suffix, gather, log_softmax, target_gradient};
 
 /// Two ways to the same numbers.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -116,7 +116,7 @@ fn repetition(one: &Pass, other: &Pass) -> Comparison {
     Comparison { what: "both again", against: "their own bits", difference, limit: 0.0 }
 }
 
-/// The logits of each row's last token with a moved hidden state, and the gradient of one sum of them.
+/// The logits of each row's last token, and with moved hidden states the gradient of a loss like a value's.
 struct Pass {
     /// `[rows, vocabulary]`.
     logits: Vec<f32>,
@@ -169,7 +169,15 @@ fn random(network: &Network, seed: u64, shape: (usize, usize)) -> Result<Tensor,
     Ok(Tensor::from_vec(values, shape, network.device())?)
 }
 
-/// The gradient of `sum(words * logits)` at the rows' last tokens.
+/// How much a target weighs beside the words, of which there are far more.
+const TARGET_SHARE: f32 = 20.0;
+
+/// What each row is to say: its own first token.
+fn targets(texts: &[Vec<u32>]) -> Vec<u32> {
+    texts.iter().filter_map(|text| text.first().copied()).collect()
+}
+
+/// The gradient of `sum(words * logits) - share * sum(log p(target))` at the rows' last tokens.
 fn gradient(network: &Network, texts: &[Vec<u32>]) -> Result<Vec<f32>, ModelError> {
     let (width, last) = (network.config().width, network.config().layers - 1);
     let suffix = suffix(network, texts)?;
@@ -177,7 +185,9 @@ fn gradient(network: &Network, texts: &[Vec<u32>]) -> Result<Vec<f32>, ModelErro
     let places = last_places(&suffix, texts);
     let hidden = gather(pass.output(last), &places)?;
     let words = random(network, 3, (texts.len(), network.config().vocabulary))?;
-    let of_hidden = network.reverse_logits(&hidden, &words)?;
+    let [_, probabilities] = network.probabilities(&hidden)?;
+    let of_targets = target_gradient(&probabilities, &targets(texts), &vec![TARGET_SHARE; texts.len()])?;
+    let of_hidden = network.reverse_logits(&hidden, &(words + of_targets)?)?;
     let (rows, tokens, _) = pass.output(last).dims3()?;
     let flat: Vec<u32> = places.iter().map(|(row, token)| (row * tokens + token) as u32).collect();
     let index = Tensor::from_vec(flat, places.len(), network.device())?;
@@ -191,7 +201,7 @@ fn last_places(suffix: &Suffix<'_>, texts: &[Vec<u32>]) -> Vec<(usize, usize)> {
     texts.iter().enumerate().map(|(row, text)| suffix.place((row, text.len() - 1))).collect()
 }
 
-/// How far the slope along `gradient` is from what central differences of the sum say, relative to the slope.
+/// How far the slope along `gradient` is from what central differences of the loss say, relative to the slope.
 fn slope_error(network: &Network, texts: &[Vec<u32>], gradient: &[f32]) -> Result<f64, ModelError> {
     let (width, last) = (network.config().width, network.config().layers - 1);
     let suffix = suffix(network, texts)?;
@@ -204,8 +214,12 @@ fn slope_error(network: &Network, texts: &[Vec<u32>], gradient: &[f32]) -> Resul
     let sum_at = |step: f64| -> Result<f64, ModelError> {
         let pass = suffix.forward(&(&at + (&along * (step / norm))?)?)?;
         let hidden = gather(pass.output(last), &last_places(&suffix, texts))?;
-        let terms: Vec<f32> = (network.logits(&hidden)? * &words)?.flatten_all()?.to_vec1()?;
-        Ok(terms.into_iter().map(f64::from).sum())
+        let logits = network.logits(&hidden)?;
+        let terms: Vec<f32> = (&logits * &words)?.flatten_all()?.to_vec1()?;
+        let logarithms: Vec<Vec<f32>> = log_softmax(&logits)?.to_vec2()?;
+        let picked = logarithms.iter().zip(targets(texts)).map(|(row, target)| row[target as usize]);
+        let targets = f64::from(TARGET_SHARE) * picked.map(f64::from).sum::<f64>();
+        Ok(terms.into_iter().map(f64::from).sum::<f64>() - targets)
     };
     // Long enough to stand above the rounding of the sums, short enough for the slope to stay.
     let step = 1e-2 * (texts.len() as f64).sqrt();

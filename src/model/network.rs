@@ -379,3 +379,51 @@ pub(crate) fn target_gradient(
     let expected = probabilities.broadcast_mul(&shares)?;
     Ok(expected.scatter_add(&index, &shares.neg()?, D::Minus1)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+    use crate::model::Model;
+
+    /// `tensor` as one that our kernels leave to candle's operations.
+    fn left_to_candle(tensor: &Tensor) -> Tensor {
+        let left = Var::from_tensor(tensor).expect("a copy").as_tensor().clone();
+        assert!(kernels::fits(&[tensor]) && !kernels::fits(&[&left]));
+        left
+    }
+
+    fn agree(found: &Tensor, expected: &Tensor) {
+        let numbers = |tensor: &Tensor| -> Vec<f32> {
+            tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("floats")
+        };
+        let (found, expected) = (numbers(found), numbers(expected));
+        assert_eq!(found.len(), expected.len());
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!(
+                (found - expected).abs() < 1e-5 * (1.0 + expected.abs()),
+                "{found} instead of {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_loss_and_its_gradient_are_the_same_by_kernels_and_by_candle() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        let network = Model::open(&folder, &Device::Cpu, &|_| ()).expect("the fixture is a model").network;
+        let width = network.config.width;
+        let hidden = (0..3 * width).map(|index| 3.0 * (index as f32 * 0.618).sin()).collect();
+        let hidden = Tensor::from_vec(hidden, (3, width), &Device::Cpu).expect("three places");
+        let [logarithms, probabilities] = network.probabilities(&hidden).expect("by kernels");
+        let candle = network.probabilities(&left_to_candle(&hidden)).expect("by candle");
+        agree(&candle[0], &logarithms);
+        agree(&candle[1], &probabilities);
+        // A token may be the target of several places, and the last one of a row counts as any other.
+        let last = network.config.vocabulary as u32 - 1;
+        let (targets, shares) = ([7, 7, last], [0.5, 0.25, 1.0]);
+        let gradient = target_gradient(&probabilities, &targets, &shares).expect("by kernels");
+        let candle = target_gradient(&left_to_candle(&probabilities), &targets, &shares).expect("by candle");
+        agree(&candle, &gradient);
+    }
+}
