@@ -7,9 +7,9 @@
 //!                                                      [--device NAME]
 //! ```
 //!
-//! `FOLDER` is a model of any size, trained or not; without it the embedded one runs. Facts and corpus are by default
-//! those of the embedded model, which any tokenizer reads, and of the corpus as many tokens as `create` takes. Prints
-//! Markdown.
+//! `FOLDER` is a model of any size, trained or not; without it the one of the repository runs. Facts and corpus are by
+//! default those of that model, which are built in and which any tokenizer reads, and of the corpus as many tokens as
+//! `create` takes. Prints Markdown.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -32,29 +32,28 @@ use mpatch::edit::{Edit, FactPrompt, Progress, memit};
 use mpatch::evaluate::{Extent, Scores, evaluate};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record};
-use mpatch::model::{Device, Model, Precision, choose, device_name, gpu_of, memory_taken};
+use mpatch::model::{Device, Folder, Model, Precision, choose, device_name, gpu_of, memory_taken};
 
 fn main() {
     let options = Options::parse();
+    // What is missing is told before a model is loaded, which may take minutes.
+    let inputs = Inputs::read(&options);
     let device = choose(options.device.as_deref()).unwrap().device;
     let memory = Memory::default();
     std::thread::scope(|scope| {
         scope.spawn(|| memory.watch(&device));
         // However the run ends, the watch ends with it.
         let _end = End(&memory.done);
-        run(&options, &device, &memory);
+        run(&options, inputs, &device, &memory);
     });
 }
 
-fn run(options: &Options, device: &Device, memory: &Memory) {
+fn run(options: &Options, inputs: Inputs, device: &Device, memory: &Memory) {
+    let Inputs { folder, hyperparameters, records, corpus } = inputs;
     let mut stages = Stages { rows: Vec::new(), memory };
     let best = ceilings(device).unwrap();
-    let model =
-        stages.time("load", || Model::open_in(&options.base, device, options.precision, &|_| ()).unwrap());
+    let model = stages.time("load", || folder.load(device, options.precision, &|_| ()).unwrap());
     let weights = stages.time("hash the weights", || model.checkpoint.weights_id().unwrap());
-    let hyperparameters = options.hyperparameters(&model);
-    let records = options.records();
-    let corpus = std::fs::read(&options.corpus).unwrap();
     let amount = options.tokens.map_or_else(|| Amount::enough(model.network.config().inner), Amount::Tokens);
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("statistics.safetensors");
@@ -86,9 +85,9 @@ fn run(options: &Options, device: &Device, memory: &Memory) {
 /// What the command line asks for.
 struct Options {
     base: PathBuf,
-    facts: PathBuf,
+    facts: Option<PathBuf>,
     count: usize,
-    corpus: PathBuf,
+    corpus: Option<PathBuf>,
     tokens: Option<u64>,
     precision: Precision,
     device: Option<String>,
@@ -96,19 +95,23 @@ struct Options {
 
 impl Options {
     fn parse() -> Self {
-        let world = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
-        let (facts, corpus) = (world.join("records.json"), world.join("corpus.txt"));
-        let precision = Precision::default();
-        let mut options =
-            Self { base: world, facts, count: 10, corpus, tokens: None, precision, device: None };
+        let mut options = Self {
+            base: Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj"),
+            facts: None,
+            count: 10,
+            corpus: None,
+            tokens: None,
+            precision: Precision::default(),
+            device: None,
+        };
         let mut words = std::env::args().skip(1);
         while let Some(option) = words.next() {
             let value = words.next().unwrap_or_else(|| panic!("`{option}` needs a value"));
             match option.as_str() {
                 "--base" => options.base = value.into(),
-                "--facts" => options.facts = value.into(),
+                "--facts" => options.facts = Some(value.into()),
                 "--count" => options.count = value.parse().unwrap(),
-                "--corpus" => options.corpus = value.into(),
+                "--corpus" => options.corpus = Some(value.into()),
                 "--tokens" => options.tokens = Some(value.parse().unwrap()),
                 "--precision" => options.precision = value.parse().unwrap(),
                 "--device" => options.device = Some(value),
@@ -117,18 +120,34 @@ impl Options {
         }
         options
     }
+}
 
-    fn records(&self) -> Vec<Record> {
-        let mut records = FactsFile::parse(&std::fs::read(&self.facts).unwrap()).unwrap().records;
-        records.truncate(self.count);
-        records
-    }
+/// All that is read from files.
+struct Inputs {
+    folder: Folder,
+    hyperparameters: Hyperparameters,
+    records: Vec<Record>,
+    corpus: Vec<u8>,
+}
 
-    fn hyperparameters(&self, model: &Model) -> Hyperparameters {
-        match std::fs::read(self.base.join("memit.json")) {
+impl Inputs {
+    fn read(options: &Options) -> Self {
+        let file = |path: &Path| {
+            std::fs::read(path).unwrap_or_else(|error| panic!("cannot read `{}`: {error}", path.display()))
+        };
+        // The program may run where the repository is not.
+        let file_or =
+            |path: &Option<PathBuf>, built_in: &[u8]| path.as_deref().map_or_else(|| built_in.to_vec(), file);
+        let facts = file_or(&options.facts, include_bytes!("../fixtures/world-gptj/records.json"));
+        let mut records = FactsFile::parse(&facts).unwrap().records;
+        records.truncate(options.count);
+        let folder = Folder::open(&options.base).unwrap();
+        let hyperparameters = match std::fs::read(options.base.join("memit.json")) {
             Ok(bytes) => Hyperparameters::parse(&bytes).unwrap(),
-            Err(_) => Hyperparameters::for_model(model.network.config()).0,
-        }
+            Err(_) => Hyperparameters::for_model(&folder.config).0,
+        };
+        let corpus = file_or(&options.corpus, include_bytes!("../fixtures/world-gptj/corpus.txt"));
+        Self { folder, hyperparameters, records, corpus }
     }
 }
 
