@@ -357,6 +357,14 @@ fn the_memory_foretold_holds_the_activations_and_what_is_solved_with() {
     let estimate = estimate(&model, &quick(|_| ()), &contexts, &facts(3)).unwrap();
     let weights = 4 * (8 * (4 * 128 * 128 + 2 * 128 * 512) + 2 * 2048 * 128);
     assert!(estimate.memory_size_bytes > weights + solve_size_bytes(config, 3, 3, 1), "{estimate:?}");
+    // Of three rows to each of three facts; of what stands before the subject, keys and values in five blocks, twice.
+    let behind = |words: usize| {
+        let contexts = ["{}".to_owned(), format!("{}{{}}", "so ".repeat(words))];
+        let contexts = Contexts::new(vec![contexts.into()]).unwrap();
+        let estimate = mpatch::edit::estimate::estimate(&model, &quick(|_| ()), &contexts, &facts(3));
+        estimate.unwrap().memory_size_bytes
+    };
+    assert!(behind(91) - behind(1) >= 3 * 3 * 4 * 90 * 5 * 128 * 4);
     // The factor and the keys thrice in f64, and facts by facts twice.
     assert_eq!(solve_size_bytes(config, 0, 512, 0), (8 + 24 + 16) * 512 * 512);
 }

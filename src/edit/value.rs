@@ -148,13 +148,8 @@ impl<'a> Planned<'a> {
         let rows = rows_of_facts(model, in_contexts, facts)?;
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|&fact| (rows[fact].lengths(), fact));
-        // For each token and each block above the value layer the reverse pass needs two vectors of the MLP's inner
-        // width and six of the model's, and one of each is at work.
-        let config = model.network.config();
-        let blocks = (config.layers - 1).saturating_sub(hyperparameters.value_layer()).max(1);
-        let tokens = rows.iter().map(|fact| fact.rows.len() * fact.lengths().0).max().unwrap_or(1);
-        let fact_size_bytes =
-            tokens * (blocks + 1) * (2 * config.inner + 6 * config.width) * size_of::<f32>();
+        let blocks = (model.network.config().layers - 1).saturating_sub(hyperparameters.value_layer()).max(1);
+        let fact_size_bytes = fact_size_bytes(model, &rows, blocks);
         let device = model.network.device();
         let facts_per_batch = match device.is_cpu() {
             true => (BATCH_SIZE_CPU_BYTES / fact_size_bytes.max(1)).clamp(1, FACTS_PER_BATCH_CPU_MAX),
@@ -191,6 +186,21 @@ impl<'a> Planned<'a> {
         })?;
         Ok(started.elapsed().as_secs_f64())
     }
+}
+
+/// Activations of one fact, as they are where the longest facts run together.
+fn fact_size_bytes(model: &Model, rows: &[FactRows], blocks: usize) -> usize {
+    let most = |of: &dyn Fn(&FactRows) -> usize| rows.iter().map(of).max().unwrap_or(1);
+    let (tokens, before) = (most(&|fact| fact.lengths().0), most(&|fact| fact.lengths().1));
+    let config = model.network.config();
+    // What the slope of a GELU is made from is one vector on a processor and two elsewhere (`Gelu`).
+    let inner_vectors = if model.network.device().is_cpu() { 2 } else { 3 };
+    // For each token and each block above the value layer the reverse pass needs these of the MLP's inner width and six
+    // vectors of the model's, and one of each is at work.
+    let own = tokens * (blocks + 1) * (inner_vectors * config.inner + 6 * config.width);
+    // Of the tokens before them each block has the keys and values, and once more behind which its own stand.
+    let kept = 4 * before * blocks * config.width;
+    most(&|fact| fact.rows.len()) * (own + kept) * size_of::<f32>()
 }
 
 /// How many facts of `fact_size_bytes` run together on a GPU, of whose memory `free_bytes` are free.
@@ -632,10 +642,10 @@ mod tests {
 
     #[test]
     fn a_gpu_runs_as_many_facts_together_as_half_of_its_free_memory_holds() {
-        // GPT-J's facts take some 340 MB each.
-        const FACT_SIZE_BYTES: u64 = 340 << 20;
+        // GPT-J's facts take some 480 MiB each.
+        const FACT_SIZE_BYTES: u64 = 480 << 20;
         for (free_gib, expected) in
-            [(0, 1), (1, 1), (4, 4), (16, 16), (24, 32), (44, 64), (55, 64), (140, 64)]
+            [(0, 1), (1, 1), (4, 4), (16, 16), (24, 16), (44, 32), (60, 64), (140, 64)]
         {
             let found = facts_per_gpu_batch(Some(free_gib << 30), FACT_SIZE_BYTES);
             assert_eq!(found, expected, "{free_gib} GiB are free");
