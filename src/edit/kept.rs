@@ -4,7 +4,7 @@
 //! it was made from (see `src/checkpoint/records.rs`). What is damaged or was made from something else is made anew,
 //! and what was kept gives the same bits as what is made.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -141,7 +141,8 @@ pub struct ValueInputs<'a> {
     pub contexts: &'a Contexts,
     /// The facts, in their order.
     pub facts: &'a [FactPrompt],
-    /// Whatever may change the bits of the arithmetic: the kind of device, its instruction set, the precision.
+    /// Whatever may change the bits of the arithmetic: kind and product of the device, or its instruction set, and the
+    /// precision.
     pub device: &'a str,
     /// The program and its version.
     pub tool: &'a str,
@@ -190,6 +191,10 @@ enum LogState {
 }
 
 impl OpenLog {
+    fn batch(&self, facts: &[usize], width: usize) -> Option<&Vec<Value>> {
+        self.found.get(facts).filter(|values| values.iter().all(|value| value.hidden.len() == width))
+    }
+
     /// Adds a record by `append`, unless an earlier one failed.
     fn add(&mut self, append: impl FnOnce(&mut RecordLog) -> Result<(), CheckpointError>) {
         if matches!(self.state, LogState::Open)
@@ -229,11 +234,29 @@ impl ValueLog {
         open.found.keys().map(Vec::len).sum()
     }
 
+    /// How many facts the batches have that it holds.
+    pub(crate) fn batch_sizes(&self) -> BTreeSet<usize> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.found.keys().map(Vec::len).collect()
+    }
+
+    /// Of how many facts in these batches it holds the values.
+    pub(crate) fn known<'b>(&self, batches: impl Iterator<Item = &'b [usize]>, width: usize) -> usize {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        batches.filter(|batch| open.batch(batch, width).is_some()).map(<[usize]>::len).sum()
+    }
+
+    /// Forgets what it holds of other batches than these; on disk it stays.
+    pub(crate) fn forget_all_but(&self, batches: &[&[usize]]) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted: BTreeSet<&[usize]> = batches.iter().copied().collect();
+        open.found.retain(|batch, _| wanted.contains(batch.as_slice()));
+    }
+
     /// The values of a batch, where the log holds them.
     pub(crate) fn batch(&self, facts: &[usize], width: usize) -> Option<Vec<Value>> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let values = open.found.get(facts)?;
-        values.iter().all(|value| value.hidden.len() == width).then(|| values.clone())
+        open.batch(facts, width).cloned()
     }
 
     /// Adds a finished batch; it is on disk when this returns.
@@ -309,6 +332,9 @@ fn take_number(bytes: &mut &[u8]) -> Option<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edit::key::in_contexts;
+    use crate::edit::value::Planned;
+    use crate::model::{Device, Model};
 
     fn factor() -> Factor {
         let moment =
@@ -393,6 +419,50 @@ mod tests {
         assert_eq!(log.batch(&[4, 1], 5), None, "of another width");
         log.remove().expect("removed");
         assert_eq!(open().values(), 0);
+    }
+
+    #[test]
+    fn an_interrupted_run_is_gone_on_with_in_batches_of_its_own_size() {
+        let model = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        let model = Model::open(&model, &Device::Cpu, &|_| ()).expect("the fixture is a model");
+        let contexts = Contexts::new(vec![vec!["{}".to_owned()]]).expect("contexts");
+        let fact = |number: usize| FactPrompt {
+            prompt: "{} performs on the".to_owned(),
+            subject: format!("Bo{}", " the".repeat(number)),
+            target: " flute".to_owned(),
+        };
+        let facts: Vec<FactPrompt> = (0..8).map(fact).collect();
+        let located = in_contexts(&model, &contexts, &facts).expect("facts");
+        let hyperparameters = Hyperparameters::for_model(model.network.config()).0;
+        let planned = |size: usize| {
+            let mut planned = Planned::new(&model, &hyperparameters, &located, &facts).expect("planned");
+            planned.facts_per_batch = size;
+            planned
+        };
+        let folder = tempfile::tempdir().expect("a folder");
+        let log = || {
+            let log = ValueLog::open(folder.path(), FileDigest::of(b"inputs"), 1 << 20);
+            log.expect("a log").expect("nobody else's")
+        };
+        let hidden = vec![0.5; model.network.config().width];
+        let value = Value { hidden, loss: 0.1, probability: 0.9, steps: 7 };
+        let keep = |batch: &[usize]| log().keep(batch, &vec![value.clone(); batch.len()]);
+        let resumed = |size: usize| {
+            let (mut planned, log) = (planned(size), log());
+            planned.resume(&log);
+            (planned.facts_per_batch, log.values())
+        };
+        // Batches that nobody makes: nothing is known.
+        keep(&[7, 0]);
+        assert_eq!(resumed(3), (3, 0));
+        let earlier = planned(4);
+        keep(earlier.batches()[0]);
+        for size in [2, 4, 8] {
+            assert_eq!(resumed(size), (4, 4), "{size} facts would fit now");
+        }
+        // The last of several batches is shorter, and may be done first.
+        keep(planned(5).batches()[1]);
+        assert_eq!(resumed(5), (4, 4));
     }
 
     #[test]

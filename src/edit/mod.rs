@@ -22,7 +22,7 @@ use faer::Mat;
 
 use self::contexts::Contexts;
 use self::hyperparameters::Hyperparameters;
-use self::kept::Kept;
+use self::kept::{Kept, ValueLog};
 use self::lookup::Located;
 use self::solve::{Factor, Sums};
 use self::statistics::StatisticsFile;
@@ -206,7 +206,10 @@ pub fn memit_with(
     kept: Kept<'_>,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Edit, EditError> {
-    let Texts { in_contexts, plain, planned } = Texts::new(model, hyperparameters, contexts, facts)?;
+    let Texts { in_contexts, plain, mut planned } = Texts::new(model, hyperparameters, contexts, facts)?;
+    if let Some(log) = kept.values {
+        planned.resume(log);
+    }
     let values = value::all(&planned, hyperparameters, kept.values, progress)?;
     let mut edited = model.network.clone();
     let mut layers = Vec::with_capacity(hyperparameters.layers.len());
@@ -246,6 +249,21 @@ pub fn check(
     facts: &[FactPrompt],
 ) -> Result<(), EditError> {
     Texts::new(model, hyperparameters, contexts, facts).map(drop)
+}
+
+/// How many values of an edit of these facts `log` holds, as [`memit_with`] will use them; others it forgets.
+///
+/// # Errors
+/// As [`check`].
+pub fn known_values(
+    model: &Model,
+    hyperparameters: &Hyperparameters,
+    contexts: &Contexts,
+    facts: &[FactPrompt],
+    log: &ValueLog,
+) -> Result<usize, EditError> {
+    Texts::new(model, hyperparameters, contexts, facts)?.planned.resume(log);
+    Ok(log.values())
 }
 
 /// Refuses a fact whose prompt alone does not fit: it takes nothing but the tokenizer.

@@ -158,6 +158,17 @@ impl<'a> Planned<'a> {
         Ok(Self { model, rows, order, facts_per_batch, fact_size_bytes })
     }
 
+    /// Goes on in batches of the size that an interrupted run left most values of in `log`, if it left any: as much of
+    /// a GPU's memory may not be free again. Of the log only what these batches take stays known.
+    pub(crate) fn resume(&mut self, log: &ValueLog) {
+        let width = self.model.network.config().width;
+        let sizes = log.batch_sizes().into_iter().filter(|size| (1..=FACTS_PER_BATCH_GPU_MAX).contains(size));
+        let known = |size: &usize| log.known(self.order.chunks(*size), width);
+        let best = sizes.chain([self.facts_per_batch]).max_by_key(known);
+        self.facts_per_batch = best.unwrap_or(self.facts_per_batch);
+        log.forget_all_but(&self.batches());
+    }
+
     pub(crate) fn batches(&self) -> Vec<&[usize]> {
         self.order.chunks(self.facts_per_batch).collect()
     }

@@ -17,7 +17,7 @@ use mpatch::edit::estimate::{Estimate, estimate, solve_size_bytes};
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
-use mpatch::edit::{Edit, EditError, FactPrompt, LayerUpdate, Progress, check, memit_with};
+use mpatch::edit::{Edit, EditError, FactPrompt, LayerUpdate, Progress, check, known_values, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
@@ -351,8 +351,13 @@ impl Ingredients {
         // What will be refused leaves no log behind.
         check(model, &self.hyperparameters, &self.contexts, inputs.facts).ok()?;
         let log = value_log(inputs.digest()?, output)?;
-        if log.values() > 0 {
-            let (found, all) = (log.values(), count(facts.records.len(), "fact"));
+        let found = if log.values() > 0 {
+            known_values(model, &self.hyperparameters, &self.contexts, inputs.facts, &log).ok()?
+        } else {
+            0
+        };
+        if found > 0 {
+            let all = count(facts.records.len(), "fact");
             output.note(&format!("resuming an interrupted run: the values of {found} of {all} are known"));
         }
         Some(log)
