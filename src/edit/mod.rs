@@ -175,7 +175,7 @@ pub enum Progress<'a> {
 /// Finds the updates that make `facts` true: values first, on the unedited model, then layer by layer the closed
 /// form, each layer seeing the edits of those before it. The model itself is not changed.
 ///
-/// The same inputs on the same kind of device, with as much of its memory free, give the same edit: on a GPU the
+/// The same inputs on the same product of a device, with as much of its memory free, give the same edit: on a GPU the
 /// batches, and with them the order of sums, follow from that.
 ///
 /// # Errors

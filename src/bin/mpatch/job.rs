@@ -12,6 +12,7 @@ use std::time::Instant;
 use clap::Args;
 use mpatch::bind::{BindError, bind, check_finite};
 use mpatch::digest::{PatchId, WeightsId};
+use mpatch::doctor::processor;
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::estimate::{Estimate, estimate, solve_size_bytes};
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
@@ -21,7 +22,7 @@ use mpatch::edit::{Edit, EditError, FactPrompt, LayerUpdate, Progress, check, kn
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
-use mpatch::model::{Device, Model, ModelError};
+use mpatch::model::{Device, Model, ModelError, gpu_of};
 use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
@@ -271,6 +272,14 @@ fn bind_error(model: &Model, error: BindError) -> CommandError {
 const TOO_STRONG_HINT: &str =
     "edit fewer facts at once or other layers, raise `mom2_update_weight`, or edit the model in BF16 or F32";
 
+/// Which device of its kind it is, as far as that may change the order of sums: one home may be shared by machines.
+fn product(device: &Device) -> String {
+    match gpu_of(device) {
+        Some(gpu) => format!("{} {}", gpu.product, gpu.capability),
+        None => format!("{} {}", std::env::consts::ARCH, processor().products),
+    }
+}
+
 /// The program, as a recipe names it.
 pub const TOOL: &str = concat!("mpatch ", env!("CARGO_PKG_VERSION"));
 
@@ -345,7 +354,7 @@ impl Ingredients {
             hyperparameters: &self.hyperparameters,
             contexts: &self.contexts,
             facts: &fact_prompts(facts),
-            device: &format!("{} {}", model.arithmetic(), std::env::consts::ARCH),
+            device: &format!("{} {}", model.arithmetic(), product(model.network.device())),
             tool: TOOL,
         };
         // What will be refused leaves no log behind.
