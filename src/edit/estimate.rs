@@ -107,8 +107,8 @@ fn memory_size_bytes(
 /// time, and the updates so far. `templates` is how many contexts there are.
 pub fn solve_size_bytes(config: &Config, layers: usize, facts: usize, templates: usize) -> u64 {
     let (width, inner, facts) = (config.width as u64, config.inner as u64, facts as u64);
-    // Every key in f32 in every context, twice, on the way to their means.
-    let read = |facts: u64| 8 * templates as u64 * facts * inner;
+    // The keys, and of a block of facts those in every context in f32, twice, on the way to their means.
+    let read = |facts: u64| 8 * inner * (facts + templates as u64 * facts.min(key::FACTS_PER_BLOCK as u64));
     let (rank, peak) = if facts <= inner {
         // The factor; the keys and two matrices of their size; two of facts by facts.
         let solve = 8 * inner * inner + 24 * facts * inner + 16 * facts * facts;

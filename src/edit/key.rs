@@ -2,11 +2,12 @@
 //! subject's last token (`memit/compute_ks.py`, `memit/compute_z.py: get_module_input_output_at_words`).
 
 use candle_core::Tensor;
+use faer::Mat;
 
 use super::contexts::Contexts;
 use super::lookup::{Located, locate};
 use super::{EditError, FactPrompt};
-use crate::model::{Batch, Model, Network, Site, gather, on_every_core};
+use crate::model::{Batch, Model, Network, Site, gather, in_halves, on_every_core};
 
 /// Texts that go through the network together: on a CPU, by one core.
 pub(crate) const ROWS_PER_BATCH: usize = 128;
@@ -19,7 +20,7 @@ pub(crate) fn read(network: &Network, texts: &[Located], site: Site) -> Result<T
     let mut order: Vec<usize> = (0..texts.len()).collect();
     order.sort_by_key(|&index| texts[index].subject_last);
     let batches: Vec<&[usize]> = order.chunks(ROWS_PER_BATCH).collect();
-    let parts = on_every_core(network.device(), &batches, |_, indices| {
+    let read = |indices: &[usize]| {
         let located = || indices.iter().map(|&index| &texts[index]);
         let ids: Vec<_> = located().map(|located| located.ids[..=located.subject_last].to_vec()).collect();
         let batch = Batch::new(&ids, network.config().positions, network.device())?;
@@ -32,9 +33,12 @@ pub(crate) fn read(network: &Network, texts: &[Located], site: Site) -> Result<T
             }
             Ok(())
         })?;
-        Ok::<_, EditError>(found)
+        Ok(Vec::from_iter(found))
+    };
+    let parts = on_every_core(network.device(), &batches, |_, indices| {
+        in_halves(indices, EditError::is_out_of_memory, &read)
     })?;
-    let sorted = Tensor::cat(&parts.into_iter().flatten().collect::<Vec<_>>(), 0)?;
+    let sorted = Tensor::cat(&parts.concat(), 0)?;
     let mut places = vec![0_u32; texts.len()];
     order.iter().enumerate().for_each(|(place, &index)| places[index] = place as u32);
     Ok(sorted.index_select(&Tensor::from_vec(places, texts.len(), network.device())?, 0)?)
@@ -94,12 +98,35 @@ pub(super) fn fitting(
     Ok(located)
 }
 
-/// The keys of all facts in `layer`, `[facts, inner]` f32: the mean over groups of the mean within each group, so
-/// that the plain prompt weighs as much as the five openings together.
+/// Facts whose keys in every context are on the device together.
+pub(crate) const FACTS_PER_BLOCK: usize = 1024;
+
+/// The keys of all facts in `layer`, `[facts, inner]` f64 on the host.
 ///
 /// # Errors
 /// [`EditError::Model`].
 pub(crate) fn keys(
+    network: &Network,
+    contexts: &Contexts,
+    texts: &[Located],
+    layer: usize,
+) -> Result<Mat<f64>, EditError> {
+    let (templates, inner) = (contexts.templates().count().max(1), network.config().inner);
+    let mut keys = Mat::zeros(texts.len() / templates, inner);
+    let mut row = 0;
+    for texts in texts.chunks(FACTS_PER_BLOCK * templates) {
+        let block: Vec<f32> = means(network, contexts, texts, layer)?.flatten_all()?.to_vec1()?;
+        for key in block.chunks(inner) {
+            key.iter().enumerate().for_each(|(column, entry)| keys[(row, column)] = f64::from(*entry));
+            row += 1;
+        }
+    }
+    Ok(keys)
+}
+
+/// The keys of some facts, `[facts, inner]` f32 on the device: the mean over groups of the mean within each group, so
+/// that the plain prompt weighs as much as the five openings together.
+fn means(
     network: &Network,
     contexts: &Contexts,
     texts: &[Located],

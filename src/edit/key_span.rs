@@ -18,7 +18,7 @@ use super::hyperparameters::Hyperparameters;
 use super::kept::Kept;
 use super::lookup::Located;
 use super::statistics::StatisticsFile;
-use super::{EditError, FactPrompt, Texts, add, factor, key, matrix};
+use super::{EditError, FactPrompt, Texts, add, factor, key};
 use crate::model::{Model, ModelError, Network};
 
 /// Added to the Gram matrix of unit vectors: directions in which they differ by less than its root are one.
@@ -96,7 +96,7 @@ impl<'a> KeySpans<'a> {
             let what = format!("has an update of {} entries, expected {width} times {inner}", update.len());
             return Err(ModelError::Tensor { name: tensor, what }.into());
         }
-        let keys = matrix(&key::keys(&self.edited, self.contexts, &self.in_contexts, layer)?)?;
+        let keys = key::keys(&self.edited, self.contexts, &self.in_contexts, layer)?;
         let factor = factor(self.statistics, self.kept, self.weight, layer, inner)?;
         let adjusted = factor.adjust(keys.as_ref(), layer)?;
         drop(factor);

@@ -121,6 +121,11 @@ impl From<candle_core::Error> for EditError {
 }
 
 impl EditError {
+    /// Whether the device had too little memory: less at once may do.
+    fn is_out_of_memory(&self) -> bool {
+        matches!(self, Self::Model(error) if error.is_out_of_memory())
+    }
+
     /// Says which fact it is about.
     fn of_fact(self, index: usize, subject: &str) -> Self {
         Self::Fact { position: index + 1, subject: subject.to_owned(), source: Box::new(self) }
@@ -348,7 +353,7 @@ impl Step<'_> {
     fn facts(&self, first: usize, end: usize) -> Result<(Mat<f64>, Mat<f64>), EditError> {
         let templates = self.contexts.templates().count();
         let in_contexts = &self.in_contexts[first * templates..end * templates];
-        let keys = matrix(&key::keys(self.edited, self.contexts, in_contexts, self.layer)?)?;
+        let keys = key::keys(self.edited, self.contexts, in_contexts, self.layer)?;
         let current = key::read(self.edited, &self.plain[first..end], Site::BlockOutput(self.value_layer))?;
         let residuals = residuals(&self.values[first..end], &current, self.layers_left)?;
         Ok((keys, residuals))
@@ -370,7 +375,7 @@ pub fn keys_after(
     for update in before {
         edited = update.overlay(&edited)?;
     }
-    matrix(&key::keys(&edited, contexts, &in_contexts, layer)?)
+    key::keys(&edited, contexts, &in_contexts, layer)
 }
 
 /// The factor of `weight * C` of one layer: the one kept, or a new one.
@@ -395,13 +400,6 @@ fn residuals(values: &[Value], current: &Tensor, layers_left: f64) -> Result<Mat
     Ok(Mat::from_fn(width, values.len(), |feature, fact| {
         f64::from(values[fact].hidden[feature] - current[fact][feature]) / layers_left
     }))
-}
-
-/// A matrix on the device, in f64 on the host.
-fn matrix(tensor: &Tensor) -> Result<Mat<f64>, EditError> {
-    let (rows, columns) = tensor.dims2()?;
-    let values: Vec<f32> = tensor.flatten_all()?.to_vec1()?;
-    Ok(Mat::from_fn(rows, columns, |row, column| f64::from(values[row * columns + column])))
 }
 
 impl LayerUpdate {

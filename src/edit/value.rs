@@ -180,9 +180,7 @@ impl<'a> Planned<'a> {
 
     fn descend(&self, batch: &[usize], hyperparameters: &Hyperparameters) -> Result<Vec<Value>, EditError> {
         let rows: Vec<&FactRows> = batch.iter().map(|&fact| &self.rows[fact]).collect();
-        let lacks_memory =
-            |error: &EditError| matches!(error, EditError::Model(error) if error.is_out_of_memory());
-        in_halves(&rows, lacks_memory, &|rows| {
+        in_halves(&rows, EditError::is_out_of_memory, &|rows| {
             Task::from_places(self.model, hyperparameters, rows)?.descend()
         })
     }

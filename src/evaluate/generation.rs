@@ -8,7 +8,7 @@ use rand_chacha::ChaCha20Rng;
 use super::mean;
 use crate::facts::Record;
 use crate::facts::words::whole;
-use crate::model::{Model, ModelError, Network, Sampling, generate};
+use crate::model::{Model, ModelError, Network, Sampling, generate, in_halves};
 
 /// Tokens that a prompt is continued by beyond the target's own.
 const CONTINUATION_TOKENS: usize = 8;
@@ -42,15 +42,16 @@ pub fn continuations(
     let mut said = vec![None; records.len()];
     for (length, members) in by_length(model, records)? {
         for members in members.chunks(ROWS_PER_BATCH) {
-            let prompts: Vec<Vec<u32>> = members.iter().map(|(_, ids)| ids.clone()).collect();
             let own_end = |&(index, _): &(usize, Vec<u32>)| {
                 let target = model.tokenizer.encode(&records[index].request.target_new)?;
                 Ok((length + target.len() + CONTINUATION_TOKENS).min(network.config().positions).max(length))
             };
             let ends = members.iter().map(own_end).collect::<Result<Vec<usize>, ModelError>>()?;
             let end = ends.iter().copied().max().unwrap_or(length);
-            let rows =
-                generate(network, &prompts, end, Sampling::Greedy, &mut ChaCha20Rng::seed_from_u64(0))?;
+            let rows = in_halves(members, ModelError::is_out_of_memory, &|members| {
+                let prompts: Vec<Vec<u32>> = members.iter().map(|(_, ids)| ids.clone()).collect();
+                generate(network, &prompts, end, Sampling::Greedy, &mut ChaCha20Rng::seed_from_u64(0))
+            })?;
             for (((index, _), end), row) in members.iter().zip(ends).zip(rows) {
                 // What the model says of one fact must not depend on the targets of those beside it.
                 let text = model.tokenizer.decode(&row[length..end])?;
