@@ -9,7 +9,7 @@ use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
 use super::solve::Factor;
 use super::{EditError, FactPrompt, Texts, key};
-use crate::model::{Config, Model, Site};
+use crate::model::{Config, Device, Model, Site};
 
 /// What an edit will take.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -22,7 +22,8 @@ pub struct Estimate {
     pub values_seconds_max: f64,
     /// Time for the keys and the hidden states of all layers.
     pub keys_seconds: f64,
-    /// Time to factorise the second moments of all layers; nothing where the factors are kept from an earlier run.
+    /// Time to solve for the updates of all layers, with a factor made for each; less where those are kept from
+    /// an earlier run.
     pub solve_seconds: f64,
     /// Most memory at one time, without the test of the finished edit and what the program takes at rest.
     pub memory_size_bytes: u64,
@@ -47,15 +48,17 @@ pub fn estimate(
     let cores = if model.network.device().is_cpu() { rayon::current_num_threads() } else { 1 };
 
     let steps = |steps: usize| Hyperparameters { v_num_grad_steps: steps, ..hyperparameters.clone() };
+    if !model.network.device().is_cpu() {
+        // Kernels are compiled when they are first used.
+        planned.time_middle_batch(&steps(1))?;
+    }
     let (first, third) = (planned.time_middle_batch(&steps(1))?, planned.time_middle_batch(&steps(3))?);
     let step = ((third - first) / 2.0).max(0.0);
     let batch = first + step * hyperparameters.v_num_grad_steps.saturating_sub(1) as f64;
 
     let last = hyperparameters.value_layer();
     let texts = &in_contexts[..in_contexts.len().min(key::ROWS_PER_BATCH)];
-    let started = Instant::now();
-    key::read(&model.network, texts, Site::BlockOutput(last))?;
-    let chunk = started.elapsed().as_secs_f64();
+    let chunk = timed(model.network.device(), || key::read(&model.network, texts, Site::BlockOutput(last)))?;
     let chunks = in_contexts.len().div_ceil(key::ROWS_PER_BATCH);
     // Keys of each layer over all contexts up to that layer, and hidden states over the plain prompts up to the last.
     let templates = contexts.templates().count().max(1);
@@ -67,7 +70,7 @@ pub fn estimate(
     let started = Instant::now();
     Factor::of(&|| Ok(known.clone()), 1.0, 0)?;
     let factorised = started.elapsed().as_secs_f64();
-    let larger = (config.inner as f64 / order as f64).powi(3);
+    let larger = solve_operations(config, facts.len()) / factor_operations(order);
 
     Ok(Estimate {
         batches,
@@ -83,6 +86,37 @@ pub fn estimate(
             planned.batch_size_bytes(),
         ),
     })
+}
+
+/// How long `work` takes on `device`, in seconds: a GPU goes on after the call.
+pub(super) fn timed<R, E: From<EditError>>(
+    device: &Device,
+    work: impl FnOnce() -> Result<R, E>,
+) -> Result<f64, E> {
+    let wait = || device.synchronize().map_err(EditError::from);
+    wait()?;
+    let started = Instant::now();
+    work()?;
+    wait()?;
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// Multiplications, each with its addition, to factorise a matrix of this order.
+fn factor_operations(order: usize) -> f64 {
+    (order as f64).powi(3) / 6.0
+}
+
+/// The same to solve for one layer and to form its update, as `solve` does.
+fn solve_operations(config: &Config, facts: usize) -> f64 {
+    let (width, inner, n) = (config.width as f64, config.inner as f64, facts as f64);
+    if facts <= config.inner {
+        // Two triangular solves, facts by facts, their factor and two solves with it, and the product of the update.
+        let adjusted = inner * inner * n + inner * n * n + factor_operations(facts) + inner * n * n;
+        return factor_operations(config.inner) + adjusted + width * inner * n;
+    }
+    // Two sums over the facts, two triangular solves, and a product with the identity.
+    let sums = inner * inner * n + width * inner * n;
+    factor_operations(config.inner) + sums + inner * inner * width + width * width * inner
 }
 
 /// The larger of the two peaks: all cores at their batches, or the last layer's solve.
@@ -119,4 +153,24 @@ pub fn solve_size_bytes(config: &Config, layers: usize, facts: usize, templates:
         (width, (sums + read(inner.div_ceil(4))).max(3 * sums))
     };
     peak + layers as u64 * (8 * rank * (inner + width) + 4 * width * inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_facts_take_many_times_as_long_to_solve_for_as_the_factor_alone() {
+        let config =
+            br#"{"model_type": "gptj", "vocab_size": 50400, "n_embd": 4096, "n_layer": 28, "n_head": 16}"#;
+        let config = Config::parse(config).expect("GPT-J's own");
+        let times = |facts: usize| solve_operations(&config, facts) / factor_operations(config.inner);
+        for (facts, least, most) in [(1, 1.0, 1.01), (10_000, 10.0, 10.5), (16_384, 20.0, 23.0)] {
+            let found = times(facts);
+            assert!((least..most).contains(&found), "{facts} facts: {found}");
+        }
+        // Woodbury's way ends here, and what is left grows with the facts and not with their square.
+        assert!(times(16_385) < times(16_384));
+        assert!((times(40_000) - times(30_000) - (times(30_000) - times(20_000))).abs() < 1e-9);
+    }
 }

@@ -15,6 +15,7 @@
 use candle_core::{D, Tensor};
 
 use super::contexts::Contexts;
+use super::estimate::timed;
 use super::hyperparameters::Hyperparameters;
 use super::kept::ValueLog;
 use super::key::{fitting, in_contexts};
@@ -185,15 +186,12 @@ impl<'a> Planned<'a> {
         })
     }
 
-    /// How long the middle batch takes on one core, in seconds.
+    /// How long the middle batch takes on one core or a GPU, in seconds.
     pub(crate) fn time_middle_batch(&self, hyperparameters: &Hyperparameters) -> Result<f64, EditError> {
         let batches = self.batches();
         let Some(middle) = batches.get(batches.len() / 2) else { return Ok(0.0) };
-        let started = std::time::Instant::now();
-        on_every_core(self.model.network.device(), &[middle], |_, batch| {
-            self.descend(batch, hyperparameters)
-        })?;
-        Ok(started.elapsed().as_secs_f64())
+        let device = self.model.network.device();
+        timed(device, || on_every_core(device, &[middle], |_, batch| self.descend(batch, hyperparameters)))
     }
 }
 

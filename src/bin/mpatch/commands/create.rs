@@ -331,7 +331,7 @@ impl Report for EstimateReport {
         ]);
         let facts = count(estimate.facts_per_batch, "fact");
         page.line(&format!(
-            "values are found in groups of up to {facts}; the test that follows them is not counted, nor what the program takes at rest"
+            "values are found in groups of up to {facts}; not counted are the rounding to integers and the test that follow the solve, nor what the program takes at rest"
         ));
     }
 }
