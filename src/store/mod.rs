@@ -364,7 +364,7 @@ impl NewStore {
     /// Gives the store its name in `folder`, once all of it is on the disk.
     ///
     /// # Errors
-    /// [`StoreError::Exists`] or [`StoreError::Io`].
+    /// [`StoreError::Exists`] or [`StoreError::Io`]; the name is free again then.
     pub fn settle(self, folder: &Path) -> Result<Store, StoreError> {
         let NewStore { store, temporary } = self;
         drop(store);
@@ -373,9 +373,12 @@ impl NewStore {
         refuse_repository(folder)?;
         tell_of_last_step();
         std::fs::rename(temporary.path(), &target).map_err(StoreError::io(&target, "create"))?;
+        let settled = lfs::sync(folder).and_then(|()| Store::open(folder));
+        if settled.is_err() && std::fs::rename(&target, temporary.path()).is_ok() {
+            return settled;
+        }
         temporary.keep();
-        lfs::sync(folder)?;
-        Store::open(folder)
+        settled
     }
 }
 
