@@ -3,8 +3,9 @@
 use std::fs;
 
 use super::kills::system_calls_with;
-use super::{Bench, stderr};
-use crate::{can_trace, skipped, tell, variable};
+use super::{Bench, Contents, stderr};
+use crate::material::lay_out_signers;
+use crate::{can_trace, skipped, tamper, tell, variable};
 
 /// Calls that change something on the disk, or wait for it.
 const CALLS: [&str; 10] =
@@ -40,6 +41,65 @@ fn a_history_refused_at_any_system_call_is_as_the_command_says() {
         }
         tell(&format!("{words}: {} calls, refused {refused} times with an error", calls.len()));
         assert!(refused > 0, "{words} was hardly refused");
+    }
+}
+
+/// Files and their bytes but for locks, which may stay.
+fn settled(bench: &Bench) -> Contents {
+    let mut contents = bench.contents();
+    contents.retain(|path, _| !path.to_string_lossy().ends_with(".lock"));
+    contents
+}
+
+#[test]
+fn a_command_whose_files_or_folders_are_not_synced_says_what_it_left() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    for (words, has_key) in [
+        ("init --base model.safetensors", true),
+        ("clone history copy", true),
+        ("sign unsigned.mpatch", true),
+        ("sign unsigned.mpatch -o new.mpatch", false),
+        ("trust add second.pub --principal second@example.org", true),
+        ("trust add second.pub --principal second@example.org --project", true),
+        ("trust remove maker@example.org", true),
+        ("trust revoke maker@example.org", true),
+        ("fsck --repair copy", true),
+    ] {
+        let bench = Bench::new();
+        lay_out_signers(bench.folder.path());
+        if words.starts_with("clone") {
+            bench.succeeds("init history --base model.safetensors");
+        }
+        if words.starts_with("fsck") {
+            bench.succeeds("init --base model.safetensors");
+            bench.succeeds("clone . copy");
+            fs::create_dir_all(bench.path(".git/objects/ab")).unwrap();
+            fs::write(bench.path(".git/objects/ab").join("ab".repeat(19)), "").unwrap();
+        }
+        if !has_key {
+            fs::remove_dir_all(bench.path("config")).unwrap();
+        }
+        let before = settled(&bench);
+        let mut refused = 0;
+        loop {
+            let output = tamper(&bench, &format!("fsync:error=EIO:when={}", refused + 1), words);
+            if output.status.success() {
+                break;
+            }
+            refused += 1;
+            let said = stderr(&output);
+            let place = format!("{words}, number {refused}: {said}");
+            assert_eq!(output.status.code(), Some(11), "{place}");
+            let is_unchanged = settled(&bench) == before;
+            // A new key has its own word.
+            let expected = is_unchanged || said.contains("the key `config/key` was made");
+            assert_eq!(said.ends_with("state: unchanged\n"), expected, "{place}");
+            assert!(!said.contains("nothing was changed"), "{place}");
+            bench.restore(&before);
+        }
+        assert!(refused > 1, "{words} was hardly refused");
     }
 }
 

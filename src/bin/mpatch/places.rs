@@ -313,7 +313,12 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
         file.as_file_mut().set_permissions(metadata.permissions()).map_err(failed)?;
     }
     file.persist(&target).map_err(|error| failed(error.error))?;
-    sync_folder_of(&target).map_err(failed)
+    sync_folder_of(&target).map_err(|error| {
+        let path = path.display();
+        let message =
+            format!("wrote `{path}`, but the system cannot say that it would survive a power cut: {error}");
+        CommandError::new(ExitKind::Io, message).hint("look at it again after the next one").after_the_work()
+    })
 }
 
 /// Writes a new file that only its owner can read; says whether it did, or there was one already.
@@ -321,7 +326,11 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
     let failed = |error: std::io::Error| unwritable("write", path, &error);
     last_step();
     match temporary(path, bytes).map_err(failed)?.persist_noclobber(path) {
-        Ok(_) => sync_folder_of(path).map(|()| true).map_err(failed),
+        Ok(_) => sync_folder_of(path).map(|()| true).map_err(|error| {
+            // What is new can be taken back; where not even that can be done, the next command finds it.
+            _ = std::fs::remove_file(path);
+            failed(error)
+        }),
         Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),
         Err(error) => Err(failed(error.error)),
     }
