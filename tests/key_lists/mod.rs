@@ -245,3 +245,25 @@ fn a_variable_need_not_be_utf_8_to_be_heeded() {
     let refused = said(&command.env("MPATCH_KEY", folder).output().unwrap(), words, 11);
     assert!(refused.contains("MPATCH_KEY names this key"), "{refused}");
 }
+
+#[test]
+fn a_key_is_trusted_once_what_it_signed_is_there_and_not_before() {
+    let bench = Bench::new();
+    lay_out_signers(bench.folder.path());
+    bench.trust("");
+    // What is larger than a block or four cannot be written.
+    let limited = "ulimit -f 4; exec \"$@\"";
+    let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap();
+    let title = "t".repeat(4000);
+    let words = ["diff", "model.safetensors", "other.safetensors", "-o", "new.mpatch", "--key", "second"];
+    let mut command = crate::material::command("sh");
+    command.current_dir(bench.folder.path()).args(["-c", limited, "sh", program]);
+    let output = command.args(words).args(["--title", &title]).output().unwrap();
+    assert!(said(&output, "diff", 11).ends_with("state: unchanged\n"));
+    assert!(!bench.path("new.mpatch").exists());
+    assert_eq!(fs::read_to_string(bench.path("config/allowed_signers")).unwrap(), "");
+    // What stands stands, also where its key cannot be trusted.
+    fs::create_dir(bench.path("config/.lock")).unwrap();
+    let told = bench.run(&words.join(" "), 11);
+    assert!(told.contains("state: applied") && bench.path("new.mpatch").exists(), "{told}");
+}

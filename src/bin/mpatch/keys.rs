@@ -75,17 +75,14 @@ pub fn write_signed(
     place: &Path,
 ) -> Result<Option<SignatureReport>, CommandError> {
     let name = place.to_string_lossy();
-    let signed = signer.map(|signer| {
+    let signed = signer.map_or(Ok(()), |signer| {
         signer.keep()?;
-        let report = signer.settle().and_then(|report| {
-            *patch = signer.sign_into(patch.clone(), &name)?;
-            Ok(report)
-        });
-        report.map_err(|error| signer.with_word_of_key(error))
+        *patch = signer.sign_into(patch.clone(), &name).map_err(|error| signer.with_word_of_key(error))?;
+        Ok(())
     });
     let bytes = patch.to_bytes().map_err(|error| CommandError::patch(&name, &error))?;
     let written = mpatch::checkpoint::write_new(place, &bytes);
-    let report = signed.transpose().map_err(|error| match &written {
+    signed.map_err(|error: CommandError| match &written {
         Err(_) => error,
         Ok(()) => {
             let message = format!("wrote `{name}` without a signature: {}", error.message);
@@ -94,7 +91,7 @@ pub fn write_signed(
         }
     })?;
     written.map_err(|error| with_word_of_key(signer, error.into()))?;
-    Ok(report)
+    signer.map(Signer::settle).transpose()
 }
 
 /// Says with an error that comes after the signing that a new key of the signer's stays all the same.
@@ -362,8 +359,13 @@ impl Signer {
         with_signature(patch, &signature, name)
     }
 
-    /// Sees to it that patches signed with this key are trusted here, and tells what was done.
+    /// Sees to it that patches signed with this key are trusted here, and tells what was done: once what it signed is
+    /// written, so that work which fails makes nobody trusted, and that stands after an error.
     pub fn settle(&self) -> Result<SignatureReport, CommandError> {
+        self.trust().map_err(|error| self.with_word_of_key(error).after_the_work())
+    }
+
+    fn trust(&self) -> Result<SignatureReport, CommandError> {
         let files = TrustFiles::load()?;
         let mut report = SignatureReport {
             key: self.public.fingerprint(),

@@ -18,7 +18,7 @@ use super::behaviour::too_few_wins;
 use crate::editing::{
     ModelArguments, at_least_one, check_questions, edit_error, read_facts, refuse_existing,
 };
-use crate::error::{CommandError, ExitKind};
+use crate::error::{CommandError, ExitKind, State};
 use crate::interrupt::last_step;
 use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds, fact_prompt};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
@@ -151,12 +151,18 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let (made, signature) = job.make(output, |made| {
         // Not worth stopping any more.
         last_step();
-        write_signed(&mut made.patch, signer.as_ref(), &place)
+        let written = write_signed(&mut made.patch, signer.as_ref(), &place);
+        // A number that is signed is taken, also where what comes after that fails.
+        let stands = written.as_ref().map_or_else(|error| error.state == State::Applied, |_| true);
+        if stands
+            && !made.patch.signatures().is_empty()
+            && let (Some(line), Some(signer)) = (&made.patch.manifest().line, &signer)
+        {
+            let remembered = trust::remember(line, &[signer.public().fingerprint()], made.patch.id());
+            remembered.map_err(CommandError::after_the_work)?;
+        }
+        written
     })?;
-    if let (Some(line), Some(signer)) = (&job.line, &signer) {
-        let remembered = trust::remember(line, &[signer.public().fingerprint()], made.patch.id());
-        remembered.map_err(CommandError::after_the_work)?;
-    }
     let report = made.report(&job, place, arguments.model.path(output)?, signature);
     output.report(&report).map_err(CommandError::after_the_work)
 }

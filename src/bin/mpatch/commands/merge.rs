@@ -133,10 +133,11 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     };
     let finished = change.finish(&format!("merge {}", arguments.revision));
     finished.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
+    let signature = signer.filter(|_| merged.patch.is_some()).as_ref().map(Signer::settle).transpose()?;
     let view = store.view()?;
     let commit = CommitReport::new(store.commit(store.head()?)?, &view);
     let branch = branch_of(&view).map(str::to_owned);
-    let Merged { stacked, judged, agreement, signature, files_kept, .. } = merged;
+    let Merged { stacked, judged, agreement, files_kept, .. } = merged;
     let trust = judged.into_iter().map(|judged| judged.report).collect();
     let words = arguments.trust.words();
     let report =
@@ -162,7 +163,6 @@ struct Merged {
     stacked: Vec<PatchId>,
     /// What the signatures say of those, in the same order.
     judged: Vec<Judged>,
-    signature: Option<SignatureReport>,
     agreement: Agreement,
     /// Files beside the states that both sides have changed, and that are as on this one.
     files_kept: Vec<String>,
@@ -338,21 +338,19 @@ impl Plan {
         let agreement = Agreement::new(plan, overlaps, OVERLAP_ANGLE_DEGREES);
         let patch = encoded(&draft, "the merged patch")?;
         let (stacked, judged) = self.beyond.iter().zip(judged).filter(|(id, _)| stands(id)).unzip();
-        let (patch, signature) = match signer {
+        let patch = match signer {
             Some(signer) => signed(patch, signer)?,
-            None => (patch, None),
+            None => patch,
         };
         let (series, patch) = (self.series, Some(patch));
-        Ok(Merged { series, patch, stacked, judged, signature, agreement, ..Merged::default() })
+        Ok(Merged { series, patch, stacked, judged, agreement, ..Merged::default() })
     }
 }
 
-/// The merged patch with a signature, and what is to be said of that.
-fn signed(patch: Patch, signer: &Signer) -> Result<(Patch, Option<SignatureReport>), CommandError> {
+/// The merged patch with a signature.
+fn signed(patch: Patch, signer: &Signer) -> Result<Patch, CommandError> {
     signer.keep()?;
-    let signed =
-        signer.settle().and_then(|report| Ok((signer.sign_into(patch, "the merged patch")?, Some(report))));
-    signed.map_err(|error| signer.with_word_of_key(error))
+    signer.sign_into(patch, "the merged patch").map_err(|error| signer.with_word_of_key(error))
 }
 
 /// One side took back what the other one has in a patch that cannot be taken apart.

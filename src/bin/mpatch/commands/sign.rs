@@ -79,8 +79,7 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
     signer.keep()?;
     let signatures = sign(&signer, patch, *detached, target.as_deref(), path);
     let signatures = signatures.map_err(|error| signer.with_word_of_key(error))?;
-    let settled = signer.settle().map_err(|error| signer.with_word_of_key(error));
-    let signature = settled.map_err(CommandError::after_the_work)?;
+    let signature = signer.settle()?;
     let report = SignReport {
         patch: path.clone(),
         patch_id,
