@@ -293,7 +293,7 @@ impl Store {
         if self.read_object(oid).is_err()
             && let Some((kind, data, name)) = sources.find(oid)?
         {
-            self.put(oid, kind, &data)?;
+            self.put(oid, kind, &data, mended)?;
             mended.push(name);
         }
         Ok(())
@@ -336,7 +336,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         for (oid, path) in self.loose()? {
             if !reached.contains(&oid) && self.read_object(oid).is_err() {
-                self.keep_damaged(&path)?;
+                self.keep_damaged(&path, mended)?;
                 mended.push(format!("git object {oid}, which nothing refers to: moved to `.git/{DAMAGED}`"));
             }
         }
@@ -396,7 +396,7 @@ impl Store {
         let is_whole = |oid: &Oid| apart.odb.read(*oid).is_ok();
         let (whole, damaged): (Vec<Oid>, Vec<Oid>) = pack.objects.iter().copied().partition(is_whole);
         let names = || StoreError::git(format!("read {}", pack.name));
-        let mut added = 0;
+        let mut added = Vec::new();
         // Not through the store's own database: that would find each object in the pack, and write nothing.
         let passing = self.passing_repository()?;
         let odb = passing.repository.odb().map_err(names())?;
@@ -404,11 +404,10 @@ impl Store {
         for oid in damaged.iter().chain(unlisted.iter().filter(|oid| self.read_object(**oid).is_err())) {
             if let Some((kind, data, name)) = sources.find(*oid)? {
                 odb.write(kind, &data).map_err(names())?;
-                mended.push(name);
-                added += 1;
+                added.push(name);
             }
         }
-        if added == 0 {
+        if added.is_empty() {
             return Ok(());
         }
         for oid in whole {
@@ -416,12 +415,13 @@ impl Store {
             odb.write(object.kind(), object.data()).map_err(names())?;
         }
         drop(odb);
+        mended.append(&mut added);
         move_loose(passing.repository.path(), self.git_folder())?;
         // The index first: without it a pack is not seen.
         let path = self.git_folder().join("objects/pack").join(&pack.name);
         for path in [path.with_extension("idx"), path.with_extension("rev"), path] {
             if path.symlink_metadata().is_ok() {
-                self.keep_damaged(&path)?;
+                self.keep_damaged(&path, mended)?;
             }
         }
         Ok(())
@@ -439,12 +439,27 @@ impl Store {
     }
 
     /// Writes an object whose loose file is damaged or missing.
-    fn put(&self, oid: Oid, kind: ObjectType, data: &[u8]) -> Result<(), StoreError> {
-        let failed = || StoreError::git(format!("write the object {oid}"));
+    fn put(
+        &self,
+        oid: Oid,
+        kind: ObjectType,
+        data: &[u8],
+        mended: &mut Vec<String>,
+    ) -> Result<(), StoreError> {
         let loose = self.loose_path(oid);
-        if loose.symlink_metadata().is_ok() {
-            self.keep_damaged(&loose)?;
+        let is_damaged = loose.symlink_metadata().is_ok();
+        if is_damaged {
+            self.keep_damaged(&loose, mended)?;
         }
+        let written = self.write_object(oid, kind, data);
+        if is_damaged && written.is_err() {
+            mended.push(set_aside(&loose));
+        }
+        written
+    }
+
+    fn write_object(&self, oid: Oid, kind: ObjectType, data: &[u8]) -> Result<(), StoreError> {
+        let failed = || StoreError::git(format!("write the object {oid}"));
         self.refresh()?;
         let odb = self.repository.odb().map_err(failed())?;
         let written = odb.write(kind, data).map_err(failed())?;
@@ -454,8 +469,9 @@ impl Store {
         Ok(())
     }
 
-    /// Moves a damaged file out of git's way, into a folder where nothing is deleted.
-    fn keep_damaged(&self, path: &Path) -> Result<(), StoreError> {
+    /// Moves a damaged file out of git's way, into a folder where nothing is deleted. `mended` tells of one that was
+    /// moved before an error.
+    fn keep_damaged(&self, path: &Path, mended: &mut Vec<String>) -> Result<(), StoreError> {
         let folder = self.git_folder().join(DAMAGED);
         lfs::create_folder(&folder)?;
         let above = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();
@@ -463,7 +479,7 @@ impl Store {
         let name = if above == "pack" { name.into_owned() } else { format!("{above}{name}") };
         let place = lfs::first_free(|number| folder.join(format!("{name}.{number}")));
         std::fs::rename(path, &place).map_err(StoreError::io(path, "move"))?;
-        lfs::sync(&folder)
+        lfs::sync(&folder).inspect_err(|_| mended.push(set_aside(path)))
     }
 
     /// All packs, and what each of them lists.
@@ -492,6 +508,11 @@ impl Store {
         packs.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(packs)
     }
+}
+
+/// What is told of a damaged file that was moved, and has nothing in its place yet.
+fn set_aside(path: &Path) -> String {
+    format!("`{}`, which is damaged: moved to `.git/{DAMAGED}`", path.display())
 }
 
 /// A pack, by the name of its file.

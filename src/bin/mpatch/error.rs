@@ -245,7 +245,7 @@ impl CommandError {
             }
             PatchError::Limit { .. } => (ExitKind::LimitExceeded, "make several smaller patches instead"),
             PatchError::Read { .. } | PatchError::Write { .. } => {
-                (ExitKind::Io, "nothing was changed; try again once the system allows it")
+                (ExitKind::Io, "try again once the system allows it")
             }
             _ => (ExitKind::Malformed, "if a fresh copy is refused too, ask whoever made it"),
         };
@@ -351,7 +351,7 @@ pub fn io_hint(error: &std::io::Error) -> &'static str {
         }
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or name another place",
         ErrorKind::InvalidFilename => "give a shorter name (that of a result with `-o`)",
-        _ => "nothing was changed; try again once the system allows it",
+        _ => "try again once the system allows it",
     }
 }
 
