@@ -97,7 +97,9 @@ pub fn line_of(principal: &str, key: &PublicKey) -> String {
 pub fn principal_of(text: &str) -> Option<String> {
     let is_plain = |sign: char| !sign.is_whitespace() && !sign.is_control() && !"\",*?!#\\".contains(sign);
     let plain: String = text.trim().chars().map(|sign| if is_plain(sign) { sign } else { '-' }).collect();
-    let name = plain.trim_matches('-');
+    let ends = plain.char_indices().map(|(at, sign)| at + sign.len_utf8());
+    let end = ends.take_while(|end| *end <= PATTERN_BYTES_MAX).last().unwrap_or(0);
+    let name = plain.get(..end)?.trim_matches('-');
     (!name.is_empty()).then(|| name.to_owned())
 }
 
@@ -136,7 +138,7 @@ fn entry(text: &str, line: usize) -> Result<Entry, String> {
     };
     let principals = Patterns::parse(unquoted(principals)?).ok_or("it names no principal")?;
     if !principals.include_any() {
-        return Err("its principals only exclude, so it stands for nobody".to_owned());
+        return Err("its principals leave no name, so it stands for nobody".to_owned());
     }
     let Options { namespaces, valid_after, valid_before, is_authority } = options;
     if valid_after.zip(valid_before).is_some_and(|(after, before)| before <= after) {
@@ -219,6 +221,10 @@ impl Options {
 
 /// The longest pattern that OpenSSH has room for.
 const PATTERN_BYTES_MAX: usize = 1022;
+/// How many signs are compared to find a name that a list leaves, and how many for each sign of a long list: a stranger
+/// may have written it.
+const EXCLUSION_WORK_MAX: usize = 1 << 16;
+const EXCLUSION_WORK_MAX_EACH: usize = 128;
 
 fn split_outside_quotes(text: &str) -> Vec<&str> {
     let mut quoted = false;
@@ -257,9 +263,18 @@ impl Patterns {
         found
     }
 
-    /// Some pattern is there that a name can match.
+    /// Some name is matched: one of the patterns, taken as a name. Where all of those are excluded again, others may
+    /// be left, and the list is taken to name nobody all the same; so it is where finding out takes too much work.
     fn include_any(&self) -> bool {
-        self.text.split(',').any(|pattern| !pattern.is_empty() && !pattern.starts_with('!'))
+        let mut left = EXCLUSION_WORK_MAX.max(self.text.len().saturating_mul(EXCLUSION_WORK_MAX_EACH));
+        let included =
+            self.text.split(',').filter(|pattern| !pattern.is_empty() && !pattern.starts_with('!'));
+        included.into_iter().any(|pattern| {
+            let work = pattern.len().saturating_mul(self.text.len());
+            let is_affordable = work <= left;
+            left = left.saturating_sub(work);
+            is_affordable && self.matches(pattern)
+        })
     }
 
     /// As it is written.
@@ -369,7 +384,12 @@ mod tests {
             ("alice restrict\r\n".to_owned(), "`restrict` begins neither"),
             (format!("alice namespaces=\"mpatch {KEY}"), "quote"),
             (format!(",, {KEY}"), "no principal"),
-            (format!("!bob, {KEY}"), "only exclude"),
+            (format!("!bob, {KEY}"), "stands for nobody"),
+            (format!("alice@example.org,!*@example.org {KEY}"), "stands for nobody"),
+            (format!("!*,alice,a*e {KEY}"), "stands for nobody"),
+            (format!("*a*,!?* {KEY}"), "stands for nobody"),
+            (format!("alice,{} {KEY}", "b".repeat(1023)), "stands for nobody"),
+            (format!("!{},alice {KEY}", "b".repeat(1023)), "stands for nobody"),
             (KEY.to_owned(), "neither a key nor options"),
             ("alice".to_owned(), "neither a key nor options"),
             ("alice namespaces=\"mpatch\" ssh-ed25519 AAAA".to_owned(), "not an OpenSSH key"),
@@ -409,6 +429,17 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_left_keeps_a_line_and_a_line_of_exclusions_takes_little_time() {
+        for principals in ["alice,bob,!alice", "*@example.org,!alice@*", "?,!a"] {
+            assert_eq!(one(&format!("{principals} {KEY}")).principals.as_str(), principals);
+        }
+        let included = (0..100_000).map(|number| number.to_string());
+        let excluded = (0..100_000).map(|number| format!("!{number}"));
+        let many = Vec::from_iter(included.chain(excluded)).join(",");
+        assert!(!Patterns::parse(&many).unwrap().include_any());
+    }
+
+    #[test]
     fn a_line_that_is_written_reads_as_meant() {
         let key = PublicKey::parse(&format!("{KEY} a\tcomment")).unwrap();
         let entry = one(&line_of("alice@example.org", &key));
@@ -418,6 +449,7 @@ mod tests {
         assert_eq!(principal_of(" Alice, the *first* ").as_deref(), Some("Alice--the--first"));
         assert_eq!(principal_of("ali\u{7}ce\0").as_deref(), Some("ali-ce"));
         assert_eq!(principal_of("\"*\""), None);
+        assert_eq!(principal_of(&"\u{e4}".repeat(600)), Some("\u{e4}".repeat(511)));
     }
 
     #[test]

@@ -299,6 +299,8 @@ fn allowed_signers(text: &str) {
     assert_eq!(signers.entries.len() + signers.problems.len(), lines);
     for entry in signers.entries {
         key(&entry.key);
+        // It stands for somebody.
+        assert!(entry.principals.as_str().split(',').any(|pattern| entry.principals.matches(pattern)));
         let Some(principal) = principal_of(entry.principals.as_str()) else { continue };
         let again = AllowedSigners::parse(&line_of(&principal, &entry.key));
         let [found] = &again.entries[..] else { panic!("{principal:?} is written as {again:?}") };
