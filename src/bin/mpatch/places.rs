@@ -298,19 +298,28 @@ pub fn change<T>(
         }
         let mut held = read(path, origin)?.unwrap_or_default();
         let answer = change(&mut held)?;
-        replace(path, &held)?;
+        replace_own(path, &held)?;
         Ok(answer)
     })
 }
 
-/// Replaces `path` by a file with `bytes`, in one step; it keeps its mode, and a link its target.
-pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
-    let failed = |error: std::io::Error| unwritable("write", path, &error);
+/// Replaces a file of the user's, as [`replace`] does.
+pub fn replace_own(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
+    replace(path, bytes, |error| unwritable("write", path, &error))
+}
+
+/// Replaces `path` by a file with `bytes`, in one step; it keeps its mode, and a link its target. `failed` says what
+/// the system's no means.
+pub fn replace(
+    path: &Path,
+    bytes: &[u8],
+    failed: impl Fn(std::io::Error) -> CommandError,
+) -> Result<(), CommandError> {
     let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     last_step();
-    let mut file = temporary(&target, bytes).map_err(failed)?;
+    let mut file = temporary(&target, bytes).map_err(&failed)?;
     if let Ok(metadata) = std::fs::metadata(&target) {
-        file.as_file_mut().set_permissions(metadata.permissions()).map_err(failed)?;
+        file.as_file_mut().set_permissions(metadata.permissions()).map_err(&failed)?;
     }
     file.persist(&target).map_err(|error| failed(error.error))?;
     sync_folder_of(&target).map_err(|error| {

@@ -280,7 +280,7 @@ fn change_lines(change: impl FnOnce(&mut KnownLines) -> usize) -> Result<usize, 
         if changed > 0 {
             let json =
                 known.to_json().map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))?;
-            places::replace(&folder.join(LINES), &json)?;
+            places::replace_own(&folder.join(LINES), &json)?;
         }
         Ok(changed)
     })

@@ -126,7 +126,7 @@ fn make_key(is_kept: bool) -> Result<(), CommandError> {
     places::write_private(Path::new("key"), private_text(&key)?.as_bytes())?;
     let (project, line) = (Path::new(".mpatch"), line_of("demo", key.public()) + "\n");
     places::make_folder(project)?;
-    places::replace(&project.join(ALLOWED_SIGNERS), line.as_bytes())?;
+    places::replace_own(&project.join(ALLOWED_SIGNERS), line.as_bytes())?;
     match is_kept {
         true => projects::accept(project, line.as_bytes()),
         false => projects::accept_for_now(project, line.as_bytes()),

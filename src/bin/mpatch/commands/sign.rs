@@ -10,7 +10,7 @@ use mpatch::sign::SshSig;
 use serde::Serialize;
 
 use super::{is_stdin, patch_word, read_input, read_patch};
-use crate::error::{CommandError, ExitKind};
+use crate::error::{CommandError, ExitKind, output_hint};
 use crate::keys::{KeyArguments, SignatureReport, Signer, with_signature};
 use crate::places;
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -112,7 +112,8 @@ fn sign(
     let signature = signer.sign(&patch)?;
     places::with_folder_of(path, || {
         let signed = with_signature(read_again(path, patch.id(), signer)?, &signature, &name)?;
-        places::replace(path, &in_memory(&signed, &name)?)?;
+        let failed = |error| CommandError::io("write", path, &error).hint(output_hint(&error));
+        places::replace(path, &in_memory(&signed, &name)?, failed)?;
         Ok(signed.signatures().len())
     })
 }
