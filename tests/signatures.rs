@@ -148,6 +148,8 @@ fn a_certificate_is_not_taken_for_a_key() {
         answer["reason"].as_str().unwrap().contains("-cert-v01@openssh.com` keys are not supported"),
         "{answer}"
     );
+    let refused = bench.run("sign unsigned.mpatch --key theirs-cert.pub", 15);
+    assert!(refused.contains("hint: name its key, `theirs.pub`, with `--key`"), "{refused}");
 }
 
 #[test]
@@ -259,13 +261,14 @@ fn a_key_in_an_agent_signs() {
     let public = fs::read_to_string(bench.path("theirs.pub")).unwrap();
     let signing = format!("[gpg]\n\tformat = ssh\n[user]\n\tsigningkey = key::{}\n", public.trim());
     bench.write("gitconfig", signing);
-    let output = bench
-        .command("sign unsigned.mpatch -o two.mpatch")
-        .env("SSH_AUTH_SOCK", &agent.socket)
-        .env("GIT_CONFIG_GLOBAL", bench.path("gitconfig"))
-        .output()
-        .unwrap();
-    said(&output, "sign by git's key", 0);
+    let by_git = |name: &str, socket: &Path, code: i32| {
+        let mut command = bench.command(&format!("sign unsigned.mpatch -o {name}"));
+        command.env("SSH_AUTH_SOCK", socket).env("GIT_CONFIG_GLOBAL", bench.path("gitconfig"));
+        said(&command.output().unwrap(), "sign by git's key", code)
+    };
+    by_git("two.mpatch", &agent.socket, 0);
+    let refused = by_git("four.mpatch", Path::new("nowhere"), 11);
+    assert!(refused.contains("did not sign with git's `user.signingkey`, the key SHA256:"), "{refused}");
     assert_eq!(fs::read(bench.path("one.mpatch")).unwrap(), fs::read(bench.path("two.mpatch")).unwrap());
     // Without the agent there is no signature, and no file.
     let words = bench.run("sign unsigned.mpatch --key theirs.pub -o three.mpatch", 11);

@@ -233,6 +233,7 @@ impl Signer {
     /// Opens a key file, private or public.
     fn open(path: &Path) -> Result<Self, CommandError> {
         let text = Zeroizing::new(places::read_text(path)?.ok_or_else(|| places::missing(path))?);
+        refuse_certificate(path, &text)?;
         if let Ok(public) = PublicKey::parse(&text) {
             return Self::new(Means::Program(path.to_owned(), Secret::Elsewhere), public, path);
         }
@@ -340,8 +341,13 @@ impl Signer {
         };
         let signature = match &self.means {
             Means::Here(key) => return sshsig::sign(key, manifest).map_err(failed),
-            Means::Program(path, secret) => sign_with_program(path, *secret, manifest)?,
-            Means::Literal(file) => sign_with_program(file.path(), Secret::Elsewhere, manifest)?,
+            Means::Program(path, secret) => {
+                sign_with_program(path, &format!("`{}`", path.display()), *secret, manifest)?
+            }
+            Means::Literal(file) => {
+                let name = format!("{GIT_SETTING}, the key {}", self.public.fingerprint());
+                sign_with_program(file.path(), &name, Secret::Elsewhere, manifest)?
+            }
         };
         let signature = SshSig::from_armour(&signature).map_err(failed)?;
         if signature.key() != &self.public {
@@ -457,6 +463,21 @@ impl SignatureReport {
     }
 }
 
+/// A certificate speaks for a key, and signs nothing that is judged here.
+fn refuse_certificate(path: &Path, text: &str) -> Result<(), CommandError> {
+    let algorithm = text.split_whitespace().next().unwrap_or_default();
+    if !algorithm.ends_with("-cert-v01@openssh.com") {
+        return Ok(());
+    }
+    let name = path.to_string_lossy();
+    let hint = match name.strip_suffix("-cert.pub") {
+        Some(key) => format!("name its key, `{}`", shell_word(format!("{key}.pub"))),
+        None => "name its key".to_owned(),
+    };
+    let message = format!("`{name}` is a certificate, whose signatures are not judged");
+    Err(CommandError::new(ExitKind::Unsupported, message).hint(format!("{hint}, with `--key`")))
+}
+
 /// A secret that others can read is none.
 fn check_mode(path: &Path) -> Result<(), CommandError> {
     let metadata = std::fs::metadata(path).map_err(|error| CommandError::io("read", path, &error))?;
@@ -469,8 +490,14 @@ fn check_mode(path: &Path) -> Result<(), CommandError> {
     Err(CommandError::new(ExitKind::Io, message).hint(format!("`chmod 600 {}`", shell_word(path))))
 }
 
-/// Has `ssh-keygen` sign, which asks for passphrases and touches on the terminal by itself.
-fn sign_with_program(key: &Path, secret: Secret, manifest: &[u8]) -> Result<String, CommandError> {
+/// Has `ssh-keygen` sign with the file `key`, which people know as `name`; it asks for passphrases and touches on the
+/// terminal by itself.
+fn sign_with_program(
+    key: &Path,
+    name: &str,
+    secret: Secret,
+    manifest: &[u8],
+) -> Result<String, CommandError> {
     let failed = |error: std::io::Error| {
         CommandError::new(ExitKind::Io, format!("cannot run `ssh-keygen`: {error}"))
             .hint("install OpenSSH, or choose a key without passphrase with `--key`")
@@ -487,7 +514,7 @@ fn sign_with_program(key: &Path, secret: Secret, manifest: &[u8]) -> Result<Stri
     if output.status.success() && fed.is_ok() && !armour.is_empty() {
         return Ok(armour);
     }
-    let message = format!("`ssh-keygen` did not sign with `{}`", key.display());
+    let message = format!("`ssh-keygen` did not sign with {name}");
     Err(CommandError::new(ExitKind::Io, message).hint(secret.hint(key)))
 }
 
