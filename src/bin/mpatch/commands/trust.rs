@@ -53,7 +53,8 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct AddArguments {
-    /// A file (public key, allowed signers or patch), a patch of the history here, or a line of allowed signers itself
+    /// A file (public key, allowed signers or patch; `-` is standard input), a patch of the history here, or a line of
+    /// allowed signers itself
     what: String,
     /// Whom the key stands for, e.g. an address; the key's comment by default
     #[arg(long, value_name = "NAME")]

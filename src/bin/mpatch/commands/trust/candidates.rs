@@ -7,7 +7,7 @@ use mpatch::sign::allowed_signers::{AllowedSigners, Entry, line_of, principal_of
 use mpatch::sign::{Fingerprint, PublicKey, SshSig, SshSigError};
 
 use super::AddArguments;
-use crate::commands::{read_patch, refuse_folder};
+use crate::commands::{is_stdin, read_input, read_patch, refuse_folder};
 use crate::error::{CommandError, ExitKind};
 use crate::history::recorded_patch;
 use crate::places;
@@ -41,6 +41,22 @@ impl Candidates {
         Ok(Self { lines, entries: signers.entries, needs_consent })
     }
 
+    /// Refuses keys none of whose signatures will ever be judged; some beside others are told.
+    fn check_supported(&self, what: &str, output: &Output) -> Result<(), CommandError> {
+        let unsupported = |entry: &Entry| {
+            let error = entry.key.check_supported().err()?;
+            Some(format!("`{what}`, {}: {error}", entry.key.fingerprint()))
+        };
+        let mut told: Vec<String> = self.entries.iter().filter_map(unsupported).collect();
+        if told.len() < self.entries.len() {
+            told.iter().for_each(|words| output.warn(words));
+            return Ok(());
+        }
+        let Some(message) = told.pop() else { return Ok(()) };
+        Err(CommandError::new(ExitKind::Unsupported, message)
+            .hint("ask its owner for a key of another kind: `ssh-keygen -t ed25519` makes one"))
+    }
+
     /// Those of the key `wanted` alone.
     fn only(mut self, wanted: Fingerprint, what: &str) -> Result<Self, CommandError> {
         let found = fingerprints(self.entries.iter().map(|entry| &entry.key));
@@ -72,12 +88,18 @@ pub fn candidates(
     let what = arguments.what.as_str();
     let path = Path::new(what);
     refuse_folder(path, "a public key file (`.pub`), lines of allowed signers, or a signed patch")?;
-    let bytes = places::read_optional(path).or_else(|error| match error.kind {
-        // Patches may be large; what decides is how it begins.
-        ExitKind::LimitExceeded => Ok(Some(PATCH_MAGIC.to_vec())),
-        _ => Err(error),
-    })?;
+    let bytes = match is_stdin(path) {
+        true => Some(read_input(path)?),
+        false => places::read_optional(path).or_else(|error| match error.kind {
+            // Patches may be large; what decides is how it begins.
+            ExitKind::LimitExceeded => Ok(Some(PATCH_MAGIC.to_vec())),
+            _ => Err(error),
+        })?,
+    };
     let patch = match &bytes {
+        Some(bytes) if bytes.starts_with(PATCH_MAGIC) && is_stdin(path) => {
+            Some(Patch::decode(bytes.clone()).map_err(|error| CommandError::patch(what, &error))?)
+        }
         Some(bytes) if bytes.starts_with(PATCH_MAGIC) => Some(read_patch(path)?),
         Some(_) => None,
         None if what.contains(' ') => None,
@@ -96,10 +118,12 @@ pub fn candidates(
     let text = bytes.map_or(what.into(), |bytes| String::from_utf8_lossy(&bytes).into_owned());
     let lines = said_lines(&text).map(|(_, line)| key_line(line, arguments.principal.as_deref(), what));
     let found = Candidates::new(lines.collect::<Result<_, _>>()?, false, what)?;
-    match arguments.fingerprint {
-        Some(wanted) => found.only(wanted, what),
-        None => Ok(found),
-    }
+    let found = match arguments.fingerprint {
+        Some(wanted) => found.only(wanted, what)?,
+        None => found,
+    };
+    found.check_supported(what, output)?;
+    Ok(found)
 }
 
 /// Lines that say something, numbered from 1.
@@ -157,8 +181,9 @@ fn principal_for(key: &PublicKey, given: Option<&str>, place: &str) -> Result<St
         if principal_of(name).as_deref() == Some(name) {
             return Ok(name.to_owned());
         }
-        let message =
-            format!("`{name}` is not the name of one principal: it has blanks, quotes or patterns in it");
+        let message = format!(
+            "`{name}` is not the name of one principal: it has blanks, quotes or patterns in it, or is long"
+        );
         return Err(CommandError::new(ExitKind::Usage, message).hint("give an address, for instance"));
     }
     principal_of(key.comment()).ok_or_else(|| {
