@@ -106,7 +106,7 @@ impl DigestEvidence {
         }
         let weights = self.weights.as_ref().filter(|weights| !weights.is_equal())?;
         Some(format!(
-            "the weights of the base have the id {}, the patch expects {}",
+            "the weights of the base have the id {}, the patch expects {}: the tensors that it touches are the promised ones, others of this checkpoint are not the base's",
             weights.found, weights.expected
         ))
     }

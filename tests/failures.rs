@@ -11,6 +11,8 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use material::{lay_out, lay_out_signers, lay_out_world, mpatch};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use telling::skipped;
 
@@ -102,6 +104,24 @@ fn a_file_that_does_not_say_who_is_right_is_named_in_the_hint() {
     let stack = "stack edits.mpatch rival.mpatch --base model.safetensors -o both.mpatch";
     let ([_, hint, _], _) = failed(folder.path(), &format!("{stack} --choose facts.json"), 7);
     assert!(hint.starts_with("`facts.json` says nothing of this: add the fact"), "{hint}");
+}
+
+#[test]
+fn weights_that_are_others_beside_the_touched_ones_are_told_as_that() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    let bytes = fs::read(folder.path().join("model.safetensors")).unwrap();
+    let mut tensors = SafeTensors::deserialize(&bytes).unwrap().tensors();
+    tensors.push(("mask".to_owned(), TensorView::new(Dtype::F32, vec![2], &[0; 8]).unwrap()));
+    safetensors::serialize_to_file(tensors, None, &folder.path().join("masked.safetensors")).unwrap();
+    let apply = "apply masked.safetensors edits.mpatch -o edited.safetensors";
+    assert!(mpatch().current_dir(&folder).args(apply.split(' ')).status().unwrap().success());
+    for (model, base) in [("masked.safetensors", "masked.safetensors"), ("edited.safetensors", "BASE")] {
+        let verify = format!("verify edits.mpatch --base {model} --digests-only");
+        let ([error, hint, _], _) = failed(folder.path(), &verify, 6);
+        assert!(error.contains("the tensors that it touches are the promised ones, others"), "{error}");
+        assert!(hint.contains(&format!("`mpatch rebase edits.mpatch --base {base}`")), "{hint}");
+    }
 }
 
 /// Four tebibytes that the file system need not store, as one matrix; false where it takes no such file.

@@ -571,7 +571,7 @@ fn verification_sees_a_change_in_an_untouched_tensor() {
         for depth in [Depth::Digests, Depth::BothStates] {
             let report = verify(&checkpoint, &world.patch, depth, &quiet).unwrap();
             assert!(!report.holds());
-            assert_eq!(report.digests.unwrap().problem().unwrap(), message);
+            assert!(report.digests.unwrap().problem().unwrap().starts_with(&message));
         }
     }
 }

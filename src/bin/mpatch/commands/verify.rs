@@ -316,6 +316,19 @@ impl LadderReport {
 
     /// What helps where the weights are others than the patch is for.
     fn way_to_base(&self, digests: &DigestEvidence) -> String {
+        let patch = patch_word(&self.patch);
+        let show = format!("`mpatch show {patch}` tells which base it is for");
+        if let (None, Some(base)) = (&digests.mismatch, &self.base) {
+            // An edited model is bound to as it was before the patch.
+            let base = match digests.state {
+                Some(State::Edited) => "BASE".to_owned(),
+                _ => shell_word(base),
+            };
+            let trust = &self.trust.words;
+            return format!(
+                "{show}; where that is this one but for those tensors, `mpatch rebase {patch} --base {base}{trust}` binds it anew"
+            );
+        }
         let difference = digests.mismatch.as_ref().map(|mismatch| &mismatch.difference);
         difference
             .zip(self.base.as_deref())
