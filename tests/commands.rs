@@ -106,6 +106,9 @@ fn the_doctor_names_the_signing_key_and_makes_none() {
     let text = examined("open");
     assert!(text.contains("`open` is a private key that others can read"), "{text}");
     assert!(text.contains("`chmod 600 open`"), "{text}");
+    fs::write(folder.path().join("config/policy.json"), r#"{"threshold": 2}"#).unwrap();
+    let text = examined("");
+    assert!(text.contains("policy: 2 trusted keys, no exceptions (config/policy.json)"), "{text}");
 }
 
 #[test]

@@ -418,7 +418,19 @@ fn a_policy_asks_for_more_and_no_flag_for_less() {
     bench.run("trust add second.pub --principal reviewer@example.org", 0);
     bench.write(".mpatch/policy.json", r#"{"threshold": 2, "required": ["reviewer@example.org"]}"#);
     let refused = bench.run(APPLY, 5);
-    assert!(refused.contains("asks for 2 trusted keys, 1 signed"), "{refused}");
+    for words in [
+        "asks for 2 trusted keys, 1 signed; and for the signature of `reviewer@example.org`\n",
+        "signed by `reviewer@example.org`, as the policy in `.mpatch/policy.json` asks: `mpatch sign edits.mpatch --key",
+    ] {
+        assert!(refused.contains(words), "{refused}");
+    }
+    assert_eq!(bench.answer("edits.mpatch", 5)["answer"], "insufficient");
+    let policy =
+        "policy: 2 trusted keys, the signature of reviewer@example.org, no exceptions (.mpatch/policy.json)";
+    assert!(bench.run("trust list", 0).contains(policy));
+    bench.write(".mpatch/policy.json", r#"{"threshold": 2}"#);
+    assert!(bench.run(APPLY, 5).contains("hint: have it signed with 1 more trusted key, as the policy"));
+    bench.write(".mpatch/policy.json", r#"{"threshold": 2, "required": ["reviewer@example.org"]}"#);
     bench.run("apply model.safetensors unsigned.mpatch --allow-unsigned", 5);
     bench.run("sign edits.mpatch --key second", 0);
     bench.run(APPLY, 0);
@@ -444,6 +456,8 @@ fn a_policy_asks_for_more_and_no_flag_for_less() {
     bench.write(".mpatch/policy.json", r#"{"minimal_rung": "V2"}"#);
     assert!(bench.run("verify edits.mpatch", 5).contains("does not reach V2"));
     bench.run("verify edits.mpatch --base model.safetensors", 0);
+    let told = bench.run("apply model.safetensors edits.mpatch --dry-run", 0);
+    assert!(told.contains("asks for V2, which only `mpatch verify` looks at"), "{told}");
     // What cannot be read cannot be met.
     bench.write(".mpatch/policy.json", r#"{"treshold": 2}"#);
     bench.run("verify edits.mpatch", 3);

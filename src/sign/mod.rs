@@ -24,4 +24,4 @@ pub use key::{Fingerprint, KeyError, PrivateKey, PublicKey};
 pub use line::KnownLines;
 pub use policy::Policy;
 pub use sshsig::{NAMESPACE, SshSig, SshSigError};
-pub use trust::{Answer, Judgement, Keyring, Unaccepted, judge};
+pub use trust::{Answer, Judgement, Keyring, Missing, Unaccepted, judge};

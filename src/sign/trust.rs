@@ -129,8 +129,47 @@ pub struct Judgement {
     pub answer: Answer,
     /// Why it is not better; none for a trusted patch.
     pub reason: Option<String>,
+    /// What the policy asks for beyond the trusted signatures.
+    #[serde(skip)]
+    pub missing: Missing,
     /// The signatures, those in the patch first.
     pub signatures: Vec<Finding>,
+}
+
+/// What a policy asks for and the trusted signatures of a patch do not give.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Missing {
+    /// So many more trusted keys.
+    pub keys: usize,
+    /// The signatures of these principals.
+    pub principals: Vec<String>,
+}
+
+impl Missing {
+    fn of(signatures: &[Finding], policy: &Policy) -> Self {
+        let trusted = signatures.iter().filter(|found| found.answer == Answer::Trusted);
+        let trusted: Vec<&Finding> = trusted.collect();
+        let keys: BTreeSet<Fingerprint> = trusted.iter().filter_map(|found| found.key).collect();
+        let speaks_for = |principal: &str| {
+            trusted.iter().flat_map(|found| found.speaks_for.iter()).any(|all| all.matches(principal))
+        };
+        let missing = policy.required.iter().filter(|principal| !speaks_for(principal));
+        let keys = policy.threshold.saturating_sub(keys.len());
+        Self { keys, principals: missing.cloned().collect() }
+    }
+
+    /// Every demand that is not met; none where all are.
+    fn in_words(&self, policy: &Policy) -> Option<String> {
+        let mut demands = Vec::new();
+        if self.keys > 0 {
+            let (wanted, found) = (policy.threshold, policy.threshold.saturating_sub(self.keys));
+            demands.push(format!("for {wanted} trusted keys, {found} signed"));
+        }
+        let missing = self.principals.iter().map(|principal| format!("for the signature of `{principal}`"));
+        demands.extend(missing);
+        (!demands.is_empty()).then(|| format!("the policy asks {}", demands.join("; and ")))
+    }
 }
 
 impl Judgement {
@@ -185,8 +224,9 @@ pub fn judge(
     };
     let findings = signatures.iter().map(|(place, bytes)| finding(place, bytes, manifest, &mut worth));
     let signatures: Vec<Finding> = findings.collect();
-    let (answer, reason) = overall(&signatures, policy);
-    Judgement { answer, reason, signatures }
+    let missing = Missing::of(&signatures, policy);
+    let (answer, reason) = overall(&signatures, missing.in_words(policy));
+    Judgement { answer, reason, missing, signatures }
 }
 
 fn finding(
@@ -319,7 +359,8 @@ fn is_valid(entry: &Entry, now: u64) -> bool {
         && entry.valid_before.is_none_or(|before| now <= before)
 }
 
-fn overall(signatures: &[Finding], policy: &Policy) -> (Answer, Option<String>) {
+/// The answer about all signatures; `unmet` is what the policy asks for beyond those that are trusted.
+fn overall(signatures: &[Finding], unmet: Option<String>) -> (Answer, Option<String>) {
     let first = |answer: Answer| signatures.iter().find(|found| found.answer == answer);
     let because = |found: &Finding| {
         let reason = found.reason.as_deref().unwrap_or_default();
@@ -330,7 +371,7 @@ fn overall(signatures: &[Finding], policy: &Policy) -> (Answer, Option<String>) 
         return (Answer::Bad, because(bad));
     }
     if first(Answer::Trusted).is_some() {
-        return match unmet(signatures, policy) {
+        return match unmet {
             None => (Answer::Trusted, None),
             unmet => (Answer::Insufficient, unmet),
         };
@@ -340,24 +381,6 @@ fn overall(signatures: &[Finding], policy: &Policy) -> (Answer, Option<String>) 
         Some(found) => (found.answer, because(found)),
         None => (Answer::Unsigned, Some("there is no signature".to_owned())),
     }
-}
-
-/// What the policy asks for and the trusted signatures do not give.
-fn unmet(signatures: &[Finding], policy: &Policy) -> Option<String> {
-    let trusted: Vec<&Finding> = signatures.iter().filter(|found| found.answer == Answer::Trusted).collect();
-    let mut keys: Vec<_> = trusted.iter().filter_map(|found| found.key).collect();
-    keys.sort();
-    keys.dedup();
-    if keys.len() < policy.threshold {
-        let (found, wanted) = (keys.len(), policy.threshold);
-        return Some(format!("the policy asks for {wanted} trusted keys, {found} signed"));
-    }
-    let speaks_for = |found: &&Finding, principal: &str| {
-        found.speaks_for.iter().any(|principals| principals.matches(principal))
-    };
-    let missing =
-        policy.required.iter().find(|principal| !trusted.iter().any(|found| speaks_for(found, principal)))?;
-    Some(format!("the policy asks for the signature of `{missing}`"))
 }
 
 #[cfg(test)]

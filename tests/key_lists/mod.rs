@@ -247,6 +247,24 @@ fn a_variable_need_not_be_utf_8_to_be_heeded() {
 }
 
 #[test]
+fn keys_are_read_from_standard_input_and_a_patch_of_the_history_has_nothing_beside_it() {
+    let bench = Bench::new();
+    lay_out_signers(bench.folder.path());
+    let fed = |words: &str, name: &str, code: i32| {
+        let bytes = fs::read(bench.path(name)).unwrap();
+        said(&bench.command(words).write_stdin(bytes).output().unwrap(), words, code)
+    };
+    fed("trust add - --principal second@example.org", "second.pub", 0);
+    assert!(fed("trust add - --principal stranger", "stranger.mpatch", 5).contains("say `--yes`"));
+    fed("trust add - --principal stranger --yes", "stranger.mpatch", 0);
+    bench.run("verify stranger.mpatch", 0);
+    bench.run("init --base model.safetensors", 0);
+    bench.run("add edits.mpatch", 0);
+    fs::copy(bench.path("second.pub"), bench.path("HEAD.sig")).unwrap();
+    assert!(!bench.run("verify HEAD", 0).contains("HEAD.sig"));
+}
+
+#[test]
 fn a_key_is_trusted_once_what_it_signed_is_there_and_not_before() {
     let bench = Bench::new();
     lay_out_signers(bench.folder.path());

@@ -2,6 +2,7 @@
 //! remembered, and what the user allows nevertheless. Every verb that lets a patch touch something asks
 //! [`require`].
 
+mod files;
 mod report;
 
 use std::path::{Path, PathBuf};
@@ -11,20 +12,17 @@ use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::Line;
-use mpatch::sign::allowed_signers::{self, AllowedSigners};
 use mpatch::sign::line::{KnownLines, Standing};
 use mpatch::sign::policy::Rung;
-use mpatch::sign::{
-    Answer, Fingerprint, Judgement, Keyring, Policy, PublicKey, SshSig, Unaccepted, judge as judge_signatures,
-};
+use mpatch::sign::{Answer, Fingerprint, Judgement, Missing, Policy, SshSig, judge as judge_signatures};
 
 use crate::error::{CommandError, ExitKind};
-use crate::places::{self, GitSettings, Origin};
-use crate::projects;
+use crate::places::{self, Origin};
 use crate::report::{Output, quoted, shell_word};
 
+pub use files::TrustFiles;
 use report::Behind;
-pub use report::{LineReport, TrustReport};
+pub use report::{LineReport, PolicyReport, TrustReport};
 
 /// The file of believed keys, in the user's settings and in a project's `.mpatch`.
 pub const ALLOWED_SIGNERS: &str = "allowed_signers";
@@ -33,8 +31,6 @@ pub const REVOKED: &str = "revoked";
 /// The file of what is asked beyond one trusted signature.
 pub const POLICY: &str = "policy.json";
 const LINES: &str = "lines.json";
-/// How a binary list of revoked keys begins.
-const KRL_MAGIC: &[u8] = b"SSHKRL\n";
 
 /// What the user allows although a patch is not signed by a trusted key.
 #[derive(Debug, Clone, Default, Args)]
@@ -76,17 +72,6 @@ impl TrustArguments {
     }
 }
 
-/// What there is to know of trust: the user's files, the project's, and git's.
-#[derive(Debug, Default)]
-pub struct TrustFiles {
-    keyring: Keyring,
-    policy: Policy,
-    /// Whether any policy was found.
-    has_policy: bool,
-    /// What could not be heeded, for people.
-    warnings: Vec<String>,
-}
-
 /// The judgement of a patch, with what the user allowed.
 #[derive(Debug)]
 pub struct Judged {
@@ -97,7 +82,6 @@ pub struct Judged {
     /// The keys whose word counts for the line.
     keys: Vec<Fingerprint>,
     refusal: Option<CommandError>,
-    minimal_rung: Rung,
 }
 
 /// Judges `patch`, which was read from `path`, and refuses it unless it is trusted or the user allows it.
@@ -131,6 +115,7 @@ pub fn judge(
         is_file: super::commands::is_stdin(path) || path.symlink_metadata().is_ok(),
         arguments,
         policy: &files.policy,
+        asked_by: &files.policy_files,
     };
     let judged = judge_with(patch, &signatures, &case, &files)?;
     if judged.refusal.is_none()
@@ -154,8 +139,14 @@ pub fn judge_arrival(patch: &Patch, files: &TrustFiles) -> Result<Judged, Comman
         signature: Vec::new(),
     };
     let name = patch.id().short();
-    let case =
-        Case { word: name.clone(), name, is_file: false, arguments: &arguments, policy: &files.policy };
+    let case = Case {
+        word: name.clone(),
+        name,
+        is_file: false,
+        arguments: &arguments,
+        policy: &files.policy,
+        asked_by: &files.policy_files,
+    };
     let mut judged = judge_with(patch, &own_signatures(patch), &case, files)?;
     // A key may be revoked long after it signed; that is no reason to be without the history.
     if judged.report.judgement.answer == Answer::Revoked && !files.policy.forbids_exceptions() {
@@ -172,7 +163,7 @@ fn judge_with(
     files: &TrustFiles,
 ) -> Result<Judged, CommandError> {
     let arguments = case.arguments;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let now = now()?;
     let judgement = judge_signatures(patch.manifest_bytes(), signatures, &files.keyring, &files.policy, now);
     let keys = match judgement.answer {
         Answer::Unknown if arguments.allow_unknown => judgement.keys(Answer::Unknown),
@@ -204,10 +195,24 @@ fn judge_with(
             judgement.answer == Answer::Trusted && !keys.contains(&key) && files.keyring.trusts(key, now)
         }),
     });
-    let policy = files.has_policy.then(|| files.policy.clone());
+    let policy = files.policy();
     let report = TrustReport { judgement, line: line_report, policy, allowed, words: arguments.words() };
-    let minimal_rung = files.policy.minimal_rung;
-    Ok(Judged { report, patch: patch.id(), line, keys, refusal, minimal_rung })
+    Ok(Judged { report, patch: patch.id(), line, keys, refusal })
+}
+
+/// Seconds since 1970. Before that no key would have expired.
+fn now() -> Result<u64, CommandError> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map(|since| since.as_secs()).map_err(|_| {
+        CommandError::new(ExitKind::Io, "the clock is before 1970: nobody can say which keys have expired")
+            .hint("set the clock")
+    })
+}
+
+/// Files in a sentence.
+fn listed(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+    names.join(" and ")
 }
 
 impl Judged {
@@ -228,9 +233,20 @@ impl Judged {
         self.report.allowed.iter().map(|what| format!("allow-{what}")).collect()
     }
 
-    /// What the policies ask `verify` for.
-    pub fn minimal_rung(&self) -> Rung {
-        self.minimal_rung
+    /// What the policies ask `verify` for, and the files that do.
+    pub fn minimal_rung(&self) -> (Rung, String) {
+        let policy = self.report.policy.as_ref();
+        policy.map_or_else(Default::default, |asked| (asked.policy.minimal_rung, listed(&asked.files)))
+    }
+
+    /// Says where a policy asks for a rung that only `verify` climbs.
+    pub fn warn_of_rung(&self, output: &Output) {
+        let (rung, files) = self.minimal_rung();
+        if rung > Rung::V1 {
+            output.warn(&format!(
+                "the policy in {files} asks for {rung}, which only `mpatch verify` looks at: run it first"
+            ));
+        }
     }
 
     /// Remembers the patch as the newest of its line, if it is; to be called once it has been used.
@@ -319,8 +335,9 @@ pub fn signatures(
 ) -> Result<Vec<(String, Vec<u8>)>, CommandError> {
     let mut all = own_signatures(patch);
     let beside = detached_path(path);
-    // Beside standard input lies nothing.
-    let found = if super::commands::is_stdin(path) { None } else { places::read(&beside, Origin::Stranger)? };
+    // Beside standard input, or a patch of the history, lies nothing.
+    let is_file = !super::commands::is_stdin(path) && path.symlink_metadata().is_ok();
+    let found = if is_file { places::read(&beside, Origin::Stranger)? } else { None };
     match found {
         Some(bytes) if SshSig::is_begun_by(&bytes) => all.push((beside.display().to_string(), binary(bytes))),
         // Other programs give their signatures the same name.
@@ -365,6 +382,8 @@ struct Case<'a> {
     is_file: bool,
     arguments: &'a TrustArguments,
     policy: &'a Policy,
+    /// The files of that policy.
+    asked_by: &'a [String],
 }
 
 impl Case<'_> {
@@ -378,7 +397,7 @@ impl Case<'_> {
             (Some(flag), false) => (vec![flag], None),
             (Some(_), true) => {
                 let message = format!("{}; the policy allows no exceptions", refusal.message);
-                let hint = "the policy is `policy.json` in `.mpatch` or among your settings";
+                let hint = format!("the policy is in {}", listed(self.asked_by));
                 (Vec::new(), Some(CommandError { message, ..refusal }.hint(hint)))
             }
             (None, _) => (Vec::new(), Some(refusal)),
@@ -402,7 +421,7 @@ impl Case<'_> {
                 (refuse(ExitKind::Untrusted, "is signed with a revoked key", hint), None)
             }
             Answer::Insufficient => {
-                let hint = self.sign_hint("adds a signature", None);
+                let hint = self.way_to_enough(&judgement.missing);
                 (refuse(ExitKind::Untrusted, "lacks signatures", &hint), None)
             }
             Answer::Unknown => {
@@ -421,7 +440,7 @@ impl Case<'_> {
                 (refuse(ExitKind::Unsupported, "has a signature that is not judged", &hint), unsigned)
             }
             _ => {
-                let hint = self.sign_hint("signs a patch of your own", Some("--allow-unsigned"));
+                let hint = self.way_to_a_signature();
                 (refuse(ExitKind::Untrusted, "is unsigned", &hint), unsigned)
             }
         }
@@ -451,15 +470,41 @@ impl Case<'_> {
         if self.policy.forbids_exceptions() { String::new() } else { format!("; or `{flag}`") }
     }
 
-    /// A patch of a history stays there as it is, so it is allowed, or recorded anew with more signatures.
-    /// `flag` lets it pass, where there is such a flag.
-    fn sign_hint(&self, what: &str, flag: Option<&str>) -> String {
-        match (self.is_file, flag.filter(|_| !self.policy.forbids_exceptions())) {
-            (true, None) => format!("`mpatch sign {}` {what}", self.word),
-            (true, Some(flag)) => format!("`mpatch sign {}` {what}; or `{flag}`", self.word),
-            (false, Some(flag)) => format!("`{flag}` lets it pass"),
-            (false, None) => "have it recorded with the signatures that the policy asks for".to_owned(),
+    /// What to do about a patch that nobody has signed. One of a history stays there as it is, so it is allowed, or
+    /// recorded anew with signatures.
+    fn way_to_a_signature(&self) -> String {
+        match (self.is_file, self.policy.forbids_exceptions()) {
+            (true, _) => {
+                format!(
+                    "`mpatch sign {}` signs a patch of your own{}",
+                    self.word,
+                    self.or("--allow-unsigned")
+                )
+            }
+            (false, false) => "`--allow-unsigned` lets it pass".to_owned(),
+            (false, true) => format!("have it recorded as the policy in {} asks", listed(self.asked_by)),
         }
+    }
+
+    /// Whose signature would do for the policy.
+    fn way_to_enough(&self, missing: &Missing) -> String {
+        let Missing { keys, principals, .. } = missing;
+        let asked_by = listed(self.asked_by);
+        if !self.is_file {
+            return format!("have it recorded as the policy in {asked_by} asks");
+        }
+        // Whoever is asked for by name signs with a key that counts, too.
+        let others = keys.saturating_sub(principals.len());
+        let mut who: Vec<String> = principals.iter().map(|principal| format!("by `{principal}`")).collect();
+        if others > 0 {
+            let keys = if others == 1 { "key" } else { "keys" };
+            who.push(format!("with {others} more trusted {keys}"));
+        }
+        format!(
+            "have it signed {}, as the policy in {asked_by} asks: `mpatch sign {} --key FILE` adds a signature",
+            who.join(" and "),
+            self.word
+        )
     }
 
     /// What had to be allowed of a member of a line, or why the patch is refused.
@@ -518,154 +563,5 @@ impl Case<'_> {
             self.name, line.name
         );
         Err(CommandError::new(ExitKind::Rollback, message).hint("fetch it again; or `--allow-rollback`"))
-    }
-}
-
-impl TrustFiles {
-    /// Reads the user's files, the project's and git's.
-    pub fn load() -> Result<Self, CommandError> {
-        let mut files = Self::default();
-        if let Ok(folder) = places::config_folder() {
-            files.read_signers(&folder.join(ALLOWED_SIGNERS))?;
-            files.read_restrictions(&folder, Origin::User)?;
-        }
-        let projects = places::project_folders();
-        if let Some(nearest) = projects.first() {
-            files.read_project_signers(nearest)?;
-        }
-        // They only ask for more, so it does not matter who wrote them; nor that another project lies between.
-        projects.iter().try_for_each(|folder| files.read_restrictions(folder, Origin::Stranger))?;
-        files.read_git(&GitSettings::read()?)?;
-        Ok(files)
-    }
-
-    /// As [`TrustFiles::load`], and says what could not be heeded.
-    pub fn load_with_a_word(output: &Output) -> Result<Self, CommandError> {
-        let files = Self::load()?;
-        files.warnings.iter().for_each(|warning| output.warn(warning));
-        Ok(files)
-    }
-
-    /// The files of believed keys that were found, by name.
-    pub fn sources(&self) -> &[(String, AllowedSigners)] {
-        &self.keyring.sources
-    }
-
-    /// The project's file of keys that the user has not accepted, if there is one.
-    pub fn unaccepted(&self) -> &[Unaccepted] {
-        &self.keyring.unaccepted
-    }
-
-    /// The revoked keys, with the file that revokes them.
-    pub fn revoked(&self) -> &[(String, PublicKey)] {
-        &self.keyring.revoked
-    }
-
-    /// What could not be heeded.
-    pub fn warnings(&self) -> &[String] {
-        &self.warnings
-    }
-
-    /// Some file trusts this key with patches, now or at another time.
-    pub fn knows(&self, key: &PublicKey) -> bool {
-        let mut entries = self.keyring.sources.iter().flat_map(|(_, signers)| &signers.entries);
-        entries.any(|entry| entry.key == *key && entry.may_sign_patches())
-    }
-
-    /// The file that revokes this key, if one does.
-    pub fn revokes(&self, key: &PublicKey) -> Option<&str> {
-        self.keyring.revoked.iter().find(|(_, revoked)| revoked == key).map(|(file, _)| file.as_str())
-    }
-
-    /// A project's keys are believed if the user has accepted the very bytes that are read here.
-    fn read_project_signers(&mut self, folder: &Path) -> Result<(), CommandError> {
-        let path = folder.join(ALLOWED_SIGNERS);
-        let bytes = match places::read(&path, Origin::Stranger) {
-            Ok(None) => return Ok(()),
-            Ok(Some(bytes)) => bytes,
-            // Keys that the user relies on must not go missing without a word.
-            Err(error) if projects::is_accepted(folder)? => return Err(error),
-            // A stranger's file stops nobody from using what needs none of its keys.
-            Err(error) => {
-                self.warnings
-                    .push(format!("{}; you have not accepted it, and its keys are left out", error.message));
-                return Ok(());
-            }
-        };
-        match projects::acceptance(folder, &bytes)?.lack() {
-            None => self.believe(&path, &bytes),
-            Some(lack) => self.keyring.unaccepted.push(Unaccepted {
-                file: path.display().to_string(),
-                signers: AllowedSigners::parse(&bytes),
-                lack: lack.to_owned(),
-            }),
-        }
-        Ok(())
-    }
-
-    /// A folder's revoked keys and its policy.
-    fn read_restrictions(&mut self, folder: &Path, origin: Origin) -> Result<(), CommandError> {
-        self.read_revoked(&folder.join(REVOKED), origin)?;
-        let path = folder.join(POLICY);
-        if let Some(json) = places::read(&path, origin)? {
-            let policy = Policy::parse(&json).map_err(|error| {
-                CommandError::new(ExitKind::Malformed, format!("`{}`: {error}", path.display()))
-                    .hint("mend the policy: until then no patch can meet it")
-            })?;
-            self.policy = std::mem::take(&mut self.policy).and(policy);
-            self.has_policy = true;
-        }
-        Ok(())
-    }
-
-    fn read_signers(&mut self, path: &Path) -> Result<(), CommandError> {
-        let Some(bytes) = places::read_optional(path)? else { return Ok(()) };
-        self.believe(path, &bytes);
-        Ok(())
-    }
-
-    fn believe(&mut self, path: &Path, bytes: &[u8]) {
-        let signers = AllowedSigners::parse(bytes);
-        let name = path.display().to_string();
-        self.warnings.extend(signers.problems.iter().map(|problem| format!("`{name}`, {problem}; ignored")));
-        self.keyring.sources.push((name, signers));
-    }
-
-    fn read_revoked(&mut self, path: &Path, origin: Origin) -> Result<(), CommandError> {
-        let Some(bytes) = places::read(path, origin)? else { return Ok(()) };
-        let text = places::text_of(bytes, path)?;
-        let keys = allowed_signers::parse_keys(&text).map_err(|error| {
-            CommandError::new(ExitKind::Malformed, format!("`{}`, {error}", path.display()))
-                .hint("a line that cannot be read might revoke any key: mend it")
-        })?;
-        let name = path.display().to_string();
-        self.keyring.revoked.extend(keys.into_iter().map(|key| (name.clone(), key)));
-        Ok(())
-    }
-
-    /// Git's files; its keys are not believed where its list of revoked ones cannot be read.
-    fn read_git(&mut self, git: &GitSettings) -> Result<(), CommandError> {
-        if let Some(path) = &git.revocations {
-            if places::read_optional(path)?.is_some_and(|bytes| bytes.starts_with(KRL_MAGIC)) {
-                let path = path.display();
-                self.warnings.push(format!(
-                    "git's revoked keys `{path}` are in binary, which is not read here: git's allowed signers are left out"
-                ));
-                return Ok(());
-            }
-            self.read_revoked(path, Origin::User)?;
-        }
-        match &git.allowed_signers {
-            // Such a path leads into whatever repository is at hand, and whoever made that wrote the file.
-            Some(path) if path.is_relative() => {
-                let path = path.display();
-                self.warnings.push(format!(
-                    "git's allowed signers `{path}` are not an absolute path, but a file of the folder at hand: they are left out"
-                ));
-                Ok(())
-            }
-            Some(path) => self.read_signers(path),
-            None => Ok(()),
-        }
     }
 }

@@ -99,11 +99,14 @@ fn require_all(
 ) -> Result<(), CommandError> {
     // An old state is what was asked for, so an older patch of a line is no surprise here.
     let trust = TrustArguments { allow_rollback: true, ..trust.clone() };
+    let mut judged = None;
     for step in steps {
         if let Step::Apply(id) = step {
-            require(&store.patch(*id)?, Path::new(&id.short()), &trust, output)?;
+            judged = Some(require(&store.patch(*id)?, Path::new(&id.short()), &trust, output)?);
         }
     }
+    // Of all of them, once.
+    judged.iter().for_each(|judged| judged.warn_of_rung(output));
     Ok(())
 }
 

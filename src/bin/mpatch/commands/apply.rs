@@ -36,7 +36,9 @@ pub fn run(arguments: &ApplyArguments, output: &Output) -> Result<(), CommandErr
     let ApplyArguments { base, patch, target, trust } = arguments;
     let place = target.target(|| beside(base, &infix(patch)))?;
     let mut change = Change::open(base, patch, place, output)?;
-    change.trust = Some(require(&change.patch, patch, trust, output)?);
+    let judged = require(&change.patch, patch, trust, output)?;
+    judged.warn_of_rung(output);
+    change.trust = Some(judged);
     let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
     let answer = plan(&change.checkpoint, &change.patch, Direction::Apply, &|bytes| progress.add(bytes));
     drop(progress);

@@ -398,6 +398,7 @@ fn trust() -> Check {
     if !files.revoked().is_empty() {
         lists.push(count(files.revoked().len(), "revoked key"));
     }
+    lists.extend(files.policy().map(|policy| format!("policy: {}", policy.in_words())));
     Check::holds(WHAT, lists.join(", "))
 }
 

@@ -18,7 +18,7 @@ use crate::error::{CommandError, ExitKind};
 use crate::places::{self, Origin};
 use crate::projects;
 use crate::report::{Output, Page, Report, count};
-use crate::trust::{self, ALLOWED_SIGNERS, REVOKED, TrustFiles};
+use crate::trust::{self, ALLOWED_SIGNERS, PolicyReport, REVOKED, TrustFiles};
 
 /// Arguments of `trust`.
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ pub struct TrustCommandArguments {
 enum Action {
     /// Trust a key: a public key file, a line or file of allowed signers, or the signer of a patch
     Add(AddArguments),
-    /// List the keys that are trusted, those that are revoked, and the lines of patches that are known
+    /// List the keys that are trusted, those that are revoked, the lines of patches that are known, and the policy
     List,
     /// Trust a key no longer, as if it had never been added
     Remove(ChangeArguments),
@@ -110,6 +110,8 @@ struct TrustListReport {
     not_accepted: Vec<KeyReport>,
     /// Lines of patches, where they are asked for.
     lines: Vec<KnownLineReport>,
+    /// What is asked beyond one trusted signature, where that is asked for and there is a policy.
+    policy: Option<PolicyReport>,
     warnings: Vec<String>,
     #[serde(skip)]
     title: String,
@@ -250,6 +252,7 @@ fn list() -> Result<TrustListReport, CommandError> {
         revoked,
         not_accepted: files.unaccepted().iter().flat_map(not_accepted).collect(),
         lines: known.iter().map(KnownLineReport::of).collect(),
+        policy: files.policy(),
         warnings,
         next,
         ..TrustListReport::new("list")
@@ -445,6 +448,9 @@ impl Report for TrustListReport {
         if !self.lines.is_empty() {
             page.line("lines of patches, by the newest that is known:");
             page.table(&self.lines.iter().map(KnownLineReport::row).collect::<Vec<_>>());
+        }
+        if let Some(policy) = &self.policy {
+            page.line(&format!("policy: {}", policy.in_words()));
         }
         for warning in &self.warnings {
             page.line(&format!("warning: {warning}"));

@@ -333,9 +333,7 @@ impl LadderReport {
         difference
             .zip(self.base.as_deref())
             .and_then(|(difference, base)| hint_of_type(difference, &self.patch, base, &self.trust.words))
-            .unwrap_or_else(|| {
-                format!("`mpatch show {}` tells which base it is for", patch_word(&self.patch))
-            })
+            .unwrap_or(show)
     }
 
     /// The first rung that says the weights are not what the patch declares: which one, what it found, and a hint.
@@ -353,7 +351,7 @@ impl LadderReport {
 
     /// Whether the rung that a policy asks for holds.
     fn far_enough(&self, judged: &Judged) -> Result<(), CommandError> {
-        let wanted = judged.minimal_rung();
+        let (wanted, asked_by) = judged.minimal_rung();
         if wanted == Rung::V0 || self.reached.contains(&wanted) {
             return Ok(());
         }
@@ -369,7 +367,9 @@ impl LadderReport {
         let reason = reason.map_or_else(String::new, |reason| format!(": {reason}"));
         let patch = self.patch.display();
         let message = format!("`{patch}` does not reach {wanted}, which the policy asks for{reason}");
-        Err(CommandError::new(ExitKind::Untrusted, message).hint(self.way_to(wanted, reason.is_empty())))
+        let way = self.way_to(wanted, reason.is_empty());
+        Err(CommandError::new(ExitKind::Untrusted, message)
+            .hint(format!("{way}; the policy is in {asked_by}")))
     }
 
     /// What to do to reach a rung.

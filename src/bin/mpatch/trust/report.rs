@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use mpatch::patch::manifest::Line;
 use mpatch::sign::line::{KnownLines, Standing};
+use mpatch::sign::policy::Rung;
 use mpatch::sign::trust::Finding;
 use mpatch::sign::{Answer, Fingerprint, Judgement, Policy};
 use serde::Serialize;
@@ -19,12 +20,36 @@ pub struct TrustReport {
     /// The patch's line, if it has one.
     pub line: Option<LineReport>,
     /// What was asked of the signatures, if a policy was found.
-    pub policy: Option<Policy>,
+    pub policy: Option<PolicyReport>,
     /// What the user had to allow for this patch, e.g. `unsigned`.
     pub allowed: Vec<&'static str>,
     /// The user's own words for that, at the end of a suggested command that will ask again: ` --allow-unsigned`.
     #[serde(skip)]
     pub words: String,
+}
+
+/// What is asked of patches here beyond one trusted signature.
+#[derive(Debug, Clone, Serialize)]
+pub struct PolicyReport {
+    /// All that the files ask for.
+    #[serde(flatten)]
+    pub policy: Policy,
+    /// The files.
+    pub files: Vec<String>,
+}
+
+impl PolicyReport {
+    /// What is asked, and by which files.
+    pub fn in_words(&self) -> String {
+        let Policy { threshold, required, minimal_rung, .. } = &self.policy;
+        let keys = (*threshold > 1).then(|| format!("{threshold} trusted keys"));
+        let signers = required.iter().map(|principal| format!("the signature of {principal}"));
+        let rung = (*minimal_rung > Rung::V0).then(|| format!("{minimal_rung} of `verify`"));
+        let exceptions = self.policy.forbids_exceptions().then(|| "no exceptions".to_owned());
+        let asked: Vec<String> = keys.into_iter().chain(signers).chain(rung).chain(exceptions).collect();
+        let asked = if asked.is_empty() { "nothing more".to_owned() } else { asked.join(", ") };
+        format!("{asked} ({})", self.files.join(", "))
+    }
 }
 
 /// What a command tells of a patch's line.
