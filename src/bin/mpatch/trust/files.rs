@@ -10,7 +10,7 @@ use super::{ALLOWED_SIGNERS, POLICY, REVOKED};
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, GitSettings, Origin};
 use crate::projects;
-use crate::report::Output;
+use crate::report::{Output, shell_word};
 
 /// How a binary list of revoked keys begins.
 const KRL_MAGIC: &[u8] = b"SSHKRL\n";
@@ -144,6 +144,14 @@ impl TrustFiles {
 
     fn read_revoked(&mut self, path: &Path, origin: Origin) -> Result<(), CommandError> {
         let Some(bytes) = places::read(path, origin)? else { return Ok(()) };
+        if bytes.starts_with(KRL_MAGIC) {
+            let message =
+                format!("the revoked keys `{}` are in binary, which is not read here", path.display());
+            return Err(CommandError::new(ExitKind::Malformed, message).hint(format!(
+                "list them in text, one public key a line, which OpenSSH and git read as well; `ssh-keygen -Q -l -f {}` tells which they are",
+                shell_word(path)
+            )));
+        }
         let text = places::text_of(bytes, path)?;
         let keys = allowed_signers::parse_keys(&text).map_err(|error| {
             CommandError::new(ExitKind::Malformed, format!("`{}`, {error}", path.display()))
@@ -154,16 +162,9 @@ impl TrustFiles {
         Ok(())
     }
 
-    /// Git's files; its keys are not believed where its list of revoked ones cannot be read.
+    /// Git's files.
     fn read_git(&mut self, git: &GitSettings) -> Result<(), CommandError> {
         if let Some(path) = &git.revocations {
-            if places::read_optional(path)?.is_some_and(|bytes| bytes.starts_with(KRL_MAGIC)) {
-                let path = path.display();
-                self.warnings.push(format!(
-                    "git's revoked keys `{path}` are in binary, which is not read here: git's allowed signers are left out"
-                ));
-                return Ok(());
-            }
             self.read_revoked(path, Origin::User)?;
         }
         match &git.allowed_signers {
