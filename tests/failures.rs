@@ -115,7 +115,7 @@ fn weights_that_are_others_beside_the_touched_ones_are_told_as_that() {
     tensors.push(("mask".to_owned(), TensorView::new(Dtype::F32, vec![2], &[0; 8]).unwrap()));
     safetensors::serialize_to_file(tensors, None, &folder.path().join("masked.safetensors")).unwrap();
     let apply = "apply masked.safetensors edits.mpatch -o edited.safetensors";
-    assert!(mpatch().current_dir(&folder).args(apply.split(' ')).status().unwrap().success());
+    mpatch().current_dir(&folder).args(apply.split(' ')).assert().success();
     for (model, base) in [("masked.safetensors", "masked.safetensors"), ("edited.safetensors", "BASE")] {
         let verify = format!("verify edits.mpatch --base {model} --digests-only");
         let ([error, hint, _], _) = failed(folder.path(), &verify, 6);

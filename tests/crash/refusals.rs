@@ -76,6 +76,7 @@ fn a_command_whose_files_or_folders_are_not_synced_says_what_it_left() {
             bench.succeeds("init --base model.safetensors");
             bench.succeeds("clone . copy");
             fs::create_dir_all(bench.path(".git/objects/ab")).unwrap();
+            fs::create_dir(bench.path(".git/damaged")).unwrap();
             fs::write(bench.path(".git/objects/ab").join("ab".repeat(19)), "").unwrap();
         }
         if !has_key {
@@ -93,13 +94,16 @@ fn a_command_whose_files_or_folders_are_not_synced_says_what_it_left() {
             let place = format!("{words}, number {refused}: {said}");
             assert_eq!(output.status.code(), Some(11), "{place}");
             let is_unchanged = settled(&bench) == before;
-            // A new key has its own word.
-            let expected = is_unchanged || said.contains("the key `config/key` was made");
-            assert_eq!(said.ends_with("state: unchanged\n"), expected, "{place}");
+            if said.ends_with("state: unchanged\n") {
+                // A new key has its own word.
+                assert!(is_unchanged || said.contains("the key `config/key` was made"), "{place}");
+            } else {
+                assert!(said.ends_with("state: applied\n") && !is_unchanged, "{place}");
+            }
             assert!(!said.contains("nothing was changed"), "{place}");
             bench.restore(&before);
         }
-        assert!(refused > 1, "{words} was hardly refused");
+        assert!(refused > 0, "{words} was not refused");
     }
 }
 

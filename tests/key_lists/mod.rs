@@ -284,4 +284,7 @@ fn a_key_is_trusted_once_what_it_signed_is_there_and_not_before() {
     fs::create_dir(bench.path("config/.lock")).unwrap();
     let told = bench.run(&words.join(" "), 11);
     assert!(told.contains("state: applied") && bench.path("new.mpatch").exists(), "{told}");
+    fs::remove_dir(bench.path("config/.lock")).unwrap();
+    assert!(told.contains("hint: see to that; then `mpatch trust add` with the patch"), "{told}");
+    bench.run("trust add new.mpatch --principal second@example.org --yes", 0);
 }

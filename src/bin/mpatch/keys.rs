@@ -368,7 +368,19 @@ impl Signer {
     /// Sees to it that patches signed with this key are trusted here, and tells what was done: once what it signed is
     /// written, so that work which fails makes nobody trusted, and that stands after an error.
     pub fn settle(&self) -> Result<SignatureReport, CommandError> {
-        self.trust().map_err(|error| self.with_word_of_key(error).after_the_work())
+        let settled = self.trust().map_err(|error| match error.state {
+            State::Applied => error,
+            _ => {
+                let key = self.public.fingerprint();
+                let message = format!(
+                    "{}; what the key {key} signed stands, and it is not trusted here yet",
+                    error.message
+                );
+                CommandError { message, ..error }
+                    .hint("see to that; then `mpatch trust add` with the patch trusts its key")
+            }
+        });
+        settled.map_err(|error| self.with_word_of_key(error).after_the_work())
     }
 
     fn trust(&self) -> Result<SignatureReport, CommandError> {
