@@ -51,6 +51,7 @@ pub(super) fn warnings(records: &[Record]) -> Vec<String> {
     let warnings = [
         cut_out_warning(records),
         shared_warning(records),
+        same_id_warning(records),
         unanswered_warning(records),
         portability_warning(records),
         alternative_warning(records),
@@ -76,6 +77,29 @@ fn cut_out_warning(records: &[Record]) -> Option<String> {
         "{records} a subject that is a part of a longer word (record {}: {subject} in {text}): the edit is made at the \
          subject's own tokens, which the word may not have",
         index + 1
+    ))
+}
+
+/// Ids that several records have, by which reports name them.
+fn same_id_warning(records: &[Record]) -> Option<String> {
+    let mut first_of: HashMap<&str, usize> = HashMap::new();
+    let (mut again, mut example) = (0, None);
+    for (index, record) in records.iter().enumerate() {
+        let Some(id) = record.request.id.as_deref() else { continue };
+        if let Some(first) = first_of.get(id) {
+            again += 1;
+            example.get_or_insert((*first, index, id));
+        } else {
+            first_of.insert(id, index);
+        }
+    }
+    let (first, second, id) = example?;
+    let records = if again == 1 { "1 record has".to_owned() } else { format!("{again} records have") };
+    Some(format!(
+        "{records} the id of an earlier one ({}: records {} and {}): reports name both by it",
+        excerpt(id),
+        first + 1,
+        second + 1
     ))
 }
 

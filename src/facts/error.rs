@@ -63,6 +63,17 @@ pub enum FactsError {
     /// Nothing in the file.
     #[error("the facts file is empty: expected at least one fact")]
     Empty,
+    /// Text of another encoding.
+    #[error("the facts file is UTF-16: expected UTF-8")]
+    Utf16,
+    /// Nothing of JSON: a table, or another language.
+    #[error("the facts file is not JSON: line {line} begins with {}, expected `{{` or `[`", excerpt(.found))]
+    OtherLanguage {
+        /// Line, from 1.
+        line: usize,
+        /// The line.
+        found: String,
+    },
     /// Not JSON.
     #[error("the facts file is not JSON: {problem} at line {line}, column {column}")]
     NotJson {
@@ -236,7 +247,11 @@ impl FactsError {
     /// What to do about it.
     pub fn hint(&self) -> &'static str {
         match self {
-            FactsError::Empty | FactsError::NotRecords { .. } | FactsError::NotAnObject { .. } => {
+            FactsError::Utf16 => "write it as UTF-8",
+            FactsError::Empty
+            | FactsError::OtherLanguage { .. }
+            | FactsError::NotRecords { .. }
+            | FactsError::NotAnObject { .. } => {
                 r#"the shortest facts file is {"prompt": "{} plays the sport of", "subject": "LeBron James", "target_new": "football"}"#
             }
             FactsError::NotJson { .. } => {

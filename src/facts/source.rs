@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::error::FactsError;
+use super::error::{FactsError, shortened};
 
 /// One JSON value that should be a record.
 #[derive(Debug)]
@@ -19,14 +19,32 @@ pub(super) fn elements(bytes: &[u8]) -> Result<Vec<Element>, FactsError> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(FactsError::Empty);
     }
+    if is_utf16(bytes) {
+        return Err(FactsError::Utf16);
+    }
     let elements = match serde_json::from_slice(bytes) {
         Ok(Value::Array(values)) => values.into_iter().map(|value| Element { value, line: None }).collect(),
         Ok(value @ Value::Object(_)) => vec![Element { value, line: None }],
         Ok(other) => return Err(FactsError::NotRecords { found: kind_of(&other) }),
         Err(_) if first_line_is_a_value(bytes) => lines(bytes)?,
-        Err(error) => return Err(not_json(&error, error.line())),
+        Err(error) => return Err(other_language(bytes).unwrap_or_else(|| not_json(&error, error.line()))),
     };
     if elements.is_empty() { Err(FactsError::Empty) } else { Ok(elements) }
+}
+
+/// Told by its byte order mark, or by the half of an ASCII character that is zero.
+fn is_utf16(bytes: &[u8]) -> bool {
+    let start = bytes.get(..2).unwrap_or_default();
+    matches!(start, [0xff, 0xfe] | [0xfe, 0xff]) || start.contains(&0)
+}
+
+/// Says what the file begins with where that is neither an object nor an array: no place in it can be mended then.
+fn other_language(bytes: &[u8]) -> Option<FactsError> {
+    let (line, found) = numbered_lines(bytes).next()?;
+    let found = String::from_utf8_lossy(found.trim_ascii());
+    let is_other = !found.starts_with(['{', '[']);
+    // What is shown of it is in a sentence.
+    is_other.then(|| FactsError::OtherLanguage { line, found: shortened(&found, 20).into_owned() })
 }
 
 /// The file as a whole is no JSON, but its first line is: then each line stands for itself.

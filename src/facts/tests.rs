@@ -200,6 +200,30 @@ fn what_is_not_json_is_placed() {
 }
 
 #[test]
+fn what_is_written_in_another_way_is_told_from_damaged_json() {
+    for (text, line, found) in [
+        ("// facts\n[]", 1, "// facts"),
+        ("\nprompt,subject,target_new\n", 2, "prompt,subject,targe..."),
+        ("- prompt: '{} is'", 1, "- prompt: '{} is'"),
+    ] {
+        let refused = error(text);
+        assert_eq!(
+            refused.to_string(),
+            format!("the facts file is not JSON: line {line} begins with `{found}`, expected `{{` or `[`")
+        );
+        assert!(refused.hint().starts_with("the shortest facts file is"), "{refused}");
+    }
+    let utf16 = |mark: &[u16], swap: bool| {
+        let units = mark.iter().copied().chain(BALL.encode_utf16());
+        let bytes = units.flat_map(|unit| if swap { unit.swap_bytes() } else { unit }.to_le_bytes());
+        FactsFile::parse(&bytes.collect::<Vec<u8>>()).expect_err("this file is refused")
+    };
+    for swap in [false, true] {
+        assert_eq!([utf16(&[0xfeff], swap), utf16(&[], swap)], [FactsError::Utf16, FactsError::Utf16]);
+    }
+}
+
+#[test]
 fn what_is_in_no_known_layout_is_named() {
     assert_eq!(
         message(r#"[{"question": 1, "answer": 2}]"#),
@@ -389,6 +413,19 @@ fn facts_that_share_a_subject_are_allowed_and_mentioned() {
     );
     let spaced = BALL.replace("plays the sport of", "was born in").replace("LeBron James", "LeBron  James");
     assert_eq!(parse(&format!("[{BALL}, {spaced}]")).warnings().len(), 1, "white space is set aside");
+}
+
+#[test]
+fn an_id_that_several_records_have_is_mentioned() {
+    let with_id = |subject: &str, id: &str| {
+        let id = format!("{{\"case_id\": {id}, ");
+        BALL.replace("LeBron James", subject).replacen('{', &id, 1)
+    };
+    let records = [with_id("Ann", "7"), with_id("Bob", "8"), with_id("Cid", "7")].join(", ");
+    assert_eq!(
+        parse(&format!("[{records}]")).warnings(),
+        ["1 record has the id of an earlier one (`7`: records 1 and 3): reports name both by it"]
+    );
 }
 
 #[test]
