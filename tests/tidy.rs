@@ -611,32 +611,6 @@ fn every_file_that_is_named_exists() {
     nothing_is_wrong(&problems);
 }
 
-#[test]
-fn the_version_is_the_same_wherever_it_stands() {
-    let version = env!("CARGO_PKG_VERSION");
-    let mut problems = Vec::new();
-    if exists("CHANGELOG.md") {
-        let changes = text("CHANGELOG.md");
-        let headings: Vec<&str> = changes.lines().filter_map(|line| line.strip_prefix("## ")).collect();
-        let newest = headings.first().copied().unwrap_or_default();
-        if newest != "Unreleased" && newest.split(' ').next() != Some(version) {
-            problems.push(format!("CHANGELOG.md begins with `{newest}`, expected `Unreleased` or {version}"));
-        }
-    }
-    if exists("README.md") {
-        for word in
-            text("README.md").split_whitespace().map(|word| word.trim_matches(['`', '"', ',', '.', ')', '(']))
-        {
-            let parts: Vec<&str> = word.trim_start_matches('v').split('.').collect();
-            let is_version = parts.len() == 3 && parts.iter().all(|part| part.parse::<u32>().is_ok());
-            if is_version && word.starts_with('v') && word.trim_start_matches('v') != version {
-                problems.push(format!("README.md speaks of {word}, the package is {version}"));
-            }
-        }
-    }
-    nothing_is_wrong(&problems);
-}
-
 // ------------------------------------------------------------------------------------------- this file's own eyes --
 
 #[test]
