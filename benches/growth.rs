@@ -1,9 +1,10 @@
 //! How time and memory grow with the number of facts, on the embedded model.
 //!
 //! ```text
-//! cargo bench --bench growth                   10 to 3000 facts, and docs/growth.svg
-//! cargo bench --bench growth -- --most 300     fewer
-//! cargo bench --bench growth -- --factor 16384 time and memory of one factorisation of that order
+//! cargo bench --bench growth                            10 to 3000 facts
+//! cargo bench --bench growth -- --most 300              fewer
+//! cargo bench --bench growth -- --plot docs/growth.svg  and the picture of them
+//! cargo bench --bench growth -- --factor 16384          time and memory of one factorisation of that order
 //! ```
 //!
 //! Each number of facts is a process of its own, so that its peak of memory is its own; time is that of the
@@ -15,9 +16,11 @@
     reason = "a benchmark prints, and stops at what is missing"
 )]
 
+mod words;
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use faer::Mat;
@@ -28,26 +31,53 @@ use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
 use mpatch::edit::{FactPrompt, memit};
 use mpatch::facts::{FactsFile, Record};
 use mpatch::model::{Model, device};
+use words::Stopped;
 
 const COUNTS: [usize; 6] = [10, 30, 100, 300, 1000, 3000];
 
-fn main() {
-    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let mut most = usize::MAX;
-    while let Some(argument) = arguments.next() {
-        let mut number = || arguments.next().unwrap().parse().unwrap();
-        match argument.as_str() {
-            "--most" => most = number(),
-            "--one" => {
-                let facts = number();
-                let statistics = PathBuf::from(arguments.next().unwrap());
-                return one(facts, &statistics);
+const USAGE: &str = "\
+usage: cargo bench --bench growth -- [--most FACTS] [--plot FILE]
+       cargo bench --bench growth -- --factor ORDER";
+
+/// What the words of the command line ask for.
+#[derive(Debug)]
+enum Work {
+    Table { most: usize, plot: Option<PathBuf> },
+    One { facts: usize, statistics: PathBuf },
+    Factor { order: usize },
+}
+
+impl Work {
+    fn read(words: impl IntoIterator<Item = String>) -> Result<Self, Stopped> {
+        let mut words = words.into_iter();
+        let (mut most, mut plot) = (usize::MAX, None);
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--most" => most = words::parsed(&word, &mut words)?,
+                "--plot" => plot = Some(words::value(&word, &mut words)?.into()),
+                "--one" => {
+                    let facts = words::parsed(&word, &mut words)?;
+                    return Ok(Self::One { facts, statistics: words::value(&word, &mut words)?.into() });
+                }
+                "--factor" => return Ok(Self::Factor { order: words::parsed(&word, &mut words)? }),
+                // What `cargo bench` adds by itself.
+                "--bench" => {}
+                _ => words::none(&word)?,
             }
-            "--factor" => return factor(number()),
-            // Before much work, and before a picture is replaced.
-            other => panic!("`{other}` is not known"),
         }
+        Ok(Self::Table { most, plot })
     }
+}
+
+fn main() -> ExitCode {
+    words::run(Work::read(std::env::args().skip(1)), USAGE, |work| match work {
+        Work::Table { most, plot } => table(*most, plot.as_deref()),
+        Work::One { facts, statistics } => one(*facts, statistics),
+        Work::Factor { order } => factor(*order),
+    })
+}
+
+fn table(most: usize, plot: Option<&Path>) {
     let scratch = tempfile::tempdir().unwrap();
     let statistics = scratch.path().join("statistics.safetensors");
     make_statistics(&statistics);
@@ -66,9 +96,10 @@ fn main() {
         println!("| {facts} | {cpu:.2} | {:.1} | {wall:.2} | {megabytes:.0} |", cpu * 1000.0 / facts as f64);
         points.push((facts as f64, cpu, megabytes));
     }
-    let place = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/growth.svg");
-    std::fs::write(&place, picture(&points)).unwrap();
-    println!("\nwrote {}", place.display());
+    if let Some(place) = plot {
+        std::fs::write(place, picture(&points)).unwrap();
+        println!("\nwrote {}", place.display());
+    }
 }
 
 fn world() -> PathBuf {
@@ -142,7 +173,7 @@ fn cpu_seconds() -> f64 {
 fn peak_megabytes() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 1024.0 / 1e6
 }
 
 /// Two panels over the number of facts: seconds and MB, each with the line through its first and last point.

@@ -16,8 +16,10 @@
 )]
 
 mod common;
+mod words;
 
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use common::{draft, fact, recorded_moments, terms};
@@ -30,32 +32,47 @@ use mpatch::factors::{BITS_DEFAULT, Integers, RankLimit, Term};
 use mpatch::facts::{FactsFile, Record};
 use mpatch::model::{Model, Precision, device};
 use mpatch::patch::encode;
+use words::Stopped;
 
-fn main() {
-    let mut table = "";
-    let mut folders = Vec::new();
-    for argument in std::env::args().skip(1) {
-        match argument.as_str() {
-            "--sizes" => table = "sizes",
-            "--statistics" => table = "statistics",
-            "--precision" => table = "precision",
-            // What `cargo bench` adds by itself.
-            "--bench" => {}
-            folder => folders.push(PathBuf::from(folder)),
+const USAGE: &str =
+    "usage: cargo bench --bench reference -- [--sizes | --statistics | --precision] [FOLDER ...]";
+
+/// Which table, of which folders.
+struct Arguments {
+    table: String,
+    folders: Vec<PathBuf>,
+}
+
+impl Arguments {
+    fn read(words: impl IntoIterator<Item = String>) -> Result<Self, Stopped> {
+        let mut read = Self { table: String::new(), folders: Vec::new() };
+        for word in words {
+            match word.as_str() {
+                "--sizes" | "--statistics" | "--precision" => read.table = word,
+                // What `cargo bench` adds by itself.
+                "--bench" => {}
+                _ => read.folders.push(words::folder(&word)?),
+            }
         }
-    }
-    if folders.is_empty() {
-        folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj"));
-    }
-    for folder in folders {
-        let bench = Bench::open(&folder, Precision::F32);
-        match table {
-            "sizes" => bench.sizes(),
-            "statistics" => bench.amounts(),
-            "precision" => precisions(&folder),
-            _ => bench.beside_the_reference(),
+        if read.folders.is_empty() {
+            read.folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj"));
         }
+        Ok(read)
     }
+}
+
+fn main() -> ExitCode {
+    words::run(Arguments::read(std::env::args().skip(1)), USAGE, |Arguments { table, folders }| {
+        for folder in folders {
+            let bench = Bench::open(folder, Precision::F32);
+            match table.as_str() {
+                "--sizes" => bench.sizes(),
+                "--statistics" => bench.amounts(),
+                "--precision" => precisions(folder),
+                _ => bench.beside_the_reference(),
+            }
+        }
+    })
 }
 
 /// A model folder with the reference's numbers, opened.
@@ -176,15 +193,9 @@ impl Bench {
             let made = collect_part(&self.model, base, &layers, &mut corpus, amount, None, &|_| ()).unwrap();
             made.write(&path).unwrap();
             let statistics = StatisticsFile::open(&path).unwrap();
-            let score = match self.edit_with(facts, &statistics) {
-                Ok(edit) => {
-                    let scores = self.scores(facts, &edit, &terms(&edit, 16, RankLimit::Full));
-                    format!("{:.2}", scores.score.unwrap())
-                }
-                // Of fewer tokens than it is wide, a second moment has no inverse.
-                Err(error) => error.to_string(),
-            };
-            println!("| {amount} | {facts} | {} | {score} |", statistics.counts()[&layers[0]]);
+            let edit = self.edit_with(facts, &statistics).unwrap();
+            let score = self.scores(facts, &edit, &terms(&edit, 16, RankLimit::Full)).score.unwrap();
+            println!("| {amount} | {facts} | {} | {score:.2} |", statistics.counts()[&layers[0]]);
         }
     }
 

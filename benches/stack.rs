@@ -14,9 +14,11 @@
 )]
 
 mod common;
+mod words;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use common::{draft, fact, recorded_moments, terms};
@@ -33,15 +35,24 @@ use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::manifest::Fact;
 use mpatch::patch::{Draft, Patch, encode};
 use mpatch::stack::{AddOptions, Named, Sides, Squash, Stacked, stack};
+use words::Stopped;
 
-fn main() {
-    let numbers: Vec<usize> = std::env::args().filter_map(|argument| argument.parse().ok()).collect();
-    let (patches, facts) = match numbers[..] {
-        [patches, facts] => (patches, facts),
-        _ => (20, 10),
-    };
-    let bench = Bench::open(patches, facts);
-    bench.run();
+const USAGE: &str = "usage: cargo bench --bench stack -- [PATCHES FACTS]";
+
+fn main() -> ExitCode {
+    words::run(read(std::env::args().skip(1)), USAGE, |(patches, facts)| Bench::open(*patches, *facts).run())
+}
+
+/// How many patches, and how many facts each.
+fn read(words: impl IntoIterator<Item = String>) -> Result<(usize, usize), Stopped> {
+    let mut words = words.into_iter().filter(|word| word != "--bench");
+    let Some(first) = words.next() else { return Ok((20, 10)) };
+    let patches = first.parse().or_else(|_| words::none(&first).map(|()| 0))?;
+    let facts = words::parsed("PATCHES", &mut words)?;
+    match words.next() {
+        Some(word) => words::none(&word).map(|()| (patches, facts)),
+        None => Ok((patches, facts)),
+    }
 }
 
 /// The embedded model and what edits of it take.

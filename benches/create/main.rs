@@ -17,9 +17,11 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
+#[path = "../words/mod.rs"]
+mod words;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 use candle_core::Tensor;
@@ -31,28 +33,52 @@ use mpatch::edit::{FactPrompt, memit};
 use mpatch::evaluate::{Extent, evaluate};
 use mpatch::facts::{FactsFile, Record};
 use mpatch::model::{Model, Network, device};
+use words::Stopped;
 
-fn main() {
-    let mut arguments = std::env::args().skip(1).filter(|argument| argument != "--bench");
-    let (mut python, mut reference, mut facts) = (None, None, 100);
-    let mut folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
-    while let Some(argument) = arguments.next() {
-        let mut value = || arguments.next().unwrap();
-        match argument.as_str() {
-            "--python" => python = Some(value()),
-            "--reference" => reference = Some(PathBuf::from(value())),
-            "--facts" => facts = value().parse().unwrap(),
-            other => folder = PathBuf::from(other),
+const USAGE: &str =
+    "usage: cargo bench --bench create -- --python PYTHON --reference CHECKOUT [--facts 100] [FOLDER]";
+
+/// What is compared with what.
+struct Arguments {
+    python: Option<String>,
+    reference: Option<PathBuf>,
+    facts: usize,
+    folder: PathBuf,
+}
+
+impl Arguments {
+    fn read(words: impl IntoIterator<Item = String>) -> Result<Self, Stopped> {
+        let mut words = words.into_iter();
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        let mut read = Self { python: None, reference: None, facts: 100, folder };
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--python" => read.python = Some(words::value(&word, &mut words)?),
+                "--reference" => read.reference = Some(words::value(&word, &mut words)?.into()),
+                "--facts" => read.facts = words::parsed(&word, &mut words)?,
+                // What `cargo bench` adds by itself.
+                "--bench" => {}
+                _ => read.folder = words::folder(&word)?,
+            }
         }
+        Ok(read)
     }
+}
+
+fn main() -> ExitCode {
+    words::run(Arguments::read(std::env::args().skip(1)), USAGE, compare)
+}
+
+fn compare(Arguments { python, reference, facts, folder }: &Arguments) {
     let (Some(python), Some(reference)) = (python, reference) else {
         println!("nothing to compare with: give `--python PYTHON --reference CHECKOUT`");
         return;
     };
-    let bench = Bench::open(&folder, facts);
+    let facts = *facts;
+    let bench = Bench::open(folder, facts);
     let scratch = tempfile::tempdir().unwrap();
     let (ours, our_score) = bench.ours(scratch.path());
-    let (theirs, their_score) = bench.theirs(&python, &reference, scratch.path());
+    let (theirs, their_score) = bench.theirs(python, reference, scratch.path());
     println!("| {facts} facts | ms per fact | Score |\n|---|---|---|");
     println!("| mpatch | {:.1} | {our_score:.2} |", ours * 1000.0 / facts as f64);
     println!("| reference | {:.1} | {their_score:.2} |", theirs * 1000.0 / facts as f64);

@@ -1,4 +1,5 @@
 //! The command lines of programs that work long and write much: a word that they do not know stops them before that.
+#![allow(dead_code, reason = "each program uses its own part")]
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -41,6 +42,14 @@ pub fn run<A>(read: Result<A, Stopped>, usage: &str, work: impl FnOnce(&A)) -> E
             ExitCode::SUCCESS
         }
         Err(stopped) => stopped.tell(usage),
+    }
+}
+
+/// A word that is none of the program's flags, where it takes nothing else.
+pub fn none(word: &str) -> Result<(), Stopped> {
+    match word {
+        "--help" | "-h" => Err(Stopped::Help),
+        _ => Err(Stopped::Wrong(format!("there is no `{word}`"))),
     }
 }
 
