@@ -391,7 +391,9 @@ fn too_little_text_for_statistics_is_warned_of() {
     let said = said_in(folder.path(), &Vec::from_iter(words.split(' ')), &[]);
     assert!(said.contains("warning: `little.txt` has only 2 of 5 documents that were asked for\n"), "{said}");
     assert!(
-        said.contains("tokens are fewer than a key has numbers, 512: an edit may not be solved for\n"),
+        said.contains(
+            "tokens are fewer than a key has numbers, 512: a ridge is added, and neighbours are harmed more\n"
+        ),
         "{said}"
     );
 }

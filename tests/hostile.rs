@@ -308,8 +308,7 @@ fn what_a_later_version_needs_is_said() {
         let error = Patch::decode(bytes).unwrap_err();
         let found = Version { major, minor };
         assert_eq!(error, PatchError::UnsupportedVersion { found });
-        let text =
-            format!("the patch needs format {major}.{minor}, this program reads {VERSION}: update mpatch");
+        let text = format!("the patch needs format {major}.{minor}, this program reads {VERSION}");
         assert_eq!(error.to_string(), text);
     }
     let mut bytes = patch().bytes().unwrap().to_vec();

@@ -97,10 +97,7 @@ pub enum EditError {
         steps: usize,
     },
     /// No update can be solved for.
-    #[error(
-        "layer {layer}: lambda * C + K K^T is not positive definite, even with a ridge; check the \
-         statistics for NaN"
-    )]
+    #[error("layer {layer}: lambda * C + K K^T is not positive definite, even with a ridge")]
     Singular {
         /// The layer.
         layer: usize,

@@ -32,7 +32,7 @@ pub enum PatchError {
         problem: String,
     },
     /// The file ends early.
-    #[error("truncated: {found} of at least {expected} bytes are there; fetch the patch again")]
+    #[error("truncated: {found} of at least {expected} bytes are there")]
     Truncated {
         /// Bytes there must be, as far as known.
         expected: u64,
@@ -48,7 +48,7 @@ pub enum PatchError {
         what: String,
     },
     /// The manifest was damaged or changed.
-    #[error("damaged manifest: it hashes to {found}, the prelude says {expected}; fetch the patch again")]
+    #[error("damaged manifest: it hashes to {found}, the prelude says {expected}")]
     ManifestDigest {
         /// The id in the prelude.
         expected: PatchId,
@@ -56,9 +56,7 @@ pub enum PatchError {
         found: PatchId,
     },
     /// A section was damaged or changed.
-    #[error(
-        "damaged section {section}: it hashes to {found}, the manifest says {expected}; fetch the patch again"
-    )]
+    #[error("damaged section {section}: it hashes to {found}, the manifest says {expected}")]
     Digest {
         /// Its index in the manifest.
         section: usize,
@@ -68,19 +66,19 @@ pub enum PatchError {
         found: SectionDigest,
     },
     /// The format version is not the one that this program knows.
-    #[error("the patch needs format {found}, this program reads {VERSION}: update mpatch")]
+    #[error("the patch needs format {found}, this program reads {VERSION}")]
     UnsupportedVersion {
         /// The patch's version.
         found: Version,
     },
     /// The prelude sets flags that this version does not know.
-    #[error("the patch sets flags {found:#010x}, which format {VERSION} does not know: update mpatch")]
+    #[error("the patch sets flags {found:#010x}, which format {VERSION} does not know")]
     UnsupportedFlags {
         /// All flags that are set.
         found: u32,
     },
     /// The patch uses something that this version reserves for a later one.
-    #[error("{place} uses {feature}, which format {VERSION} only reserves: update mpatch")]
+    #[error("{place} uses {feature}, which format {VERSION} only reserves")]
     UnsupportedFeature {
         /// Where.
         place: String,

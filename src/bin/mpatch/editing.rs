@@ -75,18 +75,23 @@ pub fn at_least_one() -> RangedU64ValueParser<usize> {
 impl ModelArguments {
     /// The model that was given, or the one of the history here.
     pub fn path(&self, output: &Output) -> Result<PathBuf, CommandError> {
-        let store = if self.base.is_none() { here(output)? } else { None };
-        match (&self.base, store) {
-            (Some(path), _) => Ok(path.clone()),
-            (None, Some(store)) => model_path_by("--base MODEL", &store, None),
-            (None, None) => Err(CommandError::new(ExitKind::Usage, "there is no model to run")
-                .hint("give it with `--base MODEL`, or begin a history with `mpatch init --base MODEL`")),
-        }
+        given_or_remembered(self.base.as_deref(), output)
     }
 
     /// Opens the model on its device.
     pub fn open(&self, output: &Output) -> Result<Model, CommandError> {
         open_model_in(&self.path(output)?, &self.device.find(output)?, self.precision.precision, output)
+    }
+}
+
+/// The model that was given, or the one of the history here.
+pub fn given_or_remembered(given: Option<&Path>, output: &Output) -> Result<PathBuf, CommandError> {
+    let store = if given.is_none() { here(output)? } else { None };
+    match (given, store) {
+        (Some(path), _) => Ok(path.to_owned()),
+        (None, Some(store)) => model_path_by("--base MODEL", &store, None),
+        (None, None) => Err(CommandError::new(ExitKind::Usage, "there is no model to run")
+            .hint("give it with `--base MODEL`, or begin a history with `mpatch init --base MODEL`")),
     }
 }
 
@@ -247,6 +252,9 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
             let message = format!("`{}`, line {line}: {what}", path.display());
             CommandError::new(ExitKind::Malformed, message)
                 .hint("give text in UTF-8, or JSON objects with a `text`, one document a line")
+        }
+        EditError::Singular { .. } => {
+            malformed(error).hint("look for NaN in the statistics: `mpatch stats` makes them anew")
         }
         _ => malformed(error).hint("`mpatch stats` makes statistics anew, of more text"),
     }

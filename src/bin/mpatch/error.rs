@@ -16,7 +16,7 @@ use crate::interrupt;
 pub enum ExitKind {
     /// It did what was asked.
     Done,
-    /// It did, and the answer is no: two things differ.
+    /// It did, and the answer is no: two things differ, a checkpoint is not at the head, or no patch did it.
     Differs,
     /// The command line is wrong; clap's own code.
     Usage,
@@ -108,7 +108,7 @@ impl ExitKind {
     pub const fn meaning(self) -> &'static str {
         match self {
             ExitKind::Done => "done",
-            ExitKind::Differs => "done, and the answer is no: the two differ, or no patch did it",
+            ExitKind::Differs => "done, and the answer is no: two differ, not at the head, no patch did it",
             ExitKind::Usage => "the command line is wrong",
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
             ExitKind::BadSignature => "a signature is bad: the patch or the signature was changed",
@@ -235,19 +235,19 @@ impl CommandError {
             PatchError::NotAPatch { .. } => {
                 (ExitKind::Malformed, "give the patch file, whose name usually ends in `.mpatch`")
             }
-            PatchError::Malformed { .. } => {
-                (ExitKind::Malformed, "fetch the patch again, or ask whoever made it")
-            }
             PatchError::UnsupportedVersion { .. }
             | PatchError::UnsupportedFlags { .. }
             | PatchError::UnsupportedFeature { .. } => {
-                (ExitKind::Unsupported, "`mpatch --version` tells which one this is")
+                (ExitKind::Unsupported, "update mpatch; `mpatch --version` tells which one this is")
             }
             PatchError::Limit { .. } => (ExitKind::LimitExceeded, "make several smaller patches instead"),
             PatchError::Read { .. } | PatchError::Write { .. } => {
                 (ExitKind::Io, "try again once the system allows it")
             }
-            _ => (ExitKind::Malformed, "if a fresh copy is refused too, ask whoever made it"),
+            _ => (
+                ExitKind::Malformed,
+                "fetch the patch again; if that one is refused too, ask whoever made it",
+            ),
         };
         Self::new(kind, format!("`{name}`: {error}")).hint(hint)
     }
@@ -310,7 +310,7 @@ impl From<CheckpointError> for CommandError {
                 };
             }
             CheckpointError::Stopped { .. } => {
-                (interrupt::exit_kind(), "run the same command again to go on")
+                (interrupt::exit_kind(), "run the same command again to begin anew")
             }
             CheckpointError::Changed { .. } => (
                 ExitKind::WrongBase,
@@ -453,7 +453,7 @@ mod tests {
             ),
             (recovery(None), 9, "recovery pending", "the next mpatch command"),
             (recovery(Some("give it room")), 9, "recovery pending", "give it room"),
-            (CheckpointError::Stopped { path: path() }, 130, "unchanged", "to go on"),
+            (CheckpointError::Stopped { path: path() }, 130, "unchanged", "to begin anew"),
             (CheckpointError::Output { path: path(), reason: text() }, 2, "unchanged", "another name"),
         ] {
             let words = error.to_string();

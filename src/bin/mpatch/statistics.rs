@@ -113,7 +113,7 @@ pub fn compute_statistics(
     Ok(statistics)
 }
 
-/// Warns where there was less text than asked for, and where it is less than any edit can be solved with. A shard tells
+/// Warns where there was less text than asked for, and where it does not fill a second moment. A shard tells
 /// nothing of either.
 fn warn_of_little_text(statistics: &Statistics, corpus: Corpus<'_>, output: &Output) {
     if corpus.shard.is_some() {
@@ -131,7 +131,7 @@ fn warn_of_little_text(statistics: &Statistics, corpus: Corpus<'_>, output: &Out
     }
     if tokens < statistics.inner as u64 {
         output.warn(&format!(
-            "{tokens} tokens are fewer than a key has numbers, {}: an edit may not be solved for",
+            "{tokens} tokens are fewer than a key has numbers, {}: a ridge is added, and neighbours are harmed more",
             statistics.inner
         ));
     }
