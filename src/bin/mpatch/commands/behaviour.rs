@@ -38,10 +38,10 @@ pub struct BehaviourEvidence {
     wins: Option<f64>,
     /// Where it was asked: the kind of device and, where it is not f32, the precision.
     arithmetic: String,
-    /// Declared rates that were measured again, over as many prompts: name, declared, found.
-    compared: Vec<(String, f64, f64)>,
-    /// Declared rates that were not: name, prompts that it was declared over, prompts asked now.
-    not_compared: Vec<(String, u64, u64)>,
+    /// Declared rates that were measured again, over as many prompts.
+    compared: Vec<ComparedRate>,
+    /// Declared rates that were not.
+    not_compared: Vec<OtherRate>,
     /// Neighbours were asked, too.
     neighbors: bool,
     /// The file that was named for them.
@@ -49,6 +49,22 @@ pub struct BehaviourEvidence {
     file: Option<PathBuf>,
     /// What fails.
     problem: Option<String>,
+}
+
+/// A rate that the patch declares, beside the one that was found.
+#[derive(Debug, Serialize)]
+struct ComparedRate {
+    name: String,
+    declared: f64,
+    found: f64,
+}
+
+/// A rate that the patch declares, and that was asked over other prompts, or over none.
+#[derive(Debug, Serialize)]
+struct OtherRate {
+    name: String,
+    prompts_declared: u64,
+    prompts_asked: u64,
 }
 
 /// What the model is asked.
@@ -177,18 +193,23 @@ impl BehaviourEvidence {
             // A mean over some of the prompts is another one than that over all of them.
             match found {
                 Some((found, asked)) if asked == metric.prompts => {
-                    compared.push((metric.name.clone(), metric.after, found));
+                    let (name, declared) = (metric.name.clone(), metric.after);
+                    compared.push(ComparedRate { name, declared, found });
                 }
                 _ => {
-                    let asked = found.map_or(0, |(_, asked)| asked);
-                    not_compared.push((metric.name.clone(), metric.prompts, asked));
+                    not_compared.push(OtherRate {
+                        name: metric.name.clone(),
+                        prompts_declared: metric.prompts,
+                        prompts_asked: found.map_or(0, |(_, asked)| asked),
+                    });
                 }
             }
         }
-        let problem = compared
-            .iter()
-            .find(|(_, declared, found)| *found < declared - SLACK_POINTS)
-            .map(|(name, declared, found)| format!("{name} is {found:.2}, the patch declares {declared:.2}"));
+        let problem = compared.iter().find(|rate| rate.found < rate.declared - SLACK_POINTS).map(
+            |ComparedRate { name, declared, found }| {
+                format!("{name} is {found:.2}, the patch declares {declared:.2}")
+            },
+        );
         let too_few = too_few_wins(wins);
         let neighbors = records.iter().any(|record| record.answered_neighbors().next().is_some());
         let (file, problem) = (file.clone(), problem.or(too_few));
@@ -238,7 +259,7 @@ impl BehaviourEvidence {
 
     /// What was enough, where the patch says nothing to hold the facts to and not all of them win.
     fn rule_in_words(&self) -> String {
-        let is_held_to = self.compared.iter().any(|(name, ..)| WINS.contains(&name.as_str()));
+        let is_held_to = self.compared.iter().any(|rate| WINS.contains(&rate.name.as_str()));
         if is_held_to || self.wins == Some(100.0) {
             return String::new();
         }
@@ -253,8 +274,8 @@ impl BehaviourEvidence {
     /// What the patch declares and nothing was compared with.
     fn not_compared_in_words(&self) -> String {
         let names = |is_named: &dyn Fn(&str, u64) -> bool| {
-            let named = self.not_compared.iter().filter(|(name, _, asked)| is_named(name, *asked));
-            named.map(|(name, ..)| name.as_str()).collect::<Vec<_>>().join(", ")
+            let named = self.not_compared.iter().filter(|rate| is_named(&rate.name, rate.prompts_asked));
+            named.map(|rate| rate.name.as_str()).collect::<Vec<_>>().join(", ")
         };
         let others = names(&|_, asked| asked > 0);
         // Where no file of neighbours is named, that is said already.

@@ -198,7 +198,8 @@ pub struct CreateReport {
     line: Option<Line>,
     /// One entry per fact.
     outcomes: Vec<FactReport>,
-    ridges: Vec<(usize, f64)>,
+    /// Layers whose keys do not fill their second moment.
+    ridges: Vec<RidgeReport>,
     seconds: Seconds,
     /// Without the test; none where an earlier run had found some of the values.
     milliseconds_per_fact: Option<f64>,
@@ -226,6 +227,13 @@ pub struct FactReport {
     is_said: bool,
     /// The target is the likelier answer now: than the old one, or than any where the old one is not known.
     holds: bool,
+}
+
+/// What was added to the diagonal of a layer's second moment, so that it can be solved for.
+#[derive(Debug, Serialize)]
+struct RidgeReport {
+    layer: usize,
+    ridge: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -299,7 +307,7 @@ impl Made {
             signature,
             line: job.line.clone(),
             outcomes,
-            ridges: self.ridges,
+            ridges: self.ridges.into_iter().map(|(layer, ridge)| RidgeReport { layer, ridge }).collect(),
             seconds: self.seconds,
             milliseconds_per_fact: (!self.is_resumed)
                 .then(|| made.as_secs_f64() * 1000.0 / facts.max(1) as f64),
@@ -378,7 +386,7 @@ impl Report for CreateReport {
         page.blank();
         page.line("tested with the patch's own integers, rounded to the model's type:");
         write_scores(page, &self.before, &self.after);
-        for (layer, ridge) in &self.ridges {
+        for RidgeReport { layer, ridge } in &self.ridges {
             page.line(&format!(
                 "layer {layer}: keys do not fill its second moment; {ridge:.1e} was added to the diagonal, and \
                  statistics from more text may harm neighbours less"

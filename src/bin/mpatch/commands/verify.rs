@@ -83,6 +83,8 @@ struct LadderReport {
     trust: TrustReport,
     /// The rungs that hold.
     reached: Vec<Rung>,
+    /// Every rung, with what people read of it.
+    rungs: Vec<RungReport>,
     form: FormEvidence,
     digests: Option<DigestEvidence>,
     /// None where it was not asked for, or no model fits.
@@ -107,6 +109,46 @@ struct LadderReport {
     /// Nothing that was looked at is wrong, and nothing that is asked for is missing.
     #[serde(skip)]
     passes: bool,
+}
+
+/// What came of one rung.
+#[derive(Debug, Serialize)]
+struct RungReport {
+    rung: Rung,
+    #[serde(skip)]
+    name: &'static str,
+    outcome: RungOutcome,
+    /// What bears it out, or why nothing can be said.
+    evidence: String,
+}
+
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum RungOutcome {
+    Holds,
+    Fails,
+    NotChecked,
+}
+
+impl RungOutcome {
+    const fn of(holds: bool) -> Self {
+        if holds { Self::Holds } else { Self::Fails }
+    }
+
+    /// As people read it.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::Fails => "fails",
+            Self::NotChecked => "not checked",
+        }
+    }
+}
+
+impl RungReport {
+    fn row(&self) -> Vec<String> {
+        vec![format!("{} {}", self.rung, self.name), self.outcome.word().to_owned(), self.evidence.clone()]
+    }
 }
 
 impl VerifyArguments {
@@ -193,12 +235,13 @@ fn climb(
         (Rung::V4, behaviour.as_ref().is_some_and(BehaviourEvidence::holds)),
         (Rung::V5, remade.as_ref().is_some_and(|found| found.outcome.holds())),
     ];
-    Ok(LadderReport {
+    let mut report = LadderReport {
         patch: arguments.patch.clone(),
         patch_id: patch.id(),
         base: arguments.base.clone(),
         trust: judged.report.clone(),
         reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(rung, _)| rung).collect(),
+        rungs: Vec::new(),
         declares_facts: declares_facts(patch),
         stops_early: arguments.stops_early(),
         companions,
@@ -211,7 +254,9 @@ fn climb(
         key_span,
         behaviour,
         remade,
-    })
+    };
+    report.rungs = report.all_rungs();
+    Ok(report)
 }
 
 /// Where the patch fits; none where no model is named, or V2 does not hold of it.
@@ -406,68 +451,94 @@ impl LadderReport {
         format!("needs a GPT-J that fits, with its config and tokenizer{}", lack.unwrap_or_default())
     }
 
-    fn form_row(&self) -> [String; 3] {
+    fn all_rungs(&self) -> Vec<RungReport> {
+        let rungs = [
+            (Rung::V0, "whole", self.form_in_words()),
+            (Rung::V1, "signed", self.signature_in_words()),
+            (Rung::V2, "fits", self.digests_in_words()),
+            (Rung::V3, "confined", self.key_span_in_words()),
+            (Rung::V4, "behaves", self.behaviour_in_words()),
+            (Rung::V5, "remade", self.remade_in_words()),
+        ];
+        let report = |(rung, name, (outcome, evidence))| RungReport { rung, name, outcome, evidence };
+        rungs.map(report).into()
+    }
+
+    fn form_in_words(&self) -> (RungOutcome, String) {
         let evidence = self.form.problem.clone().unwrap_or_else(|| {
             let (terms, logs) = (count(self.form.terms, "term"), count(self.form.undo_logs, "undo log"));
             format!("{terms} and {logs} decode")
         });
-        ["V0 whole".to_owned(), holds(self.form.holds()), evidence]
+        (RungOutcome::of(self.form.holds()), evidence)
     }
 
-    fn signature_row(&self) -> [String; 3] {
-        ["V1 signed".to_owned(), holds(self.reached.contains(&Rung::V1)), self.trust.in_words()]
+    fn signature_in_words(&self) -> (RungOutcome, String) {
+        (RungOutcome::of(self.reached.contains(&Rung::V1)), self.trust.in_words())
     }
 
-    fn digests_row(&self) -> [String; 3] {
-        let (outcome, evidence) = match &self.digests {
-            None => ("not checked".to_owned(), "name a model with `--base`".to_owned()),
-            Some(digests) => (holds(digests.holds()), digests_in_words(digests)),
-        };
-        ["V2 fits".to_owned(), outcome, evidence]
+    fn digests_in_words(&self) -> (RungOutcome, String) {
+        match &self.digests {
+            None => not_checked("name a model with `--base`"),
+            Some(digests) => (RungOutcome::of(digests.holds()), digests_in_words(digests)),
+        }
     }
 
-    fn key_span_row(&self) -> [String; 3] {
+    fn key_span_in_words(&self) -> (RungOutcome, String) {
         let ask = (!self.follows_recipe).then_some("name the statistics that it was made with, `--stats`");
         let found = self.key_span.as_ref().map(|found| (&found.outcome, found.in_words()));
-        self.row_of_recipe("V3 confined", ask, found)
+        self.of_recipe_in_words(ask, found)
     }
 
-    fn behaviour_row(&self) -> [String; 3] {
-        let (outcome, evidence) = match &self.behaviour {
-            None if !self.declares_facts => {
-                ("not checked".to_owned(), "the patch declares no facts".to_owned())
-            }
-            None if self.stops_early.is_some() => ("not checked".to_owned(), "not asked for".to_owned()),
-            None => ("not checked".to_owned(), self.needs_a_model()),
-            Some(behaviour) => (holds(behaviour.holds()), behaviour.in_words()),
-        };
-        ["V4 behaves".to_owned(), outcome, evidence]
+    fn behaviour_in_words(&self) -> (RungOutcome, String) {
+        match &self.behaviour {
+            None if !self.declares_facts => not_checked("the patch declares no facts"),
+            None if self.stops_early.is_some() => not_checked("not asked for"),
+            None => not_checked(self.needs_a_model()),
+            Some(behaviour) => (RungOutcome::of(behaviour.holds()), behaviour.in_words()),
+        }
     }
 
-    fn remade_row(&self) -> [String; 3] {
+    fn remade_in_words(&self) -> (RungOutcome, String) {
         let ask = (!self.rederives).then_some("ask for it with `--rederive`, it takes as long as `create`");
         let found = self.remade.as_ref().map(|found| (&found.outcome, found.in_words()));
-        self.row_of_recipe("V5 remade", ask, found)
+        self.of_recipe_in_words(ask, found)
     }
 
-    /// The row of a rung that follows the recipe: whether it holds, or a reason why it was not climbed, and words.
-    fn row_of_recipe(&self, rung: &str, ask: Option<&str>, found: Option<(&Outcome, String)>) -> [String; 3] {
-        let (outcome, evidence) = match (found, &self.no_recipe, ask) {
-            (Some((outcome, words)), ..) if outcome.not_checked.is_none() => (holds(outcome.holds()), words),
-            (Some((_, words)), ..) => ("not checked".to_owned(), words),
-            (None, Some(reason), _) => ("not checked".to_owned(), reason.clone()),
-            (None, None, Some(_)) if self.stops_early.is_some() => {
-                ("not checked".to_owned(), "not asked for".to_owned())
+    /// What came of a rung that follows the recipe: whether it holds, or a reason why it was not climbed, and words.
+    fn of_recipe_in_words(
+        &self,
+        ask: Option<&str>,
+        found: Option<(&Outcome, String)>,
+    ) -> (RungOutcome, String) {
+        match (found, &self.no_recipe, ask) {
+            (Some((outcome, words)), ..) if outcome.not_checked.is_none() => {
+                (RungOutcome::of(outcome.holds()), words)
             }
-            (None, None, Some(ask)) => ("not checked".to_owned(), ask.to_owned()),
-            (None, None, None) => ("not checked".to_owned(), self.needs_a_model()),
-        };
-        [rung.to_owned(), outcome, evidence]
+            (Some((_, words)), ..) => not_checked(words),
+            (None, Some(reason), _) => not_checked(reason.as_str()),
+            (None, None, Some(_)) if self.stops_early.is_some() => not_checked("not asked for"),
+            (None, None, Some(ask)) => not_checked(ask),
+            (None, None, None) => not_checked(self.needs_a_model()),
+        }
+    }
+
+    /// What goes on from an edited model, where there is a rung to climb: taking the patch back is no answer to a good
+    /// check.
+    fn next_rung(&self, patch: &str, base: &str) -> Option<String> {
+        let again = format!("mpatch verify {patch} --base {base}");
+        let trust = &self.trust.words;
+        if self.stops_early.is_some() {
+            return Some(format!("{again}{trust}"));
+        }
+        if self.behaviour.is_none() || self.no_recipe.is_some() || self.follows_recipe {
+            return None;
+        }
+        Some(format!("{again} --stats FILE{trust}"))
     }
 }
 
-fn holds(holds: bool) -> String {
-    if holds { "holds" } else { "fails" }.to_owned()
+fn not_checked(reason: impl Into<String>) -> (RungOutcome, String) {
+    (RungOutcome::NotChecked, reason.into())
 }
 
 fn digests_in_words(digests: &DigestEvidence) -> String {
@@ -515,15 +586,7 @@ impl Report for LadderReport {
 
     fn write(&self, page: &mut Page) {
         page.title(&format!("{}: patch {}", self.patch.display(), self.patch_id.short()));
-        let rows = [
-            self.form_row(),
-            self.signature_row(),
-            self.digests_row(),
-            self.key_span_row(),
-            self.behaviour_row(),
-            self.remade_row(),
-        ];
-        page.table(&rows.map(Vec::from));
+        page.table(&self.rungs.iter().map(RungReport::row).collect::<Vec<_>>());
         if !self.trust.allowed.is_empty() {
             self.trust.write(page);
         }
@@ -544,7 +607,7 @@ impl Report for LadderReport {
         let base = shell_word(base);
         match digests.state? {
             State::Base => Some(format!("mpatch apply {base} {patch}{trust}")),
-            State::Edited => Some(format!("mpatch revert {base} {patch}")),
+            State::Edited => self.next_rung(&patch, &base),
         }
     }
 }
