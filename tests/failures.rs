@@ -73,6 +73,7 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
     for (words, error, hint) in [
         ("apply", "arguments were not provided: <BASE> <PATCH>", "`mpatch apply --help` tells what it takes"),
         ("trust add", "not provided: <WHAT>", "`mpatch trust add --help` tells"),
+        ("--quiet", "`mpatch` alone says not what to do", "`mpatch --help`"),
         ("trust", "`mpatch trust` alone says not what to do", "`mpatch trust --help`"),
         ("aply", "unrecognized subcommand 'aply'", "a similar subcommand exists: 'apply'"),
         ("completions basj", "[possible values: bash, elvish", "a similar value exists: 'bash'"),
@@ -84,6 +85,9 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         ("stack a --base b -o c --author \u{7}", "control character '\\u{7}'", "`mpatch stack --help`"),
         (&format!("diff a b --licence {long}"), "4097 bytes, and a patch holds 4096", "`mpatch diff --help`"),
         (&format!("create f --line {long}"), "4097 bytes, and a patch holds 512", "`mpatch create --help`"),
+        ("apply a b -o -", "results are not written to standard output", "`mpatch apply --help`"),
+        ("show --signature edits.mpatch", "with `=`, or the option last", "`mpatch show --help`"),
+        ("stack --squash edits.mpatch", "with `=`, or the option last", "`mpatch stack --help`"),
         ("create f --line ", "needs a name", "`mpatch create --help`"),
         ("show -dash.mpatch", "unexpected argument '-d'", "if the file is meant, write ./-dash.mpatch"),
         ("show -x", "unexpected argument '-x'", "`mpatch show --help` tells"),

@@ -3,7 +3,10 @@
 //! Doc comments on arguments are the help that people read: an imperative first line without a period.
 
 use std::any::TypeId;
+use std::path::PathBuf;
+use std::str::FromStr;
 
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{
@@ -158,6 +161,24 @@ impl Command {
     }
 }
 
+/// Verbs that take a history and change nothing of it: how long they wait for a lock is no help to anybody.
+const NEVER_WAIT: [&str; 4] = ["log", "status", "diff", "bisect"];
+
+/// Reads the value of an option that may stand without one. A word behind the option passes for its value, whatever it
+/// was meant to be.
+pub fn optional<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse()
+        .map_err(|_| "expected a number: put it behind the option with `=`, or the option last".to_owned())
+}
+
+/// Where a result goes: `-`, which elsewhere stands for standard input, would be a file of that name.
+pub fn output_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.as_os_str() == "-" {
+        true => Err("results are not written to standard output: name a file; `./-` is one called `-`"),
+        false => Ok(path),
+    })
+}
+
 /// The whole command line as clap sees it; its long help ends with the table of exit codes.
 pub fn command() -> clap::Command {
     let codes = ExitKind::ALL.map(|kind| format!("  {:>3}  {}\n", kind.code(), kind.meaning()));
@@ -165,7 +186,10 @@ pub fn command() -> clap::Command {
         "Examples:\n  mpatch show edits.mpatch\n  mpatch apply model.safetensors edits.mpatch\n\nExit codes:\n{}",
         codes.concat()
     );
-    with_negative_numbers(Arguments::command()).after_long_help(help)
+    let command = NEVER_WAIT.into_iter().fold(Arguments::command(), |command, verb| {
+        command.mut_subcommand(verb, |verb| verb.mut_arg("lock_timeout", |argument| argument.hide(true)))
+    });
+    with_negative_numbers(command).after_long_help(help)
 }
 
 /// Has every option of a number take negative ones, too: its range is then what refuses them, and is told.
@@ -214,6 +238,51 @@ mod tests {
         let text = command.get_after_long_help().or_else(|| command.get_after_help());
         let own = text.map(ToString::to_string).into_iter();
         own.chain(command.get_subcommands().flat_map(help_texts)).collect()
+    }
+
+    /// The commands in a document's blocks of code, each as its words.
+    fn commands_in(document: &str) -> Vec<Vec<String>> {
+        let (mut is_code, mut commands) = (false, Vec::new());
+        for line in document.lines() {
+            is_code ^= line.starts_with("```");
+            let line = line.strip_prefix("$ ").unwrap_or(line);
+            if is_code && line.starts_with("mpatch ") {
+                let ends = ["  ", " #", " |", " >"].into_iter().filter_map(|end| line.find(end));
+                commands.push(words_of(&line[..ends.min().unwrap_or(line.len())]));
+            }
+        }
+        commands
+    }
+
+    fn words_of(line: &str) -> Vec<String> {
+        let (mut quote, mut words) = (None, vec![String::new()]);
+        for letter in line.chars() {
+            match quote {
+                Some(mark) if mark == letter => quote = None,
+                None if ['\'', '"'].contains(&letter) => quote = Some(letter),
+                None if letter == ' ' => words.push(String::new()),
+                _ => words.last_mut().expect("there is one").push(letter),
+            }
+        }
+        words
+    }
+
+    #[test]
+    fn the_commands_in_the_documents_can_be_typed() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let entries = std::fs::read_dir(root.join("docs")).expect("a folder");
+        let documents = entries.map(|entry| entry.expect("an entry").path());
+        let documents = documents.filter(|path| path.extension().is_some_and(|ending| ending == "md"));
+        let mut read = 0;
+        for path in documents.chain([root.join("README.md")]) {
+            let document = std::fs::read_to_string(&path).expect("a text");
+            for words in commands_in(&document) {
+                read += 1;
+                let refused = command().try_get_matches_from(&words).err().filter(clap::Error::use_stderr);
+                assert!(refused.is_none(), "{}: {words:?}: {refused:?}", path.display());
+            }
+        }
+        assert!(read > 80, "{read}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use crate::report::Output;
 /// Arguments of `branch`.
 #[derive(Debug, Args)]
 #[command(
+    override_usage = "mpatch branch [OPTIONS] [NAME] [REVISION]\n       mpatch branch [OPTIONS] -d <NAME>...",
     after_help = "Examples:\n  mpatch branch\n  mpatch branch geography\n  mpatch branch old main~2\n  mpatch branch -d old\n\n\
                   `origin/NAME` is a branch of the history that this one was cloned from or pulls from, as it was \
                   then; `mpatch checkout NAME` makes one of it here."

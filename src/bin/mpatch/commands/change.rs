@@ -10,6 +10,7 @@ use mpatch::store::CommitId;
 use serde::Serialize;
 
 use super::{lasting_patch_word, open_checkpoint, open_patch};
+use crate::args::output_path;
 use crate::error::{CommandError, State};
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -20,7 +21,7 @@ use crate::walk::{Entry, Record};
 #[derive(Debug, Args)]
 pub struct TargetArguments {
     /// Write the result here instead of beside the input; never over anything
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH", value_parser = output_path())]
     pub output: Option<PathBuf>,
     /// Change the checkpoint itself, with its old bytes in a journal meanwhile
     #[arg(long, conflicts_with = "output")]

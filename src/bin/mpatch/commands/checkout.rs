@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::change::TakenAlong;
 use super::{beside, open_checkpoint};
+use crate::args::output_path;
 use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, author, branch_of};
 use crate::interrupt::{Work, doing, last_step};
@@ -32,7 +33,7 @@ pub struct CheckoutArguments {
     #[arg(long, value_name = "CHECKPOINT")]
     onto: Option<PathBuf>,
     /// Write the copy here; beside the checkpoint by default
-    #[arg(short, long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH", value_parser = output_path())]
     output: Option<PathBuf>,
     /// Change that checkpoint where it lies, under a journal, instead of a copy
     #[arg(long, conflicts_with = "output")]

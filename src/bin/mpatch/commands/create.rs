@@ -15,6 +15,7 @@ use mpatch::patch::{check_line_name, check_text};
 use serde::Serialize;
 
 use super::behaviour::too_few_wins;
+use crate::args::output_path;
 use crate::editing::{
     ModelArguments, at_least_one, check_questions, edit_error, read_facts, refuse_existing,
 };
@@ -40,7 +41,7 @@ pub struct CreateArguments {
     #[command(flatten)]
     model: ModelArguments,
     /// Write the patch here; `FACTS.mpatch` by default
-    #[arg(short, long, value_name = "PATCH")]
+    #[arg(short, long, value_name = "PATCH", value_parser = output_path())]
     output: Option<PathBuf>,
     /// How the edit is made.
     #[command(flatten)]

@@ -22,6 +22,7 @@ use serde::Serialize;
 use super::create::AboutArguments;
 use super::show::fact_line;
 use super::{is_stdin, open_checkpoint, patch_word, read_patch, states};
+use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::history::{StoreArguments, recorded_patch_in, state_named};
@@ -47,7 +48,7 @@ pub struct DiffArguments {
     /// The second, of the same kind; or a state of the history, for a checkpoint; without it, all states
     second: Option<PathBuf>,
     /// Write a patch that makes the second checkpoint of the first, exactly
-    #[arg(short, long, value_name = "PATCH")]
+    #[arg(short, long, value_name = "PATCH", value_parser = output_path())]
     output: Option<PathBuf>,
     /// Look for so many singular values of each tensor's change; 0 leaves its effective rank out
     #[arg(long, value_name = "COUNT", default_value_t = 64, conflicts_with = "output")]

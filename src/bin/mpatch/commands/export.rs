@@ -10,6 +10,7 @@ use mpatch::tensor::Dtype;
 use serde::Serialize;
 
 use super::{infix, open_patch};
+use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, size};
@@ -27,7 +28,7 @@ pub struct ExportArguments {
     /// it from standard input
     patch: PathBuf,
     /// Write this new folder; `PATCH.adapter` by default
-    #[arg(short, long, value_name = "FOLDER")]
+    #[arg(short, long, value_name = "FOLDER", value_parser = output_path())]
     output: Option<PathBuf>,
     /// Say that this is the base: a name on a hub, or a folder
     #[arg(long, value_name = "NAME")]

@@ -8,6 +8,7 @@ use clap_mangen::Man;
 use serde::Serialize;
 
 use crate::args;
+use crate::args::output_path;
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::last_step;
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -21,7 +22,7 @@ pub struct ManArguments {
     #[arg(conflicts_with = "output")]
     command: Vec<String>,
     /// Write all pages into this folder, which is made if need be, over older ones
-    #[arg(short, long, value_name = "FOLDER")]
+    #[arg(short, long, value_name = "FOLDER", value_parser = output_path())]
     output: Option<PathBuf>,
 }
 

@@ -28,7 +28,7 @@ use crate::history::{CommitReport, StoreArguments, branch_of, message};
 use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
-use crate::standing::{locate, model_path, series_at};
+use crate::standing::{locate, model_path_by, series_at};
 use crate::trust::{Judged, TrustArguments, TrustReport, require};
 use crate::walk::walk;
 
@@ -47,9 +47,9 @@ pub struct MergeArguments {
     /// Where the two contradict each other, take what this facts file says
     #[arg(long, value_name = "FACTS")]
     choose: Option<std::path::PathBuf>,
-    /// Work on this checkpoint, in any known state, instead of the one that the history remembers
-    #[arg(long, value_name = "CHECKPOINT")]
-    onto: Option<std::path::PathBuf>,
+    /// Read this model, in any known state, instead of the one that the history remembers
+    #[arg(long, visible_alias = "onto", value_name = "MODEL")]
+    base: Option<std::path::PathBuf>,
     /// How the merged patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
@@ -279,7 +279,7 @@ impl Plan {
         arguments: &MergeArguments,
         output: &Output,
     ) -> Result<Checkpoint, CommandError> {
-        let path = model_path(store, arguments.onto.as_deref())?;
+        let path = model_path_by("--base MODEL", store, arguments.base.as_deref())?;
         let checkpoint = open_checkpoint(&path, output)?;
         let atlas = store.atlas()?;
         let located = locate(&atlas, &checkpoint, false, output)?;

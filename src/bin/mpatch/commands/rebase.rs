@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::stack::touched_size_bytes;
 use super::{infix, open_checkpoint, patch_word, read_patch};
+use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::job::encoded;
@@ -35,7 +36,7 @@ pub struct RebaseArguments {
     #[arg(long, value_name = "MODEL")]
     base: PathBuf,
     /// Write the result here; `PATCH.rebased.mpatch` by default
-    #[arg(short, long, value_name = "PATCH")]
+    #[arg(short, long, value_name = "PATCH", value_parser = output_path())]
     output: Option<PathBuf>,
     /// Keep the bindings that the patch has, so that the result fits all states
     #[arg(long)]

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::digest::{PatchId, TensorDigest, WeightsId};
+use mpatch::digest::{FileDigest, PatchId, TensorDigest, WeightsId};
 use mpatch::patch::manifest::{
     About, Base, Fact, IntegersEntry, Line, Metric, Recipe, SectionKind, TensorBinding,
 };
@@ -13,6 +13,7 @@ use mpatch::tensor::Dtype;
 use serde::Serialize;
 
 use super::{is_stdin, open_patch, patch_word};
+use crate::args::optional;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, branch_of, here, message, state_named};
 use crate::report::{Output, Page, Report, count, size};
@@ -38,7 +39,7 @@ pub struct ShowArguments {
     #[arg(long, conflicts_with_all = ["all", "signature"])]
     manifest: bool,
     /// Print a signature as OpenSSH writes it, and nothing else; the first by default
-    #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "1", conflicts_with = "all")]
+    #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "1", value_parser = optional::<usize>, conflicts_with = "all")]
     signature: Option<usize>,
 }
 
@@ -381,8 +382,8 @@ impl ShowReport {
         page.title("base");
         let mut rows = vec![
             row(["architecture", &self.base.architecture]),
-            row(["config", &self.base.config.short()]),
-            row(["tokenizer", &self.base.tokenizer.short()]),
+            row(["config", &digest_in_words(self.base.config)]),
+            row(["tokenizer", &digest_in_words(self.base.tokenizer)]),
         ];
         for binding in &self.bindings {
             let dtypes = dtypes(binding);
@@ -403,8 +404,8 @@ impl ShowReport {
         page.quote(&format!(
             "{}, statistics {}, facts {}",
             count(contexts, "context template"),
-            recipe.statistics.short(),
-            recipe.facts.short()
+            digest_in_words(recipe.statistics),
+            digest_in_words(recipe.facts)
         ));
     }
 
@@ -464,6 +465,11 @@ impl ShowReport {
         }));
         page.table(&rows);
     }
+}
+
+/// The digest of what there is; that of nothing stands for a file that there was none of.
+fn digest_in_words(digest: FileDigest) -> String {
+    if digest == FileDigest::of(&[]) { "none".to_owned() } else { digest.short() }
 }
 
 /// A fact on one line: the filled prompt, the new target and what it takes the place of.

@@ -10,6 +10,7 @@ use mpatch::sign::SshSig;
 use serde::Serialize;
 
 use super::{is_stdin, patch_word, read_input, read_patch};
+use crate::args::output_path;
 use crate::error::{CommandError, ExitKind, output_hint};
 use crate::keys::{KeyArguments, SignatureReport, Signer, with_signature};
 use crate::places;
@@ -33,7 +34,7 @@ pub struct SignArguments {
     #[arg(long)]
     detached: bool,
     /// Write the result here instead of into the patch; never over anything
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = output_path())]
     output: Option<PathBuf>,
 }
 

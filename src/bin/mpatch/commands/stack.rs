@@ -16,6 +16,7 @@ use serde::Serialize;
 use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
 use super::create::{AboutArguments, CreateReport};
 use super::{open_checkpoint, read_patch};
+use crate::args::{optional, output_path};
 use crate::editing::{
     DeviceArguments, PrecisionArguments, check_questions, open_model_in, read_facts, refuse_existing,
 };
@@ -44,7 +45,7 @@ pub struct StackArguments {
     #[arg(long, value_name = "MODEL")]
     base: PathBuf,
     /// Write the stacked patch here
-    #[arg(short, long, value_name = "PATCH")]
+    #[arg(short, long, value_name = "PATCH", value_parser = output_path())]
     output: PathBuf,
     /// Where patches contradict each other, take what the earlier one says
     #[arg(long, conflicts_with_all = ["theirs", "choose"])]
@@ -58,8 +59,8 @@ pub struct StackArguments {
     /// Add the whole update of a patch that lost only some of its facts: the weights then hold both sides
     #[arg(long, conflicts_with = "resolve")]
     keep_both_updates: bool,
-    /// Recompress each tensor's update to one term, within this relative error
-    #[arg(long, value_name = "ERROR", num_args = 0..=1, default_missing_value = "0.05", value_parser = tolerance, conflicts_with = "resolve")]
+    /// Recompress each tensor's update to one term, within this relative error; without a number, 0.05
+    #[arg(long, value_name = "ERROR", num_args = 0..=1, default_missing_value = "0.05", value_parser = squash_error, conflicts_with = "resolve")]
     squash: Option<f64>,
     /// Leave out what extracted patches correct weight by weight: the result is then not exactly theirs
     #[arg(long, conflicts_with = "resolve")]
@@ -88,6 +89,11 @@ pub struct StackArguments {
     /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
+}
+
+/// Reads an error that may be left out.
+fn squash_error(text: &str) -> Result<f64, String> {
+    optional::<f64>(text).and_then(|_| tolerance(text))
 }
 
 /// Stacks the patches and writes the result.

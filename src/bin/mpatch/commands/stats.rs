@@ -12,8 +12,10 @@ use mpatch::edit::statistics::{self, Drawn, Provenance, Shard, Statistics, Stati
 use mpatch::model::{Folder, Precision};
 use serde::Serialize;
 
+use crate::args::output_path;
 use crate::editing::{
-    DeviceArguments, check_memory, edit_error, model_error, open_folder, refuse_existing, weights_id,
+    DeviceArguments, check_memory, edit_error, given_or_remembered, model_error, open_folder,
+    refuse_existing, weights_id,
 };
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::last_step;
@@ -40,8 +42,9 @@ pub struct StatsArguments {
     /// Add up these statistics files
     #[arg(long, num_args = 2.., value_name = "FILE")]
     merge: Vec<PathBuf>,
-    /// Run this model: a folder, or a weights file with its config and tokenizer beside it
-    #[arg(long, value_name = "MODEL", required_unless_present = "merge")]
+    /// Run this model: a folder, or a weights file with its config and tokenizer beside it; within a history, the one
+    /// that it remembers by default
+    #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
     /// Where the arithmetic runs.
     #[command(flatten)]
@@ -56,7 +59,7 @@ pub struct StatsArguments {
     #[arg(long, value_name = "I/N", value_parser = shard, conflicts_with_all = ["import", "merge"])]
     shard: Option<Shard>,
     /// Write the statistics here; by default they are kept where `create` finds them
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", value_parser = output_path())]
     output: Option<PathBuf>,
 }
 
@@ -88,16 +91,14 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
     if let Some(place) = &arguments.output {
         refuse_existing(place)?;
     }
-    let statistics = match (&arguments.base, &arguments.corpus) {
-        _ if !arguments.merge.is_empty() => merge(&arguments.merge)?,
-        (Some(base), corpus) => {
-            let folder = open_folder(base, output)?;
-            match corpus {
-                Some(corpus) => compute(folder, corpus, arguments, output)?,
-                None => import(&folder, &arguments.import, output)?,
-            }
+    let statistics = if arguments.merge.is_empty() {
+        let folder = open_folder(&given_or_remembered(arguments.base.as_deref(), output)?, output)?;
+        match &arguments.corpus {
+            Some(corpus) => compute(folder, corpus, arguments, output)?,
+            None => import(&folder, &arguments.import, output)?,
         }
-        (None, _) => return Err(CommandError::new(ExitKind::Usage, "`--base` is missing")),
+    } else {
+        merge(&arguments.merge)?
     };
     // Not worth stopping any more.
     last_step();
@@ -108,7 +109,12 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
         }
         None => cache()?.store(&statistics)?,
     };
-    let base = arguments.base.as_deref().map_or_else(|| "MODEL".to_owned(), shell_word);
+    // What is merged names no model.
+    let base = match &arguments.base {
+        Some(base) => format!(" --base {}", shell_word(base)),
+        None if !arguments.merge.is_empty() => " --base MODEL".to_owned(),
+        None => String::new(),
+    };
     let drawn = written.provenance().drawn;
     let stats =
         arguments.output.as_ref().map_or_else(String::new, |place| format!(" --stats {}", shell_word(place)));
@@ -123,7 +129,7 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
         inner: statistics.inner,
         next: Some(match drawn.shard {
             Some(_) => "mpatch stats --merge PART... -o FILE".to_owned(),
-            None => format!("mpatch create facts.json --base {base}{stats}"),
+            None => format!("mpatch create facts.json{base}{stats}"),
         }),
     })
 }

@@ -10,6 +10,7 @@ use crate::report::Output;
 /// Arguments of `tag`.
 #[derive(Debug, Args)]
 #[command(
+    override_usage = "mpatch tag [OPTIONS] [NAME] [REVISION]\n       mpatch tag [OPTIONS] -d <NAME>...",
     after_help = "Examples:\n  mpatch tag\n  mpatch tag v1\n  mpatch tag v0 main~2\n  mpatch tag -d v0"
 )]
 pub struct TagArguments {

@@ -79,8 +79,12 @@ pub fn usage(error: &clap::Error, name: &str) -> ExitKind {
         owe_document();
     }
     let help = format!("`{name} --help` tells what it takes");
-    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        let _ = error.print();
+    let is_bare = error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+    // With an option it is called another error, and has no help to print.
+    if is_bare || error.kind() == ErrorKind::MissingSubcommand {
+        if is_bare {
+            let _ = error.print();
+        }
         let refused = CommandError::new(ExitKind::Usage, format!("`{name}` alone says not what to do"));
         return tell(&refused.hint(help));
     }
