@@ -67,6 +67,20 @@ fn a_failure_after_the_report_adds_no_second_document() {
 }
 
 #[test]
+fn of_two_patches_the_damaged_one_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    let vector = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vectors/patch_range_4_bits");
+    let vector = fs::read(vector).unwrap();
+    let start = vector.windows(2).position(|pair| pair == b"\n\n").unwrap() + 2;
+    fs::write(folder.path().join("range.mpatch"), &vector[start..]).unwrap();
+    for words in ["diff range.mpatch edits.mpatch", "diff edits.mpatch range.mpatch"] {
+        let ([error, ..], _) = failed(folder.path(), words, 3);
+        assert!(error.starts_with("`range.mpatch`: "), "{error}");
+    }
+}
+
+#[test]
 fn a_command_line_that_is_wrong_is_told_in_three_lines() {
     let folder = tempfile::tempdir().unwrap();
     let long = "x".repeat(4097);

@@ -1,7 +1,8 @@
 //! What sets two patches, or two checkpoints, apart.
 //!
 //! ```text
-//! patches       facts by what they are about; the recipe, field by field; each tensor's update: norms, rank, angle
+//! patches       facts by what they are about; what else a manifest says, field by field; each tensor's update: norms,
+//!               rank, angle
 //! checkpoints   which tensors differ; in each how many weights, by how much, and in how many directions
 //! ```
 //!
@@ -9,6 +10,7 @@
 //! Checkpoints are read in blocks, so that memory does not grow with them.
 
 mod checkpoints;
+mod fields;
 mod patches;
 
 #[cfg(feature = "edit")]
@@ -19,7 +21,8 @@ pub use checkpoints::{
 };
 #[cfg(feature = "edit")]
 pub(crate) use checkpoints::{DeltaReader, compare_names};
+pub use fields::FieldChange;
 pub use patches::{
-    FactChange, FactsDiff, FieldChange, PatchDiff, UpdateDiff, UpdateSize, diff_facts, diff_patches,
+    FactChange, FactsDiff, PatchDiff, PatchDiffError, UpdateDiff, UpdateSize, diff_facts, diff_patches,
     facts_after,
 };

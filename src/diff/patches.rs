@@ -5,12 +5,13 @@ use std::ops::Range;
 
 use serde::Serialize;
 
+use super::fields::{FieldChange, RESULTS, WEIGHTS, manifest_changes, recipe_changes};
 use crate::digest::PatchId;
 use crate::factors::{FactorError, Term, Update, inner_product};
 use crate::facts::{PLACEHOLDER, Things, same_target};
 use crate::operation::OperationError;
 use crate::patch::Patch;
-use crate::patch::manifest::{Fact, IntegersEntry, Recipe, TermEntry};
+use crate::patch::manifest::{Fact, IntegersEntry, TermEntry};
 use crate::tensor::Dtype;
 
 /// Rows of two updates that are compared at once: a few MiB.
@@ -29,6 +30,8 @@ pub struct PatchDiff {
     /// What they say.
     #[serde(flatten)]
     pub facts: FactsDiff,
+    /// Fields of the manifest beside facts, recipe and terms that differ.
+    pub manifest: Vec<FieldChange>,
     /// Fields of the recipe that differ.
     pub recipe: Vec<FieldChange>,
     /// Every tensor that either touches, in bytewise order of names.
@@ -36,9 +39,31 @@ pub struct PatchDiff {
 }
 
 impl PatchDiff {
-    /// They declare the same facts, were made alike, and add the same to every tensor.
+    /// They are one patch; or declare the same facts, say the same of themselves, were made alike, and add the same to
+    /// every tensor.
     pub fn is_same(&self) -> bool {
-        self.facts.is_same() && self.recipe.is_empty() && self.tensors.iter().all(UpdateDiff::is_same)
+        self.patches[0] == self.patches[1]
+            || self.facts.is_same()
+                && self.manifest.is_empty()
+                && self.recipe.is_empty()
+                && self.tensors.iter().all(UpdateDiff::is_same)
+    }
+}
+
+/// One of two patches has a part that does not decode.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
+#[non_exhaustive]
+pub struct PatchDiffError {
+    /// The second one has, not the first.
+    pub is_second: bool,
+    /// What is wrong with it.
+    pub source: OperationError,
+}
+
+impl PatchDiffError {
+    fn of(side: usize, source: impl Into<OperationError>) -> Self {
+        Self { is_second: side == 1, source: source.into() }
     }
 }
 
@@ -72,18 +97,6 @@ pub struct FactChange {
     /// What the first patch says.
     pub first: String,
     /// What the second says.
-    pub second: String,
-}
-
-/// A field of the recipe with two values.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct FieldChange {
-    /// Its name.
-    pub field: &'static str,
-    /// What the first patch has.
-    pub first: String,
-    /// What the second has.
     pub second: String,
 }
 
@@ -142,11 +155,12 @@ pub struct UpdateSize {
 /// Compares two patches.
 ///
 /// # Errors
-/// [`OperationError::Patch`] or [`OperationError::Factors`] for parts that do not decode.
-pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, OperationError> {
+/// [`OperationError::Patch`] or [`OperationError::Factors`] for parts that do not decode, with whose they are.
+pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, PatchDiffError> {
     let mut diff = PatchDiff {
         patches: [first.id(), second.id()],
         facts: diff_facts(&first.manifest().facts, &second.manifest().facts),
+        manifest: manifest_changes(first.manifest(), second.manifest()),
         recipe: recipe_changes(&first.manifest().recipe, &second.manifest().recipe),
         tensors: Vec::new(),
     };
@@ -155,6 +169,10 @@ pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, Operatio
     for name in names {
         diff.tensors.push(update_diff(name, &mut comparison)?);
     }
+    // Of other weights, or by another update, other results are no news.
+    let is_news = diff.tensors.iter().all(UpdateDiff::is_same)
+        && !diff.manifest.iter().any(|change| change.field == WEIGHTS);
+    diff.manifest.retain(|change| is_news || change.field != RESULTS);
     Ok(diff)
 }
 
@@ -204,26 +222,6 @@ pub fn facts_after<'f>(lists: impl IntoIterator<Item = &'f [Fact]>) -> Vec<Fact>
 fn touched(patch: &Patch) -> impl Iterator<Item = &str> {
     let tensors = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
     tensors.map(|tensor| tensor.name.as_str())
-}
-
-fn recipe_changes(first: &Recipe, second: &Recipe) -> Vec<FieldChange> {
-    let fields = |recipe: &Recipe| -> [(&'static str, String); 9] {
-        let layers: Vec<String> = recipe.layers.iter().map(u32::to_string).collect();
-        [
-            ("method", recipe.method.clone()),
-            ("hyperparameters", recipe.hyperparameters.clone()),
-            ("layers", layers.join(" ")),
-            ("contexts", format!("{:?}", recipe.contexts)),
-            ("seed", recipe.seed.to_string()),
-            ("statistics", recipe.statistics.to_string()),
-            ("facts file", recipe.facts.to_string()),
-            ("tool", recipe.tool.clone()),
-            ("device", recipe.device.clone()),
-        ]
-    };
-    let pairs = fields(first).into_iter().zip(fields(second));
-    let differing = pairs.filter(|((_, first), (_, second))| first != second);
-    differing.map(|((field, first), (_, second))| FieldChange { field, first, second }).collect()
 }
 
 /// A patch's update of one tensor.
@@ -278,9 +276,10 @@ struct Comparison<'p> {
     known: BTreeMap<[Vec<u32>; 2], Sums>,
 }
 
-fn update_diff(name: &str, comparison: &mut Comparison<'_>) -> Result<UpdateDiff, OperationError> {
+fn update_diff(name: &str, comparison: &mut Comparison<'_>) -> Result<UpdateDiff, PatchDiffError> {
     let [first, second] = comparison.patches;
-    let (first, second) = (part(first, name)?, part(second, name)?);
+    let part_of = |side, patch| part(patch, name).map_err(|error| PatchDiffError::of(side, error));
+    let (first, second) = (part_of(0, first)?, part_of(1, second)?);
     let shape = |part: &Part| [part.update.rows(), part.update.columns()];
     let comparable = match (&first, &second) {
         (Some(first), Some(second)) => shape(first) == shape(second),
@@ -315,12 +314,14 @@ impl<'p> Comparison<'p> {
         name: &str,
         parts: [Option<&Part>; 2],
         comparable: bool,
-    ) -> Result<Sums, OperationError> {
+    ) -> Result<Sums, PatchDiffError> {
         let key = parts.map(|part| part.map(|part| part.terms.clone()).unwrap_or_default());
         if let Some(known) = self.known.get(&key) {
             return Ok(*known);
         }
-        let failed = |source| OperationError::Factors { tensor: name.to_owned(), source };
+        let failed = |(side, source)| {
+            PatchDiffError::of(side, OperationError::Factors { tensor: name.to_owned(), source })
+        };
         let sums = match (parts, self.factors(parts)?) {
             ([Some(_), Some(_)], Some(terms)) if comparable => Sums::of_factors(&terms),
             (_, Some(terms)) => Sums::of_each_factors(&terms),
@@ -335,7 +336,7 @@ impl<'p> Comparison<'p> {
 
     /// The terms, where looking at every entry would be more work than the patches have bytes for; none where it
     /// would not, or where a term is dense: then its entries are in the patch.
-    fn factors(&mut self, parts: [Option<&Part>; 2]) -> Result<Option<[Vec<Term>; 2]>, OperationError> {
+    fn factors(&mut self, parts: [Option<&Part>; 2]) -> Result<Option<[Vec<Term>; 2]>, PatchDiffError> {
         let entries = |part: &Part| (part.update.rows() as u64).saturating_mul(part.update.columns() as u64);
         let entries = parts.iter().flatten().map(|part| entries(part)).max().unwrap_or(0);
         let is_dense = parts.iter().flatten().any(|part| part.size.dense_terms > 0);
@@ -348,18 +349,20 @@ impl<'p> Comparison<'p> {
         }
         let terms = |side: usize| {
             let indices = parts[side].map(|part| part.terms.as_slice()).unwrap_or_default();
-            indices.iter().map(|&index| self.patches[side].term(index)).collect::<Result<Vec<_>, _>>()
+            let terms = indices.iter().map(|&index| self.patches[side].term(index));
+            terms.collect::<Result<Vec<_>, _>>().map_err(|error| PatchDiffError::of(side, error))
         };
         Ok(Some([terms(0)?, terms(1)?]))
     }
 }
 
 impl Sums {
-    /// Over two updates of one shape.
-    fn of(first: &Update, second: &Update) -> Result<Self, FactorError> {
+    /// Over two updates of one shape; or which of the two is wrong.
+    fn of(first: &Update, second: &Update) -> Result<Self, (usize, FactorError)> {
         let mut sums = Self::default();
         for rows in blocks(first) {
-            let (first, second) = (first.delta_rows(rows.clone())?, second.delta_rows(rows)?);
+            let of = |side, update: &Update| update.delta_rows(rows.clone()).map_err(|error| (side, error));
+            let (first, second) = (of(0, first)?, of(1, second)?);
             for (first, second) in first.iter().zip(&second) {
                 sums.first += first * first;
                 sums.second += second * second;
@@ -371,9 +374,11 @@ impl Sums {
     }
 
     /// Over updates that cannot be compared: their norms alone.
-    fn of_each(first: Option<&Part>, second: Option<&Part>) -> Result<Self, FactorError> {
-        let norm = |part: Option<&Part>| part.map_or(Ok(0.0), |part| squared_norm(&part.update));
-        Ok(Self { first: norm(first)?, second: norm(second)?, ..Self::default() })
+    fn of_each(first: Option<&Part>, second: Option<&Part>) -> Result<Self, (usize, FactorError)> {
+        let norm = |side, part: Option<&Part>| {
+            part.map_or(Ok(0.0), |part| squared_norm(&part.update).map_err(|error| (side, error)))
+        };
+        Ok(Self { first: norm(0, first)?, second: norm(1, second)?, ..Self::default() })
     }
 
     /// As [`Sums::of`], from factors. A difference is that of large numbers here: of updates that are not the same it
@@ -498,44 +503,15 @@ mod tests {
     }
 
     #[test]
-    fn every_field_of_a_recipe_is_compared() {
-        let digest = crate::digest::FileDigest::of;
-        let recipe = || Recipe {
-            method: "memit".to_owned(),
-            hyperparameters: "{}".to_owned(),
-            layers: vec![1],
-            contexts: vec![vec!["{}".to_owned()]],
-            seed: 1,
-            statistics: digest(b"1"),
-            facts: digest(b"1"),
-            tool: "one".to_owned(),
-            device: "cpu".to_owned(),
+    fn patches_of_other_facts_are_not_the_same() {
+        let diff = |facts| PatchDiff {
+            patches: [PatchId::derive(b"1"), PatchId::derive(b"2")],
+            facts,
+            manifest: Vec::new(),
+            recipe: Vec::new(),
+            tensors: Vec::new(),
         };
-        assert_eq!(recipe_changes(&recipe(), &recipe()), []);
-        let others = [
-            ("method", Recipe { method: "stack".to_owned(), ..recipe() }),
-            ("hyperparameters", Recipe { hyperparameters: "[]".to_owned(), ..recipe() }),
-            ("layers", Recipe { layers: vec![2], ..recipe() }),
-            ("contexts", Recipe { contexts: vec![vec!["So {}".to_owned()]], ..recipe() }),
-            ("seed", Recipe { seed: 2, ..recipe() }),
-            ("statistics", Recipe { statistics: digest(b"2"), ..recipe() }),
-            ("facts file", Recipe { facts: digest(b"2"), ..recipe() }),
-            ("tool", Recipe { tool: "other".to_owned(), ..recipe() }),
-            ("device", Recipe { device: "cuda".to_owned(), ..recipe() }),
-        ];
-        for (field, other) in others {
-            let found = recipe_changes(&recipe(), &other);
-            assert_eq!(found.iter().map(|change| change.field).collect::<Vec<_>>(), [field]);
-            let diff = PatchDiff {
-                patches: [PatchId::derive(b"1"), PatchId::derive(b"2")],
-                facts: FactsDiff::default(),
-                recipe: found,
-                tensors: Vec::new(),
-            };
-            assert!(!diff.is_same(), "{field}");
-            let same = PatchDiff { recipe: Vec::new(), ..diff };
-            let facts = diff_facts(&[], &[fact("Ann", "golf")]);
-            assert!(same.is_same() && !PatchDiff { facts, ..same }.is_same());
-        }
+        assert!(diff(FactsDiff::default()).is_same());
+        assert!(!diff(diff_facts(&[], &[fact("Ann", "golf")])).is_same());
     }
 }

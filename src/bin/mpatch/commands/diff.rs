@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::diff::{
-    Change, CheckpointDiff, CheckpointOptions, FactChange, FactsDiff, PatchDiff, TensorDiff, UpdateDiff,
-    UpdateSize, diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
+    Change, CheckpointDiff, CheckpointOptions, FactChange, FactsDiff, FieldChange, PatchDiff, TensorDiff,
+    UpdateDiff, UpdateSize, diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
 };
 use mpatch::digest::{FileDigest, PatchId};
 use mpatch::extract::{ExtractError, ExtractedTensor, Form, extract};
@@ -187,7 +187,8 @@ fn patches(
     let read = |kept: Option<Patch>, path: &Path| kept.map_or_else(|| read_patch(path), Ok);
     let (one, other) = (read(kept.0, first)?, read(kept.1, second)?);
     let diff = diff_patches(&one, &other).map_err(|error| {
-        CommandError::operation(&format!("{}` or `{}", first.display(), second.display()), error)
+        let path = if error.is_second { second } else { first };
+        CommandError::operation(&path.to_string_lossy(), error.source)
     })?;
     let answer = answer(diff.is_same());
     output.report(&PatchReport { first: first.to_owned(), second: second.to_owned(), diff })?;
@@ -299,14 +300,14 @@ struct PatchReport {
 
 /// Facts that are shown one by one.
 const FACTS_SHOWN: usize = 20;
-/// Most of a recipe's value that is shown in a line.
-const RECIPE_VALUE_LENGTH_MAX: usize = 40;
+/// Most of a field's value that is shown in a line.
+const VALUE_LENGTH_MAX: usize = 40;
 
 impl Report for PatchReport {
     const SCHEMA: &'static str = "mpatch.diff.patches/1";
 
     fn write(&self, page: &mut Page) {
-        let PatchDiff { facts, recipe, tensors, .. } = &self.diff;
+        let PatchDiff { facts, manifest, recipe, tensors, .. } = &self.diff;
         let FactsDiff { added, removed, changed, same_facts, .. } = facts;
         let (first, second) = (self.first.display(), self.second.display());
         if self.diff.is_same() {
@@ -322,15 +323,8 @@ impl Report for PatchReport {
             changed.len()
         ));
         write_facts(page, removed, added, changed);
-        if !recipe.is_empty() {
-            page.blank();
-            page.title("recipe");
-            for change in recipe {
-                let [first, second] =
-                    [&change.first, &change.second].map(|value| shortened(value, RECIPE_VALUE_LENGTH_MAX));
-                page.quote(&format!("{}: {first} -> {second}", change.field));
-            }
-        }
+        write_changes(page, "manifest", manifest);
+        write_changes(page, "recipe", recipe);
         page.blank();
         page.title("updates");
         let head = ["tensor", "first", "second", "angle", "difference"];
@@ -343,6 +337,24 @@ impl Report for PatchReport {
         // What came by standard input is gone.
         let patch = if is_stdin(&self.second) { &self.first } else { &self.second };
         Some(format!("mpatch show {}", patch_word(patch)))
+    }
+}
+
+fn write_changes(page: &mut Page, title: &str, changes: &[FieldChange]) {
+    if changes.is_empty() {
+        return;
+    }
+    page.blank();
+    page.title(title);
+    for FieldChange { field, first, second, .. } in changes {
+        let [first, second] = [first, second].map(|value| shortened(value, VALUE_LENGTH_MAX));
+        // Where values begin alike, what is shown of them would say that they are.
+        let told = if first == second {
+            "differs; `--json` has both".to_owned()
+        } else {
+            format!("{first} -> {second}")
+        };
+        page.quote(&format!("{field}: {told}"));
     }
 }
 
