@@ -8,7 +8,7 @@ use crate::bind::{BindError, NotFinite, bind_with};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::digest::{PatchId, WeightsId};
 use crate::operation::{Digests, Direction, Progress, Standing, standing, touched};
-use crate::patch::manifest::TensorBinding;
+use crate::patch::manifest::{Line, TensorBinding};
 use crate::patch::{Draft, Patch, PatchError};
 
 /// A patch that cannot be bound to a state.
@@ -71,11 +71,15 @@ pub struct RebaseOptions {
     pub drop_corrections: bool,
     /// Patches that led to the new state. With the old bindings the parents that it has are kept as well.
     pub parents: Vec<PatchId>,
+    /// The place of the result in its line, which it then takes as the successor of the patch: with the number of the
+    /// patch itself it would be a second one of that number. Without a place it belongs to no line.
+    pub line: Option<Line>,
 }
 
 /// `patch` bound to `checkpoint`.
 ///
-/// With its old bindings kept it replaces the patch; without them it is another patch, and has not been measured.
+/// With its old bindings kept, or as the next of its line, it replaces the patch; without the bindings it has not been
+/// measured.
 /// `progress` is told bytes: all weights once, and the touched tensors once more.
 ///
 /// # Errors
@@ -114,14 +118,15 @@ pub fn rebase(
     let binding = bind_with(checkpoint, weights, &edits, &draft.terms, NotFinite::Keep, progress)?;
     if options.keep {
         draft.bindings.push(binding);
-        draft.supersedes = vec![patch.id()];
     } else {
         draft.bindings = vec![binding];
         draft.measured = Vec::new();
-        draft.supersedes = Vec::new();
         // What it was made on need not be in the new state.
         draft.parents = Vec::new();
     }
+    let is_successor = options.keep || options.line.is_some();
+    draft.supersedes = if is_successor { vec![patch.id()] } else { Vec::new() };
+    draft.line.clone_from(&options.line);
     for parent in &options.parents {
         if !draft.parents.contains(parent) {
             draft.parents.push(*parent);

@@ -8,7 +8,7 @@ use mpatch::sign::allowed_signers::line_of;
 use serde_json::{Value, json};
 
 use crate::bench::Bench;
-use crate::material::{key, signed_with, unsigned_patch};
+use crate::material::{key, signed_with, unsigned_patch, write_key};
 
 #[test]
 fn an_older_patch_is_a_rollback_once_a_newer_one_was_used() {
@@ -107,6 +107,29 @@ fn a_signature_put_in_its_place_does_not_hide_a_line() {
     apply("late.mpatch", "--allow-expired", 8);
     bench.patch_of_line("eight.mpatch", 8, "eighth");
     apply("eight.mpatch", "--allow-expired", 0);
+}
+
+#[test]
+fn a_member_that_is_bound_anew_is_the_next_of_its_line_or_of_none() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    let said = bench.run("rebase one.mpatch --base other.safetensors -o two.mpatch", 0);
+    assert!(said.contains("number 2 of the line geography"), "{said}");
+    let shown: Value = serde_json::from_str(&bench.run("show two.mpatch --json", 0)).unwrap();
+    let one: Value = serde_json::from_str(&bench.run("show one.mpatch --json", 0)).unwrap();
+    assert_eq!(shown["untrusted"]["supersedes"], json!([one["patch_id"]]), "{shown}");
+    let keep = "rebase two.mpatch --base model.safetensors --keep -o five.mpatch --sequence";
+    assert!(bench.run(&format!("{keep} 2"), 8).contains("is taken: its key has signed patch "));
+    assert!(bench.run(&format!("{keep} 5"), 0).contains("number 5 of the line geography"));
+    bench.run("apply model.safetensors five.mpatch", 0);
+    // Whoever has not signed it cannot go on with it.
+    write_key(&bench.path("another"), &PrivateKey::from_seed(&[2; 32], "").unwrap());
+    for (number, signing) in ["--no-sign", "--key another"].iter().enumerate() {
+        let again = format!("rebase one.mpatch --base other.safetensors --allow-rollback {signing}");
+        let said = bench.run(&format!("{again} -o {number}.mpatch"), 0);
+        assert!(said.contains("belongs to no line: what was bound is number 1 of geography"), "{said}");
+        bench.run(&format!("{again} -o no.mpatch --sequence 7"), 2);
+    }
 }
 
 #[test]

@@ -78,22 +78,17 @@ impl LineArguments {
     /// The place in a line, by default the one after the last that is known of this key.
     fn place(&self, signer: Option<&Signer>) -> Result<Option<Line>, CommandError> {
         let Some(name) = self.line.clone() else { return Ok(None) };
-        let sequence = match (self.sequence, signer) {
-            (Some(sequence), None) => sequence,
-            (Some(sequence), Some(signer)) => {
-                let line = Line { name, sequence };
-                trust::check_new(&line, signer.public().fingerprint())?;
-                return Ok(Some(line));
+        match (self.sequence, signer) {
+            (sequence, Some(signer)) => {
+                let (lines, key) = (trust::known_lines()?, signer.public().fingerprint());
+                trust::new_place(&lines, &name, key, sequence).map(Some)
             }
-            (None, Some(signer)) => trust::known_lines()?.next_sequence(&name, signer.public().fingerprint()),
+            (Some(sequence), None) => Ok(Some(Line { name, sequence })),
             (None, None) => {
                 let message = "without a signature nothing is known of the line, not even its next number";
-                return Err(
-                    CommandError::new(ExitKind::Usage, message).hint("give `--sequence`, or sign the patch")
-                );
+                Err(CommandError::new(ExitKind::Usage, message).hint("give `--sequence`, or sign the patch"))
             }
-        };
-        Ok(Some(Line { name, sequence }))
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use mpatch::digest::{PatchId, WeightsId};
 use mpatch::factors::FactorError;
 use mpatch::operation::survey_size_bytes;
 use mpatch::patch::Patch;
+use mpatch::patch::manifest::Line;
 use mpatch::rebase::{RebaseError, RebaseOptions, first_missing, rebase};
+use mpatch::sign::Answer;
 use mpatch::tensor::Dtype;
 use serde::Serialize;
 
@@ -19,9 +21,9 @@ use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, chain};
 use crate::job::encoded;
-use crate::keys::{SignatureReport, SigningArguments, write_signed};
+use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
-use crate::trust::{TrustArguments, TrustReport, require};
+use crate::trust::{self, TrustArguments, TrustReport, require};
 
 /// Arguments of `rebase`.
 #[derive(Debug, Args)]
@@ -48,6 +50,9 @@ pub struct RebaseArguments {
     /// Leave out what an extracted patch corrects weight by weight: the result is then not exactly its own
     #[arg(long)]
     drop_corrections: bool,
+    /// The number of the result in the line of the patch; the next after the highest known by default
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
+    sequence: Option<u64>,
     /// How the patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
@@ -63,16 +68,21 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     refuse_existing(&place)?;
     let trust = require(&patch, &arguments.patch, &arguments.trust, output)?.report;
     let signer = arguments.signing.signer()?;
+    let line = arguments.place_in_line(&patch, &trust, signer.as_ref())?;
     let base = open_checkpoint(&arguments.base, output)?;
     let parents = parents(&arguments.after, &base, output)?;
-    let options =
-        RebaseOptions { keep: arguments.keep, drop_corrections: arguments.drop_corrections, parents };
+    let (keep, drop_corrections) = (arguments.keep, arguments.drop_corrections);
+    let options = RebaseOptions { keep, drop_corrections, parents, line: line.clone() };
     let progress = output.progress("binding", base.weights_size_bytes() + survey_size_bytes(&base, &patch));
     let draft = rebase(&base, &patch, &options, &|bytes| progress.add(bytes));
     let draft = draft.map_err(|error| rebase_error(arguments, error))?;
     drop(progress);
     let mut bound = encoded(&draft, "the rebased patch")?;
     let signature = write_signed(&mut bound, signer.as_ref(), &place)?;
+    if let (Some(line), Some(signer)) = (&line, &signer) {
+        let remembered = trust::remember(line, &[signer.public().fingerprint()], bound.id());
+        remembered.map_err(CommandError::after_the_work)?;
+    }
     let bindings = bound.manifest().bindings.iter().map(|binding| BindingReport {
         weights: binding.weights,
         tensors: binding
@@ -91,6 +101,8 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
         patch_id: bound.id(),
         size_bytes: bound.size_bytes(),
         signature,
+        left_line: patch.manifest().line.clone().filter(|_| line.is_none()),
+        line,
         kept: arguments.keep,
         trust,
         bindings: bindings.collect(),
@@ -106,6 +118,35 @@ impl RebaseArguments {
             name.push(".rebased.mpatch");
             PathBuf::from(name)
         })
+    }
+
+    /// The place of the result in the line that the patch belongs to: a new one, which only a key that has signed the
+    /// patch may take.
+    fn place_in_line(
+        &self,
+        patch: &Patch,
+        trust: &TrustReport,
+        signer: Option<&Signer>,
+    ) -> Result<Option<Line>, CommandError> {
+        let key = signer.map(|signer| signer.public().fingerprint()).filter(|key| {
+            let is_good = |answer| !matches!(answer, Answer::Bad | Answer::Unsupported | Answer::Revoked);
+            let mut signatures = trust.judgement.signatures.iter();
+            signatures.any(|found| found.key == Some(*key) && is_good(found.answer))
+        });
+        match (&patch.manifest().line, key) {
+            (Some(line), Some(key)) => {
+                let mut lines = trust::known_lines()?;
+                // The patch itself may be the first that is seen of the line here.
+                lines.record(line, key, patch.id());
+                trust::new_place(&lines, &line.name, key, self.sequence).map(Some)
+            }
+            _ if self.sequence.is_some() => {
+                let message = "only what the key of a line signs has a number in it";
+                Err(CommandError::new(ExitKind::Usage, message)
+                    .hint("leave `--sequence` out, or sign with the key that has signed a member of a line"))
+            }
+            _ => Ok(None),
+        }
     }
 }
 
@@ -167,6 +208,10 @@ struct RebaseReport {
     size_bytes: u64,
     /// None for a patch that is not signed.
     signature: Option<SignatureReport>,
+    /// Its place in the line of the patch that was bound.
+    line: Option<Line>,
+    /// The place of that patch, where the result does not go on with its line.
+    left_line: Option<Line>,
     /// The old bindings are still there.
     kept: bool,
     /// Who signed the patch that was bound, and what had to be allowed.
@@ -195,7 +240,13 @@ impl Report for RebaseReport {
         let states = count(self.bindings.len(), "state");
         page.title(&format!("wrote {}: fits {states}, {}", self.output.display(), size(self.size_bytes)));
         page.line(&format!("patch {}", self.patch_id.short()));
+        if let Some(line) = &self.line {
+            page.line(&format!("number {} of the line {}", line.sequence, line.name));
+        }
         SignatureReport::write_of(self.signature.as_ref(), page);
+        if let Some(line) = &self.left_line {
+            page.line(&format!("belongs to no line: what was bound is number {} of {}, which only whoever has signed it goes on with", line.sequence, line.name));
+        }
         let mut rows = vec![["weights", "tensor", "dtype", "relative change"].map(str::to_owned).to_vec()];
         for binding in &self.bindings {
             for (index, tensor) in binding.tensors.iter().enumerate() {
