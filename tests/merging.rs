@@ -7,7 +7,9 @@ mod place;
 
 use std::fs;
 
-use mpatch::patch::Patch;
+use material::{key, signed_with};
+use mpatch::patch::manifest::Line;
+use mpatch::patch::{Patch, encode};
 use place::Place;
 
 /// `main` has `p` and `fix` has `q`, both made on the base, and `main` has merged `fix`.
@@ -264,6 +266,28 @@ fn files_of_two_that_merged_each_other_are_held_against_what_both_had_then() {
             assert_eq!(place.git(&format!("show HEAD:{name}")), "3", "`{name}`, {from} into {into}");
         }
     }
+}
+
+#[test]
+fn two_members_of_a_line_are_merged_though_one_is_older() {
+    let place = Place::begun();
+    place.good("branch fix");
+    let add_member = |model: &str, sequence: u64, subject: &str| {
+        let unsigned = Patch::decode(place.unsigned(model, sequence, subject, "Rome")).unwrap();
+        let mut draft = unsigned.draft().unwrap();
+        draft.line = Some(Line { name: "towers".to_owned(), sequence });
+        let name = format!("{sequence}.mpatch");
+        fs::write(place.path(&name), signed_with(encode(&draft).unwrap(), &key())).unwrap();
+        place.good(&format!("add {name}"));
+    };
+    add_member("model.safetensors", 1, "The Eiffel Tower");
+    place.good("checkout HEAD --onto model.safetensors -o p.safetensors");
+    add_member("p.safetensors", 3, "The Space Needle");
+    place.good("checkout fix");
+    place.patch("model.safetensors", "q.mpatch", 5, "The Shard");
+    place.good("add q.mpatch");
+    place.good("merge main --onto model.safetensors");
+    assert!(!place.git("log -1 --format=%B").contains("allow-rollback"));
 }
 
 #[test]

@@ -133,6 +133,16 @@ fn a_member_that_is_bound_anew_is_the_next_of_its_line_or_of_none() {
 }
 
 #[test]
+fn an_older_member_beside_the_newer_one_is_no_rollback() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    bench.patch_of_line("two.mpatch", 2, "second");
+    bench.run("apply model.safetensors two.mpatch", 0);
+    bench.run("stack one.mpatch --base model.safetensors -o alone.mpatch", 8);
+    bench.run("stack one.mpatch two.mpatch --base model.safetensors -o both.mpatch", 0);
+}
+
+#[test]
 fn a_damaged_memory_is_not_taken_for_none() {
     let bench = Bench::new();
     bench.patch_of_line("one.mpatch", 1, "first");

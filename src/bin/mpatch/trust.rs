@@ -95,11 +95,19 @@ pub fn require(
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Judged, CommandError> {
-    let mut judged = judge(patch, path, arguments, output)?;
-    match judged.refusal.take() {
-        Some(refusal) => Err(refusal),
-        None => Ok(judged),
-    }
+    require_among(patch, path, Company::None, arguments, output)
+}
+
+/// As [`require`], of a patch that is used together with others.
+pub fn require_among(
+    patch: &Patch,
+    path: &Path,
+    company: Company<'_>,
+    arguments: &TrustArguments,
+    output: &Output,
+) -> Result<Judged, CommandError> {
+    let mut judged = judge_among(patch, path, company, arguments, output)?;
+    judged.permit().map(|()| judged)
 }
 
 /// Judges `patch`, which was read from `path`; the answer may be no, which [`Judged::permit`] tells.
@@ -109,12 +117,23 @@ pub fn judge(
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Judged, CommandError> {
+    judge_among(patch, path, Company::None, arguments, output)
+}
+
+fn judge_among(
+    patch: &Patch,
+    path: &Path,
+    company: Company<'_>,
+    arguments: &TrustArguments,
+    output: &Output,
+) -> Result<Judged, CommandError> {
     let files = TrustFiles::load_with_a_word(output)?;
     let signatures = signatures(patch, path, &arguments.signature, output)?;
     let case = Case {
         name: path.display().to_string(),
         word: super::commands::patch_word(path),
         is_file: super::commands::is_stdin(path) || path.symlink_metadata().is_ok(),
+        company,
         arguments,
         policy: &files.policy,
         asked_by: &files.policy_files,
@@ -136,7 +155,6 @@ pub fn judge_arrival(patch: &Patch, files: &TrustFiles) -> Result<Judged, Comman
         allow_unsigned: true,
         allow_unknown: true,
         allow_expired: true,
-        // A history holds old patches, too.
         allow_rollback: true,
         signature: Vec::new(),
     };
@@ -145,6 +163,7 @@ pub fn judge_arrival(patch: &Patch, files: &TrustFiles) -> Result<Judged, Comman
         word: name.clone(),
         name,
         is_file: false,
+        company: Company::History,
         arguments: &arguments,
         policy: &files.policy,
         asked_by: &files.policy_files,
@@ -307,6 +326,27 @@ fn binary(bytes: Vec<u8>) -> Vec<u8> {
     armour.unwrap_or(bytes)
 }
 
+/// What a patch is used together with: beside the newer one of its line an older one is none that is served again.
+#[derive(Debug, Clone, Copy)]
+pub enum Company<'a> {
+    /// Nothing.
+    None,
+    /// These patches.
+    Patches(&'a [PatchId]),
+    /// A history's: it holds old patches, too.
+    History,
+}
+
+impl Company<'_> {
+    fn has(self, newer: PatchId) -> bool {
+        match self {
+            Company::None => false,
+            Company::Patches(patches) => patches.contains(&newer),
+            Company::History => true,
+        }
+    }
+}
+
 /// What a refusal needs to know.
 struct Case<'a> {
     name: String,
@@ -314,6 +354,7 @@ struct Case<'a> {
     word: String,
     /// It lies in a file, which signatures can be added to.
     is_file: bool,
+    company: Company<'a>,
     arguments: &'a TrustArguments,
     policy: &'a Policy,
     /// The files of that policy.
@@ -464,6 +505,7 @@ impl Case<'_> {
         let forget = format!("`mpatch trust forget {}` forgets the line", quoted(line_name));
         match standing {
             Standing::First | Standing::Newer | Standing::Same => Ok(None),
+            Standing::Older(known) if self.company.has(known.patch) => Ok(None),
             Standing::Older(_) if self.arguments.allow_rollback => Ok(Some("rollback")),
             Standing::Older(known) => refuse(
                 format!(
