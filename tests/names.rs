@@ -107,6 +107,21 @@ fn a_tag_with_words_of_its_own_travels_whole() {
 }
 
 #[test]
+fn a_name_that_cannot_be_made_is_said_before_weights_are_written() {
+    let place = of_one_patch();
+    place.good("branch x");
+    place.good("clone . mine");
+    place.good("branch x/1 --store mine");
+    let before = fs::read(place.path("model.safetensors")).unwrap();
+    for words in ["--in-place --dry-run", "--in-place", "-o copy.safetensors"] {
+        let said = place.bad(&format!("checkout x --onto model.safetensors {words} --store mine"), 7);
+        assert!(said.contains("there is a branch `x/1` already") && said.ends_with("unchanged\n"), "{said}");
+    }
+    assert!(fs::read(place.path("model.safetensors")).unwrap() == before);
+    assert!(!place.path("copy.safetensors").exists());
+}
+
+#[test]
 fn an_address_on_this_machine_is_what_git_takes_it_for() {
     let place = of_one_patch();
     place.good("push --to bare");

@@ -206,15 +206,10 @@ impl Change<'_> {
     /// # Errors
     /// [`StoreError::Name`] or [`StoreError::Taken`].
     pub fn name(&mut self, kind: Kind, name: &str, commit: CommitId) -> Result<(), StoreError> {
-        let full = kind.full_name(name)?;
-        // It is the head wherever git reads a revision; what others have by this name can still come, and go.
-        if name == "@" {
-            return Err(kind.refused(name));
-        }
+        let full = self.journal.after.check_new(kind, name)?;
         if let Some(at) = self.target(&full) {
             return Err(kind.taken(name, at));
         }
-        self.journal.after.check_room(&full)?;
         self.journal.after.refs.insert(full, commit.0);
         Ok(())
     }

@@ -105,7 +105,7 @@ impl Kind {
         Ok(full)
     }
 
-    pub(super) fn refused(self, name: &str) -> StoreError {
+    fn refused(self, name: &str) -> StoreError {
         StoreError::Name { name: name.to_owned(), kind: self.word() }
     }
 
@@ -202,6 +202,23 @@ impl View {
         let mut above = above.filter_map(|name| self.refs.get_key_value(name));
         let beneath = self.refs.range(folder.clone()..).next().filter(|(name, _)| name.starts_with(&folder));
         beneath.or_else(|| above.next()).map(|(name, _)| name.as_str())
+    }
+
+    /// Refuses a name that git would not take, that is taken, or that another one leaves no room for; with its full
+    /// form.
+    ///
+    /// # Errors
+    /// [`StoreError::Name`] or [`StoreError::Taken`].
+    pub fn check_new(&self, kind: Kind, name: &str) -> Result<String, StoreError> {
+        let full = kind.full_name(name)?;
+        // It is the head wherever git reads a revision; what others have by this name can still come, and go.
+        if name == "@" {
+            return Err(kind.refused(name));
+        }
+        match self.refs.get(&full) {
+            Some(at) => Err(kind.taken(name, *at)),
+            None => self.check_room(&full).map(|()| full),
+        }
     }
 
     /// Refuses a name that another one leaves no room for.

@@ -84,6 +84,10 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         Err(error @ StoreError::NoRevision { .. }) => elsewhere(&store, name)?.ok_or(error)?,
         found => (found?, None),
     };
+    if made_of.is_some() {
+        // Asked again when it is made; what is wrong with it is better said before weights are written.
+        store.view()?.check_new(Kind::Branch, name)?;
+    }
     let commit = store.commit(id)?;
     let _doing = doing(Work::Copying);
     let moved = match arguments.onto.is_some() || arguments.output.is_some() || arguments.in_place {
