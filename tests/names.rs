@@ -122,6 +122,18 @@ fn a_name_that_cannot_be_made_is_said_before_weights_are_written() {
 }
 
 #[test]
+fn a_copy_that_undo_leaves_is_named_whichever_state_it_was_made_of() {
+    let place = of_one_patch();
+    // Not at the state of HEAD, which has the patch.
+    place.good("apply model.safetensors one.mpatch -o x.safetensors");
+    let said = place.good("undo");
+    assert!(
+        said.contains("x.safetensors stays as it is; `mpatch checkout HEAD --onto x.safetensors"),
+        "{said}"
+    );
+}
+
+#[test]
 fn an_address_on_this_machine_is_what_git_takes_it_for() {
     let place = of_one_patch();
     place.good("push --to bare");

@@ -23,6 +23,8 @@ pub struct Change<'s> {
     /// The last commit that [`Change::add`] has made, and its state: to walk to it once more for each patch of many
     /// would take the square of their number.
     pub(super) added: Option<(CommitId, Base, State)>,
+    /// Weights were written with it.
+    pub(super) with_weights: bool,
 }
 
 /// Which way an operation is gone once more.
@@ -237,6 +239,11 @@ impl Change<'_> {
             .ok_or_else(|| StoreError::NoRevision { revision: name.to_owned(), nearest: None })
     }
 
+    /// Says that weights were written with the change, which stay as they are where it is undone.
+    pub fn set_with_weights(&mut self) {
+        self.with_weights = true;
+    }
+
     /// Says which checkpoint commands take when none is given.
     pub fn set_model(&mut self, model: Option<String>) {
         self.journal.after.model = model;
@@ -289,6 +296,7 @@ impl Change<'_> {
         if self.journal.after == self.journal.before {
             return Ok(());
         }
-        self.journal.finish(&self.store.repository, title, Deed::Do)
+        let deed = Deed::Do { with_weights: self.with_weights };
+        self.journal.finish(&self.store.repository, title, deed)
     }
 }

@@ -342,7 +342,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::Busy`] when another process has it all that time.
     pub fn change(&self, patience: Duration, author: Author) -> Result<Change<'_>, StoreError> {
-        Ok(Change { journal: Journal::open(&self.repository, patience, author)?, store: self, added: None })
+        let journal = Journal::open(&self.repository, patience, author)?;
+        Ok(Change { journal, store: self, added: None, with_weights: false })
     }
 }
 

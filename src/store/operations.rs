@@ -33,6 +33,8 @@ const UNDOES: &str = "Undoes: ";
 const REDOES: &str = "Redoes: ";
 /// The line that says of an operation that it was a move by others.
 const BY_OTHERS: &str = "Outside: yes";
+/// The line that says of an operation that weights were written with it.
+const WITH_WEIGHTS: &str = "Weights: written";
 
 /// Who does something, and when; the clock is the caller's.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +59,10 @@ impl Author {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deed {
     /// A command's own work.
-    Do,
+    Do {
+        /// It wrote weights: a copy that is the model since, or where the model was.
+        with_weights: bool,
+    },
     /// The taking back of another operation.
     Undo(CommitId),
     /// Another operation, done again.
@@ -70,7 +75,8 @@ impl Deed {
     /// The message of an operation: its title, and a line that says its kind.
     fn message(self, title: &str) -> String {
         let line = match self {
-            Self::Do => return format!("{title}\n"),
+            Self::Do { with_weights: false } => return format!("{title}\n"),
+            Self::Do { with_weights: true } => WITH_WEIGHTS.to_owned(),
             Self::Undo(operation) => format!("{UNDOES}{operation}"),
             Self::Redo(operation) => format!("{REDOES}{operation}"),
             Self::Outside => BY_OTHERS.to_owned(),
@@ -88,7 +94,7 @@ impl Deed {
             (Some(operation), _) => Self::Undo(operation),
             (_, Some(operation)) => Self::Redo(operation),
             _ if message.lines().any(|line| line == BY_OTHERS) => Self::Outside,
-            _ => Self::Do,
+            _ => Self::Do { with_weights: message.lines().any(|line| line == WITH_WEIGHTS) },
         }
     }
 }
@@ -125,6 +131,14 @@ impl Operation {
             after: now,
         }
     }
+}
+
+/// Whether a command's own work wrote weights, as far as its title and the model tell: earlier versions recorded no
+/// more of it.
+fn seems_with_weights(title: &str, before: &View, after: &View) -> bool {
+    let is_step = ["apply ", "revert ", "model "].iter().any(|verb| title.starts_with(verb));
+    let is_moved = title.ends_with(" with its weights") || before.model != after.model;
+    is_step || (title.starts_with("checkout ") && is_moved)
 }
 
 /// All operations that are recorded, the oldest first.
@@ -218,14 +232,22 @@ fn read(repository: &Repository, commit: &GitCommit<'_>) -> Result<Operation, St
     };
     let message = commit.message().map_err(|_| refuse("its words are not UTF-8"))?;
     let time = commit.time();
+    let title = message.lines().next().unwrap_or_default().to_owned();
+    let (before, after) = (view(BEFORE)?, view(AFTER)?);
+    let deed = match Deed::of_message(message) {
+        Deed::Do { with_weights: false } => {
+            Deed::Do { with_weights: seems_with_weights(&title, &before, &after) }
+        }
+        deed => deed,
+    };
     Ok(Operation {
         id: CommitId(commit.id()),
-        title: message.lines().next().unwrap_or_default().to_owned(),
-        deed: Deed::of_message(message),
+        title,
+        deed,
         seconds: time.seconds(),
         offset_minutes: time.offset_minutes(),
-        before: view(BEFORE)?,
-        after: view(AFTER)?,
+        before,
+        after,
     })
 }
 
@@ -236,7 +258,7 @@ pub(super) fn stacks(operations: &[Operation]) -> (Vec<&Operation>, Vec<&Operati
         match operation.deed {
             Deed::Undo(_) => undone.extend(done.pop()),
             Deed::Redo(_) => done.extend(undone.pop()),
-            Deed::Do | Deed::Outside => {
+            Deed::Do { .. } | Deed::Outside => {
                 done.push(operation);
                 undone.clear();
             }
@@ -417,6 +439,8 @@ mod tests {
         }
     }
 
+    const DO: Deed = Deed::Do { with_weights: false };
+
     #[test]
     fn undo_walks_back_and_redo_forward_until_something_new_is_done() {
         let any = CommitId(Oid::ZERO_SHA1);
@@ -429,9 +453,9 @@ mod tests {
             (titles(done).join(" "), titles(undone).join(" "))
         };
         let said = |done: &str, undone: &str| (done.to_owned(), undone.to_owned());
-        assert_eq!(titles(&[Deed::Do, Deed::Do]), said("0 1", ""));
-        assert_eq!(titles(&[Deed::Do, Deed::Do, undo, undo]), said("", "1 0"));
-        assert_eq!(titles(&[Deed::Do, Deed::Do, undo, undo, redo]), said("0", "1"));
-        assert_eq!(titles(&[Deed::Do, Deed::Do, undo, Deed::Do]), said("0 3", ""));
+        assert_eq!(titles(&[DO, DO]), said("0 1", ""));
+        assert_eq!(titles(&[DO, DO, undo, undo]), said("", "1 0"));
+        assert_eq!(titles(&[DO, DO, undo, undo, redo]), said("0", "1"));
+        assert_eq!(titles(&[DO, DO, undo, DO]), said("0 3", ""));
     }
 }

@@ -260,6 +260,7 @@ impl Record {
             }
         };
         change.set_model(Some(remembered(store.folder(), target)?));
+        change.set_with_weights();
         let commit = change.view().head_commit();
         change.finish(&format!("{verb} {}", patch.id().short()))?;
         if let Some(commit) = commit.filter(|commit| *commit != head.id && moved.is_none()) {

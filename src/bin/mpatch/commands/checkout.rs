@@ -17,9 +17,6 @@ use crate::standing::{locate, model_path, remembered, series_at};
 use crate::trust::TrustArguments;
 use crate::walk::{step_words, walk, walk_in_place};
 
-/// What the title of a change ends with that has written the weights where those of the model were: no name tells.
-pub const WITH_WEIGHTS: &str = " with its weights";
-
 /// Arguments of `checkout`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch checkout geography\n  mpatch checkout HEAD -o gptj-edited\n  \
@@ -142,13 +139,11 @@ fn move_names(
         change.name(Kind::Branch, &arguments.revision, commit)?;
     }
     change.switch(head)?;
-    let before = change.view().model.clone();
     if let Some(moved) = moved {
         change.set_model(Some(remembered(store.folder(), &moved.to)?));
+        change.set_with_weights();
     }
-    let is_same = moved.is_some() && change.view().model == before;
-    let with_weights = if is_same { WITH_WEIGHTS } else { "" };
-    change.finish(&format!("checkout {}{with_weights}", arguments.revision))?;
+    change.finish(&format!("checkout {}", arguments.revision))?;
     Ok(())
 }
 

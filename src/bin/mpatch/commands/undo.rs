@@ -4,7 +4,6 @@ use clap::Args;
 use mpatch::store::{Deed, Operation, Store};
 use serde::Serialize;
 
-use super::checkout::WITH_WEIGHTS;
 use crate::error::CommandError;
 use crate::history::{StoreArguments, branch_of, date};
 use crate::report::{Output, Page, Report, shell_word};
@@ -114,22 +113,22 @@ impl UndoReport {
     }
 }
 
-fn moves_weights(operation: &Operation) -> bool {
-    ["checkout ", "apply ", "revert "].iter().any(|verb| operation.title.starts_with(verb))
+/// The model where weights were written with the operation.
+fn written(operation: &Operation) -> Option<&String> {
+    let is_written = matches!(operation.deed, Deed::Do { with_weights: true });
+    operation.after.model.as_ref().filter(|_| is_written)
 }
 
 /// The model that kept its place while the head moved away from it.
 fn kept(operation: &Operation) -> Option<&String> {
     let (before, after) = (&operation.before, &operation.after);
     let is_kept = before.model == after.model && before.head_commit() != after.head_commit();
-    let only_names = operation.title.starts_with("checkout ") && !operation.title.ends_with(WITH_WEIGHTS);
-    after.model.as_ref().filter(|_| moves_weights(operation) && is_kept && !only_names)
+    written(operation).filter(|_| is_kept)
 }
 
 /// The checkpoint that became the model: a copy, or one that was changed in place, which no name tells apart.
 fn left(operation: &Operation) -> Option<&String> {
-    let is_another = operation.before.model != operation.after.model;
-    operation.after.model.as_ref().filter(|_| moves_weights(operation) && is_another)
+    written(operation).filter(|model| operation.before.model.as_ref() != Some(model))
 }
 
 impl OperationReport {
@@ -138,7 +137,7 @@ impl OperationReport {
             id: operation.id.to_string(),
             title: operation.title.clone(),
             kind: match operation.deed {
-                Deed::Do => "do",
+                Deed::Do { .. } => "do",
                 Deed::Undo(_) => "undo",
                 Deed::Redo(_) => "redo",
                 Deed::Outside => "outside",
