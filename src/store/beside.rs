@@ -6,7 +6,7 @@
 use git2::{IndexConflict, IndexEntry, MergeOptions, Oid, Tree};
 
 use super::error::StoreError;
-use super::objects::OWN;
+use super::objects::{OWN, written};
 use super::{CommitId, Store};
 
 /// The bits of an index entry's flags that say which side of a conflict it is.
@@ -66,7 +66,8 @@ impl Store {
         for name in OWN.iter().filter(|name| tree.is_some_and(|tree| tree.get_name(name).is_some())) {
             beside.remove(name).map_err(failed())?;
         }
-        self.repository.find_tree(beside.write().map_err(failed())?).map_err(failed())
+        let tree = written("write a tree", || beside.write())?;
+        self.repository.find_tree(tree).map_err(failed())
     }
 
     /// Both trees as one, and the paths where ours stands against theirs.

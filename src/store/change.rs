@@ -173,8 +173,7 @@ impl Change<'_> {
             .collect::<Result<_, _>>()
             .map_err(failed())?;
         let parents: Vec<&git2::Commit<'_>> = parents.iter().collect();
-        let commit = write_commit(repository, &self.journal.author, text, &tree, &parents);
-        let commit = commit.map_err(failed())?;
+        let commit = write_commit(repository, &self.journal.author, text, &tree, &parents)?;
         self.move_head(CommitId(commit));
         Ok(CommitId(commit))
     }

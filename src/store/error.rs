@@ -92,6 +92,12 @@ pub enum StoreError {
         /// The lock file.
         lock: String,
     },
+    /// Stock git takes folders of objects away as often as they are made.
+    #[error("the history cannot {action}: git takes the folders of its objects away meanwhile")]
+    Swept {
+        /// What was tried.
+        action: &'static str,
+    },
     /// The system refuses what git objects or refs need.
     #[error("the history cannot {action}: {source}")]
     System {

@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use super::error::{StoreError, chain};
 use super::log::{Targets, is_strange};
-use super::objects::{Snapshot, Stored, bytes_of, odb_alone};
+use super::objects::{Snapshot, Stored, bytes_of, odb_alone, written};
 use super::operations;
 use super::refs::{self, CommitId, View};
 use super::state::Paths;
@@ -462,7 +462,7 @@ impl Store {
         let failed = || StoreError::git(format!("write the object {oid}"));
         self.refresh()?;
         let odb = self.repository.odb().map_err(failed())?;
-        let written = odb.write(kind, data).map_err(failed())?;
+        let written = written("write an object", || odb.write(kind, data))?;
         if written != oid {
             return Err(StoreError::malformed(format!("git object {oid}"), format!("its copy is {written}")));
         }

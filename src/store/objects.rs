@@ -13,8 +13,9 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
-use git2::{Commit, ObjectType, Odb, Oid, Repository, Tree};
+use git2::{Commit, ErrorClass, ObjectType, Odb, Oid, Repository, Tree};
 
 use super::base::Base;
 use super::error::StoreError;
@@ -186,11 +187,11 @@ impl ObjectStore<'_> {
             }
             true => {}
             false => {
-                let patches = patches.write().map_err(failed())?;
+                let patches = written("write a tree", || patches.write())?;
                 tree.insert(PATCHES, patches, FOLDER).map_err(failed())?;
             }
         }
-        tree.write().map_err(failed())
+        written("write a tree", || tree.write())
     }
 
     /// Reads the series alone, and not whether the tree has the patches that it names: of a long history that takes far
@@ -240,7 +241,7 @@ impl ObjectStore<'_> {
     }
 
     fn write_blob(&self, bytes: &[u8]) -> Result<Oid, StoreError> {
-        self.repository.blob(bytes).map_err(StoreError::git("write a blob"))
+        written("write a blob", || self.repository.blob(bytes))
     }
 
     /// The bytes of a blob; its size is asked before it is read.
@@ -287,6 +288,30 @@ pub(super) fn odb_alone(objects: &Path, action: &str) -> Result<Odb<'static>, St
     Ok(odb)
 }
 
+/// How often an object is written before its writer gives up.
+const TRIES: usize = 5;
+/// How long to wait between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Writes an object. Stock git takes emptied folders of objects away, also one that has just been made for this object:
+/// then it is written once more.
+pub(super) fn written(
+    action: &'static str,
+    mut write: impl FnMut() -> Result<Oid, git2::Error>,
+) -> Result<Oid, StoreError> {
+    // Of libgit2's errors only the words tell this one, which are the system's.
+    let is_swept = |error: &git2::Error| {
+        error.class() == ErrorClass::Os && error.message().ends_with("No such file or directory")
+    };
+    for _ in 0..TRIES {
+        match write() {
+            Err(error) if is_swept(&error) => std::thread::sleep(PAUSE),
+            ended => return ended.map_err(StoreError::git(action)),
+        }
+    }
+    Err(StoreError::Swept { action })
+}
+
 /// Writes a commit. libgit2's own function for that tells of no error where the object could not be written.
 pub(super) fn write_commit(
     repository: &Repository,
@@ -294,10 +319,12 @@ pub(super) fn write_commit(
     text: &str,
     tree: &Tree<'_>,
     parents: &[&Commit<'_>],
-) -> Result<Oid, git2::Error> {
-    let author = author.signature()?;
-    let buffer = repository.commit_create_buffer(&author, &author, text, tree, parents)?;
-    repository.odb()?.write(ObjectType::Commit, &buffer)
+) -> Result<Oid, StoreError> {
+    let failed = || StoreError::git("write a commit");
+    let author = author.signature().map_err(failed())?;
+    let buffer = repository.commit_create_buffer(&author, &author, text, tree, parents).map_err(failed())?;
+    let odb = repository.odb().map_err(failed())?;
+    written("write a commit", || odb.write(ObjectType::Commit, &buffer))
 }
 
 /// The whole file of a patch, wherever its sections lie.
@@ -347,6 +374,28 @@ pub fn series_of_bytes(bytes: &[u8]) -> Result<Vec<PatchId>, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_object_whose_folder_git_takes_away_is_written_once_more() {
+        let swept = || {
+            let words = "failed to rename lockfile to 'objects/01/f5': No such file or directory";
+            git2::Error::new(git2::ErrorCode::GenericError, ErrorClass::Os, words)
+        };
+        let mut tries = 0;
+        let mut write = |needed: usize| {
+            tries = 0;
+            written("write a blob", || {
+                tries += 1;
+                if tries < needed { Err(swept()) } else { Ok(Oid::ZERO_SHA1) }
+            })
+        };
+        assert!(write(TRIES).is_ok());
+        assert!(matches!(write(TRIES + 1), Err(StoreError::Swept { .. })));
+        let full = git2::Error::new(git2::ErrorCode::GenericError, ErrorClass::Os, "No space left on device");
+        let mut full = Some(full);
+        let refused = written("write a blob", || Err(full.take().expect("one try")));
+        assert!(matches!(refused, Err(StoreError::System { .. })));
+    }
 
     #[test]
     fn a_series_names_each_patch_once() {

@@ -17,7 +17,7 @@ use git2::{Commit as GitCommit, ErrorCode, Oid, Repository, Signature, Time};
 
 use super::error::StoreError;
 use super::lock::Lock;
-use super::objects::{FILE, write_commit};
+use super::objects::{FILE, write_commit, written};
 use super::refs::{CommitId, View, peeled};
 use crate::checkpoint::tell_of_last_step;
 
@@ -393,10 +393,11 @@ fn write(
     let mut tree = repository.treebuilder(None).map_err(failed())?;
     for (name, view) in [(BEFORE, before), (AFTER, after)] {
         let text = view.text().map_err(|error| StoreError::malformed("an operation", error.to_string()))?;
-        let blob = repository.blob(text.as_bytes()).map_err(failed())?;
+        let blob = written("write an operation", || repository.blob(text.as_bytes()))?;
         tree.insert(name, blob, FILE).map_err(failed())?;
     }
-    let tree = repository.find_tree(tree.write().map_err(failed())?).map_err(failed())?;
+    let tree = written("write an operation", || tree.write())?;
+    let tree = repository.find_tree(tree).map_err(failed())?;
     let kept = match &last {
         Some(last) => read(repository, last)?.after.targets(),
         None => Vec::new(),
@@ -408,7 +409,7 @@ fn write(
     let new: Vec<GitCommit<'_>> =
         new.into_iter().filter_map(|target| repository.find_commit(target).ok()).collect();
     let parents: Vec<&GitCommit<'_>> = last.iter().chain(&new).collect();
-    write_commit(repository, author, message, &tree, &parents).map_err(failed())
+    write_commit(repository, author, message, &tree, &parents)
 }
 
 #[cfg(test)]

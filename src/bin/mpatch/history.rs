@@ -169,6 +169,9 @@ fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
         }
         StoreError::Exists { .. } => (ExitKind::Conflict, "choose another folder, in which no `.git` is"),
         StoreError::Version { .. } => (ExitKind::Unsupported, "update mpatch"),
+        StoreError::Swept { .. } => {
+            (ExitKind::Busy, "wait until git has ended its work on it, and try again")
+        }
         StoreError::Busy { .. } => (ExitKind::Busy, "wait for it, or give a longer `--lock-timeout`"),
         StoreError::Io { source, .. } => (ExitKind::Io, io_hint(source)),
         StoreError::System { .. } => {
