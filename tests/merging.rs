@@ -5,7 +5,9 @@ mod drafts;
 mod material;
 mod place;
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 
 use material::{key, signed_with};
 use mpatch::patch::manifest::Line;
@@ -154,11 +156,11 @@ fn a_side_that_has_all_in_another_order_is_the_result_whichever_is_merged_into_w
 }
 
 /// Commits files to a branch, as somebody does who keeps them beside a history; one without a text is taken away.
-fn keep(place: &Place, branch: &str, files: &[(&str, &str)]) {
+fn keep(place: &Place, branch: &str, files: &[(impl AsRef<[u8]>, &str)]) {
     place.git(&format!("worktree add -q tree {branch}"));
-    fs::create_dir_all(place.path("tree/notes")).unwrap();
     for (name, text) in files {
-        let path = place.path("tree").join(name);
+        let path = place.path("tree").join(OsStr::from_bytes(name.as_ref()));
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
         if text.is_empty() { fs::remove_file(path).unwrap() } else { fs::write(path, text).unwrap() }
     }
     place.git("-C tree add -A");
@@ -265,6 +267,26 @@ fn files_of_two_that_merged_each_other_are_held_against_what_both_had_then() {
         for name in ["a", "b", "c", "d"] {
             assert_eq!(place.git(&format!("show HEAD:{name}")), "3", "`{name}`, {from} into {into}");
         }
+    }
+}
+
+#[test]
+fn a_file_that_has_no_room_and_one_whose_name_is_no_text_are_merged_and_told() {
+    let place = Place::begun();
+    place.good("branch docs");
+    keep(&place, "main", &[(&b"notes"[..], "ours"), (b"\xff.md", "ours")]);
+    keep(&place, "docs", &[(&b"notes/a"[..], "theirs"), (b"\xff.md", "theirs")]);
+    for (into, from, left_out, other) in
+        [("main", "docs", "notes/a", "notes"), ("docs", "main", "notes", "notes/a")]
+    {
+        place.good(&format!("checkout {into}"));
+        let said = place.good(&format!("merge {from} --onto model.safetensors"));
+        let words =
+            format!("warning: `{left_out}` of the other side has no room beside `{other}`, and was left out");
+        assert!(said.contains(&words) && said.contains("changed `\u{fffd}.md`"), "{said}");
+        assert_eq!(said.matches("warning: ").count(), 2, "{said}");
+        place.git(&format!("rev-parse HEAD:{other}"));
+        place.good("undo");
     }
 }
 

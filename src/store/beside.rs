@@ -3,7 +3,12 @@
 //! It is merged as git merges files: against what both sides come from. Where both have changed a file, and not alike,
 //! that of our side stays.
 
-use git2::{IndexConflict, IndexEntry, MergeOptions, Oid, Tree};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use git2::{Index, IndexConflict, IndexEntry, MergeOptions, Oid, Tree};
 
 use super::error::StoreError;
 use super::objects::{OWN, written};
@@ -13,15 +18,10 @@ use super::{CommitId, Store};
 const STAGE: u16 = 0x3000;
 
 impl Store {
-    /// A tree with all that is kept beside two states, as a merge has it, and the paths where ours stands against
-    /// theirs.
-    pub(super) fn beside_both(
-        &self,
-        ours: CommitId,
-        theirs: CommitId,
-    ) -> Result<(Oid, Vec<String>), StoreError> {
+    /// A tree with all that is kept beside two states, as a merge has it, and what ours stands against.
+    pub(super) fn beside_both(&self, ours: CommitId, theirs: CommitId) -> Result<(Oid, Beside), StoreError> {
         if !self.has_any_beside(ours)? && !self.has_any_beside(theirs)? {
-            return Ok((self.tree(ours)?, Vec::new()));
+            return Ok((self.tree(ours)?, Beside::default()));
         }
         let (our, their) = (self.beside(ours)?, self.beside(theirs)?);
         let fork = self.beside_forks(&self.forks(ours, &[theirs])?)?;
@@ -70,35 +70,78 @@ impl Store {
         self.repository.find_tree(tree).map_err(failed())
     }
 
-    /// Both trees as one, and the paths where ours stands against theirs.
+    /// Both trees as one, and what ours stands against.
     fn joined(
         &self,
         fork: &Tree<'_>,
         ours: &Tree<'_>,
         theirs: &Tree<'_>,
-    ) -> Result<(Oid, Vec<String>), StoreError> {
+    ) -> Result<(Oid, Beside), StoreError> {
         let failed = || StoreError::git("merge the files beside its states");
         let mut options = MergeOptions::new();
         options.find_renames(false);
         let mut index = self.repository.merge_trees(fork, ours, theirs, Some(&options)).map_err(failed())?;
         let conflicts = index.conflicts().and_then(|conflicts| conflicts.collect::<Result<Vec<_>, _>>());
-        let mut kept = Vec::new();
-        for conflict in conflicts.map_err(failed())? {
+        let conflicts = conflicts.map_err(failed())?;
+        let mut theirs = paths(&index);
+        let mut kept = BTreeSet::new();
+        for conflict in conflicts {
             let Some(path) = path_of(&conflict) else { continue };
             for stage in 1..=3 {
                 // Which of the three are there differs.
-                let _ = index.remove(path.as_ref(), stage);
+                let _ = index.remove(Path::new(OsStr::from_bytes(&path)), stage);
             }
-            if let Some(ours) = conflict.our {
-                index.add(&IndexEntry { flags: ours.flags & !STAGE, ..ours }).map_err(failed())?;
+            match conflict.our {
+                Some(ours) => {
+                    let is_theirs = conflict.their.is_some() || conflict.ancestor.is_some();
+                    index.add(&IndexEntry { flags: ours.flags & !STAGE, ..ours }).map_err(failed())?;
+                    kept.extend(is_theirs.then_some(path));
+                }
+                // Where it has no room, that is what keeps it out, and not a change of ours.
+                None => _ = theirs.insert(path),
             }
-            kept.push(path);
         }
-        Ok((index.write_tree_to(&self.repository).map_err(failed())?, kept))
+        let tree = written("write a tree", || index.write_tree_to(&self.repository))?;
+        let stays = paths(&index);
+        let mut beside = Beside::default();
+        for path in theirs.into_iter().filter(|path| !stays.contains(path)) {
+            match stays.iter().find(|other| has_no_room(&path, other)) {
+                Some(other) => _ = beside.left_out.insert(in_words(&path), in_words(other)),
+                None => _ = kept.insert(path),
+            }
+        }
+        beside.kept = kept.iter().map(|path| in_words(path)).collect();
+        Ok((tree, beside))
     }
 }
 
-fn path_of(conflict: &IndexConflict) -> Option<String> {
+/// What a merge made of files that one of the two sides cannot have as it has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// Files that both sides have changed, and that are as on the head's.
+    pub kept: Vec<String>,
+    /// Files that have no room, each with the one in its way.
+    pub left_out: BTreeMap<String, String>,
+}
+
+fn path_of(conflict: &IndexConflict) -> Option<Vec<u8>> {
     let entry = conflict.our.as_ref().or(conflict.their.as_ref()).or(conflict.ancestor.as_ref())?;
-    Some(String::from_utf8_lossy(&entry.path).into_owned())
+    Some(entry.path.clone())
+}
+
+/// The paths of what is no conflict.
+fn paths(index: &Index) -> BTreeSet<Vec<u8>> {
+    let merged = index.iter().filter(|entry| entry.flags & STAGE == 0);
+    merged.map(|entry| entry.path).collect()
+}
+
+/// A name is that of a file or of a folder.
+fn has_no_room(path: &[u8], other: &[u8]) -> bool {
+    let is_below =
+        |path: &[u8], other: &[u8]| path.strip_prefix(other).is_some_and(|rest| rest.starts_with(b"/"));
+    is_below(path, other) || is_below(other, path)
+}
+
+fn in_words(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
 }

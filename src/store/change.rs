@@ -6,6 +6,7 @@ use git2::Oid;
 
 use super::Store;
 use super::base::Base;
+use super::beside::Beside;
 use super::error::StoreError;
 use super::message::Message;
 use super::objects::{Snapshot, write_commit};
@@ -90,8 +91,8 @@ impl Change<'_> {
     }
 
     /// Joins another history to the head's: `series` is one whose states are known, and `stacked` one patch on top of
-    /// it of everything else that is to be in the result. Tells which files beside the states both sides have
-    /// changed, of which the head's stay.
+    /// it of everything else that is to be in the result. Tells what has become of the files beside
+    /// the states.
     ///
     /// # Errors
     /// [`StoreError::Misfit`], or what goes wrong with writing.
@@ -101,7 +102,7 @@ impl Change<'_> {
         series: &[PatchId],
         stacked: Option<&Patch>,
         mut message: Message,
-    ) -> Result<Vec<String>, StoreError> {
+    ) -> Result<Beside, StoreError> {
         let (head, mut snapshot) = self.head()?;
         snapshot.patches.extend(self.store.snapshot(theirs)?.patches);
         snapshot.series = series.to_vec();
@@ -111,10 +112,10 @@ impl Change<'_> {
             message.patches = vec![stacked.id()];
         }
         let text = message.text(state.weights_id(&base));
-        let (beside, kept) = self.store.beside_both(head, theirs)?;
-        let tree = self.store.objects().write_tree(&snapshot, Some(beside))?;
+        let (tree, beside) = self.store.beside_both(head, theirs)?;
+        let tree = self.store.objects().write_tree(&snapshot, Some(tree))?;
         self.commit(tree, &text, &[head.0, theirs.0])?;
-        Ok(kept)
+        Ok(beside)
     }
 
     /// Moves the head, and the branch it is on, to a commit that already contains it.

@@ -44,6 +44,7 @@ use crate::digest::PatchId;
 use crate::patch::{Manifest, Patch};
 
 pub use self::base::{Base, BaseTensor};
+pub use self::beside::Beside;
 pub use self::change::Change;
 pub use self::error::StoreError;
 #[doc(hidden)] // For the command line, which says an error with its causes in the same words.

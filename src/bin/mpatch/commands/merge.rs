@@ -9,14 +9,14 @@
 //! What an earlier merge added up may have gone on since, on the branch that it came from, or been taken back there. So
 //! a merged patch is its parts again wherever one of them matters to the other side, and each part goes in once.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use mpatch::checkpoint::{Checkpoint, PassingFolder};
 use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 use mpatch::stack::{AddOptions, Named, StackError, Stacked, plan_among};
-use mpatch::store::{Atlas, Commit, CommitId, Store, way};
+use mpatch::store::{Atlas, Beside, Commit, CommitId, Store, way};
 use serde::Serialize;
 
 use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
@@ -77,6 +77,8 @@ struct MergeReport {
     signature: Option<SignatureReport>,
     /// Files beside the states that both sides have changed, and that are as on this one.
     files_kept: Vec<String>,
+    /// Files of the other side that have no room here, each with the one in its way.
+    files_left_out: BTreeMap<String, String>,
     /// What `checkout` will ask for again.
     #[serde(skip)]
     words: String,
@@ -127,7 +129,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
                 None => mpatch::store::Message { title, ..mpatch::store::Message::default() },
             };
             let made = change.merge(theirs.id, &merged.series, merged.patch.as_ref(), words);
-            merged.files_kept = made.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
+            merged.beside = made.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
             Outcome::Merged
         }
     };
@@ -137,11 +139,22 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     let view = store.view()?;
     let commit = CommitReport::new(store.commit(store.head()?)?, &view);
     let branch = branch_of(&view).map(str::to_owned);
-    let Merged { stacked, judged, agreement, files_kept, .. } = merged;
+    let Merged { stacked, judged, agreement, beside, .. } = merged;
+    let Beside { kept: files_kept, left_out: files_left_out } = beside;
     let trust = judged.into_iter().map(|judged| judged.report).collect();
     let words = arguments.trust.words();
-    let report =
-        MergeReport { outcome, branch, commit, stacked, trust, agreement, signature, files_kept, words };
+    let report = MergeReport {
+        outcome,
+        branch,
+        commit,
+        stacked,
+        trust,
+        agreement,
+        signature,
+        files_kept,
+        files_left_out,
+        words,
+    };
     output.report(&report).map_err(CommandError::after_the_work)
 }
 
@@ -164,8 +177,7 @@ struct Merged {
     /// What the signatures say of those, in the same order.
     judged: Vec<Judged>,
     agreement: Agreement,
-    /// Files beside the states that both sides have changed, and that are as on this one.
-    files_kept: Vec<String>,
+    beside: Beside,
 }
 
 /// What a merged state is made of.
@@ -412,6 +424,11 @@ impl Report for MergeReport {
         self.agreement.write(true, page);
         for file in &self.files_kept {
             page.line(&format!("warning: both sides have changed `{file}`, and it stays as it is here"));
+        }
+        for (file, other) in &self.files_left_out {
+            page.line(&format!(
+                "warning: `{file}` of the other side has no room beside `{other}`, and was left out"
+            ));
         }
         for (patch, trust) in
             self.stacked.iter().zip(&self.trust).filter(|(_, trust)| !trust.allowed.is_empty())
