@@ -7,7 +7,21 @@ mod place;
 
 use std::fs;
 
+use mpatch::checkpoint::PassingFolder;
 use place::Place;
+
+#[test]
+fn what_is_packed_is_found_where_there_were_no_packs_and_what_nobody_works_on_goes() {
+    let place = Place::begun();
+    let git = place.path(".git");
+    let live = PassingFolder::create(&git).unwrap();
+    let left = git.join(".mpatch-tmp-7");
+    fs::create_dir(&left).unwrap();
+    fs::remove_dir(git.join("objects/pack")).unwrap();
+    place.good("gc");
+    assert!(live.path().exists() && !left.exists());
+    assert!(place.good("fsck").starts_with("whole: "));
+}
 
 #[test]
 fn what_was_mended_is_said_where_something_else_was_not() {

@@ -23,7 +23,8 @@ use super::objects::{Snapshot, Stored, bytes_of, odb_alone, written};
 use super::operations;
 use super::refs::{self, CommitId, View};
 use super::state::Paths;
-use super::{Store, lfs, temporary_folder};
+use super::{Store, lfs, passing_folder};
+use crate::checkpoint::PassingFolder;
 use crate::digest::PatchId;
 use crate::patch::Patch;
 use crate::patch::manifest::Binding;
@@ -527,7 +528,7 @@ struct Pack {
 /// A database of one pack alone, so that no other copy of an object answers for the one in it.
 struct Apart {
     odb: Odb<'static>,
-    _folder: tempfile::TempDir,
+    _folder: PassingFolder,
 }
 
 /// The ids in a pack's index, version 2: magic, version, 256 running totals, then the ids in order.
@@ -559,7 +560,7 @@ fn listed_in(index: &[u8]) -> Result<BTreeSet<Oid>, &'static str> {
 impl Pack {
     fn open(&self, store: &Store) -> Result<Apart, StoreError> {
         let git = store.git_folder();
-        let folder = temporary_folder(git)?;
+        let folder = passing_folder(git)?;
         let objects = folder.path().join("objects");
         let (there, here) =
             (git.join("objects/pack").join(&self.name), objects.join("pack").join(&self.name));

@@ -19,8 +19,8 @@ use super::log::{is_strange, reachable};
 use super::objects::{ObjectStore, Stored};
 use super::refs::{CommitId, Kind, is_foreign, peeled};
 use super::state::Paths;
-use super::{Change, Store, temporary_folder};
-use crate::checkpoint::tell_of_last_step;
+use super::{Change, Store, passing_folder};
+use crate::checkpoint::{PassingFolder, tell_of_last_step};
 use crate::digest::PatchId;
 use crate::patch::Patch;
 use crate::patch::manifest::Binding;
@@ -36,13 +36,13 @@ const NOWHERE: &str = "refs/mpatch/none";
 pub struct Incoming<'s> {
     store: &'s Store,
     repository: Repository,
-    _folder: tempfile::TempDir,
+    _folder: PassingFolder,
 }
 
 /// A repository for a while.
 pub(super) struct Passing {
     pub(super) repository: Repository,
-    pub(super) folder: tempfile::TempDir,
+    pub(super) folder: PassingFolder,
 }
 
 /// What came.
@@ -65,7 +65,7 @@ pub struct Received {
 impl Store {
     /// An empty repository in the store's own folder, gone when it is dropped.
     pub(super) fn passing_repository(&self) -> Result<Passing, StoreError> {
-        let folder = temporary_folder(self.git_folder())?;
+        let folder = passing_folder(self.git_folder())?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).no_reinit(true).external_template(false).initial_head(NOWHERE);
         let repository = Repository::init_opts(folder.path(), &options);

@@ -67,8 +67,6 @@ pub const VERSION: i64 = 1;
 const VERSION_KEY: &str = "mpatch.version";
 /// The repository's folder, in the store's.
 const GIT: &str = ".git";
-/// How folders for a while are called in the repository's folder.
-const TEMPORARY_PREFIX: &str = ".mpatch-";
 /// In a mode: everybody may write.
 const OTHERS_WRITE: u32 = 0o002;
 
@@ -116,7 +114,7 @@ impl Store {
         settings::apply().map_err(StoreError::git("be set up"))?;
         let full = Kind::Branch.full_name(branch)?;
         refuse_repository(folder)?;
-        let temporary = PassingFolder::make(folder).map_err(StoreError::io(folder, "write to"))?;
+        let temporary = passing_folder(folder)?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).no_reinit(true).external_template(false).initial_head(&full);
         let failed = || StoreError::git("be made");
@@ -165,6 +163,9 @@ impl Store {
         }
         refuse_worktree(&repository, folder)?;
         refuse_others(&repository, folder)?;
+        // libgit2 looks into it for packs only where it is there when the objects are first read, and so would miss
+        // those that come later. What may only be read needs none.
+        _ = std::fs::create_dir(repository.path().join("objects/pack"));
         let lfs = lfs::Objects::of(repository.path());
         Ok(Self { folder: folder.to_owned(), repository, lfs, places: RefCell::default() })
     }
@@ -440,10 +441,9 @@ fn refuse_repository(folder: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// A folder under a passing name, gone when it is dropped.
-fn temporary_folder(above: &Path) -> Result<tempfile::TempDir, StoreError> {
-    let made = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempdir_in(above);
-    made.map_err(StoreError::io(above, "write to"))
+/// A folder under a passing name, gone when it is dropped; it takes those of processes that are gone away.
+fn passing_folder(above: &Path) -> Result<PassingFolder, StoreError> {
+    PassingFolder::make(above).map_err(StoreError::io(above, "write to"))
 }
 
 /// Writes every file and folder below `folder` through to the disk, after it is no longer everybody's to write,

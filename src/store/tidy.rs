@@ -14,10 +14,7 @@ use serde::Serialize;
 use super::error::StoreError;
 use super::incoming::move_packs;
 use super::objects::odb_alone;
-use super::{Change, CommitId, Store, TEMPORARY_PREFIX, lfs, lock, temporary_folder};
-
-/// Age in seconds from which a temporary folder is what a killed process left behind.
-const ABANDONED_SECONDS: i64 = 24 * 60 * 60;
+use super::{Change, CommitId, Store, lfs, lock, passing_folder};
 
 /// What was put in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -44,26 +41,7 @@ impl Change<'_> {
             tidied.removed += 1;
             tidied.removed_size_bytes += size;
         }
-        self.remove_abandoned()?;
         Ok(tidied)
-    }
-
-    fn remove_abandoned(&self) -> Result<(), StoreError> {
-        let git = self.store.git_folder();
-        for entry in std::fs::read_dir(git).map_err(StoreError::io(git, "list"))? {
-            let entry = entry.map_err(StoreError::io(git, "list"))?;
-            if !entry.file_name().to_string_lossy().starts_with(TEMPORARY_PREFIX) {
-                continue;
-            }
-            let modified = entry.metadata().and_then(|about| about.modified());
-            let modified = modified.map_err(StoreError::io(&entry.path(), "examine"))?;
-            let seconds =
-                modified.duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs() as i64);
-            if self.journal.author.seconds - seconds > ABANDONED_SECONDS {
-                std::fs::remove_dir_all(entry.path()).map_err(StoreError::io(&entry.path(), "remove"))?;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -116,14 +94,15 @@ impl Store {
     /// Packs all loose objects that are whole; tells how many.
     fn pack(&self) -> Result<usize, StoreError> {
         let failed = || StoreError::git("pack its objects");
+        let git = self.git_folder();
+        // Made where there is nothing to pack, too: what killed processes left goes with it.
+        let folder = passing_folder(git)?;
         let odb = self.repository.odb().map_err(failed())?;
         let loose: Vec<(Oid, PathBuf)> =
             self.loose()?.into_iter().filter(|(oid, _)| odb.read(*oid).is_ok()).collect();
         if loose.is_empty() {
             return Ok(0);
         }
-        let git = self.git_folder();
-        let folder = temporary_folder(git)?;
         let packs = folder.path().join("objects/pack");
         lfs::create_folder(&packs)?;
         let mut builder = self.repository.packbuilder().map_err(failed())?;

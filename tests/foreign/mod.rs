@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, UNIX_EPOCH};
 
 use mpatch::patch::Patch;
 
@@ -166,22 +165,6 @@ fn what_operations_name_outlasts_gits_own_sweeping() {
     place.good("redo");
     assert_eq!(place.head(), added);
     assert!(place.good("fsck").starts_with("whole: "));
-}
-
-#[test]
-fn temporaries_are_swept_away_when_they_are_a_day_old() {
-    let place = Place::begun();
-    // The clock of the commands that run here.
-    let now = UNIX_EPOCH + Duration::from_secs(1_764_028_800);
-    let [fresh, old] = [23, 25].map(|hours| {
-        let path = place.path(&format!(".git/.mpatch-{hours}"));
-        fs::create_dir(&path).unwrap();
-        let age = Duration::from_secs(hours * 60 * 60);
-        fs::File::open(&path).unwrap().set_modified(now - age).unwrap();
-        path
-    });
-    place.good("gc");
-    assert!(fresh.exists() && !old.exists());
 }
 
 #[test]
