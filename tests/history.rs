@@ -585,8 +585,8 @@ fn the_command_that_is_suggested_works_as_it_stands() {
     assert!(errors.contains("hint: check the address: it must be a git repository"), "{errors}");
     // The other side has patches there.
     place.git("clone -q --bare mine mine.git");
-    let errors = place.bad("push main --to mine.git --store know", 11);
-    assert!(errors.contains("`mpatch pull --store know` first"), "{errors}");
+    let errors = place.bad("push main --to mine.git --store know", 7);
+    assert!(errors.contains("/mine.git --store know` fetches them, to be merged"), "{errors}");
 }
 
 #[test]

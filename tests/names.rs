@@ -104,6 +104,11 @@ fn a_tag_with_words_of_its_own_travels_whole() {
     let said = place.bad("push plain", 7);
     assert!(said.contains("the tag `plain` names something else in `/"), "{said}");
     assert!(place.good("pull").contains("warning: the tag plain names something else there"));
+    // The same state is the same, with words and without.
+    place.good("tag -d v1");
+    place.good("tag v1 main");
+    place.good("push v1");
+    assert_eq!(place.git("-C bare.git cat-file -t v1"), "tag\n");
 }
 
 #[test]

@@ -180,21 +180,32 @@ fn is_at_work(address: &str, has_operations: bool) -> bool {
 
 /// Refuses to move the branch that somebody is on over there, or a tag. Git does so where files are checked out; in a
 /// history they never are, so the remote's own `git` takes its branch for one that nobody is on.
-fn refuse_to_move(
+///
+/// Answers with what is to be sent: all but tags that lead to the same there.
+fn without_refused<'n>(
+    store: &Store,
     incoming: &Incoming<'_>,
     address: &str,
-    names: &[(CommitId, String)],
-) -> Result<(), CommandError> {
+    names: &'n [(CommitId, String)],
+) -> Result<Vec<&'n (CommitId, String)>, CommandError> {
     let listed = git(incoming, address, &["ls-remote", "--symref", "--", address])
         .map_err(|error| error.hint(HINT_OF_PUSH))?;
     let entries: Vec<(&str, &str)> = listed.lines().filter_map(|line| line.split_once('\t')).collect();
     let head = entries.iter().find_map(|(target, _)| target.strip_prefix("ref: "));
     let has_operations = entries.iter().any(|(_, name)| *name == OPERATIONS);
     let moves = |commit: &CommitId, name: &str| !entries.contains(&(&commit.to_string(), name));
-    let is_taken = |commit: &CommitId, name: &str| {
-        name.starts_with(TAGS) && entries.iter().any(|(_, there)| *there == name) && moves(commit, name)
-    };
-    if let Some((_, name)) = names.iter().find(|(commit, name)| is_taken(commit, name)) {
+    let there = |name: &str| entries.iter().find(|(_, there)| *there == name).map(|(target, _)| *target);
+    let mut sent = Vec::new();
+    for target @ (commit, name) in names {
+        let Some(object) = there(name).filter(|_| name.starts_with(TAGS)) else {
+            sent.push(target);
+            continue;
+        };
+        // Of a tag object the commit is listed that it leads to.
+        let theirs = there(&format!("{name}^{{}}")).unwrap_or(object);
+        if store.named(*commit)?.0.to_string() == theirs {
+            continue;
+        }
         let (tag, shown) = (name.strip_prefix(TAGS).unwrap_or(name), shown_address(address));
         let message = format!("the tag `{tag}` names something else in `{shown}`");
         return Err(CommandError::new(ExitKind::Conflict, message)
@@ -202,8 +213,33 @@ fn refuse_to_move(
     }
     match names.iter().find(|(commit, name)| Some(name.as_str()) == head && moves(commit, name)) {
         Some((_, name)) if is_at_work(address, has_operations) => Err(their_branch(address, name)),
-        _ => Ok(()),
+        _ => Ok(sent),
     }
+}
+
+/// The branch has gone on over there, or was never the same.
+fn gone_on(
+    said: &str,
+    address: &str,
+    sent: &[&(CommitId, String)],
+    remembered: Option<&str>,
+) -> CommandError {
+    let name =
+        |(_, full): &(CommitId, String)| full.rsplit_once("refs/heads/").map(|(_, name)| name.to_owned());
+    let is_named = |name: &String| {
+        said.contains(&format!("-> {name} (")) || said.contains(&format!("refs/heads/{name}'"))
+    };
+    let branches: Vec<String> = sent.iter().filter_map(|target| name(target)).collect();
+    let branch = branches.iter().find(|name| is_named(name)).or(branches.first());
+    let shown = shown_address(address);
+    let branch = branch.map_or_else(|| "the branch".to_owned(), |name| format!("`{name}`"));
+    let message = format!("{branch} of `{shown}` has commits that are not in the one here");
+    let from = match remembered {
+        Some(known) if known == address => String::new(),
+        _ => format!(" --from {}", shell_word(shown)),
+    };
+    CommandError::new(ExitKind::Conflict, message)
+        .hint(format!("`mpatch pull{from}` fetches them, to be merged before you push again"))
 }
 
 fn their_branch(address: &str, name: &str) -> CommandError {
@@ -220,9 +256,13 @@ pub fn push(
     store: &Store,
     incoming: &Incoming<'_>,
     address: &str,
+    remembered: Option<&str>,
     names: &[(CommitId, String)],
 ) -> Result<(), CommandError> {
-    refuse_to_move(incoming, address, names)?;
+    let names = without_refused(store, incoming, address, names)?;
+    if names.is_empty() {
+        return Ok(());
+    }
     let commits: Vec<CommitId> = names.iter().map(|(commit, _)| *commit).collect();
     let large = store.large_patches(&commits)?;
     if !large.is_empty() {
@@ -236,6 +276,9 @@ pub fn push(
     words.extend(["--", address]);
     words.extend(targets.iter().map(String::as_str));
     git(incoming, address, &words).map(drop).map_err(|error| {
+        if has_gone_on(&error.message) {
+            return gone_on(&error.message, address, &names, remembered);
+        }
         // What stock git has checked out it refuses by itself.
         let refused = error.message.split_once("refusing to update checked out branch: ");
         let name = refused.and_then(|(_, name)| name.split([';', ' ']).next());
@@ -284,7 +327,6 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
             .hint("install git-lfs"));
     }
     let hint = match words.first() {
-        Some(&"push") if has_gone_on(&said) => "the other side has gone on: `mpatch pull` first",
         Some(&"push") => HINT_OF_PUSH,
         _ if said.contains("dubious ownership") => {
             "it belongs to another user: where you trust it, do what git says, and try again"

@@ -56,7 +56,7 @@ pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandErro
     let incoming = store.incoming()?;
     // Nobody can say any more what the other history has, once it is being sent.
     last_step();
-    network::push(&store, &incoming, &address, &sent)?;
+    network::push(&store, &incoming, &address, remembered.as_deref(), &sent)?;
     // The other history has it, whatever becomes of our word for that.
     let is_known = remembered.as_ref().is_none_or(|known| *known == address);
     let news: &[_] = if is_known { &sent } else { &[] };
