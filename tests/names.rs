@@ -139,6 +139,20 @@ fn a_copy_that_undo_leaves_is_named_whichever_state_it_was_made_of() {
 }
 
 #[test]
+fn an_address_is_remembered_with_what_came_from_there_or_not_at_all() {
+    let place = of_one_patch();
+    place.good("init know --base model.safetensors");
+    let lock = place.path("know/.git/refs/mpatch/pending.lock");
+    fs::write(&lock, "").unwrap();
+    assert!(place.bad("pull --from . --store know", 10).ends_with("state: unchanged\n"));
+    let known = place.command("git").args(["-C", "know", "config", "remote.origin.url"]).output().unwrap();
+    assert!(!known.status.success(), "{known:?}");
+    fs::remove_file(lock).unwrap();
+    place.good("pull --from . --store know");
+    place.good("pull --store know");
+}
+
+#[test]
 fn an_address_on_this_machine_is_what_git_takes_it_for() {
     let place = of_one_patch();
     place.good("push --to bare");

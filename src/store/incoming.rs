@@ -110,6 +110,13 @@ impl Store {
         Ok(config.get_string(&format!("remote.{remote}.url")).ok())
     }
 
+    /// Forgets the address of the other store called `remote`, after a change that came to nothing; where that is
+    /// impossible it stays, and is all that stays.
+    pub fn forget_remote(&self, remote: &str) {
+        let Ok(mut config) = self.repository.config() else { return };
+        ["url", "fetch"].iter().for_each(|key| _ = config.remove(&format!("remote.{remote}.{key}")));
+    }
+
     /// Pointers of all large patches that the histories of `commits` have, whether the patches are here or not.
     ///
     /// # Errors

@@ -60,13 +60,18 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
     // What has a name under this one says where that history is, and no other.
     let is_known = remembered.as_ref().is_none_or(|known| *known == address);
     let received = incoming.receive(&mut change, is_known.then_some(REMOTE))?;
-    if remembered.is_none() {
-        change.set_remote(REMOTE, &address)?;
-    }
     let branch = branch_of(change.view()).map(str::to_owned);
     let theirs = branch.as_ref().and_then(|branch| received.branches.get(branch)).copied();
     let followed = follow(&store, &mut change, theirs, is_known)?;
-    change.finish("pull")?;
+    if remembered.is_none() {
+        change.set_remote(REMOTE, &address)?;
+    }
+    change.finish("pull").inspect_err(|error| {
+        // What is still to be done when the next change begins came from there.
+        if remembered.is_none() && !matches!(error, StoreError::Pending { .. }) {
+            store.forget_remote(REMOTE);
+        }
+    })?;
     let view = store.view()?;
     let report = PullReport {
         address: shown_address(&address),
