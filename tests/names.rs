@@ -163,9 +163,13 @@ fn an_address_on_this_machine_is_what_git_takes_it_for() {
     assert!(place.good("pull --store mine").contains("/bare.git, every patch checked"));
     place.git("-C mine rev-parse origin/news");
     place.good("push --store mine");
-    place.git("bundle create -q all.bundle HEAD main");
+    // What has the remembered address in other words is no other history.
+    let url = format!("file://{}/bare.git", place.folder.path().display());
+    assert!(!place.good(&format!("pull --from {url} --store mine")).contains("have no names here"));
+    place.good("branch a");
+    place.git("bundle create -q all.bundle HEAD a main");
     for words in ["clone all second", "clone all.bundle"] {
-        assert!(place.good(words).contains("(HEAD -> main, origin/main)"), "{words}");
+        assert!(place.good(words).contains("(HEAD -> main, origin/a, origin/main)"), "{words}");
     }
     place.good("log --store all");
     let said = place.bad("clone nowhere x", 11);

@@ -71,6 +71,9 @@ pub fn address(given: &str) -> Result<String, CommandError> {
 /// The address with its full path, where it is one on this machine as seen from `folder`: `git` runs elsewhere. As git
 /// has it, `knowledge` may be `knowledge.git`, or a bundle.
 fn full_address(folder: &Path, address: &str) -> Result<String, CommandError> {
+    // One history has one address. What is written in percent is left to git.
+    let path = address.strip_prefix("file://").filter(|path| path.starts_with('/') && !path.contains('%'));
+    let address = path.unwrap_or(address);
     let paths = ["", ".git", ".bundle"].map(|ending| match ending {
         "" => folder.join(address),
         _ => folder.join(format!("{}{ending}", address.trim_end_matches('/'))),
@@ -336,9 +339,11 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
         }
         _ => "check the address, and that you may read it",
     };
-    let verb = match words.first() {
-        Some(&"ls-remote") => "ask what is there",
-        verb => verb.copied().unwrap_or_default(),
+    let verb = match words {
+        ["ls-remote", ..] => "ask what is there",
+        ["lfs", "push", ..] => "send large patches",
+        ["lfs", ..] => "fetch large patches",
+        _ => words.first().copied().unwrap_or_default(),
     };
     Err(CommandError::new(ExitKind::Io, format!("git could not {verb}: {said}")).hint(hint))
 }

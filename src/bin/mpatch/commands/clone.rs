@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
-use mpatch::store::{Change, Head, Received, Store};
+use mpatch::store::{Change, CommitId, Head, Received, Store};
 use serde::Serialize;
 
 use super::open_checkpoint;
@@ -130,7 +130,11 @@ fn begin_at(
         TheirHead::Branch(name) => received.branches.get_key_value(&name),
         TheirHead::Detached | TheirHead::Unborn => None,
     };
-    let alike = || received.branches.iter().find(|(_, commit)| Some(**commit) == received.head);
+    // What it is on a bundle does not say: of several, git guesses the usual one, too.
+    let is_alike = |(_, commit): &(&String, &CommitId)| Some(**commit) == received.head;
+    let usual =
+        || ["main", "master"].iter().find_map(|name| received.branches.get_key_value(*name).filter(is_alike));
+    let alike = || usual().or_else(|| received.branches.iter().find(is_alike));
     match (named.or_else(alike), received.head) {
         (None, Some(commit)) => {
             change.switch(Head::Detached(commit))?;
@@ -153,7 +157,10 @@ fn begin_at(
 /// `knowledge` of `https://example.org/knowledge.git`.
 fn named_like(address: &str) -> Result<PathBuf, CommandError> {
     let address = shown_address(address);
-    let last = address.trim_end_matches('/').rsplit(['/', ':']).next().unwrap_or_default();
+    // A history's own repository is called like all others.
+    let address_of_history = address.trim_end_matches('/');
+    let address_of_history = address_of_history.strip_suffix("/.git").unwrap_or(address_of_history);
+    let last = address_of_history.rsplit(['/', ':']).next().unwrap_or_default();
     let name = [".git", ".bundle"].iter().find_map(|ending| last.strip_suffix(ending)).unwrap_or(last);
     if name.is_empty() || name.starts_with('.') {
         return Err(CommandError::new(ExitKind::Usage, format!("`{address}` gives no name for a folder"))
@@ -179,5 +186,20 @@ impl Report for CloneReport {
 
     fn next(&self) -> Option<String> {
         Some(format!("mpatch status MODEL --store {}", shell_word(&self.folder)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_is_called_like_what_it_is_of() {
+        for address in
+            ["/srv/know", "../know/", "host:know.git", "https://example.org/know.bundle", "../know/.git/"]
+        {
+            assert_eq!(named_like(address).ok(), Some(PathBuf::from("know")), "{address}");
+        }
+        assert!(named_like("..").is_err() && named_like("/.git").is_err());
     }
 }
