@@ -193,11 +193,21 @@ impl CommandError {
 
     /// Says that some of several steps were done, each of which leads to a state of its own.
     pub fn between_steps(self, path: &Path, done: usize, steps: usize) -> Self {
-        if done == 0 || self.state == State::RecoveryPending {
+        // The step that failed may stand all the same.
+        let done = done + usize::from(self.state == State::Applied);
+        if done == 0 || done == steps || self.state == State::RecoveryPending {
             return self;
         }
         let message = format!("{}; {done} of {steps} steps to `{}` are done", self.message, path.display());
         Self { message, ..self }.hint("the same command goes on from there").after_the_work()
+    }
+
+    /// Says what else is wrong.
+    pub fn and(self, other: Self) -> Self {
+        let hints = [&self.hint, &other.hint].map(|hint| hint.as_deref().unwrap_or_default());
+        let hint = Some(hints.join("; ")).filter(|_| hints.iter().all(|hint| !hint.is_empty()));
+        let message = format!("{}; {}", self.message, other.message);
+        Self { message, hint: hint.or(self.hint).or(other.hint), ..self }
     }
 
     /// Says that old bytes are still to be put back.
@@ -382,6 +392,27 @@ mod tests {
     fn every_exit_code_has_one_meaning() {
         let codes = ExitKind::ALL.map(ExitKind::code);
         assert!(codes.is_sorted_by(|one, next| one < next), "{codes:?}");
+    }
+
+    #[test]
+    fn what_fails_between_steps_says_how_many_stand() {
+        let failed = |state| CommandError { state, ..CommandError::new(ExitKind::Io, "no").hint("look") };
+        let path = PathBuf::from("m");
+        for (state, done, said, hint) in [
+            (State::Unchanged, 0, "no", "look"),
+            (State::Unchanged, 1, "no; 1 of 3 steps to `m` are done", "the same command goes on from there"),
+            (State::Applied, 0, "no; 1 of 3 steps to `m` are done", "the same command goes on from there"),
+            (State::Applied, 2, "no", "look"),
+            (State::RecoveryPending, 1, "no", "look"),
+        ] {
+            let error = failed(state).between_steps(&path, done, 3);
+            assert_eq!((error.message.as_str(), error.hint.as_deref()), (said, Some(hint)));
+        }
+        let both = failed(State::Applied).and(CommandError::new(ExitKind::Busy, "busy"));
+        assert_eq!(
+            (both.message.as_str(), both.hint.as_deref(), both.state),
+            ("no; busy", Some("look"), State::Applied)
+        );
     }
 
     #[test]

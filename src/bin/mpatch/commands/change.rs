@@ -141,13 +141,15 @@ impl Change {
             Err(error) if !stands(&error) => return Err(error),
             written => written,
         };
-        if let Some(record) = record {
-            self.keep_record(record, output)?;
-        }
-        if let Some(judged) = self.trust.as_ref().filter(|_| !dry_run) {
-            judged.remember().map_err(CommandError::after_the_work)?;
-        }
-        let written = written?;
+        let recorded = record.map_or(Ok(()), |record| self.keep_record(record, output));
+        let kept = recorded.and_then(|()| match self.trust.as_ref().filter(|_| !dry_run) {
+            Some(judged) => judged.remember().map_err(CommandError::after_the_work),
+            None => Ok(()),
+        });
+        let written = match (written, kept) {
+            (Err(error), Err(other)) => return Err(error.and(other)),
+            (written, kept) => kept.and(written)?,
+        };
         let report = ChangeReport {
             direction: plan.direction,
             dry_run,
