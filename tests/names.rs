@@ -188,6 +188,12 @@ fn a_clone_of_a_head_on_no_branch_is_at_the_same_state() {
     place.bad("undo --store mine", 7);
     place.good("checkout main --store mine");
     assert!(place.good("fsck --store mine").starts_with("whole: "));
+    // Git takes such a head for a name that can be deleted.
+    place.git("update-ref -d HEAD");
+    let said = place.bad("log", 3);
+    assert!(said.contains("has lost its `HEAD`") && said.contains("`echo ref: refs/heads/main > "), "{said}");
+    fs::write(place.path(".git/HEAD"), "ref: refs/heads/main\n").unwrap();
+    place.good("log");
 }
 
 #[test]

@@ -98,6 +98,20 @@ pub enum StoreError {
         /// What was tried.
         action: &'static str,
     },
+    /// A repository whose form libgit2 does not read.
+    #[error("the history `{path}` cannot be read here: {source}")]
+    Form {
+        /// The store.
+        path: PathBuf,
+        /// libgit2's words.
+        source: git2::Error,
+    },
+    /// A repository that was one, and names nothing as its head.
+    #[error("the history `{path}` has lost its `HEAD`, without which it is no repository")]
+    NoHead {
+        /// The repository's folder.
+        path: PathBuf,
+    },
     /// The system refuses what git objects or refs need.
     #[error("the history cannot {action}: {source}")]
     System {

@@ -143,10 +143,13 @@ impl Store {
         let none: [&Path; 0] = [];
         let opened = Repository::open_ext(folder, RepositoryOpenFlags::NO_SEARCH, none);
         let repository = opened.map_err(|error| match error.code() {
-            ErrorCode::NotFound => no_store(),
+            ErrorCode::NotFound => without_head(folder).unwrap_or_else(no_store),
             ErrorCode::Owner => StoreError::Owner { path: folder.to_owned() },
             // Of what is newer or broken, only a history is this program's business.
             _ if !lock::was_taken(folder) => no_store(),
+            _ if error.message().starts_with("unsupported ") => {
+                StoreError::Form { path: folder.to_owned(), source: error }
+            }
             _ => StoreError::git("be opened")(error),
         })?;
         let config = repository.config().and_then(|mut config| config.snapshot());
@@ -383,6 +386,13 @@ impl NewStore {
         temporary.keep();
         settled
     }
+}
+
+/// A history that lacks its head alone: git takes one that is on no branch for a name which can be deleted.
+fn without_head(folder: &Path) -> Option<StoreError> {
+    let git = folder.join(GIT);
+    let is_lost = lock::was_taken(folder) && git.join("refs").is_dir() && !git.join("HEAD").exists();
+    is_lost.then_some(StoreError::NoHead { path: git })
 }
 
 /// Refuses a repository whose names and configuration are those of another one.

@@ -329,7 +329,7 @@ pub(super) fn write_commit(
 
 /// The whole file of a patch, wherever its sections lie.
 pub(super) fn bytes_of(patch: &Patch) -> Result<Cow<'_, [u8]>, StoreError> {
-    patch.to_bytes().map_err(|error| StoreError::malformed(patch_path(patch.id()), error.to_string()))
+    patch.to_bytes().map_err(|source| StoreError::Patch { patch: patch.id(), source })
 }
 
 /// Where a patch lies in the tree.

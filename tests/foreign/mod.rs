@@ -192,3 +192,19 @@ fn a_manifest_beside_a_pointer_is_that_of_the_patch() {
     assert!(errors.contains(&format!("it is that of {}", other.id())), "{errors}");
     assert!(!place.path("mine").exists());
 }
+
+#[test]
+fn a_history_whose_names_git_keeps_in_reftables_is_whole_and_not_read() {
+    let place = Place::begun();
+    let migrate = |format: &str| {
+        let words = ["refs", "migrate", &format!("--ref-format={format}")];
+        place.command("git").args(words).output().unwrap().status.success()
+    };
+    // Older versions of git have none.
+    if migrate("reftable") {
+        let said = place.bad("log", 15);
+        assert!(said.contains("refs migrate --ref-format=files` makes files of them"), "{said}");
+        assert!(migrate("files"));
+    }
+    place.good("log");
+}

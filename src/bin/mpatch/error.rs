@@ -356,9 +356,8 @@ pub fn io_hint(error: &std::io::Error) -> &'static str {
         ErrorKind::NotFound => "check the path",
         ErrorKind::AlreadyExists => "choose another name, or move it away",
         ErrorKind::IsADirectory => "this is a folder: give a file",
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            "change its permissions, or name another one"
-        }
+        ErrorKind::PermissionDenied => "change its permissions, or name another one",
+        ErrorKind::ReadOnlyFilesystem => "nothing can be written there: name a place on another file system",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or name another place",
         ErrorKind::InvalidFilename => "give a shorter name (that of a result with `-o`)",
         _ => "try again once the system allows it",

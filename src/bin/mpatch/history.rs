@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use mpatch::digest::PatchId;
-use mpatch::patch::{Manifest, Patch};
+use mpatch::patch::{Manifest, Patch, PatchError};
 use mpatch::store::{Author, Change, Commit, CommitId, Head, Message, Store, StoreError, View};
 use serde::Serialize;
 
@@ -142,6 +142,18 @@ impl From<StoreError> for CommandError {
             StoreError::Locked { lock, .. } => failed(ExitKind::Busy).hint(format!(
                 "try again once it is gone; where no `git` runs, one that died left `{lock}`: remove it"
             )),
+            StoreError::Form { path, .. } => failed(ExitKind::Unsupported).hint(format!(
+                "where its names lie in reftables, `git -C {} refs migrate --ref-format=files` makes files of them",
+                shell_word(path)
+            )),
+            StoreError::NoHead { path } => failed(ExitKind::Malformed).hint(format!(
+                "`echo ref: refs/heads/main > {}` puts it on the branch main",
+                shell_word(path.join("HEAD"))
+            )),
+            // The file is refused by the system, and not damaged.
+            StoreError::Patch { patch, source: source @ (PatchError::Read { .. } | PatchError::Write { .. }) } => {
+                Self::patch(&patch.short(), source)
+            }
             StoreError::Pending { .. } => failed(ExitKind::Recovery).pending_in_history(),
             error => {
                 let (kind, hint) = kind_and_hint(error);

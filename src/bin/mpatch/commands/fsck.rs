@@ -70,7 +70,9 @@ fn mend(arguments: &FsckArguments, mended: &mut Vec<String>, output: &Output) ->
     for Source { patches, history } in sources {
         // One process at a time, though no name moves; a store too damaged to be changed is mended without.
         let _change = match arguments.store.change(&store) {
-            Err(busy) if busy.kind == ExitKind::Busy => return Err(busy),
+            Err(error) if ![ExitKind::Malformed, ExitKind::Recovery].contains(&error.kind) => {
+                return Err(error);
+            }
             change => change.ok(),
         };
         store.mend(&patches, history, mended)?;
