@@ -584,6 +584,23 @@ fn a_file_that_may_not_grow_is_an_error_and_no_signal() {
     }
 }
 
+#[test]
+fn a_file_that_may_not_grow_as_it_is_copied_up_into_an_overlay_is_an_error_at_once() {
+    const ON_OVERLAY: &str = "mount -t tmpfs none \"$0\" && cd \"$0\" && mkdir upper work merged && \
+        mount -t overlay none -o \"lowerdir=$OLDPWD,upperdir=upper,workdir=work\" merged && cd merged && \
+        ulimit -f 0 && exec timeout 60 \"$@\"";
+    let (bench, mounted) = (Bench::new(), tempfile::tempdir().unwrap());
+    let before = ["unshare", "-rm", "sh", "-c", ON_OVERLAY, mounted.path().to_str().unwrap()];
+    let can = bench.command(&before, "--version").output().is_ok_and(|output| output.status.success());
+    if !can {
+        return skipped("there are no overlays here, or not for this user");
+    }
+    let output = bench.command(&before, "apply model.safetensors edits.mpatch --in-place").output().unwrap();
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(11), "{said}");
+    assert!(said.contains("File too large") && said.ends_with("state: unchanged\n"), "{said}");
+}
+
 // -------------------------------------------------------------------------------------------------- power cuts --
 
 #[test]

@@ -10,7 +10,8 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mpatch::checkpoint::on_last_step;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+use nix::sys::signal::{SigSet, Signal};
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
@@ -153,24 +154,32 @@ pub fn exit_kind() -> ExitKind {
     if is_termination { ExitKind::Terminated } else { ExitKind::Interrupted }
 }
 
-/// Begins to listen; flags are set at once, and the rest is done in a thread of its own.
+/// Begins to listen; flags are set at once, and the rest is done in a thread of its own. Comes before all other threads.
 pub fn listen() {
+    block_growth_signal();
     on_last_step(last_step);
     for signal in [SIGINT, SIGTERM] {
         // Where the system refuses, signals do what they always did, and journals repair what they leave.
         _ = flag::register_usize(signal, Arc::clone(&SIGNAL), signal as usize);
         _ = flag::register(signal, stop_flag());
     }
-    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM, SIGXFSZ]) else { return };
+    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
     let listener = std::thread::Builder::new().name("signals".to_owned());
-    _ = listener.spawn(move || signals.forever().for_each(hear));
+    _ = listener.spawn(move || signals.forever().for_each(|_| hear()));
 }
 
-fn hear(signal: i32) {
-    if signal == SIGXFSZ {
-        // The write that was too large returns an error of its own.
-        return;
-    }
+/// Keeps the signal for a file that grows too large from this thread and all that it starts: the call that was too much
+/// returns an error of its own.
+///
+/// Heard, it would not do: a call that the system makes again after a signal, as it does with the opening of a file that
+/// an overlay first copies up, would be made again for ever. What git writes for us becomes an error in the same way.
+fn block_growth_signal() {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    _ = signals.thread_block();
+}
+
+fn hear() {
     let is_first = HEARD.fetch_add(1, Ordering::SeqCst) == 0;
     let _turn = turn();
     let work = WORK.load(Ordering::SeqCst);

@@ -18,7 +18,6 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use mpatch::store::is_invisible;
 use serde::Serialize;
-use terminal_size::{Width, terminal_size_of};
 
 use crate::args::OutputArguments;
 use crate::error::{CommandError, ExitKind};
@@ -40,7 +39,8 @@ pub trait Report: Serialize {
 
 /// Columns of the terminal that the report goes to, if it goes to one.
 fn stdout_width() -> Option<usize> {
-    terminal_size_of(std::io::stdout()).map(|(Width(columns), _)| columns.into())
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    (size.ws_col > 0).then(|| size.ws_col.into())
 }
 
 /// A report as JSON, with its schema first.
