@@ -76,8 +76,8 @@ fn check_sums(sums: &[f32], inner: usize) -> Result<(), String> {
 
 /// The layer that a file of the reference is about, by its name: `transformer.h.3.mlp.fc_out_float32_mom2_100000.npz`.
 pub fn layer_of_name(file_name: &str) -> Option<usize> {
-    let (_, rest) = file_name.split_once("h.")?;
-    let (layer, _) = rest.split_once(".mlp.fc_out")?;
+    let (block, _) = file_name.split_once(".mlp.fc_out")?;
+    let (_, layer) = block.rsplit_once("h.")?;
     layer.parse().ok()
 }
 

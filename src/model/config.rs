@@ -28,6 +28,12 @@ pub struct Config {
     pub layer_norm_epsilon: f64,
 }
 
+/// The class of a model that `config.json` names first, whatever model it is of.
+pub fn architecture_of(config: &[u8]) -> Option<String> {
+    let config: Value = serde_json::from_slice(config).ok()?;
+    Some(config.get("architectures")?.get(0)?.as_str()?.to_owned())
+}
+
 /// What says which model it is.
 #[derive(Deserialize)]
 struct Kind {
@@ -36,14 +42,17 @@ struct Kind {
     architectures: Option<Vec<String>>,
 }
 
-/// The fields as Hugging Face writes them, with the class's defaults.
+/// The fields as Hugging Face writes them, with the class's defaults, and the names that all classes share.
 #[derive(Deserialize)]
 struct Raw {
     vocab_size: usize,
-    #[serde(default = "Raw::positions")]
+    #[serde(default = "Raw::positions", alias = "max_position_embeddings")]
     n_positions: usize,
+    #[serde(alias = "hidden_size")]
     n_embd: usize,
+    #[serde(alias = "num_hidden_layers")]
     n_layer: usize,
+    #[serde(alias = "num_attention_heads")]
     n_head: usize,
     #[serde(default = "Raw::rotary")]
     rotary_dim: usize,
@@ -79,6 +88,10 @@ impl Raw {
     }
 }
 
+/// Fields of which null is no way to ask for the default: the class takes the rotary null for the whole head, and cannot
+/// be made with the others.
+const NEVER_NULL: [&str; 4] = ["n_positions", "rotary_dim", "activation_function", "layer_norm_epsilon"];
+
 /// Keeps a hostile config from asking for more than any GPT-J has.
 const DIMENSION_MAX: usize = 1 << 24;
 /// And for more positions: each takes its sines and cosines, which no weight in the file pays for.
@@ -96,6 +109,7 @@ impl Config {
         // Before the fields: another architecture has others.
         let architecture = kind.architecture().map_err(|what| ModelError::Unsupported { what })?;
         let raw: Raw = plain::read(bytes, Raw::sound).map_err(invalid)?;
+        refuse_nulls(bytes).map_err(invalid)?;
         raw.check().map_err(invalid)?;
         raw.check_variant().map_err(|what| ModelError::Unsupported { what })?;
         Ok(Self {
@@ -114,6 +128,16 @@ impl Config {
     /// Features per attention head.
     pub fn head_width(&self) -> usize {
         self.width / self.heads
+    }
+}
+
+fn refuse_nulls(bytes: &[u8]) -> Result<(), String> {
+    let fields: Value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    match NEVER_NULL.into_iter().find(|field| fields.get(field).is_some_and(Value::is_null)) {
+        Some(field) => Err(format!(
+            "`{field}` is null: give its value, or leave it out for the default of GPT-J's class"
+        )),
+        None => Ok(()),
     }
 }
 
@@ -250,6 +274,24 @@ mod tests {
         let config = Config::parse(text.as_bytes()).expect("the defaults fit");
         let found = (config.positions, config.rotary, config.inner, config.layer_norm_epsilon);
         assert_eq!(found, (2048, 64, 512, 1e-5));
+    }
+
+    #[test]
+    fn the_names_that_all_classes_share_are_read() {
+        let text = r#"{"model_type": "gptj", "vocab_size": 10, "hidden_size": 128, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "max_position_embeddings": 77}"#;
+        let config = Config::parse(text.as_bytes()).expect("a config");
+        assert_eq!((config.width, config.layers, config.heads, config.positions), (128, 3, 2, 77));
+    }
+
+    #[test]
+    fn null_is_no_default_where_the_class_takes_it_for_something_else() {
+        for field in NEVER_NULL {
+            let text = format!(
+                r#"{{"model_type": "gptj", "vocab_size": 10, "n_embd": 64, "n_layer": 1, "n_head": 1, "{field}": null}}"#
+            );
+            assert!(refusal(&text).contains(&format!("`{field}` is null")), "{}", refusal(&text));
+        }
     }
 
     #[test]

@@ -23,14 +23,15 @@ use std::path::Path;
 
 pub use batch::{Batch, gather};
 pub use candle_core::{Device, Error as DeviceError};
-pub use config::Config;
+pub use config::{Config, architecture_of};
 pub use device::{
     Choice, CudaVersions, Gpu, choose, cuda_versions, device, device_name, gpu_of, gpus, is_device_name,
     is_out_of_memory, memory_free, memory_taken,
 };
 pub use generate::{Sampling, generate};
+pub(crate) use network::log_softmax;
 pub(crate) use network::target_gradient;
-pub use network::{Cache, Network, Site, log_softmax};
+pub use network::{Cache, Network, Site};
 pub use overlay::{Series, TensorEdit, WayBack};
 pub(crate) use parallel::{in_halves, on_every_core, power_that_fits};
 pub use reverse::{Suffix, SuffixPass};
@@ -248,12 +249,8 @@ impl Folder {
         let config = Config::parse(&config_bytes)?;
         let tokenizer = TokenizerFiles::beside(&checkpoint)?
             .ok_or_else(|| missing("`tokenizer.json` (nor `vocab.json` with `merges.txt`)"))?
-            .parse()?;
-        let (found, known) = (tokenizer.vocabulary(), config.vocabulary);
-        if found > known {
-            let what = format!("it makes ids up to {}, but the model knows only {known} words", found - 1);
-            return Err(ModelError::Tokenizer { what });
-        }
+            .parse()?
+            .of_model_with(config.vocabulary)?;
         Ok(Self { checkpoint, config, config_digest: FileDigest::of(&config_bytes), tokenizer })
     }
 

@@ -78,6 +78,8 @@ fn digest_of(vocabulary: &[u8], merges: &[u8], added: Option<&[u8]>) -> FileDige
 pub struct Tokenizer {
     implementation: Implementation,
     digest: FileDigest,
+    /// How many ids a text may make.
+    ids: usize,
 }
 
 impl Tokenizer {
@@ -93,7 +95,7 @@ impl Tokenizer {
         implementation.with_truncation(None).map_err(invalid)?;
         // It adds the tokens that nobody asks for here, and can say a text as often as its file likes.
         implementation.with_post_processor(None::<PostProcessorWrapper>);
-        Ok(Self { implementation, digest: FileDigest::of(bytes) })
+        Ok(Self { implementation, digest: FileDigest::of(bytes), ids: usize::MAX })
     }
 
     /// Builds the tokenizer from GPT-2's older pair of files and the added tokens beside them, if any.
@@ -128,7 +130,7 @@ impl Tokenizer {
             "model": {"type": "BPE", "vocab": words, "merges": parse_merges(merges)?},
         });
         let implementation = built(description.to_string().as_bytes())?;
-        Ok(Self { implementation, digest: digest_of(vocabulary, merges, added) })
+        Ok(Self { implementation, digest: digest_of(vocabulary, merges, added), ids: usize::MAX })
     }
 
     /// As [`TokenizerFiles::digest`].
@@ -136,19 +138,45 @@ impl Tokenizer {
         self.digest
     }
 
+    /// The tokenizer of a model that knows `words` ids.
+    ///
+    /// Tokens that were added beyond them, as one for padding often is, do no harm before a text has one.
+    ///
+    /// # Errors
+    /// [`ModelError::Tokenizer`] where it makes more of common text.
+    pub(super) fn of_model_with(self, words: usize) -> Result<Self, ModelError> {
+        let found = self.ids_with(false);
+        if found > words {
+            let what = format!("it makes ids up to {}, but the model knows only {words} words", found - 1);
+            return Err(invalid(what));
+        }
+        Ok(Self { ids: words, ..self })
+    }
+
     /// Number of tokens, added ones included.
     pub fn vocabulary(&self) -> usize {
+        self.ids_with(true)
+    }
+
+    fn ids_with(&self, added: bool) -> usize {
         // The size of the map is not enough: ids may have holes.
-        self.implementation.get_vocab(true).values().max().map_or(0, |&id| id as usize + 1)
+        self.implementation.get_vocab(added).values().max().map_or(0, |&id| id as usize + 1)
     }
 
     /// Token ids of `text`, none added.
     ///
     /// # Errors
-    /// [`ModelError::Tokenizer`] when the tokenizer's own rules fail on the text.
+    /// [`ModelError::Tokenizer`] when the tokenizer's own rules fail on the text, or the model has no word for a token.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         let encoding = self.implementation.encode(text, false).map_err(invalid)?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = encoding.get_ids().to_vec();
+        if let Some(place) = ids.iter().position(|id| *id as usize >= self.ids) {
+            let (token, id, words) = (&encoding.get_tokens()[place], ids[place], self.ids);
+            return Err(invalid(format!(
+                "the token `{token}` of a text has the id {id}, but the model knows only {words} words"
+            )));
+        }
+        Ok(ids)
     }
 
     /// The text of `ids`; special tokens are kept as they are written.
@@ -157,11 +185,6 @@ impl Tokenizer {
     /// [`ModelError::Tokenizer`] when an id is not in the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
         self.implementation.decode(ids, false).map_err(invalid)
-    }
-
-    /// The id of a token given by its exact name, e.g. `<|endoftext|>`.
-    pub fn id_of(&self, token: &str) -> Option<u32> {
-        self.implementation.token_to_id(token)
     }
 }
 
@@ -202,6 +225,7 @@ fn invalid(what: impl ToString) -> ModelError {
 /// `merges.txt`: a version line, then one pair of pieces a line.
 fn parse_merges(bytes: &[u8]) -> Result<Vec<(String, String)>, ModelError> {
     let text = std::str::from_utf8(bytes).map_err(|error| invalid(format!("merges.txt: {error}")))?;
+    let text = text.trim_start_matches('\u{feff}');
     let lines =
         text.lines().enumerate().filter(|(_, line)| !line.starts_with("#version") && !line.is_empty());
     lines
@@ -225,7 +249,8 @@ mod tests {
     fn files(last: u32, added: Option<&str>) -> TokenizerFiles {
         TokenizerFiles::Several {
             vocabulary: format!(r#"{{"a": 0, "b": 1, "ab": 2, "<|endoftext|>": {last}}}"#).into_bytes(),
-            merges: b"#version: 0.2\na b\n".to_vec(),
+            // An editor may have put a mark before the first line.
+            merges: "\u{feff}#version: 0.2\na b\n".into(),
             added: added.map(|added| added.as_bytes().to_vec()),
         }
     }
@@ -239,6 +264,14 @@ mod tests {
         assert_eq!(tokenizer.decode(&[2, 3, 4]).expect("ids"), "ab<|endoftext|><|extra|>");
         assert_eq!(tokenizer.digest(), more.digest());
         assert_ne!(plain.digest(), more.digest());
+        // Only a text that has a token too many is refused.
+        let of_small_model = tokenizer.of_model_with(4).expect("its words are known");
+        assert_eq!(of_small_model.encode("ab").expect("text"), [2]);
+        let refused = of_small_model.encode("ab<|extra|>").expect_err("no word for it").to_string();
+        assert!(
+            refused.ends_with("`<|extra|>` of a text has the id 4, but the model knows only 4 words"),
+            "{refused}"
+        );
         // Ids may have holes, and a model has a row for each of them.
         assert_eq!(files(7, None).parse().expect("a tokenizer").vocabulary(), 8);
     }

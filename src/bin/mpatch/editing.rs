@@ -204,7 +204,8 @@ pub fn model_error(path: &Path, error: ModelError) -> CommandError {
             refused(ExitKind::Malformed, "give the model the tokenizer files that it was published with")
         }
         ModelError::Tensor { .. } => {
-            refused(ExitKind::Malformed, "give the weights and the `config.json` of one model, as floats")
+            let hint = "give the weights and the `config.json` of one model, as F32, F16 or BF16";
+            refused(ExitKind::Malformed, hint)
         }
         ModelError::Device(error) => refused(ExitKind::Device, device_hint(&error)),
         // Devices are found before, so this is a precision that the device does not have.
