@@ -9,7 +9,7 @@ use mpatch::edit::EditError;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::import::{layer_of_name, read_npz};
 use mpatch::edit::statistics::{self, Drawn, Provenance, Shard, Statistics, StatisticsFile, sums_size_bytes};
-use mpatch::model::{Folder, Precision};
+use mpatch::model::{Device, Folder, Precision};
 use serde::Serialize;
 
 use crate::args::output_path;
@@ -244,7 +244,11 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
     let (inner, layers_of_model) = (folder.config.inner, folder.config.layers);
     let (mut layers, mut files) = (BTreeMap::new(), BTreeMap::new());
     let mut corpora = Vec::new();
-    for path in npz_files(paths)? {
+    let paths = npz_files(paths)?;
+    // Each layer's, and what one is read from.
+    let sums = sums_size_bytes(inner, paths.len().min(layers_of_model) + 1);
+    check_memory("the second moments", sums, &Device::Cpu)?;
+    for path in paths {
         // Before its name is judged: of what is not there, nothing else is wrong.
         let file = std::fs::File::open(&path).map_err(|error| CommandError::io("open", &path, &error))?;
         let refuse = |what: String| {
