@@ -7,6 +7,10 @@
 //!
 //! The rank is padded with zeros to whole groups and the columns to whole panels. Sums are i32: factors whose sums
 //! might not fit are left to the floating-point kernel.
+#![cfg_attr(
+    not(any(target_arch = "x86_64", all(target_arch = "aarch64", target_endian = "little"))),
+    allow(dead_code, unused, unreachable_code, reason = "other processors have no byte kernel here")
+)]
 
 use rayon::prelude::*;
 
@@ -29,15 +33,21 @@ pub(in super::super) struct Bytes {
     right: Vec<i8>,
 }
 
-/// The left factor as the kernel broadcasts it.
+/// The left factor as the kernel that it is laid out for broadcasts it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Left {
     /// Groups of bytes.
-    Bytes(Vec<i8>),
+    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+    Neon(Vec<i8>),
     /// Groups of bytes; and for each row, what making the right factor unsigned adds to each of its sums, negative.
-    Biased(Vec<i8>, Vec<i32>),
+    #[cfg(target_arch = "x86_64")]
+    Vnni(Vec<i8>, Vec<i32>),
     /// Groups of words.
-    Words(Vec<i16>),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Vec<i16>),
+    /// Groups of words.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Vec<i16>),
 }
 
 /// Where a kernel writes the sums of some rows and one panel.
@@ -72,6 +82,7 @@ impl Bytes {
         }
         let groups = rank.div_ceil(GROUP);
         let left_factor = match kernel {
+            #[cfg(target_arch = "x86_64")]
             Kernel::Vnni => {
                 let padded = padded_rows(left, groups, |value| value, |value| value as i8);
                 let depth = groups * GROUP;
@@ -79,11 +90,15 @@ impl Bytes {
                 let sum = |row: &[i8]| row.iter().map(|value| i32::from(*value)).sum::<i32>();
                 let bias = |row: &[i8]| sum(row).wrapping_mul(-128);
                 let biases = padded.chunks_exact(depth).map(bias).collect();
-                Left::Biased(padded, biases)
+                Left::Vnni(padded, biases)
             }
-            Kernel::Neon => Left::Bytes(padded_rows(left, groups, |value| value, |value| value as i8)),
-            Kernel::Avx2 | Kernel::Avx512 => Left::Words(padded_rows(left, groups, i16::from, |value| value)),
-            Kernel::Plain | Kernel::Blocked => return None,
+            #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+            Kernel::Neon => Left::Neon(padded_rows(left, groups, |value| value, |value| value as i8)),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2 => Left::Avx2(padded_rows(left, groups, i16::from, |value| value)),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx512 => Left::Avx512(padded_rows(left, groups, i16::from, |value| value)),
+            _ => return None,
         };
         let (rows, columns) = (left.rows(), right.columns());
         Some(Self { rows, columns, groups, left: left_factor, right: panels(right, groups) })
@@ -104,7 +119,14 @@ impl Bytes {
 
     /// Replaces `sums` by the block's rows, each as long as the whole panels that its columns lie in, and returns that
     /// length; the block's columns begin with a panel.
-    pub fn product(&self, kernel: Kernel, block: &Block, sums: &mut Vec<i32>) -> usize {
+    #[cfg_attr(
+        target_arch = "x86_64",
+        expect(
+            unsafe_code,
+            reason = "only a check by the caller makes a function for other processors safe"
+        )
+    )]
+    pub fn product(&self, block: &Block, sums: &mut Vec<i32>) -> usize {
         debug_assert!(block.columns.start.is_multiple_of(PANEL), "a block begins with a panel");
         let stride = block.columns.len().next_multiple_of(PANEL);
         let rows = block.rows.len();
@@ -116,18 +138,23 @@ impl Bytes {
         for (index, column) in block.columns.clone().step_by(PANEL).enumerate() {
             let right = &self.right[column / PANEL * panel_size..][..panel_size];
             let target = Sums { sums: &mut sums[index * PANEL..], rows, stride };
-            match &self.left {
-                Left::Bytes(left) => product_of_bytes(kernel, &left[range.clone()], right, target),
-                Left::Biased(left, biases) => {
-                    product_of_biased(
-                        kernel,
-                        &left[range.clone()],
-                        right,
-                        &biases[block.rows.clone()],
-                        target,
-                    );
+            match self.left {
+                #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
+                Left::Neon(ref left) => super::neon::bytes(&left[range.clone()], right, target),
+                #[cfg(target_arch = "x86_64")]
+                Left::Vnni(ref left, ref biases) => {
+                    let biases = &biases[block.rows.clone()];
+                    // SAFETY: a layout for a kernel is made only where the processor has it.
+                    unsafe { super::avx512::vnni(&left[range.clone()], right, biases, target) }
                 }
-                Left::Words(left) => product_of_words(kernel, &left[range.clone()], right, target),
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Left::Avx2(ref left) => unsafe { super::avx2::words(&left[range.clone()], right, target) },
+                #[cfg(target_arch = "x86_64")]
+                // SAFETY: as above.
+                Left::Avx512(ref left) => unsafe {
+                    super::avx512::words(&left[range.clone()], right, target)
+                },
             }
         }
         stride
@@ -169,46 +196,4 @@ fn panels(right: &IntegerMatrix, groups: usize) -> Vec<i8> {
         }
     });
     bytes
-}
-
-#[cfg_attr(
-    not(all(target_arch = "aarch64", target_endian = "little")),
-    expect(unused_variables, reason = "no kernel here")
-)]
-fn product_of_bytes(kernel: Kernel, left: &[i8], right: &[i8], target: Sums<'_>) {
-    #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
-    if kernel == Kernel::Neon {
-        super::neon::bytes(left, right, target);
-    }
-}
-
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no kernel here"))]
-#[cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe")
-)]
-fn product_of_biased(kernel: Kernel, left: &[i8], right: &[i8], biases: &[i32], target: Sums<'_>) {
-    match kernel {
-        // SAFETY: a layout for a kernel is made only where the processor has it.
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Vnni => unsafe { super::avx512::vnni(left, right, biases, target) },
-        _ => {}
-    }
-}
-
-#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no kernel here"))]
-#[cfg_attr(
-    target_arch = "x86_64",
-    expect(unsafe_code, reason = "only a check by the caller makes a function for other processors safe")
-)]
-fn product_of_words(kernel: Kernel, left: &[i16], right: &[i8], target: Sums<'_>) {
-    match kernel {
-        // SAFETY: a layout for a kernel is made only where the processor has it.
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Avx512 => unsafe { super::avx512::words(left, right, target) },
-        // SAFETY: as above.
-        #[cfg(target_arch = "x86_64")]
-        Kernel::Avx2 => unsafe { super::avx2::words(left, right, target) },
-        _ => {}
-    }
 }

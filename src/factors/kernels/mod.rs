@@ -206,7 +206,7 @@ impl Product {
         let Scratch { slices, integers, floats } = scratch;
         let stride = block.columns.len();
         if let Layout::Bytes(bytes) = &self.layout {
-            let stride = bytes.product(self.kernel, block, integers);
+            let stride = bytes.product(block, integers);
             return Sums::Integers { sums: integers, stride };
         }
         floats.clear();
