@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::copy::{Source, Target, copy_ranges, share_or_reserve};
 use super::disk::{File, Kind};
+use super::foreign::{by_ending, is_lfs_pointer};
 use super::journal::JOURNAL_SUFFIX;
 use super::keep::Told;
+use super::locate::is_safetensors;
 use super::source::open_regular;
 use super::temporary::is_temporary;
 use super::write::{create_new, untouched};
@@ -15,9 +17,6 @@ use crate::digest::FileDigest;
 
 /// No config or tokenizer file comes near this; what is larger is something else.
 pub const COMPANION_SIZE_BYTES_MAX: u64 = 256 << 20;
-/// Endings of files that hold weights in another form: unedited, they would lie in an edited model's folder.
-const OTHER_WEIGHTS: [&str; 10] =
-    ["safetensors", "bin", "pt", "pth", "ckpt", "h5", "msgpack", "gguf", "onnx", "ot"];
 
 impl Checkpoint {
     /// Copies what lies beside the weights into the folder `target`; returns the names of what does not go along.
@@ -67,8 +66,8 @@ impl Checkpoint {
     ///
     /// `homes` are those of [`Checkpoint::homes`].
     fn takes_along(&self, path: &Path, homes: &BTreeSet<PathBuf>) -> Result<bool, CheckpointError> {
-        let ending = path.extension().unwrap_or_default();
-        if OTHER_WEIGHTS.iter().any(|other| ending == *other) {
+        // Weights in another form: unedited, they would lie in an edited model's folder.
+        if is_safetensors(path) || by_ending(path).is_some() {
             return Ok(false);
         }
         match self.disk.about_name(path).map_err(CheckpointError::io(path, "examine"))?.kind {
@@ -97,7 +96,7 @@ impl Checkpoint {
     /// The bytes of the file `name` beside the weights, or none when there is no such file.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`] or [`CheckpointError::Limit`].
+    /// [`CheckpointError::Io`], [`CheckpointError::Limit`] or [`CheckpointError::LfsPointer`].
     pub fn companion(&self, name: &str) -> Result<Option<Vec<u8>>, CheckpointError> {
         let path = self.folder().join(name);
         let file = match open_regular(&self.disk, &path) {
@@ -110,6 +109,9 @@ impl Checkpoint {
         if bytes.len() as u64 > COMPANION_SIZE_BYTES_MAX {
             let (limit, found) = (COMPANION_SIZE_BYTES_MAX, bytes.len() as u64);
             return Err(CheckpointError::Limit { path, what: "a size in bytes", limit, found });
+        }
+        if is_lfs_pointer(&bytes) {
+            return Err(CheckpointError::LfsPointer { path });
         }
         Ok(Some(bytes))
     }

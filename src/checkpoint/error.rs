@@ -44,6 +44,12 @@ pub enum CheckpointError {
         /// What it is.
         found: Foreign,
     },
+    /// A file beside the weights that git-lfs has not fetched.
+    #[error("`{path}` is a pointer of git-lfs to a file that is not here")]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
     /// An index that cannot be followed.
     #[error("`{path}` is not a valid index of shards: {reason}")]
     Index {

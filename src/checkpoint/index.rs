@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::CheckpointError;
 use super::disk::{File, Files};
+use super::foreign::is_lfs_pointer;
 use super::header::UniqueMap;
 use super::source::open_regular;
 
@@ -43,6 +44,9 @@ impl Index {
                 limit: INDEX_SIZE_BYTES_MAX,
                 found,
             });
+        }
+        if is_lfs_pointer(&text) {
+            return Err(CheckpointError::LfsPointer { path: path.to_owned() });
         }
         match parse(&text) {
             Ok(index) => Ok((index, file)),

@@ -54,13 +54,14 @@ pub use self::create::{NewTensor, write_new, write_new_folder, write_over, write
 #[cfg(test)]
 pub(crate) use self::create::{write_new_folder_on, write_new_on, write_safetensors_on};
 pub use self::error::CheckpointError;
-pub use self::foreign::Foreign;
+pub use self::foreign::{Foreign, is_lfs_pointer};
 pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX};
 pub(crate) use self::in_place::{Rewrite, check_in_place};
 pub use self::index::{INDEX_SIZE_BYTES_MAX, SHARDS_MAX, TENSORS_MAX};
 pub use self::last_step::on_last_step;
 #[cfg(feature = "history")]
 pub(crate) use self::last_step::tell_of_last_step;
+pub use self::locate::is_index;
 pub(crate) use self::pipeline::pipeline;
 #[cfg(feature = "edit")]
 pub(crate) use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
@@ -76,7 +77,7 @@ pub use self::write::{Committed, Progress, copy};
 use self::disk::{Access, File, Files, Kind, Lock, Locked};
 use self::header::HEADER_SIZE_FIELD_BYTES;
 use self::index::Index;
-use self::locate::{Located, is_index, locate};
+use self::locate::{Located, locate};
 use crate::digest::{TensorDigest, WeightsId};
 use crate::tensor::{Dtype, matrix_shape};
 
@@ -174,7 +175,7 @@ impl Checkpoint {
     /// Opens a `.safetensors` file, an `.index.json` with its shards, or a model folder.
     ///
     /// A folder holds `model.safetensors`, else `model.safetensors.index.json`, else exactly one `.safetensors`
-    /// file. Headers and index are checked in full; no tensor is read.
+    /// file or index of such that is no adapter. Headers and index are checked in full; no tensor is read.
     ///
     /// Its files are held with a shared lock until it is dropped. Where a change in place stopped half-way, it is
     /// not opened before [`recover`] has brought that to an end.
@@ -278,8 +279,12 @@ impl Checkpoint {
 
     /// The tensor called `name`, if there is one.
     pub fn find(&self, name: &str) -> Option<&TensorInfo> {
-        let found = self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name));
-        self.tensors.get(found.ok()?)
+        self.tensors.get(self.place(name)?)
+    }
+
+    /// Where in [`Checkpoint::tensors`] the tensor called `name` stands, if there is one.
+    pub(crate) fn place(&self, name: &str) -> Option<usize> {
+        self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).ok()
     }
 
     /// The name that shares most of its beginning and end with `name`, if that is at least half of it. Looks at all.

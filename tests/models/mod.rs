@@ -3,9 +3,10 @@
 use std::fs;
 use std::path::Path;
 
+use mpatch::checkpoint::{Checkpoint, Layout};
 use serde_json::json;
 
-use crate::material::{alter_header, alter_weights, lay_out};
+use crate::material::{TENSOR, alter_header, alter_weights, lay_out};
 use crate::{Bench, EDITED, Refusal};
 
 /// A weight that no edit touches, and every text goes through.
@@ -117,7 +118,9 @@ fn what_is_no_safetensors_file_is_called_what_it_is() {
     for (start, what, hint) in [
         (&b"PK\x03\x04\0\0\x08\x08\0\0"[..], "PyTorch's own format", "safe_serialization=True"),
         (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j", "PyTorch's own format", "safe_serialization=True"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of git-lfs", "`git lfs pull`"),
+        (POINTER.as_bytes(), "a pointer of git-lfs", "`git lfs pull`"),
+        (b"GGUF\x03\0\0\0", "GGUF", "safe_serialization=True"),
+        (b"\x89HDF\r\n\x1a\n", "HDF5", "safe_serialization=True"),
         (b"<!DOCTYPE html>\n", "a web page", "fetch the `.safetensors` file itself"),
         (&config, "a file of JSON", "give the model's folder"),
         (&patch, "`weights` is not a safetensors file, but a patch", "give the model first"),
@@ -127,10 +130,110 @@ fn what_is_no_safetensors_file_is_called_what_it_is() {
         fs::write(bench.path("weights"), start).unwrap();
         bench.refuses("apply weights edits.mpatch", 3).says(&[what, hint]);
     }
+}
+
+/// What git-lfs leaves in the place of a file that it has not fetched.
+const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 24202517\n";
+
+#[test]
+fn a_folder_without_safetensors_is_refused_by_what_its_weights_are() {
+    let bench = Bench::with_model();
     fs::rename(bench.path("model/model.safetensors"), bench.path("model/pytorch_model.bin")).unwrap();
     bench.write("model/optimizer.pt", "");
-    let refused = bench.create_refuses("", 3);
-    refused.says(&["`model/pytorch_model.bin` is not a safetensors file", "safe_serialization=True"]);
+    bench.create_refuses("", 3).says(&["`pytorch_model.bin` in it is a safetensors file", "give that file"]);
+    for (name, bytes, what, hint) in [
+        (
+            "pytorch_model.bin",
+            POINTER,
+            "`model/pytorch_model.bin`, but a pointer of git-lfs",
+            "`git lfs pull`",
+        ),
+        ("pytorch_model.bin", "PK\x03\x04\0\0\x08\x08", "PyTorch's own format", "safe_serialization=True"),
+        ("flax_model.msgpack", "\u{1}", "`model/flax_model.msgpack`", "`.safetensors` files"),
+    ] {
+        _ = fs::remove_file(bench.path("model/pytorch_model.bin"));
+        bench.write(&format!("model/{name}"), bytes);
+        bench.create_refuses("", 3).says(&[what, hint]);
+    }
+}
+
+#[test]
+fn a_pointer_of_git_lfs_is_called_one_wherever_it_lies() {
+    for (file, words) in [
+        ("edits.mpatch", "show edits.mpatch"),
+        ("facts.json", "eval facts.json --base model"),
+        ("model/tokenizer.json", "eval facts.json --base model"),
+        ("model/config.json", "eval facts.json --base model"),
+        ("model.safetensors.index.json", "init --base model.safetensors.index.json"),
+    ] {
+        let bench = Bench::with_model();
+        bench.write(file, POINTER);
+        bench.refuses(words, 3).says(&[file, "`git lfs pull`"]);
+    }
+}
+
+#[test]
+fn an_adapter_is_not_taken_for_the_model_that_lies_beside_it() {
+    let bench = Bench::with_model();
+    let (weights, other) = (bench.path("model/model.safetensors"), bench.path("model/gptj.safetensors"));
+    fs::rename(&weights, &other).unwrap();
+    bench.write("model/adapter_model.safetensors", "an adapter");
+    assert!(Checkpoint::open(bench.path("model")).is_ok());
+    bench.write("model/pytorch_model.bin", "PK\x03\x04");
+    bench.create_refuses("", 3).says(&["both `gptj.safetensors` and `pytorch_model.bin`"]);
+    fs::remove_file(&other).unwrap();
+    bench.create_refuses("", 3).says(&["`model/pytorch_model.bin`", "safe_serialization=True"]);
+    fs::remove_file(bench.path("model/pytorch_model.bin")).unwrap();
+    bench.create_refuses("", 3).says(&["an adapter, `adapter_model.safetensors`, and no model"]);
+}
+
+#[test]
+fn the_shards_of_a_variant_are_a_checkpoint_like_others() {
+    let bench = Bench::with_model();
+    fs::rename(bench.path("model/model.safetensors"), bench.path("model/model.fp16-1.safetensors")).unwrap();
+    let index = json!({"weight_map": {EDITED: "model.fp16-1.safetensors"}}).to_string();
+    bench.write("model/model.safetensors.index.fp16.json", &index);
+    for path in [bench.path("model"), bench.path("model/model.safetensors.index.fp16.json")] {
+        let checkpoint = Checkpoint::open(path).unwrap();
+        assert_eq!((checkpoint.layout(), checkpoint.files().len()), (Layout::Folder, 1));
+    }
+}
+
+#[test]
+fn tensors_that_are_all_called_otherwise_are_named_as_they_are_here() {
+    let bench = Bench::with_patches();
+    let file = bench.path("model.safetensors");
+    let short = TENSOR.strip_prefix("transformer.").unwrap();
+    alter_header(&file, |header| {
+        let tensor = header.remove(TENSOR).unwrap();
+        header.insert(short.to_owned(), tensor);
+    });
+    let words = "apply model.safetensors edits.mpatch";
+    bench.refuses(words, 6).says(&["is missing", &format!("the same tensors are called `{short}`")]);
+    alter_header(&file, |header| {
+        let tensor = header.remove(short).unwrap();
+        header.insert("other".to_owned(), tensor);
+    });
+    let refused = bench.refuses(words, 6);
+    refused.says(&["is missing", "`mpatch show edits.mpatch` tells which base it is for\n"]);
+}
+
+#[test]
+fn a_cache_of_downloads_is_read_where_the_model_is_and_not_written_to() {
+    let bench = Bench::with_patches();
+    fs::create_dir_all(bench.path("cache/refs")).unwrap();
+    fs::create_dir(bench.path("cache/blobs")).unwrap();
+    fs::create_dir_all(bench.path("cache/snapshots/0ld")).unwrap();
+    fs::rename(bench.path("gptj"), bench.path("cache/snapshots/abc")).unwrap();
+    bench.write("cache/refs/main", "abc");
+    for folder in ["cache", "cache/snapshots"] {
+        let refused = bench.refuses(&format!("apply {folder} edits.mpatch -o new"), 3);
+        refused.says(&["not a checkpoint", "the model lies in `cache/snapshots/abc`"]);
+    }
+    fs::copy(bench.path("model.safetensors"), bench.path("cache/blobs/05c5")).unwrap();
+    for path in ["cache/snapshots/abc", "cache/snapshots/abc/model.safetensors", "cache/blobs/05c5"] {
+        bench.refuses(&format!("apply {path} edits.mpatch"), 2).says(&["a cache of downloads", "`-o`"]);
+    }
 }
 
 #[test]

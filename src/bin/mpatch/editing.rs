@@ -18,7 +18,7 @@ use mpatch::patch::{Patch, PatchError};
 use mpatch::verify::State;
 
 use crate::commands::{open_checkpoint, patch_word, read_input, refuse_folder};
-use crate::error::{CommandError, ExitKind, chain, output_hint};
+use crate::error::{CommandError, ExitKind, chain, output_hint, refuse_lfs_pointer};
 use crate::history::here;
 use crate::places::folder_of;
 use crate::report::{Output, count, size};
@@ -279,8 +279,10 @@ fn read_facts_by(
 ) -> Result<FactsFile, CommandError> {
     let name = path.to_string_lossy();
     refuse_folder(path, "a file of facts")?;
-    let facts = parse(&read_input(path)?, limit.unwrap_or(usize::MAX))
-        .map_err(|error| CommandError::facts(&name, &error))?;
+    let bytes = read_input(path)?;
+    refuse_lfs_pointer(path, &bytes)?;
+    let facts =
+        parse(&bytes, limit.unwrap_or(usize::MAX)).map_err(|error| CommandError::facts(&name, &error))?;
     output.note(&format!("{name}: {} ({})", count(facts.records.len(), "fact"), facts.layout));
     for warning in facts.warnings() {
         output.warn(&warning);

@@ -1,9 +1,9 @@
 //! What a command fails with, and the one table of exit codes.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use mpatch::checkpoint::{CheckpointError, Foreign};
+use mpatch::checkpoint::{CheckpointError, Foreign, is_lfs_pointer};
 use mpatch::facts::{FactsError, FactsErrorKind};
 use mpatch::operation::OperationError;
 use mpatch::patch::PatchError;
@@ -242,6 +242,8 @@ impl CommandError {
     /// A patch called `name` is refused.
     pub fn patch(name: &str, error: &PatchError) -> Self {
         let (kind, hint) = match error {
+            // What a file's first bytes show of a pointer.
+            PatchError::NotAPatch { found } if found == "version " => (ExitKind::Malformed, LFS_HINT),
             PatchError::NotAPatch { .. } => {
                 (ExitKind::Malformed, "give the patch file, whose name usually ends in `.mpatch`")
             }
@@ -285,6 +287,12 @@ impl CommandError {
 
 impl From<CheckpointError> for CommandError {
     fn from(error: CheckpointError) -> Self {
+        if let CheckpointError::NotACheckpoint { path, .. } = &error
+            && let Some(snapshot) = snapshot_in(path)
+        {
+            let hint = format!("the model lies in `{}`", snapshot.display());
+            return Self::new(ExitKind::Malformed, chain(&error)).hint(hint);
+        }
         let (kind, hint) = match &error {
             CheckpointError::Io { action, source, .. } => (
                 ExitKind::Io,
@@ -300,6 +308,7 @@ impl From<CheckpointError> for CommandError {
                 (ExitKind::Malformed, "give a `.safetensors` file, an index of shards, or a model folder")
             }
             CheckpointError::Header { .. } => (ExitKind::Malformed, "fetch the checkpoint again"),
+            CheckpointError::LfsPointer { .. } => (ExitKind::Malformed, LFS_HINT),
             CheckpointError::Foreign { found, .. } => (ExitKind::Malformed, foreign_hint(*found)),
             CheckpointError::MissingTensor { .. } => {
                 (ExitKind::WrongBase, "`mpatch show` tells which model the patch is for")
@@ -335,13 +344,45 @@ impl From<CheckpointError> for CommandError {
     }
 }
 
+/// The folder that a model's folder in a hub's cache, or its `snapshots`, keeps the model in: that of its main branch,
+/// else the only one.
+fn snapshot_in(folder: &Path) -> Option<PathBuf> {
+    let (model, snapshots) = match folder.file_name() {
+        Some(name) if name == "snapshots" => (folder.join(".."), folder.to_owned()),
+        _ => (folder.to_owned(), folder.join("snapshots")),
+    };
+    let main = std::fs::read_to_string(model.join("refs/main")).unwrap_or_default();
+    let is_name = |name: &&str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let main = Some(main.trim()).filter(is_name).map(|name| snapshots.join(name));
+    if let Some(main) = main.filter(|main| main.is_dir()) {
+        return Some(main);
+    }
+    let mut folders = std::fs::read_dir(snapshots).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let first = folders.next()?;
+    folders.next().is_none().then_some(first)
+}
+
+/// What to do where git-lfs has left a pointer in the place of a file.
+const LFS_HINT: &str = "`git lfs pull`, in the folder that was cloned, fetches the file itself";
+
+/// Refuses the bytes of a file that git-lfs has left a pointer of.
+pub fn refuse_lfs_pointer(path: &Path, bytes: &[u8]) -> Result<(), CommandError> {
+    if !is_lfs_pointer(bytes) {
+        return Ok(());
+    }
+    Err(CheckpointError::LfsPointer { path: path.to_owned() }.into())
+}
+
 /// What to do where a file is none of weights.
 fn foreign_hint(found: Foreign) -> &'static str {
     match found {
         Foreign::PyTorch => {
             "load it with transformers, write it with `save_pretrained(FOLDER, safe_serialization=True)`, and give that folder"
         }
-        Foreign::LfsPointer => "`git lfs pull`, in the folder that was cloned, fetches the weights",
+        Foreign::Hdf5 | Foreign::Gguf | Foreign::OtherWeights => {
+            "fetch the model's `.safetensors` files, or make them: transformers' `save_pretrained(FOLDER, safe_serialization=True)` writes them"
+        }
+        Foreign::LfsPointer => LFS_HINT,
         Foreign::Json => "give the model's folder, or a `.safetensors` file in it",
         Foreign::Markup => "a download failed or asked for a login: fetch the `.safetensors` file itself",
         Foreign::Patch => "give the model first, or as `--base`: a folder, or a `.safetensors` file",
@@ -374,14 +415,13 @@ pub fn output_hint(error: &std::io::Error) -> &'static str {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => {
             "free some space, or choose another place with `-o`"
         }
+        ErrorKind::Unsupported => "choose another place with `-o`",
         _ => io_hint(error),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::PathBuf;
-
     use mpatch::digest::{PatchId, SectionDigest};
     use mpatch::patch::layout::Version;
 

@@ -28,7 +28,7 @@ use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
 use crate::editing::{check_memory, edit_error, model_error, weights_id};
-use crate::error::{CommandError, ExitKind, chain};
+use crate::error::{CommandError, ExitKind, chain, refuse_lfs_pointer};
 use crate::report::{Output, count};
 use crate::statistics::{
     AmountArguments, Corpus, factor_cache, find_statistics, value_log, warn_of_tokenizer,
@@ -257,7 +257,8 @@ impl<'a> Prepared<'a> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
-    std::fs::read(path).map_err(|error| CommandError::io("read", path, &error))
+    let bytes = std::fs::read(path).map_err(|error| CommandError::io("read", path, &error))?;
+    refuse_lfs_pointer(path, &bytes).map(|()| bytes)
 }
 
 fn bind_error(model: &Model, error: BindError) -> CommandError {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::operation::{Answer, Direction, Mismatch, plan, survey_size_bytes};
+use mpatch::operation::{Answer, Difference, Direction, Mismatch, plan, survey_size_bytes};
 
 use super::change::{Change, TargetArguments};
 use super::{beside, hint_of_type, infix, patch_word};
@@ -65,16 +65,36 @@ fn wrong_base(change: &Change, mismatch: &Mismatch) -> CommandError {
     let message = format!("{} is not for {}: {mismatch}", change.patch_name(), change.input_name());
     let trust = change.trust.as_ref().map_or("", |judged| &judged.report.words);
     let of_type = hint_of_type(&mismatch.difference, &change.patch_path, change.checkpoint.path(), trust);
-    let hint = if mismatch.is_half_way() {
+    let patch = patch_word(&change.patch_path);
+    let hint = if let Some(name) = other_name(change, mismatch) {
+        format!(
+            "the same tensors are called `{name}` and so on here: the patch fits a copy of this model that has its names"
+        )
+    } else if let Difference::Missing { .. } = mismatch.difference {
+        format!("`mpatch show {patch}` tells which base it is for")
+    } else if mismatch.is_half_way() {
         "somebody stopped half-way here: begin again with a fresh copy of the base".to_owned()
     } else if let Some(hint) = of_type {
         hint
     } else {
-        let patch = patch_word(&change.patch_path);
         let base = shell_word(change.checkpoint.path());
         format!(
             "`mpatch show {patch}` tells which base it is for; where that is this one without other patches, `mpatch rebase {patch} --base {base} --after OTHER` binds it anew"
         )
     };
     CommandError::new(ExitKind::WrongBase, message).hint(hint)
+}
+
+/// What the missing tensor is called in a checkpoint that has all names but for what transformers puts before those of a
+/// model with a head, or leaves out.
+fn other_name(change: &Change, mismatch: &Mismatch) -> Option<String> {
+    const PREFIX: &str = "transformer.";
+    let Difference::Missing { .. } = mismatch.difference else { return None };
+    let other = |name: &str| match name.strip_prefix(PREFIX) {
+        Some(rest) => rest.to_owned(),
+        None => format!("{PREFIX}{name}"),
+    };
+    let is_there = |name: &str| change.checkpoint.find(&other(name)).is_some();
+    let tensors = &change.patch.manifest().bindings.get(mismatch.binding)?.tensors;
+    tensors.iter().all(|tensor| is_there(&tensor.name)).then(|| other(&mismatch.tensor))
 }

@@ -52,7 +52,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, Recovered, recover_each};
+use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, Recovered, is_index, recover_each};
 use mpatch::digest::PatchId;
 use mpatch::operation::Difference;
 use mpatch::patch::Patch;
@@ -64,9 +64,8 @@ use crate::interrupt::{Work, doing, stop_flag};
 use crate::places;
 use crate::report::{Output, shell_word};
 
-/// How the names of weights and of an index of shards end.
+/// How the names of weights end.
 const WEIGHTS_ENDING: &str = ".safetensors";
-const INDEX_ENDING: &str = ".index.json";
 /// Stands for standard input where a file is asked for.
 const STDIN: &str = "-";
 
@@ -228,19 +227,16 @@ pub fn beside(checkpoint: &Path, infix: &OsStr) -> Result<PathBuf, CommandError>
 
 /// The folder of an index of shards, if `checkpoint` is one.
 fn folder_of_index(checkpoint: &Path) -> Option<&Path> {
-    let folder = checkpoint.parent().filter(|_| checkpoint.to_string_lossy().ends_with(INDEX_ENDING))?;
+    let folder = checkpoint.parent().filter(|_| is_index(checkpoint))?;
     Some(if folder.as_os_str().is_empty() { Path::new(".") } else { folder })
 }
 
-/// Refuses a default place for a result within `models--NAME/snapshots`, as Hugging Face's cache has it.
+/// Refuses a default place for a result within the `snapshots` or the `blobs` of Hugging Face's cache.
 fn refuse_hub_cache(checkpoint: &Path) -> Result<(), CommandError> {
     // Not the canonical path: a snapshot's files are links to blobs.
     let absolute =
         std::path::absolute(checkpoint).map_err(|error| CommandError::io("find", checkpoint, &error))?;
-    let folders = Vec::from_iter(absolute.components().map(|part| part.as_os_str().to_string_lossy()));
-    let is_cache =
-        |pair: &[std::borrow::Cow<'_, str>]| pair[0].starts_with("models--") && pair[1] == "snapshots";
-    if !folders.windows(2).any(is_cache) {
+    if !absolute.ancestors().any(is_of_hub_cache) {
         return Ok(());
     }
     let message = format!(
@@ -248,6 +244,16 @@ fn refuse_hub_cache(checkpoint: &Path) -> Result<(), CommandError> {
         checkpoint.display()
     );
     Err(CommandError::new(ExitKind::Usage, message).hint("say where the result goes with `-o`"))
+}
+
+/// Whether a folder is `snapshots` or `blobs` of a model in a hub's cache: below `models--NAME`, or both side by side.
+fn is_of_hub_cache(folder: &Path) -> bool {
+    let (Some(name), Some(model)) = (folder.file_name(), folder.parent()) else { return false };
+    if name != "snapshots" && name != "blobs" {
+        return false;
+    }
+    let is_named = model.file_name().is_some_and(|name| name.as_bytes().starts_with(b"models--"));
+    is_named || ["snapshots", "blobs"].iter().all(|name| model.join(name).is_dir())
 }
 
 /// A name beside `checkpoint` without `infix` before its ending, if it is there.
@@ -284,6 +290,7 @@ mod tests {
             ("a/gptj/", "a/gptj.edits"),
             ("a/gpt.j", "a/gpt.j.edits"),
             ("a/gptj/model.safetensors.index.json", "a/gptj.edits"),
+            ("a/gptj/model.safetensors.index.fp16.json", "a/gptj.edits"),
             ("models--x/gptj", "models--x/gptj.edits"),
         ] {
             let named = beside(Path::new(base), &edits).expect("it has a name");
@@ -293,7 +300,11 @@ mod tests {
         let beside_latin = beside(named(b"na\xefve.safetensors"), &edits).expect("it has a name");
         assert_eq!(beside_latin, named(b"na\xefve.edits.safetensors"));
         assert_eq!(without_infix(&beside_latin, &edits).as_deref(), Some(named(b"na\xefve.safetensors")));
-        for cached in ["hub/models--x/snapshots/abc", "models--x/snapshots/abc/model.safetensors"] {
+        for cached in [
+            "hub/models--x/snapshots/abc",
+            "models--x/snapshots/abc/model.safetensors",
+            "models--x/blobs/05c5",
+        ] {
             assert_eq!(beside(Path::new(cached), &edits).expect_err("it is a cache").kind.code(), 2);
         }
         assert_eq!(infix(Path::new("-")), "patched");
