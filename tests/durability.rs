@@ -362,8 +362,8 @@ fn what_others_lay_beside_a_model_stops_nobody() {
 fn half_way(model: &str, patch: &str) -> Option<(Bench, Contents)> {
     let bench = Bench::new();
     let before = bench.contents();
-    // The journal, its folder, then the checkpoint's own sync.
-    let ended = tamper(&bench, "fsync:signal=KILL:when=3", &format!("apply {model} {patch} --in-place"));
+    // The folder twice as it is asked about, the journal, its folder, then the checkpoint's own sync.
+    let ended = tamper(&bench, "fsync:signal=KILL:when=5", &format!("apply {model} {patch} --in-place"));
     assert!(!ended.status.success(), "it was not killed");
     let journals = bench.contents().keys().filter(|path| path.to_string_lossy().ends_with("journal")).count();
     assert_eq!(journals, 1);
@@ -567,6 +567,26 @@ fn a_change_of_which_only_its_journal_could_not_be_removed_is_complete() {
     let said = bench.succeeds("verify shards.mpatch --base shards --digests-only");
     assert!(said.contains("everything had been changed already"), "{said}");
     assert!(!bench.path("shards/model-0.safetensors.mpatch-journal").exists());
+}
+
+#[test]
+fn a_file_system_without_modes_is_written_to_and_one_that_cannot_sync_folders_is_refused_first() {
+    if !can_trace() {
+        return skipped("strace is not there, or may not trace");
+    }
+    let bench = Bench::new();
+    for words in ["apply shards shards.mpatch -o copy", "apply shards shards.mpatch --in-place"] {
+        let output = tamper(&bench, "fchmod,chmod:error=EPERM", words);
+        assert!(output.status.success(), "{words}: {}", stderr(&output));
+    }
+    let bench = Bench::new();
+    let before = bench.contents();
+    let output = tamper(&bench, "fsync:error=EINVAL", "apply model.safetensors edits.mpatch -o copy");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(11), "{said}");
+    assert!(said.contains("cannot write to `.`: this file system cannot sync folders\n"), "{said}");
+    assert!(said.contains("hint: choose another place with `-o`\n"), "{said}");
+    assert!(bench.contents() == before);
 }
 
 // ------------------------------------------------------------------------------------------------------ limits --

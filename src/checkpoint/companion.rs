@@ -57,7 +57,8 @@ impl Checkpoint {
             copy_ranges(&source, &into, &untouched(about.size_bytes, Vec::new()), &told)?;
         }
         let made = copy.about().map_err(CheckpointError::io(target, "examine"))?;
-        copy.set_mode(about.mode_for(&made)).map_err(CheckpointError::io(target, "set the mode of"))?;
+        let moded = copy.give_mode(&made, about.mode_for(&made));
+        moded.map_err(CheckpointError::io(target, "set the mode of"))?;
         copy.sync().map_err(CheckpointError::io(target, "sync"))
     }
 

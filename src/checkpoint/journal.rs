@@ -201,8 +201,7 @@ impl Journal {
         let old_bytes: u64 = header.blocks().map(|block| block.journaled_size_bytes()).sum();
         let last_frame_at = first_frame_size_bytes(text.len() as u64) + old_bytes;
         let file = temporary.handle();
-        let moded = common_mode(targets, file).and_then(|mode| file.set_mode(mode));
-        moded.map_err(failed("set the mode of"))?;
+        give_common_mode(targets, file).map_err(failed("set the mode of"))?;
         reserve(files, file, path, last_frame_at + last_frame.len() as u64)?;
         file.write_all_at(&first_frame, 0).map_err(failed("write"))?;
         file.write_all_at(&last_frame, last_frame_at).map_err(failed("write"))?;
@@ -253,9 +252,10 @@ pub(super) fn reserve(files: &Files, file: &File, path: &Path, size: u64) -> Res
 }
 
 /// The rights that all of `targets` give.
-fn common_mode(targets: &[&File], journal: &File) -> io::Result<u32> {
+fn give_common_mode(targets: &[&File], journal: &File) -> io::Result<()> {
     let made = journal.about()?;
-    targets.iter().try_fold(0o666, |mode, target| Ok(mode & target.about()?.mode_for(&made)))
+    let common = |mode, target: &&File| io::Result::Ok(mode & target.about()?.mode_for(&made));
+    journal.give_mode(&made, targets.iter().try_fold(0o666, common)?)
 }
 
 // ------------------------------------------------------------------------------------------------------ reading --

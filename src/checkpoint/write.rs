@@ -464,7 +464,8 @@ impl<'a> CheckpointCopy<'a> {
             let Some((path, copy)) = self.copy_of(file_index) else { continue };
             let about = source.file.about().map_err(CheckpointError::io(&source.path, "examine"))?;
             let made = copy.about().map_err(CheckpointError::io(path, "examine"))?;
-            copy.set_mode(about.mode_for(&made)).map_err(CheckpointError::io(path, "set the mode of"))?;
+            let moded = copy.give_mode(&made, about.mode_for(&made));
+            moded.map_err(CheckpointError::io(path, "set the mode of"))?;
             copy.sync().map_err(CheckpointError::io(path, "sync"))?;
         }
         if self.checkpoint.layout() == Layout::File {
@@ -474,7 +475,7 @@ impl<'a> CheckpointCopy<'a> {
         let about = disk.about(base).map_err(CheckpointError::io(base, "examine"))?;
         let made = disk.about(path).map_err(CheckpointError::io(path, "examine"))?;
         // The owner keeps his rights: without them neither the sync nor a later removal would work.
-        let moded = disk.set_folder_mode(path, about.mode_for(&made) | 0o700);
+        let moded = disk.give_folder_mode(path, &made, about.mode_for(&made) | 0o700);
         moded.map_err(CheckpointError::io(path, "set the mode of"))?;
         disk.sync_folder(path).map_err(CheckpointError::io(path, "sync"))
     }

@@ -88,7 +88,7 @@ fn a_change_in_place_that_stands_is_recorded_whatever_its_last_sync_says() {
     bench.succeeds("init --base gptj");
     let log = bench.succeeds("log");
     let apply = "apply gptj edits.mpatch --in-place";
-    let output = tamper_at(&bench, &bench.path("gptj"), "fsync:error=EIO:when=2", apply);
+    let output = tamper_at(&bench, &bench.path("gptj"), "fsync:error=EIO:when=4", apply);
     let said = stderr(&output);
     assert_eq!(output.status.code(), Some(11), "{said}");
     assert!(said.contains("is complete, but") && said.ends_with("state: applied\n"), "{said}");

@@ -14,6 +14,7 @@ mod access_list;
 mod direct;
 #[cfg(test)]
 pub(crate) mod fault;
+mod modes;
 mod real;
 #[cfg(test)]
 pub(crate) mod simulated;
@@ -63,18 +64,6 @@ impl About {
     /// Whether both are about one and the same file.
     pub(crate) fn is_same_file(&self, other: &About) -> bool {
         (self.device, self.inode) == (other.device, other.inode)
-    }
-
-    /// The rights that `made` may have to be open to nobody who is kept out here; never set-user-id and its like.
-    ///
-    /// Of another group it is not known who is in which, and a list has its own groups and users: so both the group and
-    /// all others get what everybody has here.
-    pub(crate) fn mode_for(&self, made: &About) -> u32 {
-        if self.group == made.group && self.listed.is_none() && made.listed.is_none() {
-            return self.mode & 0o777;
-        }
-        let common = (self.mode >> 3) & self.mode & 0o7 & self.listed.unwrap_or(0o7);
-        (self.mode & 0o700) | (common << 3) | common
     }
 }
 
@@ -279,8 +268,9 @@ impl Files {
         retried(|| self.0.create_folder(path, audience))
     }
 
-    pub(crate) fn set_folder_mode(&self, path: &Path, mode: u32) -> io::Result<()> {
-        retried(|| self.0.set_folder_mode(path, mode))
+    /// As [`File::give_mode`].
+    pub(crate) fn give_folder_mode(&self, path: &Path, made: &About, wanted: u32) -> io::Result<()> {
+        modes::given(made, wanted, 0o777, || retried(|| self.0.set_folder_mode(path, wanted)))
     }
 
     pub(crate) fn remove_file(&self, path: &Path) -> io::Result<()> {
@@ -395,8 +385,12 @@ impl File {
         }
     }
 
-    pub(crate) fn set_mode(&self, mode: u32) -> io::Result<()> {
-        retried(|| self.0.set_mode(mode))
+    /// Gives it the rights `wanted`, which it keeps from then on; `made` is what is known of it so far.
+    ///
+    /// A file system without rights may refuse: then those stay that it was made with, where they let nobody read or
+    /// write who is to be kept out.
+    pub(crate) fn give_mode(&self, made: &About, wanted: u32) -> io::Result<()> {
+        modes::given(made, wanted, 0o666, || retried(|| self.0.set_mode(wanted)))
     }
 
     pub(crate) fn sync(&self) -> io::Result<()> {
@@ -454,44 +448,5 @@ impl Write for Sink<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rights_given_on_keep_out_whom_the_original_kept_out() {
-        const GROUP: u32 = 7;
-        let with = |mode, group, listed| About {
-            kind: Kind::File,
-            size_bytes: 0,
-            device: 1,
-            inode: 1,
-            links: 1,
-            created_ns: None,
-            mode,
-            owner: 0,
-            group,
-            listed,
-        };
-        for (mode, same, other) in [
-            (0o640, 0o640, 0o600),
-            (0o644, 0o644, 0o644),
-            (0o604, 0o604, 0o600),
-            (0o664, 0o664, 0o644),
-            (0o4751, 0o751, 0o711),
-        ] {
-            let about = with(mode, GROUP, None);
-            // A new file whose folder gives it a list lets in whom that list names.
-            let made = [(GROUP, None), (GROUP + 1, None), (GROUP, Some(0))];
-            let modes = made.map(|(group, listed)| about.mode_for(&with(0o600, group, listed)));
-            assert_eq!(modes, [same, other, other], "{mode:o}");
-        }
-        let plain = with(0o600, GROUP, None);
-        for (mode, listed, given) in [(0o660, 0, 0o600), (0o664, 0o4, 0o644), (0o644, 0, 0o600)] {
-            assert_eq!(with(mode, GROUP, Some(listed)).mode_for(&plain), given, "{mode:o} {listed:o}");
-        }
     }
 }

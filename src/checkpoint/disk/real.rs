@@ -127,12 +127,17 @@ impl Disk for RealDisk {
     }
 
     fn sync_folder(&self, path: &Path) -> io::Result<()> {
-        File::open(path)?.sync_all()
+        match File::open(path)?.sync_all() {
+            Err(error) if matches!(Errno::from_io_error(&error), Some(Errno::INVAL | Errno::NOSYS)) => {
+                Err(io::Error::new(io::ErrorKind::Unsupported, "this file system cannot sync folders"))
+            }
+            outcome => outcome,
+        }
     }
 
     fn check_writable(&self, folder: &Path) -> io::Result<()> {
-        // What gets a name there lasts once the folder is synced, for which it has to be opened.
-        File::open(folder)?;
+        // What gets a name there lasts once the folder is synced, which not every file system can do.
+        self.sync_folder(folder)?;
         // An unnamed file is the surest question about permissions, quotas and read-only mounts.
         tempfile::tempfile_in(folder).map(drop)
     }
