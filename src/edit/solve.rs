@@ -25,7 +25,7 @@ use super::EditError;
 
 /// What is added to the diagonal, relative to its mean, until the matrix can be factorised: nothing as a rule, a trace
 /// where key coordinates never fire, and up to the noise of sums in f32 where keys depend on each other.
-pub const RIDGES_RELATIVE: [f64; 5] = [0.0, 1e-10, 1e-8, 1e-6, 1e-4];
+pub(super) const RIDGES_RELATIVE: [f64; 5] = [0.0, 1e-10, 1e-8, 1e-6, 1e-4];
 
 /// The Cholesky factor of `lambda * C`.
 #[derive(Debug, Clone, PartialEq)]

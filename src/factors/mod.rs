@@ -42,18 +42,19 @@ pub use compress::{BITS_DEFAULT, Compression, RankLimit, compress};
 pub use correction::{Correction, CorrectionWriter};
 #[cfg(feature = "edit")]
 pub use cut::{Cut, cut_of};
-pub use inner::inner_product;
+pub(crate) use inner::inner_product;
 pub use kernels::{Kernel, check_kernels};
 #[cfg(feature = "edit")]
-pub use overlap::{KeySpace, SpaceOverlap};
+pub(crate) use overlap::KeySpace;
 #[cfg(feature = "edit")]
 pub(crate) use quantize::quantize_dense_rows;
 pub use quantize::{quantize_dense, quantize_low_rank};
 #[cfg(feature = "edit")]
-pub use recompress::recompress;
+pub(crate) use recompress::recompress;
 #[cfg(feature = "edit")]
-pub use sketch::Sketch;
-pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};
+pub(crate) use sketch::Sketch;
+pub(crate) use undo::undo_rows_per_block;
+pub use undo::{UndoLog, UndoWriter};
 pub(crate) use update::sums_of_squares;
 pub use update::{RowsApplied, Update};
 

@@ -24,10 +24,11 @@ use serde::{Serialize, Serializer};
 
 use crate::digest::FileDigest;
 
-pub use check::same_target;
+pub(crate) use check::same_target;
 pub use error::{Clash, FactsError, FactsErrorKind, Place, excerpt, shortened};
 pub use layouts::{Layout, SCHEMA};
-pub use things::{Targets, Things};
+pub use things::Targets;
+pub(crate) use things::Things;
 
 /// Largest text of one field, in bytes.
 pub const TEXT_SIZE_MAX_BYTES: usize = 4096;

@@ -277,7 +277,7 @@ impl Network {
     ///
     /// # Errors
     /// [`ModelError::Device`].
-    pub fn probabilities(&self, hidden: &Tensor) -> Result<[Tensor; 2], ModelError> {
+    pub(crate) fn probabilities(&self, hidden: &Tensor) -> Result<[Tensor; 2], ModelError> {
         if let Some(bias) = self.head.bias.as_ref().filter(|bias| kernels::fits(&[hidden, bias])) {
             let (normal, _) = self.final_norm.forward(hidden)?;
             return Ok(kernels::log_softmax(&self.head.product(&normal)?, bias)?);
