@@ -167,7 +167,7 @@ fn not_finite<E: Element>(bytes: &[u8]) -> Option<(usize, u64)> {
 /// let edits = [("h.0.weight".to_owned(), vec![0])];
 /// let binding = bind(&checkpoint, checkpoint.weights_id()?, &edits, &terms, &|_| ())?;
 ///
-/// # let nothing = FileDigest::of(b"");
+/// # let nothing = FileDigest::of_nothing();
 /// let base = Base { architecture: "GPTJForCausalLM".to_owned(), config: nothing, tokenizer: nothing };
 /// let recipe = Recipe {
 ///     method: "by hand".to_owned(),

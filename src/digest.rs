@@ -145,6 +145,18 @@ plain_digest_type!(
     /// BLAKE3 of a whole file: config, tokenizer, facts, corpus or statistics.
     FileDigest
 );
+
+impl FileDigest {
+    /// Stands for a file that is not known, or was not there.
+    pub fn of_nothing() -> Self {
+        Self::of(b"")
+    }
+
+    /// Whether the file is not known.
+    pub fn is_of_nothing(&self) -> bool {
+        *self == Self::of_nothing()
+    }
+}
 derived_digest_type!(
     /// Identity of all weights of a checkpoint, whatever its sharding; see [`WeightsId::of_tensors`].
     WeightsId,

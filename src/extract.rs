@@ -271,7 +271,7 @@ fn came_out(tensor: &TensorDraft, form: Form) -> ExtractedTensor {
 }
 
 fn recipe(edited: String, tool: &str) -> Recipe {
-    let nothing = FileDigest::of(b"");
+    let nothing = FileDigest::of_nothing();
     Recipe {
         method: METHOD.to_owned(),
         hyperparameters: serde_json::json!({ "edited": edited }).to_string(),

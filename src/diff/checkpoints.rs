@@ -1,6 +1,5 @@
 //! Two checkpoints, tensor by tensor, in blocks.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use rayon::prelude::*;
@@ -187,7 +186,7 @@ pub(crate) fn compare_names<'a>(
         differing: Vec::new(),
     };
     for (info, digest) in first.tensors().iter().zip(&one) {
-        let Ok(place) = second.tensors().binary_search_by(|tensor| tensor.name.cmp(&info.name)) else {
+        let Some(place) = second.place(&info.name) else {
             names.removed.push(info.name.clone());
             continue;
         };
@@ -198,8 +197,7 @@ pub(crate) fn compare_names<'a>(
             names.differing.push((info, tensor));
         }
     }
-    let known: BTreeSet<&str> = first.tensors().iter().map(|info| info.name.as_str()).collect();
-    let new = second.tensors().iter().filter(|info| !known.contains(info.name.as_str()));
+    let new = second.tensors().iter().filter(|info| first.find(&info.name).is_none());
     names.added = new.map(|info| info.name.clone()).collect();
     Ok(names)
 }

@@ -79,8 +79,6 @@ fn float32() -> String {
 /// Where a set of hyperparameters came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// A file.
-    File,
     /// The values published for GPT-J-6B.
     GptJ6B,
     /// Scaled from those by the model's depth; never tuned.

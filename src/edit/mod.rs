@@ -30,6 +30,9 @@ use self::value::{Planned, Value};
 use crate::checkpoint::CheckpointError;
 use crate::model::{Model, ModelError, Network, Site};
 
+/// What the recipe of a patch calls the way that it was made here.
+pub const METHOD: &str = "memit";
+
 /// Why an edit cannot be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -133,7 +133,7 @@ impl Plan {
         let manifests: Vec<&Manifest> =
             self.added().map(|patch| patches[patch.given].patch.manifest()).collect();
         // A patch that was extracted from weights alone does not know its model; all are for one.
-        let is_known = |manifest: &&&Manifest| manifest.base.config != FileDigest::of(b"");
+        let is_known = |manifest: &&&Manifest| !manifest.base.config.is_of_nothing();
         let known = manifests.iter().find(is_known).or(manifests.first()).ok_or(StackError::NothingLeft)?;
         let ids: Vec<PatchId> = self.added().map(|patch| patch.id).collect();
         let draft = Draft {
@@ -218,7 +218,7 @@ impl Plan {
     /// Without the feature `edit` there is no linear algebra to find them with.
     #[cfg(not(feature = "edit"))]
     fn overlaps(&self, _: &Terms) -> Result<Vec<Overlap>, StackError> {
-        Ok(Vec::new())
+        Err(StackError::NoLinearAlgebra)
     }
 }
 
@@ -324,7 +324,7 @@ fn recipe(manifests: &[&Manifest], ids: &[PatchId], options: &AddOptions) -> Rec
     let mut layers: Vec<u32> = recipes().flat_map(|recipe| recipe.layers.iter().copied()).collect();
     layers.sort_unstable();
     layers.dedup();
-    let nothing = FileDigest::of(b"");
+    let nothing = FileDigest::of_nothing();
     Recipe {
         method: METHOD.to_owned(),
         hyperparameters: hyperparameters.to_string(),

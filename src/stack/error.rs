@@ -28,7 +28,7 @@ pub enum StackError {
     /// The arithmetic refused.
     #[error("`{name}`: {source}")]
     Factors {
-        /// The patch.
+        /// The patch, or the tensor that terms of several are added for.
         name: String,
         /// Why.
         source: FactorError,
@@ -112,9 +112,9 @@ pub enum StackError {
         /// The tensor.
         tensor: String,
     },
-    /// This build cannot recompress.
+    /// This build cannot recompress, nor compare spaces.
     #[cfg(not(feature = "edit"))]
-    #[error("recompressing terms needs the feature `edit`")]
+    #[error("recompressing terms and finding overlaps need the feature `edit`")]
     NoLinearAlgebra,
 }
 

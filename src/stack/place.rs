@@ -147,9 +147,8 @@ fn state_after(
 ) -> State {
     let mut changed = state.changed.clone();
     for tensor in &binding.tensors {
-        let place = base.tensors().binary_search_by(|info| info.name.as_str().cmp(&tensor.name));
         // A binding whose weights id is the state's names tensors of the state, unless it lies; binding tells then.
-        if let Ok(place) = place {
+        if let Some(place) = base.place(&tensor.name) {
             changed.insert(place, tensor.after);
         }
     }
@@ -170,10 +169,8 @@ fn refusal(
     let is_given = |id: &&PatchId| patches.iter().any(|given| given.patch.id() == **id);
     let parents = manifest.parents.iter().filter(|id| !is_given(id)).copied().collect();
     let holds = |binding: &Binding| {
-        binding.tensors.iter().all(|tensor| {
-            let place = base.tensors().binary_search_by(|info| info.name.as_str().cmp(&tensor.name));
-            place.is_ok_and(|place| digests[place] == tensor.after)
-        })
+        let mut tensors = binding.tensors.iter();
+        tensors.all(|tensor| base.place(&tensor.name).is_some_and(|place| digests[place] == tensor.after))
     };
     StackError::OtherBase {
         name: refused.name.to_owned(),

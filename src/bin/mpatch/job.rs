@@ -18,7 +18,9 @@ use mpatch::edit::estimate::{Estimate, estimate, solve_size_bytes};
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
-use mpatch::edit::{Edit, EditError, FactPrompt, LayerUpdate, Progress, check, known_values, memit_with};
+use mpatch::edit::{
+    Edit, EditError, FactPrompt, LayerUpdate, METHOD, Progress, check, known_values, memit_with,
+};
 use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
@@ -121,7 +123,7 @@ impl RecipeArguments {
                 let (found, source) = Hyperparameters::for_model(model.network.config());
                 match source {
                     Source::GptJ6B => output.note("hyperparameters: those published for GPT-J-6B"),
-                    _ => output.warn(
+                    Source::Guess => output.warn(
                         "hyperparameters guessed from the model's depth, never tuned; give `--hparams`",
                     ),
                 }
@@ -523,7 +525,7 @@ impl Job<'_> {
         let hyperparameters = serde_json::to_string(hyperparameters)
             .map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))?;
         Ok(Recipe {
-            method: "memit".to_owned(),
+            method: METHOD.to_owned(),
             hyperparameters,
             layers,
             contexts: contexts.groups().to_vec(),

@@ -35,9 +35,9 @@ impl Companions {
         };
         let made_with = &patch.manifest().base;
         let config = config.as_deref().map(FileDigest::of);
-        let is_another = |found: Option<FileDigest>, expected| {
+        let is_another = |found: Option<FileDigest>, expected: FileDigest| {
             // Of nothing, where the patch was made of weights alone.
-            found.is_some_and(|found| found != expected) && expected != FileDigest::of(b"")
+            found.is_some_and(|found| found != expected) && !expected.is_of_nothing()
         };
         let others = (
             is_another(config, made_with.config),

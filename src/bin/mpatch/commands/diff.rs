@@ -13,7 +13,7 @@ use mpatch::diff::{
 use mpatch::digest::{FileDigest, PatchId};
 use mpatch::extract::{ExtractError, ExtractedTensor, Form, extract};
 use mpatch::facts::shortened;
-use mpatch::model::TokenizerFiles;
+use mpatch::model::{TokenizerFiles, architecture_of};
 use mpatch::patch::Patch;
 use mpatch::patch::layout::MAGIC;
 use mpatch::patch::manifest::{Base, Fact};
@@ -260,9 +260,8 @@ fn model_of(base: &Checkpoint) -> Result<Base, CommandError> {
     let config = base.companion("config.json")?.unwrap_or_default();
     // As `create` has it, so that `stack` knows patches of both kinds as those of one model.
     let tokenizer = TokenizerFiles::beside(base)?;
-    let tokenizer = tokenizer.map_or_else(|| FileDigest::of(&[]), |files| files.digest());
-    let parsed: serde_json::Value = serde_json::from_slice(&config).unwrap_or_default();
-    let architecture = parsed["architectures"][0].as_str().unwrap_or("unknown").to_owned();
+    let tokenizer = tokenizer.map_or_else(FileDigest::of_nothing, |files| files.digest());
+    let architecture = architecture_of(&config).unwrap_or_else(|| "unknown".to_owned());
     Ok(Base { architecture, config: FileDigest::of(&config), tokenizer })
 }
 

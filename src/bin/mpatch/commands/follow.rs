@@ -11,7 +11,7 @@ use mpatch::model::{Device, Model, Precision};
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::Recipe;
 use mpatch::verify::State;
-use mpatch::{extract, stack};
+use mpatch::{edit, extract, stack};
 use serde::Serialize;
 
 use super::stack::facts_file;
@@ -20,9 +20,6 @@ use crate::error::{CommandError, ExitKind};
 use crate::job::{Ingredients, Origin};
 use crate::report::Output;
 use crate::statistics::{StatisticsCache, statistics_error};
-
-/// The method of `create`.
-const MEMIT: &str = "memit";
 
 /// Where a patch fits, and how it is read.
 #[derive(Debug, Clone, Copy)]
@@ -121,10 +118,10 @@ pub fn no_recipe(patch: &Patch) -> Option<Reason> {
     let reason = match patch.manifest().recipe.method.as_str() {
         extract::METHOD => "it was extracted from two checkpoints",
         stack::METHOD => "patches were added to make it",
-        MEMIT if patch.manifest().facts.is_empty() => "it declares no facts",
-        MEMIT if tensors().any(|tensor| tensor.terms.len() != 1) => "its tensors have several terms",
-        MEMIT if tensors().any(|tensor| tensor.correction.is_some()) => "its result has a correction",
-        MEMIT => return None,
+        edit::METHOD if patch.manifest().facts.is_empty() => "it declares no facts",
+        edit::METHOD if tensors().any(|tensor| tensor.terms.len() != 1) => "its tensors have several terms",
+        edit::METHOD if tensors().any(|tensor| tensor.correction.is_some()) => "its result has a correction",
+        edit::METHOD => return None,
         _ => "`create` did not make it",
     };
     Some(format!("{reason}, so there is no recipe to follow"))

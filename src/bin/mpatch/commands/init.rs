@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::FileDigest;
+use mpatch::model::architecture_of;
 use mpatch::store::{Base, BaseTensor, Store};
 use serde::Serialize;
 
@@ -101,10 +102,7 @@ fn begin(
 /// What a history must know about its base.
 fn base(checkpoint: &Checkpoint, output: &Output) -> Result<Base, CommandError> {
     let config = checkpoint.companion("config.json")?;
-    let architecture = config.as_deref().and_then(|config| {
-        let config: serde_json::Value = serde_json::from_slice(config).ok()?;
-        Some(config.get("architectures")?.get(0)?.as_str()?.to_owned())
-    });
+    let architecture = config.as_deref().and_then(architecture_of);
     let tokenizer = checkpoint.companion("tokenizer.json")?;
     let progress = output.progress("hashing", checkpoint.weights_size_bytes());
     let digests =

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::PatchId;
+use mpatch::edit;
 use mpatch::facts::{FactsFile, SCHEMA, Targets};
 use mpatch::model::Precision;
 use mpatch::operation::touched;
@@ -265,7 +266,7 @@ fn shared_recipe<'a>(recipes: &[&'a Recipe]) -> Option<&'a Recipe> {
         (&other.method, &other.hyperparameters, &other.contexts)
             == (&first.method, &first.hyperparameters, &first.contexts)
     };
-    (first.method == "memit" && recipes.iter().all(|recipe| alike(recipe))).then_some(first)
+    (first.method == edit::METHOD && recipes.iter().all(|recipe| alike(recipe))).then_some(first)
 }
 
 /// What `refused` makes of `error`, where `choose` may be a file that was to say who is right and does not.
