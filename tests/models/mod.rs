@@ -145,7 +145,7 @@ fn a_folder_without_safetensors_is_refused_by_what_its_weights_are() {
         (
             "pytorch_model.bin",
             POINTER,
-            "`model/pytorch_model.bin`, but a pointer of git-lfs",
+            "`model/pytorch_model.bin` is not a safetensors file, but a pointer",
             "`git lfs pull`",
         ),
         ("pytorch_model.bin", "PK\x03\x04\0\0\x08\x08", "PyTorch's own format", "safe_serialization=True"),

@@ -32,8 +32,8 @@ fn a_command_whose_result_has_its_name_is_not_ended_by_a_second_signal() {
         return skipped("strace is not there, or may not trace");
     }
     let bench = Bench::new();
-    // The copy is synced, gets its name, and then its folder is synced.
-    let tampering = "fsync:signal=INT:delay_exit=300000:when=1..2";
+    // Once its folder can be synced, the copy is, gets its name, and then its folder is synced.
+    let tampering = "fsync:signal=INT:delay_exit=300000:when=3..4";
     let output = tamper(&bench, tampering, "apply model.safetensors edits.mpatch");
     assert!(output.status.success(), "{}", stderr(&output));
     assert!(bench.path("model.edits.safetensors").exists());
@@ -84,7 +84,8 @@ fn a_second_signal_in_place_says_what_it_leaves() {
         return skipped("strace is not there, or may not trace");
     }
     let bench = Bench::new();
-    let tampering = "fallocate,fsync,fdatasync,pwrite64:signal=INT:delay_exit=100000:when=1..3";
+    // The folder is synced twice before anything is written.
+    let tampering = "fallocate,fsync,fdatasync,pwrite64:signal=INT:delay_exit=100000:when=3..5";
     let in_place = "apply shards shards.mpatch --in-place";
     let output = tamper(&bench, tampering, in_place);
     let said = stderr(&output);
