@@ -88,8 +88,8 @@ impl Raw {
     }
 }
 
-/// Fields of which null is no way to ask for the default: the class takes the rotary null for the whole head, and cannot
-/// be made with the others.
+/// Fields of which null is no way to ask for the default: the class takes the rotary null for the whole head, and
+/// cannot be made with the others.
 const NEVER_NULL: [&str; 4] = ["n_positions", "rotary_dim", "activation_function", "layer_norm_epsilon"];
 
 /// Keeps a hostile config from asking for more than any GPT-J has.

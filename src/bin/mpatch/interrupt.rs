@@ -154,7 +154,7 @@ pub fn exit_kind() -> ExitKind {
     if is_termination { ExitKind::Terminated } else { ExitKind::Interrupted }
 }
 
-/// Begins to listen; flags are set at once, and the rest is done in a thread of its own. Comes before all other threads.
+/// Begins to listen; flags are set at once, and the rest is done in a thread of its own. Comes before all others.
 pub fn listen() {
     block_growth_signal();
     on_last_step(last_step);
@@ -171,8 +171,8 @@ pub fn listen() {
 /// Keeps the signal for a file that grows too large from this thread and all that it starts: the call that was too much
 /// returns an error of its own.
 ///
-/// Heard, it would not do: a call that the system makes again after a signal, as it does with the opening of a file that
-/// an overlay first copies up, would be made again for ever. What git writes for us becomes an error in the same way.
+/// Heard, it would not do: a call that the system makes again after a signal, as it does with the opening of a file
+/// that an overlay first copies up, would be made again for ever. What git writes becomes an error in the same way.
 fn block_growth_signal() {
     let mut signals = SigSet::empty();
     signals.add(Signal::SIGXFSZ);

@@ -22,8 +22,8 @@ impl About {
 
 /// Has `set` give a file or folder the rights `wanted`, where it was not made with them.
 ///
-/// Where the file system keeps no rights, those it was made with are kept, if those among `matters` let in nobody who is
-/// to be kept out.
+/// Where the file system keeps no rights, those it was made with are kept, if those among `matters` let in nobody who
+/// is to be kept out.
 pub(super) fn given(
     made: &About,
     wanted: u32,

@@ -85,8 +85,8 @@ fn wrong_base(change: &Change, mismatch: &Mismatch) -> CommandError {
     CommandError::new(ExitKind::WrongBase, message).hint(hint)
 }
 
-/// What the missing tensor is called in a checkpoint that has all names but for what transformers puts before those of a
-/// model with a head, or leaves out.
+/// What the missing tensor is called in a checkpoint that has all names but for what transformers puts before those of
+/// a model with a head, or leaves out.
 fn other_name(change: &Change, mismatch: &Mismatch) -> Option<String> {
     const PREFIX: &str = "transformer.";
     let Difference::Missing { .. } = mismatch.difference else { return None };
