@@ -39,8 +39,8 @@ pub struct Factor {
 impl Factor {
     /// Factorises `weight * moment`, which is made anew where a first try fails.
     ///
-    /// The matrix is symmetric and, but for rounding, positive semi-definite; where it is singular, the least of
-    /// [`RIDGES_RELATIVE`] that will do is added, and said. Nothing but the matrix itself is held.
+    /// The matrix is symmetric and, but for rounding, positive semi-definite; where it is singular, the least of some
+    /// ridges that will do is added, and said. Nothing but the matrix itself is held.
     ///
     /// # Errors
     /// [`EditError::Singular`] names the layer; whatever `moment` fails with.

@@ -53,8 +53,7 @@ pub use quantize::{quantize_dense, quantize_low_rank};
 pub(crate) use recompress::recompress;
 #[cfg(feature = "edit")]
 pub(crate) use sketch::Sketch;
-pub(crate) use undo::undo_rows_per_block;
-pub use undo::{UndoLog, UndoWriter};
+pub use undo::{UndoLog, UndoWriter, undo_rows_per_block};
 pub(crate) use update::sums_of_squares;
 pub use update::{RowsApplied, Update};
 
