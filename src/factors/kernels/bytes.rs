@@ -72,12 +72,18 @@ impl Sums<'_> {
 }
 
 impl Bytes {
-    /// Lays factors out for `kernel`, if it is a byte kernel and all their integers and sums are small enough.
+    /// Lays factors out for `kernel`, if it is a byte kernel that the processor has, and all their integers and sums are
+    /// small enough.
     pub fn new(left: &IntegerMatrix, right: &IntegerMatrix, kernel: Kernel) -> Option<Self> {
         let (left_max, right_max, rank) = (left.magnitude_max(), right.magnitude_max(), left.columns());
         let largest = u128::from(left_max) * u128::from(right_max) * rank as u128;
         let byte = i8::MAX as u16;
-        if left_max > byte || right_max > byte || largest > i32::MAX as u128 || rank == 0 {
+        if left_max > byte
+            || right_max > byte
+            || largest > i32::MAX as u128
+            || rank == 0
+            || !kernel.is_available()
+        {
             return None;
         }
         let groups = rank.div_ceil(GROUP);
@@ -144,7 +150,7 @@ impl Bytes {
                 #[cfg(target_arch = "x86_64")]
                 Left::Vnni(ref left, ref biases) => {
                     let biases = &biases[block.rows.clone()];
-                    // SAFETY: a layout for a kernel is made only where the processor has it.
+                    // SAFETY: `new` lays out for a kernel only where the processor has it.
                     unsafe { super::avx512::vnni(&left[range.clone()], right, biases, target) }
                 }
                 #[cfg(target_arch = "x86_64")]
