@@ -72,8 +72,8 @@ impl Sums<'_> {
 }
 
 impl Bytes {
-    /// Lays factors out for `kernel`, if it is a byte kernel that the processor has, and all their integers and sums are
-    /// small enough.
+    /// Lays factors out for `kernel`, if it is a byte kernel that the processor has, and all their integers and sums
+    /// are small enough.
     pub fn new(left: &IntegerMatrix, right: &IntegerMatrix, kernel: Kernel) -> Option<Self> {
         let (left_max, right_max, rank) = (left.magnitude_max(), right.magnitude_max(), left.columns());
         let largest = u128::from(left_max) * u128::from(right_max) * rank as u128;
