@@ -57,10 +57,8 @@ mod tests {
     use super::super::Kind;
     use super::*;
 
-    #[test]
-    fn rights_given_on_keep_out_whom_the_original_kept_out() {
-        const GROUP: u32 = 7;
-        let with = |mode, group, listed| About {
+    fn with(mode: u32, group: u32, listed: Option<u32>) -> About {
+        About {
             kind: Kind::File,
             size_bytes: 0,
             device: 1,
@@ -71,7 +69,12 @@ mod tests {
             owner: 0,
             group,
             listed,
-        };
+        }
+    }
+
+    #[test]
+    fn rights_given_on_keep_out_whom_the_original_kept_out() {
+        const GROUP: u32 = 7;
         for (mode, same, other) in [
             (0o640, 0o640, 0o600),
             (0o644, 0o644, 0o644),
@@ -93,18 +96,7 @@ mod tests {
 
     #[test]
     fn a_file_system_without_modes_is_taken_as_it_is_where_it_lets_in_nobody_else() {
-        let made = |mode| About {
-            kind: Kind::File,
-            size_bytes: 0,
-            device: 1,
-            inode: 1,
-            links: 1,
-            created_ns: None,
-            mode,
-            owner: 0,
-            group: 0,
-            listed: None,
-        };
+        let made = |mode| with(mode, 0, None);
         let refusing = |error: Errno| move || Err(error.into());
         for (mode, wanted, error, is_fine) in [
             (0o600, 0o644, Errno::PERM, true),
