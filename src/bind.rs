@@ -75,7 +75,7 @@ pub enum BindError {
         count: u64,
     },
     /// The arithmetic refused.
-    #[error("tensor `{tensor}`: {source}")]
+    #[error("tensor `{tensor}`")]
     Factors {
         /// The tensor.
         tensor: String,

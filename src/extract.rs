@@ -63,7 +63,7 @@ pub enum ExtractError {
     #[error(transparent)]
     Bind(BindError),
     /// The arithmetic refused.
-    #[error("tensor `{tensor}`: {source}")]
+    #[error("tensor `{tensor}`")]
     Factors {
         /// The tensor.
         tensor: String,

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::causes::with_causes;
 use crate::checkpoint::{Checkpoint, CheckpointError, Output, Rewrite, TensorInfo, check_in_place, pipeline};
 use crate::digest::{PatchId, TensorDigest};
 use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
@@ -50,7 +51,7 @@ pub enum OperationError {
     #[error(transparent)]
     Patch(#[from] PatchError),
     /// The arithmetic refused.
-    #[error("tensor `{tensor}`: {source}")]
+    #[error("tensor `{tensor}`")]
     Factors {
         /// The tensor.
         tensor: String,
@@ -66,7 +67,7 @@ pub enum OperationError {
         mismatch: Box<Mismatch>,
     },
     /// A change in place failed, and the old bytes could not be put back yet.
-    #[error("{error}; {recovery}")]
+    #[error("{}; {}", with_causes(error), with_causes(recovery))]
     Pending {
         /// What went wrong first.
         error: Box<OperationError>,

@@ -15,6 +15,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::bind::norms::{self, Norms};
+use crate::causes::with_causes;
 use crate::checkpoint::{Checkpoint, TensorInfo, pipeline};
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::factors::RowsApplied;
@@ -265,7 +266,7 @@ pub fn verify_form(patch: &Patch) -> FormEvidence {
     let manifest = patch.manifest();
     for index in 0..manifest.terms.len() as u32 {
         if let Err(error) = patch.term(index) {
-            evidence.problem = Some(error.to_string());
+            evidence.problem = Some(with_causes(&error));
             return evidence;
         }
         evidence.terms += 1;
@@ -274,7 +275,7 @@ pub fn verify_form(patch: &Patch) -> FormEvidence {
         for tensor_index in 0..binding.tensors.len() {
             // Its terms have been decoded above, and have its shape: that is a rule of the manifest.
             if let Err(error) = decode_undo(patch, binding_index, tensor_index) {
-                evidence.problem = Some(error.to_string());
+                evidence.problem = Some(with_causes(&error));
                 return evidence;
             }
             evidence.undo_logs += 1;
@@ -420,7 +421,7 @@ fn there_and_back(
     bytes: &mut Vec<u8>,
     gathered: &mut Gathered,
 ) -> Result<RowsApplied, String> {
-    let in_words = |error: OperationError| error.to_string();
+    let in_words = |error: OperationError| with_causes(&error);
     let Gathered { hasher, norms, start } = gathered;
     let dtype = work.binding.dtype;
     start.clone_from(bytes);

@@ -497,6 +497,18 @@ fn nothing_is_put_off_in_a_comment() {
     nothing_is_wrong(&found.map(|(place, line)| format!("{place}: {}", line.trim())).collect::<Vec<_>>());
 }
 
+/// Whoever tells people walks the causes, so a message that repeats its own would be told twice.
+#[test]
+fn no_error_repeats_its_cause() {
+    let repeats = |line: &str| line.contains("#[error(") && line.contains("{source");
+    let found = lines().into_iter().filter(|(place, line)| place.starts_with("src/") && repeats(line));
+    nothing_is_wrong(
+        &found
+            .map(|(place, _)| format!("{place}: leave the cause to `causes::with_causes`"))
+            .collect::<Vec<_>>(),
+    );
+}
+
 #[test]
 fn no_file_names_a_path_of_one_machine() {
     let folders = ["/home/", "/Users/", "C:\\"];

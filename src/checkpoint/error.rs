@@ -11,7 +11,7 @@ use crate::digest::TensorDigest;
 #[non_exhaustive]
 pub enum CheckpointError {
     /// The operating system said no.
-    #[error("cannot {action} `{path}`: {source}")]
+    #[error("cannot {action} `{path}`")]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -107,7 +107,7 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// There is not enough room.
-    #[error("cannot reserve {needed_bytes} bytes for `{path}`, {free_bytes} are free there: {source}")]
+    #[error("cannot reserve {needed_bytes} bytes for `{path}`, {free_bytes} are free there")]
     Space {
         /// The file that was to be written.
         path: PathBuf,
@@ -119,7 +119,7 @@ pub enum CheckpointError {
         source: io::Error,
     },
     /// The file has its name, but the system could not say that it lasts.
-    #[error("`{path}` is complete, but the system cannot say that it would survive a power cut: {source}")]
+    #[error("`{path}` is complete, but the system cannot say that it would survive a power cut")]
     NotDurable {
         /// The file.
         path: PathBuf,

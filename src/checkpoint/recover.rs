@@ -22,6 +22,7 @@ use super::locate::locate;
 use super::restore::{Goal, Kept, Outcome, Stuck, Syncs};
 use super::temporary::sweep;
 use super::{CheckpointError, Layout, folder_of};
+use crate::causes::with_causes;
 
 /// What there is to do where a file is not there, or is not what it was.
 const PUT_FILE_BACK: &str = "put the file back that had this name then, or fetch it again in its old state: the next \
@@ -182,7 +183,7 @@ fn waiting_for(journal: &Path, places: &[PathBuf], error: CheckpointError) -> Ch
         Some(path) => CheckpointError::Recovery {
             path,
             journal: journal.to_owned(),
-            reason: error.to_string(),
+            reason: with_causes(&error),
             way_out: Some(LET_IT_BE_READ),
         },
         None => error,

@@ -52,7 +52,7 @@ impl PatchDiff {
 
 /// One of two patches has a part that does not decode.
 #[derive(Debug, thiserror::Error)]
-#[error("{source}")]
+#[error("the {} patch", if *is_second { "second" } else { "first" })]
 #[non_exhaustive]
 pub struct PatchDiffError {
     /// The second one has, not the first.

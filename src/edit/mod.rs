@@ -64,7 +64,7 @@ pub enum EditError {
         what: String,
     },
     /// A fact that cannot be edited in.
-    #[error("fact {position}, `{subject}`: {source}")]
+    #[error("fact {position}, `{subject}`")]
     Fact {
         /// Its place among the facts, from 1.
         position: usize,

@@ -90,7 +90,7 @@ pub enum ModelError {
         layers: usize,
     },
     /// An update does not fit a tensor.
-    #[error("tensor `{tensor}`: {source}")]
+    #[error("tensor `{tensor}`")]
     Update {
         /// The tensor.
         tensor: String,

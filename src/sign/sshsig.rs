@@ -49,7 +49,7 @@ pub enum SshSigError {
     #[error("the signature does not fit the manifest")]
     Mismatch,
     /// It, or its key, is of a kind that is not judged.
-    #[error("{0}")]
+    #[error(transparent)]
     Unsupported(KeyError),
     /// The key did not sign.
     #[error("the key does not sign: {0}")]

@@ -15,7 +15,7 @@ pub enum StackError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// A part of a patch cannot be decoded.
-    #[error("`{name}`: {source}")]
+    #[error("`{name}`")]
     Patch {
         /// The patch.
         name: String,
@@ -26,7 +26,7 @@ pub enum StackError {
     #[error(transparent)]
     Bind(BindError),
     /// The arithmetic refused.
-    #[error("`{name}`: {source}")]
+    #[error("`{name}`")]
     Factors {
         /// The patch, or the tensor that terms of several are added for.
         name: String,
@@ -34,8 +34,8 @@ pub enum StackError {
         source: FactorError,
     },
     /// The result is beyond a limit of the format.
-    #[error("the stacked patch: {0}")]
-    Result(PatchError),
+    #[error("the stacked patch")]
+    Result(#[source] PatchError),
     /// Nothing to stack.
     #[error("there are no patches to stack")]
     Empty,

@@ -8,20 +8,6 @@ use super::state::Misfit;
 use crate::digest::PatchId;
 use crate::patch::PatchError;
 
-/// An error with its causes, each said once.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = error.source();
-    }
-    text
-}
-
 /// A store refuses, or cannot.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -77,7 +63,7 @@ pub enum StoreError {
         seconds: f64,
     },
     /// git objects or refs cannot be read or written.
-    #[error("the history cannot {action}: {source}")]
+    #[error("the history cannot {action}")]
     Git {
         /// What was tried.
         action: String,
@@ -99,7 +85,7 @@ pub enum StoreError {
         action: &'static str,
     },
     /// A repository whose form libgit2 does not read.
-    #[error("the history `{path}` cannot be read here: {source}")]
+    #[error("the history `{path}` cannot be read here")]
     Form {
         /// The store.
         path: PathBuf,
@@ -113,7 +99,7 @@ pub enum StoreError {
         path: PathBuf,
     },
     /// The system refuses what git objects or refs need.
-    #[error("the history cannot {action}: {source}")]
+    #[error("the history cannot {action}")]
     System {
         /// What was tried.
         action: String,
@@ -121,7 +107,7 @@ pub enum StoreError {
         source: git2::Error,
     },
     /// A change was announced, and could be neither made nor taken back.
-    #[error("{source}; the change that was begun is neither made nor taken back")]
+    #[error("the change that was begun is neither made nor taken back")]
     Pending {
         /// Why it could not be made.
         source: Box<StoreError>,
@@ -213,7 +199,7 @@ pub enum StoreError {
         misfit: Misfit,
     },
     /// A patch's own bytes are damaged.
-    #[error("the patch {}: {source}", patch.short())]
+    #[error("the patch {} cannot be read", patch.short())]
     Patch {
         /// The patch, as the store knows it.
         patch: PatchId,

@@ -17,13 +17,14 @@ use std::path::{Path, PathBuf};
 use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use serde::Serialize;
 
-use super::error::{StoreError, chain};
+use super::error::StoreError;
 use super::log::{Targets, is_strange};
 use super::objects::{Snapshot, Stored, bytes_of, odb_alone, written};
 use super::operations;
 use super::refs::{self, CommitId, View};
 use super::state::Paths;
 use super::{Store, lfs, passing_folder};
+use crate::causes::with_causes;
 use crate::checkpoint::PassingFolder;
 use crate::digest::PatchId;
 use crate::patch::Patch;
@@ -60,7 +61,7 @@ pub struct Checked {
 
 impl Checked {
     fn problem(&mut self, place: impl Into<String>, error: &dyn std::error::Error) {
-        self.problems.push(Problem { place: place.into(), what: chain(error) });
+        self.problems.push(Problem { place: place.into(), what: with_causes(error) });
     }
 
     fn foreign(&mut self, place: impl Into<String>, what: &str) {

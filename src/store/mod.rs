@@ -48,7 +48,6 @@ pub use self::beside::Beside;
 pub use self::change::Change;
 pub use self::error::StoreError;
 #[doc(hidden)] // For the command line, which says an error with its causes in the same words.
-pub use self::error::chain;
 pub use self::incoming::{Incoming, Received, THEIR_HEAD};
 pub use self::lfs::Pointer;
 pub use self::log::Commit;

@@ -18,7 +18,7 @@ use mpatch::patch::{Patch, PatchError};
 use mpatch::verify::State;
 
 use crate::commands::{open_checkpoint, patch_word, read_input, refuse_folder};
-use crate::error::{CommandError, ExitKind, chain, output_hint, refuse_lfs_pointer};
+use crate::error::{CommandError, ExitKind, output_hint, refuse_lfs_pointer, with_causes};
 use crate::history::here;
 use crate::places::folder_of;
 use crate::report::{Output, count, size};
@@ -182,17 +182,17 @@ fn device_hint(error: &mpatch::model::DeviceError) -> &'static str {
 
 /// A model called `path` is refused, or failed.
 pub fn model_error(path: &Path, error: ModelError) -> CommandError {
-    let message = format!("`{}`: {}", path.display(), chain(&error));
+    let message = format!("`{}`: {}", path.display(), with_causes(&error));
     let refused = |kind, hint: &str| CommandError::new(kind, message).hint(hint);
     match error {
         // What `config.json` promises and the weights lack is the model's own fault, whatever the patch.
         ModelError::Checkpoint(error @ CheckpointError::MissingTensor { .. }) => {
-            CommandError::new(ExitKind::Malformed, chain(&error)).hint(
+            CommandError::new(ExitKind::Malformed, with_causes(&error)).hint(
                 "the weights lack what `config.json` asks for: fetch the model again, with all its files",
             )
         }
         ModelError::Checkpoint(error) => error.into(),
-        ModelError::Missing { .. } => CommandError::new(ExitKind::Malformed, chain(&error))
+        ModelError::Missing { .. } => CommandError::new(ExitKind::Malformed, with_causes(&error))
             .hint("give the folder that the model was downloaded to, with all its files"),
         ModelError::Config { .. } => {
             refused(ExitKind::Malformed, "give the model the `config.json` that it was published with")
@@ -223,13 +223,14 @@ pub fn model_error(path: &Path, error: ModelError) -> CommandError {
 
 /// An edit on the model called `path` is refused, or failed.
 pub fn edit_error(path: &Path, error: EditError) -> CommandError {
-    let malformed = |error: EditError| CommandError::new(ExitKind::Malformed, error.to_string());
+    let malformed = |error: EditError| CommandError::new(ExitKind::Malformed, with_causes(&error));
     match error {
         EditError::Model(error) => model_error(path, error),
         EditError::Checkpoint(error) => error.into(),
         EditError::Fact { position, subject, source } => {
             if let EditError::Model(ModelError::Device(error)) = source.as_ref() {
-                return CommandError::new(ExitKind::Device, chain(source.as_ref())).hint(device_hint(error));
+                return CommandError::new(ExitKind::Device, with_causes(source.as_ref()))
+                    .hint(device_hint(error));
             }
             let hint = match source.as_ref() {
                 EditError::NotANumber { steps: 0 } => NAN_HINT,
@@ -239,7 +240,7 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
             // Whatever is wrong may well be that these texts are long.
             let problem = match *source {
                 EditError::Template { template, what } => format!("{} {what}", excerpt(&template)),
-                other => chain(&other),
+                other => with_causes(&other),
             };
             let message = format!("fact {position}, {}: {problem}", excerpt(&subject));
             CommandError::new(ExitKind::Malformed, message).hint(hint)

@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+pub use mpatch::causes::with_causes;
 use mpatch::checkpoint::{CheckpointError, Foreign, is_lfs_pointer};
 use mpatch::facts::{FactsError, FactsErrorKind};
 use mpatch::operation::OperationError;
 use mpatch::patch::PatchError;
-pub use mpatch::store::chain;
 
 use crate::interrupt;
 
@@ -269,17 +269,17 @@ impl CommandError {
         match error {
             OperationError::Checkpoint(error) => error.into(),
             OperationError::Patch(error) => Self::patch(name, &error),
-            OperationError::OtherState { .. } => Self::new(ExitKind::WrongBase, chain(&error))
+            OperationError::OtherState { .. } => Self::new(ExitKind::WrongBase, with_causes(&error))
                 .hint("the file was changed meanwhile: wait until nobody writes to it, and try again"),
             OperationError::Pending { ref recovery, .. } => {
-                let refused = Self::new(ExitKind::Recovery, chain(&error)).with_recovery_pending();
+                let refused = Self::new(ExitKind::Recovery, with_causes(&error)).with_recovery_pending();
                 match **recovery {
                     CheckpointError::Recovery { way_out: Some(way_out), .. } => refused.hint(way_out),
                     _ => refused,
                 }
             }
-            OperationError::OtherPatch { .. } => Self::new(ExitKind::Bug, chain(&error)),
-            _ => Self::new(ExitKind::Malformed, format!("`{name}`: {}", chain(&error)))
+            OperationError::OtherPatch { .. } => Self::new(ExitKind::Bug, with_causes(&error)),
+            _ => Self::new(ExitKind::Malformed, format!("`{name}`: {}", with_causes(&error)))
                 .hint("do not use this patch; `mpatch verify` tells more"),
         }
     }
@@ -291,7 +291,7 @@ impl From<CheckpointError> for CommandError {
             && let Some(snapshot) = snapshot_in(path)
         {
             let hint = format!("the model lies in `{}`", snapshot.display());
-            return Self::new(ExitKind::Malformed, chain(&error)).hint(hint);
+            return Self::new(ExitKind::Malformed, with_causes(&error)).hint(hint);
         }
         let (kind, hint) = match &error {
             CheckpointError::Io { action, source, .. } => (
@@ -318,11 +318,11 @@ impl From<CheckpointError> for CommandError {
             CheckpointError::Space { source, .. } => (ExitKind::Io, output_hint(source)),
             CheckpointError::NotDurable { .. } => {
                 let hint = "check it with `mpatch verify` before you rely on it";
-                return Self::new(ExitKind::Io, chain(&error)).hint(hint).after_the_work();
+                return Self::new(ExitKind::Io, with_causes(&error)).hint(hint).after_the_work();
             }
             CheckpointError::Busy { .. } => (ExitKind::Busy, "try again when that one has finished"),
             CheckpointError::Recovery { way_out, .. } => {
-                let pending = Self::new(ExitKind::Recovery, chain(&error)).with_recovery_pending();
+                let pending = Self::new(ExitKind::Recovery, with_causes(&error)).with_recovery_pending();
                 return match way_out {
                     Some(way_out) => pending.hint(*way_out),
                     None => pending,
@@ -340,7 +340,7 @@ impl From<CheckpointError> for CommandError {
             }
             _ => (ExitKind::Malformed, "fetch the checkpoint again, with its index and all its shards"),
         };
-        Self::new(kind, chain(&error)).hint(hint)
+        Self::new(kind, with_causes(&error)).hint(hint)
     }
 }
 

@@ -12,7 +12,7 @@ use mpatch::store::{Author, Change, Commit, CommitId, Head, Message, Store, Stor
 use serde::Serialize;
 
 use crate::commands::show::fact_line;
-use crate::error::{CommandError, ExitKind, chain, io_hint};
+use crate::error::{CommandError, ExitKind, io_hint, with_causes};
 use crate::places::{self, variable};
 use crate::report::{Output, Page, escaped, shell_word};
 use crate::trust::{Judged, TrustArguments, require};
@@ -132,7 +132,7 @@ fn brought_by(store: &Store, id: CommitId) -> Result<PatchId, CommandError> {
 
 impl From<StoreError> for CommandError {
     fn from(error: StoreError) -> Self {
-        let failed = |kind| Self::new(kind, chain(&error));
+        let failed = |kind| Self::new(kind, with_causes(&error));
         match &error {
             StoreError::NoStore { copy: Some(copy), .. } => failed(ExitKind::Usage)
                 .hint(format!("`mpatch clone {} NEW` makes one of it", shell_word(copy))),

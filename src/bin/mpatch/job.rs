@@ -30,7 +30,7 @@ use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
 use crate::editing::{check_memory, edit_error, model_error, weights_id};
-use crate::error::{CommandError, ExitKind, chain, refuse_lfs_pointer};
+use crate::error::{CommandError, ExitKind, refuse_lfs_pointer, with_causes};
 use crate::report::{Output, count};
 use crate::statistics::{
     AmountArguments, Corpus, factor_cache, find_statistics, value_log, warn_of_tokenizer,
@@ -50,10 +50,11 @@ impl Origin {
     pub fn refused(&self, error: EditError) -> CommandError {
         match self {
             Origin::File(path) => edit_error(path, error),
-            Origin::Recipe => {
-                CommandError::new(ExitKind::Malformed, format!("the recorded recipe: {}", chain(&error)))
-                    .hint("give others with `--hparams` and `--contexts`")
-            }
+            Origin::Recipe => CommandError::new(
+                ExitKind::Malformed,
+                format!("the recorded recipe: {}", with_causes(&error)),
+            )
+            .hint("give others with `--hparams` and `--contexts`"),
         }
     }
 }
@@ -264,7 +265,7 @@ fn read(path: &Path) -> Result<Vec<u8>, CommandError> {
 }
 
 fn bind_error(model: &Model, error: BindError) -> CommandError {
-    let message = format!("`{}`: {}", model.checkpoint.path().display(), chain(&error));
+    let message = format!("`{}`: {}", model.checkpoint.path().display(), with_causes(&error));
     if let BindError::Checkpoint(error) = error {
         return error.into();
     }
@@ -390,7 +391,10 @@ impl Ingredients {
                 progress.add(1);
             }
             if let Some(error) = log.and_then(ValueLog::take_failure) {
-                output.warn(&format!("no more values are kept for a run after this one: {}", chain(&error)));
+                output.warn(&format!(
+                    "no more values are kept for a run after this one: {}",
+                    with_causes(&error)
+                ));
             }
         };
         let Self { hyperparameters, contexts, statistics, .. } = self;

@@ -16,7 +16,7 @@ use mpatch::edit::statistics::{
 use mpatch::model::{Arithmetic, Device, Model};
 
 use crate::editing::{check_memory, edit_error};
-use crate::error::{CommandError, ExitKind};
+use crate::error::{CommandError, ExitKind, with_causes};
 use crate::places::cache_folder;
 use crate::report::Output;
 
@@ -174,7 +174,7 @@ pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
             None
         }
         Err(error) => {
-            output.warn(&format!("{NO_LOG}: {error}"));
+            output.warn(&format!("{NO_LOG}: {}", with_causes(&error)));
             None
         }
     }

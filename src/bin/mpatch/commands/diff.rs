@@ -24,7 +24,7 @@ use super::show::fact_line;
 use super::{is_stdin, open_checkpoint, patch_word, read_patch, states};
 use crate::args::output_path;
 use crate::editing::refuse_existing;
-use crate::error::{CommandError, ExitKind, chain};
+use crate::error::{CommandError, ExitKind, with_causes};
 use crate::history::{StoreArguments, recorded_patch_in, state_named};
 use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
@@ -267,7 +267,7 @@ fn model_of(base: &Checkpoint) -> Result<Base, CommandError> {
 
 fn extract_error(first: &Path, second: &Path, error: ExtractError) -> CommandError {
     let names = format!("`{}` and `{}`", first.display(), second.display());
-    let message = format!("{names}: {}", chain(&error));
+    let message = format!("{names}: {}", with_causes(&error));
     match error {
         ExtractError::Checkpoint(error) => error.into(),
         ExtractError::Operation(error) => CommandError::operation("the difference", error),

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use super::demo;
 use crate::editing::{DeviceArguments, Memory, memory, open_model_in};
-use crate::error::{CommandError, ExitKind};
+use crate::error::{CommandError, ExitKind, with_causes};
 use crate::keys;
 use crate::report::{Output, Page, Report, count, size};
 use crate::statistics::StatisticsCache;
@@ -210,7 +210,7 @@ impl Examination {
             }
             Err(error) => {
                 let way_out = "leave `--device` out, or run on the processor with `--device cpu`";
-                (Check::fails("device", error.to_string(), way_out), None)
+                (Check::fails("device", with_causes(&error), way_out), None)
             }
         };
         self.checks.push(check);

@@ -19,7 +19,7 @@ use super::stack::touched_size_bytes;
 use super::{infix, open_checkpoint, patch_word, read_patch};
 use crate::args::output_path;
 use crate::editing::refuse_existing;
-use crate::error::{CommandError, ExitKind, chain};
+use crate::error::{CommandError, ExitKind, with_causes};
 use crate::job::encoded;
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -173,7 +173,7 @@ fn parents(paths: &[PathBuf], base: &Checkpoint, output: &Output) -> Result<Vec<
 fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError {
     let (patch, base) = (arguments.patch.display(), arguments.base.display());
     let refused = |kind, hint: &str| {
-        CommandError::new(kind, format!("`{patch}` on `{base}`: {}", chain(&error))).hint(hint)
+        CommandError::new(kind, format!("`{patch}` on `{base}`: {}", with_causes(&error))).hint(hint)
     };
     match error {
         RebaseError::Checkpoint(error) => error.into(),

@@ -21,7 +21,7 @@ use crate::args::{optional, output_path};
 use crate::editing::{
     DeviceArguments, PrecisionArguments, check_questions, open_model_in, read_facts, refuse_existing,
 };
-use crate::error::{CommandError, ExitKind, chain};
+use crate::error::{CommandError, ExitKind, with_causes};
 use crate::job::{Prepared, RecipeArguments, TOOL, encoded, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -288,7 +288,7 @@ pub fn unsaid(
 
 /// Patches that cannot be stacked, as a command's failure.
 pub fn stack_error(error: StackError) -> CommandError {
-    let refused = |kind, hint: &str| CommandError::new(kind, chain(&error)).hint(hint);
+    let refused = |kind, hint: &str| CommandError::new(kind, with_causes(&error)).hint(hint);
     match error {
         StackError::Checkpoint(error) => error.into(),
         StackError::Patch { name, source } => CommandError::patch(&name, &source),

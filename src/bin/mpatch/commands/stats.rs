@@ -17,7 +17,7 @@ use crate::editing::{
     DeviceArguments, check_memory, edit_error, given_or_remembered, model_error, open_folder,
     refuse_existing, weights_id,
 };
-use crate::error::{CommandError, ExitKind};
+use crate::error::{CommandError, ExitKind, with_causes};
 use crate::interrupt::last_step;
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::statistics::{
@@ -265,8 +265,9 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
             let what = format!("is of layer {layer}, but the model has {layers_of_model}, counted from 0");
             return Err(refuse(what));
         }
-        let imported = read_npz(file, Some(inner))
-            .map_err(|error| refuse(format!("cannot be imported as layer {layer}: {error}")))?;
+        let imported = read_npz(file, Some(inner)).map_err(|error| {
+            refuse(format!("cannot be imported as layer {layer}: {}", with_causes(&error)))
+        })?;
         if let Some(first) = files.insert(layer, path.clone()) {
             let what =
                 format!("is of layer {layer}, as `{}` is: name the files, one for each", first.display());
