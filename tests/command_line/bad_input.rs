@@ -1,11 +1,5 @@
 //! Whatever is wrong with what a user hands in: the error names the thing, the place, what was expected and found,
 //! and what to do; the exit code is the documented one; and the folder is as it was before.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod ladder;
-mod material;
-mod models;
-mod telling;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,44 +8,44 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use material::{
+use crate::material::{
     alter_header, alter_weights, command, lay_out, lay_out_settings, lay_out_world, mpatch, small_corpus,
     world,
 };
+use crate::telling::skipped;
 use mpatch::digest::FileDigest;
 use mpatch::factors::Term;
 use mpatch::patch::{Patch, encode};
 use serde_json::{Value, json};
-use telling::skipped;
 use tempfile::TempDir;
 
 /// The matrix that MEMIT edits first in the embedded model, 128 by 512 of F16.
-const EDITED: &str = "transformer.h.0.mlp.fc_out.weight";
+pub const EDITED: &str = "transformer.h.0.mlp.fc_out.weight";
 
 /// A folder that commands run in.
-struct Bench {
-    folder: TempDir,
+pub struct Bench {
+    pub folder: TempDir,
 }
 
 /// What a command that refused had to say.
-struct Refusal {
-    stderr: String,
+pub struct Refusal {
+    pub stderr: String,
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self { folder: tempfile::tempdir().unwrap() }
     }
 
     /// With the tiny weights and their patches in it.
-    fn with_patches() -> Self {
+    pub fn with_patches() -> Self {
         let bench = Self::new();
         lay_out(bench.folder.path());
         bench
     }
 
     /// With a copy of the embedded model in `model`, one good fact, and contexts so that none are sampled.
-    fn with_model() -> Self {
+    pub fn with_model() -> Self {
         let bench = Self::new();
         lay_out_settings(bench.folder.path());
         lay_out_world(&bench.path("model"));
@@ -60,16 +54,16 @@ impl Bench {
         bench
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn write(&self, name: &str, text: &str) {
+    pub fn write(&self, name: &str, text: &str) {
         fs::write(self.path(name), text).unwrap();
     }
 
     /// Changes fields of a JSON file.
-    fn alter_json(&self, name: &str, fields: Value) {
+    pub fn alter_json(&self, name: &str, fields: Value) {
         let mut value: Value = serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap();
         for (field, new) in fields.as_object().unwrap() {
             value[field] = new.clone();
@@ -78,7 +72,7 @@ impl Bench {
     }
 
     /// The command, in this folder and with a cache of its own.
-    fn command(&self, words: &str) -> assert_cmd::Command {
+    pub fn command(&self, words: &str) -> assert_cmd::Command {
         let mut command = mpatch();
         command.current_dir(self.folder.path());
         command.env("MPATCH_CACHE_DIR", self.path("cache"));
@@ -87,7 +81,7 @@ impl Bench {
     }
 
     /// Runs a command that must fail with `code`, explain itself, and change nothing.
-    fn refuses(&self, words: &str, code: i32) -> Refusal {
+    pub fn refuses(&self, words: &str, code: i32) -> Refusal {
         let before = listing(self.folder.path());
         let output = self.command(words).output().unwrap();
         let stderr = String::from_utf8(output.stderr).unwrap();
@@ -103,7 +97,7 @@ impl Bench {
     }
 
     /// `create` of `facts.json` on `model`, refused.
-    fn create_refuses(&self, options: &str, code: i32) -> Refusal {
+    pub fn create_refuses(&self, options: &str, code: i32) -> Refusal {
         self.refuses(&format!("create facts.json --base model -o new.mpatch{options}"), code)
     }
 }
@@ -111,7 +105,7 @@ impl Bench {
 impl Refusal {
     /// The refusal has all these words.
     #[track_caller]
-    fn says(&self, words: &[&str]) {
+    pub fn says(&self, words: &[&str]) {
         for words in words {
             assert!(self.stderr.contains(words), "`{words}` is missing:\n{}", self.stderr);
         }
@@ -251,7 +245,7 @@ fn texts_longer_than_the_context_are_refused_before_the_long_work() {
 #[test]
 fn an_edit_that_the_weights_type_cannot_hold_is_refused_with_what_helps() {
     let bench = Bench::new();
-    material::lay_out_editing(bench.folder.path());
+    crate::material::lay_out_editing(bench.folder.path());
     bench.alter_json("model/memit.json", json!({"v_lr": 1e8, "clamp_norm_factor": 1e8}));
     let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch";
     let refused = bench.command(&format!("{create} --stats statistics.safetensors")).assert().code(3);
@@ -263,7 +257,7 @@ fn an_edit_that_the_weights_type_cannot_hold_is_refused_with_what_helps() {
 #[test]
 fn facts_that_share_a_key_are_not_taken_for_an_edit_that_was_cut() {
     let bench = Bench::new();
-    material::lay_out_editing(bench.folder.path());
+    crate::material::lay_out_editing(bench.folder.path());
     bench.alter_json("model/memit.json", json!({"v_num_grad_steps": 1, "clamp_norm_factor": 0.01}));
     // What a model has read up to a subject at the beginning is the same, whatever follows.
     let facts =
@@ -492,7 +486,7 @@ fn a_patch_for_another_base_is_refused_with_both_digests() {
         refusal.says(&[
             "`edits.mpatch`",
             "`other.safetensors`",
-            material::TENSOR,
+            crate::material::TENSOR,
             "hashes to",
             "the patch expects",
         ]);
@@ -507,7 +501,7 @@ fn a_patch_for_another_type_is_bound_to_it_by_the_command_of_the_hint() {
     alter_header(&bench.path("other.safetensors"), |header| {
         let tensor =
             |begin: usize| json!({"dtype": "F16", "shape": [4, 6], "data_offsets": [begin, begin + 48]});
-        header.insert(material::TENSOR.to_owned(), tensor(0));
+        header.insert(crate::material::TENSOR.to_owned(), tensor(0));
         header.insert("other".to_owned(), tensor(48));
     });
     let rebase = "rebase edits.mpatch --base other.safetensors";
@@ -533,7 +527,7 @@ fn a_patch_that_is_already_in_is_refused() {
 #[test]
 fn a_prompt_that_cannot_be_run_is_refused() {
     let bench = Bench::new();
-    material::lay_out_editing(bench.folder.path());
+    crate::material::lay_out_editing(bench.folder.path());
     let prompt = |prompt: &str| {
         let mut command = bench.command("try edits.mpatch --base model");
         let output = command.arg(prompt).output().unwrap();
@@ -613,7 +607,7 @@ fn a_disk_that_is_full_is_said_and_nothing_is_left_on_it() {
 #[test]
 fn what_is_not_kept_for_a_later_run_is_said() {
     let bench = Bench::new();
-    material::lay_out_editing(bench.folder.path());
+    crate::material::lay_out_editing(bench.folder.path());
     bench.alter_json("model/memit.json", json!({"v_num_grad_steps": 1}));
     bench.write("cache", "no folder");
     let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch --no-sign";

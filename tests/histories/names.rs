@@ -1,15 +1,9 @@
 //! Names: branches, tags, heads, ids and addresses, as git and others make and move them.
-#![cfg(feature = "cli")]
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod drafts;
-mod material;
-mod place;
 
 use std::fs;
 
+use crate::place::{Place, weights};
 use git2::{ObjectType, Oid};
-use place::{Place, weights};
 
 /// A history of one patch, and an empty repository `bare.git` beside it.
 fn of_one_patch() -> Place {

@@ -1,18 +1,13 @@
 //! Merging what was merged before: a branch that goes on, takes something back, or meets itself on another way.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod drafts;
-mod material;
-mod place;
 
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 
-use material::{key, signed_with};
+use crate::material::{key, signed_with};
+use crate::place::Place;
 use mpatch::patch::manifest::Line;
 use mpatch::patch::{Patch, encode};
-use place::Place;
 
 /// `main` has `p` and `fix` has `q`, both made on the base, and `main` has merged `fix`.
 ///

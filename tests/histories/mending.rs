@@ -1,14 +1,9 @@
 //! Mending a history takes what it lacks, and needs no copy of what nothing refers to.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod drafts;
-mod material;
-mod place;
 
 use std::fs;
 
+use crate::place::Place;
 use mpatch::checkpoint::PassingFolder;
-use place::Place;
 
 #[test]
 fn what_is_packed_is_found_where_there_were_no_packs_and_what_nobody_works_on_goes() {

@@ -1,11 +1,7 @@
 //! The fields of every document that `--json` prints: `docs/json.md` lists them, and this holds it to what is printed.
 //!
 //! Every command runs once or twice on tiny files. After a change that is meant,
-//! `MPATCH_TEST_UPDATE=1 cargo test --test json` writes the list anew.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod material;
-mod telling;
+//! `MPATCH_TEST_UPDATE=1 cargo test --test command_line json` writes the list anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -13,9 +9,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use material::{lay_out_editing, lay_out_signers, mpatch};
+use crate::material::{lay_out_editing, lay_out_signers, mpatch};
+use crate::telling::skipped;
 use serde_json::Value;
-use telling::skipped;
 
 /// What is said before the list.
 const HEAD: &str = "\
@@ -26,7 +22,7 @@ A version may gain fields, and none goes or changes its meaning.
 A field that says nothing is there as `null`; where an object is one of several kinds (`is`, `do`, or a single field that is its kind's name), it has the fields of its kind.
 The list is of what the test's commands print: what was `null`, empty or one kind there may be filled or another elsewhere, so take a list of nothing for one of which no example came up.
 Each row is an object and its fields; `[]` stands for every entry of a list, and `*` for names that are data.
-`MPATCH_TEST_UPDATE=1 cargo test --test json` writes this file, and `cargo test --test json` holds it to what the commands print.
+`MPATCH_TEST_UPDATE=1 cargo test --test command_line json` writes this file, and `cargo test --test command_line json` holds it to what the commands print.
 ";
 
 /// What tells of a machine, whose parts differ: what another one prints need not be all that is listed.

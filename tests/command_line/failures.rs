@@ -1,8 +1,4 @@
 //! How a failure is told: for people in three lines, and for programs as the one document that they expect.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod material;
-mod telling;
 
 use std::fs;
 use std::io::Write;
@@ -10,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use material::{lay_out, lay_out_signers, lay_out_world, mpatch};
+use crate::material::{lay_out, lay_out_signers, lay_out_world, mpatch};
+use crate::telling::skipped;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use telling::skipped;
 
 /// What a command said that ended with `code`: the last three lines of standard error, and standard output.
 #[track_caller]
@@ -192,7 +188,7 @@ fn a_demo_that_is_interrupted_leaves_nothing_and_can_be_run_again() {
     let temporary = place.path().join("temporary");
     fs::create_dir(&temporary).unwrap();
     for (words, within) in [("demo --keep kept", place.path().join("kept")), ("demo", temporary.clone())] {
-        let mut command = material::command(assert_cmd::cargo::cargo_bin!("mpatch"));
+        let mut command = crate::material::command(assert_cmd::cargo::cargo_bin!("mpatch"));
         command.env("TMPDIR", &temporary).current_dir(place.path());
         let command = command.args(words.split(' ')).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();

@@ -1,17 +1,14 @@
 //! The words that a user reads: each transcript in `tests/commands/` is run, and its output compared.
 //!
 //! Every transcript runs in a folder of its own, with the tiny weights of [`lay_out`] in it, or the embedded model of
-//! [`lay_out_editing`]. After a change that is meant, `TRYCMD=overwrite cargo test --test commands` writes the
-//! transcripts anew.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod material;
+//! [`lay_out_editing`]. After a change that is meant, `TRYCMD=overwrite cargo test --test command_line commands`
+//! writes the transcripts anew.
 
 use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use material::{
+use crate::material::{
     SETTINGS, alter_header, alter_weights, key, lay_out, lay_out_editing, lay_out_signers, mpatch,
     signed_with, variables_of_git,
 };
@@ -559,7 +556,7 @@ fn the_first_commit_with_the_patch_that_made_the_model_say_it_is_found_among_sev
 
 #[test]
 fn a_reader_who_leaves_early_is_no_error() {
-    let mut command = material::command(assert_cmd::cargo::cargo_bin!("mpatch"));
+    let mut command = crate::material::command(assert_cmd::cargo::cargo_bin!("mpatch"));
     command.args(["completions", "bash"]).stdout(std::process::Stdio::piped());
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());

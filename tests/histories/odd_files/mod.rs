@@ -1,6 +1,8 @@
 //! Files of odd kinds and with odd names, given where a patch or a model is asked for.
 
-use super::*;
+use std::fs;
+
+use crate::place::{Place, weights};
 
 #[test]
 fn a_pipe_where_a_file_should_be_is_refused_and_not_waited_for() {
@@ -67,7 +69,7 @@ fn a_patch_without_an_end_is_refused_and_one_from_a_pipe_is_read() {
 #[test]
 fn no_patch_is_suggested_of_what_none_can_be_made_of() {
     let place = Place::new();
-    fs::write(place.path("wide.safetensors"), place::weights([6, 12])).unwrap();
+    fs::write(place.path("wide.safetensors"), weights([6, 12])).unwrap();
     let output = place.mpatch("diff model.safetensors wide.safetensors");
     let shown = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{shown}");

@@ -6,8 +6,8 @@ use std::path::Path;
 use mpatch::checkpoint::{Checkpoint, Layout};
 use serde_json::json;
 
+use crate::bad_input::{Bench, EDITED, Refusal};
 use crate::material::{TENSOR, alter_header, alter_weights, lay_out};
-use crate::{Bench, EDITED, Refusal};
 
 /// A weight that no edit touches, and every text goes through.
 const UNEDITED: &str = "transformer.h.5.mlp.fc_in.weight";

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use mpatch::patch::Patch;
 
 use crate::drafts::Numbers;
+use crate::elsewhere::{commit, file, import, lfs_is_here};
 use crate::material::{key, signed_with};
 use crate::place::{Place, weights};
-use crate::{commit, file, import, lfs_is_here};
 
 /// Puts bytes where Git LFS has them; with the text of the pointer to them.
 fn kept(place: &Place, oid: &str, bytes: &[u8]) -> (PathBuf, String) {

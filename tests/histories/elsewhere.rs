@@ -1,12 +1,4 @@
 //! Histories that are shared, damaged, or come from strangers: what is named, what is mended, and what is refused.
-#![cfg(feature = "cli")]
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod drafts;
-mod foreign;
-mod material;
-mod odd_files;
-mod place;
 
 use std::fs;
 use std::io::Write;
@@ -18,14 +10,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use drafts::Numbers;
-use material::{key, signed_with};
+use crate::drafts::Numbers;
+use crate::material::{key, signed_with};
+use crate::place::{Place, weights};
 use mpatch::patch::Patch;
 use mpatch::sign::PrivateKey;
 use mpatch::store::{Author, Message, Store};
-use place::{Place, weights};
 
-fn lfs_is_here() -> bool {
+pub fn lfs_is_here() -> bool {
     let here =
         Command::new("git").args(["lfs", "version"]).output().is_ok_and(|output| output.status.success());
     if !here {
@@ -521,7 +513,7 @@ fn damage_to_git_objects_is_named_and_mended_by_adding() {
 }
 
 /// Adds to a copy of the history in `place` what `stream` says to `git fast-import`.
-fn import(place: &Place, repository: &str, stream: &[u8]) {
+pub fn import(place: &Place, repository: &str, stream: &[u8]) {
     place.git(&format!("clone -q --bare .git {repository}"));
     let mut command = place.command("git");
     let git = command.args(["-C", repository, "fast-import", "--quiet"]).stdin(Stdio::piped()).spawn();
@@ -531,11 +523,11 @@ fn import(place: &Place, repository: &str, stream: &[u8]) {
 }
 
 /// A commit on `branch` for `git fast-import`, and a file of it.
-fn commit(branch: &str) -> String {
+pub fn commit(branch: &str) -> String {
     format!("commit refs/heads/{branch}\ncommitter x <x@x> 1764028800 +0000\ndata 1\nx\n")
 }
 
-fn file(name: &str, text: &str) -> String {
+pub fn file(name: &str, text: &str) -> String {
     format!("M 100644 inline {name}\ndata {}\n{text}\n", text.len())
 }
 

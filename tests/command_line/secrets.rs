@@ -1,8 +1,5 @@
 //! Secret halves of keys stay in their files: no command says anything of one, and no program that mpatch runs is
 //! handed one in its arguments or its environment.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod material;
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use material::{lay_out_signers, mpatch};
+use crate::material::{lay_out_signers, mpatch};
 
 const PASSPHRASE: &str = "a phrase that nobody guesses";
 /// What `lay_out_signers` makes the key `second` of.

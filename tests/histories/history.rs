@@ -1,10 +1,5 @@
 //! Histories: what stock git makes of them, that every state is reached bit for bit, and that every change can be
 //! undone.
-#![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
-
-mod drafts;
-mod material;
-mod place;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,10 +7,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
-use drafts::Numbers;
+use crate::drafts::Numbers;
+use crate::place::{Place, SHAPE, weights};
 use mpatch::checkpoint::Checkpoint;
 use mpatch::patch::Patch;
-use place::{Place, SHAPE, weights};
 
 #[test]
 fn stock_git_reads_and_checks_a_history_and_lists_its_facts() {
@@ -662,7 +657,7 @@ fn a_patch_is_taken_out_of_the_history_by_its_id_and_by_the_commit_that_brought_
 #[test]
 fn the_story_in_the_documents_is_what_happens() {
     let place = Place { folder: tempfile::tempdir().unwrap() };
-    material::lay_out_editing(place.folder.path());
+    crate::material::lay_out_editing(place.folder.path());
     let story = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/history.md")).unwrap();
     let mut lines = story.lines().peekable();
     let mut commands = 0;

@@ -12,7 +12,8 @@ use mpatch::factors::{Integers, Term};
 use mpatch::patch::{Draft, Patch, encode};
 use serde_json::{Value, json};
 
-use crate::{Bench, material};
+use crate::bad_input::Bench;
+use crate::material;
 
 /// The embedded model with a patch of one fact, `edits.mpatch`, and one of two, `two.mpatch`.
 fn bench() -> Bench {
