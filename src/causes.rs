@@ -13,30 +13,35 @@ pub fn with_causes(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::path::PathBuf;
+    use std::fmt;
 
     use super::*;
-    use crate::checkpoint::CheckpointError;
-    use crate::operation::OperationError;
 
-    fn lost(path: &str) -> CheckpointError {
-        let source = io::Error::other("the disk is gone");
-        CheckpointError::Io { path: PathBuf::from(path), action: "sync", source }
+    /// One layer's words, and what brought it about.
+    #[derive(Debug)]
+    struct Layer(&'static str, Option<Box<Layer>>);
+
+    impl fmt::Display for Layer {
+        fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str(self.0)
+        }
+    }
+
+    impl Error for Layer {
+        fn source(&self) -> Option<&(dyn Error + 'static)> {
+            self.1.as_deref().map(|cause| cause as &dyn Error)
+        }
     }
 
     #[test]
-    fn each_layer_says_its_own_part_once() {
-        let error = OperationError::Checkpoint(lost("model"));
-        assert_eq!(error.to_string(), "cannot sync `model`");
-        assert_eq!(with_causes(&error), "cannot sync `model`: the disk is gone");
-        assert_eq!(with_causes(&io::Error::other("alone")), "alone");
-    }
-
-    #[test]
-    fn what_failed_twice_is_told_with_both_causes() {
-        let (error, recovery) = (Box::new(lost("first").into()), Box::new(lost("second")));
-        let expected = "cannot sync `first`: the disk is gone; cannot sync `second`: the disk is gone";
-        assert_eq!(with_causes(&OperationError::Pending { error, recovery }), expected);
+    fn each_layer_says_its_own_part_from_the_outermost_in() {
+        let disk = || Some(Box::new(Layer("the disk is gone", None)));
+        assert_eq!(with_causes(&Layer("alone", None)), "alone");
+        assert_eq!(
+            with_causes(&Layer("cannot sync `model`", disk())),
+            "cannot sync `model`: the disk is gone"
+        );
+        let deep = Layer("fact 2", Some(Box::new(Layer("cannot sync `model`", disk()))));
+        assert_eq!(with_causes(&deep), "fact 2: cannot sync `model`: the disk is gone");
     }
 }

@@ -632,6 +632,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_failed_twice_is_told_with_both_causes() {
+        let lost = |path: &str| {
+            let source = std::io::Error::other("the disk is gone");
+            CheckpointError::Io { path: path.into(), action: "sync", source }
+        };
+        let (error, recovery) = (Box::new(lost("first").into()), Box::new(lost("second")));
+        let expected = "cannot sync `first`: the disk is gone; cannot sync `second`: the disk is gone";
+        assert_eq!(with_causes(&OperationError::Pending { error, recovery }), expected);
+    }
+
+    #[test]
     fn blocks_cover_all_rows_in_whole_undo_blocks() {
         for (rows, columns) in [(1, 1), (5, 65_537), (1_000, 70), (4_096, 16_384), (100_000, 3)] {
             let undo_rows = undo_rows_per_block(columns);

@@ -644,7 +644,11 @@ mod tests {
             assert_eq!(rows.rows[2].ids, encode(&format!("{subject} is a")));
         }
         let error = rows(&model, &[("Bo", " piano"), ("Ann", "")]).err().expect("a target without tokens");
-        assert_eq!(error.to_string(), "fact 2, `Ann`: `` has no tokens");
+        let cause = std::error::Error::source(&error).map(ToString::to_string);
+        assert_eq!(
+            (error.to_string(), cause),
+            ("fact 2, `Ann`".to_owned(), Some("`` has no tokens".to_owned()))
+        );
     }
 
     #[test]
