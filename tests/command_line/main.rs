@@ -14,4 +14,5 @@ mod failures;
 mod json;
 mod ladder;
 mod models;
+mod readme;
 mod secrets;
