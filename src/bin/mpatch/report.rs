@@ -5,6 +5,7 @@
 //! pass for something else. Results go to stdout; errors, notes and progress go to stderr.
 
 mod failure;
+mod progress;
 mod table;
 
 use std::ffi::OsStr;
@@ -12,10 +13,7 @@ use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use mpatch::store::is_invisible;
 use serde::Serialize;
 
@@ -24,6 +22,8 @@ use crate::error::{CommandError, ExitKind};
 use crate::suggestion::Suggestions;
 
 pub use failure::{stopped, tell, usage};
+pub use progress::Progress;
+use progress::Shown;
 
 /// What a command found or did.
 pub trait Report: Serialize {
@@ -165,18 +165,22 @@ impl Output {
         raw(text.as_bytes())
     }
 
-    /// A bar over `total` bytes of work.
+    /// Progress over `total` bytes of work.
     pub fn progress(&self, what: &'static str, total: u64) -> Progress {
-        Progress::new(what, total, |bytes| size(bytes as u64), self.shows_progress())
+        Progress::new(what, total, |bytes| size(bytes as u64), self.progress_shown())
     }
 
-    /// A bar over `total` things to be done.
+    /// Progress over `total` things to be done.
     pub fn counter(&self, what: &'static str, total: u64) -> Progress {
-        Progress::new(what, total, number, self.shows_progress())
+        Progress::new(what, total, number, self.progress_shown())
     }
 
-    fn shows_progress(&self) -> bool {
-        !self.json && !self.quiet && std::io::stderr().is_terminal()
+    fn progress_shown(&self) -> Shown {
+        match (self.json || self.quiet, std::io::stderr().is_terminal()) {
+            (true, _) => Shown::Nothing,
+            (false, true) => Shown::Bar,
+            (false, false) => Shown::Lines,
+        }
     }
 }
 
@@ -234,58 +238,6 @@ pub fn panicked() -> ExitKind {
             "please report it, with the command and this message; files are replaced only when complete",
         ),
     )
-}
-
-/// Progress of long work: a bar with rate and time left, on a terminal, once a second has passed.
-#[derive(Debug)]
-pub struct Progress {
-    bar: ProgressBar,
-    started: Instant,
-    wanted: bool,
-    shown: AtomicBool,
-}
-
-impl Progress {
-    /// Work that is done sooner than this needs no bar.
-    const PATIENCE: Duration = Duration::from_secs(1);
-
-    /// `shown` writes what is done, all that there is, and what is done in a second.
-    fn new(what: &'static str, total: u64, shown: fn(f64) -> String, wanted: bool) -> Self {
-        let template = "{msg} {wide_bar} {done}/{all}, {rate}/s, {eta} left";
-        let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        let key = move |of: fn(&ProgressState) -> f64| {
-            move |state: &ProgressState, text: &mut dyn std::fmt::Write| {
-                let _ = text.write_str(&shown(of(state)));
-            }
-        };
-        let style = style.with_key("done", key(|state| state.pos() as f64));
-        let style = style.with_key("all", key(|state| state.len().unwrap_or_default() as f64));
-        let style = style.with_key("rate", key(ProgressState::per_sec));
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
-        bar.set_style(style.progress_chars("=> "));
-        bar.set_message(what);
-        Self { bar, started: Instant::now(), wanted, shown: AtomicBool::new(false) }
-    }
-
-    /// So much is done, counted from the start.
-    pub fn reach(&self, done: u64) {
-        self.add(done.saturating_sub(self.bar.position()));
-    }
-
-    /// So much more is done; may be called from any thread.
-    pub fn add(&self, more: u64) {
-        self.bar.inc(more);
-        let due = self.wanted && self.started.elapsed() > Self::PATIENCE;
-        if due && !self.shown.swap(true, Ordering::Relaxed) {
-            self.bar.set_draw_target(ProgressDrawTarget::stderr());
-        }
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.bar.finish_and_clear();
-    }
 }
 
 /// Text for people; whatever is put on it is escaped.
