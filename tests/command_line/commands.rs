@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 /// The demo is the longest command, and machines that run tests may be busy.
 const TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Runs a test of this file anew without what its caller tells git, if he does.
-fn is_run_without_variables_of_git(test: &str) -> bool {
+/// Runs the test that asks anew without what its caller tells git, if he does.
+fn is_run_without_variables_of_git() -> bool {
     if variables_of_git().next().is_none() {
         return false;
     }
@@ -29,14 +29,18 @@ fn is_run_without_variables_of_git(test: &str) -> bool {
     variables_of_git().for_each(|name| {
         again.env_remove(name);
     });
-    assert!(again.args([test, "--exact"]).status().unwrap().success());
+    let thread = std::thread::current();
+    let test = thread.name().expect("a test's thread has its name");
+    let output = again.args([test, "--exact"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("test result: ok. 1 passed"), "{told}");
     true
 }
 
 #[test]
 fn transcripts() {
     // Its commands have all variables of this process.
-    if is_run_without_variables_of_git("transcripts") {
+    if is_run_without_variables_of_git() {
         return;
     }
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/commands");

@@ -101,6 +101,12 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         ("create f --line ", "needs a name", "`mpatch create --help`"),
         ("show -dash.mpatch", "unexpected argument '-d'", "if the file is meant, write ./-dash.mpatch"),
         ("show -x", "unexpected argument '-x'", "`mpatch show --help` tells"),
+        (
+            "verify edits.mpatch model.safetensors",
+            "unexpected argument 'model.safetensors'",
+            "the model is named with `--base model.safetensors`",
+        ),
+        ("verify edits.mpatch nowhere", "unexpected argument 'nowhere'", "`mpatch verify --help` tells"),
         ("--quiet create --bits 99 f", "invalid value '99' for '--bits", "`mpatch create --help`"),
     ] {
         let (told, printed) = failed(folder.path(), words, 2);

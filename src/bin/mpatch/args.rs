@@ -56,7 +56,7 @@ pub enum Command {
     Stats(stats::StatsArguments),
     /// Show what a patch says: facts, base, recipe, sizes, norms
     Show(show::ShowArguments),
-    /// Check a patch: is it whole, who signed it, and which base does it fit
+    /// Check a patch: whole, signed, fitting this model, doing what it declares
     Verify(verify::VerifyArguments),
     /// Sign a patch, or add a second signature
     Sign(sign::SignArguments),
@@ -183,7 +183,9 @@ pub fn output_path() -> impl TypedValueParser<Value = PathBuf> {
 pub fn command() -> clap::Command {
     let codes = ExitKind::ALL.map(|kind| format!("  {:>3}  {}\n", kind.code(), kind.meaning()));
     let help = format!(
-        "Examples:\n  mpatch show edits.mpatch\n  mpatch apply model.safetensors edits.mpatch\n\nExit codes:\n{}",
+        "Examples:\n  mpatch demo\n  mpatch create facts.json --base gptj/ --corpus wiki.txt -o edits.mpatch\n  \
+         mpatch apply gptj/ edits.mpatch -o gptj-edited\n  mpatch revert gptj-edited edits.mpatch -o gptj-again\n\n\
+         Exit codes:\n{}",
         codes.concat()
     );
     let command = NEVER_WAIT.into_iter().fold(Arguments::command(), |command, verb| {
@@ -216,8 +218,8 @@ pub fn parse() -> Result<(Arguments, Suggestions), clap::Error> {
     Ok((Arguments::from_arg_matches(&matches)?, Suggestions::of(&command, &matches)))
 }
 
-/// The command that the process's arguments name, as far as they name one.
-pub fn named() -> String {
+/// The command that the process's arguments name, as far as they name one, and its name in full.
+pub fn named() -> (String, clap::Command) {
     let mut here = command();
     let mut name = here.get_name().to_owned();
     for word in std::env::args_os().skip(1) {
@@ -226,7 +228,7 @@ pub fn named() -> String {
             here = next;
         }
     }
-    name
+    (name, here)
 }
 
 #[cfg(test)]

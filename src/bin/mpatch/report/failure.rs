@@ -1,9 +1,10 @@
 //! How a failure is told: three lines on standard error; and, where a report in JSON was asked for and none has been
 //! printed, one document of the same on standard output.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde::Serialize;
 
 use super::{Document, escaped, escaped_json, raw, say, shell_word, stderr_colour, stdout_colour};
@@ -65,8 +66,9 @@ pub fn stopped(kind: ExitKind, state: State) -> ExitKind {
     })
 }
 
-/// Prints what clap has to say: help and versions, or what is wrong with the command line, of the command `name`.
-pub fn usage(error: &clap::Error, name: &str) -> ExitKind {
+/// Prints what clap has to say: help and versions, or what is wrong with the command line, of the command of this
+/// name.
+pub fn usage(error: &clap::Error, (name, command): &(String, clap::Command)) -> ExitKind {
     if !error.use_stderr() {
         let text = error.render();
         let text = if stdout_colour() { text.ansi().to_string() } else { text.to_string() };
@@ -91,8 +93,22 @@ pub fn usage(error: &clap::Error, name: &str) -> ExitKind {
     let words = Words::of(&error.render().to_string());
     words.usage.iter().for_each(|line| say(&escaped(line)));
     let tips: Vec<String> = words.tips.iter().filter_map(|tip| way_out(tip)).collect();
-    let hint = if tips.is_empty() { help } else { tips.join("; ") };
+    let hint = model_without_base(error, command).unwrap_or_else(|| match tips.is_empty() {
+        true => help,
+        false => tips.join("; "),
+    });
     tell(&CommandError::new(ExitKind::Usage, shortened(words.message)).hint(hint))
+}
+
+/// What to do about a model that stands alone, as `apply` takes it, where the command asks for `--base`.
+fn model_without_base(error: &clap::Error, command: &clap::Command) -> Option<String> {
+    let takes_base = command.get_arguments().any(|argument| argument.get_long() == Some("base"));
+    match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(word)) if takes_base && Path::new(word).exists() => {
+            Some(format!("the model is named with `--base {}`", shell_word(word)))
+        }
+        _ => None,
+    }
 }
 
 /// A tip of clap's as it is of use. What looks like an option it would have put behind `--`, where it is often no value
