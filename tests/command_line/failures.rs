@@ -79,6 +79,7 @@ fn of_two_patches_the_damaged_one_is_named() {
 #[test]
 fn a_command_line_that_is_wrong_is_told_in_three_lines() {
     let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("model.safetensors"), "").unwrap();
     let long = "x".repeat(4097);
     for (words, error, hint) in [
         ("apply", "arguments were not provided: <BASE> <PATCH>", "`mpatch apply --help` tells what it takes"),
