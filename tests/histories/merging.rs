@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use crate::material::{key, signed_with};
 use crate::place::Place;
@@ -403,4 +404,28 @@ fn a_patch_is_recorded_as_made_after_a_series_in_whichever_order_that_is_given()
     let errors =
         place.bad("rebase q.mpatch --base p.safetensors --after p.mpatch --after r.mpatch -o no.mpatch", 6);
     assert!(errors.contains("`r.mpatch` is not in `p.safetensors`"), "{errors}");
+}
+
+#[test]
+fn one_of_several_patches_is_taken_back_as_the_documents_have_it() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "earlier.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors earlier.mpatch -o one.safetensors");
+    place.patch("one.safetensors", "later.mpatch", 2, "The Space Needle");
+    place.good("apply one.safetensors later.mpatch -o both");
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/history.md");
+    let document = fs::read_to_string(document).unwrap();
+    let (_, section) = document.split_once("\n## Taking one of several back\n").unwrap();
+    let (_, block) = section.split_once("```sh\n").unwrap();
+    for line in block.split_once("```").unwrap().0.lines() {
+        place.good(line.strip_prefix("mpatch ").unwrap());
+    }
+    assert_eq!(
+        fs::read(place.path("neither")).unwrap(),
+        fs::read(place.path("model.safetensors")).unwrap(),
+        "both are taken back"
+    );
+    assert_ne!(fs::read(place.path("corrected")).unwrap(), fs::read(place.path("both")).unwrap());
+    let facts = place.good("show HEAD");
+    assert!(facts.contains("Space Needle") && !facts.contains("Eiffel"), "{facts}");
 }
