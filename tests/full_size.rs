@@ -6,6 +6,7 @@
 )]
 
 mod drafts;
+mod resources;
 mod telling;
 
 use std::collections::BTreeMap;
@@ -13,26 +14,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use drafts::Numbers;
 use mpatch::bind::bind;
 use mpatch::checkpoint::{Checkpoint, FileSource, NewTensor, write_safetensors};
-use mpatch::factors::{IntegerMatrix, Integers, Kernel, Term, magnitude_limit};
+use mpatch::factors::{Kernel, Term};
 use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::{Patch, PatchError, encode};
 use mpatch::source::Source;
-use mpatch::tensor::{Dtype, Element};
+use mpatch::tensor::Dtype;
+use resources::memory_peak_bytes;
 use telling::skipped;
 
 fn quiet(_: u64) {}
-
-/// Numbers that no compression makes smaller.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        self.0 >> 33
-    }
-}
 
 struct Shape {
     tensors: usize,
@@ -41,14 +34,6 @@ struct Shape {
     rank: usize,
     bits: u8,
     dtype: Dtype,
-}
-
-fn bytes_of<E: Element>(count: usize, random: &mut Random) -> Vec<u8> {
-    let mut bytes = vec![0; count * E::DTYPE.size_bytes()];
-    for weight in bytes.chunks_exact_mut(E::DTYPE.size_bytes()) {
-        E::round(random.next() as f64 / f64::from(1 << 30) - 1.0).write(weight);
-    }
-    bytes
 }
 
 /// A checkpoint of random weights, and a patch of random factors for it.
@@ -63,30 +48,12 @@ fn write(folder: &Path, shape: &Shape) -> (PathBuf, PathBuf) {
         })
         .collect();
     write_safetensors(&base, &BTreeMap::new(), &new, |index, sink| {
-        let mut random = Random(index as u64);
-        let bytes = match dtype {
-            Dtype::F32 => bytes_of::<f32>(rows * columns, &mut random),
-            Dtype::F16 => bytes_of::<half::f16>(rows * columns, &mut random),
-            Dtype::BF16 => bytes_of::<half::bf16>(rows * columns, &mut random),
-        };
-        sink.write_all(&bytes)
+        sink.write_all(&Numbers(index as u64).weights("", dtype, [rows, columns]).bytes)
     })
     .unwrap();
-    let terms: Vec<Term> = (0..tensors)
-        .map(|index| {
-            let mut random = Random(100 + index as u64);
-            let limit = u64::from(magnitude_limit(bits).unsigned_abs());
-            let mut matrix = |what, rows, columns| {
-                let value = |random: &mut Random| (random.next() % (2 * limit + 1)) as i64 - limit as i64;
-                let values = (0..rows * columns).map(|_| value(&mut random) as i16).collect();
-                IntegerMatrix::new(what, rows, columns, bits, values).unwrap()
-            };
-            let integers =
-                Integers::LowRank { left: matrix("left", rows, rank), right: matrix("right", rank, columns) };
-            let size = 0.1 / (limit * limit) as f32 / (rank as f32).sqrt();
-            Term::new(integers, vec![size; rows], vec![1.0; columns]).unwrap()
-        })
-        .collect();
+    let size = 0.1 / (rank as f64).sqrt();
+    let term = |index| Numbers(100 + index as u64).low_rank([rows, columns], rank, bits, size);
+    let terms: Vec<Term> = (0..tensors).map(term).collect();
     let checkpoint = Checkpoint::open(&base).unwrap();
     let edits: Vec<(String, Vec<u32>)> =
         (0..tensors).map(|index| (format!("w{index:02}"), vec![index as u32])).collect();
@@ -99,17 +66,13 @@ fn write(folder: &Path, shape: &Shape) -> (PathBuf, PathBuf) {
 fn peak_memory_bytes(arguments: &[&str], paths: &[&Path]) -> u64 {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mpatch"));
     let mut child = command.args(arguments).args(paths).stdout(Stdio::null()).spawn().unwrap();
-    let status = format!("/proc/{}/status", child.id());
     let mut peak = 0;
     loop {
-        let text = std::fs::read_to_string(&status).unwrap_or_default();
-        if let Some(line) = text.lines().find_map(|line| line.strip_prefix("VmHWM:")) {
-            peak = peak.max(line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10);
-        }
+        peak = memory_peak_bytes(child.id()).map_or(peak, |seen| seen.max(peak));
         if let Some(outcome) = child.try_wait().unwrap() {
             assert!(outcome.success(), "{arguments:?}: {outcome}");
-            // What ended before anybody looked is run again: nothing is less than everything.
-            return if peak > 0 { peak } else { peak_memory_bytes(arguments, paths) };
+            assert!(peak > 0, "{arguments:?} ended before anybody looked");
+            return peak;
         }
         std::thread::sleep(std::time::Duration::from_millis(2));
     }

@@ -6,6 +6,7 @@
 )]
 
 mod drafts;
+mod resources;
 
 use std::fs;
 use std::io::Write;
@@ -25,13 +26,6 @@ const TENSOR_SIZE_BYTES: usize = ROWS * COLUMNS * 4;
 const MEMORY_LIMIT_BYTES: usize = TENSOR_SIZE_BYTES;
 
 fn quiet(_: u64) {}
-
-/// The most memory that this process ever held.
-fn memory_peak_bytes() -> usize {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
-}
 
 /// One tensor of zeros, which the file system need not store.
 fn write_base(path: &Path) {
@@ -80,6 +74,6 @@ fn a_tensor_larger_than_the_bound_goes_through_every_operation() {
         };
         plan.execute(&checkpoint, &patch, target, &quiet).unwrap();
     }
-    let peak = memory_peak_bytes();
+    let peak = resources::memory_peak_bytes("self").unwrap() as usize;
     assert!(peak < MEMORY_LIMIT_BYTES, "{peak} bytes at the peak, at most {MEMORY_LIMIT_BYTES} are allowed");
 }

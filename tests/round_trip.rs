@@ -4,6 +4,8 @@
     reason = "a test fails where it stands; clippy sees only `#[test]` functions as tests"
 )]
 
+mod numbers;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,7 @@ use mpatch::patch::manifest::{Base, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use mpatch::tensor::{Dtype, Element};
 use mpatch::verify::{Depth, State, verify};
+use numbers::Numbers;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
@@ -29,18 +32,9 @@ fn quiet(_: u64) {}
 
 // --------------------------------------------------------------------------------------------------- samples --
 
-/// SplitMix64: bulk values from one number that a failing test names.
-struct Generator(u64);
-
-impl Generator {
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn uniform(&mut self) -> f64 {
+impl Numbers {
+    /// Uniform from 0 to below 1.
+    fn share(&mut self) -> f64 {
         (self.bits() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
@@ -53,7 +47,7 @@ impl Generator {
     fn weights(&mut self, count: usize, dtype: Dtype) -> Vec<u8> {
         let mut bytes = vec![0; count * dtype.size_bytes()];
         for element in bytes.chunks_exact_mut(dtype.size_bytes()) {
-            let value = (0..12).map(|_| self.uniform()).sum::<f64>() / 6.0 - 1.0;
+            let value = (0..12).map(|_| self.share()).sum::<f64>() / 6.0 - 1.0;
             match dtype {
                 Dtype::F32 => <f32 as Element>::round(value).write(element),
                 Dtype::F16 => <f16 as Element>::round(value).write(element),
@@ -78,7 +72,7 @@ impl Generator {
             },
             None => Integers::Dense(self.integers(rows, columns, 9)),
         };
-        let mut scale = || ((0.5 + self.uniform()) * 2.0_f64.powi(exponent)) as f32;
+        let mut scale = || ((0.5 + self.share()) * 2.0_f64.powi(exponent)) as f32;
         let row_scales = (0..rows).map(|_| scale()).collect();
         let column_scales = (0..columns).map(|_| scale()).collect();
         Term::new(integers, row_scales, column_scales).unwrap()
@@ -117,14 +111,14 @@ fn safetensors(tensors: &[Tensor]) -> Vec<u8> {
 
 /// A small model: two tensors to edit, and others of other kinds around them.
 fn model(dtype: Dtype, shape: [usize; 2], seed: u64) -> Vec<Tensor> {
-    let generator = &mut Generator(seed);
+    let numbers = &mut Numbers(seed);
     let count = shape[0] * shape[1];
     vec![
-        Tensor::new("wte", dtype, &[7, 3], generator.patterns(21 * dtype.size_bytes())),
-        Tensor::new(SECOND, dtype, &shape, generator.weights(count, dtype)),
-        Tensor { name: "mask", dtype: "I64", shape: vec![1, 2], bytes: generator.patterns(16) },
-        Tensor::new(FIRST, dtype, &shape, generator.weights(count, dtype)),
-        Tensor::new("scalar", dtype, &[], generator.patterns(dtype.size_bytes())),
+        Tensor::new("wte", dtype, &[7, 3], numbers.patterns(21 * dtype.size_bytes())),
+        Tensor::new(SECOND, dtype, &shape, numbers.weights(count, dtype)),
+        Tensor { name: "mask", dtype: "I64", shape: vec![1, 2], bytes: numbers.patterns(16) },
+        Tensor::new(FIRST, dtype, &shape, numbers.weights(count, dtype)),
+        Tensor::new("scalar", dtype, &[], numbers.patterns(dtype.size_bytes())),
     ]
 }
 
@@ -156,10 +150,10 @@ fn sample_draft(
     seed: u64,
     exponent: i32,
 ) -> Result<Draft, BindError> {
-    let generator = &mut Generator(!seed);
+    let numbers = &mut Numbers(!seed);
     let terms = vec![
-        generator.term(shape, Some(shape[0].min(shape[1]).min(3)), exponent),
-        generator.term(shape, None, exponent),
+        numbers.term(shape, Some(shape[0].min(shape[1]).min(3)), exponent),
+        numbers.term(shape, None, exponent),
     ];
     let edits = [(FIRST.to_owned(), vec![0]), (SECOND.to_owned(), vec![1, 0])];
     let weights = checkpoint.weights_id().unwrap();
@@ -328,7 +322,7 @@ proptest! {
         let folder = tempfile::tempdir().unwrap();
         let mut tensors = model(dtype, shape, seed);
         for index in [1, 3] {
-            tensors[index].bytes = Generator(seed ^ index as u64).patterns(shape[0] * shape[1] * dtype.size_bytes());
+            tensors[index].bytes = Numbers(seed ^ index as u64).patterns(shape[0] * shape[1] * dtype.size_bytes());
         }
         let base = write_single(folder.path(), &tensors);
         let checkpoint = Checkpoint::open(&base).unwrap();
@@ -638,8 +632,8 @@ fn bind_error(tensors: &[Tensor], tensor: &str, terms: &[Term], indices: &[u32])
 #[test]
 fn terms_that_do_not_fit_are_refused() {
     let tensors = model(Dtype::F32, SHAPE, 1);
-    let generator = &mut Generator(1);
-    let terms = [generator.term(SHAPE, Some(2), -8), generator.term([17, 9], Some(2), -8)];
+    let numbers = &mut Numbers(1);
+    let terms = [numbers.term(SHAPE, Some(2), -8), numbers.term([17, 9], Some(2), -8)];
     let error = |tensor: &str, indices: &[u32]| bind_error(&tensors, tensor, &terms, indices);
     assert_eq!(error("mask", &[0]), "tensor `mask` is I64: a patch can change F32, F16 and BF16");
     let expected = format!("tensor `{FIRST}` has shape [9, 17], the update has [17, 9]");
@@ -654,7 +648,7 @@ fn terms_that_do_not_fit_are_refused() {
 fn a_tensor_is_bound_once() {
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = Checkpoint::open(write_single(folder.path(), &model(Dtype::F32, SHAPE, 1))).unwrap();
-    let terms = [Generator(1).term(SHAPE, Some(2), -8)];
+    let terms = [Numbers(1).term(SHAPE, Some(2), -8)];
     let edits = [(FIRST.to_owned(), vec![0]), (FIRST.to_owned(), vec![0])];
     let error = bind(&checkpoint, checkpoint.weights_id().unwrap(), &edits, &terms, &quiet).unwrap_err();
     assert_eq!(error.to_string(), format!("tensor `{FIRST}` is listed twice"));
@@ -667,7 +661,7 @@ fn no_patch_is_made_on_broken_weights() {
         let place = 4 * (row * SHAPE[1] + column);
         tensors[3].bytes[place..place + 4].copy_from_slice(&value.to_le_bytes());
     }
-    let terms = [Generator(1).term(SHAPE, Some(2), -8)];
+    let terms = [Numbers(1).term(SHAPE, Some(2), -8)];
     let expected = format!(
         "tensor `{FIRST}` holds 2 NaN or infinite weights, the first at row 3, column 4: \
          a patch is not made on broken weights"

@@ -10,6 +10,8 @@
 //! killed and file systems shut down is tried from outside, by the scripts in `tests/crash/`.
 
 mod faults;
+#[path = "../../tests/numbers/mod.rs"]
+mod numbers;
 mod power;
 
 use std::collections::BTreeMap;

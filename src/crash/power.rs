@@ -5,15 +5,15 @@ use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
+use super::numbers::Numbers;
 use super::{Act, Contents, Direction, Scene};
 use crate::checkpoint::disk::fault::{Fault, FaultyDisk, Schedule};
 use crate::checkpoint::disk::simulated::{Fate, Lie, SimulatedDisk};
 use crate::checkpoint::disk::{Access, Audience, Files};
 
 /// Fates by number: the extremes first, then chance.
-#[derive(Debug)]
 struct Chance {
-    bits: u64,
+    numbers: Numbers,
     /// Of 256 blocks so many are kept.
     kept_in_256: u64,
     /// Whether all, none or some names are kept.
@@ -31,27 +31,19 @@ impl Chance {
             _ => ([16, 64, 128, 192, 240][number as usize % 5], None),
         };
         let grain = if number.is_multiple_of(2) { 512 } else { 4096 };
-        Self { bits: number, kept_in_256, names, grain }
-    }
-
-    /// SplitMix64.
-    fn next(&mut self) -> u64 {
-        self.bits = self.bits.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.bits ^ (self.bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
+        Self { numbers: Numbers(number), kept_in_256, names, grain }
     }
 }
 
 impl Fate for Chance {
     fn keeps(&mut self) -> bool {
-        self.next() % 256 < self.kept_in_256
+        self.numbers.bits() % 256 < self.kept_in_256
     }
 
     fn names_kept(&mut self, changes: usize) -> usize {
         match self.names {
             Some(all) => changes * usize::from(all),
-            None => self.next() as usize % (changes + 1),
+            None => self.numbers.below(changes + 1),
         }
     }
 
@@ -82,6 +74,9 @@ impl Tally {
     }
 }
 
+/// With what every check begins that finds neither of the two states, so that it is told from any other panic.
+const NEITHER: &str = "neither state is left";
+
 /// Runs `work` until operation `at`, where the power goes, and returns the disk as it is then.
 fn cut<T>(disk: &SimulatedDisk, at: u64, work: impl Fn(&Files) -> T) -> (SimulatedDisk, bool) {
     let memory = disk.fork();
@@ -96,7 +91,7 @@ fn hold(scene: &Scene, left: &SimulatedDisk, fates_again: u64, tally: &mut Tally
         return;
     }
     if !matches!(scene.act, Act::InPlace(_)) {
-        assert!(scene.is_whole(&left.contents()), "{place}: {:?}", left.contents().keys());
+        assert!(scene.is_whole(&left.contents()), "{NEITHER}: {place}: {:?}", left.contents().keys());
     }
     for at in 0.. {
         let (memory, was_cut) = cut(left, at, |files| scene.repair(files));
@@ -112,7 +107,7 @@ fn hold(scene: &Scene, left: &SimulatedDisk, fates_again: u64, tally: &mut Tally
             if tally.add(&left.contents()) {
                 scene
                     .repair(&Files::on(left.clone()))
-                    .unwrap_or_else(|error| panic!("{place}, {at}: {error}"));
+                    .unwrap_or_else(|error| panic!("{NEITHER}: {place}, {at}: {error}"));
                 assert_whole(scene, &left, place);
             }
         }
@@ -122,7 +117,7 @@ fn hold(scene: &Scene, left: &SimulatedDisk, fates_again: u64, tally: &mut Tally
 /// A repaired disk is in one of the two states, with no litter.
 fn assert_whole(scene: &Scene, disk: &SimulatedDisk, place: &str) {
     let contents = disk.contents();
-    assert!(contents == scene.before || contents == scene.after, "{place}: {:?}", contents.keys());
+    assert!(contents == scene.before || contents == scene.after, "{NEITHER}: {place}: {:?}", contents.keys());
 }
 
 /// Fates that are tried in every operation of a command, in one round.
@@ -155,7 +150,7 @@ fn cut_once_everywhere(scene: &Scene, round: u64, tally: &mut Tally) {
         if !was_cut {
             // What succeeded survives at once.
             let left = memory.after_power_cut(&mut Chance::new(0));
-            assert_eq!(left.contents(), scene.after, "{}", scene.name);
+            assert!(left.contents() == scene.after, "{NEITHER}: {}, done", scene.name);
             return;
         }
     }
@@ -195,7 +190,9 @@ fn a_disk_that_lies_about_its_syncs_is_caught() {
             scene.disk.tell(lie);
             let tried =
                 catch_unwind(AssertUnwindSafe(|| cut_once_everywhere(&scene, 0, &mut Tally::default())));
-            assert!(tried.is_err(), "{}, {lie:?}: nobody noticed", scene.name);
+            let said = tried.expect_err(&format!("{}, {lie:?}: nobody noticed", scene.name));
+            let said = said.downcast_ref::<String>().map_or("", String::as_str);
+            assert!(said.starts_with(NEITHER), "{}, {lie:?}: something else went wrong: {said}", scene.name);
         }
     }
 }

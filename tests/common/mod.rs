@@ -1,6 +1,10 @@
 //! What tests of the editing rooms share: the fixture's model and arrays.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+#[allow(clippy::duplicate_mod, reason = "drafts have it as well, and not every test has both")]
+#[path = "../numbers/mod.rs"]
+mod numbers;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Cursor, Read};
@@ -12,6 +16,7 @@ use mpatch::edit::import;
 use mpatch::edit::statistics::{Drawn, Provenance, Statistics};
 use mpatch::model::Model;
 use npyz::NpyFile;
+pub use numbers::Numbers;
 
 /// The embedded model's folder.
 pub fn world() -> PathBuf {
@@ -94,12 +99,8 @@ pub fn random_model(folder: &Path) -> Model {
     std::fs::copy(world().join("tokenizer.json"), folder.join("tokenizer.json")).expect("the fixture's");
     let mut tensors = BTreeMap::new();
     let mut random = |name: String, shape: &[usize], mean: f32, size: f32| {
-        let mut state = 0x9e37_79b9_7f4a_7c15 ^ tensors.len() as u64;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            mean + size * ((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
-        };
-        let values = (0..shape.iter().product()).map(|_| next()).collect();
+        let mut numbers = Numbers(tensors.len() as u64);
+        let values = (0..shape.iter().product()).map(|_| mean + size * numbers.uniform() as f32).collect();
         tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).expect("of its shape"));
     };
     random("wte.weight".into(), &[words, width], 0.0, 1.0);

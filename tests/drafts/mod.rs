@@ -5,12 +5,16 @@
 
 #![allow(dead_code)] // each test file uses a part
 
+#[path = "../numbers/mod.rs"]
+mod numbers;
+
 use mpatch::digest::{FileDigest, PatchId, TensorDigest, WeightsId};
 use mpatch::factors::{IntegerMatrix, Integers, Term};
 use mpatch::patch::manifest::{About, Base, Fact, Line, Manifest, Metric, Recipe};
 use mpatch::patch::{BindingDraft, Draft, TensorDraft};
 use mpatch::tensor::{Dtype, Element};
 use mpatch::with_element;
+pub use numbers::Numbers;
 
 /// One tensor of a made-up checkpoint.
 #[derive(Clone)]
@@ -38,19 +42,7 @@ fn rounded<E: Element>(values: &[f64]) -> Vec<u8> {
     bytes
 }
 
-/// A reproducible stream of numbers, uniform in -1..1.
-pub struct Numbers(pub u64);
-
 impl Numbers {
-    pub fn uniform(&mut self) -> f64 {
-        // splitmix64
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((bits ^ (bits >> 31)) >> 11) as f64 / (1_u64 << 52) as f64) - 1.0
-    }
-
     /// A matrix that fills its width.
     pub fn matrix(&mut self, rows: usize, columns: usize, bits: u8) -> IntegerMatrix {
         let limit = f64::from((1_i32 << (bits - 1)) - 1);
