@@ -5,12 +5,14 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+mod numbers;
 mod targets;
 
 use std::fs;
 use std::panic::catch_unwind;
 use std::path::Path;
 
+use numbers::Numbers;
 use targets::{TARGETS, Target};
 
 /// Mutations of each target's corpus.
@@ -18,18 +20,10 @@ const MUTATIONS: usize = 10_000;
 /// The same ones every time.
 const SEED: u64 = 0x6d70_6174_6368;
 
-/// The target that `fuzz/` builds without the editing rooms, which it needs here.
-#[cfg(feature = "edit")]
-fn npz(data: &[u8]) {
-    if let Ok(imported) = mpatch::edit::import::read_npz(std::io::Cursor::new(data), None) {
-        assert_eq!(imported.sum.sum.len(), imported.inner * imported.inner);
-    }
-}
-
 fn all_targets() -> Vec<Target> {
     #[cfg(feature = "edit")]
     let more: [Target; 3] = [
-        ("npz", npz),
+        ("npz", targets::editing::npz),
         ("settings", targets::editing::settings),
         ("statistics", targets::editing::statistics),
     ];
@@ -46,19 +40,6 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     let mut paths: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.sort();
     paths.into_iter().map(|path| fs::read(path).unwrap()).collect()
-}
-
-/// Numbers that a seed repeats (splitmix64).
-struct Numbers(u64);
-
-impl Numbers {
-    fn below(&mut self, count: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = self.0;
-        bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((bits ^ (bits >> 31)) % count.max(1) as u64) as usize
-    }
 }
 
 /// Changes `input` in one to four places, sometimes with a part of `other`.

@@ -149,6 +149,40 @@ fn every_exit_code_comes_from_some_test() {
     assert!(codes_in_vectors().is_subset(&listed));
 }
 
+/// The first cells of the table of a document that is headed `heading`, without backticks.
+fn first_cells<'a>(document: &'a str, heading: &str) -> BTreeSet<&'a str> {
+    let (_, rest) = document.split_once(&format!("\n| target | {heading}")).unwrap();
+    let rows = rest.lines().skip(2).take_while(|line| line.starts_with('|'));
+    rows.map(|row| quoted(row)[0]).collect()
+}
+
+#[test]
+fn every_fuzz_target_is_built_run_and_told_of() {
+    let targets = files("fuzz/fuzz_targets", ".rs");
+    let targets: BTreeSet<&str> =
+        targets.iter().map(|path| path.file_stem().unwrap().to_str().unwrap()).collect();
+    let document = text("docs/fuzzing.md");
+    assert_eq!(first_cells(&document, "reads"), targets, "docs/fuzzing.md says what each reads");
+    assert_eq!(first_cells(&document, "inputs"), targets, "docs/fuzzing.md says how far each has come");
+    let package = text("fuzz/Cargo.toml");
+    let name = |program: &&str| program.split('"').nth(1).unwrap().to_owned();
+    let (named, unnamed): (Vec<&str>, Vec<&str>) =
+        package.split("[[bin]]\n").skip(1).partition(|program| program.contains("required-features"));
+    let [named, unnamed] = [named, unnamed].map(|programs| BTreeSet::from_iter(programs.iter().map(name)));
+    assert!(named.union(&unnamed).eq(&targets), "fuzz/Cargo.toml builds {named:?} and {unnamed:?}");
+    // `all` is what needs no more than the smallest library; what needs more is built when it is named.
+    let run = text("fuzz/run");
+    let all = run.split_once("\nALL=(").unwrap().1.split(')').next().unwrap();
+    assert_eq!(
+        all.split(' ').map(str::to_owned).collect::<BTreeSet<_>>(),
+        unnamed,
+        "what `fuzz/run all` runs"
+    );
+    let features = run.lines().filter_map(|line| line.trim().split_once(") build+=(--features "));
+    let features = features.flat_map(|(names, _)| names.split(" | ").map(str::to_owned));
+    assert_eq!(features.collect::<BTreeSet<_>>(), named, "what fuzz/run builds with more of the library");
+}
+
 #[test]
 fn every_variable_that_is_read_is_documented() {
     let readme = text("README.md");

@@ -5,5 +5,3 @@ pub fn one_thread() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread();
     pool.build_global().expect("no other pool has been built");
 }
-
-pub mod edit;

@@ -1,12 +1,21 @@
 //! The targets that need the editing rooms, which take long to build.
 
 use std::fs;
+use std::io::Cursor;
 use std::path::Path;
 
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
+use mpatch::edit::import::read_npz;
 use mpatch::edit::statistics::{Statistics, StatisticsFile, merge};
 use mpatch::model::Config;
+
+/// An archive of the reference's statistics: the sums are square, and of one text at least.
+pub fn npz(data: &[u8]) {
+    let Ok(imported) = read_npz(Cursor::new(data), None) else { return };
+    assert_eq!(imported.sum.sum.len(), imported.inner * imported.inner);
+    assert!(imported.sum.count > 0);
+}
 
 /// What an edit is told: a byte for the kind of file, then its text.
 pub fn settings(data: &[u8]) {
