@@ -9,6 +9,15 @@
     reason = "a test fails where it stands; clippy sees only `#[test]` functions as tests"
 )]
 
+/// Ends a test where commands cannot be run under strace, and tells so.
+macro_rules! needs_strace {
+    () => {
+        if !crate::can_trace() {
+            return crate::telling::skipped("strace is not there, or may not trace");
+        }
+    };
+}
+
 mod crash;
 mod drafts;
 mod material;
@@ -23,6 +32,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use crash::{Bench, Contents, stderr};
 use material::lay_out_shards;
@@ -38,9 +48,12 @@ fn variable(name: &str, default: usize) -> usize {
 
 /// Whether commands can be run under strace here.
 fn can_trace() -> bool {
-    let mut command = Command::new("strace");
-    command.args(["-o", "/dev/null", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
+    static CAN_TRACE: OnceLock<bool> = OnceLock::new();
+    *CAN_TRACE.get_or_init(|| {
+        let mut command = Command::new("strace");
+        command.args(["-o", "/dev/null", "true"]).stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    })
 }
 
 /// The words that run a command under strace, with its system calls tampered with.
@@ -359,7 +372,7 @@ fn what_others_lay_beside_a_model_stops_nobody() {
 // ----------------------------------------------------------------------------------------------------- recovery --
 
 /// A bench with a change in place that was killed after its last byte, before the journal was gone.
-fn half_way(model: &str, patch: &str) -> Option<(Bench, Contents)> {
+fn half_way(model: &str, patch: &str) -> (Bench, Contents) {
     let bench = Bench::new();
     let before = bench.contents();
     // The folder twice as it is asked about, the journal, its folder, then the checkpoint's own sync.
@@ -367,15 +380,13 @@ fn half_way(model: &str, patch: &str) -> Option<(Bench, Contents)> {
     assert!(!ended.status.success(), "it was not killed");
     let journals = bench.contents().keys().filter(|path| path.to_string_lossy().ends_with("journal")).count();
     assert_eq!(journals, 1);
-    Some((bench, before))
+    (bench, before)
 }
 
 #[test]
 fn the_next_command_brings_a_change_that_stopped_half_way_to_an_end() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
-    let (bench, before) = half_way("shards", "shards.mpatch").unwrap();
+    needs_strace!();
+    let (bench, before) = half_way("shards", "shards.mpatch");
     // Some of the new bytes did not make it.
     let path = bench.path("shards/model-1.safetensors");
     let mut bytes = fs::read(&path).unwrap();
@@ -423,10 +434,11 @@ fn the_next_command_brings_a_change_that_stopped_half_way_to_an_end() {
 
 #[test]
 fn a_journal_is_found_where_nobody_may_look_around() {
-    if !can_trace() || !can_run_as_a_mere_user() {
-        return skipped("strace may not trace, or another user cannot come to the command under test");
+    needs_strace!();
+    if !can_run_as_a_mere_user() {
+        return skipped("another user cannot come to the command under test");
     }
-    let (bench, _) = half_way("shards", "shards.mpatch").unwrap();
+    let (bench, _) = half_way("shards", "shards.mpatch");
     open_to_all(bench.folder.path());
     set_mode(&bench.path("shards"), 0o111);
     let output = run_as_a_mere_user(&bench, "verify shards.mpatch --base shards --digests-only");
@@ -438,10 +450,8 @@ fn a_journal_is_found_where_nobody_may_look_around() {
 
 #[test]
 fn a_change_whose_bytes_are_all_there_is_finished() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
-    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    needs_strace!();
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch");
     let [recovered] = &recover(bench.path("model.safetensors")).unwrap()[..] else { panic!("one journal") };
     assert_eq!(recovered.outcome, Outcome::Finished);
     assert!(recovered.label.starts_with("apply "), "{}", recovered.label);
@@ -453,10 +463,8 @@ fn a_change_whose_bytes_are_all_there_is_finished() {
 
 #[test]
 fn a_renamed_checkpoint_gets_its_old_bytes_back_whatever_has_its_old_name() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
-    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    needs_strace!();
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch");
     let old = &before[Path::new("model.safetensors")];
     let (path, renamed) = (bench.path("model.safetensors"), bench.path("renamed.safetensors"));
     // One byte of the new state is left.
@@ -484,10 +492,8 @@ fn waits_for_recovery(bench: &Bench) -> String {
 
 #[test]
 fn a_journal_of_another_layout_is_left_to_the_mpatch_that_wrote_it() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
-    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    needs_strace!();
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch");
     let journal = bench.path("model.safetensors.mpatch-journal");
     let whole = fs::read(&journal).unwrap();
     let mut other = whole.clone();
@@ -510,10 +516,8 @@ fn a_journal_of_another_layout_is_left_to_the_mpatch_that_wrote_it() {
 
 #[test]
 fn a_damaged_journal_is_never_taken_away() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
-    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    needs_strace!();
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch");
     let [journal, other] =
         ["model", "other"].map(|name| bench.path(&format!("{name}.safetensors.mpatch-journal")));
     let whole = fs::read(&journal).unwrap();
@@ -537,10 +541,8 @@ fn a_damaged_journal_is_never_taken_away() {
 
 #[test]
 fn old_bytes_that_cannot_be_put_back_keep_their_journal() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
-    let (bench, before) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    needs_strace!();
+    let (bench, before) = half_way("model.safetensors", "edits.mpatch");
     let path = bench.path("model.safetensors");
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 4]).unwrap();
@@ -554,9 +556,7 @@ fn old_bytes_that_cannot_be_put_back_keep_their_journal() {
 
 #[test]
 fn a_change_of_which_only_its_journal_could_not_be_removed_is_complete() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let bench = Bench::new();
     let output = tamper(&bench, "unlink,unlinkat:error=EIO", "apply shards shards.mpatch --in-place");
     let said = stderr(&output);
@@ -571,9 +571,7 @@ fn a_change_of_which_only_its_journal_could_not_be_removed_is_complete() {
 
 #[test]
 fn a_file_system_without_modes_is_written_to_and_one_that_cannot_sync_folders_is_refused_first() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let bench = Bench::new();
     for words in ["apply shards shards.mpatch -o copy", "apply shards shards.mpatch --in-place"] {
         let output = tamper(&bench, "fchmod,chmod:error=EPERM", words);

@@ -13,7 +13,7 @@ use super::{Bench, stderr};
 use crate::drafts::Numbers;
 use crate::material::{self, key, signed_with};
 use crate::place::{Place, weights};
-use crate::{can_trace, skipped, tamper, tell, variable};
+use crate::{tamper, tell, variable};
 
 /// What is killed, and what may be there after the next command.
 struct Killed {
@@ -44,9 +44,7 @@ const KILLED: [Killed; 5] = [
 
 #[test]
 fn a_command_killed_at_any_system_call_leaves_one_of_two_states() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let stride = variable("MPATCH_KILL_STRIDE", 29);
     for Killed { words, next } in KILLED {
         let bench = Bench::new();
@@ -84,9 +82,7 @@ fn a_command_killed_at_any_system_call_leaves_one_of_two_states() {
 
 #[test]
 fn a_commit_killed_at_any_system_call_is_there_or_is_not() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let stride = variable("MPATCH_KILL_STRIDE", 9);
     kill_commits(&Bench::new(), "add edits.mpatch", stride);
     // A patch that git does not keep itself; it takes longer, for few calls more.
@@ -161,9 +157,7 @@ fn kill_commits(bench: &Bench, words: &str, stride: usize) {
 
 #[test]
 fn what_an_init_killed_at_any_system_call_leaves_the_next_one_takes_away() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let (bench, words) = (Bench::new(), "init --base model.safetensors");
     let before = bench.contents();
     let calls = system_calls_with(&bench, words, &[]);
@@ -286,14 +280,13 @@ fn a_command_killed_at_any_time_leaves_one_of_two_states() {
         began.elapsed().as_micros() as u64
     });
     let span_us = timed.into_iter().sum::<u64>() / 2;
-    let (mut state, mut recovered, mut killed, mut runs) = (0x9e37_79b9_u64, 0, 0, 0);
+    let (mut numbers, mut recovered, mut killed, mut runs) = (Numbers(1), 0, 0, 0);
     while killed < kills {
         runs += 1;
         assert!(runs < 20 * kills, "only {killed} of {runs} runs were killed before they ended");
         let verb = if bench.contents() == before { "apply" } else { "revert" };
         let mut child = start(verb);
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        std::thread::sleep(Duration::from_micros((state >> 33) % span_us));
+        std::thread::sleep(Duration::from_micros(numbers.bits() % span_us));
         killed += usize::from(child.kill().is_ok() && child.wait().unwrap().code().is_none());
         recovered += recover(bench.path("shards")).unwrap().len();
         let left = bench.contents();

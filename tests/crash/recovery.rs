@@ -4,9 +4,7 @@ use std::path::Path;
 use std::process::Output;
 
 use super::{Bench, stderr};
-use crate::{
-    can_run_as_a_mere_user, can_trace, half_way, open_to_all, run_as_a_mere_user, set_mode, skipped, tampered,
-};
+use crate::{can_run_as_a_mere_user, half_way, open_to_all, run_as_a_mere_user, set_mode, skipped, tampered};
 
 /// Runs a command whose calls on one path are tampered with.
 fn tamper_at(bench: &Bench, path: &Path, injection: &str, words: &str) -> Output {
@@ -18,16 +16,14 @@ fn tamper_at(bench: &Bench, path: &Path, injection: &str, words: &str) -> Output
 
 #[test]
 fn what_was_recovered_is_told_where_the_folder_cannot_be_synced() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let verify = "verify shards.mpatch --base shards --digests-only --json --quiet";
     let is_told = |output: Output| {
         let said = stderr(&output);
         assert!(output.status.success(), "{said}");
         assert!(said.contains("model-1.safetensors`: recovered from `apply "), "{said}");
     };
-    let (bench, _) = half_way("shards", "shards.mpatch").unwrap();
+    let (bench, _) = half_way("shards", "shards.mpatch");
     let folder = bench.path("shards");
     is_told(tamper_at(&bench, &folder, "fsync:error=EIO", verify));
     assert!(!bench.path("shards/model-0.safetensors.mpatch-journal").exists());
@@ -35,7 +31,7 @@ fn what_was_recovered_is_told_where_the_folder_cannot_be_synced() {
     if !can_run_as_a_mere_user() {
         return skipped("another user cannot come to the command under test");
     }
-    let (bench, _) = half_way("shards", "shards.mpatch").unwrap();
+    let (bench, _) = half_way("shards", "shards.mpatch");
     open_to_all(bench.folder.path());
     for name in ["shards/model-0.safetensors", "shards/model-1.safetensors"] {
         set_mode(&bench.path(name), 0o666);
@@ -54,10 +50,8 @@ fn what_was_recovered_is_told_where_the_folder_cannot_be_synced() {
 
 #[test]
 fn a_journal_that_cannot_be_read_or_followed_now_waits() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
-    let (bench, _) = half_way("model.safetensors", "edits.mpatch").unwrap();
+    needs_strace!();
+    let (bench, _) = half_way("model.safetensors", "edits.mpatch");
     let [model, journal] =
         ["model.safetensors", "model.safetensors.mpatch-journal"].map(|name| bench.path(name));
     let folder = bench.folder.path();
@@ -81,9 +75,7 @@ fn a_journal_that_cannot_be_read_or_followed_now_waits() {
 
 #[test]
 fn a_change_in_place_that_stands_is_recorded_whatever_its_last_sync_says() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let bench = Bench::new();
     bench.succeeds("init --base gptj");
     let log = bench.succeeds("log");

@@ -5,7 +5,7 @@ use std::fs;
 use super::kills::system_calls_with;
 use super::{Bench, Contents, stderr};
 use crate::material::lay_out_signers;
-use crate::{can_trace, skipped, tamper, tell, variable};
+use crate::{tamper, tell, variable};
 
 /// Calls that change something on the disk, or wait for it.
 const CALLS: [&str; 10] =
@@ -13,9 +13,7 @@ const CALLS: [&str; 10] =
 
 #[test]
 fn a_history_refused_at_any_system_call_is_as_the_command_says() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let stride = variable("MPATCH_KILL_STRIDE", 7);
     for words in ["add edits.mpatch", "tag v1", "undo"] {
         let bench = Bench::new();
@@ -53,9 +51,7 @@ fn settled(bench: &Bench) -> Contents {
 
 #[test]
 fn a_command_whose_files_or_folders_are_not_synced_says_what_it_left() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     for (words, has_key) in [
         ("init --base model.safetensors", true),
         ("clone history copy", true),

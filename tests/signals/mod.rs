@@ -4,9 +4,7 @@ use super::*;
 
 #[test]
 fn a_command_that_is_told_to_stop_ends_with_the_old_state() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let bench = Bench::new();
     let before = bench.contents();
     for (signal, code) in [("INT", 130), ("TERM", 143)] {
@@ -28,9 +26,7 @@ fn a_command_that_is_told_to_stop_ends_with_the_old_state() {
 
 #[test]
 fn a_command_whose_result_has_its_name_is_not_ended_by_a_second_signal() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let bench = Bench::new();
     // Once its folder can be synced, the copy is, gets its name, and then its folder is synced.
     let tampering = "fsync:signal=INT:delay_exit=300000:when=3..4";
@@ -48,9 +44,7 @@ fn run_tampered(place: &Place, injection: &str, words: &str) -> Output {
 
 #[test]
 fn signals_that_come_while_a_result_gets_its_name_change_nothing() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let place = Place::new();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
     place.patch("model.safetensors", "two.mpatch", 2, "The Colosseum");
@@ -80,9 +74,7 @@ fn signals_that_come_while_a_result_gets_its_name_change_nothing() {
 
 #[test]
 fn a_second_signal_in_place_says_what_it_leaves() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let bench = Bench::new();
     // The folder is synced twice before anything is written.
     let tampering = "fallocate,fsync,fdatasync,pwrite64:signal=INT:delay_exit=100000:when=3..5";
@@ -119,9 +111,7 @@ fn a_clone_that_is_stopped_leaves_nothing() {
 
 #[test]
 fn threads_that_cannot_be_started_are_no_bug() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let place = Place::new();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
     let words = "apply model.safetensors one.mpatch -o edited.safetensors";
@@ -148,9 +138,7 @@ fn threads_that_cannot_be_started_are_no_bug() {
 
 #[test]
 fn a_way_of_several_steps_that_is_told_to_stop_leaves_a_known_state_and_no_litter() {
-    if !can_trace() {
-        return skipped("strace is not there, or may not trace");
-    }
+    needs_strace!();
     let place = Place::begun();
     let model = || fs::read(place.path("model.safetensors")).unwrap();
     let names = || {
