@@ -476,7 +476,7 @@ fn every_fixture_is_listed_with_where_it_comes_from() {
 
 /// Every line of every text in the repository but this file's own, with its place.
 fn lines() -> Vec<(String, String)> {
-    let endings = [".rs", ".md", ".py", ".toml", ".yml", ".json", "/run"];
+    let endings = [".rs", ".md", ".py", ".toml", ".yml", ".json", ".sh", "/run", "/full-size"];
     let is_text =
         |path: &String| endings.iter().any(|ending| path.ends_with(ending)) && path != "tests/tidy.rs";
     let mut lines = Vec::new();

@@ -15,6 +15,7 @@ MPATCH_MATERIAL="$material" cargo test --quiet --test durability lays_out_materi
 [ $# -gt 0 ] || set -- ext4 xfs
 for kind in "$@"; do
   for flag in 1 2; do
-    MPATCH_CONFIG_DIR="$material/config" python3 tests/crash/power_cut.py "$PWD/target/debug/mpatch" "$material" "$kind" "$flag" "$count"
+    MPATCH_CONFIG_DIR="$material/config" python3 tests/crash/power_cut.py \
+      "$PWD/target/debug/mpatch" "$material" "$kind" "$flag" "$count"
   done
 done
