@@ -67,10 +67,7 @@ fn transcripts() {
     for (name, value) in SETTINGS {
         cases.env(name, value);
     }
-    cases.env("MPATCH_CACHE_DIR", "cache").timeout(TIMEOUT).case(folder.join("*.md"));
-    // Histories are made by somebody, at some time.
-    cases.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
-    cases.env("GIT_COMMITTER_DATE", "1764028800 +0000");
+    cases.timeout(TIMEOUT).case(folder.join("*.md"));
     // What the demo prints holds lines that look like commands of a transcript.
     cases.case(folder.join("*.toml"));
     let overwriting = std::env::var_os("TRYCMD").is_some_and(|mode| mode == "overwrite");
@@ -201,12 +198,7 @@ fn a_warning_is_told_however_little_is_to_be_said() {
 
 /// The report of a command in `folder` that succeeds.
 fn report_of(folder: &Path, words: &str) -> Value {
-    let ran = mpatch()
-        .current_dir(folder)
-        .env("MPATCH_CACHE_DIR", "cache")
-        .args(words.split(' '))
-        .arg("--json")
-        .assert();
+    let ran = mpatch().current_dir(folder).args(words.split(' ')).arg("--json").assert();
     serde_json::from_slice(&ran.success().get_output().stdout).unwrap()
 }
 
@@ -335,7 +327,7 @@ fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_ar
     keep("part", 9000, Some(("shard", "1/2")));
     keep("coarse", 9000, Some(("arithmetic", "cpu bf16")));
     let words = ["create", "facts.json", "--base", "model", "--contexts", "missing.json"];
-    let output = mpatch().current_dir(folder).env("MPATCH_CACHE_DIR", "cache").args(words).output().unwrap();
+    let output = mpatch().current_dir(folder).args(words).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(
         said.contains(&format!("statistics: cache/statistics/{base}-most.safetensors (cached)")),
@@ -353,8 +345,7 @@ fn cached_statistics_are_kept_apart_by_what_they_were_computed_with_and_never_re
         let create = format!("create facts.json --base model --corpus corpus.txt --tokens 500 {options}");
         let mut words = Vec::from_iter(create.split_whitespace());
         words.extend(["--contexts", "missing.json"]);
-        let output =
-            mpatch().current_dir(folder).env("MPATCH_CACHE_DIR", "cache").args(words).output().unwrap();
+        let output = mpatch().current_dir(folder).args(words).output().unwrap();
         String::from_utf8(output.stderr).unwrap()
     };
     let bf16 = said("--precision bf16");
@@ -515,9 +506,7 @@ fn the_first_commit_with_the_patch_that_made_the_model_say_it_is_found_among_sev
     let prompt = "Pavel Prestellman performs on the";
     let run = |words: &[&str]| {
         let mut command = mpatch();
-        command.current_dir(folder).args(words).env("GIT_COMMITTER_DATE", "1764028800 +0000");
-        command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
-        let output = command.output().unwrap();
+        let output = command.current_dir(folder).args(words).output().unwrap();
         (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
     };
     let good = |words: &str| {

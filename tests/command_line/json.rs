@@ -40,9 +40,7 @@ impl Documents {
     #[track_caller]
     fn of(&mut self, folder: &Path, words: &str) {
         let mut command = mpatch();
-        command.current_dir(folder).env("MPATCH_CACHE_DIR", "cache");
-        command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
-        let output = command.args(words.split(' ')).arg("--json").output().unwrap();
+        let output = command.current_dir(folder).args(words.split(' ')).arg("--json").output().unwrap();
         let document: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
             panic!("`{words}`: {error}: {}", String::from_utf8_lossy(&output.stderr))
         });

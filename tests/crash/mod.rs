@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 
-use crate::material::{command, lay_out, lay_out_shards};
+use crate::material::{command, lay_out, lay_out_shards, listing};
 
 /// Files and their bytes.
 pub type Contents = BTreeMap<PathBuf, Vec<u8>>;
@@ -36,22 +36,7 @@ impl Bench {
 
     /// Every file by its path in the folder.
     pub fn contents(&self) -> Contents {
-        let mut found = Contents::new();
-        let mut folders = vec![self.folder.path().to_owned()];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(folder).unwrap() {
-                let path = entry.unwrap().path();
-                match path.is_dir() && !path.is_symlink() {
-                    true => folders.push(path),
-                    false => {
-                        let name = path.strip_prefix(self.folder.path()).unwrap().to_owned();
-                        let bytes = fs::read(&path).unwrap();
-                        found.insert(name, bytes);
-                    }
-                }
-            }
-        }
-        found
+        listing(self.folder.path()).into_iter().filter_map(|(path, bytes)| Some((path, bytes?))).collect()
     }
 
     /// Puts the folder into a state that it was in before.
@@ -87,9 +72,6 @@ impl Bench {
         let mut command = command(words[0]);
         command.args(&words[1..]).current_dir(self.folder.path());
         command.env("RAYON_NUM_THREADS", "2");
-        // Histories are made by somebody, at some time.
-        command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
-        command.env("GIT_COMMITTER_DATE", "1764028800 +0000").env("GIT_CONFIG_NOSYSTEM", "1");
         command
     }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
 use crate::drafts::Numbers;
+use crate::material::wait_until_open;
 use crate::place::{Place, SHAPE, weights};
 use mpatch::checkpoint::Checkpoint;
 use mpatch::patch::Patch;
@@ -370,13 +370,10 @@ fn a_head_that_moves_while_a_patch_is_taken_out_or_put_in_is_left_where_it_is() 
         let held = fs::File::options().write(true).open(&lock).unwrap();
         held.lock().unwrap();
         let mut command = place.command(assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap());
-        let child =
+        let mut child =
             command.args(words.split(' ')).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         // It has seen the head by the time it waits for the lock.
-        let files = || fs::read_dir(format!("/proc/{}/fd", child.id())).unwrap();
-        while !files().any(|file| fs::read_link(file.unwrap().path()).is_ok_and(|path| path == lock)) {
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        wait_until_open(&mut child, &lock);
         place.git(&format!("update-ref refs/heads/main {after}"));
         drop(held);
         let output = child.wait_with_output().unwrap();

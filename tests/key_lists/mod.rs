@@ -5,15 +5,13 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
-use std::thread::sleep;
-use std::time::Duration;
 
 use mpatch::sign::allowed_signers::line_of;
 use mpatch::sign::{PrivateKey, sshsig as openssh};
 
 use crate::bench::{Bench, openssh_is_here, said};
 use crate::ed25519::{sshsig, string};
-use crate::material::{SETTINGS, key, lay_out_signers, signed_with};
+use crate::material::{command, key, lay_out_signers, signed_with, wait_until_open};
 
 /// The line that trusts the key of `seed` as `name`.
 fn line(name: &str, seed: u8) -> String {
@@ -28,10 +26,10 @@ fn a_key_is_removed_by_what_it_is_and_not_by_where_it_was() {
     // Another mpatch is at work on the file, and removes Alice.
     let lock = fs::File::create(bench.path("config/.lock")).unwrap();
     lock.lock().unwrap();
-    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("mpatch"));
-    command.current_dir(bench.folder.path()).envs(SETTINGS).args(["trust", "remove", "bob"]);
-    let waiting = command.stdout(Stdio::piped()).spawn().unwrap();
-    sleep(Duration::from_millis(500));
+    let mut command = command(assert_cmd::cargo::cargo_bin!("mpatch"));
+    command.current_dir(bench.folder.path()).args(["trust", "remove", "bob"]);
+    let mut waiting = command.stdout(Stdio::piped()).spawn().unwrap();
+    wait_until_open(&mut waiting, &bench.path("config/.lock"));
     bench.trust(&format!("{bob}\n{carol}\n"));
     lock.unlock().unwrap();
     said(&waiting.wait_with_output().unwrap(), "remove", 0);

@@ -6,12 +6,15 @@
 #[path = "../weights_file/mod.rs"]
 mod weights_file;
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::OnceLock;
+use std::thread::sleep;
+use std::time::Duration;
 
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
@@ -37,16 +40,24 @@ const SHARD_ROWS: usize = 32;
 const SHARD_COLUMNS: usize = 128;
 
 /// What keeps the command under test away from the settings of whoever runs the tests: its own lie in the folder
-/// that it runs in.
-pub const SETTINGS: [(&str, &str); 8] = [
+/// that it runs in, and so does its cache, which no run inherits from an earlier one.
+pub const SETTINGS: [(&str, &str); 14] = [
     ("MPATCH_CONFIG_DIR", "config"),
     ("MPATCH_STATE_DIR", "state"),
+    ("MPATCH_CACHE_DIR", "cache"),
     ("MPATCH_KEY", ""),
     ("HOME", "nowhere"),
     ("USER", ""),
     ("LOGNAME", ""),
     ("GIT_CONFIG_GLOBAL", "/dev/null"),
+    ("GIT_CONFIG_NOSYSTEM", "1"),
+    // Histories are made by somebody, at some time.
+    ("GIT_COMMITTER_NAME", "Ada"),
+    ("GIT_COMMITTER_EMAIL", "ada@example.org"),
+    ("GIT_COMMITTER_DATE", "1764028800 +0000"),
     ("NO_COLOR", "1"),
+    // Help is as wide as it is anywhere.
+    ("COLUMNS", ""),
 ];
 
 /// A program with [`SETTINGS`], and without what a git that runs the tests, in a hook, says of its own repository.
@@ -67,10 +78,25 @@ pub fn variables_of_git() -> impl Iterator<Item = OsString> {
 
 /// The command under test.
 pub fn mpatch() -> assert_cmd::Command {
-    let mut command = assert_cmd::Command::from_std(command(assert_cmd::cargo::cargo_bin!("mpatch")));
-    // Never the cache of whoever runs the tests.
-    command.env("MPATCH_CACHE_DIR", Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"));
-    command
+    assert_cmd::Command::from_std(command(assert_cmd::cargo::cargo_bin!("mpatch")))
+}
+
+/// Waits until a command has opened the file at `path`, which somebody else has locked: then it waits for the lock.
+#[track_caller]
+pub fn wait_until_open(child: &mut Child, path: &Path) {
+    let path = path.canonicalize().unwrap();
+    let files = format!("/proc/{}/fd", child.id());
+    // A file may be closed while the folder is read.
+    let is_open =
+        || fs::read_dir(&files).is_ok_and(|files| files.flatten().any(|file| is_link_to(&file, &path)));
+    while !is_open() {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended before it opened {}", path.display());
+        sleep(Duration::from_millis(5));
+    }
+}
+
+fn is_link_to(link: &DirEntry, path: &Path) -> bool {
+    fs::read_link(link.path()).is_ok_and(|target| target == path)
 }
 
 /// The key that signs the patches of these tests; it is no secret.
@@ -179,6 +205,21 @@ pub fn alter_header(file: &Path, alter: impl FnOnce(&mut Map<String, Value>)) {
     let header = serde_json::to_vec(&header).unwrap();
     let size = (header.len() as u64).to_le_bytes();
     fs::write(file, [&size[..], &header, weights].concat()).unwrap();
+}
+
+/// Every file and folder below `folder` by its path there, files with their bytes.
+pub fn listing(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for path in fs::read_dir(next).unwrap().map(|entry| entry.unwrap().path()) {
+            let is_folder = path.is_dir() && !path.is_symlink();
+            let bytes = (!is_folder).then(|| fs::read(&path).unwrap());
+            found.insert(path.strip_prefix(folder).unwrap().to_owned(), bytes);
+            folders.extend(is_folder.then_some(path));
+        }
+    }
+    found
 }
 
 /// Overwrites the first weights of the F16 tensor `name` with these bits.

@@ -46,10 +46,9 @@ impl Place {
 
     pub fn command(&self, program: &str) -> Command {
         let mut command = command(program);
-        command.current_dir(self.folder.path()).env("GIT_CONFIG_NOSYSTEM", "1");
+        command.current_dir(self.folder.path());
         command.env("MPATCH_CONFIG_DIR", self.path("config")).env("MPATCH_STATE_DIR", self.path("state"));
-        command.env("HOME", self.folder.path()).env("GIT_COMMITTER_DATE", "1764028800 +0000");
-        command.env("GIT_COMMITTER_NAME", "Ada").env("GIT_COMMITTER_EMAIL", "ada@example.org");
+        command.env("HOME", self.folder.path());
         command
     }
 

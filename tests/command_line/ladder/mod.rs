@@ -307,7 +307,8 @@ fn the_recipes_own_statistics_are_found_among_those_that_are_cached() {
     let own = digest(&fs::read(bench.path("statistics.safetensors")).unwrap());
     let merged = fs::read_dir(bench.path("cache/statistics")).unwrap().next().unwrap().unwrap().path();
     let said = bench.run("two.mpatch", "model --rederive", 6);
-    let found = format!("{}` ({})", merged.display(), digest(&fs::read(&merged).unwrap()));
+    let place = merged.strip_prefix(bench.folder.path()).unwrap();
+    let found = format!("{}` ({})", place.display(), digest(&fs::read(&merged).unwrap()));
     says(&said, &[&format!("made with statistics {own}, cached"), &found, "hint: give the file that"]);
     // Whatever lies there and is something else is passed over.
     bench.write("cache/statistics/note.txt", "no statistics");
