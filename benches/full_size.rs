@@ -1,6 +1,6 @@
 //! Patches on a checkpoint of full size, beside `cp`, `b3sum` and plain reading and writing of the same bytes.
 //!
-//! [`USAGE`] says how it is called, on what the example `full_size` wrote.
+//! `cargo bench --bench full_size -- --help` says how it is called.
 //!
 //! Each figure is the median over rounds in which the programs take turns, so that whatever else the machine does
 //! meets them alike. Copies are made beside `FOLDER` unless `--scratch` names a place, and removed at once. Memory is
@@ -11,70 +11,54 @@
     reason = "a benchmark prints, and stops at what is missing"
 )]
 
-mod words;
+mod plot;
+#[path = "../tests/resources/mod.rs"]
+mod resources;
 
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use mpatch::checkpoint::{Checkpoint, FileSource, TensorInfo};
 use mpatch::factors::{Integers, Kernel, Update};
 use mpatch::patch::Patch;
-use words::Stopped;
+use plot::{Line, Panel, picture};
+use resources::{memory_peak_bytes, processor_seconds_of_children};
 
-const USAGE: &str = "\
-usage: cargo bench --bench full_size -- FOLDER                          the tables of docs/performance.md
-       cargo bench --bench full_size -- --rounds 5 --scratch DISK FOLDER
-       cargo bench --bench full_size -- --facts 100,3000 FOLDER         patches of these numbers of facts alone
-       cargo bench --bench full_size -- --checks-only FOLDER            `verify` alone: no room is needed
-       cargo bench --bench full_size -- --plot docs/performance.svg SMALL FOLDER ... LARGE FOLDER";
 const MPATCH: &str = env!("CARGO_BIN_EXE_mpatch");
 
+/// The tables of docs/performance.md, of folders that the example `full_size` wrote.
+#[derive(Parser)]
 struct Arguments {
+    /// How often each program takes its turn.
+    #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// Where copies are made: two of a checkpoint have to fit; beside it by default.
+    #[arg(long, value_name = "FOLDER")]
     scratch: Option<PathBuf>,
+    /// Writes the plot of all the folders, the small ones first.
+    #[arg(long, value_name = "FILE")]
     plot: Option<PathBuf>,
+    /// The patches of these numbers of facts alone.
+    #[arg(long, value_delimiter = ',')]
     facts: Option<Vec<usize>>,
+    /// `verify` alone, which needs no room.
+    #[arg(long)]
     checks_only: bool,
+    #[arg(value_name = "FOLDER")]
     folders: Vec<PathBuf>,
+    /// What `cargo bench` adds by itself.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
 }
 
-impl Arguments {
-    fn read(words: impl IntoIterator<Item = String>) -> Result<Self, Stopped> {
-        let mut words = words.into_iter();
-        let mut read = Self {
-            rounds: 3,
-            scratch: None,
-            plot: None,
-            facts: None,
-            checks_only: false,
-            folders: Vec::new(),
-        };
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--rounds" => read.rounds = words::parsed(&word, &mut words)?,
-                "--scratch" => read.scratch = Some(words::value(&word, &mut words)?.into()),
-                "--plot" => read.plot = Some(words::value(&word, &mut words)?.into()),
-                "--facts" => read.facts = Some(words::numbers(&word, &mut words)?),
-                "--checks-only" => read.checks_only = true,
-                // What `cargo bench` adds by itself.
-                "--bench" => {}
-                _ => read.folders.push(words::folder(&word)?),
-            }
-        }
-        Ok(read)
-    }
-}
-
-fn main() -> ExitCode {
-    words::run(Arguments::read(std::env::args().skip(1)), USAGE, measure)
-}
-
-fn measure(arguments: &Arguments) {
+fn main() {
+    let arguments = &Arguments::parse();
     if arguments.folders.is_empty() {
         println!("name a folder that the example `full_size` wrote");
         return;
@@ -248,24 +232,26 @@ impl<'a> Bench<'a> {
 
     /// Checks, of weights that memory holds as far as they fit.
     fn checks(&self, facts: usize, patch: &Path) {
-        let (mut compared, mut computed, mut hashed, mut hashed_twice) = (vec![], vec![], vec![], vec![]);
+        let (mut compared, mut computed, mut hashed) = (vec![], vec![], vec![]);
         let base = self.weights.to_str().unwrap();
         for _ in 0..self.arguments.rounds {
             read(&self.weights);
-            let whole = hash([&self.weights, patch]);
-            hashed.push(whole);
-            hashed_twice.push(self.with_touched_again(whole, patch));
+            hashed.push(hash([&self.weights, patch]));
             for (depth, costs) in [("--digests-only", &mut compared), ("--weights-only", &mut computed)] {
                 read(&self.weights);
                 costs.push(mpatch(&["verify", "--allow-unsigned", depth, "--base", base], &[patch], None));
             }
         }
         let hasher = hasher().1;
-        let (hash, twice) = (median(&hashed), median(&hashed_twice));
+        let hash = median(&hashed);
+        let twice = self.with_touched_again(hash, patch);
         row(facts, hasher, hash, "", None);
         row(facts, "`mpatch verify --digests-only --base`", median(&compared), hasher, Some(hash));
-        row(facts, &format!("{hasher} of the touched tensors twice"), twice, "", None);
-        row(facts, "`mpatch verify --weights-only --base`", median(&computed), hasher, Some(twice));
+        let computed_twice =
+            format!("{hasher}, of the touched tensors twice: computed from the row of it above");
+        row(facts, &computed_twice, twice, "", None);
+        let against = format!("{hasher}, twice as computed");
+        row(facts, "`mpatch verify --weights-only --base`", median(&computed), &against, Some(twice));
     }
 
     /// Copies `source` and removes the copy, so that each program that makes one finds the memory and the disk alike.
@@ -312,12 +298,13 @@ impl<'a> Bench<'a> {
         Cost::since(start)
     }
 
-    /// Of hashing what `verify` has to where it computes: the whole file, which took `whole`, and the touched tensors
-    /// once more in their other state.
+    /// What hashing would take of all that `verify` has to where it computes: the checkpoint and the patch, which took
+    /// `whole`, and the touched tensors once more in their other state.
     fn with_touched_again(&self, whole: Cost, patch: &Path) -> Cost {
         let (_, touched) = self.touched(patch);
         let again: u64 = touched.iter().map(|tensor| tensor.size_bytes).sum();
-        let more = 1.0 + again as f64 / self.size_bytes as f64;
+        let hashed = self.size_bytes + std::fs::metadata(patch).unwrap().len();
+        let more = 1.0 + again as f64 / hashed as f64;
         Cost {
             seconds: whole.seconds * more,
             processor_seconds: whole.processor_seconds * more,
@@ -380,7 +367,8 @@ fn median(costs: &[Cost]) -> Cost {
     let middle = |value: fn(&Cost) -> f64| {
         let mut values: Vec<f64> = costs.iter().map(value).collect();
         values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
+        // Of an even number, the mean of the two in the middle.
+        f64::midpoint(values[(values.len() - 1) / 2], values[values.len() / 2])
     };
     Cost {
         seconds: middle(|cost| cost.seconds),
@@ -422,12 +410,9 @@ fn read(path: &Path) {
 fn child(command: &mut Command) -> Cost {
     let (start, used_before) = (Instant::now(), processor_seconds_of_children());
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
-    let status = format!("/proc/{}/status", child.id());
     let mut peak_bytes = 0;
     loop {
-        if let Some(peak) = peak_of(&status) {
-            peak_bytes = peak.max(peak_bytes);
-        }
+        peak_bytes = memory_peak_bytes(child.id()).map_or(peak_bytes, |peak| peak.max(peak_bytes));
         if let Some(outcome) = child.try_wait().unwrap() {
             assert!(outcome.success(), "{command:?}: {outcome}");
             let processor_seconds = processor_seconds_of_children() - used_before;
@@ -435,22 +420,6 @@ fn child(command: &mut Command) -> Cost {
         }
         std::thread::sleep(Duration::from_millis(5));
     }
-}
-
-/// What all children that have ended used, in this process's own account.
-fn processor_seconds_of_children() -> f64 {
-    const TICKS_PER_SECOND: f64 = 100.0;
-    let text = std::fs::read_to_string("/proc/self/stat").unwrap();
-    // The name, in parentheses, may hold spaces; `cutime` and `cstime` are the fields 16 and 17, from 1.
-    let (_, fields) = text.rsplit_once(')').unwrap();
-    let ticks = fields.split_whitespace().skip(13).take(2).map(|ticks| ticks.parse::<f64>().unwrap());
-    ticks.sum::<f64>() / TICKS_PER_SECOND
-}
-
-fn peak_of(status: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(status).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()? << 10)
 }
 
 /// `b3sum` where there is one, else its crate on the bytes as this process reads them.
@@ -490,97 +459,28 @@ fn hash(paths: [&Path; 2]) -> Cost {
 fn plot(points: &[Point]) -> String {
     let largest = points.iter().map(|point| point.size_bytes).max().unwrap_or(1);
     let middle = points.iter().map(|point| point.facts).filter(|facts| *facts <= 100).max().unwrap_or(1);
-    let by_size = points.iter().filter(|point| point.facts == middle);
-    let by_facts = points.iter().filter(|point| point.size_bytes == largest);
-    let seconds_max = points.iter().flat_map(|point| point.seconds).fold(0.0, f64::max) * 1.1;
-    let left = Panel {
-        left: 50.0,
-        title: format!("against the checkpoint's size, {middle} facts"),
-        unit: "GB",
-        data: by_size.map(|point| (point.size_bytes as f64 / 1e9, point.seconds)).collect(),
+    let most = points.iter().flat_map(|point| point.seconds).fold(0.0, f64::max) * 1.1;
+    let lines = |shown: &dyn Fn(&Point) -> bool, across: fn(&Point) -> f64| {
+        let mut points: Vec<&Point> = points.iter().filter(|point| shown(point)).collect();
+        points.sort_by(|one, other| across(one).total_cmp(&across(other)));
+        let line = |(index, (name, colour))| {
+            let points = points.iter().map(|point| (across(point), point.seconds[index])).collect();
+            Line { name, colour, points }
+        };
+        LINES.into_iter().enumerate().map(line).collect()
     };
-    let right = Panel {
-        left: Panel::WIDTH + 110.0,
-        title: format!("against the number of facts, {}", gigabytes(largest)),
-        unit: "facts",
-        data: by_facts.map(|point| (point.facts as f64, point.seconds)).collect(),
-    };
-    let names = LINES.iter().enumerate().map(|(index, (name, colour))| {
-        let (x, y) = (50.0 + 130.0 * index as f64, Panel::HEIGHT + 80.0);
-        format!("<text x=\"{x}\" y=\"{y}\" fill=\"{colour}\">{name}</text>\n")
-    });
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{}\" height=\"{}\" font-family=\"sans-serif\" \
-         font-size=\"11\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n{}{}{}</svg>\n",
-        2.0 * Panel::WIDTH + 120.0,
-        Panel::HEIGHT + 90.0,
-        left.draw(seconds_max),
-        right.draw(seconds_max),
-        names.collect::<String>()
-    )
-}
-
-/// One half of the plot.
-struct Panel {
-    left: f64,
-    title: String,
-    unit: &'static str,
-    data: Vec<(f64, [f64; 3])>,
-}
-
-impl Panel {
-    const WIDTH: f64 = 380.0;
-    const HEIGHT: f64 = 240.0;
-    const TOP: f64 = 30.0;
-
-    fn draw(mut self, seconds_max: f64) -> String {
-        self.data.sort_by(|one, other| one.0.total_cmp(&other.0));
-        let (left, bottom) = (self.left, Self::TOP + Self::HEIGHT);
-        let most = self.data.last().map_or(1.0, |(x, _)| x * 1.05);
-        let across = |x: f64| left + x / most * Self::WIDTH;
-        let up = |seconds: f64| bottom - Self::HEIGHT * seconds / seconds_max;
-        let mut svg = format!(
-            "<text x=\"{left}\" y=\"18\" font-weight=\"bold\">{}</text>\n\
-             <path d=\"M{left} {}V{bottom} H{}\" fill=\"none\" stroke=\"black\"/>\n\
-             <text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\n",
-            self.title,
-            Self::TOP,
-            left + Self::WIDTH,
-            left + Self::WIDTH,
-            bottom + 32.0,
-            self.unit
-        );
-        let step = (seconds_max / 4.0).ceil();
-        for seconds in (1..5).map(|index| step * f64::from(index)).filter(|seconds| *seconds < seconds_max) {
-            let (x, y) = (left - 5.0, up(seconds));
-            svg.push_str(&format!(
-                "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"end\">{seconds} s</text>\n"
-            ));
-        }
-        // Names of places that nearly coincide would cover each other.
-        let mut named = f64::NEG_INFINITY;
-        for (x, _) in &self.data {
-            let place = across(*x);
-            if place - named > 20.0 {
-                svg.push_str(&format!(
-                    "<text x=\"{place:.1}\" y=\"{}\" text-anchor=\"middle\">{x:.0}</text>\n",
-                    bottom + 14.0
-                ));
-                named = place;
-            }
-        }
-        for (index, (_, colour)) in LINES.iter().enumerate() {
-            let places: Vec<(f64, f64)> =
-                self.data.iter().map(|(x, seconds)| (across(*x), up(seconds[index]))).collect();
-            let line: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-            svg.push_str(&format!(
-                "<polyline points=\"{}\" fill=\"none\" stroke=\"{colour}\"/>\n",
-                line.join(" ")
-            ));
-            for (x, y) in places {
-                svg.push_str(&format!("<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3.5\" fill=\"{colour}\"/>\n"));
-            }
-        }
-        svg
-    }
+    picture(&[
+        Panel {
+            title: format!("seconds against the checkpoint's size, {middle} facts"),
+            across: "GB",
+            lines: lines(&|point| point.facts == middle, |point| point.size_bytes as f64 / 1e9),
+            most,
+        },
+        Panel {
+            title: format!("seconds against the number of facts, {}", gigabytes(largest)),
+            across: "facts",
+            lines: lines(&|point| point.size_bytes == largest, |point| point.facts as f64),
+            most,
+        },
+    ])
 }

@@ -16,12 +16,11 @@
 )]
 
 mod common;
-mod words;
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
 use common::{draft, fact, recorded_moments, terms};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
@@ -32,47 +31,38 @@ use mpatch::factors::{BITS_DEFAULT, Integers, RankLimit, Term};
 use mpatch::facts::{FactsFile, Record};
 use mpatch::model::{Model, Precision, device};
 use mpatch::patch::encode;
-use words::Stopped;
 
-const USAGE: &str =
-    "usage: cargo bench --bench reference -- [--sizes | --statistics | --precision] [FOLDER ...]";
-
-/// Which table, of which folders.
+/// Ours beside the reference implementation, by default the table of docs/memit.md.
+#[derive(Parser)]
 struct Arguments {
-    table: String,
+    /// Size against Score instead, by bits and rank.
+    #[arg(long, group = "table")]
+    sizes: bool,
+    /// Score against the amount of text behind the statistics instead.
+    #[arg(long, group = "table")]
+    statistics: bool,
+    /// Time and Score of matrices in f32 and bf16 instead.
+    #[arg(long, group = "table")]
+    precision: bool,
+    /// Models with `records.json` and `reference/`.
+    #[arg(value_name = "FOLDER", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/world-gptj"))]
     folders: Vec<PathBuf>,
+    /// What `cargo bench` adds by itself.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
 }
 
-impl Arguments {
-    fn read(words: impl IntoIterator<Item = String>) -> Result<Self, Stopped> {
-        let mut read = Self { table: String::new(), folders: Vec::new() };
-        for word in words {
-            match word.as_str() {
-                "--sizes" | "--statistics" | "--precision" => read.table = word,
-                // What `cargo bench` adds by itself.
-                "--bench" => {}
-                _ => read.folders.push(words::folder(&word)?),
-            }
+fn main() {
+    let arguments = Arguments::parse();
+    for folder in &arguments.folders {
+        let bench = Bench::open(folder, Precision::F32);
+        match arguments {
+            Arguments { sizes: true, .. } => bench.sizes(),
+            Arguments { statistics: true, .. } => bench.amounts(),
+            Arguments { precision: true, .. } => precisions(folder),
+            _ => bench.beside_the_reference(),
         }
-        if read.folders.is_empty() {
-            read.folders.push(Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj"));
-        }
-        Ok(read)
     }
-}
-
-fn main() -> ExitCode {
-    words::run(Arguments::read(std::env::args().skip(1)), USAGE, |Arguments { table, folders }| {
-        for folder in folders {
-            let bench = Bench::open(folder, Precision::F32);
-            match table.as_str() {
-                "--sizes" => bench.sizes(),
-                "--statistics" => bench.amounts(),
-                "--precision" => precisions(folder),
-                _ => bench.beside_the_reference(),
-            }
-        }
-    })
 }
 
 /// A model folder with the reference's numbers, opened.

@@ -14,13 +14,12 @@
 )]
 
 mod common;
-mod words;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
 use common::{draft, fact, recorded_moments, terms};
 use mpatch::checkpoint::Checkpoint;
 use mpatch::edit::contexts::Contexts;
@@ -35,24 +34,23 @@ use mpatch::operation::{Answer, Direction, plan};
 use mpatch::patch::manifest::Fact;
 use mpatch::patch::{Draft, Patch, encode};
 use mpatch::stack::{AddOptions, Named, Sides, Squash, Stacked, stack};
-use words::Stopped;
 
-const USAGE: &str = "usage: cargo bench --bench stack -- [PATCHES FACTS]";
-
-fn main() -> ExitCode {
-    words::run(read(std::env::args().skip(1)), USAGE, |(patches, facts)| Bench::open(*patches, *facts).run())
+/// What becomes of facts when patches are put on each other, added, or solved for again.
+#[derive(Parser)]
+struct Arguments {
+    #[arg(default_value_t = 20)]
+    patches: usize,
+    /// Of each patch.
+    #[arg(default_value_t = 10)]
+    facts: usize,
+    /// What `cargo bench` adds by itself.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
 }
 
-/// How many patches, and how many facts each.
-fn read(words: impl IntoIterator<Item = String>) -> Result<(usize, usize), Stopped> {
-    let mut words = words.into_iter().filter(|word| word != "--bench");
-    let Some(first) = words.next() else { return Ok((20, 10)) };
-    let patches = first.parse().or_else(|_| words::none(&first).map(|()| 0))?;
-    let facts = words::parsed("PATCHES", &mut words)?;
-    match words.next() {
-        Some(word) => words::none(&word).map(|()| (patches, facts)),
-        None => Ok((patches, facts)),
-    }
+fn main() {
+    let Arguments { patches, facts, .. } = Arguments::parse();
+    Bench::open(patches, facts).run();
 }
 
 /// The embedded model and what edits of it take.

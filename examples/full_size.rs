@@ -1,21 +1,21 @@
 //! Writes a checkpoint of GPT-J-6B's shape with random weights, and patches of random factors for it.
 //!
-//! [`USAGE`] says how it is called. The folder gets `config.json`, a tokenizer, the weights in one file or in shards
+//! The folder gets `config.json`, a tokenizer, the weights in one file or in shards
 //! with an index, and for each number of facts `patches/facts-N.mpatch`, whose rank is that number, as MEMIT's would
 //! be. Weights are gaussian with a deviation of 0.02, and an update changes them by a hundredth of that. Nothing but
 //! the current blocks is in memory while weights are written; a patch is built in memory. The benchmark `full_size`
 //! runs on what this writes.
 #![allow(clippy::print_stdout, clippy::unwrap_used, reason = "it prints, and stops at what is wrong")]
 
-#[path = "../benches/words/mod.rs"]
-mod words;
+#[path = "../tests/numbers/mod.rs"]
+mod numbers;
 
 use std::collections::BTreeMap;
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
+use clap::Parser;
 use half::{bf16, f16};
 use mpatch::bind::bind;
 use mpatch::checkpoint::{Checkpoint, NewTensor, write_safetensors};
@@ -24,13 +24,8 @@ use mpatch::factors::{IntegerMatrix, Integers, Term, magnitude_limit};
 use mpatch::patch::manifest::{About, Base, Recipe};
 use mpatch::patch::{Draft, encode};
 use mpatch::tensor::Dtype;
+use numbers::Numbers;
 use rayon::prelude::*;
-use words::Stopped;
-
-const USAGE: &str = "\
-usage: cargo run --release --example full_size -- FOLDER [--dtype f16|f32|bf16] [--layers 28] [--shards 1]
-                                                  [--facts 1,100,1000,3000] [--bits 6]
-With what stands here it writes 12 GB of weights into FOLDER, and patches.";
 
 /// That of the embedded model, so that a model of random weights can be run: its words are fewer.
 const TOKENIZER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/world-gptj/tokenizer.json");
@@ -46,56 +41,32 @@ const CHUNK: usize = 1 << 20;
 /// Layers that MEMIT edits in GPT-J.
 const EDITED: std::ops::Range<usize> = 3..9;
 
+/// Writes a checkpoint of GPT-J-6B's shape with random weights, 12 GB as it stands here, and patches for it.
+#[derive(Parser)]
 struct Arguments {
     folder: PathBuf,
+    /// Type of the weights: f16, f32 or bf16.
+    #[arg(long, default_value = "f16", value_parser = dtype)]
     dtype: Dtype,
+    #[arg(long, default_value_t = 28)]
     layers: usize,
-    shards: usize,
+    /// Files that the weights are shared out to.
+    #[arg(long, default_value = "1")]
+    shards: NonZero<usize>,
+    /// A patch for each of these numbers of facts.
+    #[arg(long, value_delimiter = ',', default_value = "1,100,1000,3000")]
     facts: Vec<usize>,
+    /// Width of the patches' integers.
+    #[arg(long, default_value_t = 6)]
     bits: u8,
 }
 
-impl Arguments {
-    fn read(words: impl IntoIterator<Item = String>) -> Result<Self, Stopped> {
-        let mut words = words.into_iter();
-        let mut read = Self {
-            folder: PathBuf::new(),
-            dtype: Dtype::F16,
-            layers: 28,
-            shards: 1,
-            facts: vec![1, 100, 1000, 3000],
-            bits: 6,
-        };
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--dtype" => {
-                    let name = words::value(&word, &mut words)?;
-                    let wrong = || Stopped::Wrong(format!("`{word}` cannot be `{name}`"));
-                    read.dtype = Dtype::from_name(&name.to_uppercase()).ok_or_else(wrong)?;
-                }
-                "--layers" => read.layers = words::parsed(&word, &mut words)?,
-                "--shards" => read.shards = words::parsed::<NonZero<usize>>(&word, &mut words)?.get(),
-                "--bits" => read.bits = words::parsed(&word, &mut words)?,
-                "--facts" => read.facts = words::numbers(&word, &mut words)?,
-                _ if read.folder.as_os_str().is_empty() => read.folder = words::folder(&word)?,
-                _ => {
-                    words::folder(&word)?;
-                    return Err(Stopped::Wrong(format!("`{word}` is a second folder")));
-                }
-            }
-        }
-        if read.folder.as_os_str().is_empty() {
-            return Err(Stopped::Wrong("no folder is named".to_owned()));
-        }
-        Ok(read)
-    }
+fn dtype(name: &str) -> Result<Dtype, String> {
+    Dtype::from_name(&name.to_uppercase()).ok_or_else(|| "expected f16, f32 or bf16".to_owned())
 }
 
-fn main() -> ExitCode {
-    words::run(Arguments::read(std::env::args().skip(1)), USAGE, write)
-}
-
-fn write(arguments: &Arguments) {
+fn main() {
+    let arguments = &Arguments::parse();
     std::fs::create_dir_all(arguments.folder.join("patches")).unwrap();
     let start = Instant::now();
     let weights = write_model(arguments);
@@ -103,9 +74,6 @@ fn write(arguments: &Arguments) {
     let seconds = start.elapsed().as_secs_f64();
     let gigabytes = checkpoint.weights_size_bytes() as f64 / 1e9;
     println!("{}: {gigabytes:.2} GB of weights in {seconds:.1} s", weights.display());
-    if arguments.facts.is_empty() {
-        return;
-    }
     let id = checkpoint.weights_id().unwrap();
     for &facts in &arguments.facts {
         let start = Instant::now();
@@ -154,13 +122,13 @@ fn write_model(arguments: &Arguments) -> PathBuf {
     std::fs::copy(TOKENIZER, folder.join("tokenizer.json")).unwrap();
     let table = Table::new();
     let tensors = tensors(arguments.layers);
-    if arguments.shards == 1 {
+    if arguments.shards.get() == 1 {
         let path = folder.join("model.safetensors");
         write_file(&path, &tensors, arguments.dtype, &table);
         return path;
     }
     let mut weight_map = BTreeMap::new();
-    let shards = tensors.chunks(tensors.len().div_ceil(arguments.shards));
+    let shards = tensors.chunks(tensors.len().div_ceil(arguments.shards.get()));
     let count = shards.len();
     for (index, shard) in shards.enumerate() {
         let name = format!("model-{:05}-of-{count:05}.safetensors", index + 1);
@@ -183,7 +151,7 @@ fn write_file(path: &Path, tensors: &[(String, Vec<u64>)], dtype: Dtype, table: 
         let count = shape.iter().product::<u64>() as usize;
         // Layer norms scale by about one.
         let mean = if name.contains("ln_") && name.ends_with("weight") { 1.0 } else { 0.0 };
-        let seed = Random::of(name);
+        let seed = seed_of(name);
         let batch = CHUNK * 2 * rayon::current_num_threads();
         for first in (0..count).step_by(batch) {
             let chunks: Vec<usize> = (first..count.min(first + batch)).step_by(CHUNK).collect();
@@ -198,30 +166,17 @@ fn write_file(path: &Path, tensors: &[(String, Vec<u64>)], dtype: Dtype, table: 
     .unwrap();
 }
 
-/// SplitMix64.
-struct Random(u64);
+/// A seed from a name.
+fn seed_of(name: &str) -> u64 {
+    name.bytes().fold(0, |seed, byte| Numbers(seed ^ u64::from(byte)).bits())
+}
 
-impl Random {
-    /// A seed from a name.
-    fn of(name: &str) -> u64 {
-        name.bytes().fold(0, |seed, byte| Random(seed ^ u64::from(byte)).next())
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Uniform in (0, 1).
-    fn uniform(&mut self) -> f64 {
-        ((self.next() >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
-    }
-
+impl Numbers {
     /// Standard normal, by Box and Muller.
     fn gaussian(&mut self) -> f64 {
-        (-2.0 * self.uniform().ln()).sqrt() * (std::f64::consts::TAU * self.uniform()).cos()
+        // Above zero, so that it has a logarithm.
+        let size = (1.0 - self.uniform()) / 2.0;
+        (-2.0 * size.ln()).sqrt() * (std::f64::consts::PI * self.uniform()).cos()
     }
 }
 
@@ -230,15 +185,15 @@ struct Table(Vec<f32>);
 
 impl Table {
     fn new() -> Self {
-        let mut random = Random(7);
-        Self((0..1 << 16).map(|_| (random.gaussian() * DEVIATION) as f32).collect())
+        let mut numbers = Numbers(7);
+        Self((0..1 << 16).map(|_| (numbers.gaussian() * DEVIATION) as f32).collect())
     }
 
     fn weights(&self, seed: u64, count: usize, dtype: Dtype, mean: f32) -> Vec<u8> {
-        let mut random = Random(seed);
+        let mut numbers = Numbers(seed);
         let mut bytes = Vec::with_capacity(count * dtype.size_bytes() + 16);
         while bytes.len() < count * dtype.size_bytes() {
-            let (picks, noise) = (random.next(), random.next());
+            let (picks, noise) = (numbers.bits(), numbers.bits());
             for place in [0, 16, 32, 48] {
                 let picked = self.0[(picks >> place) as usize & 0xffff] + mean;
                 match dtype {
@@ -266,7 +221,7 @@ fn patch(checkpoint: &Checkpoint, weights: WeightsId, arguments: &Arguments, fac
     let terms: Vec<Term> = layers
         .clone()
         .into_par_iter()
-        .map(|layer| term(rank, arguments.bits, Random::of(&format!("{facts} facts, layer {layer}"))))
+        .map(|layer| term(rank, arguments.bits, seed_of(&format!("{facts} facts, layer {layer}"))))
         .collect();
     let edits: Vec<(String, Vec<u32>)> = names.zip(0..).map(|(name, index)| (name, vec![index])).collect();
     let start = Instant::now();
@@ -304,19 +259,19 @@ fn patch(checkpoint: &Checkpoint, weights: WeightsId, arguments: &Arguments, fac
 fn term(rank: usize, bits: u8, seed: u64) -> Term {
     let limit = f64::from(magnitude_limit(bits));
     let deviation = limit / 3.0;
-    let mut random = Random(seed);
+    let mut numbers = Numbers(seed);
     let mut integers = |what: &'static str, rows: usize, columns: usize| {
         let picks: Vec<i16> = (0..1 << 16)
-            .map(|_| (random.gaussian() * deviation).round().clamp(-limit, limit) as i16)
+            .map(|_| (numbers.gaussian() * deviation).round().clamp(-limit, limit) as i16)
             .collect();
-        let values = (0..rows * columns).map(|_| picks[(random.next() >> 48) as usize]).collect();
+        let values = (0..rows * columns).map(|_| picks[(numbers.bits() >> 48) as usize]).collect();
         IntegerMatrix::new(what, rows, columns, bits, values).unwrap()
     };
     let left = integers("left", WIDTH as usize, rank);
     let right = integers("right", rank, INNER as usize);
     let size = CHANGE / (deviation * deviation * (rank as f64).sqrt());
-    let row_scales = (0..WIDTH).map(|_| (size * (0.5 + random.uniform())) as f32).collect();
-    let column_scales = (0..INNER).map(|_| (0.5 + random.uniform()) as f32).collect();
+    let row_scales = (0..WIDTH).map(|_| (size * (1.0 + 0.5 * numbers.uniform())) as f32).collect();
+    let column_scales = (0..INNER).map(|_| (1.0 + 0.5 * numbers.uniform()) as f32).collect();
     Term::new(Integers::LowRank { left, right }, row_scales, column_scales).unwrap()
 }
 
@@ -324,27 +279,16 @@ fn term(rank: usize, bits: u8, seed: u64) -> Term {
 mod tests {
     use super::*;
 
-    fn read(words: &str) -> Result<Arguments, Stopped> {
-        Arguments::read(words.split_whitespace().map(str::to_owned))
+    fn read(words: &str) -> Result<Arguments, clap::Error> {
+        Arguments::try_parse_from(std::iter::once("full_size").chain(words.split_whitespace()))
     }
 
     #[test]
     fn what_is_not_known_is_no_folder() {
-        for words in ["--help", "-h", "a --help", "a --layers 2 -h"] {
-            let stopped = read(words).err().unwrap();
-            assert_eq!((&stopped, stopped.code()), (&Stopped::Help, 0), "{words}");
-        }
-        for words in [
-            "",
-            "--hepl",
-            "a --layer 2",
-            "a b",
-            "a --layers",
-            "a --layers two",
-            "a --shards 0",
-            "a --facts 1,x",
-        ] {
-            assert_eq!(read(words).err().unwrap().code(), 2, "{words}");
+        for (words, code) in
+            [("--help", 0), ("--hepl", 2), ("a --layer 2", 2), ("a b", 2), ("a --shards 0", 2)]
+        {
+            assert_eq!(read(words).err().unwrap().exit_code(), code, "{words}");
         }
         let arguments = read("a --layers 2 --dtype bf16 --facts 1,2").unwrap();
         assert_eq!((arguments.folder, arguments.layers, arguments.facts), ("a".into(), 2, vec![1, 2]));

@@ -1,15 +1,9 @@
 //! The whole way from facts to integers on one device: time by stage, peak memory, and the share of the device's own
 //! ceiling that the values reach.
 //!
-//! ```text
-//! cargo run --release --features cuda --example gpu -- --base FOLDER [--facts FILE] [--count N]
-//!                                                      [--corpus FILE] [--tokens N] [--precision NAME]
-//!                                                      [--device NAME]
-//! ```
-//!
-//! `FOLDER` is a model of any size, trained or not; without it the one of the repository runs. Facts and corpus are by
-//! default those of that model, which are built in and which any tokenizer reads, and of the corpus as many tokens as
-//! `create` takes. Prints Markdown.
+//! `cargo run --release --features cuda --example gpu -- --help` says how it is called. Without a model the one of the
+//! repository runs; facts and corpus are by default those of that model, which are built in and which any tokenizer
+//! reads. Prints Markdown.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,
@@ -17,12 +11,16 @@
     reason = "a benchmark prints, and stops at what is missing"
 )]
 
+#[path = "../tests/resources/mod.rs"]
+mod resources;
+
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use clap::Parser;
 use mpatch::doctor::{Ceilings, ceilings};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
@@ -82,44 +80,29 @@ fn run(options: &Options, inputs: Inputs, device: &Device, memory: &Memory) {
     );
 }
 
-/// What the command line asks for.
+/// The whole way from facts to integers on one device: time by stage, peak memory, and shares of the device's ceiling.
+#[derive(Parser)]
 struct Options {
+    /// A model of any size, trained or not.
+    #[arg(long, value_name = "FOLDER", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/world-gptj"))]
     base: PathBuf,
+    /// By default those of the repository's model.
+    #[arg(long, value_name = "FILE")]
     facts: Option<PathBuf>,
+    /// How many of the facts.
+    #[arg(long, default_value_t = 10)]
     count: usize,
+    /// By default that of the repository's model.
+    #[arg(long, value_name = "FILE")]
     corpus: Option<PathBuf>,
+    /// How many tokens of the corpus; by default as many as `create` takes.
+    #[arg(long)]
     tokens: Option<u64>,
+    /// Of matrices: f32, tf32 or bf16.
+    #[arg(long, default_value = "f32")]
     precision: Precision,
+    #[arg(long, value_name = "NAME")]
     device: Option<String>,
-}
-
-impl Options {
-    fn parse() -> Self {
-        let mut options = Self {
-            base: Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj"),
-            facts: None,
-            count: 10,
-            corpus: None,
-            tokens: None,
-            precision: Precision::default(),
-            device: None,
-        };
-        let mut words = std::env::args().skip(1);
-        while let Some(option) = words.next() {
-            let value = words.next().unwrap_or_else(|| panic!("`{option}` needs a value"));
-            match option.as_str() {
-                "--base" => options.base = value.into(),
-                "--facts" => options.facts = Some(value.into()),
-                "--count" => options.count = value.parse().unwrap(),
-                "--corpus" => options.corpus = Some(value.into()),
-                "--tokens" => options.tokens = Some(value.parse().unwrap()),
-                "--precision" => options.precision = value.parse().unwrap(),
-                "--device" => options.device = Some(value),
-                _ => panic!("no such option: `{option}`"),
-            }
-        }
-        options
-    }
 }
 
 /// All that is read from files.
@@ -307,7 +290,7 @@ impl Stages<'_> {
         }
         let total: f64 = self.rows.iter().map(|row| row.1).sum();
         println!("| all | {total:.3} | |");
-        if let Some(host) = host_peak_bytes() {
+        if let Some(host) = resources::memory_peak_bytes("self") {
             println!("\npeak memory on the host: {}", giga(host));
         }
     }
@@ -336,11 +319,4 @@ impl Drop for End<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-/// The most memory that this process has held, where the system tells.
-fn host_peak_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
 }

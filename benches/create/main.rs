@@ -17,14 +17,13 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
-#[path = "../words/mod.rs"]
-mod words;
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::Command;
 use std::time::Instant;
 
 use candle_core::Tensor;
+use clap::Parser;
 use common::{npz, recorded_moments};
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::hyperparameters::Hyperparameters;
@@ -33,52 +32,35 @@ use mpatch::edit::{FactPrompt, memit};
 use mpatch::evaluate::{Extent, evaluate};
 use mpatch::facts::{FactsFile, Record};
 use mpatch::model::{Model, Network, device};
-use words::Stopped;
 
-const USAGE: &str =
-    "usage: cargo bench --bench create -- --python PYTHON --reference CHECKOUT [--facts 100] [FOLDER]";
-
-/// What is compared with what.
+/// Ours beside the reference implementation, which runs here as well.
+#[derive(Parser)]
 struct Arguments {
+    /// An interpreter with what the reference needs.
+    #[arg(long)]
     python: Option<String>,
+    /// A checkout of the reference.
+    #[arg(long, value_name = "CHECKOUT")]
     reference: Option<PathBuf>,
+    #[arg(long, default_value_t = 100)]
     facts: usize,
+    #[arg(default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/world-gptj"))]
     folder: PathBuf,
+    /// What `cargo bench` adds by itself.
+    #[arg(long = "bench", hide = true)]
+    _bench: bool,
 }
 
-impl Arguments {
-    fn read(words: impl IntoIterator<Item = String>) -> Result<Self, Stopped> {
-        let mut words = words.into_iter();
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
-        let mut read = Self { python: None, reference: None, facts: 100, folder };
-        while let Some(word) = words.next() {
-            match word.as_str() {
-                "--python" => read.python = Some(words::value(&word, &mut words)?),
-                "--reference" => read.reference = Some(words::value(&word, &mut words)?.into()),
-                "--facts" => read.facts = words::parsed(&word, &mut words)?,
-                // What `cargo bench` adds by itself.
-                "--bench" => {}
-                _ => read.folder = words::folder(&word)?,
-            }
-        }
-        Ok(read)
-    }
-}
-
-fn main() -> ExitCode {
-    words::run(Arguments::read(std::env::args().skip(1)), USAGE, compare)
-}
-
-fn compare(Arguments { python, reference, facts, folder }: &Arguments) {
+fn main() {
+    let Arguments { python, reference, facts, folder, .. } = Arguments::parse();
     let (Some(python), Some(reference)) = (python, reference) else {
         println!("nothing to compare with: give `--python PYTHON --reference CHECKOUT`");
         return;
     };
-    let facts = *facts;
-    let bench = Bench::open(folder, facts);
+    let bench = Bench::open(&folder, facts);
     let scratch = tempfile::tempdir().unwrap();
     let (ours, our_score) = bench.ours(scratch.path());
-    let (theirs, their_score) = bench.theirs(python, reference, scratch.path());
+    let (theirs, their_score) = bench.theirs(&python, &reference, scratch.path());
     println!("| {facts} facts | ms per fact | Score |\n|---|---|---|");
     println!("| mpatch | {:.1} | {our_score:.2} |", ours * 1000.0 / facts as f64);
     println!("| reference | {:.1} | {their_score:.2} |", theirs * 1000.0 / facts as f64);
