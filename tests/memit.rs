@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::{npz, random_model, recorded_moments, relative_difference, world, world_model};
+use mpatch::causes::with_causes;
 use mpatch::edit::contexts::Contexts;
 use mpatch::edit::estimate::estimate;
 use mpatch::edit::hyperparameters::Hyperparameters;
@@ -338,7 +339,7 @@ fn a_fact_fits_the_context_with_its_target_to_the_last_token() {
     let checked = |marks: usize| {
         let prompt = format!("{{}}{}", "!".repeat(marks));
         let fact = FactPrompt { prompt, subject: "Ann".to_owned(), target: " tall tall".to_owned() };
-        mpatch::edit::check(&model, &quick(|_| ()), &contexts, &[fact]).map_err(|error| error.to_string())
+        mpatch::edit::check(&model, &quick(|_| ()), &contexts, &[fact]).map_err(|error| with_causes(&error))
     };
     let tokens = |text: &str| model.tokenizer.encode(text).unwrap().len();
     let all = |marks: usize| tokens(&format!("Ann{}", "!".repeat(marks))) + tokens(" tall tall");

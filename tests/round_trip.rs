@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use mpatch::bind::{BindError, NotFinite, bind, bind_with};
+use mpatch::causes::with_causes;
 use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::digest::{FileDigest, TensorDigest};
 use mpatch::factors::{FactorError, IntegerMatrix, Integers, Term, magnitude_limit};
@@ -486,7 +487,7 @@ fn a_base_cut_short_after_opening_is_an_error_and_leaves_nothing() {
     fs::File::options().write(true).open(&world.base).unwrap().set_len(size - 1).unwrap();
     let error = plan.execute(&checkpoint, &world.patch, &world.target("out"), &quiet).unwrap_err();
     let expected = format!("cannot read `{}`: ", world.base.display());
-    assert!(error.to_string().starts_with(&expected), "{error}");
+    assert!(with_causes(&error).starts_with(&expected), "{error}");
     assert_eq!(world.names(), ["base.safetensors"]);
     let error = Checkpoint::open(&world.base).unwrap_err().to_string();
     assert!(error.contains("is not a valid safetensors file: the tensors take"), "{error}");
@@ -626,7 +627,7 @@ fn bind_error(tensors: &[Tensor], tensor: &str, terms: &[Term], indices: &[u32])
     let checkpoint = Checkpoint::open(write_single(folder.path(), tensors)).unwrap();
     let weights = checkpoint.weights_id().unwrap();
     let edits = [(tensor.to_owned(), indices.to_vec())];
-    bind(&checkpoint, weights, &edits, terms, &quiet).unwrap_err().to_string()
+    with_causes(&bind(&checkpoint, weights, &edits, terms, &quiet).unwrap_err())
 }
 
 #[test]

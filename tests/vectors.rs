@@ -17,6 +17,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use hostile_files::{Kind, Vector, base, edited, vectors};
+use mpatch::causes::with_causes;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::facts::FactsFile;
 use mpatch::operation::{Answer, Direction, plan};
@@ -94,7 +95,7 @@ fn read(vector: &Vector, folder: &Path) -> Result<(), String> {
 }
 
 fn in_words(error: impl std::error::Error) -> String {
-    error.to_string()
+    with_causes(&error)
 }
 
 /// Applies `patch` to `from`, or takes it back, and compares with `to`.
