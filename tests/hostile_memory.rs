@@ -184,19 +184,26 @@ fn patches_that_grow() {
     }
 }
 
-/// About a kibibyte that speaks of 400 million weights, or of 3,600 million, is compared as what it holds.
+/// About a kibibyte that speaks of 400 million weights, or of 3,600 million, is compared as what it holds: with itself,
+/// with all the entries of a matrix of another shape, and however many tensors it names.
 fn hollow_patches() {
-    for side in [20_000, 60_000] {
-        let patch = Patch::decode(hollow(side)).unwrap();
-        assert!(patch.size_bytes() < 1400, "{} bytes", patch.size_bytes());
-        let start = Instant::now();
-        let peak = peak_bytes(|| {
-            let diff = mpatch::diff::diff_patches(&patch, &patch).unwrap();
-            assert!(diff.is_same() && diff.tensors[0].first.as_ref().unwrap().norm > 0.0, "{diff:?}");
-        });
-        assert!(peak < MEMORY_MAX_BYTES, "{side} by {side}: {peak} bytes");
-        // Entry by entry the larger one takes more than half a minute.
-        assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    let dense = Patch::decode(grown(64, 8 << 10)).unwrap();
+    for (side, tensors) in [(20_000, 1), (60_000, 1), (60_000, 1_000)] {
+        let patch = Patch::decode(hollow(side, tensors)).unwrap();
+        assert!(patch.size_bytes() < 1200 + 200 * tensors as u64, "{} bytes", patch.size_bytes());
+        for [first, second] in [[&patch, &patch], [&patch, &dense], [&dense, &patch]] {
+            let start = Instant::now();
+            let peak = peak_bytes(|| {
+                let diff = mpatch::diff::diff_patches(first, second).unwrap();
+                assert_eq!((diff.is_same(), diff.tensors.len()), (first.id() == second.id(), tensors));
+                let hollow =
+                    if first.id() == patch.id() { &diff.tensors[0].first } else { &diff.tensors[0].second };
+                assert!(hollow.as_ref().unwrap().norm > 0.0, "{diff:?}");
+            });
+            assert!(peak < MEMORY_MAX_BYTES, "{side} by {side}: {peak} bytes");
+            // Entry by entry the larger one takes more than half a minute.
+            assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+        }
     }
 }
 

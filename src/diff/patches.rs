@@ -224,21 +224,22 @@ fn touched(patch: &Patch) -> impl Iterator<Item = &str> {
     tensors.map(|tensor| tensor.name.as_str())
 }
 
-/// A patch's update of one tensor.
+/// A patch's update of one tensor, as its manifest describes it.
 struct Part {
-    update: Update,
+    binding: usize,
+    /// Its place among the binding's tensors.
+    place: usize,
+    shape: [u64; 2],
     /// Indices of its terms.
     terms: Vec<u32>,
     size: UpdateSize,
 }
 
-fn part(patch: &Patch, name: &str) -> Result<Option<Part>, OperationError> {
+fn part(patch: &Patch, name: &str) -> Option<Part> {
     let manifest = patch.manifest();
-    let places = manifest.bindings.iter().enumerate();
-    let place = places.into_iter().find_map(|(binding, found)| {
+    let (binding, place) = manifest.bindings.iter().enumerate().find_map(|(binding, found)| {
         Some((binding, found.tensors.iter().position(|tensor| tensor.name == name)?))
-    });
-    let Some((binding, place)) = place else { return Ok(None) };
+    })?;
     let tensor = &manifest.bindings[binding].tensors[place];
     let entries = || tensor.terms.iter().filter_map(|&index| manifest.terms.get(index as usize));
     let rank = |entry: &TermEntry| match entry.integers {
@@ -255,7 +256,7 @@ fn part(patch: &Patch, name: &str) -> Result<Option<Part>, OperationError> {
         bits: entries().map(|entry| entry.bits).max().unwrap_or(0),
         correction: correction.map(|section| section.digest.to_string()),
     };
-    Ok(Some(Part { update: patch.update(binding, place)?, terms: tensor.terms.clone(), size }))
+    Some(Part { binding, place, shape: tensor.shape, terms: tensor.terms.clone(), size })
 }
 
 /// Sums over the entries of two updates.
@@ -277,15 +278,9 @@ struct Comparison<'p> {
 }
 
 fn update_diff(name: &str, comparison: &mut Comparison<'_>) -> Result<UpdateDiff, PatchDiffError> {
-    let [first, second] = comparison.patches;
-    let part_of = |side, patch| part(patch, name).map_err(|error| PatchDiffError::of(side, error));
-    let (first, second) = (part_of(0, first)?, part_of(1, second)?);
-    let shape = |part: &Part| [part.update.rows(), part.update.columns()];
-    let comparable = match (&first, &second) {
-        (Some(first), Some(second)) => shape(first) == shape(second),
-        _ => false,
-    };
-    let sums = comparison.sums(name, [first.as_ref(), second.as_ref()], comparable)?;
+    let [first, second] = comparison.patches.map(|patch| part(patch, name));
+    let comparable = matches!((&first, &second), (Some(first), Some(second)) if first.shape == second.shape);
+    let sums = comparison.sums(name, [first.as_ref(), second.as_ref()])?;
     let norms = [sums.first.sqrt(), sums.second.sqrt()];
     let sized = |part: Option<Part>, norm: f64| part.map(|part| UpdateSize { norm, ..part.size });
     let angle = (comparable && norms[0] > 0.0 && norms[1] > 0.0).then(|| {
@@ -309,51 +304,72 @@ impl<'p> Comparison<'p> {
         Self { patches: [first, second], entries, known: BTreeMap::new() }
     }
 
-    fn sums(
-        &mut self,
-        name: &str,
-        parts: [Option<&Part>; 2],
-        comparable: bool,
-    ) -> Result<Sums, PatchDiffError> {
+    fn sums(&mut self, name: &str, parts: [Option<&Part>; 2]) -> Result<Sums, PatchDiffError> {
         let key = parts.map(|part| part.map(|part| part.terms.clone()).unwrap_or_default());
         if let Some(known) = self.known.get(&key) {
             return Ok(*known);
         }
-        let failed = |(side, source)| {
-            PatchDiffError::of(side, OperationError::Factors { tensor: name.to_owned(), source })
-        };
-        let sums = match (parts, self.factors(parts)?) {
-            ([Some(_), Some(_)], Some(terms)) if comparable => Sums::of_factors(&terms),
-            (_, Some(terms)) => Sums::of_each_factors(&terms),
-            ([Some(first), Some(second)], None) if comparable => {
-                Sums::of(&first.update, &second.update).map_err(failed)?
+        let sums = match parts {
+            [Some(first), Some(second)] if first.shape == second.shape => {
+                self.of_both(name, [first, second])?
             }
-            ([first, second], None) => Sums::of_each(first, second).map_err(failed)?,
+            // Updates that cannot be compared: their norms alone. Each is looked at as suits it, for one may hold all
+            // its entries, and the other only speak of very many.
+            [first, second] => {
+                let mut norm = |side, part: Option<&Part>| {
+                    part.map_or(Ok(0.0), |part| self.squared_norm(name, side, part))
+                };
+                Sums { first: norm(0, first)?, second: norm(1, second)?, ..Sums::default() }
+            }
         };
         self.known.insert(key, sums);
         Ok(sums)
     }
 
-    /// The terms, where looking at every entry would be more work than the patches have bytes for; none where it
-    /// would not, or where a term is dense: then its entries are in the patch.
-    fn factors(&mut self, parts: [Option<&Part>; 2]) -> Result<Option<[Vec<Term>; 2]>, PatchDiffError> {
-        let entries = |part: &Part| (part.update.rows() as u64).saturating_mul(part.update.columns() as u64);
-        let entries = parts.iter().flatten().map(|part| entries(part)).max().unwrap_or(0);
-        let is_dense = parts.iter().flatten().any(|part| part.size.dense_terms > 0);
-        if let Some(rest) = self.entries.checked_sub(entries) {
-            self.entries = rest;
-            return Ok(None);
+    /// The sums over two updates of one shape.
+    fn of_both(&mut self, name: &str, parts: [&Part; 2]) -> Result<Sums, PatchDiffError> {
+        if !self.takes_entries(&parts) {
+            return Ok(Sums::of_factors(&[self.terms(0, parts[0])?, self.terms(1, parts[1])?]));
         }
-        if is_dense {
-            return Ok(None);
-        }
-        let terms = |side: usize| {
-            let indices = parts[side].map(|part| part.terms.as_slice()).unwrap_or_default();
-            let terms = indices.iter().map(|&index| self.patches[side].term(index));
-            terms.collect::<Result<Vec<_>, _>>().map_err(|error| PatchDiffError::of(side, error))
-        };
-        Ok(Some([terms(0)?, terms(1)?]))
+        let updates = [self.update(0, parts[0])?, self.update(1, parts[1])?];
+        Sums::of(&updates[0], &updates[1]).map_err(|(side, source)| failed(side, name, source))
     }
+
+    /// The squared norm of one update.
+    fn squared_norm(&mut self, name: &str, side: usize, part: &Part) -> Result<f64, PatchDiffError> {
+        if !self.takes_entries(&[part]) {
+            return Ok(squared_norm_of_factors(&self.terms(side, part)?));
+        }
+        squared_norm(&self.update(side, part)?).map_err(|source| failed(side, name, source))
+    }
+
+    /// Whether to look at every entry of `parts`, which have one shape, and not at their factors: unless that would be
+    /// more work than the patches have bytes for, and where a term is dense, for then its entries are in the patch.
+    fn takes_entries(&mut self, parts: &[&Part]) -> bool {
+        let [rows, columns] = parts[0].shape;
+        match self.entries.checked_sub(rows.saturating_mul(columns)) {
+            Some(rest) => {
+                self.entries = rest;
+                true
+            }
+            None => parts.iter().any(|part| part.size.dense_terms > 0),
+        }
+    }
+
+    fn update(&self, side: usize, part: &Part) -> Result<Update, PatchDiffError> {
+        let update = self.patches[side].update(part.binding, part.place);
+        update.map_err(|error| PatchDiffError::of(side, error))
+    }
+
+    fn terms(&self, side: usize, part: &Part) -> Result<Vec<Term>, PatchDiffError> {
+        let terms = part.terms.iter().map(|&index| self.patches[side].term(index));
+        terms.collect::<Result<_, _>>().map_err(|error| PatchDiffError::of(side, error))
+    }
+}
+
+/// The arithmetic refused the update of tensor `name`.
+fn failed(side: usize, name: &str, source: FactorError) -> PatchDiffError {
+    PatchDiffError::of(side, OperationError::Factors { tensor: name.to_owned(), source })
 }
 
 impl Sums {
@@ -373,32 +389,25 @@ impl Sums {
         Ok(sums)
     }
 
-    /// Over updates that cannot be compared: their norms alone.
-    fn of_each(first: Option<&Part>, second: Option<&Part>) -> Result<Self, (usize, FactorError)> {
-        let norm = |side, part: Option<&Part>| {
-            part.map_or(Ok(0.0), |part| squared_norm(&part.update).map_err(|error| (side, error)))
-        };
-        Ok(Self { first: norm(0, first)?, second: norm(1, second)?, ..Self::default() })
-    }
-
     /// As [`Sums::of`], from factors. A difference is that of large numbers here: of updates that are not the same it
     /// is never less than what rounding could hide.
-    fn of_factors(terms: &[Vec<Term>; 2]) -> Self {
-        let mut sums = Self::of_each_factors(terms);
-        let [first, second] = terms;
-        sums.product = inner_product(first, second).unwrap_or_default();
+    fn of_factors([first, second]: &[Vec<Term>; 2]) -> Self {
+        let mut sums = Self {
+            first: squared_norm_of_factors(first),
+            second: squared_norm_of_factors(second),
+            product: inner_product(first, second).unwrap_or_default(),
+            difference: 0.0,
+        };
         if first != second {
             let least = f64::EPSILON * sums.first.max(sums.second);
             sums.difference = (sums.first + sums.second - 2.0 * sums.product).max(least);
         }
         sums
     }
+}
 
-    /// As [`Sums::of_each`], from factors.
-    fn of_each_factors([first, second]: &[Vec<Term>; 2]) -> Self {
-        let norm = |terms: &[Term]| inner_product(terms, terms).unwrap_or_default().max(0.0);
-        Self { first: norm(first), second: norm(second), ..Self::default() }
-    }
+fn squared_norm_of_factors(terms: &[Term]) -> f64 {
+    inner_product(terms, terms).unwrap_or_default().max(0.0)
 }
 
 fn squared_norm(update: &Update) -> Result<f64, FactorError> {

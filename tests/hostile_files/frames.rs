@@ -1,7 +1,7 @@
 //! zstd frames, written out by hand so that no version of zstd changes them (RFC 8878).
 
 use mpatch::patch::layout::ZSTD_RATIO_MAX;
-use mpatch::patch::manifest::{Codec, IntegersEntry, Recipe, Section};
+use mpatch::patch::manifest::{Codec, IntegersEntry, Recipe, Section, TensorBinding};
 
 use super::file::File;
 use super::{Collection, Kind};
@@ -213,14 +213,18 @@ fn runs(size: u64, block_size: u64) -> Vec<u8> {
 }
 
 /// A right patch of rank 1 for a matrix of `side` by `side` weights, that says nothing else: its file grows with the
-/// side, and what it speaks of with the side's square.
-pub fn hollow(side: u64) -> Vec<u8> {
+/// side, and what it speaks of with the side's square. `tensors` have the one term.
+pub fn hollow(side: u64, tensors: usize) -> Vec<u8> {
     let file = silent().with(|file| {
         let manifest = &mut file.manifest;
         let term = &mut manifest.terms[0];
         (term.rows, term.columns, term.bits) = (side, side, 8);
         term.integers = IntegersEntry::LowRank { rank: 1, left: 0, right: 1 };
         manifest.bindings[0].tensors[0].shape = [side, side];
+        let tensor = manifest.bindings[0].tensors[0].clone();
+        let further = (1..tensors).map(|index| format!("{}.{index:05}", tensor.name));
+        let further = further.map(|name| TensorBinding { name, ..tensor.clone() });
+        manifest.bindings[0].tensors.extend(further);
         let rows = (65_536 / side).max(1);
         let blocks = side.div_ceil(rows);
         let head = [(rows as u32).to_le_bytes(), (blocks as u32).to_le_bytes()].concat();
