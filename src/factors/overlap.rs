@@ -14,8 +14,9 @@ use super::{FactorError, Integers, Term};
 /// An orthonormal basis of the keys that some terms answer to.
 #[derive(Debug)]
 pub struct KeySpace {
-    /// `[columns, rank]`.
-    basis: Mat<f64>,
+    columns: usize,
+    /// `[columns, rank]`; none for the whole space, which dense terms are said to answer to.
+    basis: Option<Mat<f64>>,
 }
 
 /// Two key spaces against each other.
@@ -30,20 +31,25 @@ pub struct SpaceOverlap {
 }
 
 impl KeySpace {
-    /// The space of the sum of `terms`, all of one shape; none where one is dense, and answers to every key, or where
-    /// all are zero.
+    /// The space of the sum of `terms`, all of one shape; none where all are zero, and answer to no key.
     ///
     /// # Errors
     /// [`FactorError::Decomposition`].
     pub fn of(terms: &[&Term]) -> Result<Option<Self>, FactorError> {
+        let columns = terms.first().map_or(0, |term| term.columns());
         let mut rows: Vec<(&Term, Cow<'_, [i16]>)> = Vec::new();
         for term in terms {
-            let Integers::LowRank { right, .. } = term.integers() else { return Ok(None) };
-            rows.extend((0..right.rows()).map(|row| (*term, right.row(row))));
+            match term.integers() {
+                Integers::LowRank { right, .. } => {
+                    rows.extend((0..right.rows()).map(|row| (*term, right.row(row))));
+                }
+                Integers::Dense(dense) if dense.values().iter().any(|value| *value != 0) => {
+                    return Ok(Some(Self { columns, basis: None }));
+                }
+                Integers::Dense(_) => {}
+            }
         }
-        let columns = terms.first().map_or(0, |term| term.columns());
-        // More rows than columns can only span what there is.
-        if rows.is_empty() || rows.len() > columns {
+        if rows.is_empty() {
             return Ok(None);
         }
         let entry = |column: usize, row: usize| {
@@ -56,12 +62,13 @@ impl KeySpace {
         if rank == 0 {
             return Ok(None);
         }
-        Ok(Some(Self { basis: reflections.multiply(core.left.get(.., ..rank)) }))
+        let basis = reflections.multiply(core.left.get(.., ..rank));
+        Ok(Some(Self { columns, basis: Some(basis) }))
     }
 
     /// Its dimension.
     pub fn rank(&self) -> usize {
-        self.basis.ncols()
+        self.basis.as_ref().map_or(self.columns, Mat::ncols)
     }
 
     /// The principal angles between this space and another of as many columns.
@@ -69,20 +76,23 @@ impl KeySpace {
     /// # Errors
     /// [`FactorError::Size`] for another number of columns, [`FactorError::Decomposition`].
     pub fn overlap(&self, other: &Self) -> Result<SpaceOverlap, FactorError> {
-        let (expected, found) = (self.basis.nrows(), other.basis.nrows());
+        let (expected, found) = (self.columns, other.columns);
         if expected != found {
             return Err(FactorError::Size { what: "a key", expected, found });
         }
+        let shared_by_chance = self.rank().max(other.rank()) as f64 / expected as f64;
+        let (Some(one), Some(two)) = (&self.basis, &other.basis) else {
+            return Ok(SpaceOverlap { angle_degrees: 0.0, shared: 1.0, shared_by_chance });
+        };
         let mut cosines = Mat::zeros(self.rank(), other.rank());
-        let (one, other_basis) = (self.basis.transpose(), other.basis.as_ref());
-        matmul(cosines.as_mut(), Accum::Replace, one, other_basis, 1.0, Par::Seq);
+        matmul(cosines.as_mut(), Accum::Replace, one.transpose(), two.as_ref(), 1.0, Par::Seq);
         let values = Singular::of(cosines.as_ref())?.values;
         let largest = values.first().copied().unwrap_or(0.0).min(1.0);
         let squares: f64 = values.iter().map(|cosine| cosine * cosine).sum();
         Ok(SpaceOverlap {
             angle_degrees: largest.acos().to_degrees(),
             shared: squares / values.len().max(1) as f64,
-            shared_by_chance: self.rank().max(other.rank()) as f64 / expected as f64,
+            shared_by_chance,
         })
     }
 }
@@ -123,8 +133,25 @@ mod tests {
         let space = KeySpace::of(&[&term(&[[1, 2, 0, 0], [2, 4, 0, 0], [0, 0, 0, 0]])]).unwrap().unwrap();
         assert_eq!(space.rank(), 1);
         assert!(KeySpace::of(&[&term(&[[0; 4]])]).unwrap().is_none());
-        let dense = IntegerMatrix::new("dense", 1, 4, 8, vec![1; 4]).unwrap();
-        let dense = Term::new(Integers::Dense(dense), vec![1.0], vec![1.0; 4]).unwrap();
-        assert!(KeySpace::of(&[&dense]).unwrap().is_none());
+        assert!(KeySpace::of(&[&dense(0)]).unwrap().is_none());
+        // More rows than there are columns, of which two say something of their own.
+        let space = KeySpace::of(&[&term(&[[1, 2, 0, 0]; 4]), &term(&[[0, 0, 3, 0]; 3])]).unwrap().unwrap();
+        assert_eq!(space.rank(), 2);
+    }
+
+    fn dense(value: i16) -> Term {
+        let dense = IntegerMatrix::new("dense", 1, 4, 8, vec![value; 4]).unwrap();
+        Term::new(Integers::Dense(dense), vec![1.0], vec![1.0; 4]).unwrap()
+    }
+
+    #[test]
+    fn a_dense_term_shares_every_key() {
+        let whole = KeySpace::of(&[&term(&[[1, 0, 0, 0]]), &dense(1)]).unwrap().unwrap();
+        let line = KeySpace::of(&[&term(&[[1, 2, 0, 0]])]).unwrap().unwrap();
+        assert_eq!((whole.rank(), line.rank()), (4, 1));
+        for found in [whole.overlap(&line), line.overlap(&whole), whole.overlap(&whole)] {
+            let expected = SpaceOverlap { angle_degrees: 0.0, shared: 1.0, shared_by_chance: 1.0 };
+            assert_eq!(found, Ok(expected));
+        }
     }
 }
