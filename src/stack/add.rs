@@ -6,8 +6,6 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 use serde::Serialize;
 
-#[cfg(feature = "edit")]
-use super::factors_error;
 use super::{Named, Plan, PlannedPatch, StackError};
 use crate::bind::{NotFinite, bind_with};
 use crate::checkpoint::Checkpoint;
@@ -112,7 +110,7 @@ impl Plan {
     /// tensors in all.
     ///
     /// # Errors
-    /// [`StackError::PartlyLost`] and [`StackError::Correction`] unless the options allow them,
+    /// [`StackError::OtherPatches`] for others than planned; [`StackError::PartlyLost`] and [`StackError::Correction`] unless the options allow them,
     /// [`StackError::NothingLeft`] where no patch is left; [`StackError::Patch`] and [`StackError::Factors`] where
     /// terms cannot be decoded or added, [`StackError::Bind`] where their sum does not fit the base,
     /// [`StackError::Checkpoint`] where that cannot be read.
@@ -123,6 +121,12 @@ impl Plan {
         options: &AddOptions,
         progress: Progress<'_>,
     ) -> Result<Stacked, StackError> {
+        let is_planned = |planned: &PlannedPatch| {
+            patches.get(planned.given).is_some_and(|named| named.patch.id() == planned.id)
+        };
+        if !self.patches.iter().all(is_planned) {
+            return Err(StackError::OtherPatches);
+        }
         self.check_lost(options)?;
         let mut terms = self.terms(patches, options)?;
         let overlaps = if options.overlaps { self.overlaps(&terms)? } else { Vec::new() };
@@ -177,8 +181,8 @@ impl Plan {
         let mut overlaps = Vec::new();
         for (tensor, indices) in &terms.edits {
             let space = |(owner, of_patch): (usize, Vec<&Term>)| {
-                let name = &self.patches[owner].name;
-                let space = KeySpace::of(&of_patch).map_err(|source| factors_error(name, source))?;
+                let space =
+                    KeySpace::of(&of_patch).map_err(|source| self.factors_error(owner, tensor, source))?;
                 Ok(space.map(|space| (owner, space)))
             };
             let spaces = terms.by_owner(indices).into_par_iter().map(space);
@@ -204,7 +208,7 @@ impl Plan {
         (other, second): &(usize, KeySpace),
     ) -> Result<Overlap, StackError> {
         let name = |owner: usize| self.patches[owner].name.clone();
-        let found = first.overlap(second).map_err(|source| factors_error(&name(*one), source))?;
+        let found = first.overlap(second).map_err(|source| self.factors_error(*one, tensor, source))?;
         Ok(Overlap {
             tensor: tensor.to_owned(),
             patches: [name(*one), name(*other)],
@@ -213,6 +217,12 @@ impl Plan {
             shared: found.shared,
             shared_by_chance: found.shared_by_chance,
         })
+    }
+
+    #[cfg(feature = "edit")]
+    fn factors_error(&self, owner: usize, tensor: &str, source: FactorError) -> StackError {
+        let patch = Some(self.patches[owner].name.clone());
+        StackError::Factors { patch, tensor: tensor.to_owned(), source }
     }
 
     /// Without the feature `edit` there is no linear algebra to find them with.
@@ -279,7 +289,8 @@ impl Terms {
         let mut terms = Vec::new();
         for (tensor, indices) in &mut self.edits {
             let of_tensor: Vec<&Term> = indices.iter().map(|index| &self.terms[*index as usize]).collect();
-            let failed = |source: FactorError| factors_error(tensor, source);
+            let failed =
+                |source: FactorError| StackError::Factors { patch: None, tensor: tensor.clone(), source };
             let (term, error) = recompress(&of_tensor, tolerance).map_err(failed)?;
             squashed.push(Squashed {
                 tensor: tensor.clone(),

@@ -16,10 +16,19 @@ pub(super) struct Agreed {
 }
 
 /// A fact that stands so far.
-struct Standing<'a> {
+struct Claim<'a> {
     fact: &'a Fact,
     /// The patches that say it, by their place in the order of terms; at least one.
     patches: Vec<usize>,
+    /// The patches that were decided against, with what they say: in the end that may stand after all.
+    beaten: Vec<(usize, &'a str)>,
+}
+
+impl<'a> Claim<'a> {
+    /// `patch` says `fact`, which stands instead.
+    fn replace(&mut self, fact: &'a Fact, patch: usize) {
+        (self.fact, self.patches) = (fact, vec![patch]);
+    }
 }
 
 /// Merges the facts of `placed` in order; marks what was lost, and patches that are left out.
@@ -29,7 +38,7 @@ pub(super) fn agree(
     sides: &Sides,
 ) -> Result<Agreed, StackError> {
     let mut agreed = Agreed::default();
-    let mut standing: Vec<Standing<'_>> = Vec::new();
+    let mut standing: Vec<Claim<'_>> = Vec::new();
     let mut things = Things::default();
     let (mut contradictions, mut chosen_by_neither) = (Vec::new(), Vec::new());
     for patch in 0..placed.len() {
@@ -37,7 +46,7 @@ pub(super) fn agree(
         let numbers = things.number(facts.iter().map(|fact| (fact.prompt.as_str(), fact.subject.as_str())));
         for (fact, number) in facts.iter().zip(numbers) {
             let Some(earlier) = standing.get_mut(number) else {
-                standing.push(Standing { fact, patches: vec![patch] });
+                standing.push(Claim { fact, patches: vec![patch], beaten: Vec::new() });
                 continue;
             };
             let clash = clash(placed, earlier, fact, patch);
@@ -46,15 +55,16 @@ pub(super) fn agree(
                 earlier.patches.push(patch);
             } else if earlier.patches.iter().all(|&earlier| is_on_top(placed, patch, earlier)) {
                 agreed.changed.push(clash);
-                *earlier = Standing { fact, patches: vec![patch] };
+                earlier.replace(fact, patch);
             } else if let Some(second_stands) = decide(sides, earlier.fact, fact) {
                 agreed.decided.push(Decision { clash, second_stands });
-                let losers = if second_stands {
-                    std::mem::replace(earlier, Standing { fact, patches: vec![patch] }).patches
+                if second_stands {
+                    let target = earlier.fact.target_new.as_str();
+                    earlier.beaten.extend(earlier.patches.iter().map(|&loser| (loser, target)));
+                    earlier.replace(fact, patch);
                 } else {
-                    vec![patch]
-                };
-                losers.into_iter().for_each(|loser| placed[loser].lost += 1);
+                    earlier.beaten.push((patch, &fact.target_new));
+                }
             } else if let Sides::ByFact(targets) = sides
                 && let Some(target) = chosen(targets, earlier.fact, fact)
             {
@@ -71,12 +81,16 @@ pub(super) fn agree(
     if !contradictions.is_empty() {
         return Err(StackError::Contradictions(contradictions));
     }
+    for Claim { fact, beaten, .. } in &standing {
+        let losers = beaten.iter().filter(|(_, target)| !same_target(target, &fact.target_new));
+        losers.for_each(|(loser, _)| placed[*loser].lost += 1);
+    }
     leave_out(placed);
-    agreed.facts = standing.into_iter().map(|standing| standing.fact.clone()).collect();
+    agreed.facts = standing.into_iter().map(|claim| claim.fact.clone()).collect();
     Ok(agreed)
 }
 
-fn clash(placed: &[PlannedPatch], earlier: &Standing<'_>, fact: &Fact, patch: usize) -> Clash {
+fn clash(placed: &[PlannedPatch], earlier: &Claim<'_>, fact: &Fact, patch: usize) -> Clash {
     let side = |fact: &Fact, patch: usize| Side {
         name: placed[patch].name.clone(),
         patch: placed[patch].id,

@@ -26,16 +26,26 @@ pub enum StackError {
     #[error(transparent)]
     Bind(BindError),
     /// The arithmetic refused.
-    #[error("`{name}`")]
+    #[error("{}tensor `{tensor}`", patch.as_ref().map(|patch| format!("`{patch}`: ")).unwrap_or_default())]
     Factors {
-        /// The patch, or the tensor that terms of several are added for.
-        name: String,
+        /// The patch; none where terms of several are added.
+        patch: Option<String>,
+        /// The tensor.
+        tensor: String,
         /// Why.
         source: FactorError,
     },
-    /// The result is beyond a limit of the format.
-    #[error("the stacked patch")]
-    Result(#[source] PatchError),
+    /// The result would replace more patches than the format lets one replace.
+    #[error("{found} patches are too many for one to replace: at most {limit}")]
+    TooMany {
+        /// Patches whose updates are to be added.
+        found: usize,
+        /// How many the format allows.
+        limit: usize,
+    },
+    /// What is to be added is not what was planned.
+    #[error("the plan was made for other patches, or for these in another order")]
+    OtherPatches,
     /// Nothing to stack.
     #[error("there are no patches to stack")]
     Empty,
@@ -133,7 +143,8 @@ fn missing_parents(parents: &[PatchId]) -> String {
         return String::new();
     }
     let ids: Vec<String> = parents.iter().map(PatchId::short).collect();
-    format!("; it was made on top of {}, which is not among the patches", ids.join(", "))
+    let are = if ids.len() == 1 { "is" } else { "are" };
+    format!("; it was made on top of {}, which {are} not among the patches", ids.join(", "))
 }
 
 fn chosen_in_words(chosen: &[(Clash, String)]) -> String {

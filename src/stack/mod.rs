@@ -20,11 +20,10 @@ use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
 use crate::digest::{PatchId, WeightsId};
-#[cfg(feature = "edit")]
-use crate::factors::FactorError;
 use crate::facts::Targets;
 use crate::operation::Progress;
 use crate::patch::Patch;
+use crate::patch::layout::PARENTS_MAX;
 use crate::patch::manifest::Fact;
 
 pub use add::{AddOptions, METHOD, Overlap, Squash, Squashed, Stacked};
@@ -68,8 +67,7 @@ pub enum Sides {
 pub struct Plan {
     /// The state of the base.
     pub weights: WeightsId,
-    /// The patches in the order of their terms.
-    pub patches: Vec<PlannedPatch>,
+    patches: Vec<PlannedPatch>,
     /// The facts of the result.
     #[serde(skip)]
     pub facts: Vec<Fact>,
@@ -77,7 +75,7 @@ pub struct Plan {
     pub duplicates: Vec<Clash>,
     /// Facts that a patch made on top of another changes: the later one stands.
     pub changed: Vec<Clash>,
-    /// Contradictions that were decided; `stands` tells for whom.
+    /// Contradictions that were decided; [`Decision::second_stands`] tells for whom.
     pub decided: Vec<Decision>,
 }
 
@@ -93,7 +91,7 @@ pub struct PlannedPatch {
     pub id: PatchId,
     /// Which of its bindings fits.
     pub binding: usize,
-    /// The patches that it was made on top of, by their place in [`Plan::patches`].
+    /// The patches that it was made on top of, by their place in [`Plan::patches()`].
     pub on_top_of: Vec<usize>,
     /// How many facts it declares.
     pub facts: usize,
@@ -144,7 +142,7 @@ pub struct Decision {
 ///
 /// # Errors
 /// [`StackError`]: a patch for another base, one given twice or held by another, contradictions that `sides` does not
-/// decide.
+/// decide, more patches than one can replace.
 pub fn plan(
     base: &Checkpoint,
     patches: &[Named<'_>],
@@ -170,14 +168,19 @@ pub fn plan_among(
     let weights = base.weights_id_of(&digests);
     let mut placed = place::place(base, digests, patches, reached)?;
     let agreed = agree::agree(&mut placed, patches, sides)?;
-    Ok(Plan {
+    let plan = Plan {
         weights,
         patches: placed,
         facts: agreed.facts,
         duplicates: agreed.duplicates,
         changed: agreed.changed,
         decided: agreed.decided,
-    })
+    };
+    // What the result replaces stands in its manifest: encoding would refuse it, but only when all is added.
+    match plan.added().count() {
+        ..=PARENTS_MAX => Ok(plan),
+        found => Err(StackError::TooMany { found, limit: PARENTS_MAX }),
+    }
 }
 
 /// Plans and adds in one step.
@@ -198,6 +201,11 @@ pub fn stack(
 }
 
 impl Plan {
+    /// All patches, in the order of their terms.
+    pub fn patches(&self) -> &[PlannedPatch] {
+        &self.patches
+    }
+
     /// The patches whose updates are added, in order.
     pub fn added(&self) -> impl Iterator<Item = &PlannedPatch> {
         self.patches.iter().filter(|patch| !patch.left_out)
@@ -212,10 +220,4 @@ impl Plan {
     pub fn is_reordered(&self) -> bool {
         !self.patches.is_sorted_by_key(|patch| patch.given)
     }
-}
-
-/// A term of patch `name` fails the arithmetic.
-#[cfg(feature = "edit")]
-fn factors_error(name: &str, source: FactorError) -> StackError {
-    StackError::Factors { name: name.to_owned(), source }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Named, PlannedPatch, Reached, StackError};
 use crate::checkpoint::Checkpoint;
 use crate::digest::{PatchId, TensorDigest, WeightsId};
-use crate::patch::manifest::Binding;
+use crate::patch::manifest::{Binding, TensorBinding};
 
 /// Refuses what is wrong whatever the base: nothing, a patch twice, one inside another.
 pub(super) fn check_given(patches: &[Named<'_>]) -> Result<(), StackError> {
@@ -130,6 +130,11 @@ fn on_a_reached_state(
 /// The patch names its parents, and all of them are there: the state they gave may have been rounded otherwise.
 fn on_its_parents(placed: &[PlannedPatch], Named { patch, .. }: &Named<'_>) -> Option<Place> {
     let on_top_of = places(placed, &patch.manifest().parents)?;
+    // To which of several states it adds what is to be added here, nobody could say.
+    let added = |tensor: &TensorBinding| (tensor.name.clone(), tensor.terms.clone());
+    if patch.manifest().differing_bindings(added).is_some() {
+        return None;
+    }
     (!on_top_of.is_empty()).then_some(Place { binding: 0, state: None, on_top_of })
 }
 

@@ -2,11 +2,12 @@
 
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
-use mpatch::digest::FileDigest;
+use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::facts::Targets;
 use mpatch::patch::Patch;
+use mpatch::patch::layout::PARENTS_MAX;
 use mpatch::rebase::{RebaseError, RebaseOptions, rebase};
-use mpatch::stack::{AddOptions, Sides, StackError};
+use mpatch::stack::{AddOptions, Named, Sides, StackError, plan};
 use mpatch::tensor::Dtype;
 
 use crate::drafts::{Numbers, draft};
@@ -75,7 +76,7 @@ fn a_patch_lies_on_all_below_it_and_only_what_is_not_given_is_missed() {
     let second = applied(&first, &other, "second.safetensors");
     let third = patch_on(&second, 3, vec![]);
     let made = stacked(&path, &[&third, &other, &one]).unwrap();
-    let below = made.plan.patches.iter().map(|patch| patch.on_top_of.as_slice()).collect::<Vec<_>>();
+    let below = made.plan.patches().iter().map(|patch| patch.on_top_of.as_slice()).collect::<Vec<_>>();
     assert_eq!(below, [&[][..], &[0], &[0, 1]]);
     let elsewhere = write(folder.path(), "elsewhere.safetensors", &base(Dtype::BF16));
     let mut draft = patch_on(&elsewhere, 4, vec![]).draft().unwrap();
@@ -178,4 +179,47 @@ fn a_patch_bound_to_another_state_alone_replaces_nothing() {
         rebase(&Checkpoint::open(&full).unwrap(), &patch, &options, &quiet).unwrap().supersedes
     };
     assert_eq!((bound(false), bound(true)), (vec![], vec![patch.id()]));
+}
+
+#[test]
+fn a_patch_with_two_updates_is_on_no_parents() {
+    let (folder, path) = base_file();
+    let one = patch_on(&path, 1, vec![]);
+    let elsewhere = write(folder.path(), "elsewhere.safetensors", &base(Dtype::BF16));
+    let child = |same: bool| {
+        let mut draft = patch_on(&elsewhere, 2, vec![]).draft().unwrap();
+        let mut other = draft.bindings[0].clone();
+        if !same {
+            other.tensors.truncate(1);
+        }
+        other.weights = WeightsId::of_tensors([]);
+        draft.bindings.push(other);
+        draft.parents = vec![one.id()];
+        decoded(&draft)
+    };
+    assert!(stacked(&path, &[&one, &child(true)]).is_ok());
+    let found = stacked(&path, &[&one, &child(false)]).unwrap_err();
+    assert!(matches!(found, StackError::OtherBase { .. }), "{found}");
+}
+
+#[test]
+fn a_plan_is_for_its_patches_and_for_no_more_than_one_can_replace() {
+    let (_folder, path) = base_file();
+    let one = patch_on(&path, 0, vec![]);
+    let many = (0..=PARENTS_MAX as u64).map(|sequence| {
+        let mut draft = one.draft().unwrap();
+        draft.recipe.seed = sequence;
+        decoded(&draft)
+    });
+    let many: Vec<Patch> = many.collect();
+    let named: Vec<Named<'_>> = many.iter().map(|patch| Named { name: "a", patch }).collect();
+    let base = Checkpoint::open(&path).unwrap();
+    let planned = |count: usize| plan(&base, &named[..count], &Sides::Refuse, &quiet);
+    let found = planned(PARENTS_MAX + 1).unwrap_err();
+    assert!(matches!(found, StackError::TooMany { found: 257, limit: 256 }), "{found}");
+    assert_eq!(planned(PARENTS_MAX).unwrap().added().count(), PARENTS_MAX);
+    for others in [&named[..1], &[named[1], named[0]]] {
+        let found = planned(2).unwrap().add(&base, others, &AddOptions::default(), &quiet);
+        assert!(matches!(found, Err(StackError::OtherPatches)), "{found:?}");
+    }
 }

@@ -269,7 +269,7 @@ fn a_state_in_which_a_patch_overflows_is_refused_with_a_type_that_holds_it() {
     let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &bytes].concat();
     fs::write(bench.path("half.safetensors"), file).unwrap();
     let rebase = "rebase strong.mpatch --allow-unsigned --no-sign -o bound.mpatch --base";
-    let refusal = bench.refuses(&format!("{rebase} half.safetensors"), 3);
+    let refusal = bench.refuses(&format!("{rebase} half.safetensors"), 6);
     refusal.says(&["does not fit F16", "hint: bind it to the model in BF16 or F32"]);
     bench.command(&format!("{rebase} other.safetensors")).assert().success();
 }

@@ -475,12 +475,31 @@ fn options_and_limits_of_reports_are_heeded() {
 fn options_of_create_are_no_options_of_a_stack_that_is_not_solved_again() {
     let folder = tempfile::tempdir().unwrap();
     lay_out(folder.path());
-    for option in ["--bits 6", "--rank 2", "--tolerance 0.1", "--seed 1", "--layers 0", "--precision bf16"] {
+    for option in [
+        "--bits 6",
+        "--rank 2",
+        "--tolerance 0.1",
+        "--seed 1",
+        "--layers 0",
+        "--precision bf16",
+        "--device cpu",
+    ] {
         let words =
             format!("stack edits.mpatch more.mpatch --base model.safetensors -o both.mpatch {option}");
         let said = said_in(folder.path(), &Vec::from_iter(words.split(' ')), &[]);
-        assert!(said.contains("error: options of `create` are for `--resolve` only"), "{option}: {said}");
+        assert!(said.contains("required arguments were not provided: --resolve"), "{option}: {said}");
         assert!(!folder.path().join("both.mpatch").exists());
+    }
+    for (words, told) in [
+        (
+            "stack a b --base model.safetensors -o both.mpatch --resolve --overlap-angle 9",
+            "cannot be used with",
+        ),
+        ("diff edits.mpatch more.mpatch --no-sign", "not provided: --output <PATCH>"),
+        ("diff edits.mpatch more.mpatch --title news", "not provided: --output <PATCH>"),
+    ] {
+        let said = said_in(folder.path(), &Vec::from_iter(words.split(' ')), &[]);
+        assert!(said.contains(told), "{words}: {said}");
     }
 }
 

@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use mpatch::bind::BindError;
 pub use mpatch::causes::with_causes;
 use mpatch::checkpoint::{CheckpointError, Foreign, is_lfs_pointer};
+use mpatch::factors::FactorError;
 use mpatch::facts::{FactsError, FactsErrorKind};
 use mpatch::operation::OperationError;
 use mpatch::patch::PatchError;
+use mpatch::tensor::Dtype;
 
 use crate::interrupt;
 
@@ -342,6 +345,18 @@ impl From<CheckpointError> for CommandError {
         };
         Self::new(kind, with_causes(&error)).hint(hint)
     }
+}
+
+/// What it means, and what to do, where terms that patches hold do not fit the weights that they are to be bound to.
+pub fn bind_error(error: &BindError) -> (ExitKind, &'static str) {
+    let hint = match error {
+        // In the other types hardly anything overflows that fits.
+        BindError::Factors { source: FactorError::Overflow { dtype: Dtype::F16, .. }, .. } => {
+            "bind it to the model in BF16 or F32, which hold larger weights"
+        }
+        _ => "give a checkpoint of the model that the patch was made for",
+    };
+    (ExitKind::WrongBase, hint)
 }
 
 /// The folder that a model's folder in a hub's cache, or its `snapshots`, keeps the model in: that of its main branch,

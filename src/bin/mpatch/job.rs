@@ -185,18 +185,6 @@ impl RecipeArguments {
     fn seed(&self, recorded: Option<&Recipe>) -> u64 {
         self.seed.or(recorded.map(|recipe| recipe.seed)).unwrap_or_default()
     }
-
-    /// Some option was given.
-    pub fn is_given(&self) -> bool {
-        // An amount comes with a corpus only.
-        let Self { hparams, layers, contexts, stats, corpus, amount: _, seed, bits, rank, tolerance } = self;
-        [hparams, contexts, stats, corpus].into_iter().any(Option::is_some)
-            || layers.is_some()
-            || seed.is_some()
-            || bits.is_some()
-            || rank.is_some()
-            || tolerance.is_some()
-    }
 }
 
 /// What an edit of a model takes, facts apart.

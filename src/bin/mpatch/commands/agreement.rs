@@ -41,7 +41,8 @@ impl Default for Agreement {
 
 impl Agreement {
     pub fn new(plan: Plan, overlaps: Vec<Overlap>, overlap_angle: f64) -> Self {
-        let Plan { patches, duplicates, changed, decided, .. } = plan;
+        let patches = plan.patches().to_vec();
+        let Plan { duplicates, changed, decided, .. } = plan;
         Self { patches, duplicates, changed, decided, overlap_angle, overlaps }
     }
 

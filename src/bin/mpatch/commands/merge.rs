@@ -334,7 +334,7 @@ impl Plan {
         let plan = plan_among(&base, &named, &reached, &sides, &told)
             .map_err(|error| unsaid(arguments.choose.as_deref(), error, refused))?;
         let left_out: BTreeSet<PatchId> =
-            plan.patches.iter().filter(|patch| patch.left_out).map(|patch| patch.id).collect();
+            plan.patches().iter().filter(|patch| patch.left_out).map(|patch| patch.id).collect();
         let stands = |id: &PatchId| !left_out.contains(id);
         let all: Vec<PatchId> = self.series.iter().chain(&self.beyond).copied().filter(stands).collect();
         if plan.partly_lost().next().is_none()
@@ -382,7 +382,7 @@ fn refused(error: StackError) -> CommandError {
         // What files and patches ask for is the same wherever they are read.
         StackError::Checkpoint(_)
         | StackError::Patch { .. }
-        | StackError::Result(_)
+        | StackError::Bind(_)
         | StackError::ChosenByNeither(_) => return stack_error(error),
         // The weights are those of the common beginning: what is missing below a patch is not in the merged state.
         StackError::OtherBase { .. } => {
@@ -447,7 +447,10 @@ impl Report for MergeReport {
 
 #[cfg(test)]
 mod tests {
+    use mpatch::bind::BindError;
     use mpatch::checkpoint::CheckpointError;
+    use mpatch::factors::FactorError;
+    use mpatch::tensor::Dtype;
 
     use super::*;
 
@@ -461,6 +464,13 @@ mod tests {
         let hint = refused(correction()).hint.expect("a hint");
         assert!(!hint.contains("--drop-corrections"), "merge has no such option: {hint}");
         assert_eq!(kind(StackError::NothingLeft), ExitKind::Conflict);
+        let overflow = FactorError::Overflow { row: 0, column: 0, dtype: Dtype::F16, value: 1e6 };
+        let overflow = BindError::Factors { tensor: "a".to_owned(), source: overflow };
+        let found = refused(overflow.into());
+        assert_eq!(
+            (found.kind, found.hint.map(|hint| hint.contains("BF16"))),
+            (ExitKind::WrongBase, Some(true))
+        );
     }
 
     #[test]

@@ -3,23 +3,20 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::bind::BindError;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::{PatchId, WeightsId};
-use mpatch::factors::FactorError;
 use mpatch::operation::survey_size_bytes;
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::Line;
 use mpatch::rebase::{RebaseError, RebaseOptions, first_missing, rebase};
 use mpatch::sign::Answer;
-use mpatch::tensor::Dtype;
 use serde::Serialize;
 
 use super::stack::touched_size_bytes;
 use super::{infix, open_checkpoint, patch_word, read_patch};
 use crate::args::output_path;
 use crate::editing::refuse_existing;
-use crate::error::{CommandError, ExitKind, with_causes};
+use crate::error::{CommandError, ExitKind, bind_error, with_causes};
 use crate::job::encoded;
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -187,13 +184,9 @@ fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError
             ExitKind::Conflict,
             "`--drop-corrections` binds its terms alone: nearly the same change, not exactly",
         ),
-        // In the other types hardly anything overflows that fits.
-        RebaseError::Bind(BindError::Factors {
-            source: FactorError::Overflow { dtype: Dtype::F16, .. },
-            ..
-        }) => refused(ExitKind::Malformed, "bind it to the model in BF16 or F32, which hold larger weights"),
-        RebaseError::Bind(_) => {
-            refused(ExitKind::WrongBase, "give a checkpoint of the model that the patch was made for")
+        RebaseError::Bind(ref error) => {
+            let (kind, hint) = bind_error(error);
+            refused(kind, hint)
         }
         _ => refused(ExitKind::Malformed, "`mpatch verify` tells what holds of the patch"),
     }

@@ -7,7 +7,6 @@ use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::PatchId;
 use mpatch::edit;
 use mpatch::facts::{FactsFile, SCHEMA, Targets};
-use mpatch::model::Precision;
 use mpatch::operation::touched;
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::{Fact, Recipe};
@@ -21,7 +20,7 @@ use crate::args::{optional, output_path};
 use crate::editing::{
     DeviceArguments, PrecisionArguments, check_questions, open_model_in, read_facts, refuse_existing,
 };
-use crate::error::{CommandError, ExitKind, with_causes};
+use crate::error::{CommandError, ExitKind, bind_error, with_causes};
 use crate::job::{Prepared, RecipeArguments, TOOL, encoded, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -36,7 +35,12 @@ use crate::trust::{Company, TrustArguments, TrustReport, require_among};
                   Examples:\n  mpatch stack a.mpatch b.mpatch --base model.safetensors -o ab.mpatch\n  \
                   mpatch stack a.mpatch b.mpatch --base gptj/ --theirs --resolve \\\n      \
                   --stats gptj.stats.safetensors -o ab.mpatch\n  \
-                  mpatch stack *.mpatch --base gptj/ --squash 0.05 -o all.mpatch"
+                  mpatch stack *.mpatch --base gptj/ --squash 0.05 -o all.mpatch",
+    mut_args(|argument| match argument.get_id().as_str() {
+        "hparams" | "layers" | "contexts" | "stats" | "corpus" | "seed" | "bits" | "rank" | "tolerance" | "device"
+        | "precision" => argument.requires("resolve"),
+        _ => argument,
+    })
 )]
 pub struct StackArguments {
     /// Stack these patches, in this order; one made on top of another comes after it
@@ -67,7 +71,7 @@ pub struct StackArguments {
     #[arg(long, conflicts_with = "resolve")]
     drop_corrections: bool,
     /// Warn of patches whose keys come closer than this angle, in degrees
-    #[arg(long, value_name = "DEGREES", default_value_t = OVERLAP_ANGLE_DEGREES)]
+    #[arg(long, value_name = "DEGREES", default_value_t = OVERLAP_ANGLE_DEGREES, conflicts_with = "resolve")]
     overlap_angle: f64,
     /// Solve again for the facts of all instead of adding updates
     #[arg(long)]
@@ -99,11 +103,6 @@ fn squash_error(text: &str) -> Result<f64, String> {
 
 /// Stacks the patches and writes the result.
 pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandError> {
-    let is_given = arguments.recipe.is_given() || arguments.precision.precision != Precision::F32;
-    if is_given && !arguments.resolve {
-        return Err(CommandError::new(ExitKind::Usage, "options of `create` are for `--resolve` only")
-            .hint("add `--resolve`, or leave them out"));
-    }
     refuse_existing(&arguments.output)?;
     let patches = arguments.patches.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
     // The result carries the signature of whoever stacks, so what goes into it has to be trusted first.
@@ -292,7 +291,14 @@ pub fn stack_error(error: StackError) -> CommandError {
     match error {
         StackError::Checkpoint(error) => error.into(),
         StackError::Patch { name, source } => CommandError::patch(&name, &source),
-        StackError::Result(error) => CommandError::patch("the stacked patch", &error),
+        StackError::Bind(ref error) => {
+            let (kind, hint) = bind_error(error);
+            refused(kind, hint)
+        }
+        StackError::TooMany { .. } => refused(
+            ExitKind::LimitExceeded,
+            "stack some of them first, and then what that gives with the rest",
+        ),
         StackError::Twice { .. } => refused(ExitKind::Conflict, "give each patch once"),
         StackError::Held { .. } => refused(ExitKind::Conflict, "leave out the patch that is held"),
         StackError::OtherBase { is_applied: true, .. } => {
