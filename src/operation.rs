@@ -83,7 +83,7 @@ pub enum OperationError {
         found: PatchId,
     },
     /// The result is not what the patch promises.
-    #[error("tensor `{tensor}` came out as {found}, the patch promises {expected}; nothing was kept")]
+    #[error("tensor `{tensor}` came out as {found}, the patch promises {expected}")]
     WrongResult {
         /// The tensor.
         tensor: String,
@@ -106,7 +106,7 @@ pub enum Direction {
 
 impl Direction {
     /// The other way.
-    pub fn reversed(self) -> Self {
+    pub(crate) fn reversed(self) -> Self {
         match self {
             Direction::Apply => Direction::Revert,
             Direction::Revert => Direction::Apply,
@@ -382,10 +382,11 @@ pub struct Written {
     pub tensors: usize,
     /// Their size in bytes.
     pub tensor_size_bytes: u64,
-    /// Weights that are NaN or infinite in the base and were left as they are; counted when applying.
-    pub not_finite: u64,
-    /// Weights whose bits changed; counted when applying.
-    pub changed: u64,
+    /// Weights that are NaN or infinite in the base and were left as they are; none when reverting, which does not
+    /// count them.
+    pub not_finite: Option<u64>,
+    /// Weights whose bits changed; none when reverting.
+    pub changed: Option<u64>,
     /// What of the base's folder was not taken along: weights in other forms, which nobody edited, links that lead out
     /// of it or nowhere, and what is no file.
     pub left_out: Vec<String>,
@@ -521,12 +522,13 @@ impl Plan {
             }
         };
         let committed = output.commit(filled)?;
+        let is_counted = self.direction == Direction::Apply;
         Ok(Written {
             path: committed.path,
             tensors: self.tensors.len(),
             tensor_size_bytes: self.tensor_size_bytes,
-            not_finite: total.not_finite,
-            changed: total.changed,
+            not_finite: is_counted.then_some(total.not_finite),
+            changed: is_counted.then_some(total.changed),
             left_out: committed.left_out,
             linked: committed.linked,
             copied: committed.copied,
@@ -541,7 +543,7 @@ impl Plan {
         output: &Output<'_>,
         progress: Progress<'_>,
     ) -> Result<RowsApplied, OperationError> {
-        let count = self.tensors.len();
+        let count = self.binding_of(patch)?.tensors.len();
         let load = |index: usize| TensorWork::load(checkpoint, patch, self.binding, index);
         let mut total = RowsApplied::default();
         let mut next = (count > 0).then(|| load(0));

@@ -263,9 +263,10 @@ fn every_kind_of_checkpoint_comes_back_byte_for_byte() {
             let (edited, reverted) = (world.target("edited"), world.target("reverted"));
             let before = contents(&world.base);
             let written = apply_to(&world.base, &world.patch, &edited);
-            assert_eq!((written.tensors, written.not_finite), (2, 0));
-            assert!(written.changed > 100, "{} weights changed", written.changed);
-            revert_from(&edited, &world.patch, &reverted);
+            assert_eq!((written.tensors, written.not_finite), (2, Some(0)));
+            assert!(written.changed.is_some_and(|changed| changed > 100), "{written:?}");
+            let written = revert_from(&edited, &world.patch, &reverted);
+            assert_eq!((written.changed, written.not_finite), (None, None), "reverting counts nothing");
             assert!(contents(&world.base) == before, "the base was written to");
             assert!(contents(&reverted) == before, "{dtype}: the base did not come back");
             let changed = contents(&edited).into_iter().filter(|(name, bytes)| before[name] != *bytes);
@@ -503,7 +504,7 @@ fn a_result_that_is_not_the_promised_one_is_thrown_away() {
     let plan = plan_for(&checkpoint, &patch, Direction::Apply);
     let error = plan.execute(&checkpoint, &patch, &world.target("out"), &quiet).unwrap_err();
     assert!(matches!(error, OperationError::WrongResult { .. }), "{error}");
-    assert!(error.to_string().ends_with(&format!("the patch promises {wrong}; nothing was kept")), "{error}");
+    assert!(error.to_string().ends_with(&format!("the patch promises {wrong}")), "{error}");
     assert_eq!(world.names(), ["base"]);
     assert!(verify(&checkpoint, &patch, Depth::Digests, &quiet).unwrap().holds(), "only computing can tell");
     let digests = verify(&checkpoint, &patch, Depth::BothStates, &quiet).unwrap().digests.unwrap();

@@ -246,7 +246,7 @@ impl Report for ChangeReport {
             (None, _) if self.in_place => format!("would change {output} in place: {tensors}, {size}"),
             (None, _) => format!("would write {output}: {tensors}, {size}"),
             (Some(written), Direction::Apply) => {
-                let changed = written.changed;
+                let changed = written.changed.unwrap_or_default();
                 format!("{done}: {tensors} ({changed} weights) changed, as the patch promises")
             }
             (Some(_), Direction::Revert) => {
@@ -291,9 +291,9 @@ fn tensor_row(tensor: &PlannedTensor) -> Vec<String> {
 
 /// What a user would want to know and did not ask.
 fn write_remarks(written: &Written, page: &mut Page) {
-    if written.not_finite > 0 {
-        let weights = count(written.not_finite as usize, "weight");
-        let (are, stay) = if written.not_finite == 1 { ("is", "stays") } else { ("are", "stay") };
+    if let Some(not_finite @ 1..) = written.not_finite {
+        let weights = count(not_finite as usize, "weight");
+        let (are, stay) = if not_finite == 1 { ("is", "stays") } else { ("are", "stay") };
         page.line(&format!("{weights} {are} NaN or infinite in the base, and {stay} so"));
     }
     TakenAlong::of(written).write(page);
