@@ -83,7 +83,7 @@ const NOTHING: &str = "none";
 
 /// The digest of what there is; that of nothing stands for a file that there was none of.
 fn digest_in_words(digest: FileDigest) -> String {
-    if digest == FileDigest::of(&[]) { NOTHING.to_owned() } else { digest.to_string() }
+    if digest.is_of_nothing() { NOTHING.to_owned() } else { digest.to_string() }
 }
 
 fn listed<T: ToString>(values: impl IntoIterator<Item = T>) -> String {

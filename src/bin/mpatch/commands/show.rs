@@ -469,7 +469,7 @@ impl ShowReport {
 
 /// The digest of what there is; that of nothing stands for a file that there was none of.
 fn digest_in_words(digest: FileDigest) -> String {
-    if digest == FileDigest::of(&[]) { "none".to_owned() } else { digest.short() }
+    if digest.is_of_nothing() { "none".to_owned() } else { digest.short() }
 }
 
 /// A fact on one line: the filled prompt, the new target and what it takes the place of.
