@@ -12,7 +12,7 @@ use rayon::prelude::*;
 use self::norms::Norms;
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::{TensorDigest, WeightsId};
-use crate::factors::{CorrectionWriter, FactorError, Kernel, Term, UndoWriter, Update};
+use crate::factors::{Correction, CorrectionWriter, FactorError, Kernel, Term, UndoWriter, Update};
 use crate::operation::{Progress, row_blocks};
 use crate::patch::{BindingDraft, TensorDraft};
 use crate::tensor::{Dtype, Element};
@@ -47,6 +47,16 @@ pub enum BindError {
         /// The tensor.
         tensor: String,
         /// Its element type, as safetensors writes it.
+        found: String,
+    },
+    /// Two checkpoints have a tensor in two types.
+    #[error("tensor `{tensor}` is {found} in the edited checkpoint, and {expected} in the base")]
+    OtherDtype {
+        /// The tensor.
+        tensor: String,
+        /// Its element type in the base, as safetensors writes it.
+        expected: String,
+        /// That in the other.
         found: String,
     },
     /// The terms have another shape than the tensor.
@@ -218,9 +228,12 @@ pub fn bind_with(
 /// As [`bind_with`], keeping broken weights, with a correction wherever the terms alone do not give `edited`: the
 /// result is exactly that checkpoint's tensors.
 ///
+/// `progress` is told bytes, the sizes of the edited tensors of both.
+///
 /// # Errors
-/// [`BindError`]; [`BindError::Shape`] and [`BindError::Dtype`] also where the two checkpoints differ.
-pub fn bind_to(
+/// [`BindError`]; [`BindError::Shape`] also, and [`BindError::OtherDtype`], where the two checkpoints differ.
+#[cfg(any(test, feature = "edit"))]
+pub(crate) fn bind_to(
     checkpoint: &Checkpoint,
     edited: &Checkpoint,
     weights: WeightsId,
@@ -304,7 +317,8 @@ impl<'a> Work<'a> {
         let info = checkpoint.tensor(&self.info.name)?;
         let tensor = || self.info.name.clone();
         if info.dtype != self.info.dtype {
-            return Err(BindError::Dtype { tensor: tensor(), found: info.dtype.clone() });
+            let (expected, found) = (self.info.dtype.clone(), info.dtype.clone());
+            return Err(BindError::OtherDtype { tensor: tensor(), expected, found });
         }
         if info.shape != self.info.shape {
             let (expected, found) = (self.shape, info.shape.clone());
@@ -340,12 +354,13 @@ impl<'a> Work<'a> {
                     after.resize(before.len(), 0);
                     target.checkpoint.read_at(target.info, offset, &mut after)?;
                     correction.push_rows(self.dtype, block.clone(), &given, &after).map_err(failed)?;
+                    prove_corrected(self.dtype, columns, &given, &after).map_err(failed)?;
                     &after
                 }
                 _ => &given,
             };
             totals.add(self.dtype, block.start * columns, columns, &before, result);
-            progress(before.len() as u64);
+            progress((before.len() + after.len()) as u64);
         }
         if let (NotFinite::Refuse, Some((row, column))) = (not_finite, totals.first_not_finite) {
             let (tensor, count) = (self.info.name.clone(), totals.not_finite);
@@ -372,6 +387,22 @@ impl<'a> Work<'a> {
     fn factors_error(&self, source: FactorError) -> BindError {
         BindError::Factors { tensor: self.info.name.clone(), source }
     }
+}
+
+/// Proves that a correction, as it is written and read, makes the `wanted` bytes of some rows of the `given`: what binding
+/// to a checkpoint promises is its tensors, and not only the digests that were computed from them.
+fn prove_corrected(dtype: Dtype, columns: usize, given: &[u8], wanted: &[u8]) -> Result<(), FactorError> {
+    let rows = given.len() / (columns * dtype.size_bytes()).max(1);
+    let mut writer = CorrectionWriter::new(rows, columns);
+    writer.push_rows(dtype, 0..rows, given, wanted)?;
+    let mut made = given.to_vec();
+    if let Some(bytes) = writer.finish()? {
+        Correction::parse(bytes, dtype, rows, columns)?.apply_rows(dtype, 0..rows, &mut made)?;
+    }
+    if made == wanted {
+        return Ok(());
+    }
+    Err(FactorError::Correction("what is written does not give the edited weights".to_owned()))
 }
 
 /// What is gathered over the blocks of one tensor.
@@ -418,7 +449,6 @@ mod tests {
 
     use super::*;
     use crate::checkpoint::{NewTensor, write_safetensors};
-    use crate::factors::{IntegerMatrix, Integers};
 
     #[test]
     fn a_broken_weight_is_named_by_its_place_however_far_into_a_tensor_it_lies() {
@@ -439,7 +469,7 @@ mod tests {
         .expect("written");
         let checkpoint = Checkpoint::open(&path).expect("weights");
         let seen = check_finite(&checkpoint, &["a".to_owned()]).expect_err("NaN");
-        let (edits, terms) = ([("a".to_owned(), vec![0])], [zero([ROWS, COLUMNS])]);
+        let (edits, terms) = ([("a".to_owned(), vec![0])], [Term::zero([ROWS, COLUMNS], 2).expect("zeros")]);
         let weights = checkpoint.weights_id().expect("weights");
         // Of two threads, which read the first of them behind their first block.
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("threads");
@@ -447,15 +477,6 @@ mod tests {
         for found in [seen, bound].map(|error| error.to_string()) {
             assert!(found.contains("2 NaN or infinite weights, the first at row 2150, column 7"), "{found}");
         }
-    }
-
-    /// A term that adds nothing.
-    fn zero([rows, columns]: [usize; 2]) -> Term {
-        let matrix = |rows: usize, columns: usize| {
-            IntegerMatrix::new("zeros", rows, columns, 2, vec![0; rows * columns]).expect("zeros")
-        };
-        let integers = Integers::LowRank { left: matrix(rows, 1), right: matrix(1, columns) };
-        Term::new(integers, vec![0.0; rows], vec![0.0; columns]).expect("a right term")
     }
 
     #[test]
@@ -471,14 +492,14 @@ mod tests {
         };
         let base = opened("base.safetensors", Dtype::F16, [2, 3]);
         let weights = base.weights_id().expect("weights");
-        let terms = [zero([2, 3])];
+        let terms = [Term::zero([2, 3], 2).expect("zeros")];
         let edit = |indices: &[u32]| ("a".to_owned(), indices.to_vec());
         let twice = bind(&base, weights, &[edit(&[0]), edit(&[0])], &terms, &|_| ()).expect_err("twice");
         assert_eq!(twice.to_string(), "tensor `a` is listed twice");
         let none = bind(&base, weights, &[edit(&[0, 1])], &terms, &|_| ()).expect_err("no such term");
         assert_eq!(none.to_string(), "tensor `a` asks for term 1 of 1");
         for (name, dtype, shape, told) in [
-            ("wide", Dtype::F32, [2, 3], "tensor `a` is F32: a patch can change F32, F16 and BF16"),
+            ("wide", Dtype::F32, [2, 3], "tensor `a` is F32 in the edited checkpoint, and F16 in the base"),
             ("turned", Dtype::F16, [3, 2], "tensor `a` has shape [3, 2], the update has [2, 3]"),
         ] {
             let edited = opened(name, dtype, shape);

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Size of every digest in bytes.
-pub const DIGEST_SIZE_BYTES: usize = 32;
+pub(crate) const DIGEST_SIZE_BYTES: usize = 32;
 
 /// The text is not 64 hexadecimal digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

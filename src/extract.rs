@@ -18,11 +18,11 @@ use serde::Serialize;
 
 use crate::bind::{BindError, bind_to};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::diff::{DeltaReader, compare_names, sketch_of};
+use crate::diff::{DeltaReader, Differing, compare_names, sketch_of};
 use crate::digest::{FileDigest, TensorDigest, WeightsId};
 use crate::factors::{
-    Compression, CorrectionWriter, FactorError, IntegerMatrix, Integers, RankLimit, Sketch, Term, Update,
-    compress, quantize_dense, quantize_dense_rows,
+    BITS_MIN, Compression, CorrectionWriter, DENSE_PASSES, FactorError, IntegerMatrix, Integers, RankLimit,
+    Sketch, Term, Update, compress, corrected_of, quantize_dense, quantize_dense_rows,
 };
 use crate::operation::{OperationError, Progress};
 use crate::patch::manifest::{About, Base, Recipe};
@@ -91,7 +91,7 @@ pub enum ExtractError {
         /// What it is in both.
         found: String,
     },
-    /// The result would be another one.
+    /// The edited checkpoint was changed meanwhile.
     #[error("tensor `{tensor}` comes out as {found}, the edited checkpoint has {expected}")]
     NotExact {
         /// The tensor.
@@ -165,12 +165,12 @@ pub enum Form {
 
 /// Extracts the patch that makes `edited` of `base`; `model` is what the patch is for.
 ///
-/// `progress` is told bytes: all weights of both, and the tensors that differ once more, or up to twice where a term
-/// turns out to overflow.
+/// `progress` is told bytes: all weights of both, and what `announce` is told before it is read: how often that is what
+/// differs shows only on the way.
 ///
 /// # Errors
 /// [`ExtractError::Same`], [`ExtractError::OneSided`] and [`ExtractError::Kind`] where no patch leads from one to the
-/// other; [`ExtractError::NotExact`] where one would lead elsewhere; [`ExtractError::Checkpoint`] where either cannot
+/// other; [`ExtractError::NotExact`] where the edited one changes meanwhile; [`ExtractError::Checkpoint`] where either cannot
 /// be read; the others where the arithmetic fails.
 pub fn extract(
     base: &Checkpoint,
@@ -178,6 +178,7 @@ pub fn extract(
     model: Base,
     tool: &str,
     about: About,
+    announce: Progress<'_>,
     progress: Progress<'_>,
 ) -> Result<Extracted, ExtractError> {
     let names = compare_names(base, edited, progress)?;
@@ -190,25 +191,35 @@ pub fn extract(
         return Err(ExtractError::Same);
     }
     let mut works = Vec::new();
-    for (one, other) in &names.differing {
-        let reader = DeltaReader::new(base, one, edited, other);
-        let work = reader.and_then(|reader| Some((one.name.clone(), reader, reader.shape()?)));
-        works.push(work.ok_or_else(|| {
-            let kind = |dtype: &str, shape: &[u64]| format!("{dtype} {shape:?}");
-            let (one, other) = (kind(&one.dtype, &one.shape), kind(&other.dtype, &other.shape));
-            let found = if one == other { one } else { format!("{one} in one and {other} in the other") };
-            ExtractError::Kind { tensor: names.differing[works.len()].0.name.clone(), found }
-        })?);
+    for tensor in &names.differing {
+        let reader = DeltaReader::new([base, edited], tensor, announce, progress);
+        let work =
+            reader.and_then(|reader| Some(Work { shape: reader.shape()?, reader, result: tensor.result }));
+        works.push(work.ok_or_else(|| of_no_patch(tensor))?);
     }
+    // Every tensor is sketched once at least, and bound.
+    works.iter().for_each(|work| work.reader.announce(Sketch::PASSES + 1));
     let (terms, binding, tensors) = bind_each(base, edited, names.weights[0], &works, progress)?;
-    check_exact(&binding, edited)?;
+    check_unchanged(&binding, &works)?;
     let recipe = recipe(names.weights[1].to_string(), tool);
     let draft = Draft { about, ..Draft::new(model, recipe, terms, vec![binding]) };
     Ok(Extracted { draft, tensors })
 }
 
-/// A tensor that differs, with its rows and columns.
-type Work<'a> = (String, DeltaReader<'a>, [usize; 2]);
+/// A tensor that differs.
+struct Work<'a> {
+    reader: DeltaReader<'a>,
+    /// Its rows and columns.
+    shape: [usize; 2],
+    /// Its digest in the edited checkpoint.
+    result: TensorDigest,
+}
+
+fn of_no_patch(Differing { first, second, .. }: &Differing<'_>) -> ExtractError {
+    let [one, other] = [first, second].map(|info| format!("{} {:?}", info.dtype, info.shape));
+    let found = if one == other { one } else { format!("{one} in one and {other} in the other") };
+    ExtractError::Kind { tensor: first.name.clone(), found }
+}
 
 /// Chooses a term for each tensor and binds it.
 fn bind_each(
@@ -220,19 +231,21 @@ fn bind_each(
 ) -> Result<(Vec<Term>, BindingDraft, Vec<ExtractedTensor>), ExtractError> {
     let (mut terms, mut tensors) = (Vec::new(), Vec::new());
     let mut binding = BindingDraft { weights, tensors: Vec::new() };
-    for (name, reader, shape) in works {
+    for Work { reader, shape, .. } in works {
+        let name = reader.name();
         let (term, mut form) = choose(name, reader, *shape)?;
         // Tensors are far fewer than a u32 counts.
-        let edits = [(name.clone(), vec![terms.len() as u32])];
+        let edits = [(name.to_owned(), vec![terms.len() as u32])];
         terms.push(term);
         let bind = |terms: &[Term]| bind_to(base, edited, weights, &edits, terms, progress);
         let bound = match bind(&terms) {
             // In a row that the sample does not have.
             Err(BindError::Factors { source: FactorError::Overflow { .. }, .. }) => {
-                let zero = zero_term(*shape);
+                let zero = Term::zero(*shape, BITS_MIN);
                 terms.pop();
-                terms.push(zero.map_err(|source| ExtractError::Factors { tensor: name.clone(), source })?);
+                terms.push(zero.map_err(|source| ExtractError::Factors { tensor: name.to_owned(), source })?);
                 form = Form::Corrections;
+                reader.announce(1);
                 bind(&terms)?
             }
             bound => bound?,
@@ -243,12 +256,11 @@ fn bind_each(
     Ok((terms, binding, tensors))
 }
 
-/// Nothing is called exact that has another digest.
-fn check_exact(binding: &BindingDraft, edited: &Checkpoint) -> Result<(), ExtractError> {
-    for tensor in &binding.tensors {
-        let expected = edited.digest(edited.tensor(&tensor.name)?)?;
-        if tensor.after != expected {
-            let (tensor, found) = (tensor.name.clone(), tensor.after);
+/// The edited checkpoint is bound to as it was when it was compared.
+fn check_unchanged(binding: &BindingDraft, works: &[Work<'_>]) -> Result<(), ExtractError> {
+    for (tensor, work) in binding.tensors.iter().zip(works) {
+        if tensor.after != work.result {
+            let (tensor, expected, found) = (tensor.name.clone(), work.result, tensor.after);
             return Err(ExtractError::NotExact { tensor, expected, found });
         }
     }
@@ -257,14 +269,12 @@ fn check_exact(binding: &BindingDraft, edited: &Checkpoint) -> Result<(), Extrac
 
 fn came_out(tensor: &TensorDraft, form: Form) -> ExtractedTensor {
     let weights = tensor.shape[0] * tensor.shape[1];
-    let bits = tensor.correction.as_deref().unwrap_or_default();
-    let bits = bits.get(1..1 + weights.div_ceil(8) as usize).unwrap_or_default();
     ExtractedTensor {
         name: tensor.name.clone(),
         dtype: tensor.dtype,
         shape: tensor.shape,
         form,
-        corrected: bits.iter().map(|byte| u64::from(byte.count_ones())).sum(),
+        corrected: corrected_of(tensor.correction.as_deref(), weights),
         weights,
         tensor_size_bytes: weights * tensor.dtype.size_bytes() as u64,
     }
@@ -297,13 +307,17 @@ struct Candidate {
 fn choose(name: &str, reader: &DeltaReader<'_>, shape: [usize; 2]) -> Result<(Term, Form), ExtractError> {
     let failed = |source| ExtractError::Factors { tensor: name.to_owned(), source };
     let sample = Sample::read(reader, shape)?;
-    let mut best = sample.estimate(zero_term(shape).map_err(failed)?, Form::Corrections).map_err(failed)?;
+    let zero = Term::zero(shape, BITS_MIN).map_err(failed)?;
+    let mut best = sample.estimate(zero, Form::Corrections).map_err(failed)?;
     best.size_bytes -= TERMS_GAIN_BYTES;
     let corrections_alone = best.size_bytes;
     for size in SKETCH_SIZES.into_iter().filter(|size| *size <= sketch_size_max(shape)) {
-        let sketch = sketch_of(reader, shape, size)?;
+        if size > SKETCH_SIZES[0] {
+            reader.announce(Sketch::PASSES);
+        }
+        let Some(sketch) = unless_refused(sketch_of(reader, shape, size))? else { break };
         let before = best.size_bytes;
-        for candidate in low_rank(&sketch, &sample, shape).map_err(failed)? {
+        for candidate in low_rank(&sketch, &sample, shape) {
             if candidate.size_bytes < best.size_bytes {
                 best = candidate;
             }
@@ -316,15 +330,23 @@ fn choose(name: &str, reader: &DeltaReader<'_>, shape: [usize; 2]) -> Result<(Te
             break;
         }
     }
-    if let Some(bits) = dense_bits(&sample, best.size_bytes).map_err(failed)? {
+    if let Some(bits) = dense_bits(&sample, best.size_bytes) {
         let [rows, columns] = shape;
-        let term = reader.by_rows(columns, |read| quantize_dense_rows(rows, columns, bits, read))?;
+        reader.announce(DENSE_PASSES);
+        let term = reader.by_rows(columns, |read| quantize_dense_rows(rows, columns, bits, read));
         // The whole may turn out otherwise than its sample.
-        if let Ok(dense) = sample.estimate(term, Form::Dense { bits }) {
-            best = if dense.size_bytes < best.size_bytes { dense } else { best };
-        }
+        let dense = unless_refused(term)?.and_then(|term| sample.estimate(term, Form::Dense { bits }).ok());
+        best = dense.filter(|dense| dense.size_bytes < best.size_bytes).unwrap_or(best);
     }
     Ok((best.term, best.form))
+}
+
+/// What came out, unless the arithmetic refused it: that is no candidate, for corrections alone always do.
+fn unless_refused<T>(found: Result<T, OperationError>) -> Result<Option<T>, OperationError> {
+    match found {
+        Err(OperationError::Factors { .. }) => Ok(None),
+        found => found.map(Some),
+    }
 }
 
 /// The singular values of a large matrix hold little more than random ones would: there is no low rank to be found,
@@ -343,11 +365,7 @@ fn sketch_size_max([rows, columns]: [usize; 2]) -> usize {
 }
 
 /// Factors of several ranks at the width that suits the likeliest rank best.
-fn low_rank(
-    sketch: &Sketch,
-    sample: &Sample,
-    [rows, columns]: [usize; 2],
-) -> Result<Vec<Candidate>, FactorError> {
+fn low_rank(sketch: &Sketch, sample: &Sample, [rows, columns]: [usize; 2]) -> Vec<Candidate> {
     let candidate = |rank: usize, bits: u8| {
         let (left, right) = sketch.factors(rank);
         let compression = Compression { bits, limit: RankLimit::Full };
@@ -358,19 +376,19 @@ fn low_rank(
         };
         sample.estimate(term, form)
     };
-    let Some(likeliest) = likeliest_rank(sketch.values()) else { return Ok(Vec::new()) };
+    let Some(likeliest) = likeliest_rank(sketch.values()) else { return Vec::new() };
     // A rank whose update overflows somewhere is not a candidate; others may be.
     let mut found: Vec<Candidate> =
         FACTOR_BITS.into_iter().filter_map(|bits| candidate(likeliest, bits).ok()).collect();
     let Some(best) = found.iter().min_by(|one, other| one.size_bytes.total_cmp(&other.size_bytes)) else {
-        return Ok(found);
+        return found;
     };
-    let (Form::LowRank { bits, .. } | Form::Dense { bits }) = best.form else { return Ok(found) };
+    let (Form::LowRank { bits, .. } | Form::Dense { bits }) = best.form else { return found };
     let all = sketch.values().len();
     let others = [all, all / 2, all / 4, likeliest / 2];
     let others = others.into_iter().filter(|rank| *rank > 0 && *rank != likeliest);
     found.extend(others.filter_map(|rank| candidate(rank, bits).ok()));
-    Ok(found)
+    found
 }
 
 /// The rank after which singular values fall most steeply.
@@ -383,25 +401,17 @@ fn likeliest_rank(values: &[f64]) -> Option<usize> {
     }
 }
 
-/// A term that changes nothing.
-fn zero_term([rows, columns]: [usize; 2]) -> Result<Term, FactorError> {
-    let integers = Integers::LowRank {
-        left: IntegerMatrix::new("the left factor", rows, 1, 2, vec![0; rows])?,
-        right: IntegerMatrix::new("the right factor", 1, columns, 2, vec![0; columns])?,
-    };
-    Term::new(integers, vec![0.0; rows], vec![0.0; columns])
-}
-
 /// The width at which a dense term would take fewer bytes than `size_bytes`, by the sample's rows alone.
-fn dense_bits(sample: &Sample, size_bytes: f64) -> Result<Option<u8>, FactorError> {
+fn dense_bits(sample: &Sample, size_bytes: f64) -> Option<u8> {
     let mut best = (size_bytes, None);
     for bits in DENSE_BITS {
-        let size = sample.estimate_dense(bits)?;
-        if size < best.0 {
-            best = (size, Some(bits));
+        match sample.estimate_dense(bits) {
+            Ok(size) if size < best.0 => best = (size, Some(bits)),
+            // A term that overflows, or that no scales fit, is no candidate.
+            _ => {}
         }
     }
-    Ok(best.1)
+    best.1
 }
 
 /// Some rows that follow each other, before and after.
@@ -436,8 +446,9 @@ impl Sample {
                 continue;
             }
             let range = (first * columns) as u64..(end * columns) as u64;
-            let (before, after) = reader.read(range.clone())?;
-            sample.deltas.extend(reader.deltas(range)?);
+            reader.announce_range(&range);
+            let (before, after) = reader.read(range)?;
+            sample.deltas.extend(reader.deltas(&before, &after));
             sample.stretches.push(Stretch { row_first: first, before, after });
             sample.rows += end - first;
             next = end;
@@ -457,8 +468,7 @@ impl Sample {
             correction.push_rows(self.dtype, row..row + rows, &given, after)?;
             row += rows;
         }
-        let corrections = self.scaled(correction.finish()?.as_deref());
-        let size_bytes = term_size_bytes(&term) + corrections;
+        let size_bytes = term_size_bytes(&term) + self.scaled(&correction);
         Ok(Candidate { term, form, size_bytes })
     }
 
@@ -473,26 +483,17 @@ impl Sample {
         let after =
             self.stretches.iter().map(|stretch| stretch.after.as_slice()).collect::<Vec<_>>().concat();
         let mut correction = CorrectionWriter::new(self.rows, columns);
-        // A term that overflows is no candidate.
-        if update.apply_rows(self.dtype, 0..self.rows, &mut given).is_err() {
-            return Ok(f64::INFINITY);
-        }
+        update.apply_rows(self.dtype, 0..self.rows, &mut given)?;
         correction.push_rows(self.dtype, 0..self.rows, &given, &after)?;
-        Ok(self.scaled(correction.finish()?.as_deref()) + integers * self.shape[0] as f64 / self.rows as f64)
+        Ok(self.scaled(&correction) + integers * self.shape[0] as f64 / self.rows as f64)
     }
 
     /// Bytes of the whole tensor's correction, from those of the sample's.
-    fn scaled(&self, correction: Option<&[u8]>) -> f64 {
-        let Some(bytes) = correction else { return 0.0 };
+    fn scaled(&self, correction: &CorrectionWriter) -> f64 {
         let weights = self.rows * self.shape[1];
-        let (bits, planes) = bytes[1..].split_at(weights.div_ceil(8));
-        let corrected: u32 = bits.iter().map(|byte| byte.count_ones()).sum();
-        let count = corrected as usize;
-        let width = usize::from(bytes[0]);
-        let planes: f64 =
-            (0..width).map(|plane| entropy_bytes(&planes[plane * count..(plane + 1) * count])).sum();
+        let planes: f64 = correction.planes().map(|plane| entropy_bytes(&plane)).sum();
         // What zstd makes of bits that are set now and then: a little more than their entropy.
-        let share = f64::from(corrected) / weights as f64;
+        let share = correction.corrected() as f64 / weights as f64;
         let bits = weights as f64 / 8.0 * 1.25 * binary_entropy(share);
         (bits + planes) * self.shape[0] as f64 / self.rows as f64
     }

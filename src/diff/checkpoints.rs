@@ -118,14 +118,15 @@ impl Default for CheckpointOptions {
     }
 }
 
-/// Bytes that [`diff_checkpoints`] reports to its progress before it looks at single tensors: all weights of both.
+/// Bytes that [`diff_checkpoints`] reads before it knows which tensors differ: all weights of both.
 pub fn diff_checkpoints_size_bytes(first: &Checkpoint, second: &Checkpoint) -> u64 {
     first.weights_size_bytes() + second.weights_size_bytes()
 }
 
 /// Compares two checkpoints.
 ///
-/// `progress` is told bytes, [`diff_checkpoints_size_bytes`] in all.
+/// `progress` is told bytes: [`diff_checkpoints_size_bytes`], and what `announce` is told before it is read, once it is
+/// known which tensors differ.
 ///
 /// # Errors
 /// [`OperationError::Checkpoint`], and [`OperationError::Factors`] where singular values do not converge.
@@ -133,20 +134,23 @@ pub fn diff_checkpoints(
     first: &Checkpoint,
     second: &Checkpoint,
     options: CheckpointOptions,
+    announce: Progress<'_>,
     progress: Progress<'_>,
 ) -> Result<CheckpointDiff, OperationError> {
     let names = compare_names(first, second, progress)?;
+    let readers = names.differing.iter();
+    let readers: Vec<_> =
+        readers.map(|tensor| DeltaReader::new([first, second], tensor, announce, progress)).collect();
+    for reader in readers.iter().flatten() {
+        reader.announce(passes(reader, options));
+    }
     let mut tensors = Vec::new();
-    for (one, other) in &names.differing {
-        let change = match DeltaReader::new(first, one, second, other) {
-            Some(reader) => Some(change(&reader, options)?),
-            None => None,
-        };
+    for (tensor, reader) in names.differing.iter().zip(readers) {
         tensors.push(TensorDiff {
-            name: one.name.clone(),
-            first: Kind::of(one),
-            second: Kind::of(other),
-            change,
+            name: tensor.first.name.clone(),
+            first: Kind::of(tensor.first),
+            second: Kind::of(tensor.second),
+            change: reader.map(|reader| change(&reader, options)).transpose()?,
         });
     }
     Ok(CheckpointDiff {
@@ -164,8 +168,16 @@ pub(crate) struct Names<'a> {
     pub(crate) same: usize,
     pub(crate) removed: Vec<String>,
     pub(crate) added: Vec<String>,
-    /// Tensors of one name whose type, shape or bytes differ.
-    pub(crate) differing: Vec<(&'a TensorInfo, &'a TensorInfo)>,
+    pub(crate) differing: Vec<Differing<'a>>,
+}
+
+/// Tensors of one name whose type, shape or bytes differ.
+pub(crate) struct Differing<'a> {
+    pub(crate) first: &'a TensorInfo,
+    pub(crate) second: &'a TensorInfo,
+    /// Digest of the second.
+    #[cfg(feature = "edit")]
+    pub(crate) result: TensorDigest,
 }
 
 /// Compares two checkpoints by the digests of their tensors.
@@ -194,7 +206,12 @@ pub(crate) fn compare_names<'a>(
         if (&tensor.dtype, &tensor.shape, &other[place]) == (&info.dtype, &info.shape, digest) {
             names.same += 1;
         } else {
-            names.differing.push((info, tensor));
+            names.differing.push(Differing {
+                first: info,
+                second: tensor,
+                #[cfg(feature = "edit")]
+                result: other[place],
+            });
         }
     }
     let new = second.tensors().iter().filter(|info| first.find(&info.name).is_none());
@@ -203,51 +220,65 @@ pub(crate) fn compare_names<'a>(
 }
 
 /// Reads the same tensor of two checkpoints, and what one of them is less the other.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct DeltaReader<'a> {
-    first: &'a Checkpoint,
-    first_info: &'a TensorInfo,
-    second: &'a Checkpoint,
-    second_info: &'a TensorInfo,
+    checkpoints: [&'a Checkpoint; 2],
+    infos: [&'a TensorInfo; 2],
+    announce: Progress<'a>,
+    progress: Progress<'a>,
     pub(crate) dtype: Dtype,
 }
 
 impl<'a> DeltaReader<'a> {
-    /// None for tensors of unlike kinds, or of a type that no patch touches.
+    /// None for tensors of unlike kinds, or of a type that no patch touches. `progress` is told what is read, in bytes
+    /// of both.
     pub(crate) fn new(
-        first: &'a Checkpoint,
-        first_info: &'a TensorInfo,
-        second: &'a Checkpoint,
-        second_info: &'a TensorInfo,
+        checkpoints: [&'a Checkpoint; 2],
+        tensor: &Differing<'a>,
+        announce: Progress<'a>,
+        progress: Progress<'a>,
     ) -> Option<Self> {
-        let dtype = first_info.element_dtype()?;
-        let alike = (&first_info.dtype, &first_info.shape) == (&second_info.dtype, &second_info.shape);
-        alike.then_some(Self { first, first_info, second, second_info, dtype })
+        let (first, second) = (tensor.first, tensor.second);
+        let dtype = first.element_dtype()?;
+        let alike = (&first.dtype, &first.shape) == (&second.dtype, &second.shape);
+        alike.then_some(Self { checkpoints, infos: [first, second], announce, progress, dtype })
+    }
+
+    /// Tells that all of the tensor, in both, is about to be read so many times.
+    pub(crate) fn announce(&self, passes: u64) {
+        (self.announce)(passes * self.infos.map(|info| info.size_bytes).iter().sum::<u64>());
+    }
+
+    /// As [`DeltaReader::announce`], of the weights in `range`.
+    #[cfg(feature = "edit")]
+    pub(crate) fn announce_range(&self, range: &Range<u64>) {
+        (self.announce)(2 * (range.end - range.start) * self.dtype.size_bytes() as u64);
     }
 
     /// The weights of both in `range`, counted row-major, as bytes.
     pub(crate) fn read(&self, range: Range<u64>) -> Result<(Vec<u8>, Vec<u8>), CheckpointError> {
         let size_bytes = self.dtype.size_bytes() as u64;
-        let read = |checkpoint: &Checkpoint, info: &TensorInfo| {
+        let read = |side: usize| {
             let mut bytes = vec![0; ((range.end - range.start) * size_bytes) as usize];
-            checkpoint.read_at(info, range.start * size_bytes, &mut bytes).map(|()| bytes)
+            self.checkpoints[side].read_at(self.infos[side], range.start * size_bytes, &mut bytes)?;
+            (self.progress)(bytes.len() as u64);
+            Ok(bytes)
         };
-        Ok((read(self.first, self.first_info)?, read(self.second, self.second_info)?))
+        Ok((read(0)?, read(1)?))
     }
 
-    /// `second - first` for the weights in `range`; 0 where either is not finite.
+    /// `second - first` for the weights of both, as they were read; 0 where either is not finite.
     #[cfg(feature = "edit")]
-    pub(crate) fn deltas(&self, range: Range<u64>) -> Result<Vec<f64>, CheckpointError> {
-        let (first, second) = self.read(range)?;
+    pub(crate) fn deltas(&self, first: &[u8], second: &[u8]) -> Vec<f64> {
         let size_bytes = self.dtype.size_bytes();
-        Ok(with_element!(self.dtype, E => {
+        with_element!(self.dtype, E => {
             let pairs = first.par_chunks_exact(size_bytes).zip(second.par_chunks_exact(size_bytes));
             pairs.map(|(first, second)| {
                 let (first, second) = (E::read(first), E::read(second));
                 let finite = first.is_finite() && second.is_finite();
                 if finite { second.to_f64() - first.to_f64() } else { 0.0 }
             }).collect()
-        }))
+        })
     }
 
     /// What `work` makes of the differences, which it reads some rows of `columns` weights at a time.
@@ -259,24 +290,28 @@ impl<'a> DeltaReader<'a> {
     ) -> Result<T, OperationError> {
         let mut read = |rows: Range<usize>| {
             let range = (rows.start * columns) as u64..(rows.end * columns) as u64;
-            self.deltas(range).map_err(DeltaError::Read)
+            let (first, second) = self.read(range).map_err(DeltaError::Read)?;
+            Ok(self.deltas(&first, &second))
         };
         work(&mut read).map_err(|error| match error {
             DeltaError::Read(error) => error.into(),
-            DeltaError::Factors(source) => {
-                OperationError::Factors { tensor: self.first_info.name.clone(), source }
-            }
+            DeltaError::Factors(source) => OperationError::Factors { tensor: self.name().to_owned(), source },
         })
     }
 
     pub(crate) fn weights(&self) -> u64 {
-        self.first_info.size_bytes / self.dtype.size_bytes() as u64
+        self.infos[0].size_bytes / self.dtype.size_bytes() as u64
+    }
+
+    #[cfg(feature = "edit")]
+    pub(crate) fn name(&self) -> &str {
+        &self.infos[0].name
     }
 
     /// Rows and columns; a vector is one row.
     #[cfg(feature = "edit")]
     pub(crate) fn shape(&self) -> Option<[usize; 2]> {
-        self.first_info.matrix_shape().map(|shape| shape.map(|size| size as usize))
+        self.infos[0].matrix_shape().map(|shape| shape.map(|size| size as usize))
     }
 }
 
@@ -347,16 +382,31 @@ fn change(reader: &DeltaReader<'_>, options: CheckpointOptions) -> Result<Change
     })
 }
 
+/// How often [`change`] reads all of a tensor.
+#[cfg(feature = "edit")]
+fn passes(reader: &DeltaReader<'_>, options: CheckpointOptions) -> u64 {
+    1 + sketched_shape(reader, options).map_or(0, |_| Sketch::PASSES)
+}
+
+#[cfg(not(feature = "edit"))]
+fn passes(_: &DeltaReader<'_>, _: CheckpointOptions) -> u64 {
+    1
+}
+
+/// Of a matrix whose singular values are looked for.
+#[cfg(feature = "edit")]
+fn sketched_shape(reader: &DeltaReader<'_>, options: CheckpointOptions) -> Option<[usize; 2]> {
+    reader.shape().filter(|shape| options.singular_values > 0 && shape[0] > 1)
+}
+
 #[cfg(feature = "edit")]
 fn effective_rank(
     reader: &DeltaReader<'_>,
     options: CheckpointOptions,
 ) -> Result<Option<EffectiveRank>, OperationError> {
     let CheckpointOptions { singular_values, share } = options;
-    let Some([rows, columns]) = reader.shape().filter(|shape| singular_values > 0 && shape[0] > 1) else {
-        return Ok(None);
-    };
-    let sketch = sketch_of(reader, [rows, columns], singular_values)?;
+    let Some(shape) = sketched_shape(reader, options) else { return Ok(None) };
+    let sketch = sketch_of(reader, shape, singular_values)?;
     let found = sketch.effective_rank(share);
     let rank = found.unwrap_or(sketch.values().len());
     Ok(Some(EffectiveRank { share, rank, is_more: found.is_none() }))

@@ -20,7 +20,7 @@ pub use checkpoints::{
     diff_checkpoints_size_bytes,
 };
 #[cfg(feature = "edit")]
-pub(crate) use checkpoints::{DeltaReader, compare_names};
+pub(crate) use checkpoints::{DeltaReader, Differing, compare_names};
 pub use fields::FieldChange;
 pub use patches::{
     FactChange, FactsDiff, PatchDiff, PatchDiffError, UpdateDiff, UpdateSize, diff_facts, diff_patches,

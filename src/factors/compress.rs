@@ -85,7 +85,7 @@ pub fn compress(
     let right = MatRef::from_row_major_slice(right, rank, columns);
     let balanced = balance(left, right, compression.limit)?;
     if balanced.rank() == 0 {
-        return zero_term(rows, columns, bits);
+        return Term::zero([rows, columns], bits);
     }
     if is_stored_dense(balanced.rank(), rows, columns) {
         let dense = product(balanced.left.as_ref(), balanced.right.as_ref());
@@ -97,14 +97,6 @@ pub fn compress(
 /// Whether factors of this rank would cost more integers than the product.
 pub(super) fn is_stored_dense(rank: usize, rows: usize, columns: usize) -> bool {
     rank * (rows + columns) > rows * columns
-}
-
-fn zero_term(rows: usize, columns: usize, bits: u8) -> Result<Term, FactorError> {
-    let integers = Integers::LowRank {
-        left: IntegerMatrix::new("the left factor", rows, 1, bits, vec![0; rows])?,
-        right: IntegerMatrix::new("the right factor", 1, columns, bits, vec![0; columns])?,
-    };
-    Term::new(integers, vec![0.0; rows], vec![0.0; columns])
 }
 
 // --------------------------------------------------------------------------------------------- singular values --

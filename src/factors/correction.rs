@@ -125,15 +125,31 @@ impl CorrectionWriter {
         if self.row_next != self.rows {
             return Err(fault(format!("{} of {} rows were given", self.row_next, self.rows)));
         }
-        let Some(largest) = self.folded.iter().max() else { return Ok(None) };
-        let width = width_of(*largest);
-        let mut bytes = vec![width as u8];
-        bytes.extend(&self.bits);
-        for plane in 0..width {
-            bytes.extend(self.folded.iter().map(|folded| folded.to_le_bytes()[plane]));
+        if self.folded.is_empty() {
+            return Ok(None);
         }
+        let mut bytes = vec![self.width() as u8];
+        bytes.extend(&self.bits);
+        self.planes().for_each(|plane| bytes.extend(plane));
         Ok(Some(bytes))
     }
+
+    fn width(&self) -> usize {
+        self.folded.iter().max().map_or(0, |largest| width_of(*largest))
+    }
+
+    /// The differences so far: their lowest bytes, then their next, and so on.
+    pub(crate) fn planes(&self) -> impl Iterator<Item = Vec<u8>> {
+        let plane = |plane: usize| self.folded.iter().map(|folded| folded.to_le_bytes()[plane]).collect();
+        (0..self.width()).map(plane)
+    }
+}
+
+/// How many weights of a tensor of so many the `correction` corrects that [`CorrectionWriter::finish`] gave.
+#[cfg(feature = "edit")]
+pub(crate) fn corrected_of(correction: Option<&[u8]>, weights: u64) -> u64 {
+    let bits = correction.map_or(&[][..], |bytes| &bytes[1..1 + weights.div_ceil(BYTE_BITS as u64) as usize]);
+    bits.iter().map(|byte| u64::from(byte.count_ones())).sum()
 }
 
 /// The fewest of 1, 2 and 4 bytes that hold `folded`.

@@ -39,6 +39,8 @@ use crate::tensor::Dtype;
 
 #[cfg(feature = "edit")]
 pub use compress::{BITS_DEFAULT, Compression, RankLimit, compress};
+#[cfg(feature = "edit")]
+pub(crate) use correction::corrected_of;
 pub use correction::{Correction, CorrectionWriter};
 #[cfg(feature = "edit")]
 pub use cut::{Cut, cut_of};
@@ -47,7 +49,7 @@ pub use kernels::{Kernel, check_kernels};
 #[cfg(feature = "edit")]
 pub(crate) use overlap::KeySpace;
 #[cfg(feature = "edit")]
-pub(crate) use quantize::quantize_dense_rows;
+pub(crate) use quantize::{DENSE_PASSES, quantize_dense_rows};
 pub use quantize::{quantize_dense, quantize_low_rank};
 #[cfg(feature = "edit")]
 pub(crate) use recompress::recompress;
@@ -62,7 +64,7 @@ pub const BITS_MIN: u8 = 2;
 /// Widest integers of a factor, in bits.
 pub const BITS_MAX: u8 = 16;
 /// Sums of products stay below this, so that an f64 holds every partial sum exactly.
-pub const EXACT_SUM_LIMIT: u64 = 1 << 53;
+pub(crate) const EXACT_SUM_LIMIT: u64 = 1 << 53;
 
 /// A term that cannot be part of a patch, or a result that cannot be stored.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -204,7 +206,7 @@ enum Values {
 }
 
 /// Widest integers that are kept in a byte each.
-pub const NARROW_BITS_MAX: u8 = 8;
+pub(crate) const NARROW_BITS_MAX: u8 = 8;
 
 /// The largest magnitude that an integer of `bits` bits has here: `2^(bits-1) - 1`, the same on both sides.
 pub const fn magnitude_limit(bits: u8) -> i16 {
@@ -236,7 +238,7 @@ impl IntegerMatrix {
         Ok(Self { rows, columns, bits, values })
     }
 
-    /// As [`IntegerMatrix::new`], from integers in a byte each, for widths up to [`NARROW_BITS_MAX`].
+    /// As [`IntegerMatrix::new`], from integers in a byte each, of a width that fits one.
     ///
     /// # Errors
     /// As [`IntegerMatrix::new`].
@@ -401,6 +403,19 @@ impl Term {
         check_scales("row scale", &term.row_scales, term.rows())?;
         check_scales("column scale", &term.column_scales, term.columns())?;
         Ok(term)
+    }
+
+    /// A term of this shape that changes nothing.
+    ///
+    /// # Errors
+    /// [`FactorError::Bits`].
+    #[cfg(any(test, feature = "edit"))]
+    pub(crate) fn zero([rows, columns]: [usize; 2], bits: u8) -> Result<Self, FactorError> {
+        let integers = Integers::LowRank {
+            left: IntegerMatrix::new("the left factor", rows, 1, bits, vec![0; rows])?,
+            right: IntegerMatrix::new("the right factor", 1, columns, bits, vec![0; columns])?,
+        };
+        Self::new(integers, vec![0.0; rows], vec![0.0; columns])
     }
 
     /// `out`: rows of the update.

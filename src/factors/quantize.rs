@@ -56,8 +56,12 @@ pub fn quantize_dense(values: &[f64], rows: usize, columns: usize, bits: u8) -> 
     })
 }
 
-/// As [`quantize_dense`], of values that `read` gives for some rows at a time, all of them three times: only what comes
-/// of it is ever in memory as a whole.
+/// How often [`quantize_dense_rows`] reads all rows.
+#[cfg(feature = "edit")]
+pub(crate) const DENSE_PASSES: u64 = 3;
+
+/// As [`quantize_dense`], of values that `read` gives for some rows at a time, all of them [`DENSE_PASSES`] times: only
+/// what comes of it is ever in memory as a whole.
 ///
 /// # Errors
 /// As for [`quantize_dense`], with the index of a value that is not finite counted within the rows that were read; what

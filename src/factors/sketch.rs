@@ -30,7 +30,7 @@ const STRIPE: usize = 512;
 /// The largest singular values of a matrix, with their vectors, and what they leave.
 #[derive(Debug, Clone)]
 pub struct Sketch {
-    /// `[rows, rank]`, row-major: left singular vectors.
+    /// `[rows, rank]`: left singular vectors.
     left: Mat<f64>,
     /// Singular values, from the largest down.
     values: Vec<f64>,
@@ -41,6 +41,9 @@ pub struct Sketch {
 }
 
 impl Sketch {
+    /// How often all rows are read.
+    pub(crate) const PASSES: u64 = 4;
+
     /// Sketches a matrix of `rows` by `columns` with `size` random combinations; `read` gives some rows, row-major.
     ///
     /// The first values are nearly exact, the last of `size` are too small where more follow.

@@ -15,7 +15,7 @@ use mpatch::tensor::{Dtype, Element};
 use mpatch::with_element;
 
 use crate::common::{npz, relative_difference, world};
-use crate::drafts::{self, Numbers};
+use crate::drafts::{self, Numbers, Weights};
 use crate::{
     FIRST, SECOND, SHAPE, adapter, applied, base, decoded, extracted_exactly, fact, merged, patch_of,
     patch_on, quiet, stacked, tensor_bytes, write,
@@ -308,4 +308,16 @@ fn a_merged_adapter_whose_factors_overflow_in_some_row_is_extracted_by_correctio
     let edited = write(folder.path(), "edited.safetensors", &[edited]);
     let (found, _) = extracted_exactly(&path, &edited);
     assert_eq!(found.tensors[0].form, Form::Corrections);
+}
+
+#[test]
+fn a_change_too_large_for_factors_is_extracted_by_corrections() {
+    let folder = tempfile::tempdir().unwrap();
+    let shape = [8192, 2];
+    let of = |name: &str, first: f64| {
+        let values: Vec<f64> = [first, 1.0].repeat(shape[0]);
+        write(folder.path(), name, &[Weights::new(FIRST, Dtype::F32, shape, &values)])
+    };
+    let (found, _) = extracted_exactly(&of("base.safetensors", 3e38), &of("edited.safetensors", -3e38));
+    assert_eq!((found.tensors[0].form, found.tensors[0].corrected), (Form::Corrections, 8192));
 }

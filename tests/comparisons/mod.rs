@@ -1,16 +1,21 @@
 //! What is told of two patches, or of two checkpoints, at the edges: nothing added, other shapes, one side alone.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use half::f16;
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
-use mpatch::diff::{Change, CheckpointDiff, CheckpointOptions, UpdateDiff, diff_checkpoints, diff_patches};
+use mpatch::diff::{
+    Change, CheckpointDiff, CheckpointOptions, UpdateDiff, diff_checkpoints, diff_checkpoints_size_bytes,
+    diff_patches,
+};
 use mpatch::factors::{Integers, Term};
 use mpatch::patch::Patch;
 use mpatch::tensor::Dtype;
 
 use crate::drafts::{Numbers, Weights, draft};
-use crate::{FIRST, SHAPE, base, base_file, decoded, extraction, patch_of, quiet, write};
+use crate::{FIRST, SECOND, SHAPE, base, base_file, decoded, extraction, patch_of, quiet, write};
 
 /// A patch on the checkpoint at `path` that changes one of its tensors.
 fn patch_of_one(path: &Path, name: &str, term: Term) -> Patch {
@@ -24,6 +29,29 @@ fn patch_of_one(path: &Path, name: &str, term: Term) -> Patch {
 fn scaled(term: &Term, factor: f32) -> Term {
     let rows = term.row_scales().iter().map(|scale| factor * scale).collect();
     Term::new(term.integers().clone(), rows, term.column_scales().to_vec()).unwrap()
+}
+
+/// Bytes that were told of: those that were to be read, and those that were.
+#[derive(Default)]
+pub struct Told {
+    all: AtomicU64,
+    read: AtomicU64,
+}
+
+impl Told {
+    pub fn announce(&self, bytes: u64) {
+        self.all.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub fn progress(&self, bytes: u64) {
+        let read = self.read.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        let all = self.all.load(Ordering::Relaxed);
+        assert!(read <= all, "{read} bytes are read, of {all}");
+    }
+
+    pub fn check_done(&self) {
+        assert_eq!(self.read.load(Ordering::Relaxed), self.all.load(Ordering::Relaxed));
+    }
 }
 
 #[test]
@@ -92,7 +120,7 @@ fn compared(first: Weights, second: Weights, options: CheckpointOptions) -> Chec
     let folder = tempfile::tempdir().unwrap();
     let opened = |name: &str, weights| Checkpoint::open(write(folder.path(), name, &[weights])).unwrap();
     let (first, second) = (opened("first.safetensors", first), opened("second.safetensors", second));
-    diff_checkpoints(&first, &second, options, &quiet).unwrap()
+    diff_checkpoints(&first, &second, options, &quiet, &quiet).unwrap()
 }
 
 fn change(first: Weights, second: Weights, singular_values: usize) -> Change {
@@ -152,4 +180,48 @@ fn an_extracted_patch_names_the_weights_that_it_was_made_of() {
     assert_eq!(found.bindings[0].weights, weights(&path));
     let edited = format!("{{\"edited\":\"{}\"}}", weights(&edited));
     assert_eq!(found.recipe.hyperparameters, edited);
+}
+
+#[test]
+fn checkpoints_are_compared_weight_by_weight() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = base(Dtype::F16);
+    let path = write(folder.path(), "base.safetensors", &tensors);
+    let difference = |path: &Path, other: &Path| {
+        let (one, other) = (Checkpoint::open(path).unwrap(), Checkpoint::open(other).unwrap());
+        let told = Told::default();
+        told.announce(diff_checkpoints_size_bytes(&one, &other));
+        let (announce, progress) = (|bytes| told.announce(bytes), |bytes| told.progress(bytes));
+        let diff =
+            diff_checkpoints(&one, &other, CheckpointOptions::default(), &announce, &progress).unwrap();
+        told.check_done();
+        diff
+    };
+    let compare = |other: &Path| difference(&path, other);
+    let same = compare(&path);
+    assert!(same.is_same() && same.same == 2 && same.tensors.is_empty());
+    let mut edited = tensors.clone();
+    // One value up, two values down in one row, and from the smallest negative to the smallest positive subnormal.
+    edited[1].bytes[0..6]
+        .copy_from_slice(&[1.0_f64, 1.0, 0.0].map(|value| f16::from_f64(value).to_le_bytes()).concat());
+    let mut before = tensors.clone();
+    let values = [1.0 + 2.0_f64.powi(-10), 1.0 - 2.0_f64.powi(-10), 0.0];
+    before[1].bytes[0..6].copy_from_slice(&values.map(|value| f16::from_f64(value).to_le_bytes()).concat());
+    before[1].bytes[5] |= 0x80;
+    let path = write(folder.path(), "before.safetensors", &before);
+    let after = write(folder.path(), "after.safetensors", &edited);
+    let diff = difference(&path, &after);
+    assert!(!diff.is_same() && diff.same == 1);
+    let change = diff.tensors[0].change.as_ref().unwrap();
+    // 1 + 2^-10 is the next value after 1; before 1 values are twice as dense; -0 and +0 are neighbours.
+    assert_eq!((change.changed, change.ulps_max, change.ulps_mean), (3, 2, 4.0 / 3.0));
+    assert_eq!(change.effective_rank.unwrap().rank, 1);
+    assert!(change.relative_norm > 0.0 && change.not_finite == 0);
+    let added = write(
+        folder.path(),
+        "added.safetensors",
+        &[tensors[0].clone(), Numbers(1).weights("new", Dtype::F32, [1, 2])],
+    );
+    let diff = compare(&added);
+    assert_eq!((diff.added, diff.removed), (vec!["new".to_owned()], vec![SECOND.to_owned()]));
 }

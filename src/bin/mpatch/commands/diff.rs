@@ -14,6 +14,7 @@ use mpatch::digest::{FileDigest, PatchId};
 use mpatch::extract::{ExtractError, ExtractedTensor, Form, extract};
 use mpatch::facts::shortened;
 use mpatch::model::{TokenizerFiles, architecture_of};
+use mpatch::operation::OperationError;
 use mpatch::patch::Patch;
 use mpatch::patch::layout::MAGIC;
 use mpatch::patch::manifest::{Base, Fact};
@@ -40,7 +41,11 @@ use crate::report::{Output, Page, Report, count, shell_word, size};
                   mpatch diff gptj/ gptj-edited/ -o edits.mpatch\n  \
                   mpatch diff gptj-edited/\n  \
                   mpatch diff gptj-edited/ main~2\n\n\
-                  Of a file and a state that have one name, the file is meant; `refs/heads/NAME` is the branch."
+                  Of a file and a state that have one name, the file is meant; `refs/heads/NAME` is the branch.",
+    mut_args(|argument| match argument.get_id().as_str() {
+        "title" | "author" | "licence" | "key" | "no_sign" => argument.requires("output"),
+        _ => argument,
+    })
 )]
 pub struct DiffArguments {
     /// The first patch or checkpoint; a patch of the history by its id, or by a revision
@@ -201,8 +206,8 @@ fn checkpoints(arguments: &DiffArguments, second: &Path, output: &Output) -> Res
     let options =
         CheckpointOptions { singular_values: arguments.singular_values, ..CheckpointOptions::default() };
     let progress = output.progress("comparing", diff_checkpoints_size_bytes(&one, &other));
-    let diff = diff_checkpoints(&one, &other, options, &|bytes| progress.add(bytes))
-        .map_err(|error| CommandError::operation("the difference", error))?;
+    let (announce, read) = (|bytes| progress.expect(bytes), |bytes| progress.add(bytes));
+    let diff = diff_checkpoints(&one, &other, options, &announce, &read).map_err(difference_error)?;
     drop(progress);
     let answer = answer(diff.is_same());
     output.report(&WeightsReport { first: first.to_owned(), second: second.to_owned(), diff })?;
@@ -220,7 +225,8 @@ fn extracted(
     let (base, edited) = (open_checkpoint(&arguments.first, output)?, open_checkpoint(second, output)?);
     let progress = output.progress("extracting", diff_checkpoints_size_bytes(&base, &edited));
     let about = arguments.about.about();
-    let found = extract(&base, &edited, model_of(&base)?, TOOL, about, &|bytes| progress.add(bytes));
+    let (announce, read) = (|bytes| progress.expect(bytes), |bytes| progress.add(bytes));
+    let found = extract(&base, &edited, model_of(&base)?, TOOL, about, &announce, &read);
     let found = found.map_err(|error| extract_error(&arguments.first, second, error))?;
     drop(progress);
     let mut patch = encoded(&found.draft, "the extracted patch")?;
@@ -265,12 +271,21 @@ fn model_of(base: &Checkpoint) -> Result<Base, CommandError> {
     Ok(Base { architecture, config: FileDigest::of(&config), tokenizer })
 }
 
+/// Two checkpoints that cannot be compared: no patch is to blame.
+fn difference_error(error: OperationError) -> CommandError {
+    match error {
+        OperationError::Factors { .. } => CommandError::new(ExitKind::Malformed, with_causes(&error))
+            .hint("`--singular-values 0` leaves out in how many directions tensors change"),
+        error => CommandError::operation("the difference", error),
+    }
+}
+
 fn extract_error(first: &Path, second: &Path, error: ExtractError) -> CommandError {
     let names = format!("`{}` and `{}`", first.display(), second.display());
     let message = format!("{names}: {}", with_causes(&error));
     match error {
         ExtractError::Checkpoint(error) => error.into(),
-        ExtractError::Operation(error) => CommandError::operation("the difference", error),
+        ExtractError::Operation(error) => difference_error(error),
         ExtractError::Same => {
             CommandError::new(ExitKind::Conflict, message).hint("give the edited checkpoint second")
         }

@@ -60,6 +60,11 @@ impl Progress {
         self.add(done.saturating_sub(self.bar.position()));
     }
 
+    /// There is so much more to be done than was said; may be called from any thread.
+    pub fn expect(&self, more: u64) {
+        self.bar.inc_length(more);
+    }
+
     /// So much more is done; may be called from any thread.
     pub fn add(&self, more: u64) {
         self.bar.inc(more);
@@ -105,6 +110,8 @@ impl Lines {
     /// The percentage to tell of now, if a line is due: a twentieth after the last one, and not when all is done.
     fn due(&mut self, now: Instant, done: u64, total: u64) -> Option<u64> {
         let twentieths = (20 * u128::from(done) / u128::from(total.max(1))) as u64;
+        // There may be more to do than was known when the last line was told.
+        self.twentieths = self.twentieths.min(twentieths);
         let is_due = self.twentieths < twentieths
             && twentieths < 20
             && now.saturating_duration_since(self.told) >= Self::PAUSE;
@@ -131,6 +138,8 @@ mod tests {
         assert_eq!(at(121, 600), Some(60));
         assert_eq!(at(180, 700), None, "too soon again");
         assert_eq!(at(900, 1000), None, "done, which the report says");
+        assert_eq!(lines.due(start + Duration::from_secs(900), 1000, 6000), None, "there is more to do");
+        assert_eq!(lines.due(start + Duration::from_secs(960), 1500, 6000), Some(25));
         assert_eq!(
             Lines { told: start, twentieths: 0 }.due(start + Lines::PAUSE, 0, 0),
             None,
