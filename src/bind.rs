@@ -389,8 +389,8 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Proves that a correction, as it is written and read, makes the `wanted` bytes of some rows of the `given`: what binding
-/// to a checkpoint promises is its tensors, and not only the digests that were computed from them.
+/// Proves that a correction, as it is written and read, makes the `wanted` bytes of some rows of the `given`: what
+/// binding to a checkpoint promises is its tensors, and not only the digests that were computed from them.
 fn prove_corrected(dtype: Dtype, columns: usize, given: &[u8], wanted: &[u8]) -> Result<(), FactorError> {
     let rows = given.len() / (columns * dtype.size_bytes()).max(1);
     let mut writer = CorrectionWriter::new(rows, columns);

@@ -170,7 +170,8 @@ pub enum Form {
 ///
 /// # Errors
 /// [`ExtractError::Same`], [`ExtractError::OneSided`] and [`ExtractError::Kind`] where no patch leads from one to the
-/// other; [`ExtractError::NotExact`] where the edited one changes meanwhile; [`ExtractError::Checkpoint`] where either cannot
+/// other; [`ExtractError::NotExact`] where the edited one changes meanwhile;
+/// [`ExtractError::Checkpoint`] where either cannot
 /// be read; the others where the arithmetic fails.
 pub fn extract(
     base: &Checkpoint,

@@ -265,8 +265,7 @@ fn every_kind_of_checkpoint_comes_back_byte_for_byte() {
             let written = apply_to(&world.base, &world.patch, &edited);
             assert_eq!((written.tensors, written.not_finite), (2, Some(0)));
             assert!(written.changed.is_some_and(|changed| changed > 100), "{written:?}");
-            let written = revert_from(&edited, &world.patch, &reverted);
-            assert_eq!((written.changed, written.not_finite), (None, None), "reverting counts nothing");
+            assert_eq!(revert_from(&edited, &world.patch, &reverted).changed, None);
             assert!(contents(&world.base) == before, "the base was written to");
             assert!(contents(&reverted) == before, "{dtype}: the base did not come back");
             let changed = contents(&edited).into_iter().filter(|(name, bytes)| before[name] != *bytes);

@@ -110,7 +110,8 @@ impl Plan {
     /// tensors in all.
     ///
     /// # Errors
-    /// [`StackError::OtherPatches`] for others than planned; [`StackError::PartlyLost`] and [`StackError::Correction`] unless the options allow them,
+    /// [`StackError::OtherPatches`] for others than planned;
+    /// [`StackError::PartlyLost`] and [`StackError::Correction`] unless the options allow them,
     /// [`StackError::NothingLeft`] where no patch is left; [`StackError::Patch`] and [`StackError::Factors`] where
     /// terms cannot be decoded or added, [`StackError::Bind`] where their sum does not fit the base,
     /// [`StackError::Checkpoint`] where that cannot be read.

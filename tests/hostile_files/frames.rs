@@ -223,14 +223,17 @@ pub fn hollow(side: u64, tensors: usize) -> Vec<u8> {
         manifest.bindings[0].tensors[0].shape = [side, side];
         let tensor = manifest.bindings[0].tensors[0].clone();
         let further = (1..tensors).map(|index| format!("{}.{index:05}", tensor.name));
-        let further = further.map(|name| TensorBinding { name, ..tensor.clone() });
+        let further = further.zip(tensor.undo + 1..);
+        let further = further.map(|(name, undo)| TensorBinding { name, undo, ..tensor.clone() });
         manifest.bindings[0].tensors.extend(further);
         let rows = (65_536 / side).max(1);
         let blocks = side.div_ceil(rows);
         let head = [(rows as u32).to_le_bytes(), (blocks as u32).to_le_bytes()].concat();
         let undo = framed(8 + 4 * blocks, &block(0, 8, &head, false), 0);
-        let sizes = [side, side, 4 * side, 4 * side, 8 + 4 * blocks];
-        file.sections = sizes[..4].iter().map(|size| runs(*size, 8 << 10)).chain([undo]).collect();
+        let sizes = [&[side, side, 4 * side, 4 * side][..], &vec![8 + 4 * blocks; tensors]].concat();
+        let undos = vec![undo; tensors];
+        file.sections = sizes[..4].iter().map(|size| runs(*size, 8 << 10)).chain(undos).collect();
+        manifest.sections.resize(sizes.len(), manifest.sections[4].clone());
         for (section, size) in manifest.sections.iter_mut().zip(sizes) {
             *section = Section { codec: Codec::Zstd, decoded_size: size, ..*section };
         }
