@@ -188,7 +188,7 @@ fn patches_that_grow() {
 /// with all the entries of a matrix of another shape, and however many tensors it names.
 fn hollow_patches() {
     let dense = Patch::decode(grown(64, 8 << 10)).unwrap();
-    for (side, tensors) in [(20_000, 1), (60_000, 1), (60_000, 1_000)] {
+    for (side, tensors) in [(20_000, 1), (60_000, 1), (60_000, 100)] {
         let patch = Patch::decode(hollow(side, tensors)).unwrap();
         assert!(patch.size_bytes() < 1000 + 600 * tensors as u64, "{} bytes", patch.size_bytes());
         for [first, second] in [[&patch, &patch], [&patch, &dense], [&dense, &patch]] {
