@@ -1,14 +1,16 @@
 //! Lines of patches: a number that was used is never followed by an older one, whoever signed.
 
-use std::fs;
+use std::fs::{self, File};
+use std::process::Stdio;
+use std::time::Duration;
 
 use mpatch::patch::manifest::Line;
 use mpatch::sign::PrivateKey;
 use mpatch::sign::allowed_signers::line_of;
 use serde_json::{Value, json};
 
-use crate::bench::Bench;
-use crate::material::{key, signed_with, unsigned_patch, write_key};
+use crate::bench::{Bench, said};
+use crate::material::{command, key, signed_with, unsigned_patch, write_key};
 
 #[test]
 fn an_older_patch_is_a_rollback_once_a_newer_one_was_used() {
@@ -130,6 +132,48 @@ fn a_member_that_is_bound_anew_is_the_next_of_its_line_or_of_none() {
         assert!(said.contains("belongs to no line: what was bound is number 1 of geography"), "{said}");
         bench.run(&format!("{again} -o no.mpatch --sequence 7"), 2);
     }
+}
+
+#[test]
+fn of_two_that_are_made_at_once_the_later_gets_the_next_number() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    // While another one holds the lock, both choose their number and make their patch.
+    fs::create_dir_all(bench.path("state")).unwrap();
+    let lock = File::create(bench.path("state/.lock")).unwrap();
+    lock.lock().unwrap();
+    let begin = |name: &str| {
+        let words = format!("rebase one.mpatch --base other.safetensors -o {name}");
+        let mut rebase = command(assert_cmd::cargo::cargo_bin!("mpatch"));
+        rebase.current_dir(bench.folder.path()).args(words.split(' '));
+        rebase.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let made = ["two.mpatch", "three.mpatch"].map(begin);
+    std::thread::sleep(Duration::from_millis(700));
+    drop(lock);
+    let mut numbers = made.map(|child| {
+        let words = said(&child.wait_with_output().unwrap(), "rebase", 0);
+        ["2", "3"].map(|number| words.contains(&format!("number {number} of the line geography")))
+    });
+    numbers.sort_unstable();
+    assert_eq!(numbers, [[false, true], [true, false]]);
+    assert!(bench.run("trust list", 0).contains("\n  geography  3  "));
+}
+
+#[test]
+fn a_number_is_taken_where_only_the_trust_in_its_key_failed() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    write_key(&bench.path("another"), &PrivateKey::from_seed(&[2; 32], "").unwrap());
+    let signed = fs::read(bench.path("one.mpatch")).unwrap();
+    bench.write("one.mpatch", signed_with(signed, &PrivateKey::from_seed(&[2; 32], "").unwrap()));
+    fs::create_dir(bench.path("config/.lock")).unwrap();
+    let rebase = "rebase one.mpatch --base other.safetensors --key another";
+    let failed = bench.run(&format!("{rebase} -o two.mpatch"), 11);
+    assert!(failed.contains("state: applied"), "{failed}");
+    fs::remove_dir(bench.path("config/.lock")).unwrap();
+    let said = bench.run(&format!("{rebase} -o three.mpatch"), 0);
+    assert!(said.contains("number 3 of the line geography"), "{said}");
 }
 
 #[test]

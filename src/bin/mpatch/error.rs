@@ -165,6 +165,17 @@ impl State {
     }
 }
 
+/// What both gave; where both failed, one error says why of each.
+pub fn both<A, B>(
+    first: Result<A, CommandError>,
+    second: Result<B, CommandError>,
+) -> Result<(A, B), CommandError> {
+    match (first, second) {
+        (Err(error), Err(other)) => Err(error.and(other)),
+        (first, second) => Ok((first?, second?)),
+    }
+}
+
 /// Why a command failed: what is wrong, what to do, and what it left behind.
 #[derive(Debug)]
 pub struct CommandError {

@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use clap::Args;
-use mpatch::patch::{Patch, PatchError, Signature, SignatureKind};
+use mpatch::digest::PatchId;
+use mpatch::patch::manifest::Line;
+use mpatch::patch::{Draft, Patch, PatchError, Signature, SignatureKind};
 use mpatch::sign::allowed_signers::{line_of, principal_of};
 use mpatch::sign::key::{SEED_SIZE_BYTES, header_of_private};
 use mpatch::sign::{Fingerprint, NAMESPACE, PrivateKey, PublicKey, SshSig, SshSigError, sshsig};
@@ -19,10 +21,11 @@ use serde::Serialize;
 use tempfile::NamedTempFile;
 use zeroize::Zeroizing;
 
-use crate::error::{CommandError, ExitKind, State};
+use crate::error::{CommandError, ExitKind, State, both};
+use crate::job::encoded;
 use crate::places::{self, GitSettings, Origin};
 use crate::report::{Page, shell_word};
-use crate::trust::TrustFiles;
+use crate::trust::{LockedLines, TrustFiles};
 
 /// The file of mpatch's own key among the user's settings.
 const OWN_KEY: &str = "key";
@@ -69,19 +72,25 @@ impl SigningArguments {
 }
 
 /// Signs a new patch and writes it to `place`. If the key fails, the work is kept: the patch is written unsigned.
+///
+/// A member of a line takes its place there: it is remembered once it is written, and gets the next number if another
+/// one has taken its own meanwhile, unless its user asked for that `sequence`.
 pub fn write_signed(
     patch: &mut Patch,
     signer: Option<&Signer>,
+    sequence: Option<u64>,
     place: &Path,
 ) -> Result<Option<SignatureReport>, CommandError> {
     let name = place.to_string_lossy();
+    // From here on until the number is remembered no other mpatch can sign it.
+    let membership = signer.map(|signer| take_number(patch, signer, sequence)).transpose()?.flatten();
     let signed = signer.map_or(Ok(()), |signer| {
         signer.keep()?;
         *patch = signer.sign_into(patch.clone(), &name).map_err(|error| signer.with_word_of_key(error))?;
         Ok(())
     });
     let bytes = patch.to_bytes().map_err(|error| CommandError::patch(&name, &error))?;
-    let written = mpatch::checkpoint::write_new(place, &bytes);
+    let written = mpatch::checkpoint::write_new(place, &bytes).map_err(CommandError::from);
     signed.map_err(|error: CommandError| match &written {
         Err(_) => error,
         Ok(()) => {
@@ -90,8 +99,44 @@ pub fn write_signed(
             CommandError { message, state: State::Applied, ..error }.hint(hint)
         }
     })?;
-    written.map_err(|error| with_word_of_key(signer, error.into()))?;
-    signer.map(Signer::settle).transpose()
+    let stands = written.as_ref().map_or_else(|error| error.state == State::Applied, |()| true);
+    let remembered = membership.filter(|_| stands).map_or(Ok(()), |membership| membership.keep(patch.id()));
+    let settled = match written {
+        Ok(()) => signer.map(Signer::settle).transpose(),
+        Err(error) => Err(with_word_of_key(signer, error)),
+    };
+    both(settled, remembered).map(|(signature, ())| signature)
+}
+
+/// The number of a patch that is about to be signed.
+struct Membership {
+    lines: LockedLines,
+    line: Line,
+    key: Fingerprint,
+}
+
+impl Membership {
+    /// A number that is signed is taken.
+    fn keep(self, patch: PatchId) -> Result<(), CommandError> {
+        self.lines.remember(&self.line, &[self.key], patch).map_err(CommandError::after_the_work)
+    }
+}
+
+/// Gives the patch a number of its line that is still free; none where it belongs to no line.
+fn take_number(
+    patch: &mut Patch,
+    signer: &Signer,
+    sequence: Option<u64>,
+) -> Result<Option<Membership>, CommandError> {
+    let Some(planned) = patch.manifest().line.clone() else { return Ok(None) };
+    let (lines, key) = (LockedLines::open()?, signer.public().fingerprint());
+    let line = lines.place(&planned, key, sequence)?;
+    if line != planned {
+        let draft = patch.draft().map_err(|error| CommandError::patch("the new patch", &error))?;
+        let draft = Draft { line: Some(line.clone()), ..draft };
+        *patch = encoded(&draft, "the new patch")?;
+    }
+    Ok(Some(Membership { lines, line, key }))
 }
 
 /// Says with an error that comes after the signing that a new key of the signer's stays all the same.

@@ -219,6 +219,13 @@ pub fn with_lock<T>(
     origin: Origin,
     work: impl FnOnce() -> Result<T, CommandError>,
 ) -> Result<T, CommandError> {
+    let _locked = lock(folder, origin)?;
+    work()
+}
+
+/// Waits until no other mpatch changes files in `folder`, which is made if need be; none begins to while the answer
+/// lives.
+pub fn lock(folder: &Path, origin: Origin) -> Result<File, CommandError> {
     let path = folder.join(".lock");
     if origin == Origin::Stranger {
         check_leads_nowhere(folder)?;
@@ -233,7 +240,7 @@ pub fn with_lock<T>(
     options.custom_flags((OFlags::NONBLOCK | follows).bits() as i32);
     let file = options.open(&path).map_err(failed)?;
     file.lock().map_err(failed)?;
-    work()
+    Ok(file)
 }
 
 /// Refuses what is neither a file nor a folder: a link in somebody else's project may lead to any file of the user's.

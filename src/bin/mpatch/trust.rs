@@ -19,11 +19,11 @@ use mpatch::sign::{Answer, Fingerprint, Judgement, Missing, Policy, SshSig, judg
 
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, Origin};
-use crate::report::{Output, quoted, shell_word};
+use crate::report::{Output, shell_word};
 
 pub use files::TrustFiles;
-use lines::standing;
-pub use lines::{forget, known_lines, new_place, remember};
+pub use lines::{LockedLines, forget, known_lines, lines_to_change, new_place};
+use lines::{remember, second_story, standing};
 use report::Behind;
 pub use report::{LineReport, PolicyReport, TrustReport};
 
@@ -502,7 +502,6 @@ impl Case<'_> {
         let refuse = |what: String, hint: String| {
             Err(CommandError::new(ExitKind::Rollback, format!("`{}` {what}", self.name)).hint(hint))
         };
-        let forget = format!("`mpatch trust forget {}` forgets the line", quoted(line_name));
         match standing {
             Standing::First | Standing::Newer | Standing::Same => Ok(None),
             Standing::Older(known) if self.company.has(known.patch) => Ok(None),
@@ -514,13 +513,7 @@ impl Case<'_> {
                 ),
                 "get the newest patch of the line; or `--allow-rollback`".to_owned(),
             ),
-            Standing::Conflicting(known) => refuse(
-                format!(
-                    "is not the number {sequence} of the line `{line_name}` that is known, patch {}: its key has signed two patches with one number",
-                    known.patch.short()
-                ),
-                format!("ask its maker which one counts, and why there are two; {forget}"),
-            ),
+            Standing::Conflicting(known) => Err(second_story(&self.name, line, known)),
             Standing::FarAhead => refuse(
                 format!(
                     "claims number {sequence} of the line `{line_name}`: no honest number is so far ahead"

@@ -19,7 +19,7 @@ use crate::args::output_path;
 use crate::editing::{
     ModelArguments, at_least_one, check_questions, edit_error, read_facts, refuse_existing,
 };
-use crate::error::{CommandError, ExitKind, State};
+use crate::error::{CommandError, ExitKind};
 use crate::interrupt::last_step;
 use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds, fact_prompt};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
@@ -80,7 +80,7 @@ impl LineArguments {
         let Some(name) = self.line.clone() else { return Ok(None) };
         match (self.sequence, signer) {
             (sequence, Some(signer)) => {
-                let (lines, key) = (trust::known_lines()?, signer.public().fingerprint());
+                let (lines, key) = (trust::lines_to_change()?, signer.public().fingerprint());
                 trust::new_place(&lines, &name, key, sequence).map(Some)
             }
             (Some(sequence), None) => Ok(Some(Line { name, sequence })),
@@ -147,17 +147,7 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     let (made, signature) = job.make(output, |made| {
         // Not worth stopping any more.
         last_step();
-        let written = write_signed(&mut made.patch, signer.as_ref(), &place);
-        // A number that is signed is taken, also where what comes after that fails.
-        let stands = written.as_ref().map_or_else(|error| error.state == State::Applied, |_| true);
-        if stands
-            && !made.patch.signatures().is_empty()
-            && let (Some(line), Some(signer)) = (&made.patch.manifest().line, &signer)
-        {
-            let remembered = trust::remember(line, &[signer.public().fingerprint()], made.patch.id());
-            remembered.map_err(CommandError::after_the_work)?;
-        }
-        written
+        write_signed(&mut made.patch, signer.as_ref(), arguments.line.sequence, &place)
     })?;
     let report = made.report(&job, place, arguments.model.path(output)?, signature);
     output.report(&report).map_err(CommandError::after_the_work)
@@ -301,7 +291,7 @@ impl Made {
             after: self.after.scores,
             is_cut,
             signature,
-            line: job.line.clone(),
+            line: self.patch.manifest().line.clone(),
             outcomes,
             ridges: self.ridges.into_iter().map(|(layer, ridge)| RidgeReport { layer, ridge }).collect(),
             seconds: self.seconds,

@@ -230,7 +230,7 @@ fn extracted(
     let found = found.map_err(|error| extract_error(&arguments.first, second, error))?;
     drop(progress);
     let mut patch = encoded(&found.draft, "the extracted patch")?;
-    let signature = write_signed(&mut patch, signer.as_ref(), place)?;
+    let signature = write_signed(&mut patch, signer.as_ref(), None, place)?;
     let stored = |index: u32| patch.manifest().sections[index as usize].stored_size;
     let tensors =
         patch.manifest().bindings[0].tensors.iter().zip(found.tensors).map(|(tensor, extracted)| {

@@ -69,17 +69,14 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let base = open_checkpoint(&arguments.base, output)?;
     let parents = parents(&arguments.after, &base, output)?;
     let (keep, drop_corrections) = (arguments.keep, arguments.drop_corrections);
-    let options = RebaseOptions { keep, drop_corrections, parents, line: line.clone() };
+    let options = RebaseOptions { keep, drop_corrections, parents, line };
     let progress = output.progress("binding", base.weights_size_bytes() + survey_size_bytes(&base, &patch));
     let draft = rebase(&base, &patch, &options, &|bytes| progress.add(bytes));
     let draft = draft.map_err(|error| rebase_error(arguments, error))?;
     drop(progress);
     let mut bound = encoded(&draft, "the rebased patch")?;
-    let signature = write_signed(&mut bound, signer.as_ref(), &place)?;
-    if let (Some(line), Some(signer)) = (&line, &signer) {
-        let remembered = trust::remember(line, &[signer.public().fingerprint()], bound.id());
-        remembered.map_err(CommandError::after_the_work)?;
-    }
+    let signature = write_signed(&mut bound, signer.as_ref(), arguments.sequence, &place)?;
+    let line = bound.manifest().line.clone();
     let bindings = bound.manifest().bindings.iter().map(|binding| BindingReport {
         weights: binding.weights,
         tensors: binding
@@ -132,7 +129,7 @@ impl RebaseArguments {
         });
         match (&patch.manifest().line, key) {
             (Some(line), Some(key)) => {
-                let mut lines = trust::known_lines()?;
+                let mut lines = trust::lines_to_change()?;
                 // The patch itself may be the first that is seen of the line here.
                 lines.record(line, key, patch.id());
                 trust::new_place(&lines, &line.name, key, self.sequence).map(Some)

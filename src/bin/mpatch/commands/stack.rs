@@ -175,7 +175,7 @@ impl StackArguments {
         let stacked = plan.add(base, named, &options, &|bytes| progress.add(bytes)).map_err(stack_error)?;
         drop(progress);
         let mut patch = encoded(&stacked.draft, "the stacked patch")?;
-        let signature = write_signed(&mut patch, signer, &self.output)?;
+        let signature = write_signed(&mut patch, signer, None, &self.output)?;
         let Stacked { plan, overlaps, squashed, .. } = stacked;
         Ok(StackReport { squashed, signature, ..self.report(plan, overlaps, &patch) })
     }
@@ -202,7 +202,7 @@ impl StackArguments {
         let mut job = base.job(&facts, &self.recipe, self.about.about());
         job.supersedes = plan.added().map(|patch| patch.id).collect();
         let (made, signature) =
-            job.make(output, |made| write_signed(&mut made.patch, signer, &self.output))?;
+            job.make(output, |made| write_signed(&mut made.patch, signer, None, &self.output))?;
         let patch = made.patch.clone();
         let created = made.report(&job, self.output.clone(), self.base.clone(), signature);
         Ok(StackReport { created: Some(created), ..self.report(plan, Vec::new(), &patch) })

@@ -1,9 +1,12 @@
 //! What is remembered of lines of patches, in the user's state.
 
+use std::fs::File;
+use std::path::PathBuf;
+
 use mpatch::digest::PatchId;
 use mpatch::patch::manifest::Line;
 use mpatch::sign::Fingerprint;
-use mpatch::sign::line::{KnownLines, Standing};
+use mpatch::sign::line::{Known, KnownLines, Standing};
 
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, Origin};
@@ -12,9 +15,84 @@ use crate::report::quoted;
 /// The file that it stands in.
 const LINES: &str = "lines.json";
 
+/// What is remembered of lines; no other mpatch changes it while this lives.
+#[derive(Debug)]
+pub struct LockedLines {
+    known: KnownLines,
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl LockedLines {
+    /// Waits for whoever changes it.
+    pub fn open() -> Result<Self, CommandError> {
+        let folder = places::state_folder()?;
+        let lock = places::lock(&folder, Origin::User)?;
+        Ok(Self { known: known_lines()?, folder, _lock: lock })
+    }
+
+    /// The place of a patch that is made and not signed yet: `line`, unless it was taken while the patch was made, and
+    /// then the next one. A number that the user `asked_for` is refused then.
+    pub fn place(&self, line: &Line, key: Fingerprint, asked_for: Option<u64>) -> Result<Line, CommandError> {
+        place_of_made(&self.known, line, key, asked_for)
+    }
+
+    /// Remembers `patch` as the newest of its line, for each of `keys`.
+    pub fn remember(mut self, line: &Line, keys: &[Fingerprint], patch: PatchId) -> Result<(), CommandError> {
+        if record(&mut self.known, line, keys, patch)? { self.write() } else { Ok(()) }
+    }
+
+    fn write(&self) -> Result<(), CommandError> {
+        let json =
+            self.known.to_json().map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))?;
+        places::replace_own(&self.folder.join(LINES), &json)
+    }
+}
+
+fn place_of_made(
+    lines: &KnownLines,
+    line: &Line,
+    key: Fingerprint,
+    asked_for: Option<u64>,
+) -> Result<Line, CommandError> {
+    match new_place(lines, &line.name, key, Some(line.sequence)) {
+        Err(_) if asked_for.is_none() => new_place(lines, &line.name, key, None),
+        answer => answer,
+    }
+}
+
 /// Remembers `patch` as the newest of its line, for each of `keys`.
 pub fn remember(line: &Line, keys: &[Fingerprint], patch: PatchId) -> Result<(), CommandError> {
-    change_lines(|known| keys.iter().filter(|key| known.record(line, **key, patch)).count()).map(|_| ())
+    LockedLines::open()?.remember(line, keys, patch)
+}
+
+/// As [`remember`], in memory; says whether it was news. Another patch may have got the number since this one was
+/// judged.
+fn record(
+    known: &mut KnownLines,
+    line: &Line,
+    keys: &[Fingerprint],
+    patch: PatchId,
+) -> Result<bool, CommandError> {
+    if let Some(Standing::Conflicting(other)) = standing(line, keys, patch, known) {
+        return Err(second_story(&patch.short(), line, other));
+    }
+    Ok(keys.iter().filter(|key| known.record(line, **key, patch)).count() > 0)
+}
+
+/// The alarm of a patch called `name`.
+pub fn second_story(name: &str, line: &Line, known: Known) -> CommandError {
+    let Line { name: line, sequence } = line;
+    let message = format!(
+        "`{name}` is not the number {sequence} of the line `{line}` that is known, patch {}: its key has signed two patches with one number",
+        known.patch.short()
+    );
+    CommandError::new(ExitKind::Rollback, message)
+        .hint(format!("ask its maker which one counts, and why there are two; {}", way_to_forget(line)))
+}
+
+fn way_to_forget(line: &str) -> String {
+    format!("`mpatch trust forget {}` forgets the line", quoted(line))
 }
 
 /// The place of a patch that is still to be made in the line `name` of `key`: the next one, or the one with the number
@@ -35,30 +113,24 @@ pub fn new_place(
         Standing::FarAhead => "is further ahead than any honest one".to_owned(),
     };
     let message = format!("number {} of the line `{name}` {problem}", line.sequence);
-    Err(CommandError::new(ExitKind::Rollback, message).hint(format!(
-        "leave `--sequence` out: the next number is {next}; `mpatch trust forget {}` forgets the line",
-        quoted(name)
-    )))
+    Err(CommandError::new(ExitKind::Rollback, message)
+        .hint(format!("leave `--sequence` out: the next number is {next}; {}", way_to_forget(name))))
 }
 
 /// Forgets a line; says how many keys had one of this name.
 pub fn forget(name: &str) -> Result<usize, CommandError> {
-    change_lines(|known| known.forget(name))
+    let mut lines = LockedLines::open()?;
+    let forgotten = lines.known.forget(name);
+    if forgotten > 0 {
+        lines.write()?;
+    }
+    Ok(forgotten)
 }
 
-/// Changes what is remembered, if `change` says that it changed something.
-fn change_lines(change: impl FnOnce(&mut KnownLines) -> usize) -> Result<usize, CommandError> {
-    let folder = places::state_folder()?;
-    places::with_lock(&folder, Origin::User, || {
-        let mut known = known_lines()?;
-        let changed = change(&mut known);
-        if changed > 0 {
-            let json =
-                known.to_json().map_err(|error| CommandError::new(ExitKind::Bug, error.to_string()))?;
-            places::replace_own(&folder.join(LINES), &json)?;
-        }
-        Ok(changed)
-    })
+/// As [`known_lines`], for who will add to it after hours of work.
+pub fn lines_to_change() -> Result<KnownLines, CommandError> {
+    places::check_writable(&places::state_folder()?)?;
+    known_lines()
 }
 
 /// What is remembered of lines.
@@ -83,4 +155,31 @@ pub fn standing(line: &Line, keys: &[Fingerprint], patch: PatchId, known: &Known
         Standing::Same => 0,
     };
     keys.iter().map(|key| known.standing(line, *key, patch)).max_by_key(severity)
+}
+
+#[cfg(test)]
+mod tests {
+    use mpatch::sign::PrivateKey;
+
+    use super::*;
+
+    #[test]
+    fn a_second_story_is_refused_also_where_it_was_judged_before_the_first_was_known() {
+        let keys = [1, 2].map(|seed| PrivateKey::from_seed(&[seed; 32], "").unwrap().public().fingerprint());
+        let line = Line { name: "news".to_owned(), sequence: 4 };
+        let (one, other) = (PatchId::derive(b"one"), PatchId::derive(b"other"));
+        let mut known = KnownLines::default();
+        assert!(record(&mut known, &line, &keys[..1], one).unwrap());
+        assert!(!record(&mut known, &line, &keys[..1], one).unwrap());
+        let refused = record(&mut known, &line, &keys, other).unwrap_err();
+        assert_eq!(refused.kind, ExitKind::Rollback);
+        assert!(refused.message.contains("has signed two patches with one number"), "{}", refused.message);
+        assert_eq!(known.get("news", keys[1]), None);
+        // Nor is a number signed twice that was free when the work began.
+        let later = Line { sequence: 5, ..line.clone() };
+        assert_eq!(place_of_made(&known, &line, keys[0], None).unwrap(), later);
+        assert_eq!(place_of_made(&known, &later, keys[0], Some(5)).unwrap(), later);
+        let refused = place_of_made(&known, &line, keys[0], Some(4)).unwrap_err();
+        assert!(refused.message.contains("number 4 of the line `news` is taken"), "{}", refused.message);
+    }
 }
