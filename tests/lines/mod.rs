@@ -1,6 +1,8 @@
 //! Lines of patches: a number that was used is never followed by an older one, whoever signed.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::os::unix::ffi::OsStrExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -57,6 +59,20 @@ fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
     assert!(refused.contains("has signed two patches with one number"), "{refused}");
     bench.patch_of_line("far.mpatch", u64::MAX, "the last word");
     assert!(bench.run("apply model.safetensors far.mpatch", 8).contains("no honest number is so far ahead"));
+}
+
+#[test]
+fn what_was_applied_is_remembered_of_its_line_where_the_history_could_not_record_it() {
+    let bench = Bench::new();
+    bench.patch_of_line("one.mpatch", 1, "first");
+    bench.patch_of_line("two.mpatch", 2, "second");
+    bench.run("init --base model.safetensors", 0);
+    let words = "apply model.safetensors two.mpatch -o";
+    let mut command = bench.command(words);
+    // A history keeps no such name.
+    let unrecorded = said(&command.arg(OsStr::from_bytes(b"new\xff")).output().unwrap(), words, 2);
+    assert!(unrecorded.contains("is not UTF-8") && unrecorded.contains("state: applied"), "{unrecorded}");
+    bench.run("apply model.safetensors one.mpatch", 8);
 }
 
 #[test]

@@ -183,13 +183,21 @@ pub enum Entry {
     TakenBack,
     /// Where the model lies: the weights were not in the state of HEAD.
     Model,
-    /// Nothing: the history does not know these weights.
-    Nothing,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recorded {
+    /// The history says what was done.
+    Done,
+    /// Another command has moved the head from the commit where the work began. No commit was made, for it would stand
+    /// on another state than that of the weights.
+    Overtaken(CommitId),
 }
 
 impl Record {
-    /// Looks where `checkpoint` stands in the history of the working folder, if there is one, and whether that can be
-    /// written.
+    /// Looks where `checkpoint` stands in the history of the working folder, if there is one that knows it, and whether
+    /// that can be written.
     pub fn begin(
         checkpoint: &Checkpoint,
         direction: Direction,
@@ -209,12 +217,13 @@ impl Record {
                     _ => Entry::Model,
                 }
             }
-            _ => Entry::Nothing,
+            _ => {
+                output.note("not recorded: these weights are in no state that the history here knows");
+                return Ok(None);
+            }
         };
-        if entry != Entry::Nothing {
-            // Not held during the work, which may take longer than anybody waits.
-            drop(change(&store)?);
-        }
+        // Not held during the work, which may take longer than anybody waits.
+        drop(change(&store)?);
         Ok(Some(Self { store, head, entry }))
     }
 
@@ -224,27 +233,20 @@ impl Record {
     }
 
     /// Records that the patch was applied, or taken out, and that the result lies at `target`.
-    ///
-    /// Where another command has moved the head since the work began, no commit is made, for it would stand on another
-    /// state than that of the weights; the answer is the commit that the work began at.
     pub fn finish(
         self,
         patch: &Patch,
         target: &Path,
         notes: Vec<String>,
         output: &Output,
-    ) -> Result<Option<CommitId>, CommandError> {
+    ) -> Result<Recorded, CommandError> {
         let Self { store, head, entry } = self;
-        if entry == Entry::Nothing {
-            output.note("not recorded: these weights are in no state that the history here knows");
-            return Ok(None);
-        }
         let mut change = change(&store)?;
         let manifest = patch.manifest();
         let is_commit = matches!(entry, Entry::Patch | Entry::TakenBack);
-        let moved = (is_commit && change.view().head_commit() != Some(head.id)).then_some(head.id);
+        let is_overtaken = is_commit && change.view().head_commit() != Some(head.id);
         let verb = match entry {
-            _ if moved.is_some() => "model",
+            _ if is_overtaken => "model",
             Entry::Patch => {
                 change.add(patch, message(manifest, patch.id(), None, notes))?;
                 "apply"
@@ -254,7 +256,7 @@ impl Record {
                 change.take_back_last(Message { title, ..Message::default() })?;
                 "revert"
             }
-            Entry::Model | Entry::Nothing => {
+            Entry::Model => {
                 output.note("not recorded as a commit: these weights were not in the state of HEAD");
                 "model"
             }
@@ -263,10 +265,13 @@ impl Record {
         change.set_with_weights();
         let commit = change.view().head_commit();
         change.finish(&format!("{verb} {}", patch.id().short()))?;
-        if let Some(commit) = commit.filter(|commit| *commit != head.id && moved.is_none()) {
+        if is_overtaken {
+            return Ok(Recorded::Overtaken(head.id));
+        }
+        if let Some(commit) = commit.filter(|commit| *commit != head.id) {
             output.note(&format!("recorded as {}", in_words(&store.commit(commit)?)));
         }
-        Ok(moved)
+        Ok(Recorded::Done)
     }
 }
 

@@ -11,11 +11,11 @@ use serde::Serialize;
 
 use super::{lasting_patch_word, open_checkpoint, open_patch};
 use crate::args::output_path;
-use crate::error::{CommandError, State};
+use crate::error::{CommandError, State, both};
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{Judged, TrustReport};
-use crate::walk::{Entry, Record};
+use crate::walk::{Entry, Record, Recorded};
 
 /// Where a result goes, and whether it is to be written at all.
 #[derive(Debug, Args)]
@@ -125,34 +125,31 @@ impl Change {
         if self.target == Target::InPlace {
             plan.check_in_place(&self.checkpoint)?;
         }
-        let record = match dry_run {
-            true => None,
-            false => Record::begin(&self.checkpoint, plan.direction, self.patch.id(), output)?,
-        };
+        if dry_run {
+            return output.report(&self.report(plan, None));
+        }
+        let record = Record::begin(&self.checkpoint, plan.direction, self.patch.id(), output)?;
         let work = match self.target {
             Target::Copy(_) => Work::Copying,
             Target::InPlace => Work::InPlace,
         };
-        let _doing = (!dry_run).then(|| doing(work));
-        let written = if dry_run { None } else { Some(self.write(&plan, output)) };
-        // What stands is recorded, whatever else is to be said of it.
-        let stands = |error: &CommandError| error.state == State::Applied;
-        let written = match written.transpose() {
-            Err(error) if !stands(&error) => return Err(error),
+        let _doing = doing(work);
+        let written = match self.write(&plan, output) {
+            Err(error) if error.state != State::Applied => return Err(error),
             written => written,
         };
+        // What stands is recorded and remembered, whatever else is to be said of it.
         let recorded = record.map_or(Ok(()), |record| self.keep_record(record, output));
-        let kept = recorded.and_then(|()| match self.trust.as_ref().filter(|_| !dry_run) {
-            Some(judged) => judged.remember().map_err(CommandError::after_the_work),
-            None => Ok(()),
-        });
-        let written = match (written, kept) {
-            (Err(error), Err(other)) => return Err(error.and(other)),
-            (written, kept) => kept.and(written)?,
-        };
-        let report = ChangeReport {
+        let remembered = self.trust.as_ref().map_or(Ok(()), Judged::remember);
+        let kept = both(recorded, remembered.map_err(CommandError::after_the_work));
+        let (written, _) = both(written, kept)?;
+        output.report(&self.report(plan, Some(written))).map_err(CommandError::after_the_work)
+    }
+
+    fn report(&self, plan: Plan, written: Option<Written>) -> ChangeReport {
+        ChangeReport {
             direction: plan.direction,
-            dry_run,
+            dry_run: written.is_none(),
             in_place: self.target == Target::InPlace,
             input: self.checkpoint.path().to_owned(),
             patch: self.patch_path.clone(),
@@ -160,9 +157,7 @@ impl Change {
             trust: self.trust.as_ref().map(|judged| judged.report.clone()),
             plan,
             written,
-        };
-        let told = output.report(&report);
-        if dry_run { told } else { told.map_err(CommandError::after_the_work) }
+        }
     }
 
     /// Has the history say what was done.
@@ -170,7 +165,7 @@ impl Change {
         let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
         let entry = record.entry();
         let recorded = record.finish(&self.patch, self.result(), notes, output);
-        if let Some(began) = recorded.map_err(|error| self.unrecorded(entry, error))? {
+        if let Recorded::Overtaken(began) = recorded.map_err(|error| self.unrecorded(entry, error))? {
             output.note(&self.overtaken(entry, began));
         }
         Ok(())
@@ -187,7 +182,7 @@ impl Change {
             (Entry::TakenBack, Target::InPlace) => {
                 format!("`mpatch apply {result} {patch} --in-place` and then this again record it")
             }
-            (Entry::Model | Entry::Nothing, _) => {
+            (Entry::Model, _) => {
                 format!("name it with `--onto {result}` where the history is asked about it")
             }
         };
