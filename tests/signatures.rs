@@ -541,6 +541,12 @@ fn what_a_project_revokes_or_asks_for_counts_whoever_wrote_it() {
         assert!(refused.contains("revoked by"), "{accepted}: {refused}");
         bench.run_in("project", "trust project", 0);
     }
+    // The project may take its word back; what its user revokes as well stays revoked.
+    bench.write("maker.pub", key().public().line());
+    bench.run_in("project", "trust revoke ../maker.pub", 0);
+    let refused = bench.run_in("project", "trust revoke ../maker.pub", 7);
+    assert!(refused.contains("config/revoked` revokes `../maker.pub` already"), "{refused}");
+    fs::remove_file(bench.path("config/revoked")).unwrap();
     bench.write("project/.mpatch/revoked", "nonsense");
     bench.run_in("project", "verify ../edits.mpatch", 3);
     fs::remove_file(bench.path("project/.mpatch/revoked")).unwrap();

@@ -139,6 +139,10 @@ fn every_key_of_a_file_is_revoked_and_what_is_written_can_be_read() {
     let revoked = format!("{} a[2Jcomment\n{}\n", bare(&one), bare(&two));
     assert_eq!(fs::read_to_string(bench.path("config/revoked")).unwrap(), revoked);
     bench.run("trust list", 0);
+    // A large file is a patch only if it begins as one.
+    bench.write("large", vec![b'x'; 5 << 20]);
+    let refused = bench.run("trust add large --principal carol", 12);
+    assert!(refused.contains("hint: give a public key file (`.pub`), lines of"), "{refused}");
     bench.write("half", format!("{}\nnonsense\n", bare(&three)));
     let refused = bench.run("trust revoke half", 3);
     assert!(refused.contains("`half`, line 2: neither a public key"), "{refused}");

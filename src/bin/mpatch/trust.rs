@@ -21,7 +21,7 @@ use crate::error::{CommandError, ExitKind};
 use crate::places::{self, Origin};
 use crate::report::{Output, shell_word};
 
-pub use files::TrustFiles;
+pub use files::{TrustFiles, parse_revoked};
 pub use lines::{LockedLines, forget, known_lines, lines_to_change, new_place};
 use lines::{remember, second_story, standing};
 use report::Behind;

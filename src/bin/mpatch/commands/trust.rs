@@ -18,7 +18,7 @@ use crate::error::{CommandError, ExitKind};
 use crate::places::{self, Origin};
 use crate::projects;
 use crate::report::{Output, Page, Report, count};
-use crate::trust::{self, ALLOWED_SIGNERS, PolicyReport, REVOKED, TrustFiles};
+use crate::trust::{self, ALLOWED_SIGNERS, PolicyReport, REVOKED, TrustFiles, parse_revoked};
 
 /// Arguments of `trust`.
 #[derive(Debug, Args)]
@@ -319,15 +319,19 @@ fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
             "give the public key file: a fingerprint does not hold the key that must be written down",
         ));
     }
-    keys.retain(|key| files.revokes(key).is_none());
-    if keys.is_empty() {
-        let message = format!("`{wanted}` is revoked already");
-        return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows where"));
-    }
     let path = arguments.place.file(REVOKED)?;
-    let lines: Vec<String> = keys.iter().map(PublicKey::line_with_comment).collect();
-    places::append(&path, arguments.place.origin(), &lines)?;
     let name = path.display().to_string();
+    // Another file that revokes a key as well may be gone tomorrow: a project's, or git's.
+    places::change(&path, arguments.place.origin(), |held| {
+        let revoked = parse_revoked(held.clone(), &path)?;
+        keys.retain(|key| !revoked.contains(key));
+        if keys.is_empty() {
+            let message = format!("`{name}` revokes `{wanted}` already");
+            return Err(CommandError::new(ExitKind::Conflict, message).hint("`mpatch trust list` shows it"));
+        }
+        places::add_lines(held, &keys.iter().map(PublicKey::line_with_comment).collect::<Vec<_>>());
+        Ok(())
+    })?;
     Ok(TrustListReport {
         title: format!("{name} now revokes {}", count(keys.len(), "key")),
         revoked: keys.iter().map(|key| KeyReport::of_key(key, &name)).collect(),

@@ -144,19 +144,7 @@ impl TrustFiles {
 
     fn read_revoked(&mut self, path: &Path, origin: Origin) -> Result<(), CommandError> {
         let Some(bytes) = places::read(path, origin)? else { return Ok(()) };
-        if bytes.starts_with(KRL_MAGIC) {
-            let message =
-                format!("the revoked keys `{}` are in binary, which is not read here", path.display());
-            return Err(CommandError::new(ExitKind::Malformed, message).hint(format!(
-                "list them in text, one public key a line, which OpenSSH and git read as well; `ssh-keygen -Q -l -f {}` tells which they are",
-                shell_word(path)
-            )));
-        }
-        let text = places::text_of(bytes, path)?;
-        let keys = allowed_signers::parse_keys(&text).map_err(|error| {
-            CommandError::new(ExitKind::Malformed, format!("`{}`, {error}", path.display()))
-                .hint("a line that cannot be read might revoke any key: mend it")
-        })?;
+        let keys = parse_revoked(bytes, path)?;
         let name = path.display().to_string();
         self.keyring.revoked.extend(keys.into_iter().map(|key| (name.clone(), key)));
         Ok(())
@@ -180,4 +168,20 @@ impl TrustFiles {
             None => Ok(()),
         }
     }
+}
+
+/// The keys of a list of those that are revoked, which was read from `path`.
+pub fn parse_revoked(bytes: Vec<u8>, path: &Path) -> Result<Vec<PublicKey>, CommandError> {
+    if bytes.starts_with(KRL_MAGIC) {
+        let message = format!("the revoked keys `{}` are in binary, which is not read here", path.display());
+        return Err(CommandError::new(ExitKind::Malformed, message).hint(format!(
+            "list them in text, one public key a line, which OpenSSH and git read as well; `ssh-keygen -Q -l -f {}` tells which they are",
+            shell_word(path)
+        )));
+    }
+    let text = places::text_of(bytes, path)?;
+    allowed_signers::parse_keys(&text).map_err(|error| {
+        CommandError::new(ExitKind::Malformed, format!("`{}`, {error}", path.display()))
+            .hint("a line that cannot be read might revoke any key: mend it")
+    })
 }

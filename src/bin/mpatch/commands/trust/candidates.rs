@@ -1,5 +1,6 @@
 //! What `trust` is given: public keys, lines of allowed signers, and patches with their signatures.
 
+use std::io::Read;
 use std::path::Path;
 
 use mpatch::patch::Patch;
@@ -16,6 +17,8 @@ use crate::trust::{self, TrustFiles};
 
 /// How a patch begins.
 const PATCH_MAGIC: &[u8] = &mpatch::patch::layout::MAGIC;
+/// What can be trusted.
+const WANTED: &str = "a public key file (`.pub`), lines of allowed signers, or a signed patch";
 
 /// Keys that may become trusted, and the lines that make them so.
 pub struct Candidates {
@@ -87,12 +90,13 @@ pub fn candidates(
 ) -> Result<Candidates, CommandError> {
     let what = arguments.what.as_str();
     let path = Path::new(what);
-    refuse_folder(path, "a public key file (`.pub`), lines of allowed signers, or a signed patch")?;
+    refuse_folder(path, WANTED)?;
     let bytes = match is_stdin(path) {
         true => Some(read_input(path)?),
         false => places::read_optional(path).or_else(|error| match error.kind {
             // Patches may be large; what decides is how it begins.
-            ExitKind::LimitExceeded => Ok(Some(PATCH_MAGIC.to_vec())),
+            ExitKind::LimitExceeded if is_patch(path) => Ok(Some(PATCH_MAGIC.to_vec())),
+            ExitKind::LimitExceeded => Err(error.hint(format!("give {WANTED}"))),
             _ => Err(error),
         })?,
     };
@@ -124,6 +128,12 @@ pub fn candidates(
     };
     found.check_supported(what, output)?;
     Ok(found)
+}
+
+/// Whether a file begins as a patch does.
+fn is_patch(path: &Path) -> bool {
+    let mut start = [0; PATCH_MAGIC.len()];
+    places::open(path).and_then(|mut file| file.read_exact(&mut start)).is_ok() && start == *PATCH_MAGIC
 }
 
 /// Lines that say something, numbered from 1.
