@@ -57,6 +57,21 @@ fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
     bench.run("apply model.safetensors one.mpatch", 0);
     let refused = bench.run("apply model.safetensors other.mpatch --allow-rollback", 8);
     assert!(refused.contains("has signed two patches with one number"), "{refused}");
+    // Nor does it matter that neither was known before.
+    bench.run("trust forget geography", 0);
+    let refused = bench.run("stack one.mpatch other.mpatch --base model.safetensors -o both.mpatch", 8);
+    assert!(refused.contains("has signed two patches with one number"), "{refused}");
+    bench.run("init --base model.safetensors", 0);
+    bench.run("branch side", 0);
+    assert!(bench.run("add one.mpatch other.mpatch", 8).contains("has signed two patches with one number"));
+    bench.run("add one.mpatch", 0);
+    bench.run("checkout side", 0);
+    bench.run("add other.mpatch", 8);
+    bench.run("trust forget geography", 0);
+    bench.run("add other.mpatch", 0);
+    bench.run("trust forget geography", 0);
+    let refused = bench.run("clone . mine", 8);
+    assert!(refused.contains("has signed two patches with one number; nothing that came"), "{refused}");
     bench.patch_of_line("far.mpatch", u64::MAX, "the last word");
     assert!(bench.run("apply model.safetensors far.mpatch", 8).contains("no honest number is so far ahead"));
 }

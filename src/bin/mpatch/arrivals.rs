@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::error::{CommandError, ExitKind};
 use crate::history::message;
 use crate::report::{Output, Page, count};
-use crate::trust::{TrustFiles, TrustReport, judge_arrival};
+use crate::trust::{Lines, TrustFiles, TrustReport, judge_arrival};
 
 /// Patches that are shown one by one.
 const PATCHES_SHOWN: usize = 20;
@@ -40,10 +40,11 @@ impl ArrivalReport {
 /// Judges every patch that is new here; refuses all that came if one of them must not.
 pub fn judge_arrivals(incoming: &Incoming<'_>, output: &Output) -> Result<Vec<ArrivalReport>, CommandError> {
     let files = TrustFiles::load_with_a_word(output)?;
+    let mut lines = Lines::default();
     let (mut arrivals, mut refusals) = (Vec::new(), Vec::new());
     for patch in incoming.new_patches()? {
         let patch = patch?;
-        let mut judged = judge_arrival(&patch, &files)?;
+        let mut judged = judge_arrival(&patch, &files, &mut lines)?;
         refusals.extend(judged.permit().err());
         let title = message(patch.manifest(), patch.id(), None, vec![]).title;
         arrivals.push(ArrivalReport { patch: patch.id(), title, trust: judged.report });

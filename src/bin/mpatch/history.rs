@@ -15,7 +15,6 @@ use crate::commands::show::fact_line;
 use crate::error::{CommandError, ExitKind, io_hint, with_causes};
 use crate::places::{self, variable};
 use crate::report::{Output, Page, escaped, shell_word};
-use crate::trust::{Judged, TrustArguments, require};
 
 /// How long a command waits for another one that changes the history, where nobody says otherwise.
 pub const LOCK_TIMEOUT_SECONDS: f64 = 10.0;
@@ -333,18 +332,6 @@ pub fn date(seconds: i64, offset_minutes: i32) -> String {
 }
 
 // ------------------------------------------------------------------------------------------- words for commits --
-
-/// Judges a patch before it enters a history, and says what the user had to allow: a note of its commit.
-pub fn admit(
-    patch: &Patch,
-    path: &Path,
-    trust: &TrustArguments,
-    output: &Output,
-) -> Result<(Judged, Vec<String>), CommandError> {
-    let judged = require(patch, path, trust, output)?;
-    let notes = judged.notes();
-    Ok((judged, notes))
-}
 
 /// The words of a commit that brings `manifest`'s patch: its title, or else its first fact; and all its facts.
 pub fn message(manifest: &Manifest, id: PatchId, title: Option<&str>, notes: Vec<String>) -> Message {

@@ -22,7 +22,7 @@ use crate::places::{self, Origin};
 use crate::report::{Output, shell_word};
 
 pub use files::{TrustFiles, parse_revoked};
-pub use lines::{LockedLines, forget, known_lines, lines_to_change, new_place};
+pub use lines::{Lines, LockedLines, forget, known_lines, lines_to_change, new_place};
 use lines::{remember, second_story, standing};
 use report::Behind;
 pub use report::{LineReport, PolicyReport, TrustReport};
@@ -95,18 +95,19 @@ pub fn require(
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Judged, CommandError> {
-    require_among(patch, path, Company::None, arguments, output)
+    require_among(patch, path, Company::None, &mut Lines::default(), arguments, output)
 }
 
-/// As [`require`], of a patch that is used together with others.
+/// As [`require`], of a patch that is used together with others: those that were judged before it are known in `lines`.
 pub fn require_among(
     patch: &Patch,
     path: &Path,
     company: Company<'_>,
+    lines: &mut Lines,
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Judged, CommandError> {
-    let mut judged = judge_among(patch, path, company, arguments, output)?;
+    let mut judged = judge_among(patch, path, company, lines, arguments, output)?;
     judged.permit().map(|()| judged)
 }
 
@@ -117,13 +118,14 @@ pub fn judge(
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Judged, CommandError> {
-    judge_among(patch, path, Company::None, arguments, output)
+    judge_among(patch, path, Company::None, &mut Lines::default(), arguments, output)
 }
 
 fn judge_among(
     patch: &Patch,
     path: &Path,
     company: Company<'_>,
+    lines: &mut Lines,
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Judged, CommandError> {
@@ -138,7 +140,7 @@ fn judge_among(
         policy: &files.policy,
         asked_by: &files.policy_files,
     };
-    let judged = judge_with(patch, &signatures, &case, &files)?;
+    let judged = judge_with(patch, &signatures, &case, &files, lines)?;
     if judged.refusal.is_none()
         && let Some(line) = &judged.report.line
         && let Some(behind) = &line.behind
@@ -149,8 +151,9 @@ fn judge_among(
 }
 
 /// Judges a patch that comes from another history: [`Judged::permit`] refuses what has been tampered with, and what a
-/// policy never lets pass. All else is asked for again before it touches weights.
-pub fn judge_arrival(patch: &Patch, files: &TrustFiles) -> Result<Judged, CommandError> {
+/// policy never lets pass. All else is asked for again before it touches weights. What came with it and was judged
+/// before is known in `lines`.
+pub fn judge_arrival(patch: &Patch, files: &TrustFiles, lines: &mut Lines) -> Result<Judged, CommandError> {
     let arguments = TrustArguments {
         allow_unsigned: true,
         allow_unknown: true,
@@ -168,7 +171,7 @@ pub fn judge_arrival(patch: &Patch, files: &TrustFiles) -> Result<Judged, Comman
         policy: &files.policy,
         asked_by: &files.policy_files,
     };
-    let mut judged = judge_with(patch, &own_signatures(patch), &case, files)?;
+    let mut judged = judge_with(patch, &own_signatures(patch), &case, files, lines)?;
     // A key may be revoked long after it signed; that is no reason to be without the history.
     if judged.report.judgement.answer == Answer::Revoked && !files.policy.forbids_exceptions() {
         judged.refusal = None;
@@ -182,6 +185,7 @@ fn judge_with(
     signatures: &[(String, Vec<u8>)],
     case: &Case<'_>,
     files: &TrustFiles,
+    lines: &mut Lines,
 ) -> Result<Judged, CommandError> {
     let arguments = case.arguments;
     let now = now()?;
@@ -192,8 +196,9 @@ fn judge_with(
         _ => judgement.keys(Answer::Trusted),
     };
     let line = patch.manifest().line.clone();
-    let known = if line.is_some() { known_lines()? } else { KnownLines::default() };
-    let standing = line.as_ref().and_then(|line| standing(line, &keys, patch.id(), &known));
+    let mut none = KnownLines::default();
+    let known = if line.is_some() { lines.known()? } else { &mut none };
+    let standing = line.as_ref().and_then(|line| standing(line, &keys, patch.id(), known));
     let (mut allowed, mut refusal) = case.of_signatures(&judgement);
     if refusal.is_none()
         && let Some(line) = &line
@@ -212,10 +217,14 @@ fn judge_with(
         standing: standing.map_or("not signed", Standing::name),
         problem: standing.and_then(report::problem_of_number),
         known: keys.iter().filter_map(|key| known.get(&line.name, *key)).map(|known| known.sequence).max(),
-        behind: Behind::find(line, &known, |key| {
+        behind: Behind::find(line, known, |key| {
             judgement.answer == Answer::Trusted && !keys.contains(&key) && files.keyring.trusts(key, now)
         }),
     });
+    if let (Some(line), None) = (&line, &refusal) {
+        // Whatever is judged after it is used after it.
+        keys.iter().for_each(|key| _ = known.record(line, *key, patch.id()));
+    }
     let policy = files.policy();
     let report = TrustReport { judgement, line: line_report, policy, allowed, words: arguments.words() };
     Ok(Judged { report, patch: patch.id(), line, keys, refusal })

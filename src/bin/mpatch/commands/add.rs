@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use super::read_patch;
 use crate::error::CommandError;
-use crate::history::{CommitReport, StoreArguments, admit, branch_of, message};
+use crate::history::{CommitReport, StoreArguments, branch_of, message};
 use crate::report::{Output, Page, Report};
-use crate::trust::{Judged, TrustArguments};
+use crate::trust::{Company, Judged, Lines, TrustArguments, require_among};
 
 /// Facts that are shown of each new commit.
 const FACTS_SHOWN: usize = 5;
@@ -50,13 +50,15 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
     let patches = arguments.patches.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
     let store = arguments.store.open()?;
     let mut change = arguments.store.change(&store)?;
+    let mut lines = Lines::default();
     let mut made = Vec::new();
     let mut titles = Vec::new();
     let mut judgements = Vec::new();
     for (patch, path) in patches.iter().zip(&arguments.patches) {
-        let (judged, notes) = admit(patch, path, &arguments.trust, output)?;
+        let judged = require_among(patch, path, Company::None, &mut lines, &arguments.trust, output)?;
+        let title = arguments.message.as_deref();
+        let message = message(patch.manifest(), patch.id(), title, judged.notes());
         judgements.push(judged);
-        let message = message(patch.manifest(), patch.id(), arguments.message.as_deref(), notes);
         titles.push(message.title.clone());
         made.push(change.add(patch, message)?);
     }

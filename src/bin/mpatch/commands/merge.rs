@@ -29,7 +29,7 @@ use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path_by, series_at};
-use crate::trust::{Company, Judged, TrustArguments, TrustReport, require_among};
+use crate::trust::{Company, Judged, Lines, TrustArguments, TrustReport, require_among};
 use crate::walk::walk;
 
 /// Arguments of `merge`.
@@ -321,8 +321,10 @@ impl Plan {
         let patches = self.beyond.iter().map(|id| Ok((id.short(), store.patch(*id)?)));
         let patches = patches.collect::<Result<Vec<_>, CommandError>>()?;
         // The merged patch carries the signature of whoever merges, so what goes into it has to be trusted first.
+        let mut lines = Lines::default();
         let judge = |(name, patch): &(String, Patch)| {
-            require_among(patch, std::path::Path::new(name), Company::History, &arguments.trust, output)
+            let path = std::path::Path::new(name);
+            require_among(patch, path, Company::History, &mut lines, &arguments.trust, output)
         };
         let judged = patches.iter().map(judge).collect::<Result<Vec<_>, _>>()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();

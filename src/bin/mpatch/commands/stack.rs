@@ -24,7 +24,7 @@ use crate::error::{CommandError, ExitKind, bind_error, with_causes};
 use crate::job::{Prepared, RecipeArguments, TOOL, encoded, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
-use crate::trust::{Company, TrustArguments, TrustReport, require_among};
+use crate::trust::{Company, Lines, TrustArguments, TrustReport, require_among};
 
 /// Arguments of `stack`.
 #[derive(Debug, Args)]
@@ -106,10 +106,11 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     refuse_existing(&arguments.output)?;
     let patches = arguments.patches.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
     // The result carries the signature of whoever stacks, so what goes into it has to be trusted first.
-    let mut trust = Vec::new();
+    let (mut trust, mut lines) = (Vec::new(), Lines::default());
     let ids: Vec<PatchId> = patches.iter().map(Patch::id).collect();
     for (patch, path) in patches.iter().zip(&arguments.patches) {
-        let judged = require_among(patch, path, Company::Patches(&ids), &arguments.trust, output)?;
+        let company = Company::Patches(&ids);
+        let judged = require_among(patch, path, company, &mut lines, &arguments.trust, output)?;
         trust.push(PatchTrust { patch: path.clone(), trust: judged.report });
     }
     let signer = arguments.signing.signer()?;

@@ -15,6 +15,20 @@ use crate::report::quoted;
 /// The file that it stands in.
 const LINES: &str = "lines.json";
 
+/// What is known of lines while several patches are judged: what is remembered, read for the first member of a line,
+/// and those that were judged already.
+#[derive(Debug, Default)]
+pub struct Lines(Option<KnownLines>);
+
+impl Lines {
+    pub(super) fn known(&mut self) -> Result<&mut KnownLines, CommandError> {
+        if self.0.is_none() {
+            self.0 = Some(known_lines()?);
+        }
+        Ok(self.0.get_or_insert_default())
+    }
+}
+
 /// What is remembered of lines; no other mpatch changes it while this lives.
 #[derive(Debug)]
 pub struct LockedLines {
