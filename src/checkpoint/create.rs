@@ -85,6 +85,34 @@ pub fn write_over(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     written_beside(&Files::real(), path, |sink| sink.write_all(bytes))?.place_over(path)
 }
 
+/// Writes `bytes` as a whole file that only its owner can read; one that is there is replaced in one step and keeps its
+/// mode, and a link its target.
+///
+/// # Errors
+/// [`CheckpointError::Io`], and the old file, if there was one, is then still there; or [`CheckpointError::NotDurable`].
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    tell_of_last_step();
+    let files = Files::real();
+    let target = files.real_path(path).unwrap_or_else(|_| path.to_owned());
+    let temporary = written_for(Audience::Owner, &files, &target, |sink| sink.write_all(bytes))?;
+    if let Ok(old) = files.about(&target) {
+        let file = temporary.handle();
+        let moded = file.about().and_then(|made| file.give_mode(&made, old.mode_for(&made)));
+        moded.map_err(CheckpointError::io(path, "set the mode of"))?;
+    }
+    temporary.place_over(&target)
+}
+
+/// As [`write_new`], of a file that only its owner can read.
+///
+/// # Errors
+/// [`CheckpointError::OutputExists`] or [`CheckpointError::Io`]; no part of a file is left behind.
+pub fn write_new_private(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
+    tell_of_last_step();
+    let temporary = written_for(Audience::Owner, &Files::real(), path, |sink| sink.write_all(bytes))?;
+    temporary.place_new(path).map(drop)
+}
+
 /// Has `fill` write files into a folder that must not exist yet; it gets its name when all of them are there.
 ///
 /// # Errors
@@ -118,8 +146,18 @@ pub(super) fn written_beside(
     path: &Path,
     write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
 ) -> Result<Temporary, CheckpointError> {
+    written_for(Audience::All, files, path, write)
+}
+
+/// The same, for whom it says.
+fn written_for(
+    audience: Audience,
+    files: &Files,
+    path: &Path,
+    write: impl FnOnce(&mut dyn Write) -> std::io::Result<()>,
+) -> Result<Temporary, CheckpointError> {
     let failed = |action| CheckpointError::io(path, action);
-    let temporary = Temporary::file(files, folder_of(path), Audience::All);
+    let temporary = Temporary::file(files, folder_of(path), audience);
     let temporary = temporary.map_err(failed("create a temporary file for"))?;
     let file = temporary.handle();
     let mut sink = BufWriter::new(Sink::new(file));

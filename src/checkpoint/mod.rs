@@ -50,7 +50,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use rayon::prelude::*;
 
 pub use self::companion::COMPANION_SIZE_BYTES_MAX;
-pub use self::create::{NewTensor, write_new, write_new_folder, write_over, write_safetensors};
+pub use self::create::{
+    NewTensor, replace, write_new, write_new_folder, write_new_private, write_over, write_safetensors,
+};
 #[cfg(test)]
 pub(crate) use self::create::{write_new_folder_on, write_new_on, write_safetensors_on};
 pub use self::error::CheckpointError;

@@ -13,15 +13,15 @@
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, FileType, OpenOptions};
-use std::io::{ErrorKind, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use mpatch::checkpoint::{self, CheckpointError};
 use rustix::fs::OFlags;
 
 use crate::error::{CommandError, ExitKind};
-use crate::interrupt::last_step;
 use crate::trust::{ALLOWED_SIGNERS, POLICY, REVOKED};
 
 /// Files of keys and of state are small; what is larger is something else.
@@ -322,53 +322,28 @@ pub fn replace(
     bytes: &[u8],
     failed: impl Fn(std::io::Error) -> CommandError,
 ) -> Result<(), CommandError> {
-    let target = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    last_step();
-    let mut file = temporary(&target, bytes).map_err(&failed)?;
-    if let Ok(metadata) = std::fs::metadata(&target) {
-        file.as_file_mut().set_permissions(metadata.permissions()).map_err(&failed)?;
-    }
-    file.persist(&target).map_err(|error| failed(error.error))?;
-    sync_folder_of(&target).map_err(|error| {
-        let path = path.display();
-        let message =
-            format!("wrote `{path}`, but the system cannot say that it would survive a power cut: {error}");
-        CommandError::new(ExitKind::Io, message).hint("look at it again after the next one").after_the_work()
+    checkpoint::replace(path, bytes).map_err(|error| match error {
+        CheckpointError::Io { source, .. } => failed(source),
+        CheckpointError::NotDurable { .. } => {
+            CommandError::from(error).hint("look at it again after the next power cut")
+        }
+        error => error.into(),
     })
 }
 
 /// Writes a new file that only its owner can read; says whether it did, or there was one already.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<bool, CommandError> {
-    let failed = |error: std::io::Error| unwritable("write", path, &error);
-    last_step();
-    match temporary(path, bytes).map_err(failed)?.persist_noclobber(path) {
-        Ok(_) => sync_folder_of(path).map(|()| true).map_err(|error| {
-            // What is new can be taken back; where not even that can be done, the next command finds it.
-            _ = std::fs::remove_file(path);
-            failed(error)
-        }),
-        Err(error) if error.error.kind() == ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(failed(error.error)),
+    match checkpoint::write_new_private(path, bytes) {
+        Ok(()) => Ok(true),
+        Err(CheckpointError::OutputExists { .. }) => Ok(false),
+        Err(CheckpointError::Io { source, .. }) => Err(unwritable("write", path, &source)),
+        Err(error) => Err(error.into()),
     }
-}
-
-/// A synced file beside `path`, which is its owner's alone.
-fn temporary(path: &Path, bytes: &[u8]) -> std::io::Result<tempfile::NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    let builder = builder.prefix(".mpatch-").permissions(std::fs::Permissions::from_mode(0o600));
-    let mut file = builder.tempfile_in(folder_of(path))?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    Ok(file)
 }
 
 /// The folder that a file is in, or will be.
 pub fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-fn sync_folder_of(path: &Path) -> std::io::Result<()> {
-    File::open(folder_of(path))?.sync_all()
 }
 
 /// What the user has told git about signing with SSH keys.
