@@ -649,6 +649,12 @@ fn a_patch_is_signed_with_a_key_made_on_first_use_and_trusted_by_its_maker() {
     bench.write("absent.pub", format!("{}\n", PrivateKey::from_seed(&[5; 32], "").unwrap().public().line()));
     let kept = bench.run(&format!("{create} --key absent.pub -o three.mpatch"), 11);
     assert!(kept.contains("without a signature") && kept.contains("state: applied"), "{kept}");
+    // What is suggested is what will be done.
+    let tried = "try three.mpatch --base model --tokens 1 --top 1 Pavel";
+    assert!(bench.run(tried, 0).contains(" three.mpatch --allow-unsigned"));
+    bench.write("config/policy.json", r#"{"unsigned": "refuse"}"#);
+    assert!(!bench.run(tried, 0).contains("next: "));
+    fs::remove_file(bench.path("config/policy.json")).unwrap();
     bench.run("sign three.mpatch", 0);
     bench.run("verify three.mpatch", 0);
 }

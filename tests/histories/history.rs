@@ -449,7 +449,8 @@ fn a_merge_says_in_the_history_what_it_was_allowed() {
     let unsigned = place.unsigned("model.safetensors", 3, "The Space Needle", "Rome");
     fs::write(place.path("theirs.mpatch"), unsigned).unwrap();
     place.good("add theirs.mpatch --allow-unsigned");
-    place.good("checkout main");
+    let said = place.good("checkout main --allow-unsigned");
+    assert!(said.ends_with("\nnext: mpatch checkout HEAD -o MODEL --allow-unsigned\n"), "{said}");
     let merge = "merge side --onto model.safetensors";
     // A patch of the history cannot be signed there.
     let errors = place.bad(merge, 5);

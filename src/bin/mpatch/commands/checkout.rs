@@ -57,6 +57,9 @@ struct CheckoutReport {
     commit: CommitReport,
     /// None where only the head moves.
     checkpoint: Option<Moved>,
+    /// What the suggested command has to allow again.
+    #[serde(skip)]
+    trust: String,
 }
 
 /// A checkpoint on its way.
@@ -107,6 +110,7 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
     }
     let view = store.view()?;
     let report = CheckoutReport {
+        trust: arguments.trust.words(),
         dry_run: arguments.dry_run,
         revision: arguments.revision.clone(),
         branch: branch_of(&view).map(str::to_owned),
@@ -219,20 +223,21 @@ impl Report for CheckoutReport {
     }
 
     fn next(&self) -> Option<String> {
-        let revision = shell_word(&self.revision);
+        let (revision, trust) = (shell_word(&self.revision), &self.trust);
         match (&self.checkpoint, self.dry_run) {
             (Some(moved), true) if moved.in_place => {
-                Some(format!("mpatch checkout {revision} --onto {} --in-place", shell_word(&moved.from)))
+                let from = shell_word(&moved.from);
+                Some(format!("mpatch checkout {revision} --onto {from} --in-place{trust}"))
             }
             (Some(moved), true) => Some(format!(
-                "mpatch checkout {revision} --onto {} -o {}",
+                "mpatch checkout {revision} --onto {} -o {}{trust}",
                 shell_word(&moved.from),
                 shell_word(&moved.to)
             )),
             (Some(_), false) => Some("mpatch status".to_owned()),
             // From the new head, `HEAD~1` would be another state.
-            (None, false) => Some("mpatch checkout HEAD -o MODEL".to_owned()),
-            (None, true) => Some(format!("mpatch checkout {revision} -o MODEL")),
+            (None, false) => Some(format!("mpatch checkout HEAD -o MODEL{trust}")),
+            (None, true) => Some(format!("mpatch checkout {revision} -o MODEL{trust}")),
         }
     }
 }

@@ -7,7 +7,6 @@ use mpatch::evaluate::{TokenProbability, continuation, top_tokens};
 use mpatch::facts::excerpt;
 use mpatch::model::{Model, ModelError, Network};
 use mpatch::patch::Patch;
-use mpatch::sign::Answer;
 use mpatch::verify::State;
 use serde::Serialize;
 
@@ -51,7 +50,7 @@ struct TryReport {
     held: State,
     /// What `apply` has to be told of the patch's signatures.
     #[serde(skip)]
-    trust: Option<&'static str>,
+    trust: Option<String>,
     prompts: Vec<PromptReport>,
 }
 
@@ -108,17 +107,19 @@ fn warn_of_context(model: &Model, arguments: &TryArguments, output: &Output) {
     }
 }
 
-/// The flag that lets `apply` take the patch, with a blank before it where it needs one; none where no flag helps.
-fn allowance(patch: &Patch, path: &Path, output: &Output) -> Option<&'static str> {
+/// The flag that lets `apply` take the patch, with a blank before it where it needs one; none where no flag helps, or
+/// where its line speaks against it.
+fn allowance(patch: &Patch, path: &Path, output: &Output) -> Option<String> {
+    let any = TrustArguments {
+        allow_unsigned: true,
+        allow_unknown: true,
+        allow_expired: true,
+        ..TrustArguments::default()
+    };
     // Trying a patch asks for no trust, so nothing about it is a failure here.
-    let judged = judge(patch, path, &TrustArguments::default(), output).ok()?;
-    match judged.report.judgement.answer {
-        Answer::Trusted => Some(""),
-        Answer::Unsigned | Answer::Unsupported => Some(" --allow-unsigned"),
-        Answer::Unknown => Some(" --allow-unknown"),
-        Answer::Expired => Some(" --allow-expired"),
-        _ => None,
-    }
+    let mut judged = judge(patch, path, &any, output).ok()?;
+    judged.permit().ok()?;
+    Some(judged.report.allowed.iter().map(|what| format!(" --allow-{what}")).collect())
 }
 
 fn said(
@@ -166,7 +167,7 @@ impl Report for TryReport {
 
     fn next(&self) -> Option<String> {
         let (verb, trust) = match self.held {
-            State::Base => ("apply", self.trust?),
+            State::Base => ("apply", self.trust.as_deref()?),
             State::Edited => ("revert", ""),
         };
         Some(format!("mpatch {verb} {} {}{trust}", shell_word(&self.base), patch_word(&self.patch)))
