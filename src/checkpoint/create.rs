@@ -89,7 +89,7 @@ pub fn write_over(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
 /// mode, and a link its target.
 ///
 /// # Errors
-/// [`CheckpointError::Io`], and the old file, if there was one, is then still there; or [`CheckpointError::NotDurable`].
+/// [`CheckpointError::Io`]; the old file, if there was one, is then still there. [`CheckpointError::NotDurable`].
 pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     tell_of_last_step();
     let files = Files::real();
