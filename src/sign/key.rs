@@ -9,6 +9,8 @@ use ssh_key::private::{Ed25519Keypair, KeypairData};
 use ssh_key::{Algorithm, EcdsaCurve, HashAlg, LineEnding};
 use zeroize::Zeroizing;
 
+use super::wire::take_string;
+
 /// Size of the secret that an Ed25519 key is made from.
 pub const SEED_SIZE_BYTES: usize = 32;
 
@@ -260,14 +262,6 @@ fn private_bytes(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyError> {
     base64.extend(inner.split_ascii_whitespace());
     let bytes = Base64::decode_vec(&base64).map_err(|error| KeyError::Malformed(error.to_string()))?;
     Ok(Zeroizing::new(bytes))
-}
-
-fn take_string<'b>(rest: &mut &'b [u8]) -> Option<&'b [u8]> {
-    let (size, behind) = rest.split_first_chunk::<4>()?;
-    let size = size.iter().fold(0, |value, byte| value << 8 | usize::from(*byte));
-    let (string, behind) = behind.split_at_checked(size)?;
-    *rest = behind;
-    Some(string)
 }
 
 fn malformed(error: ssh_key::Error) -> KeyError {

@@ -18,6 +18,7 @@ pub mod sshsig;
 pub mod trust;
 
 mod time;
+mod wire;
 
 pub use allowed_signers::AllowedSigners;
 pub use key::{Fingerprint, KeyError, PrivateKey, PublicKey};

@@ -17,6 +17,7 @@ use curve25519_dalek::edwards::CompressedEdwardsY;
 use ssh_key::{Algorithm, HashAlg, Signature};
 
 use super::key::{KeyError, PrivateKey, PublicKey};
+use super::wire;
 
 /// What mpatch's signatures are for; signatures for other purposes are refused.
 pub const NAMESPACE: &str = "mpatch";
@@ -191,10 +192,10 @@ pub fn sign(key: &PrivateKey, message: &[u8]) -> Result<SshSig, SshSigError> {
     let made = key.inner().sign(NAMESPACE, HashAlg::Sha512, message).map_err(signing)?;
     let inner = Vec::<u8>::try_from(made.signature().clone()).map_err(signing)?;
     let mut bytes = MAGIC.to_vec();
-    bytes.extend_from_slice(&be_u32(VERSION));
+    bytes.extend_from_slice(&wire::u32_bytes(VERSION));
     for field in [key.public().wire(), NAMESPACE.as_bytes(), b"", HashAlg::Sha512.as_str().as_bytes(), &inner]
     {
-        bytes.extend_from_slice(&be_u32(field.len() as u32));
+        bytes.extend_from_slice(&wire::u32_bytes(field.len() as u32));
         bytes.extend_from_slice(field);
     }
     let signature = SshSig::parse(&bytes)?;
@@ -265,22 +266,11 @@ fn text(bytes: &[u8]) -> Result<String, SshSigError> {
 }
 
 fn take_u32(rest: &mut &[u8]) -> Result<u32, SshSigError> {
-    let (size, behind) = rest.split_first_chunk::<4>().ok_or_else(|| malformed("it is cut short"))?;
-    *rest = behind;
-    Ok(size.iter().fold(0, |value, byte| value << 8 | u32::from(*byte)))
+    wire::take_u32(rest).ok_or_else(|| malformed("it is cut short"))
 }
 
 fn take_string<'b>(rest: &mut &'b [u8]) -> Result<&'b [u8], SshSigError> {
-    let size = take_u32(rest)? as usize;
-    let (string, behind) = rest.split_at_checked(size).ok_or_else(|| malformed("it is cut short"))?;
-    *rest = behind;
-    Ok(string)
-}
-
-/// SSH counts in big-endian, the only place where this crate does.
-fn be_u32(value: u32) -> [u8; 4] {
-    let [a, b, c, d] = value.to_le_bytes();
-    [d, c, b, a]
+    wire::take_string(rest).ok_or_else(|| malformed("it is cut short"))
 }
 
 #[cfg(test)]
@@ -316,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_kind_of_key_that_is_unheard_of_is_unsupported_and_no_sign_of_tampering() {
-        let field = |bytes: &[u8]| [&be_u32(bytes.len() as u32)[..], bytes].concat();
+        let field = |bytes: &[u8]| [&wire::u32_bytes(bytes.len() as u32)[..], bytes].concat();
         for (algorithm, is_unsupported) in
             [("ssh-ed448", true), ("ssh-mldsa65", true), ("ssh-ed25519", false), ("", false), ("a b", false)]
         {

@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use super::create::AboutArguments;
 use super::show::fact_line;
-use super::{is_stdin, open_checkpoint, patch_word, read_patch, states};
+use super::{is_stdin, names_a_file, open_checkpoint, patch_word, read_patch, states};
 use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, with_causes};
@@ -75,7 +75,7 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
     let kept = recorded(arguments, first)?;
     let is_first_patch = kept.is_some() || is_patch(first)?;
     let second = match &arguments.second {
-        Some(second) if is_file(second) || is_first_patch => second,
+        Some(second) if names_a_file(second) || is_first_patch => second,
         revision if !is_first_patch => return with_history(arguments, revision.as_deref(), output),
         _ => {
             let message =
@@ -119,14 +119,9 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
     }
 }
 
-/// A file wins over what the history has by its name.
-fn is_file(path: &Path) -> bool {
-    is_stdin(path) || path.symlink_metadata().is_ok()
-}
-
 /// The patch that the history has by a name which is that of no file.
 fn recorded(arguments: &DiffArguments, name: &Path) -> Result<Option<Patch>, CommandError> {
-    if is_file(name) { Ok(None) } else { recorded_patch_in(&arguments.store.store, name) }
+    if names_a_file(name) { Ok(None) } else { recorded_patch_in(&arguments.store.store, name) }
 }
 
 /// A checkpoint against what the history knows of.

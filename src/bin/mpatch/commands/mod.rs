@@ -113,12 +113,14 @@ fn copy_patch(path: &Path, sink: &mut dyn Write) -> Result<(), CommandError> {
     copied.map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
 }
 
-/// The patch of the history here that `path` names; a file of that name wins.
+/// Whether a word names a file, or standard input: these win over what the history has by its name.
+pub fn names_a_file(path: &Path) -> bool {
+    is_stdin(path) || path.symlink_metadata().is_ok()
+}
+
+/// The patch of the history here that `path` names.
 fn patch_of_history(path: &Path) -> Result<Option<Patch>, CommandError> {
-    if is_stdin(path) || path.symlink_metadata().is_ok() {
-        return Ok(None);
-    }
-    recorded_patch(path)
+    if names_a_file(path) { Ok(None) } else { recorded_patch(path) }
 }
 
 /// Opens and checks a patch, whose sections stay in the file until they are wanted: a patch of many facts is large.
@@ -185,7 +187,7 @@ pub fn patch_word(path: &Path) -> String {
 
 /// The same where the history may have moved meanwhile: a revision names another patch then, an id does not.
 pub fn lasting_patch_word(path: &Path, id: PatchId) -> String {
-    if is_stdin(path) || path.symlink_metadata().is_ok() { patch_word(path) } else { id.short() }
+    if names_a_file(path) { patch_word(path) } else { id.short() }
 }
 
 /// What helps where a tensor is in another type than the patch expects; none where something else differs, or where no

@@ -12,7 +12,7 @@ use mpatch::sign::SshSig;
 use mpatch::tensor::Dtype;
 use serde::Serialize;
 
-use super::{is_stdin, open_patch, patch_word};
+use super::{names_a_file, open_patch, patch_word};
 use crate::args::optional;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, branch_of, here, message, state_named};
@@ -47,7 +47,7 @@ pub struct ShowArguments {
 #[derive(Debug, Serialize)]
 struct ShowReport {
     patch: PathBuf,
-    patch_id: String,
+    patch_id: PatchId,
     size_bytes: u64,
     /// The keys that claim to have signed, none of them judged here.
     signatures: Vec<String>,
@@ -67,8 +67,8 @@ struct Untrusted {
     recipe: Recipe,
     measured: Vec<Metric>,
     line: Option<Line>,
-    parents: Vec<String>,
-    supersedes: Vec<String>,
+    parents: Vec<PatchId>,
+    supersedes: Vec<PatchId>,
     about: About,
     norm_ratios: Vec<NormRatio>,
 }
@@ -134,8 +134,7 @@ pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandErro
     // A file wins over a revision of the same name; what is asked of a patch is asked of the one that it brought.
     if !arguments.manifest
         && arguments.signature.is_none()
-        && !is_stdin(&arguments.patch)
-        && !arguments.patch.exists()
+        && !names_a_file(&arguments.patch)
         && let Some(report) = revision(arguments, output)?
     {
         return output.report(&report);
@@ -251,7 +250,7 @@ fn report(path: PathBuf, patch: &Patch, facts_shown: usize) -> ShowReport {
     });
     ShowReport {
         patch: path,
-        patch_id: patch.id().to_string(),
+        patch_id: patch.id(),
         size_bytes: patch.size_bytes(),
         signatures: patch.signatures().iter().map(|signature| claimed_key(&signature.bytes)).collect(),
         terms: terms(patch.manifest()),
@@ -263,8 +262,8 @@ fn report(path: PathBuf, patch: &Patch, facts_shown: usize) -> ShowReport {
             recipe: manifest.recipe,
             measured: manifest.measured,
             line: manifest.line,
-            parents: manifest.parents.iter().map(ToString::to_string).collect(),
-            supersedes: manifest.supersedes.iter().map(ToString::to_string).collect(),
+            parents: manifest.parents.clone(),
+            supersedes: manifest.supersedes.clone(),
             about: manifest.about,
             norm_ratios,
         },
@@ -318,7 +317,7 @@ impl Report for ShowReport {
         let facts = count(self.untrusted.facts.len(), "fact");
         let name = self.patch.display();
         page.title(&format!("{name}: {facts} for {}, {}", self.base.architecture, size(self.size_bytes)));
-        let mut rows = vec![row(["patch", &self.patch_id])];
+        let mut rows = vec![row(["patch", &self.patch_id.to_string()])];
         rows.extend(
             self.signatures.iter().map(|key| row(["signature", &format!("by {key}, not judged here")])),
         );

@@ -9,7 +9,7 @@ use mpatch::patch::Patch;
 use mpatch::sign::SshSig;
 use serde::Serialize;
 
-use super::{is_stdin, patch_word, read_input, read_patch};
+use super::{is_stdin, names_a_file, patch_word, read_input, read_patch};
 use crate::args::output_path;
 use crate::error::{CommandError, ExitKind, output_hint};
 use crate::keys::{KeyArguments, SignatureReport, Signer, with_signature};
@@ -42,7 +42,7 @@ pub struct SignArguments {
 #[derive(Debug, Serialize)]
 struct SignReport {
     patch: PathBuf,
-    patch_id: String,
+    patch_id: PatchId,
     output: PathBuf,
     detached: bool,
     signature: SignatureReport,
@@ -61,7 +61,7 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
         .hint("name one with `-o`"));
     }
     let patch = read_patch(path)?;
-    if target.is_none() && !is_stdin(path) && path.symlink_metadata().is_err() {
+    if target.is_none() && !names_a_file(path) {
         return Err(CommandError::new(ExitKind::Usage, "a patch of the history stays there as it is")
             .hint("name a place for the signed copy with `-o`"));
     }
@@ -76,7 +76,7 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
     let signer = key.find()?;
     signer.check_not_revoked()?;
     refuse_second(&patch, &signer, path)?;
-    let (patch_id, place) = (patch.id().to_string(), target.clone().unwrap_or_else(|| path.clone()));
+    let (patch_id, place) = (patch.id(), target.clone().unwrap_or_else(|| path.clone()));
     signer.keep()?;
     let signatures = sign(&signer, patch, *detached, target.as_deref(), path);
     let signatures = signatures.map_err(|error| signer.with_word_of_key(error))?;
