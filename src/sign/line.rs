@@ -34,7 +34,7 @@ pub struct Known {
 
 /// How a patch stands to what is known of its line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Standing {
+pub enum Succession {
     /// Nothing is known of this line.
     First,
     /// It comes after all that is known.
@@ -49,16 +49,16 @@ pub enum Standing {
     FarAhead,
 }
 
-impl Standing {
+impl Succession {
     /// The word for it.
     pub const fn name(self) -> &'static str {
         match self {
-            Standing::First => "first",
-            Standing::Newer => "newer",
-            Standing::Same => "same",
-            Standing::Older(_) => "older",
-            Standing::Conflicting(_) => "conflicting",
-            Standing::FarAhead => "far ahead",
+            Succession::First => "first",
+            Succession::Newer => "newer",
+            Succession::Same => "same",
+            Succession::Older(_) => "older",
+            Succession::Conflicting(_) => "conflicting",
+            Succession::FarAhead => "far ahead",
         }
     }
 }
@@ -107,23 +107,23 @@ impl KnownLines {
     }
 
     /// How `patch` stands to what is known.
-    pub fn standing(&self, line: &Line, key: Fingerprint, patch: PatchId) -> Standing {
+    pub fn standing(&self, line: &Line, key: Fingerprint, patch: PatchId) -> Succession {
         match self.standing_of_new(line, key) {
-            Standing::Conflicting(known) if known.patch == patch => Standing::Same,
+            Succession::Conflicting(known) if known.patch == patch => Succession::Same,
             standing => standing,
         }
     }
 
     /// How a patch that is still to be made would stand to what is known.
-    pub fn standing_of_new(&self, line: &Line, key: Fingerprint) -> Standing {
+    pub fn standing_of_new(&self, line: &Line, key: Fingerprint) -> Succession {
         let known = self.get(&line.name, key);
         let step = line.sequence.saturating_sub(known.map_or(0, |known| known.sequence));
         match known {
-            _ if step > STEP_MAX => Standing::FarAhead,
-            None => Standing::First,
-            Some(known) if line.sequence < known.sequence => Standing::Older(known),
-            Some(known) if line.sequence > known.sequence => Standing::Newer,
-            Some(known) => Standing::Conflicting(known),
+            _ if step > STEP_MAX => Succession::FarAhead,
+            None => Succession::First,
+            Some(known) if line.sequence < known.sequence => Succession::Older(known),
+            Some(known) if line.sequence > known.sequence => Succession::Newer,
+            Some(known) => Succession::Conflicting(known),
         }
     }
 
@@ -134,7 +134,7 @@ impl KnownLines {
 
     /// Remembers `patch` if it is news; says whether it was.
     pub fn record(&mut self, line: &Line, key: Fingerprint, patch: PatchId) -> bool {
-        let is_news = matches!(self.standing(line, key, patch), Standing::First | Standing::Newer);
+        let is_news = matches!(self.standing(line, key, patch), Succession::First | Succession::Newer);
         if is_news {
             let known = Known { sequence: line.sequence, patch };
             self.lines.insert((line.name.clone(), key), known);
@@ -215,15 +215,15 @@ mod tests {
     fn an_older_patch_and_a_second_story_are_told_apart() {
         let mut known = KnownLines::default();
         assert_eq!(known.next_sequence("world", key(1)), 1);
-        assert_eq!(known.standing(&line("world", 4), key(1), patch(4)), Standing::First);
+        assert_eq!(known.standing(&line("world", 4), key(1), patch(4)), Succession::First);
         assert!(known.record(&line("world", 4), key(1), patch(4)));
         let newest = Known { sequence: 4, patch: patch(4) };
-        assert_eq!(known.standing(&line("world", 4), key(1), patch(4)), Standing::Same);
-        assert_eq!(known.standing(&line("world", 4), key(1), patch(9)), Standing::Conflicting(newest));
-        assert_eq!(known.standing(&line("world", 3), key(1), patch(3)), Standing::Older(newest));
-        assert_eq!(known.standing(&line("world", 3), key(2), patch(3)), Standing::First);
-        assert_eq!(known.standing(&line("other", 3), key(1), patch(3)), Standing::First);
-        assert_eq!(known.standing(&line("world", 5), key(1), patch(5)), Standing::Newer);
+        assert_eq!(known.standing(&line("world", 4), key(1), patch(4)), Succession::Same);
+        assert_eq!(known.standing(&line("world", 4), key(1), patch(9)), Succession::Conflicting(newest));
+        assert_eq!(known.standing(&line("world", 3), key(1), patch(3)), Succession::Older(newest));
+        assert_eq!(known.standing(&line("world", 3), key(2), patch(3)), Succession::First);
+        assert_eq!(known.standing(&line("other", 3), key(1), patch(3)), Succession::First);
+        assert_eq!(known.standing(&line("world", 5), key(1), patch(5)), Succession::Newer);
         assert_eq!(known.next_sequence("world", key(1)), 5);
         assert!(known.is_known_beside("world", &[]) && !known.is_known_beside("other", &[]));
         assert!(known.is_known_beside("world", &[key(2)]) && !known.is_known_beside("world", &[key(1)]));
@@ -234,8 +234,8 @@ mod tests {
     #[test]
     fn nobody_exhausts_the_numbers_of_a_line() {
         let mut known = KnownLines::default();
-        assert_eq!(known.standing(&line("world", STEP_MAX), key(1), patch(1)), Standing::First);
-        assert_eq!(known.standing(&line("world", STEP_MAX + 1), key(1), patch(1)), Standing::FarAhead);
+        assert_eq!(known.standing(&line("world", STEP_MAX), key(1), patch(1)), Succession::First);
+        assert_eq!(known.standing(&line("world", STEP_MAX + 1), key(1), patch(1)), Succession::FarAhead);
         assert!(!known.record(&line("world", u64::MAX), key(1), patch(1)));
     }
 

@@ -44,10 +44,13 @@ pub fn judge_arrivals(incoming: &Incoming<'_>, output: &Output) -> Result<Vec<Ar
     let (mut arrivals, mut refusals) = (Vec::new(), Vec::new());
     for patch in incoming.new_patches()? {
         let patch = patch?;
-        let mut judged = judge_arrival(&patch, &files, &mut lines)?;
-        refusals.extend(judged.permit().err());
-        let title = message(patch.manifest(), patch.id(), None, vec![]).title;
-        arrivals.push(ArrivalReport { patch: patch.id(), title, trust: judged.report });
+        match judge_arrival(&patch, &files, &mut lines)?.permit() {
+            Ok(permitted) => {
+                let title = message(patch.manifest(), patch.id(), None, vec![]).title;
+                arrivals.push(ArrivalReport { patch: patch.id(), title, trust: permitted.report });
+            }
+            Err(refusal) => refusals.push(refusal),
+        }
     }
     arrivals.sort_by_key(|arrival| arrival.trust.judgement.answer == Answer::Trusted);
     let others = refusals.len().saturating_sub(1);

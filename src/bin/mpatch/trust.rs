@@ -13,9 +13,10 @@ use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::Line;
-use mpatch::sign::line::{KnownLines, Standing};
+use mpatch::sign::line::{KnownLines, Succession};
 use mpatch::sign::policy::Rung;
 use mpatch::sign::{Answer, Fingerprint, Judgement, Missing, Policy, SshSig, judge as judge_signatures};
+use serde::Serialize;
 
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, Origin};
@@ -58,14 +59,17 @@ pub struct TrustArguments {
 impl TrustArguments {
     /// The arguments as they were given, each with a blank before it.
     pub fn words(&self) -> String {
-        let flags = [
-            (self.allow_unsigned, "unsigned"),
-            (self.allow_unknown, "unknown"),
-            (self.allow_expired, "expired"),
-            (self.allow_rollback, "rollback"),
-        ];
-        let flags = flags.into_iter().filter(|(given, _)| *given).map(|(_, what)| format!(" --allow-{what}"));
-        flags.chain([self.signature_words()]).collect()
+        let given = Allowance::ALL.into_iter().filter(|allowance| self.allows(*allowance));
+        given.map(|allowance| format!(" {}", allowance.flag())).chain([self.signature_words()]).collect()
+    }
+
+    fn allows(&self, allowance: Allowance) -> bool {
+        match allowance {
+            Allowance::Unsigned => self.allow_unsigned,
+            Allowance::Unknown => self.allow_unknown,
+            Allowance::Expired => self.allow_expired,
+            Allowance::Rollback => self.allow_rollback,
+        }
     }
 
     /// The files of signatures alone, in the same way.
@@ -74,27 +78,61 @@ impl TrustArguments {
     }
 }
 
+/// What lets a patch pass that is not trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Allowance {
+    /// Nobody has signed it, or nobody whose signature is judged.
+    Unsigned,
+    /// Its key is trusted by nobody here.
+    Unknown,
+    /// Its key is trusted, but not now.
+    Expired,
+    /// A newer one of its line is known.
+    Rollback,
+}
+
+impl Allowance {
+    const ALL: [Self; 4] = [Self::Unsigned, Self::Unknown, Self::Expired, Self::Rollback];
+
+    /// The flag by which the user allows it.
+    pub const fn flag(self) -> &'static str {
+        match self {
+            Self::Unsigned => "--allow-unsigned",
+            Self::Unknown => "--allow-unknown",
+            Self::Expired => "--allow-expired",
+            Self::Rollback => "--allow-rollback",
+        }
+    }
+}
+
 /// The judgement of a patch, with what the user allowed.
 #[derive(Debug)]
 pub struct Judged {
+    judged: Permitted,
+    refusal: Option<CommandError>,
+}
+
+/// A patch that may be used here.
+#[derive(Debug)]
+pub struct Permitted {
     /// For the command's own report.
     pub report: TrustReport,
     patch: PatchId,
     line: Option<Line>,
     /// The keys whose word counts for the line.
     keys: Vec<Fingerprint>,
-    refusal: Option<CommandError>,
 }
 
 /// Judges `patch`, which was read from `path`, and refuses it unless it is trusted or the user allows it.
 ///
-/// Call [`Judged::remember`] once the patch has been used.
+/// Call [`Permitted::remember`] once the patch has been used.
 pub fn require(
     patch: &Patch,
     path: &Path,
     arguments: &TrustArguments,
     output: &Output,
-) -> Result<Judged, CommandError> {
+) -> Result<Permitted, CommandError> {
     require_among(patch, path, Company::None, &mut Lines::default(), arguments, output)
 }
 
@@ -106,9 +144,8 @@ pub fn require_among(
     lines: &mut Lines,
     arguments: &TrustArguments,
     output: &Output,
-) -> Result<Judged, CommandError> {
-    let mut judged = judge_among(patch, path, company, lines, arguments, output)?;
-    judged.permit().map(|()| judged)
+) -> Result<Permitted, CommandError> {
+    judge_among(patch, path, company, lines, arguments, output)?.permit()
 }
 
 /// Judges `patch`, which was read from `path`; the answer may be no, which [`Judged::permit`] tells.
@@ -134,7 +171,7 @@ fn judge_among(
     let case = Case {
         name: path.display().to_string(),
         word: super::commands::patch_word(path),
-        is_file: super::commands::is_stdin(path) || path.symlink_metadata().is_ok(),
+        is_file: super::commands::names_a_file(path),
         company,
         arguments,
         policy: &files.policy,
@@ -142,7 +179,7 @@ fn judge_among(
     };
     let judged = judge_with(patch, &signatures, &case, &files, lines)?;
     if judged.refusal.is_none()
-        && let Some(line) = &judged.report.line
+        && let Some(line) = &judged.judged.report.line
         && let Some(behind) = &line.behind
     {
         output.warn(&behind.in_words(&case.name, line));
@@ -173,10 +210,10 @@ pub fn judge_arrival(patch: &Patch, files: &TrustFiles, lines: &mut Lines) -> Re
     };
     let mut judged = judge_with(patch, &own_signatures(patch), &case, files, lines)?;
     // A key may be revoked long after it signed; that is no reason to be without the history.
-    if judged.report.judgement.answer == Answer::Revoked && !files.policy.forbids_exceptions() {
+    if judged.report().judgement.answer == Answer::Revoked && !files.policy.forbids_exceptions() {
         judged.refusal = None;
     }
-    judged.report.allowed.clear();
+    judged.judged.report.allowed.clear();
     Ok(judged)
 }
 
@@ -214,7 +251,7 @@ fn judge_with(
     let line_report = line.as_ref().map(|line| LineReport {
         name: line.name.clone(),
         sequence: line.sequence,
-        standing: standing.map_or("not signed", Standing::name),
+        standing: standing.map_or("not signed", Succession::name),
         problem: standing.and_then(report::problem_of_number),
         known: keys.iter().filter_map(|key| known.get(&line.name, *key)).map(|known| known.sequence).max(),
         behind: Behind::find(line, known, |key| {
@@ -227,7 +264,7 @@ fn judge_with(
     }
     let policy = files.policy();
     let report = TrustReport { judgement, line: line_report, policy, allowed, words: arguments.words() };
-    Ok(Judged { report, patch: patch.id(), line, keys, refusal })
+    Ok(Judged { judged: Permitted { report, patch: patch.id(), line, keys }, refusal })
 }
 
 /// Seconds since 1970. Before that no key would have expired.
@@ -246,21 +283,28 @@ fn listed(names: &[String]) -> String {
 }
 
 impl Judged {
-    /// Why the patch must not be used, if it must not.
-    pub fn permit(&mut self) -> Result<(), CommandError> {
-        self.refusal.take().map_or(Ok(()), Err)
+    /// The patch, or why it must not be used.
+    pub fn permit(self) -> Result<Permitted, CommandError> {
+        self.refusal.map_or(Ok(self.judged), Err)
+    }
+
+    /// For the command's own report, whatever the answer.
+    pub fn report(&self) -> &TrustReport {
+        &self.judged.report
     }
 
     /// The patch may be used because it is trusted, and not because the user allows it nevertheless.
     pub fn holds(&self) -> bool {
         self.refusal.is_none()
-            && self.report.judgement.answer == Answer::Trusted
-            && self.report.allowed.is_empty()
+            && self.report().judgement.answer == Answer::Trusted
+            && self.report().allowed.is_empty()
     }
+}
 
+impl Permitted {
     /// What the user allowed, for a history's record.
     pub fn notes(&self) -> Vec<String> {
-        self.report.allowed.iter().map(|what| format!("allow-{what}")).collect()
+        self.report.allowed.iter().map(|what| what.flag().trim_start_matches('-').to_owned()).collect()
     }
 
     /// What the policies ask `verify` for, and the files that do.
@@ -298,7 +342,7 @@ pub fn signatures(
     let mut all = own_signatures(patch);
     let beside = detached_path(path);
     // Beside standard input, or a patch of the history, lies nothing.
-    let is_file = !super::commands::is_stdin(path) && path.symlink_metadata().is_ok();
+    let is_file = super::commands::names_a_file(path) && !super::commands::is_stdin(path);
     let found = if is_file { places::read(&beside, Origin::Stranger)? } else { None };
     match found {
         Some(bytes) if SshSig::is_begun_by(&bytes) => all.push((beside.display().to_string(), binary(bytes))),
@@ -372,13 +416,13 @@ struct Case<'a> {
 
 impl Case<'_> {
     /// What had to be allowed because of the signatures, or why the patch is refused.
-    fn of_signatures(&self, judgement: &Judgement) -> (Vec<&'static str>, Option<CommandError>) {
+    fn of_signatures(&self, judgement: &Judgement) -> (Vec<Allowance>, Option<CommandError>) {
         if judgement.answer == Answer::Trusted {
             return (Vec::new(), None);
         }
         let (refusal, allowed) = self.refusal(judgement);
         match (allowed, self.policy.forbids_exceptions()) {
-            (Some(flag), false) => (vec![flag], None),
+            (Some(allowance), false) => (vec![allowance], None),
             (Some(_), true) => {
                 let message = format!("{}; the policy allows no exceptions", refusal.message);
                 let hint = format!("the policy is in {}", listed(self.asked_by));
@@ -389,12 +433,12 @@ impl Case<'_> {
     }
 
     /// Why a patch is refused that is not trusted, and what its user has allowed that lets it pass, if anything.
-    fn refusal(&self, judgement: &Judgement) -> (CommandError, Option<&'static str>) {
+    fn refusal(&self, judgement: &Judgement) -> (CommandError, Option<Allowance>) {
         let refuse = |kind, what: &str, hint: &str| {
             let reason = judgement.reason.as_deref().unwrap_or_default();
             CommandError::new(kind, format!("`{}` {what}: {reason}", self.name)).hint(hint)
         };
-        let unsigned = self.arguments.allow_unsigned.then_some("unsigned");
+        let allowed = |what: Allowance| self.arguments.allows(what).then_some(what);
         match judgement.answer {
             Answer::Bad => {
                 let hint = "do not use this patch: somebody has changed it or its signature; fetch it again";
@@ -410,22 +454,22 @@ impl Case<'_> {
             }
             Answer::Unknown => {
                 let (what, hint) = self.of_unknown_keys(&judgement.keys(Answer::Unknown));
-                let unknown = self.arguments.allow_unknown.then_some("unknown");
-                (refuse(ExitKind::Untrusted, &what, &hint), unknown)
+                (refuse(ExitKind::Untrusted, &what, &hint), allowed(Allowance::Unknown))
             }
             Answer::Expired => {
-                let or = self.or("--allow-expired");
+                let or = self.or(Allowance::Expired);
                 let hint = format!("ask its maker for a patch that is signed with a valid key{or}");
-                let expired = self.arguments.allow_expired.then_some("expired");
-                (refuse(ExitKind::Untrusted, "is signed with an expired key", &hint), expired)
+                let refusal = refuse(ExitKind::Untrusted, "is signed with an expired key", &hint);
+                (refusal, allowed(Allowance::Expired))
             }
             Answer::Unsupported => {
-                let hint = format!("ask its maker for an Ed25519 signature{}", self.or("--allow-unsigned"));
-                (refuse(ExitKind::Unsupported, "has a signature that is not judged", &hint), unsigned)
+                let hint = format!("ask its maker for an Ed25519 signature{}", self.or(Allowance::Unsigned));
+                let refusal = refuse(ExitKind::Unsupported, "has a signature that is not judged", &hint);
+                (refusal, allowed(Allowance::Unsigned))
             }
             _ => {
                 let hint = self.way_to_a_signature();
-                (refuse(ExitKind::Untrusted, "is unsigned", &hint), unsigned)
+                (refuse(ExitKind::Untrusted, "is unsigned", &hint), allowed(Allowance::Unsigned))
             }
         }
     }
@@ -444,14 +488,14 @@ impl Case<'_> {
         let (word, files) = (&self.word, self.arguments.signature_words());
         let hint = format!(
             "compare {compared} with its owner's, then `mpatch trust add {word}{files}{which} --principal NAME`{}",
-            self.or("--allow-unknown")
+            self.or(Allowance::Unknown)
         );
         (format!("is signed with {what}"), hint)
     }
 
-    /// `flag` as another way out, unless the policy takes it away.
-    fn or(&self, flag: &str) -> String {
-        if self.policy.forbids_exceptions() { String::new() } else { format!("; or `{flag}`") }
+    /// The flag as another way out, unless the policy takes it away.
+    fn or(&self, allowance: Allowance) -> String {
+        if self.policy.forbids_exceptions() { String::new() } else { format!("; or `{}`", allowance.flag()) }
     }
 
     /// What to do about a patch that nobody has signed. One of a history stays there as it is, so it is allowed, or
@@ -462,7 +506,7 @@ impl Case<'_> {
                 format!(
                     "`mpatch sign {}` signs a patch of your own{}",
                     self.word,
-                    self.or("--allow-unsigned")
+                    self.or(Allowance::Unsigned)
                 )
             }
             (false, false) => "`--allow-unsigned` lets it pass".to_owned(),
@@ -495,9 +539,9 @@ impl Case<'_> {
     fn of_member(
         &self,
         line: &Line,
-        standing: Option<Standing>,
+        standing: Option<Succession>,
         is_stripped: bool,
-    ) -> Result<Option<&'static str>, CommandError> {
+    ) -> Result<Option<Allowance>, CommandError> {
         let exception = standing.map_or(Ok(None), |standing| self.of_line(line, standing))?;
         match exception {
             None if is_stripped => self.of_stripped_line(line),
@@ -506,24 +550,24 @@ impl Case<'_> {
     }
 
     /// The same, because of its number.
-    fn of_line(&self, line: &Line, standing: Standing) -> Result<Option<&'static str>, CommandError> {
+    fn of_line(&self, line: &Line, standing: Succession) -> Result<Option<Allowance>, CommandError> {
         let Line { name: line_name, sequence } = line;
         let refuse = |what: String, hint: String| {
             Err(CommandError::new(ExitKind::Rollback, format!("`{}` {what}", self.name)).hint(hint))
         };
         match standing {
-            Standing::First | Standing::Newer | Standing::Same => Ok(None),
-            Standing::Older(known) if self.company.has(known.patch) => Ok(None),
-            Standing::Older(_) if self.arguments.allow_rollback => Ok(Some("rollback")),
-            Standing::Older(known) => refuse(
+            Succession::First | Succession::Newer | Succession::Same => Ok(None),
+            Succession::Older(known) if self.company.has(known.patch) => Ok(None),
+            Succession::Older(_) if self.arguments.allow_rollback => Ok(Some(Allowance::Rollback)),
+            Succession::Older(known) => refuse(
                 format!(
                     "is number {sequence} of the line `{line_name}`, whose number {} is known: this is a rollback",
                     known.sequence
                 ),
                 "get the newest patch of the line; or `--allow-rollback`".to_owned(),
             ),
-            Standing::Conflicting(known) => Err(second_story(&self.name, line, known)),
-            Standing::FarAhead => refuse(
+            Succession::Conflicting(known) => Err(second_story(&self.name, line, known)),
+            Succession::FarAhead => refuse(
                 format!(
                     "claims number {sequence} of the line `{line_name}`: no honest number is so far ahead"
                 ),
@@ -532,9 +576,9 @@ impl Case<'_> {
         }
     }
 
-    fn of_stripped_line(&self, line: &Line) -> Result<Option<&'static str>, CommandError> {
+    fn of_stripped_line(&self, line: &Line) -> Result<Option<Allowance>, CommandError> {
         if self.arguments.allow_rollback {
-            return Ok(Some("rollback"));
+            return Ok(Some(Allowance::Rollback));
         }
         let message = format!(
             "`{}` is not signed by a trusted key, but its line `{}` is known of another key: somebody may have taken the signature off, or put another in its place",

@@ -9,7 +9,7 @@ use super::read_patch;
 use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
 use crate::report::{Output, Page, Report};
-use crate::trust::{Company, Judged, Lines, TrustArguments, require_among};
+use crate::trust::{Company, Lines, Permitted, TrustArguments, require_among};
 
 /// Facts that are shown of each new commit.
 const FACTS_SHOWN: usize = 5;
@@ -63,7 +63,7 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
         made.push(change.add(patch, message)?);
     }
     change.finish(&format!("add {}", titles.join(", ")))?;
-    judgements.iter().try_for_each(Judged::remember).map_err(CommandError::after_the_work)?;
+    judgements.iter().try_for_each(Permitted::remember).map_err(CommandError::after_the_work)?;
     let view = store.view()?;
     let report = |id| Ok(CommitReport::new(store.commit(id)?, &view));
     let commits = made.into_iter().map(report).collect::<Result<_, CommandError>>();

@@ -14,7 +14,7 @@ use crate::args::output_path;
 use crate::error::{CommandError, State, both};
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, count, shell_word, size};
-use crate::trust::{Judged, TrustReport};
+use crate::trust::{Permitted, TrustReport};
 use crate::walk::{Entry, Record, Recorded};
 
 /// Where a result goes, and whether it is to be written at all.
@@ -65,7 +65,7 @@ pub struct Change {
     /// Where the result goes.
     pub target: Target,
     /// Who signed the patch; none where that does not matter, because nothing new comes in.
-    pub trust: Option<Judged>,
+    pub trust: Option<Permitted>,
 }
 
 /// What `apply` and `revert` print.
@@ -140,7 +140,7 @@ impl Change {
         };
         // What stands is recorded and remembered, whatever else is to be said of it.
         let recorded = record.map_or(Ok(()), |record| self.keep_record(record, output));
-        let remembered = self.trust.as_ref().map_or(Ok(()), Judged::remember);
+        let remembered = self.trust.as_ref().map_or(Ok(()), Permitted::remember);
         let kept = both(recorded, remembered.map_err(CommandError::after_the_work));
         let (written, _) = both(written, kept)?;
         output.report(&self.report(plan, Some(written))).map_err(CommandError::after_the_work)
@@ -162,7 +162,7 @@ impl Change {
 
     /// Has the history say what was done.
     fn keep_record(&self, record: Record, output: &Output) -> Result<(), CommandError> {
-        let notes = self.trust.as_ref().map(Judged::notes).unwrap_or_default();
+        let notes = self.trust.as_ref().map(Permitted::notes).unwrap_or_default();
         let entry = record.entry();
         let recorded = record.finish(&self.patch, self.result(), notes, output);
         if let Recorded::Overtaken(began) = recorded.map_err(|error| self.unrecorded(entry, error))? {

@@ -29,7 +29,7 @@ use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path_by, series_at};
-use crate::trust::{Company, Judged, Lines, TrustArguments, TrustReport, require_among};
+use crate::trust::{Company, Lines, Permitted, TrustArguments, TrustReport, require_among};
 use crate::walk::walk;
 
 /// Arguments of `merge`.
@@ -160,8 +160,8 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
 
 /// What the user allowed for any of the patches, each once: the merged one does not tell that it is made of a
 /// stranger's.
-fn notes(judged: &[Judged]) -> Vec<String> {
-    let notes: BTreeSet<String> = judged.iter().flat_map(Judged::notes).collect();
+fn notes(judged: &[Permitted]) -> Vec<String> {
+    let notes: BTreeSet<String> = judged.iter().flat_map(Permitted::notes).collect();
     notes.into_iter().collect()
 }
 
@@ -175,7 +175,7 @@ struct Merged {
     /// The patches that went into it.
     stacked: Vec<PatchId>,
     /// What the signatures say of those, in the same order.
-    judged: Vec<Judged>,
+    judged: Vec<Permitted>,
     agreement: Agreement,
     beside: Beside,
 }

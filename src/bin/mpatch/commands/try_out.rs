@@ -117,9 +117,8 @@ fn allowance(patch: &Patch, path: &Path, output: &Output) -> Option<String> {
         ..TrustArguments::default()
     };
     // Trying a patch asks for no trust, so nothing about it is a failure here.
-    let mut judged = judge(patch, path, &any, output).ok()?;
-    judged.permit().ok()?;
-    Some(judged.report.allowed.iter().map(|what| format!(" --allow-{what}")).collect())
+    let permitted = judge(patch, path, &any, output).ok()?.permit().ok()?;
+    Some(permitted.report.allowed.iter().map(|allowance| format!(" {}", allowance.flag())).collect())
 }
 
 fn said(

@@ -22,7 +22,7 @@ use super::{hint_of_type, open_checkpoint, open_patch, patch_word};
 use crate::editing::{DeviceArguments, precision_by_name};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::trust::{Judged, TrustArguments, TrustReport, judge};
+use crate::trust::{Judged, Permitted, TrustArguments, TrustReport, judge};
 
 /// Arguments of `verify`.
 #[derive(Debug, Args)]
@@ -191,11 +191,11 @@ impl VerifyArguments {
 /// Checks the patch, alone or against a model.
 pub fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), CommandError> {
     let patch = open_patch(&arguments.patch)?;
-    let mut judged = judge(&patch, &arguments.patch, &arguments.trust, output)?;
+    let judged = judge(&patch, &arguments.patch, &arguments.trust, output)?;
     let companions = arguments.companions(&patch, output)?;
     let questions = arguments.questions(&patch, &companions, output)?;
     let mut report = climb(arguments, &patch, &judged, (companions, &questions), output)?;
-    let outcome = report.outcome(&mut judged);
+    let outcome = report.outcome(judged);
     report.passes = outcome.is_ok();
     output.report(&report)?;
     outcome
@@ -239,7 +239,7 @@ fn climb(
         patch: arguments.patch.clone(),
         patch_id: patch.id(),
         base: arguments.base.clone(),
-        trust: judged.report.clone(),
+        trust: judged.report().clone(),
         reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(rung, _)| rung).collect(),
         rungs: Vec::new(),
         declares_facts: declares_facts(patch),
@@ -328,14 +328,14 @@ fn declares_facts(patch: &Patch) -> bool {
 
 impl LadderReport {
     /// The first rung that does not hold, as the command's failure.
-    fn outcome(&self, judged: &mut Judged) -> Result<(), CommandError> {
+    fn outcome(&self, judged: Judged) -> Result<(), CommandError> {
         let patch = self.patch.display();
         if let Some(problem) = &self.form.problem {
             let message = format!("`{patch}` fails V0: {problem}");
             return Err(CommandError::new(ExitKind::Malformed, message)
                 .hint("fetch the patch again, or ask whoever made it"));
         }
-        judged.permit()?;
+        let permitted = judged.permit()?;
         if let Some((rung, problem, hint)) = self.contradiction() {
             let message = format!("`{patch}` fails {rung}: {problem}");
             let hint = match self.companions.others {
@@ -347,7 +347,7 @@ impl LadderReport {
             return Err(CommandError::new(ExitKind::ContentCheck, message).hint(hint));
         }
         let Some(digests) = self.digests.as_ref().filter(|digests| !digests.holds()) else {
-            return self.far_enough(judged);
+            return self.far_enough(&permitted);
         };
         let problem = digests.problem().unwrap_or_else(|| "the patch touches nothing".to_owned());
         let message = format!("`{patch}` fails V2: {problem}");
@@ -395,8 +395,8 @@ impl LadderReport {
     }
 
     /// Whether the rung that a policy asks for holds.
-    fn far_enough(&self, judged: &Judged) -> Result<(), CommandError> {
-        let (wanted, asked_by) = judged.minimal_rung();
+    fn far_enough(&self, permitted: &Permitted) -> Result<(), CommandError> {
+        let (wanted, asked_by) = permitted.minimal_rung();
         if wanted == Rung::V0 || self.reached.contains(&wanted) {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mpatch::digest::PatchId;
 use mpatch::patch::manifest::Line;
 use mpatch::sign::Fingerprint;
-use mpatch::sign::line::{Known, KnownLines, Standing};
+use mpatch::sign::line::{Known, KnownLines, Succession};
 
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, Origin};
@@ -88,7 +88,7 @@ fn record(
     keys: &[Fingerprint],
     patch: PatchId,
 ) -> Result<bool, CommandError> {
-    if let Some(Standing::Conflicting(other)) = standing(line, keys, patch, known) {
+    if let Some(Succession::Conflicting(other)) = standing(line, keys, patch, known) {
         return Err(second_story(&patch.short(), line, other));
     }
     Ok(keys.iter().filter(|key| known.record(line, **key, patch)).count() > 0)
@@ -121,10 +121,12 @@ pub fn new_place(
     let next = lines.next_sequence(name, key);
     let line = Line { name: name.to_owned(), sequence: sequence.unwrap_or(next) };
     let problem = match lines.standing_of_new(&line, key) {
-        Standing::First | Standing::Newer | Standing::Same => return Ok(line),
-        Standing::Conflicting(known) => format!("is taken: its key has signed patch {}", known.patch.short()),
-        Standing::Older(known) => format!("is behind: its key has signed number {}", known.sequence),
-        Standing::FarAhead => "is further ahead than any honest one".to_owned(),
+        Succession::First | Succession::Newer | Succession::Same => return Ok(line),
+        Succession::Conflicting(known) => {
+            format!("is taken: its key has signed patch {}", known.patch.short())
+        }
+        Succession::Older(known) => format!("is behind: its key has signed number {}", known.sequence),
+        Succession::FarAhead => "is further ahead than any honest one".to_owned(),
     };
     let message = format!("number {} of the line `{name}` {problem}", line.sequence);
     Err(CommandError::new(ExitKind::Rollback, message)
@@ -159,14 +161,14 @@ pub fn known_lines() -> Result<KnownLines, CommandError> {
 }
 
 /// The worst that some key's knowledge says of the patch; none if no key counts.
-pub fn standing(line: &Line, keys: &[Fingerprint], patch: PatchId, known: &KnownLines) -> Option<Standing> {
-    let severity = |standing: &Standing| match standing {
-        Standing::Conflicting(_) => 5,
-        Standing::FarAhead => 4,
-        Standing::Older(_) => 3,
-        Standing::First => 2,
-        Standing::Newer => 1,
-        Standing::Same => 0,
+pub fn standing(line: &Line, keys: &[Fingerprint], patch: PatchId, known: &KnownLines) -> Option<Succession> {
+    let severity = |standing: &Succession| match standing {
+        Succession::Conflicting(_) => 5,
+        Succession::FarAhead => 4,
+        Succession::Older(_) => 3,
+        Succession::First => 2,
+        Succession::Newer => 1,
+        Succession::Same => 0,
     };
     keys.iter().map(|key| known.standing(line, *key, patch)).max_by_key(severity)
 }

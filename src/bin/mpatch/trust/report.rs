@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use mpatch::patch::manifest::Line;
-use mpatch::sign::line::{KnownLines, Standing};
+use mpatch::sign::line::{KnownLines, Succession};
 use mpatch::sign::policy::Rung;
 use mpatch::sign::trust::Finding;
 use mpatch::sign::{Answer, Fingerprint, Judgement, Policy};
 use serde::Serialize;
 
+use super::Allowance;
 use crate::report::Page;
 
 /// What a command tells of a patch's signatures.
@@ -22,7 +23,7 @@ pub struct TrustReport {
     /// What was asked of the signatures, if a policy was found.
     pub policy: Option<PolicyReport>,
     /// What the user had to allow for this patch, e.g. `unsigned`.
-    pub allowed: Vec<&'static str>,
+    pub allowed: Vec<Allowance>,
     /// The user's own words for that, at the end of a suggested command that will ask again: ` --allow-unsigned`.
     #[serde(skip)]
     pub words: String,
@@ -99,14 +100,14 @@ impl Behind {
 }
 
 /// Why a number that stands so is refused, if it is.
-pub fn problem_of_number(standing: Standing) -> Option<String> {
+pub fn problem_of_number(standing: Succession) -> Option<String> {
     match standing {
-        Standing::First | Standing::Newer | Standing::Same => None,
-        Standing::Older(known) => Some(format!("number {} is known: this is a rollback", known.sequence)),
-        Standing::Conflicting(known) => {
+        Succession::First | Succession::Newer | Succession::Same => None,
+        Succession::Older(known) => Some(format!("number {} is known: this is a rollback", known.sequence)),
+        Succession::Conflicting(known) => {
             Some(format!("patch {} is known by that number", known.patch.short()))
         }
-        Standing::FarAhead => Some("no honest number is so far ahead".to_owned()),
+        Succession::FarAhead => Some("no honest number is so far ahead".to_owned()),
     }
 }
 
@@ -152,7 +153,7 @@ impl TrustReport {
 
     /// That line.
     pub fn line(&self) -> String {
-        let flags: Vec<_> = self.allowed.iter().map(|what| format!("--allow-{what}")).collect();
+        let flags: Vec<_> = self.allowed.iter().map(|allowance| allowance.flag()).collect();
         let flags = flags.join(" and ");
         let words = match self.judgement.answer {
             Answer::Trusted => format!("signed by {}", self.in_words()),
