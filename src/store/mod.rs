@@ -180,9 +180,10 @@ impl Store {
     pub fn discover(from: &Path) -> Result<Self, StoreError> {
         // The dot is there in folders only.
         std::fs::metadata(from.join(".")).map_err(StoreError::io(from, "open"))?;
-        let absolute = std::path::absolute(from).map_err(StoreError::io(from, "find"))?;
+        // What lies above `..`, or above a link, its words do not say.
+        let real = from.canonicalize().map_err(StoreError::io(from, "find"))?;
         let mut nearest = None;
-        for folder in absolute.ancestors() {
+        for folder in real.ancestors() {
             if folder.join(GIT).symlink_metadata().is_ok() {
                 match Self::open(folder) {
                     Err(StoreError::NoStore { copy, .. }) => nearest = nearest.or(copy),

@@ -421,6 +421,9 @@ fn changes_are_undone_and_so_are_undoings_and_names_moved_by_git() {
         let errors = place.bad(&format!("tag oops --store {slip}"), 11);
         assert!(errors.contains(&format!("cannot open `{slip}`")), "{errors}");
     }
+    let empty = tempfile::tempdir().unwrap();
+    let name = empty.path().file_name().unwrap().display();
+    place.bad(&format!("tag oops --store ../{name}"), 2);
     assert_eq!(place.git("for-each-ref"), refs);
 }
 
