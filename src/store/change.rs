@@ -147,8 +147,8 @@ impl Change<'_> {
     }
 
     fn head(&self) -> Result<(CommitId, Snapshot), StoreError> {
-        let no_commit = || StoreError::NoRevision { revision: "HEAD".to_owned(), nearest: None };
-        let head = self.journal.after.head_commit().ok_or_else(no_commit)?;
+        let view = self.view();
+        let head = view.head_commit().ok_or_else(|| view.no_revision(&Kind::ALL, "HEAD"))?;
         Ok((head, self.store.snapshot(head)?))
     }
 
@@ -196,7 +196,7 @@ impl Change<'_> {
         if let Head::Branch(name) = &head {
             let full = Kind::Branch.full_name(name)?;
             if !self.journal.after.refs.contains_key(&full) {
-                return Err(StoreError::NoRevision { revision: name.clone(), nearest: None });
+                return Err(self.view().no_revision(&[Kind::Branch], name));
             }
         }
         self.journal.after.head = head;
@@ -234,9 +234,7 @@ impl Change<'_> {
             return Err(StoreError::Current { name: name.to_owned() });
         }
         let removed = self.journal.after.refs.remove(&full);
-        removed
-            .map(CommitId)
-            .ok_or_else(|| StoreError::NoRevision { revision: name.to_owned(), nearest: None })
+        removed.map(CommitId).ok_or_else(|| self.view().no_revision(&[kind], name))
     }
 
     /// Says that weights were written with the change, which stay as they are where it is undone.

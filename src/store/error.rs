@@ -62,6 +62,12 @@ pub enum StoreError {
         /// How long was waited.
         seconds: f64,
     },
+    /// Another program has moved a name that was to move.
+    #[error("another program has moved `{name}` meanwhile")]
+    Moved {
+        /// The full name.
+        name: String,
+    },
     /// git objects or refs cannot be read or written.
     #[error("the history cannot {action}")]
     Git {

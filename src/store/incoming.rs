@@ -237,12 +237,14 @@ impl Incoming<'_> {
         Ok(new.map(|(id, stored)| self.objects().read_patch(id, stored)))
     }
 
-    /// Every commit that a name there leads to, the newest first.
+    /// Every state that a name there leads to, the newest first.
     fn commits(&self) -> Result<Vec<Oid>, StoreError> {
         let (branches, tags) = (self.names(Kind::Branch)?, self.names(Kind::Tag)?);
         let targets = branches.into_values().chain(tags.into_values()).chain(self.their_head());
         let targets: Vec<Oid> = targets.collect();
-        reachable(&self.repository, &targets)
+        let mut commits = reachable(&self.repository, &targets)?;
+        commits.retain(|commit| !is_strange(&self.repository, *commit));
+        Ok(commits)
     }
 
     /// Large patches of what came that are not here yet.

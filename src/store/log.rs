@@ -54,7 +54,7 @@ impl Store {
         })
     }
 
-    /// The commits that `from` was made of, the newest first, no parent before its children; `limit` at most.
+    /// The states that `from` was made of, the newest first, no parent before its children; `limit` at most.
     ///
     /// # Errors
     /// What is wrong with one of them.
@@ -62,7 +62,10 @@ impl Store {
         let mut walk = self.repository.revwalk().map_err(StoreError::git("walk its commits"))?;
         let begun = walk.set_sorting(Sort::TOPOLOGICAL | Sort::TIME).and_then(|()| walk.push(from.0));
         begun.map_err(StoreError::git("walk its commits"))?;
-        walk.take(limit)
+        // What somebody else has joined to it is passed by.
+        let is_foreign = |id: &Result<Oid, _>| id.as_ref().is_ok_and(|id| is_strange(&self.repository, *id));
+        walk.filter(|id| !is_foreign(id))
+            .take(limit)
             .map(|id| self.commit(CommitId(id.map_err(StoreError::git("walk its commits"))?)))
             .collect()
     }
@@ -118,6 +121,11 @@ impl Store {
         let operations = operations::list(&self.repository)?;
         let Targets { commits, .. } = Targets::of(&self.repository, &operations, &self.view()?.targets());
         self.states(&commits)
+    }
+
+    /// Whether a commit is a state of the model, or cannot be read: others may be joined to states.
+    pub fn is_state(&self, commit: CommitId) -> bool {
+        !is_strange(&self.repository, commit.0)
     }
 
     /// The states of the model that these names lead to, the newest first.

@@ -234,8 +234,8 @@ impl Store {
     /// # Errors
     /// [`StoreError::NoRevision`] while there is none, [`StoreError::NoState`] where git has put the head elsewhere.
     pub fn head(&self) -> Result<CommitId, StoreError> {
-        let no_commit = || StoreError::NoRevision { revision: "HEAD".to_owned(), nearest: None };
-        let head = self.view()?.head_commit().ok_or_else(no_commit)?;
+        let view = self.view()?;
+        let head = view.head_commit().ok_or_else(|| view.no_revision(&Kind::ALL, "HEAD"))?;
         refs::state_at(&self.repository, head.0, "HEAD")
     }
 
@@ -322,7 +322,7 @@ impl Store {
                 return Ok(found);
             }
         }
-        Err(StoreError::NoRevision { revision: id.to_string(), nearest: None })
+        Err(self.view()?.no_revision(&[], &id.to_string()))
     }
 
     fn snapshot(&self, commit: CommitId) -> Result<Snapshot, StoreError> {

@@ -18,7 +18,7 @@ use git2::{Commit as GitCommit, ErrorCode, Oid, Repository, Signature, Time};
 use super::error::StoreError;
 use super::lock::Lock;
 use super::objects::{FILE, write_commit, written};
-use super::refs::{CommitId, View, peeled};
+use super::refs::{CommitId, Moved, View, peeled};
 use crate::checkpoint::tell_of_last_step;
 
 const OPERATIONS: &str = "refs/mpatch/operations";
@@ -321,14 +321,15 @@ fn announce(repository: &Repository, operation: Oid) -> Result<(), StoreError> {
 /// Moves the names as an announced operation says. Where that is impossible they go back, and it is announced no
 /// longer: it would be in the way of everything after it.
 fn carry_out(repository: &Repository, operation: Oid, before: &View, after: &View) -> Result<(), StoreError> {
-    let moved = after.install(before, repository).and_then(|()| point(repository, OPERATIONS, operation));
+    let moved = after.install(before, repository, Moved::Refused);
+    let moved = moved.and_then(|()| point(repository, OPERATIONS, operation));
     let Err(cause) = moved else {
         // It is recorded: an announcement that stays is taken away by the next change.
         let _ = forget_pending(repository);
         return Ok(());
     };
     let taken_back = before
-        .install(after, repository)
+        .install(after, repository, Moved::LeftAlone)
         .and_then(|()| unrecord(repository, operation))
         .and_then(|()| forget_pending(repository));
     match taken_back {

@@ -4,7 +4,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use git2::{ErrorCode, ObjectType, Oid, Reference, Repository};
+use git2::{ErrorClass, ErrorCode, ObjectType, Oid, Reference, Repository};
 use serde::{Serialize, Serializer};
 
 use super::error::StoreError;
@@ -76,7 +76,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Branch, Kind::Tag, Kind::Remote];
+    pub(super) const ALL: [Kind; 3] = [Kind::Branch, Kind::Tag, Kind::Remote];
 
     pub(super) fn prefix(self) -> &'static str {
         match self {
@@ -186,6 +186,11 @@ impl View {
         Kind::ALL.into_iter().flat_map(of_kind).filter(move |(kind, name)| !is_here(*kind, name))
     }
 
+    /// Says that nothing has this name, and which one of these kinds comes closest.
+    pub(super) fn no_revision(&self, kinds: &[Kind], name: &str) -> StoreError {
+        StoreError::NoRevision { revision: name.to_owned(), nearest: nearest(self, kinds, name) }
+    }
+
     /// Everything that is named, each object once.
     pub(super) fn targets(&self) -> Vec<Oid> {
         let mut targets: Vec<Oid> = self.refs.values().copied().collect();
@@ -271,19 +276,23 @@ impl View {
     }
 
     /// Makes the repository's refs those of this view, where they were those of `before`.
-    pub(super) fn install(&self, before: &View, repository: &Repository) -> Result<(), StoreError> {
-        let failed = || StoreError::git("move its refs");
+    ///
+    /// # Errors
+    /// [`StoreError::Moved`] where one is as neither has it, unless such are left alone.
+    pub(super) fn install(
+        &self,
+        before: &View,
+        repository: &Repository,
+        moved: Moved,
+    ) -> Result<(), StoreError> {
         // First what goes: `a` may have to make room for `a/b`.
-        for name in before.refs.keys().filter(|name| !self.refs.contains_key(*name)) {
-            if let Ok(mut reference) = repository.find_reference(name) {
-                reference.delete().map_err(failed())?;
-            }
-        }
-        for (name, target) in &self.refs {
-            let known = before.refs.get(name);
-            if known != Some(target) && repository.refname_to_id(name).ok() != Some(*target) {
-                // What is there and in no view is somebody else's.
-                repository.reference(name, *target, known.is_some(), "mpatch").map_err(failed())?;
+        let gone = before.refs.keys().filter(|name| !self.refs.contains_key(*name));
+        let changed = self.refs.iter().filter(|(name, target)| before.refs.get(*name) != Some(*target));
+        for name in gone.chain(changed.map(|(name, _)| name)) {
+            let (known, target) = (before.refs.get(name).copied(), self.refs.get(name).copied());
+            match move_name(repository, name, known, target) {
+                Err(StoreError::Moved { .. }) if moved == Moved::LeftAlone => {}
+                ended => ended?,
             }
         }
         // What is right already is not written again: going back must work where going on was refused.
@@ -292,10 +301,46 @@ impl View {
                 Head::Branch(name) => repository.set_head(&format!("{HEADS}{name}")),
                 Head::Detached(commit) => repository.set_head_detached(commit.0),
             }
-            .map_err(failed())?;
+            .map_err(StoreError::git("move its refs"))?;
         }
         Ok(())
     }
+}
+
+/// What becomes of names that other programs have moved while a change was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moved {
+    /// They stop it: what they lead to would be lost.
+    Refused,
+    /// They stay as they are, so that all others can go back.
+    LeftAlone,
+}
+
+/// Moves a name from what it was `known` to lead to, where it does not lead to `target` already; none is no name.
+fn move_name(
+    repository: &Repository,
+    name: &str,
+    known: Option<Oid>,
+    target: Option<Oid>,
+) -> Result<(), StoreError> {
+    let moved = || StoreError::Moved { name: name.to_owned() };
+    let now = repository.refname_to_id(name).ok();
+    let done = match (known, target) {
+        _ if now == target => return Ok(()),
+        _ if now != known => return Err(moved()),
+        (_, None) => repository.find_reference(name).and_then(|mut reference| match reference.target() {
+            target if target == known => reference.delete(),
+            _ => Err(git2::Error::new(ErrorCode::Modified, ErrorClass::Reference, "it has moved")),
+        }),
+        (Some(known), Some(target)) => {
+            repository.reference_matching(name, target, true, known, "mpatch").map(drop)
+        }
+        (None, Some(target)) => repository.reference(name, target, false, "mpatch").map(drop),
+    };
+    done.map_err(|error| match (error.class(), error.code()) {
+        (ErrorClass::Reference, ErrorCode::Modified | ErrorCode::Exists | ErrorCode::NotFound) => moved(),
+        _ => StoreError::git("move its refs")(error),
+    })
 }
 
 /// The name and target of a reference that can be in a view. Symbolic ones (`refs/remotes/origin/HEAD`) name what
@@ -354,10 +399,7 @@ pub(super) fn resolve(repository: &Repository, view: &View, revision: &str) -> R
     };
     match found {
         Ok(commit) => state_at(repository, commit.id(), revision),
-        Err(_) => {
-            let revision = revision.to_owned();
-            Err(StoreError::NoRevision { nearest: nearest(view, &revision), revision })
-        }
+        Err(_) => Err(view.no_revision(&Kind::ALL, revision)),
     }
 }
 
@@ -384,14 +426,15 @@ pub(super) fn state_at(repository: &Repository, commit: Oid, revision: &str) -> 
     Err(StoreError::NoState { revision: revision.to_owned(), is_operation })
 }
 
-/// The name that begins most like `revision`; a remote branch may be meant by what the other store calls it.
-fn nearest(view: &View, revision: &str) -> Option<String> {
+/// The name of one of these kinds that begins most like `revision`; a remote branch may be meant by what the other
+/// store calls it.
+fn nearest(view: &View, kinds: &[Kind], revision: &str) -> Option<String> {
     let likeness = |kind: Kind, name: &str| {
         let tail = name.split_once('/').filter(|_| kind == Kind::Remote).map_or(name, |(_, tail)| tail);
         let alike = |name: &str| (shared_start(name, revision), Reverse(name.len()));
         alike(name).max(alike(tail))
     };
-    let names = Kind::ALL.into_iter().flat_map(|kind| view.names(kind).map(move |(name, _)| (kind, name)));
+    let names = kinds.iter().flat_map(|kind| view.names(*kind).map(move |(name, _)| (*kind, name)));
     let names = names.map(|(kind, name)| (likeness(kind, name), name));
     let near = names.filter(|((shared, _), _)| shared * 2 >= revision.len().max(2));
     near.max_by_key(|(likeness, _)| *likeness).map(|(_, name)| name.to_owned())

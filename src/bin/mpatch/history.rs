@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
@@ -13,6 +12,7 @@ use serde::Serialize;
 
 use crate::commands::show::fact_line;
 use crate::error::{CommandError, ExitKind, io_hint, with_causes};
+use crate::git::{self, Unanswered};
 use crate::places::{self, variable};
 use crate::report::{Output, Page, escaped, shell_word};
 
@@ -58,7 +58,7 @@ impl StoreArguments {
 
     /// Takes the right to change the history.
     pub fn change<'s>(&self, store: &'s Store) -> Result<Change<'s>, CommandError> {
-        Ok(store.change(Duration::from_secs_f64(self.lock_timeout), author()?)?)
+        Ok(store.change(Duration::from_secs_f64(self.lock_timeout), author(store.folder())?)?)
     }
 }
 
@@ -117,10 +117,11 @@ pub fn state_named(store: &Store, name: &str) -> Result<Option<CommitId>, Comman
     }
 }
 
-/// The patch that a commit has and the one before it has not.
+/// The patch that a commit has and the state before it has not.
 fn brought_by(store: &Store, id: CommitId) -> Result<PatchId, CommandError> {
     let commit = store.commit(id)?;
-    let before = commit.parents.first().map(|parent| store.commit(*parent)).transpose()?;
+    let before = commit.parents.iter().find(|parent| store.is_state(**parent));
+    let before = before.map(|parent| store.commit(*parent)).transpose()?;
     let is_new = |patch: &&PatchId| before.as_ref().is_none_or(|before| !before.series.contains(patch));
     commit.series.last().filter(is_new).copied().ok_or_else(|| {
         let short = id.short();
@@ -184,6 +185,7 @@ fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
             (ExitKind::Busy, "wait until git has ended its work on it, and try again")
         }
         StoreError::Busy { .. } => (ExitKind::Busy, "wait for it, or give a longer `--lock-timeout`"),
+        StoreError::Moved { .. } => (ExitKind::Busy, "what it did stays: try again"),
         StoreError::Io { source, .. } => (ExitKind::Io, io_hint(source)),
         StoreError::System { .. } => {
             (ExitKind::Io, "free some space, or change the permissions, and try again")
@@ -230,17 +232,17 @@ fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
 /// The last second that a commit can be of: libgit2 writes 32 bits.
 const SECONDS_MAX: i64 = u32::MAX as i64;
 
-/// Who is at work, and when: git's own answer, with the user's name where git knows none.
+/// Who is at work in the history in `folder`, and when: git's own answer there, with the user's name where git knows none.
 ///
 /// `SOURCE_DATE_EPOCH` and git's variables set the clock, so that a history can be made again.
 ///
 /// # Errors
 /// What else git refuses (a date that it cannot read, a configuration that is broken), in its own words: another name
 /// and another time than the ones asked for would be recorded for good. A time that no commit can have.
-pub fn author() -> Result<Author, CommandError> {
+pub fn author(folder: &Path) -> Result<Author, CommandError> {
     let user = places::user().unwrap_or_else(|| "mpatch".to_owned());
     let email = format!("{user}@localhost");
-    let mut author = match ident(&user, &email)? {
+    let mut author = match ident(folder, &user, &email)? {
         Some(author) => author,
         None => Author { name: user, email: String::new(), seconds: now(), offset_minutes: 0 },
     };
@@ -273,21 +275,22 @@ fn now() -> i64 {
 /// Git's answer; none where there is no git.
 ///
 /// What it lacks is given to it: an address, a name, or both. What it refuses then it refuses for another reason.
-fn ident(user: &str, email: &str) -> Result<Option<Author>, CommandError> {
+fn ident(folder: &Path, user: &str, email: &str) -> Result<Option<Author>, CommandError> {
     let (email, name) = (("GIT_COMMITTER_EMAIL", email), ("GIT_COMMITTER_NAME", user));
     let mut said = String::new();
     for given in [&[][..], &[email], &[name], &[email, name]] {
         let missing = given.iter().filter(|(name, _)| variable(name).is_none());
-        let mut command = Command::new("git");
-        command.args(["var", "GIT_COMMITTER_IDENT"]).env("LC_ALL", "C").envs(missing.copied());
-        let Ok(answer) = command.output() else { return Ok(None) };
-        let found = parse_ident(&String::from_utf8_lossy(&answer.stdout));
-        if found.is_some() {
-            return Ok(found);
+        let mut command = git::command(folder);
+        match git::answer(command.envs(missing.copied()), ["var", "GIT_COMMITTER_IDENT"]) {
+            Ok(answer) => match parse_ident(&answer) {
+                Some(author) => return Ok(Some(author)),
+                None => said = answer,
+            },
+            Err(Unanswered::Refused { said: words, .. }) => said = words,
+            Err(Unanswered::NotFound | Unanswered::Failed(_)) => return Ok(None),
         }
-        said = String::from_utf8_lossy(&answer.stderr).trim().replace('\n', "; ");
     }
-    let message = format!("git cannot say who is at work, and when: {said}");
+    let message = format!("git cannot say who is at work, and when: {}", git::on_one_line(said.trim()));
     Err(CommandError::new(ExitKind::Usage, message)
         .hint("`git var GIT_COMMITTER_IDENT` says the same: mend what it names"))
 }
@@ -413,6 +416,12 @@ impl CommitReport {
             page.quote(&format!("note: {note}"));
         }
     }
+}
+
+/// The state that the head is on, after a change: what cannot be told of it has been done.
+pub fn head_after_change(store: &Store) -> Result<CommitReport, CommandError> {
+    let told = || Ok(CommitReport::new(store.commit(store.head()?)?, &store.view()?));
+    told().map_err(|error: StoreError| CommandError::from(error).after_the_work())
 }
 
 /// The branch that the head is on.
