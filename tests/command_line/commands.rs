@@ -104,6 +104,10 @@ fn the_doctor_names_the_signing_key_and_makes_none() {
     let text = examined("open");
     assert!(text.contains("`open` is a private key that others can read"), "{text}");
     assert!(text.contains("`chmod 600 open`"), "{text}");
+    // Whose file is another one's cannot choose that; who is not root cannot give a file away.
+    if std::os::unix::fs::chown(folder.path().join("open"), Some(12_345), None).is_ok() {
+        assert!(!examined("open").contains("others can read"));
+    }
     fs::write(folder.path().join("config/policy.json"), r#"{"threshold": 2}"#).unwrap();
     let text = examined("");
     assert!(text.contains("policy: 2 trusted keys, no exceptions (config/policy.json)"), "{text}");

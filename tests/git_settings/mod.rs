@@ -75,5 +75,10 @@ fn the_signers_that_git_allows_are_trusted_and_those_it_revokes_are_not() {
     if git("init -q .").is_ok_and(|status| status.success()) {
         git("config gpg.ssh.allowedSignersFile git_signers").unwrap();
         bench.run("verify unsigned.mpatch", 5);
+        // What the user says of repositories that lie here is.
+        bench.write("here", format!("[gpg \"ssh\"]\n{revocation}"));
+        let (folder, here) = (bench.folder.path().display(), bench.path("here"));
+        let settings = format!("[includeIf \"gitdir:{folder}/\"]\n\tpath = {}\n", here.display());
+        assert!(with_git(&settings, 5).contains("revoked"));
     }
 }

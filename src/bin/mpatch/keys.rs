@@ -535,11 +535,12 @@ fn refuse_certificate(path: &Path, text: &str) -> Result<(), CommandError> {
     Err(CommandError::new(ExitKind::Unsupported, message).hint(format!("{hint}, with `--key`")))
 }
 
-/// A secret that others can read is none.
+/// A secret of this user's that others can read is none. Whose file is another one's, as a secret that is mounted into
+/// a container, cannot choose who reads it.
 fn check_mode(path: &Path) -> Result<(), CommandError> {
     let metadata = std::fs::metadata(path).map_err(|error| CommandError::io("read", path, &error))?;
     let mode = metadata.mode() & 0o777;
-    if mode & 0o077 == 0 {
+    if mode & 0o077 == 0 || metadata.uid() != rustix::process::getuid().as_raw() {
         return Ok(());
     }
     let message =

@@ -12,6 +12,7 @@ mod arrivals;
 mod commands;
 mod editing;
 mod error;
+mod git;
 mod history;
 mod interrupt;
 mod job;

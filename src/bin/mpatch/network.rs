@@ -4,13 +4,12 @@
 //! setting but the user's own can take part; and of transports only those that move objects are allowed. Where the
 //! other history lies on this machine, `git` runs in it, too, and is kept from what that one would have it run.
 
-use std::io::ErrorKind;
 use std::path::Path;
-use std::process::Command;
 
 use mpatch::store::{CommitId, Incoming, Store, StoreError, THEIR_HEAD};
 
 use crate::error::{CommandError, ExitKind};
+use crate::git::{self, Unanswered};
 use crate::report::shell_word;
 
 /// Settings of every run; the later ones say which transports there are.
@@ -36,19 +35,6 @@ const SETTINGS: [&str; 16] = [
 /// and hooks, the collection of garbage, a checkout with its filters, and this command of a setting are programs there.
 const RECEIVE: &str = "--receive-pack=git -c core.hooksPath=/dev/null -c core.alternateRefsCommand=true \
                        -c receive.autogc=false -c receive.denyCurrentBranch=refuse receive-pack";
-/// Variables that would lead `git` elsewhere.
-const VARIABLES: [&str; 9] = [
-    "GIT_DIR",
-    "GIT_WORK_TREE",
-    "GIT_INDEX_FILE",
-    "GIT_OBJECT_DIRECTORY",
-    "GIT_ALTERNATE_OBJECT_DIRECTORIES",
-    "GIT_NAMESPACE",
-    "GIT_COMMON_DIR",
-    "GIT_CONFIG",
-    "GIT_QUARANTINE_PATH",
-];
-
 /// How the full names of tags begin.
 const TAGS: &str = "refs/tags/";
 
@@ -278,56 +264,63 @@ pub fn push(
     words.extend(is_here(address).then_some(RECEIVE));
     words.extend(["--", address]);
     words.extend(targets.iter().map(String::as_str));
-    git(incoming, address, &words).map(drop).map_err(|error| {
-        if has_gone_on(&error.message) {
-            return gone_on(&error.message, address, &names, remembered);
-        }
-        // What stock git has checked out it refuses by itself.
-        let refused = error.message.split_once("refusing to update checked out branch: ");
-        let name = refused.and_then(|(_, name)| name.split([';', ' ']).next());
-        name.map(|name| their_branch(address, name)).unwrap_or(error)
-    })
+    let Err(said) = try_git(incoming, address, &words)? else { return Ok(()) };
+    if has_gone_on(&said) {
+        return Err(gone_on(&said, address, &names, remembered));
+    }
+    // What stock git has checked out it refuses by itself.
+    let checked_out = said.split_once("refusing to update checked out branch: ");
+    let name = checked_out.and_then(|(_, name)| name.split([';', ' ', '\n']).next());
+    Err(name.map_or_else(|| refused(&words, &said), |name| their_branch(address, name)))
 }
 
-/// Whether a name over there has moved: before `git` asked for it, or between that and its sending.
+/// Whether a name over there has moved: before `git` asked for it, or between that and its sending. What hooks over
+/// there print comes here, too, behind `remote: `.
 fn has_gone_on(said: &str) -> bool {
-    let is_late = said.contains("cannot lock ref") && said.contains("but expected");
-    is_late || ["fetch first", "non-fast-forward"].iter().any(|word| said.contains(word))
+    let is_late =
+        |line: &str| line.starts_with("remote: error: cannot lock ref ") && line.contains("but expected");
+    let is_behind = |line: &str| {
+        let is_reason = |reason| line.ends_with(reason);
+        line.starts_with("! [rejected] ")
+            && ["(fetch first)", "(non-fast-forward)"].into_iter().any(is_reason)
+    };
+    said.lines().any(|line| is_late(line) || is_behind(line))
 }
 
 fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String, CommandError> {
-    let mut command = Command::new("git");
-    VARIABLES.iter().for_each(|name| {
-        command.env_remove(name);
-    });
+    try_git(incoming, address, words)?.map_err(|said| refused(words, &said))
+}
+
+/// The answer of `git`, or its words where it refuses.
+fn try_git(
+    incoming: &Incoming<'_>,
+    address: &str,
+    words: &[&str],
+) -> Result<Result<String, String>, CommandError> {
     // From within, not by `--git-dir`: that would count for the other side of `git lfs`, too.
-    command.arg("-C").arg(incoming.git_folder());
-    SETTINGS.iter().for_each(|setting| {
-        command.args(["-c", setting]);
-    });
+    let mut command = git::command(incoming.git_folder());
+    SETTINGS.iter().for_each(|setting| _ = command.args(["-c", setting]));
     command.arg("-c").arg(format!("remote.{REMOTE}.url={address}"));
-    // Its words are read below, so they are to be the same everywhere.
-    command.env("LC_ALL", "C");
-    let is_lfs = words.first() == Some(&"lfs");
-    let answer = command.args(words).output().map_err(|error| match error.kind() {
-        ErrorKind::NotFound => {
-            CommandError::new(ExitKind::Io, "there is no `git` to reach other histories with")
-                .hint("install git")
+    match git::answer(&mut command, words) {
+        Ok(answer) => Ok(Ok(answer)),
+        Err(Unanswered::NotFound) => {
+            let message = "there is no `git` to reach other histories with";
+            Err(CommandError::new(ExitKind::Io, message).hint("install git"))
         }
-        _ => CommandError::io("run", Path::new("git"), &error),
-    })?;
-    if answer.status.success() {
-        return Ok(String::from_utf8_lossy(&answer.stdout).into_owned());
+        Err(Unanswered::Failed(error)) => Err(Unanswered::failed(&error)),
+        Err(Unanswered::Refused { said, .. }) => {
+            // `git` keeps it to itself, and not all that it runs does.
+            let secret = user_info(address);
+            Ok(Err(if secret.is_empty() { said } else { said.replace(secret, "") }))
+        }
     }
-    let said = String::from_utf8_lossy(&answer.stderr).into_owned();
-    let lines: Vec<&str> = said.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
-    let said = lines.join("; ");
-    // `git` keeps it to itself, and not all that it runs does.
-    let secret = user_info(address);
-    let said = if secret.is_empty() { said } else { said.replace(secret, "") };
-    if is_lfs && said.contains("is not a git command") {
-        return Err(CommandError::new(ExitKind::Io, "there is no `git lfs`, which carries large patches")
-            .hint("install git-lfs"));
+}
+
+/// `git` has refused, with these words.
+fn refused(words: &[&str], said: &str) -> CommandError {
+    if words.first() == Some(&"lfs") && said.contains("is not a git command") {
+        return CommandError::new(ExitKind::Io, "there is no `git lfs`, which carries large patches")
+            .hint("install git-lfs");
     }
     let hint = match words.first() {
         Some(&"push") => HINT_OF_PUSH,
@@ -345,7 +338,8 @@ fn git(incoming: &Incoming<'_>, address: &str, words: &[&str]) -> Result<String,
         ["lfs", ..] => "fetch large patches",
         _ => words.first().copied().unwrap_or_default(),
     };
-    Err(CommandError::new(ExitKind::Io, format!("git could not {verb}: {said}")).hint(hint))
+    let said = git::on_one_line(said);
+    CommandError::new(ExitKind::Io, format!("git could not {verb}: {said}")).hint(hint)
 }
 
 #[cfg(test)]
@@ -358,6 +352,7 @@ mod tests {
             ("! [rejected] main -> main (fetch first)", true),
             ("remote: error: cannot lock ref 'refs/heads/main': is at 306278e but expected 0b0bd20", true),
             ("remote: error: cannot lock ref 'refs/heads/main': Unable to create 'main.lock'", false),
+            ("remote: ask, and fetch first\n! [remote rejected] main -> main (hook declined)", false),
         ] {
             assert_eq!(has_gone_on(said), late, "{said}");
         }

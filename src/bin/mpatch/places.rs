@@ -16,12 +16,12 @@ use std::fs::{DirBuilder, File, FileType, OpenOptions};
 use std::io::{ErrorKind, Read};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use mpatch::checkpoint::{self, CheckpointError};
 use rustix::fs::OFlags;
 
 use crate::error::{CommandError, ExitKind};
+use crate::git::{self, Unanswered};
 use crate::trust::{ALLOWED_SIGNERS, POLICY, REVOKED};
 
 /// Files of keys and of state are small; what is larger is something else.
@@ -366,16 +366,15 @@ impl GitSettings {
         let mut settings = Self::default();
         let mut is_ssh = false;
         for file in git_files() {
-            let Some(text) = ask_git(&file)? else { continue };
-            for entry in text.split_terminator('\0') {
+            for entry in ask_git(&file)?.split_terminator('\0') {
                 let (name, value) = entry.split_once('\n').unwrap_or((entry, ""));
                 // The last of several counts.
                 match name {
                     "gpg.format" => is_ssh = value == "ssh",
-                    "user.signingkey" => settings.signing_key = Some(in_home(value)),
+                    "user.signingkey" => settings.signing_key = Some(value.into()),
                     "user.email" => settings.email = Some(value.to_owned()),
-                    "gpg.ssh.allowedsignersfile" => settings.allowed_signers = Some(in_home(value).into()),
-                    "gpg.ssh.revocationfile" => settings.revocations = Some(in_home(value).into()),
+                    "gpg.ssh.allowedsignersfile" => settings.allowed_signers = Some(value.into()),
+                    "gpg.ssh.revocationfile" => settings.revocations = Some(value.into()),
                     _ => {}
                 }
             }
@@ -419,45 +418,60 @@ fn git_files() -> Vec<PathBuf> {
 }
 
 /// What a file of git's says of signing. What git cannot read may revoke a key, so it is an error.
-fn ask_git(file: &Path) -> Result<Option<String>, CommandError> {
+fn ask_git(file: &Path) -> Result<String, CommandError> {
     let failed = |error| CommandError::io("read", file, &error);
     // Git takes what it may not read for empty.
     if open(file).and_then(|file| file.metadata()).map_err(failed)?.is_dir() {
         return Err(failed(ErrorKind::IsADirectory.into()));
     }
-    let names = r"^(gpg\.format|user\.signingkey|user\.email|gpg\.ssh\.(allowedsignersfile|revocationfile))$";
-    // From the root: git does not run in a folder that is deleted. Nor does it where such a variable is wrong, and it
-    // is this file alone that is asked about.
-    let from_root = std::path::absolute(file).map_err(failed)?;
-    let mut command = Command::new("git");
-    command.current_dir("/").env_remove("GIT_CONFIG_COUNT").env_remove("GIT_CONFIG_PARAMETERS");
-    command.args(["config", "--includes", "--null", "--file"]).arg(from_root).args(["--get-regexp", names]);
-    let output = match command.stdin(Stdio::null()).output() {
-        Ok(output) => output,
-        Err(error) if error.kind() == ErrorKind::NotFound => return without_git(file),
-        Err(error) => return Err(CommandError::io("run", Path::new("git"), &error)),
+    let absolute = std::path::absolute(file).map_err(failed)?;
+    // What is included may hang on the repository at hand. Nothing else does, so one that is broken stops nothing else.
+    let folder = match word_in(file, &["include"])? {
+        Some(_) => folder_at_hand(),
+        None => PathBuf::from("/"),
     };
-    match output.status.code() {
-        Some(0) => Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned())),
-        // Nothing of this is set.
-        Some(1) => Ok(None),
-        _ => {
-            let said = String::from_utf8_lossy(&output.stderr);
-            let message = format!("git cannot read its settings in `{}`: {}", file.display(), said.trim());
-            Err(CommandError::new(ExitKind::Malformed, message)
-                .hint("mend them: they may say which keys are revoked"))
+    let mut answers = String::new();
+    for (of_paths, names) in [
+        (&[][..], r"^(gpg\.format|user\.email)$"),
+        (&["--type=path"], r"^(user\.signingkey|gpg\.ssh\.(allowedsignersfile|revocationfile))$"),
+    ] {
+        let mut command = git::command(&folder);
+        // It is this file alone that is asked about.
+        command.env_remove("GIT_CONFIG_COUNT").env_remove("GIT_CONFIG_PARAMETERS");
+        command.args(["config", "--includes", "--null"]).args(of_paths).arg("--file").arg(&absolute);
+        match git::answer(&mut command, ["--get-regexp", names]) {
+            Ok(answer) => answers.push_str(&answer),
+            // Nothing of this is set.
+            Err(Unanswered::Refused { code: Some(1), .. }) => {}
+            Err(Unanswered::Refused { said, .. }) => {
+                let said = git::on_one_line(&said);
+                let message = format!("git cannot read its settings in `{}`: {said}", file.display());
+                return Err(CommandError::new(ExitKind::Malformed, message)
+                    .hint("mend them: they may say which keys are revoked"));
+            }
+            Err(Unanswered::NotFound) => return without_git(file).map(|()| answers),
+            Err(Unanswered::Failed(error)) => return Err(Unanswered::failed(&error)),
         }
     }
+    Ok(answers)
+}
+
+/// The working folder; git runs in none that is deleted.
+fn folder_at_hand() -> PathBuf {
+    std::env::current_dir().unwrap_or_else(|_| PathBuf::from("/"))
+}
+
+/// The first of these words that a file of git's says; git takes them in any case, and whole.
+fn word_in(file: &Path, words: &[&'static str]) -> Result<Option<&'static str>, CommandError> {
+    let text = read_optional(file)?.unwrap_or_default().to_ascii_lowercase();
+    let text = String::from_utf8_lossy(&text);
+    Ok(words.iter().copied().find(|word| text.contains(word)))
 }
 
 /// What can be said of a file of git's where git is not there to read it: nothing, if it cannot revoke a key.
-fn without_git(file: &Path) -> Result<Option<String>, CommandError> {
-    let text = read_optional(file)?.unwrap_or_default().to_ascii_lowercase();
-    let text = String::from_utf8_lossy(&text);
-    // Git takes these words in any case, and whole; an included file may be anything.
-    let Some(word) = ["revocationfile", "include"].into_iter().find(|word| text.contains(word)) else {
-        return Ok(None);
-    };
+fn without_git(file: &Path) -> Result<(), CommandError> {
+    // An included file may be anything.
+    let Some(word) = word_in(file, &["revocationfile", "include"])? else { return Ok(()) };
     let message = format!(
         "`{}` says `{word}`, so it may name revoked keys, and `git`, which reads it, is not found",
         file.display()
@@ -465,12 +479,4 @@ fn without_git(file: &Path) -> Result<Option<String>, CommandError> {
     Err(CommandError::new(ExitKind::Io, message).hint(
         "put git on the PATH; or list the revoked keys in `revoked` among your settings, and set GIT_CONFIG_GLOBAL to an empty file",
     ))
-}
-
-/// A path of git's, which may begin in the user's own folder.
-fn in_home(path: &str) -> OsString {
-    match (path.strip_prefix("~/"), variable("HOME")) {
-        (Some(rest), Some(home)) => PathBuf::from(home).join(rest).into(),
-        _ => path.into(),
-    }
 }

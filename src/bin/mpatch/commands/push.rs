@@ -41,7 +41,7 @@ pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandErro
     let hint = "name one: `mpatch push --to ADDRESS`, e.g. an empty repository made by `git init --bare`";
     let address = network::other(arguments.to.as_deref(), remembered.as_deref(), hint)?;
     let view = store.view()?;
-    let names: Vec<String> = match (arguments.names.is_empty(), branch_of(&view)) {
+    let mut names: Vec<String> = match (arguments.names.is_empty(), branch_of(&view)) {
         (false, _) => arguments.names.clone(),
         (true, Some(branch)) => vec![branch.to_owned()],
         (true, None) => {
@@ -50,9 +50,12 @@ pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandErro
             );
         }
     };
+    // Git refuses a name that is given twice.
+    names.sort();
+    names.dedup();
     let sent = names.iter().map(|name| target(&store, &view, name)).collect::<Result<Vec<_>, _>>()?;
     // Asked again when the names move; what is wrong with it is better said before anything is sent.
-    author()?;
+    author(store.folder())?;
     let incoming = store.incoming()?;
     // Nobody can say any more what the other history has, once it is being sent.
     last_step();
