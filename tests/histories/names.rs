@@ -1,9 +1,14 @@
 //! Names: branches, tags, heads, ids and addresses, as git and others make and move them.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::process::Stdio;
+use std::time::Duration;
 
 use crate::place::{Place, weights};
 use git2::{ObjectType, Oid};
+use mpatch::store::{Author, Kind, Store, StoreError};
 
 /// A history of one patch, and an empty repository `bare.git` beside it.
 fn of_one_patch() -> Place {
@@ -40,7 +45,11 @@ fn several_names_are_deleted_at_once_or_none() {
     for name in ["a", "b", "c"] {
         place.good(&format!("branch {name}"));
     }
-    place.bad("branch -d a nowhere", 2);
+    place.good("tag nowhere/else");
+    assert!(!place.bad("branch -d a nowhere", 2).contains("nearest"));
+    place.good("branch geography");
+    assert!(place.bad("branch -d geograpy", 2).contains("the nearest name is `geography`"));
+    place.good("branch -d geography");
     place.bad("branch d HEAD b", 2);
     let refs = place.git("for-each-ref refs/heads");
     assert_eq!(refs.lines().count(), 4);
@@ -49,6 +58,10 @@ fn several_names_are_deleted_at_once_or_none() {
     assert_eq!(place.git("for-each-ref --format=%(refname:short) refs/heads"), "main\n");
     place.good("undo");
     assert_eq!(place.git("for-each-ref refs/heads"), refs);
+    // What cannot be told has been done all the same.
+    fs::write(place.path(".git/refs/heads/damaged"), "1".repeat(40)).unwrap();
+    let said = place.bad("branch made", 3);
+    assert!(said.ends_with("state: applied\n") && place.path(".git/refs/heads/made").exists(), "{said}");
 }
 
 #[test]
@@ -75,7 +88,7 @@ fn a_tag_with_words_of_its_own_travels_whole() {
     let place = of_one_patch();
     place.git("-c user.name=x -c user.email=y tag -a -m words v1");
     place.good("tag plain");
-    place.good("push main v1 plain --to bare.git");
+    place.good("push main v1 plain main --to bare.git");
     place.good("clone bare.git mine");
     assert!(!place.good("pull --store mine").contains("warning"));
     for there in [".", "bare.git", "mine"] {
@@ -118,6 +131,112 @@ fn a_name_that_cannot_be_made_is_said_before_weights_are_written() {
     }
     assert!(fs::read(place.path("model.safetensors")).unwrap() == before);
     assert!(!place.path("copy.safetensors").exists());
+    let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap().to_owned();
+    let odd = OsStr::from_bytes(b"odd\xff");
+    for words in ["checkout HEAD --onto model.safetensors -o", "apply model.safetensors one.mpatch -o"] {
+        let output = place.command(&program).args(words.split(' ')).arg(odd).output().unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(said.contains("is not UTF-8") && said.ends_with("state: unchanged\n"), "{words}: {said}");
+        assert!(!place.folder.path().join(odd).exists(), "{words}");
+    }
+}
+
+#[test]
+fn what_git_moves_during_a_change_stays_and_nothing_is_changed() {
+    for moved in ["heads/main {}", "-d heads/main", "heads/old {}", "tags/new {}"] {
+        let place = of_one_patch();
+        place.good("branch old");
+        let other = place.git("-c user.name=x -c user.email=y commit-tree HEAD^{tree} -p HEAD -m other");
+        let store = Store::open(place.folder.path()).unwrap();
+        let author = Author { name: "x".into(), email: "y".into(), seconds: 1, offset_minutes: 0 };
+        let mut change = store.change(Duration::ZERO, author).unwrap();
+        let first = store.resolve("HEAD~1").unwrap();
+        change.forget(Kind::Branch, "old").unwrap();
+        change.name(Kind::Tag, "new", first).unwrap();
+        change.fast_forward(first);
+        let words = moved.replace("heads/", "refs/heads/").replace("tags/", "refs/tags/");
+        place.git(&format!("update-ref {}", words.replace("{}", other.trim())));
+        let refs = place.git("for-each-ref");
+        let error = change.finish("change").unwrap_err();
+        assert!(matches!(error, StoreError::Moved { .. }), "{moved}: {error:?}");
+        assert_eq!(place.git("for-each-ref"), refs, "{moved}");
+        if !moved.starts_with("-d") {
+            place.good("tag after");
+            assert!(place.good("fsck").starts_with("whole: "));
+        }
+    }
+}
+
+#[test]
+fn a_branch_that_moves_while_its_weights_are_written_is_not_gone_to() {
+    let place = of_one_patch();
+    place.good("checkout HEAD~1");
+    let lock = fs::File::options().write(true).open(place.path(".git/mpatch.lock")).unwrap();
+    lock.lock().unwrap();
+    let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap().to_owned();
+    let words = "checkout main --onto model.safetensors -o copy.safetensors --lock-timeout 300";
+    let mut command = place.command(&program);
+    let child = command.args(words.split(' ')).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let is_missing = |_: &u32| !place.path("copy.safetensors").exists();
+    (0..6_000).take_while(is_missing).for_each(|_| std::thread::sleep(Duration::from_millis(10)));
+    let written = place.git("rev-parse main");
+    place.git("update-ref refs/heads/main main~1");
+    lock.unlock().unwrap();
+    let output = child.wait_with_output().unwrap();
+    let [said, noted] = [output.stdout, output.stderr].map(|bytes| String::from_utf8(bytes).unwrap());
+    assert!(output.status.success() && said.starts_with(&format!("at {}", &place.head()[..12])), "{said}");
+    let way_on = "`mpatch checkout main --onto copy.safetensors -o MODEL` takes the weights to it";
+    let moved = format!("has moved main from {} meanwhile; {way_on}", &written[..12]);
+    assert!(noted.contains(&moved), "{noted}");
+    assert!(place.command("git").args(["symbolic-ref", "-q", "HEAD"]).output().unwrap().stdout.is_empty());
+    place.good("checkout main --onto copy.safetensors -o main.safetensors");
+    // Git's other word for the head.
+    assert!(place.good("checkout @").starts_with("on branch main, "));
+}
+
+#[test]
+fn commits_of_somebody_else_that_are_joined_to_states_are_passed_by() {
+    let place = Place::begun();
+    place.good("clone . mine");
+    place.good("branch side");
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.git("clone -q . stock");
+    let stock = |words: &str| place.git(&format!("-C stock -c user.name=x -c user.email=y {words}"));
+    stock("checkout -q --orphan docs");
+    stock("rm -rfq .");
+    fs::write(place.path("stock/README.md"), "words\n").unwrap();
+    stock("add README.md");
+    stock("commit -q -m readme");
+    for branch in ["main", "side"] {
+        stock(&format!("checkout -q -b joined-{branch} docs"));
+        stock(&format!("merge -q --allow-unrelated-histories -m joined origin/{branch}"));
+        stock(&format!("push -q origin HEAD:refs/heads/{branch}"));
+    }
+    assert_eq!(place.good("log").matches("readme").count(), 0);
+    assert!(place.bad("verify HEAD", 2).contains("brought no patch"));
+    place.good("pull --store mine");
+    place.good("clone . whole");
+    place.good("merge side");
+    assert!(place.good("fsck").starts_with("whole: "));
+}
+
+#[test]
+fn who_is_at_work_is_what_git_says_in_the_history() {
+    let place = Place::begun();
+    place.git("init -q work");
+    for (folder, name) in [("work", "Worker"), (".", "Keeper")] {
+        place.git(&format!("-C {folder} config user.name {name}"));
+        place.git(&format!("-C {folder} config user.email {name}@example.org"));
+    }
+    let program = assert_cmd::cargo::cargo_bin!("mpatch").to_str().unwrap().to_owned();
+    let mut command = place.command(&program);
+    command
+        .current_dir(place.path("work"))
+        .env_remove("GIT_COMMITTER_NAME")
+        .env_remove("GIT_COMMITTER_EMAIL");
+    assert!(command.args(["tag", "v1", "--store", ".."]).status().unwrap().success());
+    assert_eq!(place.git("log -1 --format=%cn refs/mpatch/operations"), "Keeper\n");
 }
 
 #[test]

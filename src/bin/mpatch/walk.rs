@@ -197,11 +197,12 @@ pub enum Recorded {
 
 impl Record {
     /// Looks where `checkpoint` stands in the history of the working folder, if there is one that knows it, and whether
-    /// that can be written.
+    /// that can be written, with `target` as the place of the result.
     pub fn begin(
         checkpoint: &Checkpoint,
         direction: Direction,
         patch: PatchId,
+        target: &Path,
         output: &Output,
     ) -> Result<Option<Self>, CommandError> {
         let Some(store) = here(output)? else { return Ok(None) };
@@ -222,6 +223,7 @@ impl Record {
                 return Ok(None);
             }
         };
+        remembered(store.folder(), target)?;
         // Not held during the work, which may take longer than anybody waits.
         drop(change(&store)?);
         Ok(Some(Self { store, head, entry }))
@@ -277,7 +279,7 @@ impl Record {
 
 /// Takes the right to change the history here, for commands that do so by the way.
 fn change(store: &Store) -> Result<Change<'_>, CommandError> {
-    store.change(Duration::from_secs_f64(LOCK_TIMEOUT_SECONDS), author()?).map_err(|error| {
+    store.change(Duration::from_secs_f64(LOCK_TIMEOUT_SECONDS), author(store.folder())?).map_err(|error| {
         let hint = match &error {
             StoreError::Busy { .. } => "wait for it, and run this again",
             StoreError::Io { .. } | StoreError::System { .. } => {

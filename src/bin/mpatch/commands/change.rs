@@ -128,7 +128,8 @@ impl Change {
         if dry_run {
             return output.report(&self.report(plan, None));
         }
-        let record = Record::begin(&self.checkpoint, plan.direction, self.patch.id(), output)?;
+        let patch = self.patch.id();
+        let record = Record::begin(&self.checkpoint, plan.direction, patch, self.result(), output)?;
         let work = match self.target {
             Target::Copy(_) => Work::Copying,
             Target::InPlace => Work::InPlace,

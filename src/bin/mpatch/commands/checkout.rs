@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::store::{CommitId, Head, Kind, Step, Store, StoreError, way};
+use mpatch::store::{Commit, CommitId, Head, Kind, Step, Store, StoreError, way};
 use serde::Serialize;
 
 use super::change::TakenAlong;
@@ -79,7 +79,8 @@ struct Moved {
 /// Goes there.
 pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
-    let name = arguments.revision.as_str();
+    // Git's other word for it.
+    let name = if arguments.revision == "@" { "HEAD" } else { arguments.revision.as_str() };
     let (id, made_of) = match store.resolve(name) {
         Err(error @ StoreError::NoRevision { .. }) => elsewhere(&store, name)?.ok_or(error)?,
         found => (found?, None),
@@ -104,22 +105,45 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
     if !arguments.dry_run {
         // The weights are where they should be already: from here on only names move.
         last_step();
-        let new = made_of.as_ref().map(|_| id);
-        let named = move_names(arguments, &store, (head, new), moved.as_ref());
-        named.map_err(|error| if moved.is_some() { error.after_the_work() } else { error })?;
+        let named = move_names(arguments, &store, &head, (id, made_of.is_some()), moved.as_ref());
+        let named = named.map_err(|error| if moved.is_some() { error.after_the_work() } else { error });
+        if let (Named::Overtaken, Some(moved)) = (named?, &moved) {
+            output.warn(&overtaken(name, id, moved));
+        }
     }
+    let told = report(arguments, &store, commit, made_of, moved).and_then(|report| output.report(&report));
+    if arguments.dry_run { told } else { told.map_err(CommandError::after_the_work) }
+}
+
+/// Where the head is now, or would be.
+fn report(
+    arguments: &CheckoutArguments,
+    store: &Store,
+    target: Commit,
+    made_of: Option<String>,
+    checkpoint: Option<Moved>,
+) -> Result<CheckoutReport, CommandError> {
     let view = store.view()?;
-    let report = CheckoutReport {
+    let commit = if arguments.dry_run { target } else { store.commit(store.head()?)? };
+    Ok(CheckoutReport {
         trust: arguments.trust.words(),
         dry_run: arguments.dry_run,
         revision: arguments.revision.clone(),
         branch: branch_of(&view).map(str::to_owned),
         made_of,
         commit: CommitReport::new(commit, &view),
-        checkpoint: moved,
-    };
-    let told = output.report(&report);
-    if arguments.dry_run { told } else { told.map_err(CommandError::after_the_work) }
+        checkpoint,
+    })
+}
+
+/// Says that what the head was to go to has moved from the commit that was written, and what can be done.
+fn overtaken(name: &str, written: CommitId, moved: &Moved) -> String {
+    let (result, written) = (shell_word(&moved.to), written.short());
+    let place = if moved.in_place { "--in-place" } else { "-o MODEL" };
+    format!(
+        "the head stays: another command has moved {name} from {written} meanwhile; `mpatch checkout {} --onto {result} {place}` takes the weights to it",
+        shell_word(name)
+    )
 }
 
 /// The state of the one branch that another history has by a name that nothing has here, and its name here.
@@ -131,24 +155,42 @@ fn elsewhere(store: &Store, name: &str) -> Result<Option<(CommitId, Option<Strin
     Ok(Some((store.resolve(&format!("refs/remotes/{full}"))?, Some(full.to_owned()))))
 }
 
-/// Moves the head, to a branch that is made at the commit given with it.
+/// What became of the head.
+enum Named {
+    /// It is where it was to go.
+    There,
+    /// It stays, since what it was to go to is no longer at the state that was written.
+    Overtaken,
+}
+
+/// Moves the head to what is at `commit`, a branch that is made there where `is_new`.
 fn move_names(
     arguments: &CheckoutArguments,
     store: &Store,
-    (head, new): (Head, Option<CommitId>),
+    head: &Head,
+    (commit, is_new): (CommitId, bool),
     moved: Option<&Moved>,
-) -> Result<(), CommandError> {
+) -> Result<Named, CommandError> {
     let mut change = arguments.store.change(store)?;
-    if let Some(commit) = new {
+    if is_new {
         change.name(Kind::Branch, &arguments.revision, commit)?;
     }
-    change.switch(head)?;
+    // Weights take long to write, and nobody waits for that: what has gone on meanwhile is not what they are.
+    let there = match head {
+        Head::Branch(branch) => change.view().names(Kind::Branch).find(|(name, _)| name == branch),
+        Head::Detached(at) => Some(("", *at)),
+    };
+    let is_overtaken = moved.is_some() && there.is_some_and(|(_, at)| at != commit);
+    if !is_overtaken {
+        change.switch(head.clone())?;
+    }
     if let Some(moved) = moved {
         change.set_model(Some(remembered(store.folder(), &moved.to)?));
         change.set_with_weights();
     }
-    change.finish(&format!("checkout {}", arguments.revision))?;
-    Ok(())
+    let verb = if is_overtaken { "model" } else { "checkout" };
+    change.finish(&format!("{verb} {}", arguments.revision))?;
+    Ok(if is_overtaken { Named::Overtaken } else { Named::There })
 }
 
 /// Takes a copy of the checkpoint to the state after `series`.
@@ -158,16 +200,17 @@ fn take_along(
     series: &[mpatch::digest::PatchId],
     output: &Output,
 ) -> Result<Moved, CommandError> {
-    if !arguments.dry_run {
-        // Asked again when the names move; what is wrong with it is better said before weights are written.
-        author()?;
-    }
     let from = model_path(store, arguments.onto.as_deref())?;
     let to = match &arguments.output {
         Some(path) => path.clone(),
         None if arguments.in_place => from.clone(),
         None => beside(&from, arguments.revision.replace('/', "-").as_ref())?,
     };
+    if !arguments.dry_run {
+        // Asked again when the names move; what is wrong with them is better said before weights are written.
+        author(store.folder())?;
+        remembered(store.folder(), &to)?;
+    }
     let checkpoint = open_checkpoint(&from, output)?;
     if !arguments.in_place {
         mpatch::checkpoint::check_output(&checkpoint, &to)?;

@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::open_checkpoint;
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::{CommandError, ExitKind};
-use crate::history::{CommitReport, author};
+use crate::history::{CommitReport, author, head_after_change};
 use crate::interrupt::Passing;
 use crate::network::{REMOTE, TheirHead, address, fetch, shown_address, their_head};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -66,7 +66,6 @@ pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandErr
         let _ = std::fs::remove_dir(&folder);
     }
     let Copied { store, branch, received, patches } = copied?;
-    let view = store.view()?;
     let report = CloneReport {
         folder: shown(&folder),
         branch,
@@ -74,7 +73,7 @@ pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandErr
         tags: received.tags.len(),
         commits: received.commits,
         patches,
-        head: CommitReport::new(store.commit(store.head()?)?, &view),
+        head: head_after_change(&store)?,
     };
     output.report(&report).map_err(CommandError::after_the_work)
 }
@@ -97,7 +96,8 @@ fn copy(
 ) -> Result<Copied, CommandError> {
     let made = Store::begin(folder, "main")?;
     let passing = passing.unwrap_or_else(|| Passing::begin(made.git_folder().to_owned()));
-    let author = author()?;
+    let author = author(folder)?;
+    let model = base.as_ref().map(|(path, _)| remembered(folder, path)).transpose()?;
     let incoming = made.incoming()?;
     let head = their_head(&incoming, address)?;
     fetch(&incoming, address, head == TheirHead::Detached)?;
@@ -106,9 +106,7 @@ fn copy(
     let received = incoming.receive(&mut change, Some(REMOTE))?;
     let branch = begin_at(&mut change, &received, head, address)?;
     change.set_remote(REMOTE, address)?;
-    if let Some((path, _)) = &base {
-        change.set_model(Some(remembered(folder, path)?));
-    }
+    change.set_model(model);
     change.finish("clone")?;
     if let Some((path, checkpoint)) = &base {
         refuse_misfit(&made.base()?, checkpoint, path)?;

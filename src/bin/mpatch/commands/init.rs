@@ -83,7 +83,7 @@ fn begin(
     output: &Output,
 ) -> Result<Base, CommandError> {
     let InitArguments { folder, base: model, branch } = arguments;
-    let author = author().or_else(|error| {
+    let author = author(folder).or_else(|error| {
         // A folder that can hold no history is the better reason.
         Store::begin(folder, branch)?;
         Err(error)

@@ -24,7 +24,7 @@ use super::open_checkpoint;
 use super::origins::Origins;
 use super::stack::{sides, stack_error, touched_size_bytes, unsaid};
 use crate::error::{CommandError, ExitKind};
-use crate::history::{CommitReport, StoreArguments, branch_of, message};
+use crate::history::{CommitReport, StoreArguments, branch_of, head_after_change, message};
 use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
@@ -133,12 +133,12 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
             Outcome::Merged
         }
     };
+    let branch = branch_of(change.view()).map(str::to_owned);
     let finished = change.finish(&format!("merge {}", arguments.revision));
     finished.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
-    let signature = signer.filter(|_| merged.patch.is_some()).as_ref().map(Signer::settle).transpose()?;
-    let view = store.view()?;
-    let commit = CommitReport::new(store.commit(store.head()?)?, &view);
-    let branch = branch_of(&view).map(str::to_owned);
+    let signature = signer.filter(|_| merged.patch.is_some()).as_ref().map(Signer::settle).transpose();
+    let signature = signature.map_err(CommandError::after_the_work)?;
+    let commit = head_after_change(&store)?;
     let Merged { stacked, judged, agreement, beside, .. } = merged;
     let Beside { kept: files_kept, left_out: files_left_out } = beside;
     let trust = judged.into_iter().map(|judged| judged.report).collect();
@@ -214,15 +214,20 @@ struct Fork {
 impl Fork {
     /// All of two commits.
     fn all(store: &Store, ours: CommitId, theirs: CommitId) -> Result<Vec<Self>, CommandError> {
-        let forks = store.forks(ours, &[theirs])?;
+        let forks = |one: CommitId, others: &[CommitId]| -> Result<Vec<CommitId>, CommandError> {
+            let mut forks = store.forks(one, others)?;
+            forks.retain(|fork| store.is_state(*fork));
+            Ok(forks)
+        };
+        let nearest = forks(ours, &[theirs])?;
         let series = |id: &CommitId| Ok(store.commit(*id)?.series);
         let fork = |id: &CommitId| {
-            let others: Vec<CommitId> = forks.iter().filter(|other| *other != id).copied().collect();
-            let before = if others.is_empty() { Vec::new() } else { store.forks(*id, &others)? };
+            let others: Vec<CommitId> = nearest.iter().filter(|other| *other != id).copied().collect();
+            let before = if others.is_empty() { Vec::new() } else { forks(*id, &others)? };
             let before = before.iter().map(series).collect::<Result<_, CommandError>>()?;
             Ok(Self { series: series(id)?, before })
         };
-        forks.iter().map(fork).collect()
+        nearest.iter().map(fork).collect()
     }
 }
 

@@ -1,7 +1,7 @@
 //! What `branch` and `tag` share: listing, making and deleting names.
 
 use clap::Args;
-use mpatch::store::{CommitId, Kind};
+use mpatch::store::{CommitId, Kind, Store};
 use serde::Serialize;
 
 use crate::error::CommandError;
@@ -66,18 +66,28 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
             made = Some(name.clone());
         }
     }
+    let changed = made.is_some() || !deleted.is_empty();
+    let told = report(kind, made, deleted, &store).and_then(|report| output.report(&report));
+    if changed { told.map_err(CommandError::after_the_work) } else { told }
+}
+
+/// What there is now.
+fn report(
+    kind: Kind,
+    made: Option<String>,
+    deleted: Vec<String>,
+    store: &Store,
+) -> Result<NamesReport, CommandError> {
     let view = store.view()?;
     let current = if kind == Kind::Branch { branch_of(&view) } else { None };
-    let report = |(name, target): (&str, CommitId)| {
+    let line = |(name, target): (&str, CommitId)| {
         let (commit, message) = store.named(target)?;
         let is_current = current == Some(name);
         Ok(NameReport { name: name.to_owned(), is_current, commit, title: message.title })
     };
-    let listed = |kind| view.names(kind).map(report).collect::<Result<Vec<_>, CommandError>>();
+    let listed = |kind| view.names(kind).map(line).collect::<Result<Vec<_>, CommandError>>();
     let remotes = if kind == Kind::Branch { listed(Kind::Remote)? } else { Vec::new() };
-    let changed = made.is_some() || !deleted.is_empty();
-    let told = output.report(&NamesReport { kind, made, deleted, names: listed(kind)?, remotes });
-    if changed { told.map_err(CommandError::after_the_work) } else { told }
+    Ok(NamesReport { kind, made, deleted, names: listed(kind)?, remotes })
 }
 
 impl Report for NamesReport {

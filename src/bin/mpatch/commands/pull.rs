@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::CommandError;
-use crate::history::{CommitReport, StoreArguments, branch_of};
+use crate::history::{CommitReport, StoreArguments, branch_of, head_after_change};
 use crate::network::{REMOTE, fetch, other, remembered, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word};
 
@@ -72,7 +72,6 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
             store.forget_remote(REMOTE);
         }
     })?;
-    let view = store.view()?;
     let report = PullReport {
         address: shown_address(&address),
         branch,
@@ -84,7 +83,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
         unnamed: if is_known { BTreeMap::new() } else { received.branches },
         went_forward: matches!(followed, Followed::Forward),
         patches,
-        head: CommitReport::new(store.commit(store.head()?)?, &view),
+        head: head_after_change(&store)?,
     };
     output.report(&report).map_err(CommandError::after_the_work)?;
     match followed {

@@ -20,6 +20,7 @@ pub struct RedoArguments {
 pub fn run(arguments: &RedoArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
     let redone = arguments.store.change(&store)?.redo()?;
-    let report = UndoReport::new(Way::Redo, &redone, &store, &arguments.store)?;
-    output.report(&report).map_err(CommandError::after_the_work)
+    UndoReport::new(Way::Redo, &redone, &store, &arguments.store)
+        .and_then(|report| output.report(&report))
+        .map_err(CommandError::after_the_work)
 }

@@ -74,8 +74,9 @@ pub fn run(arguments: &UndoArguments, output: &Output) -> Result<(), CommandErro
         return output.report(&OperationsReport { operations });
     }
     let undone = arguments.store.change(&store)?.undo()?;
-    let report = UndoReport::new(Way::Undo, &undone, &store, &arguments.store)?;
-    output.report(&report).map_err(CommandError::after_the_work)
+    UndoReport::new(Way::Undo, &undone, &store, &arguments.store)
+        .and_then(|report| output.report(&report))
+        .map_err(CommandError::after_the_work)
 }
 
 impl UndoReport {
