@@ -232,7 +232,8 @@ fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
 /// The last second that a commit can be of: libgit2 writes 32 bits.
 const SECONDS_MAX: i64 = u32::MAX as i64;
 
-/// Who is at work in the history in `folder`, and when: git's own answer there, with the user's name where git knows none.
+/// Who is at work in the history in `folder`, and when: git's own answer there, with the user's name where git knows
+/// none.
 ///
 /// `SOURCE_DATE_EPOCH` and git's variables set the clock, so that a history can be made again.
 ///
