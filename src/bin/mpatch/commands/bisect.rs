@@ -7,6 +7,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use mpatch::digest::PatchId;
 use mpatch::evaluate::continuation;
 use mpatch::facts::excerpt;
@@ -15,7 +16,9 @@ use mpatch::store::{Atlas, CommitId, Step, Store, StoreError, way};
 use serde::Serialize;
 
 use super::open_checkpoint;
-use crate::editing::{DeviceArguments, PrecisionArguments, edits_back, edits_of, model_error, open_model_in};
+use crate::editing::{
+    DeviceArguments, PrecisionArguments, at_least_one, edits_back, edits_of, model_error, open_model_in,
+};
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, message};
 use crate::report::{Output, Page, Report, count};
@@ -33,7 +36,7 @@ pub struct BisectArguments {
     /// Let the model continue this prompt
     prompt: String,
     /// Find the patch from which on the continuation holds this text
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     expect: String,
     /// Search the patches of this state
     #[arg(long, value_name = "REVISION", default_value = "HEAD")]
@@ -42,7 +45,7 @@ pub struct BisectArguments {
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
     /// Continue by this many tokens
-    #[arg(long, default_value_t = 10, value_name = "COUNT")]
+    #[arg(long, default_value_t = 10, value_name = "COUNT", value_parser = at_least_one())]
     tokens: usize,
     /// Where the arithmetic runs.
     #[command(flatten)]
