@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use rand::SeedableRng;
 use rand_chacha::ChaCha20Rng;
 
-use super::mean;
+use super::{mean, top_tokens};
 use crate::facts::Record;
 use crate::facts::words::whole;
 use crate::model::{Model, ModelError, Network, Sampling, generate, in_halves};
@@ -68,13 +68,15 @@ pub fn continuations(
 /// The text by which the model continues `prompt`, greedily, by `tokens` tokens or to the end of its context.
 ///
 /// # Errors
-/// As [`continuations`].
+/// As [`continuations`]; [`ModelError::NotANumber`] where the model has no answer.
 pub fn continuation(
     model: &Model,
     network: &Network,
     prompt: &str,
     tokens: usize,
 ) -> Result<String, ModelError> {
+    // Of what is no number some token is the likeliest, too, and would pass for an answer.
+    top_tokens(model, network, prompt, 0)?;
     let ids = model.tokenizer.encode(prompt)?;
     let end = ids.len().saturating_add(tokens).min(network.config().positions);
     let rows = generate(

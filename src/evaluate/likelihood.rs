@@ -264,7 +264,7 @@ pub struct TokenProbability {
 /// The `count` likeliest next tokens after `prompt`.
 ///
 /// # Errors
-/// As [`continuations`](super::continuations).
+/// As [`continuation`](super::continuation).
 pub fn top_tokens(
     model: &Model,
     network: &Network,
@@ -274,6 +274,9 @@ pub fn top_tokens(
     let batch = model.batch(&[prompt.to_owned()])?;
     let last = gather(&network.forward(&batch)?, &[(0, batch.tokens() - 1)])?;
     let log_probabilities: Vec<f32> = crate::model::log_softmax(&network.logits(&last)?)?.i(0)?.to_vec1()?;
+    if log_probabilities.iter().any(|entry| entry.is_nan()) {
+        return Err(ModelError::NotANumber { prompt: prompt.to_owned() });
+    }
     let mut order: Vec<usize> = (0..log_probabilities.len()).collect();
     order.sort_by(|&one, &other| log_probabilities[other].total_cmp(&log_probabilities[one]));
     let likeliest = order.into_iter().take(count).map(|id| {

@@ -7,7 +7,7 @@ use mpatch::checkpoint::{Checkpoint, Layout};
 use serde_json::json;
 
 use crate::bad_input::{Bench, EDITED, Refusal};
-use crate::material::{TENSOR, alter_header, alter_weights, lay_out};
+use crate::material::{TENSOR, alter_header, alter_weights, lay_out, lay_out_editing};
 
 /// A weight that no edit touches, and every text goes through.
 const UNEDITED: &str = "transformer.h.5.mlp.fc_in.weight";
@@ -25,6 +25,10 @@ fn a_model_that_answers_nan_is_refused_whatever_it_is_asked() {
     let refusal = Refusal { stderr: String::from_utf8(output.unwrap().stderr).unwrap() };
     refusal.says(&["fact 1, "]);
     refusal.says(&words);
+    let bench = Bench::new();
+    lay_out_editing(bench.folder.path());
+    alter_weights(&bench.path("model/model.safetensors"), UNEDITED, &[0x7e00]);
+    bench.refuses("try edits.mpatch --base model Who", 3).says(&words);
 }
 
 /// The embedded model altered by `alter` is refused with `code`.
