@@ -20,6 +20,9 @@ use tempfile::TempDir;
 /// The matrix that MEMIT edits first in the embedded model, 128 by 512 of F16.
 pub const EDITED: &str = "transformer.h.0.mlp.fc_out.weight";
 
+/// Options of `create` that say where statistics are to be computed from, which no run that is refused comes to.
+const WITHOUT_STATISTICS: &str = " --layers 0 --contexts contexts.json --corpus facts.json";
+
 /// A folder that commands run in.
 pub struct Bench {
     pub folder: TempDir,
@@ -216,8 +219,7 @@ fn texts_longer_than_the_context_are_refused_before_the_long_work() {
     }
     bench.write("facts.json", &fact("{} is", "Ann", "tall").to_string());
     bench.write("contexts.json", &json!([[long + "{}"]]).to_string());
-    let options = format!(" --layers 0 --contexts contexts.json --stats {}", statistics().display());
-    bench.create_refuses(&options, 3).says(&["fact 1", "tokens", "context only 256", "..."]);
+    bench.create_refuses(WITHOUT_STATISTICS, 3).says(&["fact 1", "tokens", "context only 256", "..."]);
 }
 
 #[test]
@@ -345,7 +347,6 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
 #[test]
 fn contexts_that_are_no_templates_are_refused() {
     let bench = Bench::with_model();
-    let options = format!(" --layers 0 --contexts contexts.json --stats {}", statistics().display());
     for (text, words) in [
         ("{}", "expected a list of lists"),
         (r#"["{}"]"#, "expected a list of lists"),
@@ -355,7 +356,7 @@ fn contexts_that_are_no_templates_are_refused() {
         (r#"[["{}"], ["The{}"]]"#, "the template `The{}` has no space before its `{}`"),
     ] {
         bench.write("contexts.json", text);
-        bench.create_refuses(&options, 3).says(&["`contexts.json`", words]);
+        bench.create_refuses(WITHOUT_STATISTICS, 3).says(&["`contexts.json`", words]);
     }
 }
 
@@ -583,20 +584,6 @@ fn a_disk_that_is_full_is_said_and_nothing_is_left_on_it() {
 }
 
 #[test]
-fn what_is_not_kept_for_a_later_run_is_said() {
-    let bench = Bench::new();
-    crate::material::lay_out_editing(bench.folder.path());
-    bench.alter_json("model/memit.json", json!({"v_num_grad_steps": 1}));
-    bench.write("cache", "no folder");
-    let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch --no-sign";
-    let made = bench.command(&format!("{create} --stats statistics.safetensors")).assert().success();
-    let stderr = String::from_utf8(made.get_output().stderr.clone()).unwrap();
-    for lost in ["warning: no log of values is kept", "warning: no factors are kept"] {
-        assert!(stderr.contains(lost), "{stderr}");
-    }
-}
-
-#[test]
 fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
     let bench = Bench::with_patches();
     let run = |arguments: &[&str]| {
@@ -615,9 +602,14 @@ fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
             "{shown}"
         );
     }
-    let applied = run(&["apply", "model.safetensors", "edits.mpatch", "-o", "new.safetensors"]);
-    assert!(applied.contains("`stdout`") && applied.ends_with("state: applied\n"), "{applied}");
-    assert!(bench.path("new.safetensors").exists());
+    bench.write("corpus.txt", &small_corpus(2));
+    let stats = format!("stats corpus.txt --layers 0 --base {} -o sums", world().display());
+    for words in ["apply model.safetensors edits.mpatch -o new", &stats] {
+        let words = Vec::from_iter(words.split(' '));
+        let done = run(&words);
+        assert!(done.contains("`stdout`") && done.ends_with("state: applied\n"), "{done}");
+        assert!(bench.path(words[words.len() - 1]).exists());
+    }
 }
 
 #[test]

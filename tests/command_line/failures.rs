@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::material::{lay_out, lay_out_signers, lay_out_world, mpatch};
+use crate::bad_input::Bench;
+use crate::material::{lay_out, lay_out_editing, lay_out_signers, lay_out_world, mpatch};
 use crate::telling::skipped;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -101,6 +102,8 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         ("stack --squash edits.mpatch", "with `=`, or the option last", "`mpatch stack --help`"),
         ("create f --line ", "needs a name", "`mpatch create --help`"),
         ("show -dash.mpatch", "unexpected argument '-d'", "if the file is meant, write ./-dash.mpatch"),
+        ("bisect Who --expect Ann --tokens 0", "invalid value '0' for '--tokens", "`mpatch bisect --help`"),
+        ("bisect Who --expect ", "a value is required for '--expect", "`mpatch bisect --help`"),
         ("show -x", "unexpected argument '-x'", "`mpatch show --help` tells"),
         (
             "verify edits.mpatch model.safetensors",
@@ -216,6 +219,28 @@ fn a_demo_that_is_interrupted_leaves_nothing_and_can_be_run_again() {
         assert!(stderr.ends_with("state: unchanged\n"), "{stderr}");
         let left = walk(place.path()).unwrap();
         assert_eq!(left, std::slice::from_ref(&temporary), "`{words}`");
+    }
+}
+
+#[test]
+fn what_is_not_kept_for_a_later_run_is_said() {
+    let bench = Bench::new();
+    lay_out_editing(bench.folder.path());
+    bench.alter_json("model/memit.json", serde_json::json!({"v_num_grad_steps": 1}));
+    bench.write("cache", "no folder");
+    bench.write("empty.txt", "");
+    for verb in
+        ["stats empty.txt", "create facts.json -o new.mpatch --contexts contexts.json --corpus empty.txt"]
+    {
+        let words =
+            ["`", "cache/statistics`", "set MPATCH_CACHE_DIR or XDG_CACHE_HOME", "`mpatch stats -o FILE`"];
+        bench.refuses(&format!("{verb} --base model"), 11).says(&words);
+    }
+    let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch --no-sign";
+    let made = bench.command(&format!("{create} --stats statistics.safetensors")).assert().success();
+    let stderr = String::from_utf8(made.get_output().stderr.clone()).unwrap();
+    for lost in ["warning: no log of values is kept", "warning: no factors are kept"] {
+        assert!(stderr.contains(lost), "{stderr}");
     }
 }
 

@@ -73,14 +73,10 @@ pub fn at_least_one() -> RangedU64ValueParser<usize> {
 }
 
 impl ModelArguments {
-    /// The model that was given, or the one of the history here.
-    pub fn path(&self, output: &Output) -> Result<PathBuf, CommandError> {
-        given_or_remembered(self.base.as_deref(), output)
-    }
-
-    /// Opens the model on its device.
+    /// Opens the model that was given, or the one of the history here, on its device.
     pub fn open(&self, output: &Output) -> Result<Model, CommandError> {
-        open_model_in(&self.path(output)?, &self.device.find(output)?, self.precision.precision, output)
+        let path = given_or_remembered(self.base.as_deref(), output)?;
+        open_model_in(&path, &self.device.find(output)?, self.precision.precision, output)
     }
 }
 

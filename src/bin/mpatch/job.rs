@@ -208,10 +208,11 @@ pub struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// Finds everything that can be missing before the long work; what the arguments leave open is taken from
-    /// `recorded`, the recipe of an earlier patch.
+    /// Finds everything that can be missing, and all that can be wrong with the facts, before the long work; what the
+    /// arguments leave open is taken from `recorded`, the recipe of an earlier patch.
     pub fn new(
         model: &'a Model,
+        facts: &FactsFile,
         arguments: &RecipeArguments,
         recorded: Option<&Recipe>,
         output: &Output,
@@ -221,13 +222,15 @@ impl<'a> Prepared<'a> {
             hyperparameters.layers.iter().map(|&layer| model.network.mlp_output_name(layer)).collect();
         // In seconds, not after the hours that the values take.
         check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(model, error))?;
+        let contexts = arguments.contexts(model, recorded, output)?;
+        check(model, &hyperparameters, &contexts, &fact_prompts(facts))
+            .map_err(|error| edit_error(model.checkpoint.path(), error))?;
         let weights = weights_id(&model.checkpoint, output)?;
         let stats = arguments.stats.as_deref();
         let amount = arguments.amount.amount(model.network.config().inner);
         let corpus = arguments.corpus.as_deref().map(|path| Corpus { path, amount, shard: None });
         let statistics = find_statistics(model, weights, &hyperparameters.layers, stats, corpus, output)?;
         warn_of_tokenizer(model, &statistics, output);
-        let contexts = arguments.contexts(model, recorded, output)?;
         let seed = arguments.seed(recorded);
         Ok(Self { model, ingredients: Ingredients { weights, hyperparameters, contexts, statistics, seed } })
     }

@@ -117,6 +117,11 @@ impl Output {
         self.print(&page.text)
     }
 
+    /// Prints the report of work that stands whether or not anybody is told of it.
+    pub fn report_done<R: Report>(&self, report: &R) -> Result<(), CommandError> {
+        self.report(report).map_err(CommandError::after_the_work)
+    }
+
     /// A failure whose hint suggests commands as they have to be typed.
     pub fn as_suggested(&self, error: CommandError) -> CommandError {
         let hint = error.hint.map(|hint| self.suggestions.hint(&hint));

@@ -5,7 +5,7 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::checkpoint::CheckpointError;
+use mpatch::checkpoint::{CheckpointError, PassingFolder};
 use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::kept::{FactorCache, ValueLog};
@@ -180,6 +180,9 @@ pub fn value_log(inputs: FileDigest, output: &Output) -> Option<ValueLog> {
     }
 }
 
+/// What to do where there is no place for cached statistics.
+const NO_CACHE_HINT: &str = "set MPATCH_CACHE_DIR or XDG_CACHE_HOME to a folder that can be written, or make statistics with `mpatch stats -o FILE`";
+
 /// Where statistics are kept between runs: by what they were made from and computed with.
 #[derive(Debug)]
 pub struct StatisticsCache {
@@ -196,8 +199,18 @@ impl StatisticsCache {
     pub fn needed() -> Result<Self, CommandError> {
         Self::of_user().ok_or_else(|| {
             let message = "there is no place for cached statistics: neither HOME nor MPATCH_CACHE_DIR is set";
-            CommandError::new(ExitKind::Io, message).hint("make them with `mpatch stats -o FILE`")
+            CommandError::new(ExitKind::Io, message).hint(NO_CACHE_HINT)
         })
+    }
+
+    /// The cache of this user, for statistics that are still to be computed: that there is no place for them is told
+    /// before those hours, not after them.
+    pub fn writable() -> Result<Self, CommandError> {
+        let cache = Self::needed()?;
+        let tried =
+            std::fs::create_dir_all(&cache.folder).and_then(|()| tempfile::tempfile_in(&cache.folder));
+        tried.map_err(|error| CommandError::io("write to", &cache.folder, &error).hint(NO_CACHE_HINT))?;
+        Ok(cache)
     }
 
     /// The folder, which need not be there yet.
@@ -280,8 +293,6 @@ impl StatisticsCache {
     /// A patch is bound to the bytes of its statistics, so what is there stays, and others that would have its name get
     /// a name that ends in their digest.
     pub fn store(&self, statistics: &Statistics) -> Result<(PathBuf, StatisticsFile), CommandError> {
-        std::fs::create_dir_all(&self.folder)
-            .map_err(|error| CommandError::io("create", &self.folder, &error))?;
         let written = |path: &Path| {
             statistics.write(path)?;
             StatisticsFile::open(path)
@@ -291,11 +302,10 @@ impl StatisticsCache {
             let file = written(&path).map_err(|error| edit_error(&path, error))?;
             return Ok((path, file));
         };
-        let beside = path.with_extension(format!("{}.new.safetensors", std::process::id()));
+        let passing = PassingFolder::create(&self.folder)?;
+        let beside = passing.path().join("new.safetensors");
         let file = written(&beside).map_err(|error| edit_error(&beside, error))?;
         if file.digest() == there.digest() {
-            // That it is left behind is no failure.
-            let _ = std::fs::remove_file(&beside);
             return Ok((path, there));
         }
         let path = path.with_extension(format!("{}.safetensors", file.digest().short()));
@@ -387,6 +397,7 @@ pub fn find_statistics(
             return Ok(file);
         }
     }
+    let cache = StatisticsCache::writable()?;
     output.note(&format!("statistics: computing them from {} ({})", corpus.path.display(), corpus.amount));
     let statistics = compute_statistics(model, base, layers, corpus, output)?;
     let (path, file) = cache.store(&statistics)?;

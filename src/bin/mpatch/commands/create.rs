@@ -141,16 +141,16 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     // A key that cannot be used, or a number that is taken, is found now, not after the hours that the values take.
     let signer = arguments.signing.signer()?;
     let line = arguments.line.place(signer.as_ref())?;
-    let base = Prepared::new(&model, &arguments.recipe, None, output)?;
-    let mut job = base.job(&facts, &arguments.recipe, arguments.about.about());
+    let prepared = Prepared::new(&model, &facts, &arguments.recipe, None, output)?;
+    let mut job = prepared.job(&facts, &arguments.recipe, arguments.about.about());
     job.line = line;
     let (made, signature) = job.make(output, |made| {
         // Not worth stopping any more.
         last_step();
         write_signed(&mut made.patch, signer.as_ref(), arguments.line.sequence, &place)
     })?;
-    let report = made.report(&job, place, arguments.model.path(output)?, signature);
-    output.report(&report).map_err(CommandError::after_the_work)
+    let base = model.checkpoint.path().to_owned();
+    output.report_done(&made.report(&job, place, base, signature))
 }
 
 impl CreateArguments {

@@ -96,6 +96,7 @@ pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandErro
     let report = DemoReport::new(arguments.keep.clone())?;
     if arguments.keep.is_some() && report.equal {
         passing.keep();
+        return output.report_done(&report);
     }
     output.report(&report)?;
     if !report.equal {

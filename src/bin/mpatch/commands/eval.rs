@@ -134,7 +134,7 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
     };
     drop(progress);
     output.report(&EvalReport {
-        base: arguments.model.path(output)?,
+        base: model.checkpoint.path().to_owned(),
         patch: arguments.patch.clone(),
         layout: facts.layout.to_string(),
         records: of_records(&facts.records, &found, before.as_ref()),

@@ -199,7 +199,7 @@ impl StackArguments {
         let precision = self.precision.precision;
         let model = open_model_in(&self.base, &self.device.find(output)?, precision, output)?;
         check_questions(&model, &facts, Path::new("the patches' facts"))?;
-        let base = Prepared::new(&model, &self.recipe, recorded, output)?;
+        let base = Prepared::new(&model, &facts, &self.recipe, recorded, output)?;
         let mut job = base.job(&facts, &self.recipe, self.about.about());
         job.supersedes = plan.added().map(|patch| patch.id).collect();
         let (made, signature) =

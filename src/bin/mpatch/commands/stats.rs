@@ -88,9 +88,7 @@ struct StatsReport {
 
 /// Makes the statistics and writes them.
 pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandError> {
-    if let Some(place) = &arguments.output {
-        refuse_existing(place)?;
-    }
+    let place = Place::of(arguments.output.as_deref())?;
     let statistics = if arguments.merge.is_empty() {
         let folder = open_folder(&given_or_remembered(arguments.base.as_deref(), output)?, output)?;
         match &arguments.corpus {
@@ -102,13 +100,7 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
     };
     // Not worth stopping any more.
     last_step();
-    let (place, written) = match &arguments.output {
-        Some(place) => {
-            let written = statistics.write(place).and_then(|()| StatisticsFile::open(place));
-            (place.clone(), written.map_err(|error| edit_error(place, error))?)
-        }
-        None => cache()?.store(&statistics)?,
-    };
+    let (place, written) = place.write(&statistics)?;
     // What is merged names no model.
     let base = match &arguments.base {
         Some(base) => format!(" --base {}", shell_word(base)),
@@ -118,7 +110,7 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
     let drawn = written.provenance().drawn;
     let stats =
         arguments.output.as_ref().map_or_else(String::new, |place| format!(" --stats {}", shell_word(place)));
-    output.report(&StatsReport {
+    output.report_done(&StatsReport {
         output: place,
         digest: written.digest(),
         base: written.provenance().base,
@@ -148,14 +140,32 @@ impl StatsArguments {
     }
 }
 
-fn cache() -> Result<StatisticsCache, CommandError> {
-    StatisticsCache::of_user().ok_or_else(|| {
-        CommandError::new(
-            ExitKind::Usage,
-            "there is no cache folder: neither HOME nor MPATCH_CACHE_DIR is set",
-        )
-        .hint("say where the statistics go with `-o`")
-    })
+/// Where statistics go.
+enum Place<'a> {
+    /// A new file.
+    File(&'a Path),
+    /// Where `create` finds them.
+    Cache(StatisticsCache),
+}
+
+impl<'a> Place<'a> {
+    /// The place asked for, once it is known that it can be written: statistics may take hours.
+    fn of(output: Option<&'a Path>) -> Result<Self, CommandError> {
+        match output {
+            Some(path) => refuse_existing(path).map(|()| Self::File(path)),
+            None => StatisticsCache::writable().map(Self::Cache),
+        }
+    }
+
+    fn write(&self, statistics: &Statistics) -> Result<(PathBuf, StatisticsFile), CommandError> {
+        match self {
+            Self::Cache(cache) => cache.store(statistics),
+            Self::File(path) => {
+                let written = statistics.write(path).and_then(|()| StatisticsFile::open(path));
+                Ok((path.to_path_buf(), written.map_err(|error| edit_error(path, error))?))
+            }
+        }
+    }
 }
 
 /// Loads the blocks that the keys come from, and no others: of GPT-J nine of 28.

@@ -83,7 +83,7 @@ pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError
     };
     output.report(&TryReport {
         patch: arguments.patch.clone(),
-        base: arguments.model.path(output)?,
+        base: model.checkpoint.path().to_owned(),
         held,
         trust: allowance(&patch, &arguments.patch, output),
         prompts: arguments.prompts.iter().map(prompt).collect::<Result<_, CommandError>>()?,
