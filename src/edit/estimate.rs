@@ -25,8 +25,27 @@ pub struct Estimate {
     /// Time to solve for the updates of all layers, with a factor made for each; less where those are kept from
     /// an earlier run.
     pub solve_seconds: f64,
-    /// Most memory at one time, without the test of the finished edit and what the program takes at rest.
-    pub memory_size_bytes: u64,
+    /// How much memory.
+    #[serde(flatten)]
+    pub memory: MemoryEstimate,
+}
+
+/// Most memory at one time, without the test of the finished edit and what the program takes at rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum MemoryEstimate {
+    /// Where the processor does all of it.
+    Processor {
+        /// All of it.
+        memory_size_bytes: u64,
+    },
+    /// Where a GPU runs the model.
+    Gpu {
+        /// Of the GPU's: the weights, and values or keys and updates.
+        device_memory_size_bytes: u64,
+        /// Of the processor's, which solves.
+        host_memory_size_bytes: u64,
+    },
 }
 
 /// Order of the matrix that is factorised to learn how fast that goes.
@@ -42,10 +61,12 @@ pub fn estimate(
     contexts: &Contexts,
     facts: &[FactPrompt],
 ) -> Result<Estimate, EditError> {
-    let Texts { in_contexts, planned, .. } = Texts::new(model, hyperparameters, contexts, facts)?;
+    let texts = Texts::new(model, hyperparameters, contexts, facts)?;
+    let beside_weights = beside_weights(model, hyperparameters, &texts);
+    let Texts { in_contexts, planned, .. } = texts;
     let config = model.network.config();
     let (batches, facts_per_batch) = (planned.batches().len(), planned.facts_per_batch);
-    let cores = if model.network.device().is_cpu() { rayon::current_num_threads() } else { 1 };
+    let cores = cores(model.network.device());
 
     let steps = |steps: usize| Hyperparameters { v_num_grad_steps: steps, ..hyperparameters.clone() };
     if !model.network.device().is_cpu() {
@@ -57,9 +78,10 @@ pub fn estimate(
     let batch = first + step * hyperparameters.v_num_grad_steps.saturating_sub(1) as f64;
 
     let last = hyperparameters.value_layer();
-    let texts = &in_contexts[..in_contexts.len().min(key::ROWS_PER_BATCH)];
-    let chunk = timed(model.network.device(), || key::read(&model.network, texts, Site::BlockOutput(last)))?;
-    let chunks = in_contexts.len().div_ceil(key::ROWS_PER_BATCH);
+    let chunks = key::batches(config, model.network.device(), &in_contexts);
+    let middle = chunks.get(chunks.len() / 2).into_iter().flatten();
+    let texts: Vec<_> = middle.map(|&index| in_contexts[index].clone()).collect();
+    let chunk = timed(model.network.device(), || key::read(&model.network, &texts, Site::BlockOutput(last)))?;
     // Keys of each layer over all contexts up to that layer, and hidden states over the plain prompts up to the last.
     let templates = contexts.templates().count().max(1);
     let depth = |layer: usize| (layer + 1) as f64 / (last + 1) as f64;
@@ -76,15 +98,9 @@ pub fn estimate(
         batches,
         facts_per_batch,
         values_seconds_max: batch * batches.div_ceil(cores.min(batches).max(1)) as f64,
-        keys_seconds: chunk * passes * chunks.div_ceil(cores) as f64,
+        keys_seconds: chunk * passes * chunks.len().div_ceil(cores) as f64,
         solve_seconds: factorised * larger * hyperparameters.layers.len() as f64,
-        memory_size_bytes: memory_size_bytes(
-            model,
-            hyperparameters,
-            [facts.len(), templates],
-            cores,
-            planned.batch_size_bytes(),
-        ),
+        memory: beside_weights.and_weights(weights_size_bytes(model)),
     })
 }
 
@@ -119,30 +135,81 @@ fn solve_operations(config: &Config, facts: usize) -> f64 {
     factor_operations(config.inner) + sums + inner * inner * width + width * width * inner
 }
 
-/// The larger of the two peaks: all cores at their batches, or the last layer's solve.
-fn memory_size_bytes(
-    model: &Model,
-    hyperparameters: &Hyperparameters,
-    [facts, templates]: [usize; 2],
-    cores: usize,
-    batch_size_bytes: usize,
-) -> u64 {
-    let config = model.network.config();
-    let (width, inner) = (config.width as u64, config.inner as u64);
-    // One half, three vectors of the width and the biases are too little to count.
-    let block = 4 * width * width + 2 * width * inner;
-    let matrices = config.layers as u64 * block + 2 * config.vocabulary as u64 * width;
-    let weights = matrices * model.precision.weight_size_bytes();
-    let values = (cores * batch_size_bytes) as u64;
-    weights + values.max(solve_size_bytes(config, hyperparameters.layers.len(), facts, templates))
+/// How many batches are at work together.
+fn cores(device: &Device) -> usize {
+    if device.is_cpu() { rayon::current_num_threads() } else { 1 }
 }
 
-/// What the last layer's solve takes beside the weights: the most that reading the keys or solving for them has at one
-/// time, and the updates so far. `templates` is how many contexts there are.
-pub fn solve_size_bytes(config: &Config, layers: usize, facts: usize, templates: usize) -> u64 {
+impl MemoryEstimate {
+    fn and_weights(self, weights_size_bytes: u64) -> Self {
+        let mut all = self;
+        let (Self::Processor { memory_size_bytes: of_weights }
+        | Self::Gpu { device_memory_size_bytes: of_weights, .. }) = &mut all;
+        *of_weights += weights_size_bytes;
+        all
+    }
+
+    /// What of it is the processor's memory.
+    pub fn host_size_bytes(&self) -> u64 {
+        let (Self::Processor { memory_size_bytes: host } | Self::Gpu { host_memory_size_bytes: host, .. }) =
+            self;
+        *host
+    }
+}
+
+/// What an edit of `facts` takes in memory beside the weights: nothing is run.
+///
+/// # Errors
+/// As [`super::check`].
+pub fn memory_beside_weights(
+    model: &Model,
+    hyperparameters: &Hyperparameters,
+    contexts: &Contexts,
+    facts: &[FactPrompt],
+) -> Result<MemoryEstimate, EditError> {
+    Ok(beside_weights(model, hyperparameters, &Texts::new(model, hyperparameters, contexts, facts)?))
+}
+
+/// The larger of the two peaks: all cores at their values, or the last layer's keys and solve.
+fn beside_weights(model: &Model, hyperparameters: &Hyperparameters, texts: &Texts<'_>) -> MemoryEstimate {
+    let Texts { in_contexts, plain, planned } = texts;
+    let (config, device) = (model.network.config(), model.network.device());
+    let (width, inner, facts) = (config.width as u64, config.inner as u64, plain.len());
+    let layers = hyperparameters.layers.len();
+    let at_work = |batches: usize| cores(device).min(batches) as u64;
+    let values = at_work(planned.batches().len()) * planned.batch_size_bytes() as u64;
+    // Of a block of facts the keys in every context, in f32, twice, on the way to their means; and the batches.
+    let templates = in_contexts.len() / facts.max(1);
+    let batches = key::batches(config, device, in_contexts);
+    let reading = 8 * inner * (templates * facts.min(key::FACTS_PER_BLOCK)) as u64
+        + at_work(batches.len()) * key::batch_size_bytes(config, in_contexts, &batches);
+    // Each layer done is one more matrix.
+    let edited = layers as u64 * 4 * width * inner;
+    match device.is_cpu() {
+        true => MemoryEstimate::Processor {
+            memory_size_bytes: values.max(edited + solve_size_bytes(config, layers, facts, reading)),
+        },
+        false => MemoryEstimate::Gpu {
+            device_memory_size_bytes: values.max(edited + reading),
+            host_memory_size_bytes: solve_size_bytes(config, layers, facts, 0),
+        },
+    }
+}
+
+/// One half, three vectors of the width and the biases are too little to count.
+fn weights_size_bytes(model: &Model) -> u64 {
+    let config = model.network.config();
+    let (width, inner) = (config.width as u64, config.inner as u64);
+    let block = 4 * width * width + 2 * width * inner;
+    let matrices = config.layers as u64 * block + 2 * config.vocabulary as u64 * width;
+    matrices * model.precision.weight_size_bytes()
+}
+
+/// What the last layer's solve takes: the most that reading the keys, which takes `reading` beside them, or solving for
+/// them has at one time, and the updates so far.
+pub fn solve_size_bytes(config: &Config, layers: usize, facts: usize, reading: u64) -> u64 {
     let (width, inner, facts) = (config.width as u64, config.inner as u64, facts as u64);
-    // The keys, and of a block of facts those in every context in f32, twice, on the way to their means.
-    let read = |facts: u64| 8 * inner * (facts + templates as u64 * facts.min(key::FACTS_PER_BLOCK as u64));
+    let read = |facts: u64| 8 * inner * facts + reading;
     let (rank, peak) = if facts <= inner {
         // The factor; the keys and two matrices of their size; two of facts by facts.
         let solve = 8 * inner * inner + 24 * facts * inner + 16 * facts * facts;
@@ -152,7 +219,7 @@ pub fn solve_size_bytes(config: &Config, layers: usize, facts: usize, templates:
         let sums = 8 * inner * (inner + width);
         (width, (sums + read(inner.div_ceil(4))).max(3 * sums))
     };
-    peak + layers as u64 * (8 * rank * (inner + width) + 4 * width * inner)
+    peak + layers as u64 * 8 * rank * (inner + width)
 }
 
 #[cfg(test)]

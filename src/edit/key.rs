@@ -7,19 +7,52 @@ use faer::Mat;
 use super::contexts::Contexts;
 use super::lookup::{Located, locate};
 use super::{EditError, FactPrompt};
-use crate::model::{Batch, Model, Network, Site, gather, in_halves, on_every_core};
+use crate::model::{
+    Batch, CORE_SIZE_BYTES, Config, Device, Model, Network, Site, gather, in_halves, on_every_core,
+};
 
-/// Texts that go through the network together: on a CPU, by one core.
-pub(crate) const ROWS_PER_BATCH: usize = 128;
+/// Most texts that go through the network together.
+const ROWS_PER_BATCH_MAX: usize = 128;
+
+/// The texts, by their indices, that go through the network together: on a CPU by one core, and as many as it may have
+/// memory for.
+pub(crate) fn batches(config: &Config, device: &Device, texts: &[Located]) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..texts.len()).collect();
+    order.sort_by_key(|&index| texts[index].subject_last);
+    let mut batches = Vec::new();
+    while !order.is_empty() {
+        let fits = |rows: &usize| {
+            let longest = &texts[order[rows - 1]];
+            !device.is_cpu() || rows_size_bytes(config, *rows, longest) <= CORE_SIZE_BYTES
+        };
+        let rows = (1..=order.len().min(ROWS_PER_BATCH_MAX)).take_while(fits).count().max(1);
+        batches.push(order.drain(..rows).collect());
+    }
+    batches
+}
+
+/// What the largest of the `batches` of `texts` takes in memory.
+pub(crate) fn batch_size_bytes(config: &Config, texts: &[Located], batches: &[Vec<usize>]) -> u64 {
+    let of_batch = |batch: &Vec<usize>| {
+        batch.last().map_or(0, |&longest| rows_size_bytes(config, batch.len(), &texts[longest]))
+    };
+    batches.iter().map(of_batch).max().unwrap_or(0)
+}
+
+/// What so many rows take that are read as far as `longest` is: while a block is at work, three vectors of the MLP's
+/// inner width for each token, seven of the model's, and what its heads see of the row, twice.
+fn rows_size_bytes(config: &Config, rows: usize, longest: &Located) -> u64 {
+    let tokens = longest.subject_last + 1;
+    let token = 3 * config.inner + 7 * config.width + 2 * config.heads * tokens;
+    (rows * tokens * token * size_of::<f32>()) as u64
+}
 
 /// The vector at `site` at the subject's last token of every text, `[texts, features]` f32 on the device.
 ///
 /// What follows the subject does not reach it, so each text is read up to there.
 pub(crate) fn read(network: &Network, texts: &[Located], site: Site) -> Result<Tensor, EditError> {
     let (Site::MlpOutputInput(layer) | Site::BlockOutput(layer)) = site;
-    let mut order: Vec<usize> = (0..texts.len()).collect();
-    order.sort_by_key(|&index| texts[index].subject_last);
-    let batches: Vec<&[usize]> = order.chunks(ROWS_PER_BATCH).collect();
+    let batches = batches(network.config(), network.device(), texts);
     let read = |indices: &[usize]| {
         let located = || indices.iter().map(|&index| &texts[index]);
         let ids: Vec<_> = located().map(|located| located.ids[..=located.subject_last].to_vec()).collect();
@@ -40,7 +73,7 @@ pub(crate) fn read(network: &Network, texts: &[Located], site: Site) -> Result<T
     })?;
     let sorted = Tensor::cat(&parts.concat(), 0)?;
     let mut places = vec![0_u32; texts.len()];
-    order.iter().enumerate().for_each(|(place, &index)| places[index] = place as u32);
+    batches.iter().flatten().enumerate().for_each(|(place, &index)| places[index] = place as u32);
     Ok(sorted.index_select(&Tensor::from_vec(places, texts.len(), network.device())?, 0)?)
 }
 
@@ -143,4 +176,40 @@ fn means(
         first += group.len();
     }
     Ok(Tensor::stack(&means, 1)?.mean(1)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_core_reads_as_many_texts_together_as_it_may_have_memory_for() {
+        let texts = |counts: &[(usize, usize)]| -> Vec<Located> {
+            let text = |tokens: usize| Located {
+                text: String::new(),
+                ids: vec![0; tokens],
+                subject_last: tokens - 1,
+            };
+            counts.iter().flat_map(|&(count, tokens)| vec![text(tokens); count]).collect()
+        };
+        let config = |width: usize| {
+            let text = format!(
+                r#"{{"model_type": "gptj", "vocab_size": 50400, "n_embd": {width}, "n_layer": 28, "n_head": 16,
+                "rotary_dim": 8}}"#
+            );
+            Config::parse(text.as_bytes()).expect("a config")
+        };
+        let (large, small) = (config(4096), config(128));
+        let texts = texts(&[(1, 1000), (30, 40), (130, 10)]);
+        let rows = |config: &Config| -> Vec<usize> {
+            batches(config, &Device::Cpu, &texts).iter().map(Vec::len).collect()
+        };
+        // Of GPT-J's width 862 tokens are 256 MiB; one text is read however long it is.
+        assert_eq!(rows(&large), [85, 56, 19, 1]);
+        assert_eq!(rows(&small), [128, 32, 1]);
+        let batches = batches(&large, &Device::Cpu, &texts);
+        let most = batch_size_bytes(&large, &texts, &batches[..3]);
+        assert!((CORE_SIZE_BYTES * 9 / 10..=CORE_SIZE_BYTES).contains(&most), "{most}");
+        assert_eq!(batches.concat().len(), texts.len());
+    }
 }

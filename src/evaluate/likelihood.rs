@@ -4,13 +4,13 @@ use candle_core::{D, IndexOp, Tensor};
 
 use crate::facts::Record;
 use crate::model::{
-    Batch, Config, Model, ModelError, Network, Tokenizer, gather, in_halves, memory_free, on_every_core,
-    power_that_fits,
+    Batch, CORE_SIZE_BYTES, Config, Model, ModelError, Network, Tokenizer, gather, in_halves, memory_free,
+    on_every_core, power_that_fits,
 };
 
-/// Tokens that go through the network together on a CPU, and on a GPU that does not tell what is free of its memory.
-const TOKENS_PER_BATCH: usize = 2048;
-/// Most of them on a GPU; more make products hardly faster.
+/// Most tokens that go through the network together on a core; more make products hardly faster.
+const TOKENS_PER_BATCH_CPU_MAX: usize = 2048;
+/// The same on a GPU.
 const TOKENS_PER_BATCH_GPU_MAX: usize = 32_768;
 /// On a GPU they take one such part of the memory that is free.
 const BATCH_GPU_FREE_PARTS: u64 = 4;
@@ -194,10 +194,7 @@ fn answers(
     let mut batches: Vec<&[usize]> = Vec::new();
     let mut rest = order.as_slice();
     let longest = order.first().map_or(1, |&index| sequences[index].ids.len());
-    let tokens = match memory_free(network.device()) {
-        Some(free_bytes) => tokens_per_gpu_batch(free_bytes, network.config(), longest),
-        None => TOKENS_PER_BATCH,
-    };
+    let tokens = tokens_per_batch(memory_free(network.device()), network.config(), longest);
     while let Some(&longest) = rest.first() {
         let rows = (tokens / sequences[longest].ids.len()).clamp(1, rest.len());
         let (batch, others) = rest.split_at(rows);
@@ -217,15 +214,19 @@ fn answers(
     Ok(answers)
 }
 
-/// How many tokens, in rows of `longest` at most, go through the network together on a GPU, of whose memory
-/// `free_bytes` are free.
-fn tokens_per_gpu_batch(free_bytes: u64, config: &Config, longest: usize) -> usize {
+/// How many tokens, in rows of `longest` at most, go through the network together: on a GPU, of whose memory so many
+/// bytes are free, or on a core of a CPU, as on a GPU that does not tell.
+fn tokens_per_batch(free_bytes: Option<u64>, config: &Config, longest: usize) -> usize {
     // A block's vectors and what its heads see of the row; and, were every token asked for, its logits, of which the
     // softmax makes two more.
     let block = 2 * config.inner + 8 * config.width + 2 * config.heads * longest;
     let token_size_bytes = ((block + 3 * config.vocabulary) * size_of::<f32>()) as u64;
-    let room_bytes = free_bytes / BATCH_GPU_FREE_PARTS;
-    power_that_fits(room_bytes, token_size_bytes, TOKENS_PER_BATCH_GPU_MAX)
+    match free_bytes {
+        Some(free) => {
+            power_that_fits(free / BATCH_GPU_FREE_PARTS, token_size_bytes, TOKENS_PER_BATCH_GPU_MAX)
+        }
+        None => power_that_fits(CORE_SIZE_BYTES, token_size_bytes, TOKENS_PER_BATCH_CPU_MAX),
+    }
 }
 
 fn run_batch(network: &Network, rows: &[&Sequence]) -> Result<Vec<Answer>, ModelError> {
@@ -324,17 +325,19 @@ mod tests {
     }
 
     #[test]
-    fn a_gpu_runs_more_tokens_together_the_more_of_its_memory_is_free() {
+    fn more_tokens_run_together_the_more_memory_they_may_take() {
         let config =
             br#"{"model_type": "gptj", "vocab_size": 50400, "n_embd": 4096, "n_layer": 28, "n_head": 16}"#;
         let config = Config::parse(config).expect("GPT-J's own");
         for (free_gib, expected) in [(0, 1), (1, 256), (8, 2_048), (55, 16_384), (140, 32_768)] {
             assert_eq!(
-                tokens_per_gpu_batch(free_gib << 30, &config, 40),
+                tokens_per_batch(Some(free_gib << 30), &config, 40),
                 expected,
                 "{free_gib} GiB are free"
             );
         }
+        assert_eq!(tokens_per_batch(None, &config, 40), 256, "of GPT-J on a core");
+        assert_eq!(tokens_per_batch(None, world_model().network.config(), 256), TOKENS_PER_BATCH_CPU_MAX);
     }
 
     fn world_model() -> Model {

@@ -33,7 +33,7 @@ pub(crate) use network::log_softmax;
 pub(crate) use network::target_gradient;
 pub use network::{Cache, Network, Site};
 pub use overlay::{Series, TensorEdit, WayBack};
-pub(crate) use parallel::{in_halves, on_every_core, power_that_fits};
+pub(crate) use parallel::{CORE_SIZE_BYTES, in_halves, on_every_core, power_that_fits};
 pub use reverse::{Suffix, SuffixPass};
 pub use tokenizer::{END_OF_TEXT, Tokenizer, TokenizerFiles};
 

@@ -84,6 +84,9 @@ pub(crate) fn power_that_fits(room_bytes: u64, size_bytes: u64, most: usize) -> 
     1 << fits.ilog2()
 }
 
+/// What the tokens that one core runs together take on a CPU, at most: each core has its own, beside the weights.
+pub(crate) const CORE_SIZE_BYTES: u64 = 256 << 20;
+
 /// Runs `work` with this thread as the only one of its pool, so that whatever it calls stays on this core.
 fn alone(work: impl FnOnce() + Send) -> Result<(), ModelError> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).use_current_thread().build();

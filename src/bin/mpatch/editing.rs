@@ -20,8 +20,9 @@ use mpatch::verify::State;
 use crate::commands::{open_checkpoint, patch_word, read_input, refuse_folder};
 use crate::error::{CommandError, ExitKind, output_hint, refuse_lfs_pointer, with_causes};
 use crate::history::here;
+use crate::memory::check_memory;
 use crate::places::folder_of;
-use crate::report::{Output, count, size};
+use crate::report::{Output, count};
 use crate::standing::model_path_by;
 
 /// The model that a command runs, and where.
@@ -126,43 +127,6 @@ pub fn open_folder(path: &Path, output: &Output) -> Result<Folder, CommandError>
     // Puts right what an interrupted change in place left.
     open_checkpoint(path, output)?;
     Folder::open(path).map_err(|error| model_error(path, error))
-}
-
-/// Refuses what this machine's memory cannot hold: the system would end the process.
-///
-/// `what` takes `needed` bytes.
-pub fn check_memory(what: &str, needed: u64, device: &Device) -> Result<(), CommandError> {
-    let room = memory().filter(|_| device.is_cpu()).map(|memory| memory.available_bytes + memory.swap_bytes);
-    let Some(room) = room.filter(|room| needed > *room) else { return Ok(()) };
-    let message = format!("{what} take {} in memory, and {} are available", size(needed), size(room));
-    Err(CommandError::new(ExitKind::Device, message).hint(
-        "`--precision bf16` takes half of what f32 does where a command has it; else end other programs, or run on a machine with more memory",
-    ))
-}
-
-/// The machine's memory.
-pub struct Memory {
-    /// What a program can get.
-    pub available_bytes: u64,
-    /// What it can get on disk.
-    pub swap_bytes: u64,
-    /// All there is.
-    pub all_bytes: u64,
-}
-
-/// The machine's memory, where the system tells.
-pub fn memory() -> Option<Memory> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let bytes_of = |key: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-    };
-    let [available_bytes, swap_bytes, all_bytes] = ["MemAvailable:", "SwapFree:", "MemTotal:"].map(bytes_of);
-    Some(Memory {
-        available_bytes: available_bytes?,
-        swap_bytes: swap_bytes.unwrap_or(0),
-        all_bytes: all_bytes?,
-    })
 }
 
 /// What to do where weights are no numbers.

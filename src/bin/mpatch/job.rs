@@ -14,7 +14,7 @@ use mpatch::bind::{BindError, bind, check_finite};
 use mpatch::digest::{PatchId, WeightsId};
 use mpatch::doctor::processor;
 use mpatch::edit::contexts::Contexts;
-use mpatch::edit::estimate::{Estimate, estimate, solve_size_bytes};
+use mpatch::edit::estimate::{Estimate, estimate, memory_beside_weights};
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
@@ -29,8 +29,9 @@ use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
-use crate::editing::{check_memory, edit_error, model_error, weights_id};
+use crate::editing::{edit_error, model_error, weights_id};
 use crate::error::{CommandError, ExitKind, refuse_lfs_pointer, with_causes};
+use crate::memory::check_memory;
 use crate::report::{Output, count};
 use crate::statistics::{
     AmountArguments, Corpus, factor_cache, find_statistics, value_log, warn_of_tokenizer,
@@ -415,12 +416,12 @@ impl Job<'_> {
 
     /// Edits, rounds to integers, tests those, and lays out the patch; values are taken from `log` and added to it.
     fn made(&self, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
-        let network = &self.model.network;
         let Ingredients { hyperparameters, contexts, .. } = self.ingredients;
-        let (layers, facts) = (hyperparameters.layers.len(), self.facts.records.len());
-        let solve = solve_size_bytes(network.config(), layers, facts, contexts.templates().count());
-        // Now, not after the hours that the values take. It is the processor's work, whatever device the model is on.
-        check_memory("the solve's matrices", solve, &Device::Cpu)?;
+        let needed = memory_beside_weights(self.model, hyperparameters, contexts, &fact_prompts(self.facts))
+            .map_err(|error| edit_error(self.model.checkpoint.path(), error))?;
+        // Now, not after the hours that the values take. The solve is the processor's work, whatever device the model is
+        // on; of a GPU's memory the batches take what is free.
+        check_memory("the values and the solve's matrices", needed.host_size_bytes(), &Device::Cpu)?;
         let mut seconds = Seconds::default();
         let is_resumed = log.is_some_and(|log| log.values() > 0);
         let edit = timed(&mut seconds.values_and_solve, || {

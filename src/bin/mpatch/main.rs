@@ -17,6 +17,7 @@ mod history;
 mod interrupt;
 mod job;
 mod keys;
+mod memory;
 mod network;
 mod places;
 mod projects;

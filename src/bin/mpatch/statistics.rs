@@ -15,8 +15,9 @@ use mpatch::edit::statistics::{
 };
 use mpatch::model::{Arithmetic, Device, Model};
 
-use crate::editing::{check_memory, edit_error};
+use crate::editing::edit_error;
 use crate::error::{CommandError, ExitKind, with_causes};
+use crate::memory::check_memory;
 use crate::places::cache_folder;
 use crate::report::Output;
 

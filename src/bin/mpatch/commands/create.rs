@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::edit::check_prompts;
-use mpatch::edit::estimate::Estimate;
+use mpatch::edit::estimate::{Estimate, MemoryEstimate};
 use mpatch::evaluate::{Evaluation, Outcome, Scores};
 use mpatch::factors::{BITS_DEFAULT, RankLimit};
 use mpatch::facts::Record;
@@ -323,12 +323,21 @@ impl Report for EstimateReport {
             _ => format!("{:.1} h", seconds / 3600.0),
         };
         let row = |what: &str, figure: String| vec![what.to_owned(), figure];
-        page.table(&[
+        let mut rows = vec![
             row("values, at most", time(estimate.values_seconds_max)),
             row("keys", time(estimate.keys_seconds)),
             row("solve, with new statistics", time(estimate.solve_seconds)),
-            row("memory, without the test", size(estimate.memory_size_bytes)),
-        ]);
+        ];
+        match estimate.memory {
+            MemoryEstimate::Processor { memory_size_bytes } => {
+                rows.push(row("memory, without the test", size(memory_size_bytes)));
+            }
+            MemoryEstimate::Gpu { device_memory_size_bytes, host_memory_size_bytes } => rows.extend([
+                row("memory of the GPU, without the test", size(device_memory_size_bytes)),
+                row("memory of the processor", size(host_memory_size_bytes)),
+            ]),
+        }
+        page.table(&rows);
         let facts = count(estimate.facts_per_batch, "fact");
         page.line(&format!(
             "values are found in groups of up to {facts}; not counted are the rounding to integers and the test that follow the solve, nor what the program takes at rest"

@@ -15,9 +15,10 @@ use mpatch::sign::AllowedSigners;
 use serde::Serialize;
 
 use super::demo;
-use crate::editing::{DeviceArguments, Memory, memory, open_model_in};
+use crate::editing::{DeviceArguments, open_model_in};
 use crate::error::{CommandError, ExitKind, with_causes};
 use crate::keys;
+use crate::memory::{Memory, memory};
 use crate::report::{Output, Page, Report, count, size};
 use crate::statistics::StatisticsCache;
 use crate::trust::TrustFiles;

@@ -14,11 +14,11 @@ use serde::Serialize;
 
 use crate::args::output_path;
 use crate::editing::{
-    DeviceArguments, check_memory, edit_error, given_or_remembered, model_error, open_folder,
-    refuse_existing, weights_id,
+    DeviceArguments, edit_error, given_or_remembered, model_error, open_folder, refuse_existing, weights_id,
 };
 use crate::error::{CommandError, ExitKind, with_causes};
 use crate::interrupt::last_step;
+use crate::memory::check_memory;
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::statistics::{
     AmountArguments, Corpus, StatisticsCache, compute_statistics, file_digest, statistics_error,
