@@ -10,7 +10,7 @@ use mpatch::patch::manifest::{Fact, Metric};
 use mpatch::verify::State;
 use serde::Serialize;
 
-use super::follow::Place;
+use super::follow::{Outcome, Place};
 use crate::editing::{
     DeviceArguments, both_states, check_questions_unloaded, model_error, open_model_in, read_questions,
 };
@@ -216,14 +216,9 @@ impl BehaviourEvidence {
         Self { scores, wins, arithmetic, compared, not_compared, neighbors, file, problem }
     }
 
-    /// The rung holds.
-    pub fn holds(&self) -> bool {
-        self.problem.is_none()
-    }
-
-    /// What fails.
-    pub fn problem(&self) -> Option<&str> {
-        self.problem.as_deref()
+    /// What came of the rung.
+    pub fn outcome(&self) -> Outcome {
+        self.problem.clone().into()
     }
 
     /// The evidence in words.

@@ -12,7 +12,7 @@ use mpatch::patch::Patch;
 use mpatch::patch::manifest::Recipe;
 use mpatch::verify::State;
 use mpatch::{edit, extract, stack};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::stack::facts_file;
 use crate::editing::{DeviceArguments, both_states, edit_error, open_model_in};
@@ -47,29 +47,57 @@ pub struct Followed {
 /// Why a rung is not climbed, in words.
 pub type Reason = String;
 
-/// What came of a rung: it holds where there is neither.
-#[derive(Debug, Default, Serialize)]
-pub struct Outcome {
-    /// Why nothing can be said.
-    pub not_checked: Option<Reason>,
-    /// What fails.
-    pub problem: Option<String>,
+/// What came of a rung.
+#[derive(Debug, Clone)]
+pub enum Outcome {
+    /// Everything that was looked at is as the patch says.
+    Holds,
+    /// This is not.
+    Fails(String),
+    /// Nothing can be said.
+    NotChecked(Reason),
 }
 
 impl Outcome {
-    /// The rung was not climbed.
-    pub fn not_checked(reason: Reason) -> Self {
-        Self { not_checked: Some(reason), problem: None }
+    /// As people read it.
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Holds => "holds",
+            Self::Fails(_) => "fails",
+            Self::NotChecked(_) => "not checked",
+        }
     }
 
-    /// The rung holds.
-    pub fn holds(&self) -> bool {
-        self.words().is_none()
-    }
-
-    /// Why it does not.
+    /// Why the rung does not hold.
     pub fn words(&self) -> Option<&String> {
-        self.problem.as_ref().or(self.not_checked.as_ref())
+        match self {
+            Self::Holds => None,
+            Self::Fails(words) | Self::NotChecked(words) => Some(words),
+        }
+    }
+
+    /// Why nothing can be said.
+    pub fn reason(&self) -> Option<&str> {
+        if let Self::NotChecked(reason) = self { Some(reason) } else { None }
+    }
+}
+
+impl From<Option<String>> for Outcome {
+    /// Of what was looked at: what fails, if anything does.
+    fn from(problem: Option<String>) -> Self {
+        problem.map_or(Self::Holds, Self::Fails)
+    }
+}
+
+impl Serialize for Outcome {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        #[derive(Serialize)]
+        struct Fields<'a> {
+            not_checked: Option<&'a str>,
+            problem: Option<&'a str>,
+        }
+        let problem = if let Self::Fails(problem) = self { Some(problem.as_str()) } else { None };
+        Fields { not_checked: self.reason(), problem }.serialize(serializer)
     }
 }
 

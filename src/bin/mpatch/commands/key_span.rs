@@ -38,7 +38,7 @@ const OUTSIDE: f64 = 0.5;
 const COVERAGE_MOST: f64 = 0.4;
 
 /// How far the updates lie outside the span of the declared facts' keys.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct KeySpanEvidence {
     /// One entry per layer of the recipe, where they were measured.
     tensors: Vec<TensorSpan>,
@@ -83,10 +83,7 @@ pub fn check(
     output: &Output,
 ) -> Result<KeySpanEvidence, CommandError> {
     if let Some(problem) = undeclared_tensor(patch, place, followed) {
-        return Ok(KeySpanEvidence {
-            outcome: Outcome { problem: Some(problem), not_checked: None },
-            ..KeySpanEvidence::default()
-        });
+        return Ok(KeySpanEvidence { tensors: Vec::new(), outcome: Outcome::Fails(problem) });
     }
     if let Some(reason) = cannot_tell(patch, followed) {
         return Ok(KeySpanEvidence::not_checked(reason));
@@ -217,14 +214,14 @@ impl TensorSpan {
 impl KeySpanEvidence {
     /// The rung was not climbed.
     pub fn not_checked(reason: Reason) -> Self {
-        Self { outcome: Outcome::not_checked(reason), ..Self::default() }
+        Self { tensors: Vec::new(), outcome: Outcome::NotChecked(reason) }
     }
 
     fn of(tensors: Vec<TensorSpan>) -> Self {
-        let problem = tensors.iter().find_map(TensorSpan::problem);
-        let reason = tensors.iter().find_map(TensorSpan::reason);
-        let not_checked = reason.filter(|_| problem.is_none());
-        Self { tensors, outcome: Outcome { not_checked, problem } }
+        let problem = || tensors.iter().find_map(TensorSpan::problem).map(Outcome::Fails);
+        let reason = || tensors.iter().find_map(TensorSpan::reason).map(Outcome::NotChecked);
+        let outcome = problem().or_else(reason).unwrap_or(Outcome::Holds);
+        Self { tensors, outcome }
     }
 
     /// The evidence in words, which go on from the rung's name: *confined to 9 of 512 directions*.
@@ -284,24 +281,20 @@ mod tests {
 
     #[test]
     fn an_update_is_confined_or_not_or_nothing_can_be_told() {
-        let outcome = |outside, strongest, bits| {
-            let Outcome { problem, not_checked } = found(outside, strongest, bits).outcome;
-            (problem.is_some(), not_checked.is_some())
-        };
         for (outside, strongest, expected) in [
-            (0.09, 0.24, (false, false)),
-            (0.09, 0.26, (false, true)),
-            (0.09, 0.51, (true, false)),
-            (0.11, 0.24, (false, true)),
-            (0.51, 0.24, (true, false)),
+            (0.09, 0.24, "holds"),
+            (0.09, 0.26, "not checked"),
+            (0.09, 0.51, "fails"),
+            (0.11, 0.24, "not checked"),
+            (0.51, 0.24, "fails"),
         ] {
-            assert_eq!(outcome(outside, strongest, 6), expected, "{outside} {strongest}");
+            assert_eq!(found(outside, strongest, 6).outcome.word(), expected, "{outside} {strongest}");
         }
     }
 
     #[test]
     fn a_bit_more_leaves_half_as_much_to_rounding() {
-        let holds = |strongest, bits| found(0.0, strongest, bits).outcome.holds();
+        let holds = |strongest, bits| matches!(found(0.0, strongest, bits).outcome, Outcome::Holds);
         assert!(holds(0.12, 7) && !holds(0.13, 7));
         assert!(holds(0.44, 5) && !holds(0.46, 5));
     }

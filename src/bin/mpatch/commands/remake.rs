@@ -15,7 +15,7 @@ use crate::report::{Output, count};
 const DISTANCE_MOST: f64 = 0.01;
 
 /// What making the patch again gave.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct RemadeEvidence {
     /// The kind of device that the recipe names.
     recorded_device: String,
@@ -72,7 +72,7 @@ pub fn check(
         recorded_device: patch.manifest().recipe.device.clone(),
         device: model.arithmetic().to_string(),
         tensors,
-        outcome: Outcome { not_checked: None, problem },
+        outcome: problem.into(),
     })
 }
 
@@ -210,7 +210,8 @@ fn most(rounding: f64, left_out: f64) -> f64 {
 impl RemadeEvidence {
     /// The rung was not climbed.
     pub fn not_checked(reason: Reason) -> Self {
-        Self { outcome: Outcome::not_checked(reason), ..Self::default() }
+        let outcome = Outcome::NotChecked(reason);
+        Self { recorded_device: String::new(), device: String::new(), tensors: Vec::new(), outcome }
     }
 
     /// The evidence in words.

@@ -11,7 +11,7 @@ use mpatch::sign::policy::Rung;
 use mpatch::verify::{
     Depth, DigestEvidence, FormEvidence, State, TensorEvidence, verify, verify_form, verify_size_bytes,
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::behaviour::{self, BehaviourEvidence, Questions};
 use super::companions::Companions;
@@ -94,9 +94,8 @@ struct LadderReport {
     remade: Option<RemadeEvidence>,
     #[serde(skip)]
     declares_facts: bool,
-    /// How to go on to the rungs that run the model, where a flag stops before them.
     #[serde(skip)]
-    stops_early: Option<&'static str>,
+    stop: Option<Stop>,
     #[serde(skip)]
     companions: Companions,
     /// Why V3 and V5 cannot be climbed, whatever is asked for.
@@ -117,53 +116,61 @@ struct RungReport {
     rung: Rung,
     #[serde(skip)]
     name: &'static str,
-    outcome: RungOutcome,
+    #[serde(serialize_with = "name_of_outcome")]
+    outcome: Outcome,
     /// What bears it out, or why nothing can be said.
     evidence: String,
 }
 
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum RungOutcome {
-    Holds,
-    Fails,
-    NotChecked,
+fn name_of_outcome<S: Serializer>(outcome: &Outcome, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&outcome.word().replace(' ', "_"))
 }
 
-impl RungOutcome {
-    const fn of(holds: bool) -> Self {
-        if holds { Self::Holds } else { Self::Fails }
-    }
+/// A flag that stops before the rungs that run the model.
+#[derive(Debug, Clone, Copy)]
+enum Stop {
+    DigestsOnly,
+    WeightsOnly,
+}
 
-    /// As people read it.
-    const fn word(self) -> &'static str {
+impl Stop {
+    /// How to go on to them.
+    const fn way_on(self) -> &'static str {
         match self {
-            Self::Holds => "holds",
-            Self::Fails => "fails",
-            Self::NotChecked => "not checked",
+            Self::DigestsOnly => "leave `--digests-only` out",
+            Self::WeightsOnly => "leave `--weights-only` out",
         }
     }
 }
 
 impl RungReport {
+    /// `evidence` bears the outcome out, where something was checked.
+    fn new(rung: Rung, name: &'static str, outcome: Outcome, evidence: Option<String>) -> Self {
+        let evidence = outcome.reason().map(str::to_owned).or(evidence).unwrap_or_default();
+        Self { rung, name, outcome, evidence }
+    }
+
+    fn holds(&self) -> bool {
+        matches!(self.outcome, Outcome::Holds)
+    }
+
     fn row(&self) -> Vec<String> {
         vec![format!("{} {}", self.rung, self.name), self.outcome.word().to_owned(), self.evidence.clone()]
     }
 }
 
 impl VerifyArguments {
-    /// How to go on to the rungs that run the model, where a flag stops before them.
-    const fn stops_early(&self) -> Option<&'static str> {
+    const fn stop(&self) -> Option<Stop> {
         match (self.digests_only, self.weights_only) {
-            (true, _) => Some("leave `--digests-only` out"),
-            (_, true) => Some("leave `--weights-only` out"),
+            (true, _) => Some(Stop::DigestsOnly),
+            (_, true) => Some(Stop::WeightsOnly),
             _ => None,
         }
     }
 
     /// What the model is run with; nothing where it is not to be run.
     fn companions(&self, patch: &Patch, output: &Output) -> Result<Companions, CommandError> {
-        match self.base.as_deref().filter(|_| self.stops_early().is_none()) {
+        match self.base.as_deref().filter(|_| self.stop().is_none()) {
             Some(base) => Companions::beside(base, patch, output),
             None => Ok(Companions::default()),
         }
@@ -176,7 +183,7 @@ impl VerifyArguments {
         companions: &Companions,
         output: &Output,
     ) -> Result<Questions, CommandError> {
-        let is_climbed = self.stops_early().is_none() && companions.lack.is_none() && declares_facts(patch);
+        let is_climbed = self.stop().is_none() && companions.lack.is_none() && declares_facts(patch);
         match self.base.as_deref().filter(|_| is_climbed) {
             Some(base) => behaviour::questions(patch, self.records.as_deref(), base, output),
             None => Ok(Questions::default()),
@@ -219,7 +226,7 @@ fn climb(
             (report.form, report.digests)
         }
     };
-    let can_run = arguments.stops_early().is_none() && companions.lack.is_none();
+    let can_run = arguments.stop().is_none() && companions.lack.is_none();
     let Ran { key_span, behaviour, remade } = match place(arguments, digests.as_ref()) {
         Some(place) if can_run => {
             companions.warn(place.base, output);
@@ -227,23 +234,15 @@ fn climb(
         }
         _ => Ran::default(),
     };
-    let rungs = [
-        (Rung::V0, form.holds()),
-        (Rung::V1, judged.holds()),
-        (Rung::V2, digests.as_ref().is_some_and(DigestEvidence::holds)),
-        (Rung::V3, key_span.as_ref().is_some_and(|found| found.outcome.holds())),
-        (Rung::V4, behaviour.as_ref().is_some_and(BehaviourEvidence::holds)),
-        (Rung::V5, remade.as_ref().is_some_and(|found| found.outcome.holds())),
-    ];
     let mut report = LadderReport {
         patch: arguments.patch.clone(),
         patch_id: patch.id(),
         base: arguments.base.clone(),
         trust: judged.report().clone(),
-        reached: rungs.into_iter().filter(|(_, holds)| *holds).map(|(rung, _)| rung).collect(),
+        reached: Vec::new(),
         rungs: Vec::new(),
         declares_facts: declares_facts(patch),
-        stops_early: arguments.stops_early(),
+        stop: arguments.stop(),
         companions,
         no_recipe: no_recipe(patch),
         follows_recipe: arguments.follows_recipe(),
@@ -255,7 +254,8 @@ fn climb(
         behaviour,
         remade,
     };
-    report.rungs = report.all_rungs();
+    report.rungs = report.all_rungs(judged);
+    report.reached = report.rungs.iter().filter(|rung| rung.holds()).map(|rung| rung.rung).collect();
     Ok(report)
 }
 
@@ -312,11 +312,11 @@ fn follow_recipe(
         }
     };
     let key_span = key_span::check(patch, place, &followed, output)?;
-    let remade = match (arguments.rederive, &key_span.outcome.problem) {
+    let remade = match (arguments.rederive, &key_span.outcome) {
         (false, _) => None,
         // Hours that would tell nothing more.
-        (true, Some(_)) => Some(RemadeEvidence::not_checked("V3 fails".to_owned())),
-        (true, None) => Some(remake::check(patch, place, &followed, output)?),
+        (true, Outcome::Fails(_)) => Some(RemadeEvidence::not_checked("V3 fails".to_owned())),
+        (true, _) => Some(remake::check(patch, place, &followed, output)?),
     };
     Ok((Some(key_span), remade, Some(followed.model)))
 }
@@ -349,8 +349,7 @@ impl LadderReport {
         let Some(digests) = self.digests.as_ref().filter(|digests| !digests.holds()) else {
             return self.far_enough(&permitted);
         };
-        let problem = digests.problem().unwrap_or_else(|| "the patch touches nothing".to_owned());
-        let message = format!("`{patch}` fails V2: {problem}");
+        let message = format!("`{patch}` fails V2: {}", digests_problem(digests));
         // Weights that are other than the patch says are one thing, arithmetic that breaks a promise another.
         let tensors_hold = digests.tensors.iter().all(TensorEvidence::holds);
         if tensors_hold {
@@ -383,15 +382,16 @@ impl LadderReport {
 
     /// The first rung that says the weights are not what the patch declares: which one, what it found, and a hint.
     fn contradiction(&self) -> Option<(Rung, &str, &'static str)> {
-        let key_span = self.key_span.as_ref().and_then(|found| found.outcome.problem.as_deref());
-        let behaviour = self.behaviour.as_ref().and_then(BehaviourEvidence::problem);
-        let remade = self.remade.as_ref().and_then(|found| found.outcome.problem.as_deref());
-        let found = [
-            (Rung::V3, key_span, "the update is not that of the declared facts alone: do not rely on it"),
-            (Rung::V4, behaviour, "the model does not do what the patch declares: do not rely on it"),
-            (Rung::V5, remade, "the patch is not what its recipe makes: do not rely on it"),
-        ];
-        found.into_iter().find_map(|(rung, problem, hint)| Some((rung, problem?, hint)))
+        self.rungs.iter().find_map(|RungReport { rung, outcome, .. }| {
+            let Outcome::Fails(problem) = outcome else { return None };
+            let hint = match rung {
+                Rung::V3 => "the update is not that of the declared facts alone: do not rely on it",
+                Rung::V4 => "the model does not do what the patch declares: do not rely on it",
+                Rung::V5 => "the patch is not what its recipe makes: do not rely on it",
+                _ => return None,
+            };
+            Some((*rung, problem.as_str(), hint))
+        })
     }
 
     /// Whether the rung that a policy asks for holds.
@@ -401,8 +401,8 @@ impl LadderReport {
             return Ok(());
         }
         let found = match wanted {
-            Rung::V3 => self.key_span.as_ref().and_then(|found| found.outcome.not_checked.as_deref()),
-            Rung::V5 => self.remade.as_ref().and_then(|found| found.outcome.not_checked.as_deref()),
+            Rung::V3 => self.key_span.as_ref().and_then(|found| found.outcome.reason()),
+            Rung::V5 => self.remade.as_ref().and_then(|found| found.outcome.reason()),
             _ => None,
         };
         let no_recipe = self.no_recipe.as_deref().filter(|_| matches!(wanted, Rung::V3 | Rung::V5));
@@ -419,27 +419,29 @@ impl LadderReport {
 
     /// What to do to reach a rung.
     fn way_to(&self, rung: Rung, can_be_climbed: bool) -> &'static str {
-        match rung {
-            Rung::V4 if !self.declares_facts => {
+        match (rung, self.stop) {
+            (Rung::V4, _) if !self.declares_facts => {
                 "the patch declares no facts: ask for another rung, or for another patch"
             }
-            Rung::V3 | Rung::V4 | Rung::V5 if self.companions.lack.is_some() => {
+            (Rung::V3 | Rung::V4 | Rung::V5, _) if self.companions.lack.is_some() => {
                 "name a whole GPT-J with `--base`: its folder, with config and tokenizer"
             }
-            Rung::V3 | Rung::V5 if !can_be_climbed => {
+            (Rung::V3 | Rung::V5, _) if !can_be_climbed => {
                 "nothing can be said about this patch there: ask for another rung, or for another patch"
             }
-            Rung::V3 | Rung::V4 | Rung::V5 if self.stops_early.is_some() => {
-                self.stops_early.unwrap_or_default()
+            (Rung::V3 | Rung::V4 | Rung::V5, Some(stop)) => stop.way_on(),
+            (Rung::V3, None) if self.base.is_some() => {
+                "name the statistics that it was made with: `--stats FILE`"
             }
-            Rung::V3 if self.base.is_some() => "name the statistics that it was made with: `--stats FILE`",
-            Rung::V5 if self.base.is_some() => {
+            (Rung::V5, None) if self.base.is_some() => {
                 "have it made again with `--rederive`, which takes as long as `create`"
             }
-            Rung::V3 => "name a whole model with `--base`, and the patch's statistics with `--stats`",
-            Rung::V5 => "name a whole model with `--base`, and have the patch made again with `--rederive`",
-            Rung::V6 => "no version of mpatch climbs V6 yet: ask for a lower rung in the policy",
-            Rung::V0 | Rung::V1 | Rung::V2 | Rung::V4 => {
+            (Rung::V3, None) => "name a whole model with `--base`, and the patch's statistics with `--stats`",
+            (Rung::V5, None) => {
+                "name a whole model with `--base`, and have the patch made again with `--rederive`"
+            }
+            (Rung::V6, _) => "no version of mpatch climbs V6 yet: ask for a lower rung in the policy",
+            (Rung::V0 | Rung::V1 | Rung::V2 | Rung::V4, _) => {
                 "name a whole model with `--base`, so that every rung can be climbed"
             }
         }
@@ -451,75 +453,80 @@ impl LadderReport {
         format!("needs a GPT-J that fits, with its config and tokenizer{}", lack.unwrap_or_default())
     }
 
-    fn all_rungs(&self) -> Vec<RungReport> {
-        let rungs = [
-            (Rung::V0, "whole", self.form_in_words()),
-            (Rung::V1, "signed", self.signature_in_words()),
-            (Rung::V2, "fits", self.digests_in_words()),
-            (Rung::V3, "confined", self.key_span_in_words()),
-            (Rung::V4, "behaves", self.behaviour_in_words()),
-            (Rung::V5, "remade", self.remade_in_words()),
-        ];
-        let report = |(rung, name, (outcome, evidence))| RungReport { rung, name, outcome, evidence };
-        rungs.map(report).into()
+    fn all_rungs(&self, judged: &Judged) -> Vec<RungReport> {
+        let form = Some(self.form_in_words());
+        let signature = self.trust.in_words();
+        let signed = if judged.holds() { Outcome::Holds } else { Outcome::Fails(signature.clone()) };
+        let digests = self.digests.as_ref().map(digests_in_words);
+        let key_span = self.key_span.as_ref();
+        let behaviour = self.behaviour.as_ref();
+        let remade = self.remade.as_ref();
+        vec![
+            RungReport::new(Rung::V0, "whole", self.form.problem.clone().into(), form),
+            RungReport::new(Rung::V1, "signed", signed, Some(signature)),
+            RungReport::new(Rung::V2, "fits", self.digests_outcome(), digests),
+            RungReport::new(
+                Rung::V3,
+                "confined",
+                key_span.map_or_else(|| self.key_span_left_out(), |found| found.outcome.clone()),
+                key_span.map(KeySpanEvidence::in_words),
+            ),
+            RungReport::new(
+                Rung::V4,
+                "behaves",
+                behaviour.map_or_else(|| self.behaviour_left_out(), BehaviourEvidence::outcome),
+                behaviour.map(BehaviourEvidence::in_words),
+            ),
+            RungReport::new(
+                Rung::V5,
+                "remade",
+                remade.map_or_else(|| self.remade_left_out(), |found| found.outcome.clone()),
+                remade.map(RemadeEvidence::in_words),
+            ),
+        ]
     }
 
-    fn form_in_words(&self) -> (RungOutcome, String) {
-        let evidence = self.form.problem.clone().unwrap_or_else(|| {
+    fn form_in_words(&self) -> String {
+        self.form.problem.clone().unwrap_or_else(|| {
             let (terms, logs) = (count(self.form.terms, "term"), count(self.form.undo_logs, "undo log"));
             format!("{terms} and {logs} decode")
-        });
-        (RungOutcome::of(self.form.holds()), evidence)
+        })
     }
 
-    fn signature_in_words(&self) -> (RungOutcome, String) {
-        (RungOutcome::of(self.reached.contains(&Rung::V1)), self.trust.in_words())
-    }
-
-    fn digests_in_words(&self) -> (RungOutcome, String) {
+    fn digests_outcome(&self) -> Outcome {
         match &self.digests {
-            None => not_checked("name a model with `--base`"),
-            Some(digests) => (RungOutcome::of(digests.holds()), digests_in_words(digests)),
+            None => Outcome::NotChecked("name a model with `--base`".to_owned()),
+            Some(digests) if digests.holds() => Outcome::Holds,
+            Some(digests) => Outcome::Fails(digests_problem(digests)),
         }
     }
 
-    fn key_span_in_words(&self) -> (RungOutcome, String) {
+    fn key_span_left_out(&self) -> Outcome {
         let ask = (!self.follows_recipe).then_some("name the statistics that it was made with, `--stats`");
-        let found = self.key_span.as_ref().map(|found| (&found.outcome, found.in_words()));
-        self.of_recipe_in_words(ask, found)
+        self.recipe_left_out(ask)
     }
 
-    fn behaviour_in_words(&self) -> (RungOutcome, String) {
-        match &self.behaviour {
-            None if !self.declares_facts => not_checked("the patch declares no facts"),
-            None if self.stops_early.is_some() => not_checked("not asked for"),
-            None => not_checked(self.needs_a_model()),
-            Some(behaviour) => (RungOutcome::of(behaviour.holds()), behaviour.in_words()),
-        }
+    fn behaviour_left_out(&self) -> Outcome {
+        Outcome::NotChecked(match self.stop {
+            _ if !self.declares_facts => "the patch declares no facts".to_owned(),
+            Some(_) => "not asked for".to_owned(),
+            None => self.needs_a_model(),
+        })
     }
 
-    fn remade_in_words(&self) -> (RungOutcome, String) {
+    fn remade_left_out(&self) -> Outcome {
         let ask = (!self.rederives).then_some("ask for it with `--rederive`, it takes as long as `create`");
-        let found = self.remade.as_ref().map(|found| (&found.outcome, found.in_words()));
-        self.of_recipe_in_words(ask, found)
+        self.recipe_left_out(ask)
     }
 
-    /// What came of a rung that follows the recipe: whether it holds, or a reason why it was not climbed, and words.
-    fn of_recipe_in_words(
-        &self,
-        ask: Option<&str>,
-        found: Option<(&Outcome, String)>,
-    ) -> (RungOutcome, String) {
-        match (found, &self.no_recipe, ask) {
-            (Some((outcome, words)), ..) if outcome.not_checked.is_none() => {
-                (RungOutcome::of(outcome.holds()), words)
-            }
-            (Some((_, words)), ..) => not_checked(words),
-            (None, Some(reason), _) => not_checked(reason.as_str()),
-            (None, None, Some(_)) if self.stops_early.is_some() => not_checked("not asked for"),
-            (None, None, Some(ask)) => not_checked(ask),
-            (None, None, None) => not_checked(self.needs_a_model()),
-        }
+    /// Why a rung that follows the recipe was not climbed; `ask` says how to ask for it, where nobody did.
+    fn recipe_left_out(&self, ask: Option<&str>) -> Outcome {
+        Outcome::NotChecked(match (&self.no_recipe, ask) {
+            (Some(reason), _) => reason.clone(),
+            (None, Some(_)) if self.stop.is_some() => "not asked for".to_owned(),
+            (None, Some(ask)) => ask.to_owned(),
+            (None, None) => self.needs_a_model(),
+        })
     }
 
     /// What goes on from an edited model, where there is a rung to climb: taking the patch back is no answer to a good
@@ -527,7 +534,7 @@ impl LadderReport {
     fn next_rung(&self, patch: &str, base: &str) -> Option<String> {
         let again = format!("mpatch verify {patch} --base {base}");
         let trust = &self.trust.words;
-        if self.stops_early.is_some() {
+        if self.stop.is_some() {
             return Some(format!("{again}{trust}"));
         }
         if self.behaviour.is_none() || self.no_recipe.is_some() || self.follows_recipe {
@@ -537,8 +544,8 @@ impl LadderReport {
     }
 }
 
-fn not_checked(reason: impl Into<String>) -> (RungOutcome, String) {
-    (RungOutcome::NotChecked, reason.into())
+fn digests_problem(digests: &DigestEvidence) -> String {
+    digests.problem().unwrap_or_else(|| "the patch touches nothing".to_owned())
 }
 
 fn digests_in_words(digests: &DigestEvidence) -> String {
