@@ -5,7 +5,7 @@
 //! on, in which a result gets its name, signals change nothing any more: the command ends as if none had come.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -24,12 +24,12 @@ static STOP: LazyLock<Arc<AtomicBool>> = LazyLock::new(Arc::default);
 static SIGNAL: LazyLock<Arc<AtomicUsize>> = LazyLock::new(Arc::default);
 /// Signals so far.
 static HEARD: AtomicUsize = AtomicUsize::new(0);
-/// What the running command does, as a [`Work`].
-static WORK: AtomicU8 = AtomicU8::new(Work::Reading as u8);
+/// What the running command does. Held while a signal ends the process, and while some other work begins: one of the
+/// two comes first.
+static WORK: Mutex<Work> = Mutex::new(Work::Reading);
 
 /// What a signal would interrupt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Work {
     /// Nothing that anybody would miss.
     Reading,
@@ -45,12 +45,12 @@ pub enum Work {
 #[derive(Debug)]
 #[must_use]
 pub struct Doing {
-    before: u8,
+    before: Work,
 }
 
 impl Drop for Doing {
     fn drop(&mut self) {
-        change_work(self.before);
+        work().change(self.before);
     }
 }
 
@@ -58,21 +58,22 @@ impl Drop for Doing {
 ///
 /// Does not return where a signal is ending the process already, which says that there is no such work.
 pub fn doing(work: Work) -> Doing {
-    let _turn = turn();
-    Doing { before: change_work(work as u8) }
+    Doing { before: self::work().change(work) }
 }
 
-/// Says what is done now, and answers with what was done before; nothing comes after the last step.
-fn change_work(work: u8) -> u8 {
-    let change = |now| (now != Work::Finishing as u8).then_some(work);
-    WORK.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change).unwrap_or_else(|now| now)
+impl Work {
+    /// Says what is done now, and answers with what was done before; nothing comes after the last step.
+    fn change(&mut self, next: Self) -> Self {
+        let before = *self;
+        if before != Self::Finishing {
+            *self = next;
+        }
+        before
+    }
 }
 
-/// Held while a signal ends the process, and while some other work begins: one of the two comes first.
-static ENDING: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    ENDING.lock().unwrap_or_else(PoisonError::into_inner)
+fn work() -> MutexGuard<'static, Work> {
+    WORK.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// From here on the result gets its name, and signals change nothing any more. What is made in a [`Passing`] folder is
@@ -80,9 +81,9 @@ fn turn() -> MutexGuard<'static, ()> {
 ///
 /// Does not return where a signal is ending the process already, which says that there is no result.
 pub fn last_step() {
-    let _turn = turn();
+    let mut work = work();
     if passing().is_none() {
-        change_work(Work::Finishing as u8);
+        work.change(Work::Finishing);
     }
 }
 
@@ -91,8 +92,7 @@ pub fn last_step() {
 /// Does not return where a signal is ending the process already: what failed meanwhile was its doing, and it has the
 /// word.
 pub fn end() {
-    let _turn = turn();
-    change_work(Work::Finishing as u8);
+    work().change(Work::Finishing);
 }
 
 /// The folder of a command that is at work, see [`Passing`].
@@ -113,9 +113,9 @@ impl Passing {
 
     /// The work is done, and stays: this is the command's last step, or the beginning of it.
     pub fn keep(self) {
-        let _turn = turn();
+        let mut work = work();
         passing().take();
-        change_work(Work::Finishing as u8);
+        work.change(Work::Finishing);
     }
 }
 
@@ -181,19 +181,16 @@ fn block_growth_signal() {
 
 fn hear() {
     let is_first = HEARD.fetch_add(1, Ordering::SeqCst) == 0;
-    let _turn = turn();
-    let work = WORK.load(Ordering::SeqCst);
-    if work == Work::Finishing as u8 || (is_first && work != Work::Reading as u8) {
-        return;
-    }
+    // Held to the end of the process, if that comes.
+    let work = work();
+    let state = match *work {
+        Work::Finishing => return,
+        Work::Copying | Work::InPlace if is_first => return,
+        Work::InPlace => State::RecoveryPending,
+        Work::Reading | Work::Copying => State::Unchanged,
+    };
     remove_passing();
-    let kind = report::stopped(exit_kind(), state_if_ended_now());
-    leave(kind);
-}
-
-/// What the running command would leave behind if it ended here.
-pub fn state_if_ended_now() -> State {
-    if WORK.load(Ordering::SeqCst) == Work::InPlace as u8 { State::RecoveryPending } else { State::Unchanged }
+    leave(report::stopped(exit_kind(), state));
 }
 
 #[expect(clippy::disallowed_methods, reason = "`main` is at work and cannot be asked")]
