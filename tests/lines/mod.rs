@@ -1,8 +1,6 @@
 //! Lines of patches: a number that was used is never followed by an older one, whoever signed.
 
-use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::os::unix::ffi::OsStrExt;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -82,11 +80,11 @@ fn what_was_applied_is_remembered_of_its_line_where_the_history_could_not_record
     bench.patch_of_line("one.mpatch", 1, "first");
     bench.patch_of_line("two.mpatch", 2, "second");
     bench.run("init --base model.safetensors", 0);
-    let words = "apply model.safetensors two.mpatch -o";
-    let mut command = bench.command(words);
-    // A history keeps no such name.
-    let unrecorded = said(&command.arg(OsStr::from_bytes(b"new\xff")).output().unwrap(), words, 2);
-    assert!(unrecorded.contains("is not UTF-8") && unrecorded.contains("state: applied"), "{unrecorded}");
+    let lock = bench.path(".git/refs/mpatch/operations.lock");
+    fs::write(&lock, "").unwrap();
+    let unrecorded = bench.run("apply model.safetensors two.mpatch -o new.safetensors", 10);
+    assert!(unrecorded.contains("state: applied"), "{unrecorded}");
+    fs::remove_file(&lock).unwrap();
     bench.run("apply model.safetensors one.mpatch", 8);
 }
 
@@ -205,6 +203,27 @@ fn a_number_is_taken_where_only_the_trust_in_its_key_failed() {
     fs::remove_dir(bench.path("config/.lock")).unwrap();
     let said = bench.run(&format!("{rebase} -o three.mpatch"), 0);
     assert!(said.contains("number 3 of the line geography"), "{said}");
+}
+
+#[test]
+fn a_number_is_taken_where_its_patch_is_signed_after_it_was_made() {
+    let bench = Bench::new();
+    let unsigned = |name: &str| {
+        let line = Line { name: "geography".into(), sequence: 4 };
+        bench.write(name, unsigned_patch(&bench.path("model.safetensors"), Some(line), name));
+    };
+    for flags in ["--quiet", "--detached", "-o signed.mpatch"] {
+        unsigned("four.mpatch");
+        unsigned("other.mpatch");
+        bench.run(&format!("sign four.mpatch {flags}"), 0);
+        assert!(bench.run("trust list", 0).contains("\n  geography  4  "), "{flags}");
+        let before = fs::read(bench.path("other.mpatch")).unwrap();
+        let refused = bench.run("sign other.mpatch", 8);
+        assert!(refused.contains("number 4 of the line `geography`, which is taken"), "{refused}");
+        assert!(refused.contains("the next number is 5"), "{refused}");
+        assert_eq!(fs::read(bench.path("other.mpatch")).unwrap(), before);
+        bench.run("trust forget geography", 0);
+    }
 }
 
 #[test]

@@ -99,8 +99,7 @@ pub fn write_signed(
             CommandError { message, state: State::Applied, ..error }.hint(hint)
         }
     })?;
-    let stands = written.as_ref().map_or_else(|error| error.state == State::Applied, |()| true);
-    let remembered = membership.filter(|_| stands).map_or(Ok(()), |membership| membership.keep(patch.id()));
+    let remembered = Membership::keep(membership, &written, patch.id());
     let settled = match written {
         Ok(()) => signer.map(Signer::settle).transpose(),
         Err(error) => Err(with_word_of_key(signer, error)),
@@ -108,17 +107,32 @@ pub fn write_signed(
     both(settled, remembered).map(|(signature, ())| signature)
 }
 
-/// The number of a patch that is about to be signed.
-struct Membership {
+/// The number of a patch that is about to be signed; no other mpatch signs it while this lives.
+pub struct Membership {
     lines: LockedLines,
     line: Line,
     key: Fingerprint,
 }
 
 impl Membership {
-    /// A number that is signed is taken.
-    fn keep(self, patch: PatchId) -> Result<(), CommandError> {
-        self.lines.remember(&self.line, &[self.key], patch).map_err(CommandError::after_the_work)
+    /// Of a patch that has its number already; none where it belongs to no line. Refuses it where the key has signed
+    /// another patch with that number.
+    pub fn of(patch: &Patch, signer: &Signer) -> Result<Option<Self>, CommandError> {
+        let Some(line) = patch.manifest().line.clone() else { return Ok(None) };
+        let (lines, key) = (LockedLines::open()?, signer.public().fingerprint());
+        lines.refuse_second(&line, key, patch.id())?;
+        Ok(Some(Self { lines, line, key }))
+    }
+
+    /// A number that is signed is taken, if what came of the writing stands.
+    pub fn keep<T>(
+        membership: Option<Self>,
+        written: &Result<T, CommandError>,
+        patch: PatchId,
+    ) -> Result<(), CommandError> {
+        let stands = written.as_ref().map_or_else(|error| error.state == State::Applied, |_| true);
+        let Some(Self { lines, line, key }) = membership.filter(|_| stands) else { return Ok(()) };
+        lines.remember(&line, &[key], patch).map_err(CommandError::after_the_work)
     }
 }
 

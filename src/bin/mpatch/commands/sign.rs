@@ -11,8 +11,8 @@ use serde::Serialize;
 
 use super::{is_stdin, names_a_file, patch_word, read_input, read_patch};
 use crate::args::output_path;
-use crate::error::{CommandError, ExitKind, output_hint};
-use crate::keys::{KeyArguments, SignatureReport, Signer, with_signature};
+use crate::error::{CommandError, ExitKind, both, output_hint};
+use crate::keys::{KeyArguments, Membership, SignatureReport, Signer, with_signature};
 use crate::places;
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::detached_path;
@@ -77,10 +77,15 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
     signer.check_not_revoked()?;
     refuse_second(&patch, &signer, path)?;
     let (patch_id, place) = (patch.id(), target.clone().unwrap_or_else(|| path.clone()));
+    let membership = Membership::of(&patch, &signer)?;
     signer.keep()?;
-    let signatures = sign(&signer, patch, *detached, target.as_deref(), path);
-    let signatures = signatures.map_err(|error| signer.with_word_of_key(error))?;
-    let signature = signer.settle()?;
+    let signed = sign(&signer, patch, *detached, target.as_deref(), path);
+    let remembered = Membership::keep(membership, &signed, patch_id);
+    let settled = match signed {
+        Ok(signatures) => signer.settle().map(|signature| (signatures, signature)),
+        Err(error) => Err(signer.with_word_of_key(error)),
+    };
+    let ((signatures, signature), ()) = both(settled, remembered)?;
     let report = SignReport {
         patch: path.clone(),
         patch_id,

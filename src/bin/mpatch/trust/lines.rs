@@ -51,6 +51,19 @@ impl LockedLines {
         place_of_made(&self.known, line, key, asked_for)
     }
 
+    /// Refuses `patch`, which `key` is to sign, where it has signed another one with that number.
+    pub fn refuse_second(&self, line: &Line, key: Fingerprint, patch: PatchId) -> Result<(), CommandError> {
+        let Succession::Conflicting(known) = self.known.standing(line, key, patch) else { return Ok(()) };
+        let (Line { name, sequence }, next) = (line, self.known.next_sequence(&line.name, key));
+        let message = format!(
+            "{} cannot be number {sequence} of the line `{name}`, which {}",
+            patch.short(),
+            taken(known)
+        );
+        Err(CommandError::new(ExitKind::Rollback, message)
+            .hint(format!("make the patch anew: the next number is {next}; {}", way_to_forget(name))))
+    }
+
     /// Remembers `patch` as the newest of its line, for each of `keys`.
     pub fn remember(mut self, line: &Line, keys: &[Fingerprint], patch: PatchId) -> Result<(), CommandError> {
         if record(&mut self.known, line, keys, patch)? { self.write() } else { Ok(()) }
@@ -105,6 +118,10 @@ pub fn second_story(name: &str, line: &Line, known: Known) -> CommandError {
         .hint(format!("ask its maker which one counts, and why there are two; {}", way_to_forget(line)))
 }
 
+fn taken(known: Known) -> String {
+    format!("is taken: its key has signed patch {}", known.patch.short())
+}
+
 fn way_to_forget(line: &str) -> String {
     format!("`mpatch trust forget {}` forgets the line", quoted(line))
 }
@@ -122,9 +139,7 @@ pub fn new_place(
     let line = Line { name: name.to_owned(), sequence: sequence.unwrap_or(next) };
     let problem = match lines.standing_of_new(&line, key) {
         Succession::First | Succession::Newer | Succession::Same => return Ok(line),
-        Succession::Conflicting(known) => {
-            format!("is taken: its key has signed patch {}", known.patch.short())
-        }
+        Succession::Conflicting(known) => taken(known),
         Succession::Older(known) => format!("is behind: its key has signed number {}", known.sequence),
         Succession::FarAhead => "is further ahead than any honest one".to_owned(),
     };
