@@ -1,6 +1,6 @@
 //! What a command fails with, and the one table of exit codes.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use mpatch::bind::BindError;
@@ -301,12 +301,6 @@ impl CommandError {
 
 impl From<CheckpointError> for CommandError {
     fn from(error: CheckpointError) -> Self {
-        if let CheckpointError::NotACheckpoint { path, .. } = &error
-            && let Some(snapshot) = snapshot_in(path)
-        {
-            let hint = format!("the model lies in `{}`", snapshot.display());
-            return Self::new(ExitKind::Malformed, with_causes(&error)).hint(hint);
-        }
         let (kind, hint) = match &error {
             CheckpointError::Io { action, source, .. } => (
                 ExitKind::Io,
@@ -370,24 +364,6 @@ pub fn bind_error(error: &BindError) -> (ExitKind, &'static str) {
     (ExitKind::WrongBase, hint)
 }
 
-/// The folder that a model's folder in a hub's cache, or its `snapshots`, keeps the model in: that of its main branch,
-/// else the only one.
-fn snapshot_in(folder: &Path) -> Option<PathBuf> {
-    let (model, snapshots) = match folder.file_name() {
-        Some(name) if name == "snapshots" => (folder.join(".."), folder.to_owned()),
-        _ => (folder.to_owned(), folder.join("snapshots")),
-    };
-    let main = std::fs::read_to_string(model.join("refs/main")).unwrap_or_default();
-    let is_name = |name: &&str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    let main = Some(main.trim()).filter(is_name).map(|name| snapshots.join(name));
-    if let Some(main) = main.filter(|main| main.is_dir()) {
-        return Some(main);
-    }
-    let mut folders = std::fs::read_dir(snapshots).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
-    let first = folders.next()?;
-    folders.next().is_none().then_some(first)
-}
-
 /// What to do where git-lfs has left a pointer in the place of a file.
 const LFS_HINT: &str = "`git lfs pull`, in the folder that was cloned, fetches the file itself";
 
@@ -448,6 +424,8 @@ pub fn output_hint(error: &std::io::Error) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use mpatch::digest::{PatchId, SectionDigest};
     use mpatch::patch::layout::Version;
 

@@ -52,7 +52,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mpatch::checkpoint::{Checkpoint, FileSource, Outcome, Recovered, is_index, recover_each};
+use mpatch::checkpoint::{
+    Checkpoint, CheckpointError, FileSource, Outcome, Recovered, is_index, recover_each,
+};
 use mpatch::digest::PatchId;
 use mpatch::operation::Difference;
 use mpatch::patch::Patch;
@@ -158,9 +160,40 @@ pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, Comma
         // Ended here, it would leave what it found, or less.
         let _doing = doing(Work::InPlace);
         // Bytes may have changed, which no report holds, nor the error of another change that cannot be ended now.
-        recover_each(path, |recovered| output.warn(&recovered_words(&recovered)))?;
+        recover_each(path, |recovered| output.warn(&recovered_words(&recovered))).map_err(not_opened)?;
     }
-    Ok(Checkpoint::open(path)?.stopping_on(stop_flag()))
+    Ok(Checkpoint::open(path).map_err(not_opened)?.stopping_on(stop_flag()))
+}
+
+/// Why there is no checkpoint; where a cache of downloads has one elsewhere, with its place.
+fn not_opened(error: CheckpointError) -> CommandError {
+    let snapshot = match &error {
+        CheckpointError::NotACheckpoint { path, .. } => snapshot_in(path),
+        _ => None,
+    };
+    let refused = CommandError::from(error);
+    match snapshot {
+        Some(snapshot) => refused.hint(format!("the model lies in `{}`", snapshot.display())),
+        None => refused,
+    }
+}
+
+/// The folder that a model's folder in a hub's cache, or its `snapshots`, keeps the model in: that of its main branch,
+/// else the only one.
+fn snapshot_in(folder: &Path) -> Option<PathBuf> {
+    let (model, snapshots) = match folder.file_name() {
+        Some(name) if name == "snapshots" => (folder.join(".."), folder.to_owned()),
+        _ => (folder.to_owned(), folder.join("snapshots")),
+    };
+    let main = std::fs::read_to_string(model.join("refs/main")).unwrap_or_default();
+    let is_name = |name: &&str| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    let main = Some(main.trim()).filter(is_name).map(|name| snapshots.join(name));
+    if let Some(main) = main.filter(|main| main.is_dir()) {
+        return Some(main);
+    }
+    let mut folders = std::fs::read_dir(snapshots).ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let first = folders.next()?;
+    folders.next().is_none().then_some(first)
 }
 
 /// A change that had stopped half-way, in words.
