@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::read_patch;
+use super::open_patch;
 use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, branch_of, message};
 use crate::report::{Output, Page, Report};
@@ -47,7 +47,7 @@ struct AddReport {
 
 /// Records the patches, all or none.
 pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError> {
-    let patches = arguments.patches.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
+    let patches = arguments.patches.iter().map(|path| open_patch(path)).collect::<Result<Vec<_>, _>>()?;
     let store = arguments.store.open()?;
     let mut change = arguments.store.change(&store)?;
     let mut lines = Lines::default();

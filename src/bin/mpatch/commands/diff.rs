@@ -22,7 +22,7 @@ use serde::Serialize;
 
 use super::create::AboutArguments;
 use super::show::fact_line;
-use super::{is_stdin, names_a_file, open_checkpoint, patch_word, read_patch, states};
+use super::{is_stdin, names_a_file, open_checkpoint, open_patch, patch_word, states};
 use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, with_causes};
@@ -184,7 +184,7 @@ fn patches(
     kept: (Option<Patch>, Option<Patch>),
     output: &Output,
 ) -> Result<ExitKind, CommandError> {
-    let read = |kept: Option<Patch>, path: &Path| kept.map_or_else(|| read_patch(path), Ok);
+    let read = |kept: Option<Patch>, path: &Path| kept.map_or_else(|| open_patch(path), Ok);
     let (one, other) = (read(kept.0, first)?, read(kept.1, second)?);
     let diff = diff_patches(&one, &other).map_err(|error| {
         let path = if error.is_second { second } else { first };

@@ -9,7 +9,7 @@ use mpatch::model::Network;
 use serde::Serialize;
 
 use super::create::write_scores;
-use super::read_patch;
+use super::open_patch;
 use crate::editing::{
     ModelArguments, at_least_one, both_states, check_questions, model_error, read_questions,
 };
@@ -112,7 +112,7 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
     let patch = arguments
         .patch
         .as_deref()
-        .map(|path| Ok::<_, CommandError>((path, read_patch(path)?)))
+        .map(|path| Ok::<_, CommandError>((path, open_patch(path)?)))
         .transpose()?;
     let model = arguments.model.open(output)?;
     check_questions(&model, &facts, &arguments.records)?;

@@ -13,7 +13,7 @@ use mpatch::sign::Answer;
 use serde::Serialize;
 
 use super::stack::touched_size_bytes;
-use super::{infix, open_checkpoint, patch_word, read_patch};
+use super::{infix, open_checkpoint, open_patch, patch_word};
 use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, bind_error, with_causes};
@@ -60,7 +60,7 @@ pub struct RebaseArguments {
 
 /// Binds the patch and writes the result.
 pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = read_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch)?;
     let place = arguments.place();
     refuse_existing(&place)?;
     let trust = require(&patch, &arguments.patch, &arguments.trust, output)?.report;
@@ -146,7 +146,7 @@ impl RebaseArguments {
 
 /// The ids of patches that the checkpoint holds.
 fn parents(paths: &[PathBuf], base: &Checkpoint, output: &Output) -> Result<Vec<PatchId>, CommandError> {
-    let patches = paths.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
+    let patches = paths.iter().map(|path| open_patch(path)).collect::<Result<Vec<_>, _>>()?;
     let progress = output.progress("comparing", touched_size_bytes(base, patches.iter()));
     let missing = first_missing(base, &patches, &|bytes| progress.add(bytes))?;
     let Some(path) = missing.and_then(|index| paths.get(index)) else {

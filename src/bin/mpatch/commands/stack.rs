@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
 use super::create::{AboutArguments, CreateReport};
-use super::{open_checkpoint, read_patch};
+use super::{open_checkpoint, open_patch};
 use crate::args::{optional, output_path};
 use crate::editing::{
     DeviceArguments, PrecisionArguments, check_questions, open_model_in, read_facts, refuse_existing,
@@ -104,7 +104,7 @@ fn squash_error(text: &str) -> Result<f64, String> {
 /// Stacks the patches and writes the result.
 pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandError> {
     refuse_existing(&arguments.output)?;
-    let patches = arguments.patches.iter().map(|path| read_patch(path)).collect::<Result<Vec<_>, _>>()?;
+    let patches = arguments.patches.iter().map(|path| open_patch(path)).collect::<Result<Vec<_>, _>>()?;
     // The result carries the signature of whoever stacks, so what goes into it has to be trusted first.
     let (mut trust, mut lines) = (Vec::new(), Lines::default());
     let ids: Vec<PatchId> = patches.iter().map(Patch::id).collect();

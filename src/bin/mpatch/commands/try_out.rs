@@ -10,7 +10,7 @@ use mpatch::patch::Patch;
 use mpatch::verify::State;
 use serde::Serialize;
 
-use super::{patch_word, read_patch};
+use super::{open_patch, patch_word};
 use crate::editing::{BothStates, ModelArguments, both_states, model_error};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -70,7 +70,7 @@ struct Said {
 
 /// Shows both models' continuations.
 pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = read_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch)?;
     let model = arguments.model.open(output)?;
     let BothStates { held, before, after } = both_states(&model, &patch, &arguments.patch)?;
     warn_of_context(&model, arguments, output);
