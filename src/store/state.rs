@@ -32,6 +32,9 @@ pub enum Misfit {
         /// The tensor.
         tensor: String,
     },
+    /// The base has been given the patch before the history began.
+    #[error("the weights of this state hold what the patch makes of them already")]
+    Present,
     /// The tensor holds other weights in this state.
     #[error("tensor `{tensor}` hashes to {found} here, the patch expects {expected}")]
     Digest {
@@ -82,6 +85,15 @@ impl State {
                 None => return Ok(index),
                 Some(misfit) => first = first.or(Some(misfit)),
             }
+        }
+        let holds_result = |binding: &Binding| {
+            let holds = |tensor: &TensorBinding| {
+                base.tensor(&tensor.name).is_some_and(|known| self.digest(known) == tensor.after)
+            };
+            binding.tensors.iter().all(holds)
+        };
+        if bindings.iter().any(holds_result) {
+            return Err(Misfit::Present);
         }
         Err(first.unwrap_or(Misfit::Tensor { tensor: String::new() }))
     }

@@ -330,8 +330,8 @@ fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_ar
     keep("other", 9000, Some(("tokenizer", &"0".repeat(64))));
     keep("part", 9000, Some(("shard", "1/2")));
     keep("coarse", 9000, Some(("arithmetic", "cpu bf16")));
-    let words = ["create", "facts.json", "--base", "model", "--contexts", "missing.json"];
-    let output = mpatch().current_dir(folder).args(words).output().unwrap();
+    let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch";
+    let output = mpatch().current_dir(folder).args(create.split(' ')).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(
         said.contains(&format!("statistics: cache/statistics/{base}-most.safetensors (cached)")),
@@ -344,12 +344,13 @@ fn cached_statistics_are_kept_apart_by_what_they_were_computed_with_and_never_re
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
     lay_out_editing(folder);
-    // The statistics are made before the contexts are missed.
     let said = |options: &str| {
-        let create = format!("create facts.json --base model --corpus corpus.txt --tokens 500 {options}");
+        let create =
+            format!("create facts.json --limit 1 --base model --corpus corpus.txt --tokens 500 {options}");
         let mut words = Vec::from_iter(create.split_whitespace());
-        words.extend(["--contexts", "missing.json"]);
+        words.extend(["--contexts", "contexts.json", "-o", "new.mpatch"]);
         let output = mpatch().current_dir(folder).args(words).output().unwrap();
+        fs::remove_file(folder.join("new.mpatch")).unwrap();
         String::from_utf8(output.stderr).unwrap()
     };
     let bf16 = said("--precision bf16");

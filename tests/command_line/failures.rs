@@ -80,7 +80,6 @@ fn of_two_patches_the_damaged_one_is_named() {
 #[test]
 fn a_command_line_that_is_wrong_is_told_in_three_lines() {
     let folder = tempfile::tempdir().unwrap();
-    fs::write(folder.path().join("model.safetensors"), "").unwrap();
     let long = "x".repeat(4097);
     for (words, error, hint) in [
         ("apply", "arguments were not provided: <BASE> <PATCH>", "`mpatch apply --help` tells what it takes"),
@@ -108,9 +107,9 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         (
             "verify edits.mpatch model.safetensors",
             "unexpected argument 'model.safetensors'",
-            "the model is named with `--base model.safetensors`",
+            "if that is the model, name it with `--base model.safetensors`",
         ),
-        ("verify edits.mpatch nowhere", "unexpected argument 'nowhere'", "`mpatch verify --help` tells"),
+        ("show edits.mpatch model", "unexpected argument 'model'", "`mpatch show --help` tells"),
         ("--quiet create --bits 99 f", "invalid value '99' for '--bits", "`mpatch create --help`"),
     ] {
         let (told, printed) = failed(folder.path(), words, 2);
@@ -128,6 +127,25 @@ fn a_file_that_does_not_say_who_is_right_is_named_in_the_hint() {
     let stack = "stack edits.mpatch rival.mpatch --base model.safetensors -o both.mpatch";
     let ([_, hint, _], _) = failed(folder.path(), &format!("{stack} --choose facts.json"), 7);
     assert!(hint.starts_with("`facts.json` says nothing of this: add the fact"), "{hint}");
+}
+
+#[test]
+fn what_stands_in_the_wrong_place_or_is_elsewhere_is_told_where_it_belongs() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    fs::write(folder.path().join("facts.json"), FACT).unwrap();
+    fs::write(folder.path().join("memit.yaml"), "v_lr: 0.5\n").unwrap();
+    lay_out_world(&folder.path().join("gptj"));
+    for (words, code, hint) in [
+        ("apply edits.mpatch gptj", 11, "this is a folder: the model comes first, and the patch second"),
+        ("apply acme/gpt-j-6b edits.mpatch", 11, "check the path; mpatch fetches nothing"),
+        ("apply nowhere.safetensors edits.mpatch", 11, "check the path"),
+        ("try edits.mpatch gptj Who", 2, "name the model with `--base gptj`"),
+        ("create facts.json --base gptj --stats s --hparams memit.yaml", 3, "EasyEdit's YAML is not read"),
+    ] {
+        let ([_, told, state], _) = failed(folder.path(), words, code);
+        assert!(told.starts_with(hint) && state == "unchanged", "{words}: {told}");
+    }
 }
 
 #[test]
@@ -237,7 +255,7 @@ fn what_is_not_kept_for_a_later_run_is_said() {
         bench.refuses(&format!("{verb} --base model"), 11).says(&words);
     }
     let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch --no-sign";
-    let made = bench.command(&format!("{create} --stats statistics.safetensors")).assert().success();
+    let made = bench.command(&format!("{create} --stats statistics.safetensors")).assert().code(1);
     let stderr = String::from_utf8(made.get_output().stderr.clone()).unwrap();
     for lost in ["warning: no log of values is kept", "warning: no factors are kept"] {
         assert!(stderr.contains(lost), "{stderr}");

@@ -321,3 +321,13 @@ fn a_model_that_is_none_of_the_history_is_found_before_it_is_cloned() {
     let moves = place.good("checkout HEAD --store mine --in-place --dry-run");
     assert!(moves.contains("would change model.safetensors in place"), "{moves}");
 }
+
+#[test]
+fn a_patch_that_the_base_of_a_history_has_already_is_told_as_that() {
+    let place = Place::new();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("apply model.safetensors one.mpatch --in-place");
+    place.good("init --base model.safetensors");
+    let said = place.bad("add one.mpatch", 7);
+    assert!(said.contains("`mpatch revert MODEL PATCH -o BASE` makes one without it"), "{said}");
+}

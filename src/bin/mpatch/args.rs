@@ -123,7 +123,7 @@ impl Command {
     pub fn run(&self, output: &Output) -> Result<ExitKind, CommandError> {
         let done = match self {
             Command::Demo(arguments) => demo::run(arguments, output),
-            Command::Create(arguments) => create::run(arguments, output),
+            Command::Create(arguments) => return create::run(arguments, output),
             Command::Try(arguments) => try_out::run(arguments, output),
             Command::Eval(arguments) => eval::run(arguments, output),
             Command::Stats(arguments) => stats::run(arguments, output),

@@ -74,6 +74,11 @@ pub fn at_least_one() -> RangedU64ValueParser<usize> {
 }
 
 impl ModelArguments {
+    /// No model is named.
+    pub fn is_left_out(&self) -> bool {
+        self.base.is_none()
+    }
+
     /// Opens the model that was given, or the one of the history here, on its device.
     pub fn open(&self, output: &Output) -> Result<Model, CommandError> {
         let path = given_or_remembered(self.base.as_deref(), output)?;
@@ -208,7 +213,11 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
         EditError::Statistics { .. } => malformed(error).hint("`mpatch stats` makes statistics for a model"),
         EditError::Hyperparameters { .. } | EditError::Contexts { .. } => {
             let message = format!("`{}`: {error}", path.display());
-            CommandError::new(ExitKind::Malformed, message).hint("mend the file, or leave the option out")
+            let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+            CommandError::new(ExitKind::Malformed, message).hint(match is_yaml {
+                true => "EasyEdit's YAML is not read: give JSON, such as memit's `hparams/MEMIT/EleutherAI_gpt-j-6B.json`",
+                false => "mend the file, or leave the option out",
+            })
         }
         EditError::Corpus { line, what } => {
             let message = format!("`{}`, line {line}: {what}", path.display());

@@ -1,6 +1,7 @@
 //! What a command fails with, and the one table of exit codes.
 
-use std::path::Path;
+use std::io::ErrorKind::NotFound;
+use std::path::{Component, Path};
 use std::process::ExitCode;
 
 use mpatch::bind::BindError;
@@ -19,7 +20,8 @@ use crate::interrupt;
 pub enum ExitKind {
     /// It did what was asked.
     Done,
-    /// It did, and the answer is no: two things differ, a checkpoint is not at the head, or no patch did it.
+    /// It did, and the answer is no: two things differ, a checkpoint is not at the head, no patch did it,
+    /// or an edit fails the test that it is put to before it is written.
     Differs,
     /// The command line is wrong; clap's own code.
     Usage,
@@ -111,7 +113,9 @@ impl ExitKind {
     pub const fn meaning(self) -> &'static str {
         match self {
             ExitKind::Done => "done",
-            ExitKind::Differs => "done, and the answer is no: two differ, not at the head, no patch did it",
+            ExitKind::Differs => {
+                "done, and the answer is no: two differ, not at the head, no patch did it, an edit fails its own test"
+            }
             ExitKind::Usage => "the command line is wrong",
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
             ExitKind::BadSignature => "a signature is bad: the patch or the signature was changed",
@@ -302,9 +306,10 @@ impl CommandError {
 impl From<CheckpointError> for CommandError {
     fn from(error: CheckpointError) -> Self {
         let (kind, hint) = match &error {
-            CheckpointError::Io { action, source, .. } => (
+            CheckpointError::Io { path, action, source } => (
                 ExitKind::Io,
                 match *action {
+                    "examine" | "open" if source.kind() == NotFound && is_name_on_a_hub(path) => HUB_HINT,
                     "read" | "open" | "list" | "examine" => io_hint(source),
                     _ => output_hint(source),
                 },
@@ -362,6 +367,17 @@ pub fn bind_error(error: &BindError) -> (ExitKind, &'static str) {
         _ => "give a checkpoint of the model that the patch was made for",
     };
     (ExitKind::WrongBase, hint)
+}
+
+/// What to do where a model's name on a hub is given for its folder.
+const HUB_HINT: &str = "check the path; mpatch fetches nothing: where that is a model on the hub, `hf download NAME --local-dir FOLDER` does";
+
+/// Whether this can be the name of a model on a hub: two parts, and neither looks like a file.
+fn is_name_on_a_hub(path: &Path) -> bool {
+    let parts: Vec<Component<'_>> = path.components().collect();
+    parts.len() == 2
+        && parts.iter().all(|part| matches!(part, Component::Normal(_)))
+        && path.extension().is_none_or(|ending| ending != "safetensors")
 }
 
 /// What to do where git-lfs has left a pointer in the place of a file.

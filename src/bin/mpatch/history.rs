@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::patch::{Manifest, Patch, PatchError};
+use mpatch::store::state::Misfit;
 use mpatch::store::{Author, Change, Commit, CommitId, Head, Message, Store, StoreError, View};
 use serde::Serialize;
 
@@ -205,6 +206,10 @@ fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
         StoreError::Taken { .. } => (ExitKind::Conflict, "choose another name, or delete that one with `-d`"),
         StoreError::Current { .. } => (ExitKind::Conflict, "`mpatch checkout` another branch first"),
         StoreError::Recorded { .. } => (ExitKind::Conflict, "`mpatch log` tells which commit brought it"),
+        StoreError::Misfit { misfit: Misfit::Present, .. } => (
+            ExitKind::Conflict,
+            "the base of this history has the patch: `mpatch revert MODEL PATCH -o BASE` makes one without it, which a history of its own can begin with",
+        ),
         StoreError::Misfit { .. } => (
             ExitKind::WrongBase,
             "bind it to this state: `mpatch checkout HEAD -o MODEL` writes the weights, `mpatch rebase PATCH --base MODEL --after OTHER` binds it, with the patch that is in them",

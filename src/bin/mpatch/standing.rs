@@ -81,6 +81,17 @@ pub fn locate(
     Ok(Located { standing: atlas.locate(&digests), compared: digests.len() })
 }
 
+/// By what a checkpoint's state was told: of the other tensors nothing is known.
+pub fn compared_words(compared: usize, tensors: usize) -> String {
+    match compared {
+        0 => "by the names, types and shapes of its tensors; no digest was computed".to_owned(),
+        all if all == tensors => format!("by the digests of {}: all", count(tensors, "tensor")),
+        _ => {
+            format!("by the digests of {compared} of {}: those that patches touch", count(tensors, "tensor"))
+        }
+    }
+}
+
 /// The base's tensors that a checkpoint lacks, or has with another type or shape.
 pub fn misfits<'a>(base: &'a Base, checkpoint: &Checkpoint) -> Vec<&'a BaseTensor> {
     let tensors = base.tensors.iter();

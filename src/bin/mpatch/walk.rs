@@ -219,7 +219,7 @@ impl Record {
                 }
             }
             _ => {
-                output.note("not recorded: these weights are in no state that the history here knows");
+                output.warn("not recorded: these weights are in no state that the history here knows");
                 return Ok(None);
             }
         };
@@ -259,7 +259,7 @@ impl Record {
                 "revert"
             }
             Entry::Model => {
-                output.note("not recorded as a commit: these weights were not in the state of HEAD");
+                output.warn("not recorded as a commit: these weights were not in the state of HEAD");
                 "model"
             }
         };

@@ -94,7 +94,10 @@ impl Change {
         target: Target,
         output: &Output,
     ) -> Result<Self, CommandError> {
-        let patch = open_patch(patch_path)?;
+        let patch = open_patch(patch_path).map_err(|error| match patch_path.is_dir() {
+            true => error.hint("this is a folder: the model comes first, and the patch second"),
+            false => error,
+        })?;
         let checkpoint = open_checkpoint(checkpoint, output)?.before_last_step(last_step);
         if let Target::Copy(path) = &target {
             check_output(&checkpoint, path)?;
@@ -167,7 +170,7 @@ impl Change {
         let entry = record.entry();
         let recorded = record.finish(&self.patch, self.result(), notes, output);
         if let Recorded::Overtaken(began) = recorded.map_err(|error| self.unrecorded(entry, error))? {
-            output.note(&self.overtaken(entry, began));
+            output.warn(&self.overtaken(entry, began));
         }
         Ok(())
     }
@@ -242,8 +245,8 @@ impl Report for ChangeReport {
             (None, _) if self.in_place => format!("would change {output} in place: {tensors}, {size}"),
             (None, _) => format!("would write {output}: {tensors}, {size}"),
             (Some(written), Direction::Apply) => {
-                let changed = written.changed.unwrap_or_default();
-                format!("{done}: {tensors} ({changed} weights) changed, as the patch promises")
+                let weights = count(written.changed.unwrap_or_default() as usize, "weight");
+                format!("{done}: {tensors} ({weights}) changed, as the patch promises")
             }
             (Some(_), Direction::Revert) => {
                 format!("{done}: {tensors} changed back, byte for byte as before the patch")
@@ -271,7 +274,9 @@ impl Report for ChangeReport {
             (Direction::Apply, true) => Some(format!("mpatch apply {input} {patch} {place}{trust}")),
             (Direction::Revert, true) => Some(format!("mpatch revert {input} {patch} {place}")),
             (Direction::Apply, false) => Some(format!("mpatch verify {patch} --base {output}{trust}")),
-            (Direction::Revert, false) => None,
+            (Direction::Revert, false) => {
+                Some(format!("mpatch verify {patch} --base {output} --digests-only{trust}"))
+            }
         }
     }
 }

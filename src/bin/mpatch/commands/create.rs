@@ -7,7 +7,7 @@ use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::edit::check_prompts;
 use mpatch::edit::estimate::{Estimate, MemoryEstimate};
-use mpatch::evaluate::{Evaluation, Outcome, Scores};
+use mpatch::evaluate::{Continuation, Evaluation, Outcome, Scores};
 use mpatch::factors::{BITS_DEFAULT, RankLimit};
 use mpatch::facts::Record;
 use mpatch::patch::manifest::{About, Line};
@@ -123,8 +123,8 @@ impl AboutArguments {
     }
 }
 
-/// Makes the patch and writes it.
-pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandError> {
+/// Makes the patch and writes it; the answer is no where it does not do what it declares.
+pub fn run(arguments: &CreateArguments, output: &Output) -> Result<ExitKind, CommandError> {
     let facts = read_facts(&arguments.facts, arguments.limit, output)?;
     let place = arguments.place();
     refuse_existing(&place)?;
@@ -136,7 +136,8 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
     if arguments.dry_run {
         let estimate = arguments.recipe.foretell(&model, &facts, output)?;
         let facts = facts.records.len();
-        return output.report(&EstimateReport { facts, device: model.arithmetic().to_string(), estimate });
+        let report = EstimateReport { facts, device: model.arithmetic().to_string(), estimate };
+        return output.report(&report).map(|()| ExitKind::Done);
     }
     // A key that cannot be used, or a number that is taken, is found now, not after the hours that the values take.
     let signer = arguments.signing.signer()?;
@@ -150,7 +151,9 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<(), CommandEr
         write_signed(&mut made.patch, signer.as_ref(), arguments.line.sequence, &place)
     })?;
     let base = model.checkpoint.path().to_owned();
-    output.report_done(&made.report(&job, place, base, signature))
+    let report = made.report(&job, place, base, signature);
+    output.report_done(&report)?;
+    Ok(if report.problem.is_some() { ExitKind::Differs } else { ExitKind::Done })
 }
 
 impl CreateArguments {
@@ -173,9 +176,8 @@ pub struct CreateReport {
     layers: Vec<LayerReport>,
     before: Scores,
     after: Scores,
-    /// Percentage of the facts that hold.
-    #[serde(skip)]
-    wins: Option<f64>,
+    /// Why `verify` refuses the patch, where it does not do what it declares.
+    problem: Option<String>,
     /// A layer may have lost rank to `--rank` or `--tolerance`.
     #[serde(skip)]
     is_cut: bool,
@@ -211,8 +213,12 @@ pub struct FactReport {
     says: String,
     /// The target stands first in that, and the old one does not follow.
     is_said: bool,
+    /// The same, before.
+    is_said_before: bool,
     /// The target is the likelier answer now: than the old one, or than any where the old one is not known.
     holds: bool,
+    /// The same, before.
+    holds_before: bool,
 }
 
 /// What was added to the diagonal of a layer's second moment, so that it can be solved for.
@@ -239,6 +245,7 @@ impl Made {
         let of_record = |(index, record): (usize, &Record)| {
             let (before, after) = (rewrite(&self.before, index), rewrite(&self.after, index));
             let said = self.after.said.get(index);
+            let is_said = |said: Option<&Continuation>| said.is_some_and(|said| said.success);
             FactReport {
                 id: record.request.id.clone(),
                 subject: record.request.subject.clone(),
@@ -248,8 +255,10 @@ impl Made {
                 probability_after: probability(after),
                 probability_of_value: self.value_probabilities[index],
                 says: said.map(|said| said.text.clone()).unwrap_or_default(),
-                is_said: said.is_some_and(|said| said.success),
+                is_said: is_said(said),
+                is_said_before: is_said(self.before.said.get(index)),
                 holds: after.is_some_and(|outcome| outcome.wins()),
+                holds_before: before.is_some_and(|outcome| outcome.wins()),
             }
         };
         records.iter().enumerate().map(of_record).collect()
@@ -287,7 +296,7 @@ impl Made {
             size_bytes: self.patch.size_bytes(),
             layers: self.ranks.into_iter().map(layer).collect(),
             before: self.before.scores,
-            wins: self.after.wins(),
+            problem: too_few_wins(self.after.wins()),
             after: self.after.scores,
             is_cut,
             signature,
@@ -387,8 +396,12 @@ impl Report for CreateReport {
                  statistics from more text may harm neighbours less"
             ));
         }
+        if self.after.shares.neighborhood.is_none() {
+            page.line("not measured is what else has changed: no fact has `neighbors`");
+        }
+        self.write_known(page);
         self.write_facts(page);
-        if let Some(problem) = too_few_wins(self.wins) {
+        if let Some(problem) = &self.problem {
             page.line(&format!("{problem}, so `verify` refuses the patch (V4): {}", self.advice()));
         }
     }
@@ -397,7 +410,7 @@ impl Report for CreateReport {
         let words = SignatureReport::words_of(self.signature.as_ref());
         let (base, patch) = (shell_word(&self.base), shell_word(&self.output));
         // What fails its own check is nothing to go on with.
-        Some(match too_few_wins(self.wins) {
+        Some(match &self.problem {
             Some(_) => format!("mpatch verify {patch} --base {base}{words}"),
             None => format!("mpatch apply {base} {patch}{words}"),
         })
@@ -423,8 +436,29 @@ impl CreateReport {
                 count(unfound, "fact")
             );
         }
-        "more `--bits`, a higher `--rank` where it was lowered, or fewer facts keep more of the edit"
+        if is_coarse {
+            return "more `--bits`, a higher `--rank` where it was lowered, or fewer facts keep more of the edit"
+                .to_owned();
+        }
+        "the values say it, and the update does not: a smaller `mom2_update_weight` by `--hparams` writes more and \
+         keeps less of the rest; `mpatch show PATCH --json` has the ones used, in `untrusted.recipe.hyperparameters`"
             .to_owned()
+    }
+
+    /// What the model knew before: an edit of that is none, or has an old target that is not the model's.
+    fn write_known(&self, page: &mut Page) {
+        let all = count(self.facts, "fact");
+        match self.outcomes.iter().filter(|fact| fact.is_said_before).count() {
+            0 => {}
+            known => page.line(&format!("{known} of {all}: the model said it before the edit already")),
+        }
+        match self.outcomes.iter().filter(|fact| fact.holds_before && !fact.is_said_before).count() {
+            0 => {}
+            likelier => page.line(&format!(
+                "{likelier} of {all}: the target was the likelier answer before the edit already; is `target_old` \
+                 what the model says?"
+            )),
+        }
     }
 
     fn write_facts(&self, page: &mut Page) {

@@ -68,7 +68,7 @@ fn unknown_state(change: &Change, mismatch: &Mismatch) -> CommandError {
     let hint = if mismatch.is_half_way() {
         "somebody stopped half-way here: begin again with a fresh copy"
     } else {
-        "if another patch was applied later, take that one back first"
+        "if another patch was applied later, take that one back first; `mpatch rebase LATER --base RESULT` then binds it to what is left"
     };
     CommandError::new(ExitKind::WrongBase, message).hint(hint)
 }

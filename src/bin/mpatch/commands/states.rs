@@ -18,7 +18,7 @@ use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::CommitReport;
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::standing::{Commits, digests, half_way_words, misfits};
+use crate::standing::{Commits, compared_words, digests, half_way_words, misfits};
 use crate::walk::step_words;
 
 /// Tensors that are shown one by one.
@@ -279,8 +279,7 @@ impl Report for StatesReport {
             None if self.state.is_none() => page.line("no tensor is as in any known state"),
             None => {}
         }
-        let all = if self.tensors_compared == self.tensors { "all" } else { "those that patches touch" };
-        page.line(&format!("by the digests of {}: {all}", count(self.tensors_compared, "tensor")));
+        page.line(&compared_words(self.tensors_compared, self.tensors));
         if let Some(way) = &self.way {
             way.write(page);
         } else {

@@ -12,7 +12,7 @@ use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::standing::{Commits, half_way_words, locate, model_path_by, stranger_words};
+use crate::standing::{Commits, compared_words, half_way_words, locate, model_path_by, stranger_words};
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
@@ -155,12 +155,9 @@ impl Report for StatusReport {
                 page.line(&stranger_words(stranger));
             }
         }
-        let tensors = count(self.tensors_compared, "tensor");
-        page.line(&match self.tensors_compared {
-            0 => "by the names, types and shapes of its tensors; no digest was computed".to_owned(),
-            all if all == self.tensors => format!("by the digests of {tensors}: all"),
-            _ => format!("by the digests of {tensors}: those that patches touch"),
-        });
+        let compared = compared_words(self.tensors_compared, self.tensors);
+        let is_partial = (1..self.tensors).contains(&self.tensors_compared);
+        page.line(&if is_partial { compared + "; `--all` compares the others" } else { compared });
         for remote in &self.remotes {
             let RemoteReport { name, ahead, behind } = remote;
             page.line(&format!("{} ahead of {name}, {behind} behind", count(*ahead, "commit")));

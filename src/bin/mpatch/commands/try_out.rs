@@ -68,10 +68,21 @@ struct Said {
     top: Vec<TokenProbability>,
 }
 
+impl TryArguments {
+    /// A prompt that is a model's place, where none is named: `apply` takes it there.
+    fn model_among_prompts(&self) -> Option<&str> {
+        let is_place = |prompt: &&String| self.model.is_left_out() && Path::new(prompt).exists();
+        self.prompts.iter().find(is_place).map(String::as_str)
+    }
+}
+
 /// Shows both models' continuations.
 pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError> {
     let patch = open_patch(&arguments.patch)?;
-    let model = arguments.model.open(output)?;
+    let model = arguments.model.open(output).map_err(|error| match arguments.model_among_prompts() {
+        Some(model) => error.hint(format!("name the model with `--base {}`", shell_word(model))),
+        None => error,
+    })?;
     let BothStates { held, before, after } = both_states(&model, &patch, &arguments.patch)?;
     warn_of_context(&model, arguments, output);
     let prompt = |prompt: &String| {
@@ -94,6 +105,12 @@ pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError
 fn warn_of_context(model: &Model, arguments: &TryArguments, output: &Output) {
     let context = model.network.config().positions;
     for prompt in &arguments.prompts {
+        if prompt.ends_with(char::is_whitespace) {
+            output.warn(&format!(
+                "{} ends in a blank, which the model takes for a word of its own: leave it out",
+                excerpt(prompt)
+            ));
+        }
         // What cannot be run is refused when it is.
         let Ok(ids) = model.tokenizer.encode(prompt) else { continue };
         match context.checked_sub(ids.len()) {

@@ -1,7 +1,6 @@
 //! How a failure is told: three lines on standard error; and, where a report in JSON was asked for and none has been
 //! printed, one document of the same on standard output.
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -104,8 +103,8 @@ pub fn usage(error: &clap::Error, (name, command): &(String, clap::Command)) -> 
 fn model_without_base(error: &clap::Error, command: &clap::Command) -> Option<String> {
     let takes_base = command.get_arguments().any(|argument| argument.get_long() == Some("base"));
     match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(word)) if takes_base && Path::new(word).exists() => {
-            Some(format!("the model is named with `--base {}`", shell_word(word)))
+        Some(ContextValue::String(word)) if takes_base && !word.starts_with('-') => {
+            Some(format!("if that is the model, name it with `--base {}`", shell_word(word)))
         }
         _ => None,
     }
