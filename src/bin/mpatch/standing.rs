@@ -37,10 +37,13 @@ pub fn model_path_by(way: &str, store: &Store, given: Option<&Path>) -> Result<P
     }
 }
 
+/// `path` from the root on.
+pub fn absolute(path: &Path) -> Result<PathBuf, CommandError> {
+    std::path::absolute(path).map_err(|error| CommandError::io("find", path, &error))
+}
+
 /// How a history remembers `path`: from its own folder on, where it lies in it.
 pub fn remembered(store_folder: &Path, path: &Path) -> Result<String, CommandError> {
-    let absolute =
-        |path: &Path| std::path::absolute(path).map_err(|error| CommandError::io("find", path, &error));
     let (path, folder) = (absolute(path)?, absolute(store_folder)?);
     let path = path.strip_prefix(&folder).unwrap_or(&path);
     path.to_str().map(str::to_owned).ok_or_else(|| {

@@ -41,9 +41,13 @@ impl Suggestions {
         let mut words = command.split(' ');
         let (Some("mpatch"), Some(verb)) = (words.next(), words.next()) else { return command.to_owned() };
         match verb {
-            _ if is_here || words.any(|word| word == "--store") => command.to_owned(),
+            _ if is_here || words.clone().any(|word| word == "--store") => command.to_owned(),
             _ if self.verbs.iter().any(|known| known == verb) => {
                 format!("{command}{}", store_words(&self.store))
+            }
+            // An absolute path is that of a file, wherever the command is called.
+            _ if words.next().is_some_and(|word| word.trim_start_matches('\'').starts_with('/')) => {
+                command.to_owned()
             }
             _ if ONLY_HERE.contains(&verb) => format!("cd {} && {command}", shell_word(&self.store)),
             _ => command.to_owned(),
@@ -77,6 +81,9 @@ mod tests {
         assert_eq!(named.command("mpatch log"), "mpatch log --store know");
         assert_eq!(named.command("mpatch log --store other"), "mpatch log --store other");
         assert_eq!(named.command("mpatch show abc"), "cd know && mpatch show abc");
+        for show in ["mpatch show /home/a.mpatch", "mpatch show '/my home/a.mpatch'"] {
+            assert_eq!(named.command(show), show);
+        }
         assert_eq!(named.command("mpatch verify a.mpatch"), "mpatch verify a.mpatch");
         assert_eq!(
             named.hint("`mpatch branch` and `git log` list them, `--ours` not; it's `mpatch undo`"),

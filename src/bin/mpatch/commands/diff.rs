@@ -30,6 +30,7 @@ use crate::history::{StoreArguments, recorded_patch_in, state_named};
 use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
+use crate::standing::absolute;
 
 /// Arguments of `diff`.
 #[derive(Debug, Args)]
@@ -90,7 +91,7 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
     }
     let kept = (kept, recorded(arguments, second)?);
     match (is_first_patch, kept.1.is_some() || is_patch(second)?, &arguments.output) {
-        (true, true, None) => patches((first, second), kept, output),
+        (true, true, None) => patches(arguments, second, kept, output),
         (true, true, Some(_)) => Err(CommandError::new(
             ExitKind::Usage,
             "a patch can be made of two checkpoints, not of two patches",
@@ -180,10 +181,12 @@ fn answer(is_same: bool) -> ExitKind {
 
 /// `kept` are those that the history has.
 fn patches(
-    (first, second): (&Path, &Path),
+    arguments: &DiffArguments,
+    second: &Path,
     kept: (Option<Patch>, Option<Patch>),
     output: &Output,
 ) -> Result<ExitKind, CommandError> {
+    let first = &arguments.first;
     let read = |kept: Option<Patch>, path: &Path| kept.map_or_else(|| open_patch(path), Ok);
     let (one, other) = (read(kept.0, first)?, read(kept.1, second)?);
     let diff = diff_patches(&one, &other).map_err(|error| {
@@ -191,7 +194,12 @@ fn patches(
         CommandError::operation(&path.to_string_lossy(), error.source)
     })?;
     let answer = answer(diff.is_same());
-    output.report(&PatchReport { first: first.to_owned(), second: second.to_owned(), diff })?;
+    // What came by standard input is gone.
+    let shown = if is_stdin(second) { first } else { second };
+    // A patch of another history is shown there, and a file lies here.
+    let is_elsewhere = arguments.store.store != Path::new(".") && names_a_file(shown);
+    let shown = if is_elsewhere { absolute(shown)? } else { shown.to_owned() };
+    output.report(&PatchReport { first: first.to_owned(), second: second.to_owned(), diff, shown })?;
     Ok(answer)
 }
 
@@ -305,6 +313,9 @@ struct PatchReport {
     second: PathBuf,
     #[serde(flatten)]
     diff: PatchDiff,
+    /// The one that can be looked at next.
+    #[serde(skip)]
+    shown: PathBuf,
 }
 
 /// Facts that are shown one by one.
@@ -343,9 +354,7 @@ impl Report for PatchReport {
     }
 
     fn next(&self) -> Option<String> {
-        // What came by standard input is gone.
-        let patch = if is_stdin(&self.second) { &self.first } else { &self.second };
-        Some(format!("mpatch show {}", patch_word(patch)))
+        Some(format!("mpatch show {}", patch_word(&self.shown)))
     }
 }
 

@@ -65,6 +65,7 @@ use crate::history::recorded_patch;
 use crate::interrupt::{Work, doing, stop_flag};
 use crate::places;
 use crate::report::{Output, shell_word};
+use crate::standing::absolute;
 
 /// How the names of weights end.
 const WEIGHTS_ENDING: &str = ".safetensors";
@@ -269,9 +270,7 @@ fn folder_of_index(checkpoint: &Path) -> Option<&Path> {
 /// Refuses a default place for a result within the `snapshots` or the `blobs` of Hugging Face's cache.
 fn refuse_hub_cache(checkpoint: &Path) -> Result<(), CommandError> {
     // Not the canonical path: a snapshot's files are links to blobs.
-    let absolute =
-        std::path::absolute(checkpoint).map_err(|error| CommandError::io("find", checkpoint, &error))?;
-    if !absolute.ancestors().any(is_of_hub_cache) {
+    if !absolute(checkpoint)?.ancestors().any(is_of_hub_cache) {
         return Ok(());
     }
     let message = format!(
