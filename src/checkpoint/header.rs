@@ -11,7 +11,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::marker::PhantomData;
 
 use safetensors::tensor::Dtype;
 use serde::Deserialize;
@@ -162,13 +161,13 @@ struct Shape(Vec<u64>);
 
 impl<'de> Deserialize<'de> for Shape {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(Dimensions(PhantomData))
+        deserializer.deserialize_seq(Dimensions)
     }
 }
 
-struct Dimensions<T>(PhantomData<T>);
+struct Dimensions;
 
-impl<'de> Visitor<'de> for Dimensions<Shape> {
+impl<'de> Visitor<'de> for Dimensions {
     type Value = Shape;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {

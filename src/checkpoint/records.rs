@@ -8,14 +8,11 @@
 //! The first record says what the others were made from. A record that is cut short or does not match its digest
 //! ends the file: what stands before it is used, what follows is forgotten.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
-
-use rustix::fs::FlockOperation;
-use rustix::io::Errno;
 
 use super::CheckpointError;
 use super::create::written_beside;
@@ -36,7 +33,7 @@ impl Drop for RecordLog {
     /// Whatever another thread is just starting has a copy of the handle until it has become another program, and a
     /// lock that is not given up ends with the last.
     fn drop(&mut self) {
-        _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+        _ = self.file.unlock();
     }
 }
 
@@ -57,10 +54,10 @@ impl RecordLog {
         let file = loop {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
             let file = file.map_err(failed("open"))?;
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match file.try_lock() {
                 Ok(()) => {}
-                Err(Errno::WOULDBLOCK) => return Ok(None),
-                Err(error) => return Err(failed("lock")(error.into())),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),
             }
             // Whoever held it may have removed it meanwhile: what was written to it would be lost with it.
             if has_name(&file, path).map_err(failed("examine"))? {
@@ -183,8 +180,8 @@ pub(crate) fn limit_folder(folder: &Path, ending: &str, limit_bytes: u64, kept: 
         }
         // Locked until it is gone, so that nobody takes it for a log of theirs meanwhile.
         let file = File::open(&path);
-        let lock = |file| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
-        let is_held = file.as_ref().is_ok_and(|file| lock(file) == Err(Errno::WOULDBLOCK));
+        let is_held =
+            file.as_ref().is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
         if !is_held && std::fs::remove_file(&path).is_ok() {
             total -= size;
         }

@@ -70,29 +70,29 @@ pub(super) struct Ended {
 
 /// Where the tensors of a journal stand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum Position {
     Start,
     End,
     Between,
 }
 
 /// Whether all extents have the digests of one side, in those files that `is_asked` takes by their numbers.
-pub(super) fn standing(
+pub(super) fn position(
     header: &Header,
     targets: &[&File],
     is_asked: impl Fn(usize) -> bool,
-) -> io::Result<Standing> {
+) -> io::Result<Position> {
     let extents: Vec<_> = header.extents().filter(|(file, _)| is_asked(*file)).collect();
     let digests = digests(&extents, targets)?;
     let all = |side: fn(&Extent) -> TensorDigest| {
         extents.iter().zip(&digests).all(|((_, extent), found)| side(extent) == *found)
     };
     Ok(if all(|extent| extent.end) {
-        Standing::End
+        Position::End
     } else if all(|extent| extent.start) {
-        Standing::Start
+        Position::Start
     } else {
-        Standing::Between
+        Position::Between
     })
 }
 
@@ -211,27 +211,27 @@ impl Journal {
 
     fn restore(&self, sets: &[Vec<&File>], goal: Goal, syncs: Syncs, kept: Kept) -> Result<Outcome, Stuck> {
         let is_settled = sets.iter().all(|targets| settle(targets).is_ok()) && syncs == Syncs::AllWell;
-        let stands = self.common_standing(sets).map_err(|error| Stuck::from(error).or_then(EITHER_WAY))?;
+        let stands = self.common_position(sets).map_err(|error| Stuck::from(error).or_then(EITHER_WAY))?;
         match (stands, goal) {
-            (Standing::Start, _) => self.confirm(sets, stands, is_settled).map(|()| Outcome::Untouched),
-            (Standing::End, Goal::Either) => match self.confirm(sets, stands, is_settled) {
+            (Position::Start, _) => self.confirm(sets, stands, is_settled).map(|()| Outcome::Untouched),
+            (Position::End, Goal::Either) => match self.confirm(sets, stands, is_settled) {
                 Ok(()) => Ok(Outcome::Finished),
                 Err(stuck) => Err(stuck.or_then(AT_END)),
             },
-            (Standing::End, Goal::Old) => {
+            (Position::End, Goal::Old) => {
                 self.put_all_back(sets, is_settled, kept).map_err(|stuck| stuck.or_then(EITHER_WAY))
             }
-            (Standing::Between, _) => self.put_all_back(sets, is_settled, kept),
+            (Position::Between, _) => self.put_all_back(sets, is_settled, kept),
         }
     }
 
     /// Makes what is there last; written once more where the targets are not settled.
-    fn confirm(&self, sets: &[Vec<&File>], stands: Standing, is_settled: bool) -> Result<(), Stuck> {
+    fn confirm(&self, sets: &[Vec<&File>], stands: Position, is_settled: bool) -> Result<(), Stuck> {
         if is_settled {
             return Ok(());
         }
         sets.iter().try_for_each(|targets| self.write_again(targets))?;
-        match self.common_standing(sets)? == stands {
+        match self.common_position(sets)? == stands {
             true => Ok(()),
             false => Err(Stuck::from("what was written again did not come out as it was".to_owned())),
         }
@@ -244,11 +244,11 @@ impl Journal {
     }
 
     /// Where all sets stand, if that is on one side.
-    fn common_standing(&self, sets: &[Vec<&File>]) -> io::Result<Standing> {
-        let found = sets.iter().map(|targets| standing(&self.header, targets, |_| true));
+    fn common_position(&self, sets: &[Vec<&File>]) -> io::Result<Position> {
+        let found = sets.iter().map(|targets| position(&self.header, targets, |_| true));
         let found = found.collect::<io::Result<Vec<_>>>()?;
         let first = found.first().filter(|first| found.iter().all(|other| other == *first));
-        Ok(first.copied().unwrap_or(Standing::Between))
+        Ok(first.copied().unwrap_or(Position::Between))
     }
 
     /// Writes what the system shows, so that the disk gets it.

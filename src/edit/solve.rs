@@ -62,7 +62,7 @@ impl Factor {
     ///
     /// # Errors
     /// [`EditError::Singular`].
-    pub fn adjust(&self, keys: MatRef<'_, f64>, layer: usize) -> Result<Mat<f64>, EditError> {
+    pub(crate) fn adjust(&self, keys: MatRef<'_, f64>, layer: usize) -> Result<Mat<f64>, EditError> {
         let parallel = get_global_parallelism();
         let mut half = keys.transpose().to_owned();
         solve_lower_triangular_in_place(self.lower.as_ref(), half.as_mut(), parallel);

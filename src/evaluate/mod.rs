@@ -215,10 +215,7 @@ pub fn evaluate(
 }
 
 /// Likelihoods of every record's prompts, record by record.
-///
-/// # Errors
-/// As [`outcomes`].
-pub fn record_outcomes(
+fn record_outcomes(
     model: &Model,
     network: &Network,
     records: &[Record],

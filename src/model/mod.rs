@@ -35,7 +35,8 @@ pub use network::{Cache, Network, Site};
 pub use overlay::{Series, TensorEdit, WayBack};
 pub(crate) use parallel::{CORE_SIZE_BYTES, in_halves, on_every_core, power_that_fits};
 pub use reverse::{Suffix, SuffixPass};
-pub use tokenizer::{END_OF_TEXT, Tokenizer, TokenizerFiles};
+pub(crate) use tokenizer::END_OF_TEXT;
+pub use tokenizer::{Tokenizer, TokenizerFiles};
 
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::FileDigest;

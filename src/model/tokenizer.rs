@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::digest::FileDigest;
 
 /// The token that GPT-2 and GPT-J separate documents with.
-pub const END_OF_TEXT: &str = "<|endoftext|>";
+pub(crate) const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// The files of a tokenizer as they lie beside the weights.
 #[derive(Debug, Clone, PartialEq, Eq)]

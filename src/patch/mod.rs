@@ -8,9 +8,10 @@
 //! digest is the patch's name, and signing the manifest signs the patch. This room knows neither files nor MEMIT,
 //! and reads bytes from anybody: whatever they are, it answers with a [`Patch`] or a [`PatchError`].
 
-pub mod draft;
 pub mod layout;
 pub mod manifest;
+
+mod draft;
 
 mod encode;
 

@@ -36,7 +36,7 @@ pub(super) fn check(manifest: &Manifest) -> Checked {
 /// # Errors
 /// That it is too long, or holds control characters.
 pub fn check_text(value: &str) -> Result<(), String> {
-    optional_text(Some(&value.to_owned()), String::new).map_err(in_words)
+    optional_text(Some(value), String::new).map_err(in_words)
 }
 
 /// Checks the name of a line of patches, and says in words what is wrong with it.
@@ -63,12 +63,12 @@ fn check_facts(facts: &[Fact]) -> Checked {
     at_most("facts", facts.len(), FACTS_MAX)?;
     for (index, fact) in facts.iter().enumerate() {
         let fields = [
-            ("id", fact.id.as_ref()),
+            ("id", fact.id.as_deref()),
             ("prompt", Some(&fact.prompt)),
             ("subject", Some(&fact.subject)),
             ("target_new", Some(&fact.target_new)),
-            ("target_old", fact.target_old.as_ref()),
-            ("note", fact.note.as_ref()),
+            ("target_old", fact.target_old.as_deref()),
+            ("note", fact.note.as_deref()),
         ];
         for (field, value) in fields {
             optional_text(value, || format!("facts[{index}].{field}"))?;
@@ -127,9 +127,9 @@ fn check_line(line: Option<&Line>) -> Checked {
 }
 
 fn check_about(about: &About) -> Checked {
-    optional_text(about.title.as_ref(), || "about.title".into())?;
-    optional_text(about.author.as_ref(), || "about.author".into())?;
-    optional_text(about.licence.as_ref(), || "about.licence".into())
+    optional_text(about.title.as_deref(), || "about.title".into())?;
+    optional_text(about.author.as_deref(), || "about.author".into())?;
+    optional_text(about.licence.as_deref(), || "about.licence".into())
 }
 
 /// Terms, bindings and the sections that hold their numbers.
@@ -381,7 +381,7 @@ fn name(value: &str, place: impl Fn() -> String) -> Checked {
     Ok(())
 }
 
-fn optional_text(value: Option<&String>, place: impl Fn() -> String) -> Checked {
+fn optional_text(value: Option<&str>, place: impl Fn() -> String) -> Checked {
     let Some(value) = value else { return Ok(()) };
     sized(value, TEXT_SIZE_MAX_BYTES, &place)?;
     printable(value, place)

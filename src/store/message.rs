@@ -15,7 +15,7 @@
 use crate::digest::{PatchId, WeightsId};
 
 /// Facts that a message lists; of more it tells the number.
-pub const FACTS_LISTED_MAX: usize = 1_000;
+const FACTS_LISTED_MAX: usize = 1_000;
 
 /// Key of the trailer that names a patch that came in.
 const PATCH: &str = "Patch";

@@ -51,8 +51,7 @@ pub use self::error::StoreError;
 pub use self::incoming::{Incoming, Received, THEIR_HEAD};
 pub use self::lfs::Pointer;
 pub use self::log::Commit;
-pub use self::message::{FACTS_LISTED_MAX, Message, is_invisible};
-pub use self::objects::SERIES_MAX;
+pub use self::message::{Message, is_invisible};
 #[doc(hidden)]
 pub use self::objects::series_of_bytes;
 pub use self::operations::{Author, Deed, Operation};

@@ -5,13 +5,13 @@ use std::io;
 use super::super::blocks::{BlockHash, digest_of_blocks};
 use super::super::disk::{File, PAGE_BYTES};
 use super::super::journal::{Block, Extent, Journal};
-use super::super::restore::{Standing, standing};
+use super::super::restore::{Position, position};
 
 impl Journal {
     /// Whether those of the targets that are asked about, by their numbers, are all in one of the two states, or are
     /// what a kill leaves.
     pub(super) fn is_known(&self, targets: &[&File], is_asked: impl Fn(usize) -> bool) -> io::Result<bool> {
-        Ok(standing(&self.header, targets, &is_asked)? != Standing::Between
+        Ok(position(&self.header, targets, &is_asked)? != Position::Between
             || self.is_half_way(targets, &is_asked)?)
     }
 
@@ -20,9 +20,9 @@ impl Journal {
     /// A copy of a whole model is a model of its own, and left as it is if it is in one of the two states.
     pub(super) fn is_in_step(&self, targets: &[&File], number: usize) -> io::Result<bool> {
         let is_asked = |file| file == number;
-        match standing(&self.header, targets, is_asked)? {
-            Standing::Between => self.is_half_way(targets, is_asked),
-            Standing::Start | Standing::End => Ok(targets.len() > 1),
+        match position(&self.header, targets, is_asked)? {
+            Position::Between => self.is_half_way(targets, is_asked),
+            Position::Start | Position::End => Ok(targets.len() > 1),
         }
     }
 
