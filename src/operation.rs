@@ -20,9 +20,11 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::causes::with_causes;
-use crate::checkpoint::{Checkpoint, CheckpointError, Output, Rewrite, TensorInfo, check_in_place, pipeline};
+use crate::checkpoint::{
+    Checkpoint, CheckpointError, Output, Rewrite, TakenAlong, TensorInfo, check_in_place, pipeline,
+};
 use crate::digest::{PatchId, TensorDigest};
-use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, undo_rows_per_block};
+use crate::factors::{Correction, FactorError, RowsApplied, UndoLog, Update, in_blocks, undo_rows_per_block};
 use crate::patch::manifest::{Binding, TensorBinding};
 use crate::patch::{Patch, PatchError};
 use crate::tensor::{Dtype, Element};
@@ -30,7 +32,7 @@ use crate::with_element;
 
 pub use self::mismatch::{Difference, Mismatch};
 use self::survey::locate;
-pub(crate) use self::survey::{Digests, Standing, standing, survey_digests};
+pub(crate) use self::survey::{Digests, Position, position, survey_digests};
 pub use self::survey::{survey_size_bytes, touched};
 pub use crate::checkpoint::Progress;
 
@@ -290,7 +292,7 @@ pub(crate) fn row_blocks(
     let undo_block_bytes = undo_rows.saturating_mul(columns.max(1)).saturating_mul(dtype.size_bytes());
     let threads = rayon::current_num_threads().clamp(2, BLOCK_THREADS_MAX);
     let block_rows = (threads * BLOCK_BYTES_PER_THREAD / undo_block_bytes).max(1) * undo_rows;
-    (0..rows).step_by(block_rows).map(move |start| start..rows.min(start + block_rows))
+    in_blocks(rows, block_rows)
 }
 
 // ------------------------------------------------------------------------------------------ plan and execution --
@@ -325,10 +327,10 @@ pub fn plan(
 ) -> Result<Answer, OperationError> {
     let bindings = &patch.manifest().bindings;
     let digests = survey_digests(checkpoint, patch, progress)?;
-    Ok(match standing(checkpoint, bindings, &digests, direction) {
-        Standing::Start(binding) => Answer::Fits(Plan::new(checkpoint, patch, binding, direction)?),
-        Standing::End(binding) => Answer::Done { binding, tensors: bindings[binding].tensors.len() },
-        Standing::Elsewhere(mismatch) => Answer::Elsewhere(mismatch),
+    Ok(match position(checkpoint, bindings, &digests, direction) {
+        Position::Start(binding) => Answer::Fits(Plan::new(checkpoint, patch, binding, direction)?),
+        Position::End(binding) => Answer::Done { binding, tensors: bindings[binding].tensors.len() },
+        Position::Elsewhere(mismatch) => Answer::Elsewhere(mismatch),
     })
 }
 
@@ -387,13 +389,9 @@ pub struct Written {
     pub not_finite: Option<u64>,
     /// Weights whose bits changed; none when reverting.
     pub changed: Option<u64>,
-    /// What of the base's folder was not taken along: weights in other forms, which nobody edited, links that lead out
-    /// of it or nowhere, and what is no file.
-    pub left_out: Vec<String>,
-    /// Untouched shards that are the base's own files under a second name, where blocks cannot be shared.
-    pub linked: Vec<String>,
-    /// Untouched shards that could not be shared with the base and were copied.
-    pub copied: Vec<String>,
+    /// How what it does not touch came into a copy.
+    #[serde(flatten)]
+    pub taken_along: TakenAlong,
 }
 
 impl Plan {
@@ -521,17 +519,16 @@ impl Plan {
                 });
             }
         };
-        let committed = output.commit(filled)?;
+        let path = output.path().to_owned();
+        let taken_along = output.commit(filled)?;
         let is_counted = self.direction == Direction::Apply;
         Ok(Written {
-            path: committed.path,
+            path,
             tensors: self.tensors.len(),
             tensor_size_bytes: self.tensor_size_bytes,
             not_finite: is_counted.then_some(total.not_finite),
             changed: is_counted.then_some(total.changed),
-            left_out: committed.left_out,
-            linked: committed.linked,
-            copied: committed.copied,
+            taken_along,
         })
     }
 

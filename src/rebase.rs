@@ -7,7 +7,7 @@
 use crate::bind::{BindError, NotFinite, bind_with};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::digest::{PatchId, WeightsId};
-use crate::operation::{Digests, Direction, Progress, Standing, standing, touched};
+use crate::operation::{Digests, Direction, Position, Progress, position, touched};
 use crate::patch::manifest::{Line, TensorBinding};
 use crate::patch::{Draft, Patch, PatchError};
 
@@ -99,7 +99,7 @@ pub fn rebase(
         return Err(RebaseError::Fits { weights });
     }
     let digests = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str()).zip(digests).collect();
-    if let Standing::End(_) = standing(checkpoint, bindings, &digests, Direction::Apply) {
+    if let Position::End(_) = position(checkpoint, bindings, &digests, Direction::Apply) {
         return Err(RebaseError::Applied { weights });
     }
     let added = |tensor: &TensorBinding| (tensor.name.clone(), tensor.terms.clone());
@@ -155,8 +155,8 @@ pub fn first_missing(
     while !waiting.is_empty() {
         let found = waiting.iter().enumerate().find_map(|(at, &patch)| {
             let bindings = &patches[patch].manifest().bindings;
-            match standing(checkpoint, bindings, &digests, Direction::Revert) {
-                Standing::Start(binding) => Some((at, &bindings[binding])),
+            match position(checkpoint, bindings, &digests, Direction::Revert) {
+                Position::Start(binding) => Some((at, &bindings[binding])),
                 _ => None,
             }
         });

@@ -20,7 +20,7 @@ use crate::checkpoint::{Checkpoint, TensorInfo, pipeline};
 use crate::digest::{PatchId, TensorDigest, WeightsId};
 use crate::factors::RowsApplied;
 use crate::operation::{
-    self, Digests, Direction, Mismatch, OperationError, Progress, Standing, TensorWork, decode_undo,
+    self, Digests, Direction, Mismatch, OperationError, Position, Progress, TensorWork, decode_undo,
 };
 use crate::patch::Patch;
 use crate::patch::manifest::TensorBinding;
@@ -294,10 +294,10 @@ fn verify_digests(
 ) -> Result<DigestEvidence, OperationError> {
     let bindings = &patch.manifest().bindings;
     let (binding_index, direction) =
-        match operation::standing(checkpoint, bindings, &touched, Direction::Apply) {
-            Standing::Start(binding) => (binding, Direction::Apply),
-            Standing::End(binding) => (binding, Direction::Revert),
-            Standing::Elsewhere(mismatch) => return Ok(DigestEvidence::of_mismatch(mismatch)),
+        match operation::position(checkpoint, bindings, &touched, Direction::Apply) {
+            Position::Start(binding) => (binding, Direction::Apply),
+            Position::End(binding) => (binding, Direction::Revert),
+            Position::Elsewhere(mismatch) => return Ok(DigestEvidence::of_mismatch(mismatch)),
         };
     let binding = &bindings[binding_index];
     let is_other = |tensor: &&TensorInfo| !touched.contains_key(tensor.name.as_str());

@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use crate::factors::sums_of_squares;
+use crate::factors::{relative_norm, sums_of_squares};
 use crate::tensor::{Dtype, Element};
 
 /// Weights whose squares one thread adds up.
@@ -72,7 +72,7 @@ impl Norms {
 
     /// `norm(change) / norm(before)`; infinite for a change of nothing but zeros.
     pub(crate) fn ratio(&self) -> f64 {
-        if self.change == 0.0 { 0.0 } else { (self.change / self.before).sqrt() }
+        relative_norm(self.change, self.before)
     }
 }
 

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use super::copy::{Source, Target, copy_ranges, share_or_reserve};
 use super::disk::{File, Kind};
 use super::foreign::{by_ending, is_lfs_pointer};
@@ -17,6 +19,32 @@ use crate::digest::FileDigest;
 
 /// No config or tokenizer file comes near this; what is larger is something else.
 pub const COMPANION_SIZE_BYTES_MAX: u64 = 256 << 20;
+
+/// How what no operation touches came into a copy; nothing where nothing was copied.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct TakenAlong {
+    /// What of the base's folder was not taken along: weights in other forms, which nobody edited, links that lead out
+    /// of it or nowhere, and what is no file.
+    pub left_out: Vec<String>,
+    /// Untouched shards that are the base's own files under a second name, where blocks cannot be shared.
+    pub linked: Vec<String>,
+    /// Untouched shards that could not be shared with the base and were copied.
+    pub copied: Vec<String>,
+}
+
+impl TakenAlong {
+    /// What has come to `next` through this one, a copy on the way to it.
+    pub fn and_then(mut self, next: Self) -> Self {
+        // Only what was linked each time is still the file that was there at first.
+        self.linked.retain(|name| next.linked.contains(name));
+        for (all, more) in [(&mut self.left_out, next.left_out), (&mut self.copied, next.copied)] {
+            all.extend(more);
+            all.sort_unstable();
+            all.dedup();
+        }
+        self
+    }
+}
 
 impl Checkpoint {
     /// Copies what lies beside the weights into the folder `target`; returns the names of what does not go along.

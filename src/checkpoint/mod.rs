@@ -49,10 +49,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
-pub use self::companion::COMPANION_SIZE_BYTES_MAX;
-pub use self::create::{
-    NewTensor, replace, write_new, write_new_folder, write_new_private, write_over, write_safetensors,
-};
+pub use self::companion::{COMPANION_SIZE_BYTES_MAX, TakenAlong};
+pub(crate) use self::create::write_new_folder;
+pub use self::create::{NewTensor, replace, write_new, write_new_private, write_over, write_safetensors};
 #[cfg(test)]
 pub(crate) use self::create::{write_new_folder_on, write_new_on, write_safetensors_on};
 pub use self::error::CheckpointError;
@@ -74,7 +73,7 @@ pub use self::space::free_space_bytes;
 pub use self::target::check_output;
 pub use self::temporary::PassingFolder;
 pub(crate) use self::write::Output;
-pub use self::write::{Committed, Progress, copy};
+pub use self::write::{Progress, copy};
 
 use self::disk::{Access, File, Files, Kind, Lock, Locked};
 use self::header::HEADER_SIZE_FIELD_BYTES;

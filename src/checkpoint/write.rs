@@ -23,6 +23,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::Builder;
 
+use super::companion::TakenAlong;
 use super::copy::{Target, copy_ranges, share_contents, share_or_reserve};
 use super::disk::{Access, Audience, DirectWay, File, Files, Gather};
 use super::in_place::InPlace;
@@ -55,20 +56,6 @@ enum OutputKind<'a> {
 #[must_use]
 pub(crate) struct Filled(());
 
-/// A finished output.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Committed {
-    /// Where it lies.
-    pub path: PathBuf,
-    /// What of the base's folder was not taken along: weights in other forms, which nobody edited, links that lead out
-    /// of it or nowhere, and what is no file.
-    pub left_out: Vec<String>,
-    /// Untouched shards that are the base's own files under a second name, where blocks cannot be shared.
-    pub linked: Vec<String>,
-    /// Untouched shards that could not be shared with the base and were copied.
-    pub copied: Vec<String>,
-}
-
 /// Copies a checkpoint to the new `target`, with what else is in its folder.
 ///
 /// `progress` is told the bytes of a single file; shards are mostly shared, and of them it is told nothing.
@@ -79,7 +66,7 @@ pub fn copy(
     checkpoint: &Checkpoint,
     target: &Path,
     progress: Progress<'_>,
-) -> Result<Committed, CheckpointError> {
+) -> Result<TakenAlong, CheckpointError> {
     let output = Output::create(checkpoint, target, [], progress)?;
     let ((), filled) = output.fill(progress, || Ok::<_, CheckpointError>(()))?;
     output.commit(filled)
@@ -218,13 +205,12 @@ impl<'a> Output<'a> {
     /// [`CheckpointError::OutputExists`] if the name was taken meanwhile, [`CheckpointError::NotDurable`] if it is
     /// all there but may not last, [`CheckpointError::Recovery`] if old bytes could not be put back, else
     /// [`CheckpointError::Io`].
-    pub fn commit(self, _: Filled) -> Result<Committed, CheckpointError> {
-        let path = self.path().to_owned();
+    pub fn commit(self, _: Filled) -> Result<TakenAlong, CheckpointError> {
         match self.kind {
             OutputKind::Copy(copy) => copy.commit(),
             OutputKind::InPlace(in_place) => {
                 in_place.commit()?;
-                Ok(Committed { path, left_out: vec![], linked: vec![], copied: vec![] })
+                Ok(TakenAlong::default())
             }
         }
     }
@@ -247,7 +233,7 @@ impl<'a> Output<'a> {
     }
 
     /// Where it is, or will be.
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         match &self.kind {
             OutputKind::Copy(copy) => &copy.target,
             OutputKind::InPlace(in_place) => in_place.path(),
@@ -267,9 +253,7 @@ struct CheckpointCopy<'a> {
     writer: Mutex<Option<Writer>>,
     /// Copies of shards by index into the checkpoint's files; the copy of a single file is the temporary itself.
     shards: BTreeMap<usize, ShardCopy>,
-    left_out: Vec<String>,
-    linked: Vec<String>,
-    copied: Vec<String>,
+    taken_along: TakenAlong,
     /// Last, so that the handles close before it is removed.
     temporary: Temporary,
 }
@@ -325,9 +309,8 @@ impl<'a> CheckpointCopy<'a> {
         };
         let temporary = temporary.map_err(CheckpointError::io(folder, "write to"))?;
         let (shards, target) = (BTreeMap::new(), target.to_owned());
-        let (rest, left_out, linked, copied) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let writer = Mutex::new(None);
-        let mut copy = Self { checkpoint, target, rest, writer, shards, left_out, linked, copied, temporary };
+        let (rest, writer, taken_along) = (Vec::new(), Mutex::new(None), TakenAlong::default());
+        let mut copy = Self { checkpoint, target, rest, writer, shards, taken_along, temporary };
         copy.make_files(touched, progress).map_err(|error| copy.by_its_name(error))?;
         Ok(copy)
     }
@@ -360,7 +343,7 @@ impl<'a> CheckpointCopy<'a> {
                 self.shards.insert(file_index, ShardCopy { path, file });
             }
         }
-        self.left_out = checkpoint.copy_companions(self.temporary.path())?;
+        self.taken_along.left_out = checkpoint.copy_companions(self.temporary.path())?;
         Ok(())
     }
 
@@ -382,14 +365,14 @@ impl<'a> CheckpointCopy<'a> {
         if link(disk, source, path) {
             // Nobody knows whether whoever wrote it has waited for the disk, and the copy is to last.
             source.file.sync().map_err(CheckpointError::io(&source.path, "sync"))?;
-            self.linked.push(name);
+            self.taken_along.linked.push(name);
             return Ok(None);
         }
         let file = create_new(disk, path)?;
         reserve(disk, &file, path, source.size_bytes)?;
         let ranges = untouched(source.size_bytes, Vec::new());
         self.rest.push(Rest { file_index, ranges, counts: false });
-        self.copied.push(name);
+        self.taken_along.copied.push(name);
         Ok(Some(file))
     }
 
@@ -447,15 +430,15 @@ impl<'a> CheckpointCopy<'a> {
         writer.gather.finish(file).map_err(CheckpointError::io(path, "write"))
     }
 
-    fn commit(self) -> Result<Committed, CheckpointError> {
+    fn commit(self) -> Result<TakenAlong, CheckpointError> {
         let writer = self.writer.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
         let settled = self.finish_writing(writer).and_then(|()| self.settle());
         settled.map_err(|error| self.by_its_name(error))?;
-        let Self { checkpoint, target, left_out, linked, copied, shards, temporary, .. } = self;
+        let Self { checkpoint, target, taken_along, shards, temporary, .. } = self;
         drop(shards);
         checkpoint.tell_of_last_step();
         temporary.place_new(&target)?;
-        Ok(Committed { path: target, left_out, linked, copied })
+        Ok(taken_along)
     }
 
     /// Gives the copies the modes of their originals, and makes them last.
@@ -560,11 +543,7 @@ mod tests {
         let (_, filled) = output.fill(&none, || write(4, 9.0).and_then(|()| write(0, 2.0))).unwrap();
         assert!(output.write_at(tensor, 5, &[0; 4]).is_err(), "beyond the tensor's end");
         assert!(!target.exists());
-        let committed = output.commit(filled).unwrap();
-        assert_eq!(
-            committed,
-            Committed { path: target.clone(), left_out: vec![], linked: vec![], copied: vec![] }
-        );
+        assert_eq!(output.commit(filled).unwrap(), TakenAlong::default());
         let found = std::fs::read(&target).unwrap();
         assert_eq!(found[..found.len() - 4], bytes[..bytes.len() - 4]);
         assert_eq!(found[found.len() - 4..], 9.0_f32.to_le_bytes());

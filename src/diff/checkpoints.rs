@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::checkpoint::{Checkpoint, CheckpointError, TensorInfo};
 use crate::digest::{TensorDigest, WeightsId};
+use crate::factors::relative_norm;
 #[cfg(feature = "edit")]
 use crate::factors::{FactorError, Sketch};
 use crate::operation::{OperationError, Progress};
@@ -370,11 +371,10 @@ fn change(reader: &DeltaReader<'_>, options: CheckpointOptions) -> Result<Change
         // Added in order: the same numbers on any number of threads.
         sums.into_iter().for_each(|sums| total.add(sums));
     }
-    let relative_norm = if total.difference == 0.0 { 0.0 } else { (total.difference / total.first).sqrt() };
     Ok(Change {
         weights,
         changed: total.changed,
-        relative_norm,
+        relative_norm: relative_norm(total.difference, total.first),
         ulps_max: total.ulps_max,
         ulps_mean: if total.changed == 0 { 0.0 } else { total.ulps / total.changed as f64 },
         not_finite: total.not_finite,

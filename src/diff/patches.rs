@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::fields::{FieldChange, RESULTS, WEIGHTS, manifest_changes, recipe_changes};
 use crate::digest::PatchId;
-use crate::factors::{FactorError, Term, Update, inner_product};
+use crate::factors::{FactorError, Term, Update, in_blocks, inner_product, relative_norm};
 use crate::facts::{PLACEHOLDER, Things, same_target};
 use crate::operation::OperationError;
 use crate::patch::Patch;
@@ -52,18 +52,27 @@ impl PatchDiff {
 
 /// One of two patches has a part that does not decode.
 #[derive(Debug, thiserror::Error)]
-#[error("the {} patch", if *is_second { "second" } else { "first" })]
+#[error("the {} patch", match side { Side::First => "first", Side::Second => "second" })]
 #[non_exhaustive]
 pub struct PatchDiffError {
-    /// The second one has, not the first.
-    pub is_second: bool,
+    /// Which of them.
+    pub side: Side,
     /// What is wrong with it.
     pub source: OperationError,
 }
 
+/// One of two patches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The first.
+    First,
+    /// The second.
+    Second,
+}
+
 impl PatchDiffError {
-    fn of(side: usize, source: impl Into<OperationError>) -> Self {
-        Self { is_second: side == 1, source: source.into() }
+    fn of(side: Side, source: impl Into<OperationError>) -> Self {
+        Self { side, source: source.into() }
     }
 }
 
@@ -287,8 +296,7 @@ fn update_diff(name: &str, comparison: &mut Comparison<'_>) -> Result<UpdateDiff
         let cosine = (sums.product / (norms[0] * norms[1])).clamp(-1.0, 1.0);
         cosine.acos().to_degrees()
     });
-    let relative =
-        comparable.then(|| if sums.difference == 0.0 { 0.0 } else { sums.difference.sqrt() / norms[0] });
+    let relative = comparable.then(|| relative_norm(sums.difference, sums.first));
     Ok(UpdateDiff {
         name: name.to_owned(),
         first: sized(first, norms[0]),
@@ -319,7 +327,11 @@ impl<'p> Comparison<'p> {
                 let mut norm = |side, part: Option<&Part>| {
                     part.map_or(Ok(0.0), |part| self.squared_norm(name, side, part))
                 };
-                Sums { first: norm(0, first)?, second: norm(1, second)?, ..Sums::default() }
+                Sums {
+                    first: norm(Side::First, first)?,
+                    second: norm(Side::Second, second)?,
+                    ..Sums::default()
+                }
             }
         };
         self.known.insert(key, sums);
@@ -329,14 +341,17 @@ impl<'p> Comparison<'p> {
     /// The sums over two updates of one shape.
     fn of_both(&mut self, name: &str, parts: [&Part; 2]) -> Result<Sums, PatchDiffError> {
         if !self.takes_entries(&parts) {
-            return Ok(Sums::of_factors(&[self.terms(0, parts[0])?, self.terms(1, parts[1])?]));
+            return Ok(Sums::of_factors(&[
+                self.terms(Side::First, parts[0])?,
+                self.terms(Side::Second, parts[1])?,
+            ]));
         }
-        let updates = [self.update(0, parts[0])?, self.update(1, parts[1])?];
+        let updates = [self.update(Side::First, parts[0])?, self.update(Side::Second, parts[1])?];
         Sums::of(&updates[0], &updates[1]).map_err(|(side, source)| failed(side, name, source))
     }
 
     /// The squared norm of one update.
-    fn squared_norm(&mut self, name: &str, side: usize, part: &Part) -> Result<f64, PatchDiffError> {
+    fn squared_norm(&mut self, name: &str, side: Side, part: &Part) -> Result<f64, PatchDiffError> {
         if !self.takes_entries(&[part]) {
             return Ok(squared_norm_of_factors(&self.terms(side, part)?));
         }
@@ -356,29 +371,29 @@ impl<'p> Comparison<'p> {
         }
     }
 
-    fn update(&self, side: usize, part: &Part) -> Result<Update, PatchDiffError> {
-        let update = self.patches[side].update(part.binding, part.place);
+    fn update(&self, side: Side, part: &Part) -> Result<Update, PatchDiffError> {
+        let update = self.patches[side as usize].update(part.binding, part.place);
         update.map_err(|error| PatchDiffError::of(side, error))
     }
 
-    fn terms(&self, side: usize, part: &Part) -> Result<Vec<Term>, PatchDiffError> {
-        let terms = part.terms.iter().map(|&index| self.patches[side].term(index));
+    fn terms(&self, side: Side, part: &Part) -> Result<Vec<Term>, PatchDiffError> {
+        let terms = part.terms.iter().map(|&index| self.patches[side as usize].term(index));
         terms.collect::<Result<_, _>>().map_err(|error| PatchDiffError::of(side, error))
     }
 }
 
 /// The arithmetic refused the update of tensor `name`.
-fn failed(side: usize, name: &str, source: FactorError) -> PatchDiffError {
+fn failed(side: Side, name: &str, source: FactorError) -> PatchDiffError {
     PatchDiffError::of(side, OperationError::Factors { tensor: name.to_owned(), source })
 }
 
 impl Sums {
     /// Over two updates of one shape; or which of the two is wrong.
-    fn of(first: &Update, second: &Update) -> Result<Self, (usize, FactorError)> {
+    fn of(first: &Update, second: &Update) -> Result<Self, (Side, FactorError)> {
         let mut sums = Self::default();
         for rows in blocks(first) {
             let of = |side, update: &Update| update.delta_rows(rows.clone()).map_err(|error| (side, error));
-            let (first, second) = (of(0, first)?, of(1, second)?);
+            let (first, second) = (of(Side::First, first)?, of(Side::Second, second)?);
             for (first, second) in first.iter().zip(&second) {
                 sums.first += first * first;
                 sums.second += second * second;
@@ -419,8 +434,7 @@ fn squared_norm(update: &Update) -> Result<f64, FactorError> {
 }
 
 fn blocks(update: &Update) -> impl Iterator<Item = Range<usize>> + use<> {
-    let (rows, block_rows) = (update.rows(), (BLOCK_ENTRIES / update.columns().max(1)).max(1));
-    (0..rows).step_by(block_rows).map(move |start| start..rows.min(start + block_rows))
+    in_blocks(update.rows(), (BLOCK_ENTRIES / update.columns().max(1)).max(1))
 }
 
 #[cfg(test)]

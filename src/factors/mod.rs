@@ -66,6 +66,16 @@ pub const BITS_MAX: u8 = 16;
 /// Sums of products stay below this, so that an f64 holds every partial sum exactly.
 pub(crate) const EXACT_SUM_LIMIT: u64 = 1 << 53;
 
+/// `norm(part) / norm(whole)` from the sums of their squares; 0 of nothing, even where the whole is nothing.
+pub(crate) fn relative_norm(part: f64, whole: f64) -> f64 {
+    if part == 0.0 { 0.0 } else { (part / whole).sqrt() }
+}
+
+/// Ranges of so many, and a last one of what is left.
+pub(crate) fn in_blocks(count: usize, block: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+    (0..count).step_by(block).map(move |start| start..count.min(start + block))
+}
+
 /// A term that cannot be part of a patch, or a result that cannot be stored.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]

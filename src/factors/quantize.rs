@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::{BITS_MAX, BITS_MIN, FactorError, IntegerMatrix, Integers, Term, magnitude_limit};
+use super::{BITS_MAX, BITS_MIN, FactorError, IntegerMatrix, Integers, Term, in_blocks, magnitude_limit};
 
 /// Values of a dense update that are looked at together.
 const BLOCK_VALUES: usize = 1 << 18;
@@ -76,8 +76,7 @@ pub(crate) fn quantize_dense_rows<E: From<FactorError>>(
     let limit = magnitude_limit(bits);
     let step = (BLOCK_VALUES / columns.max(1)).max(1);
     let mut of_each_row = |of_row: &mut dyn FnMut(&[f64])| -> Result<(), E> {
-        for first in (0..rows).step_by(step) {
-            let block = first..rows.min(first + step);
+        for block in in_blocks(rows, step) {
             let values = read(block.clone())?;
             check_values("the dense update", &values, block.len(), columns, bits)?;
             rows_of(&values, columns).for_each(&mut *of_row);

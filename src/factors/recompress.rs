@@ -2,7 +2,7 @@
 
 use super::compress::{BITS_DEFAULT, Compression, RankLimit, compress};
 use super::quantize::quantize_dense;
-use super::{BITS_MAX, FactorError, Integers, Term, Update};
+use super::{BITS_MAX, FactorError, Integers, Term, Update, in_blocks, relative_norm};
 
 /// Rows that are compared at once.
 const BLOCK_ROWS: usize = 64;
@@ -85,15 +85,14 @@ impl Sum {
 fn relative_error(update: &Update, term: &Term) -> Result<f64, FactorError> {
     let found = Update::new(vec![term.clone()])?;
     let (mut difference, mut size) = (0.0, 0.0);
-    for start in (0..update.rows()).step_by(BLOCK_ROWS) {
-        let rows = start..update.rows().min(start + BLOCK_ROWS);
+    for rows in in_blocks(update.rows(), BLOCK_ROWS) {
         let (found, wanted) = (found.delta_rows(rows.clone())?, update.delta_rows(rows)?);
         for (found, wanted) in found.iter().zip(&wanted) {
             difference += (found - wanted).powi(2);
             size += wanted.powi(2);
         }
     }
-    Ok(if difference == 0.0 { 0.0 } else { (difference / size).sqrt() })
+    Ok(relative_norm(difference, size))
 }
 
 #[cfg(test)]

@@ -18,8 +18,8 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::FactorError;
 use super::compress::{Orthogonal, Singular};
+use super::{FactorError, in_blocks};
 
 const SEED: u64 = 0x736b_6574_6368;
 /// Numbers of one block of rows.
@@ -133,8 +133,7 @@ struct Source<'a, E> {
 
 impl<E: From<FactorError>> Source<'_, E> {
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<E> {
-        let (rows, block_rows) = (self.rows, (BLOCK_ENTRIES / self.columns.max(1)).max(1));
-        (0..rows).step_by(block_rows).map(move |start| start..rows.min(start + block_rows))
+        in_blocks(self.rows, (BLOCK_ENTRIES / self.columns.max(1)).max(1))
     }
 
     fn read(&mut self, rows: Range<usize>) -> Result<Vec<f64>, E> {

@@ -10,7 +10,7 @@ use crate::patch::manifest::{Binding, TensorBinding};
 
 /// The three answers, the same for both directions.
 #[derive(Debug)]
-pub(crate) enum Standing {
+pub(crate) enum Position {
     /// All touched tensors of this binding are at the start.
     Start(usize),
     /// All touched tensors of this binding are at the end.
@@ -35,21 +35,21 @@ pub(crate) fn survey_digests<'c>(
 
 /// Finds which binding's start, or else which binding's end, the checkpoint stands at; a tensor without a digest counts
 /// as missing.
-pub(crate) fn standing(
+pub(crate) fn position(
     checkpoint: &Checkpoint,
     bindings: &[Binding],
     digests: &Digests<'_>,
     direction: Direction,
-) -> Standing {
+) -> Position {
     let compared: Vec<_> =
         bindings.iter().map(|binding| Comparison::new(checkpoint, binding, digests, direction)).collect();
     if let Some(index) = compared.iter().position(|found| found.at_start == found.tensors) {
-        return Standing::Start(index);
+        return Position::Start(index);
     }
     if let Some(index) = compared.iter().position(|found| found.at_end == found.tensors) {
-        return Standing::End(index);
+        return Position::End(index);
     }
-    Standing::Elsewhere(closest(checkpoint, compared))
+    Position::Elsewhere(closest(checkpoint, compared))
 }
 
 /// The comparison with most tensors in either state; the earliest among equals.

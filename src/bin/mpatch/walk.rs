@@ -3,13 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mpatch::checkpoint::{Checkpoint, Layout, PassingFolder, copy};
+use mpatch::checkpoint::{Checkpoint, Layout, PassingFolder, TakenAlong, copy};
 use mpatch::digest::PatchId;
 use mpatch::operation::{Answer, Direction, plan, survey_size_bytes};
 use mpatch::patch::Patch;
 use mpatch::store::{Change, Commit, CommitId, Message, Standing, Step, Store, StoreError};
 
-use crate::commands::change::TakenAlong;
 use crate::commands::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{LOCK_TIMEOUT_SECONDS, author, here, in_words, message};
@@ -39,7 +38,7 @@ pub fn walk(
     let Some((last, before)) = steps.split_last() else {
         let progress = output.progress("copying", checkpoint.weights_size_bytes());
         let checkpoint = checkpoint.before_last_step(before_last_step);
-        return Ok(TakenAlong::of_copy(copy(&checkpoint, target, &|bytes| progress.add(bytes))?));
+        return Ok(copy(&checkpoint, target, &|bytes| progress.add(bytes))?);
     };
     let passing = PassingFolder::create(folder_of(target))?;
     let ending = if checkpoint.layout() == Layout::File { ".safetensors" } else { "" };
@@ -150,7 +149,7 @@ fn take(
             plan.execute_in_place(checkpoint, &patch, &|bytes| progress.add(bytes))
         }
     };
-    written.map(|written| TakenAlong::of(&written)).map_err(failed)
+    written.map(|written| written.taken_along).map_err(failed)
 }
 
 /// A step in words.

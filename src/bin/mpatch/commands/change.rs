@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::checkpoint::{Checkpoint, Committed, check_output};
+use mpatch::checkpoint::{Checkpoint, TakenAlong, check_output};
 use mpatch::operation::{Direction, Plan, PlannedTensor, Written};
 use mpatch::patch::Patch;
 use mpatch::store::CommitId;
@@ -297,58 +297,21 @@ fn write_remarks(written: &Written, page: &mut Page) {
         let (are, stay) = if not_finite == 1 { ("is", "stays") } else { ("are", "stay") };
         page.line(&format!("{weights} {are} NaN or infinite in the base, and {stay} so"));
     }
-    TakenAlong::of(written).write(page);
+    write_taken_along(&written.taken_along, page);
 }
 
-/// How what no step touches came into a copy.
-#[derive(Debug, Default, Serialize)]
-pub struct TakenAlong {
-    left_out: Vec<String>,
-    linked: Vec<String>,
-    copied: Vec<String>,
-}
-
-impl TakenAlong {
-    /// As an operation has it.
-    pub fn of(written: &Written) -> Self {
-        let Written { left_out, linked, copied, .. } = written.clone();
-        Self { left_out, linked, copied }
-    }
-
-    /// As a copy without an operation has it.
-    pub fn of_copy(committed: Committed) -> Self {
-        let Committed { left_out, linked, copied, .. } = committed;
-        Self { left_out, linked, copied }
-    }
-
-    /// What has come to `next` through this one, a copy on the way to it.
-    pub fn and_then(mut self, next: Self) -> Self {
-        // Only what was linked each time is still the file that was there at first.
-        self.linked.retain(|name| next.linked.contains(name));
-        for (all, more) in [(&mut self.left_out, next.left_out), (&mut self.copied, next.copied)] {
-            all.extend(more);
-            all.sort_unstable();
-            all.dedup();
-        }
-        self
-    }
-
-    /// What a user would want to know of it.
-    pub fn write(&self, page: &mut Page) {
-        let lines = [
-            (
-                &self.left_out,
-                "not taken along, since they hold the weights unedited in another form, lead out of the folder or \
-                 nowhere, or are no files",
-            ),
-            (
-                &self.linked,
-                "the original's own files under a second name, since this file system shares no blocks",
-            ),
-            (&self.copied, "copied, since this file system can neither share nor link them from there"),
-        ];
-        for (files, what) in lines.into_iter().filter(|(files, _)| !files.is_empty()) {
-            page.line(&format!("{what}: {}", files.join(", ")));
-        }
+/// What a user would want to know of how the rest came into a copy.
+pub fn write_taken_along(TakenAlong { left_out, linked, copied }: &TakenAlong, page: &mut Page) {
+    let lines = [
+        (
+            left_out,
+            "not taken along, since they hold the weights unedited in another form, lead out of the folder or \
+             nowhere, or are no files",
+        ),
+        (linked, "the original's own files under a second name, since this file system shares no blocks"),
+        (copied, "copied, since this file system can neither share nor link them from there"),
+    ];
+    for (files, what) in lines.into_iter().filter(|(files, _)| !files.is_empty()) {
+        page.line(&format!("{what}: {}", files.join(", ")));
     }
 }

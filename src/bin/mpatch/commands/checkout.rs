@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mpatch::checkpoint::TakenAlong;
 use mpatch::store::{Commit, CommitId, Head, Kind, Step, Store, StoreError, way};
 use serde::Serialize;
 
-use super::change::TakenAlong;
+use super::change::write_taken_along;
 use super::{beside, open_checkpoint};
 use crate::args::output_path;
 use crate::error::CommandError;
@@ -262,7 +263,7 @@ impl Report for CheckoutReport {
         };
         page.line(&format!("{wrote}: {steps}"));
         moved.words.iter().for_each(|words| page.line(&format!("  {words}")));
-        moved.taken_along.write(page);
+        write_taken_along(&moved.taken_along, page);
     }
 
     fn next(&self) -> Option<String> {

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::diff::{
-    Change, CheckpointDiff, CheckpointOptions, FactChange, FactsDiff, FieldChange, PatchDiff, TensorDiff,
-    UpdateDiff, UpdateSize, diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
+    Change, CheckpointDiff, CheckpointOptions, FactChange, FactsDiff, FieldChange, PatchDiff, Side,
+    TensorDiff, UpdateDiff, UpdateSize, diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
 };
 use mpatch::digest::{FileDigest, PatchId};
 use mpatch::extract::{ExtractError, ExtractedTensor, Form, extract};
@@ -190,7 +190,10 @@ fn patches(
     let read = |kept: Option<Patch>, path: &Path| kept.map_or_else(|| open_patch(path), Ok);
     let (one, other) = (read(kept.0, first)?, read(kept.1, second)?);
     let diff = diff_patches(&one, &other).map_err(|error| {
-        let path = if error.is_second { second } else { first };
+        let path = match error.side {
+            Side::First => first,
+            Side::Second => second,
+        };
         CommandError::operation(&path.to_string_lossy(), error.source)
     })?;
     let answer = answer(diff.is_same());
