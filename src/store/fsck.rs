@@ -72,7 +72,7 @@ impl Checked {
 /// What the commits that have been read so far have in common.
 #[derive(Default)]
 struct Seen {
-    places: BTreeSet<(PatchId, Oid, Option<Oid>)>,
+    places: BTreeSet<(PatchId, Stored)>,
     bindings: BTreeMap<PatchId, Vec<Binding>>,
     /// The states along their series, by the base that these begin at.
     paths: BTreeMap<Oid, Paths>,
@@ -82,7 +82,7 @@ impl Seen {
     /// The patches of a commit, with where they are kept, that no commit before it had there.
     fn new_patches(&mut self, snapshot: &Snapshot) -> Vec<(PatchId, Stored)> {
         let patches = snapshot.patches.iter().map(|(id, stored)| (*id, *stored));
-        patches.filter(|(id, stored)| self.places.insert((*id, stored.blob, stored.manifest))).collect()
+        patches.filter(|place| self.places.insert(*place)).collect()
     }
 }
 
@@ -185,6 +185,8 @@ impl Store {
             }
             let object = self.repository.find_object(oid, None);
             match object.and_then(|object| object.peel_to_commit()) {
+                // Another one than that of a tag object, which may be the only way to it.
+                Ok(commit) if commit.id() != oid => waiting.push(commit.id()),
                 Ok(commit) => waiting.extend(commit.parent_ids()),
                 Err(error) => {
                     checked.problem(format!("commit {oid}"), &error);

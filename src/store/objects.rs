@@ -44,7 +44,7 @@ const TEXT_SIZE_MAX_BYTES: usize = 64 << 20;
 const BLOB_SIZE_MAX_BYTES: usize = 256 << 20;
 
 /// Where a patch's bytes are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Stored {
     /// The patch, or the pointer to it.
     pub(super) blob: Oid,

@@ -67,3 +67,23 @@ fn nothing_is_taken_that_is_not_missing_and_what_nothing_refers_to_is_moved_asid
     place.good("gc");
     assert!(!spare.exists());
 }
+
+#[test]
+fn a_state_that_only_a_tag_object_leads_to_is_read_and_mended() {
+    let place = Place::begun();
+    let id = place.head();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    let patch = place.git("ls-tree HEAD patches/");
+    let blob = patch.split_whitespace().nth(2).unwrap();
+    place.git("-c user.name=x -c user.email=y tag -a v1 -m words");
+    // As in a history that was fetched by git: no operation tells of the state.
+    place.git(&format!("update-ref refs/heads/main {}", id.trim()));
+    place.git("update-ref -d refs/mpatch/operations");
+    let said = place.good("fsck");
+    assert!(said.contains("2 commits") && said.contains("1 patch"), "{said}");
+    fs::remove_file(place.path(&format!(".git/objects/{}/{}", &blob[..2], &blob[2..]))).unwrap();
+    let errors = place.bad("fsck", 3);
+    assert!(errors.contains(&blob[..12]), "{errors}");
+    assert!(place.good("fsck --repair one.mpatch").contains("mended: patch"));
+}
