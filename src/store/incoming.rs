@@ -45,6 +45,15 @@ pub(super) struct Passing {
     pub(super) folder: PassingFolder,
 }
 
+/// What came and no name here leads to, and what is here of it all the same.
+#[derive(Default)]
+struct Arrivals {
+    /// Of states that are new here.
+    trees: Trees,
+    /// Patches that the states here have, each with where it is kept.
+    known: BTreeSet<(PatchId, Stored)>,
+}
+
 /// What came.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Received {
@@ -167,7 +176,7 @@ fn patches(
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
     for (tree, _) in trees {
         for (id, stored) in objects.read_tree(*tree)?.patches {
-            if seen.insert((id, stored.blob, stored.manifest)) {
+            if seen.insert((id, stored)) {
                 found.push((id, stored));
             }
         }
@@ -224,17 +233,26 @@ impl Incoming<'_> {
     /// # Errors
     /// What is wrong with a commit; and of each patch, what is wrong with it.
     pub fn new_patches(&self) -> Result<impl Iterator<Item = Result<Patch, StoreError>>, StoreError> {
-        let known: BTreeSet<Oid> = match self.store.view()?.head_commit() {
-            None => BTreeSet::new(),
-            Some(_) => {
-                let here = self.store.objects();
-                let here = patches(here, &trees(here, self.store.everything()?)?)?;
-                here.into_iter().map(|(_, stored)| stored.blob).collect()
-            }
-        };
-        let came = patches(self.objects(), &trees(self.objects(), self.commits()?)?)?;
-        let new = came.into_iter().filter(move |(_, stored)| !known.contains(&stored.blob));
+        let Arrivals { trees, known } = self.arrivals()?;
+        let came = patches(self.objects(), &trees)?;
+        let new = came.into_iter().filter(move |place| !known.contains(place));
         Ok(new.map(|(id, stored)| self.objects().read_patch(id, stored)))
+    }
+
+    /// What came, without what is here: that is not read again, however long the history is.
+    fn arrivals(&self) -> Result<Arrivals, StoreError> {
+        let here = match self.store.view()?.head_commit() {
+            None => Vec::new(),
+            Some(_) => self.store.everything()?,
+        };
+        let here_too: BTreeSet<Oid> = here.iter().copied().collect();
+        let mut came = self.commits()?;
+        came.retain(|commit| !here_too.contains(commit));
+        if came.is_empty() {
+            return Ok(Arrivals::default());
+        }
+        let known = patches(self.store.objects(), &trees(self.store.objects(), here)?)?;
+        Ok(Arrivals { trees: trees(self.objects(), came)?, known: known.into_iter().collect() })
     }
 
     /// Every state that a name there leads to, the newest first.
@@ -253,18 +271,21 @@ impl Incoming<'_> {
     /// What is wrong with a commit.
     pub fn missing(&self) -> Result<Vec<Pointer>, StoreError> {
         let mut found = pointers(self.objects(), self.commits()?)?;
-        found.retain(|pointer| self.store.lfs.read(pointer).is_err());
+        found.retain(|pointer| !self.store.lfs.has(pointer));
         Ok(found)
     }
 
-    /// Checks everything that came: each commit, tree and patch, and that every series leads to what it claims.
+    /// Checks everything that came: each commit, tree and patch, and that every series leads to what it claims. Of a
+    /// patch that is known here this needs the bindings, and that it has not been lost.
     fn check(&self, with_base: bool) -> Result<usize, StoreError> {
         let objects = self.objects();
-        let trees = trees(objects, self.commits()?)?;
+        let Arrivals { trees, known } = self.arrivals()?;
         let mut bindings = BTreeMap::new();
         for (id, stored) in patches(objects, &trees)? {
-            let patch = objects.read_patch(id, stored)?;
-            bindings.insert(id, objects.bindings(id, stored, Some(&patch))?);
+            let is_here = known.contains(&(id, stored))
+                && objects.pointer(id, stored)?.is_none_or(|pointer| self.store.lfs.has(&pointer));
+            let patch = if is_here { None } else { Some(objects.read_patch(id, stored)?) };
+            bindings.insert(id, objects.bindings(id, stored, patch.as_ref())?);
         }
         self.check_states(&trees, with_base, &bindings)?;
         let odb = self.store.repository.odb().map_err(StoreError::git("open its objects"))?;

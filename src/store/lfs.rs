@@ -122,6 +122,12 @@ impl Objects {
         self.folder.join("objects").join(&pointer.oid[..2]).join(&pointer.oid[2..4]).join(&pointer.oid)
     }
 
+    /// Whether a file of the object's size lies in its place; its bytes are not read.
+    pub(super) fn has(&self, pointer: &Pointer) -> bool {
+        let about = std::fs::metadata(self.path(pointer));
+        about.is_ok_and(|about| about.is_file() && about.len() == pointer.size_bytes)
+    }
+
     /// The object's bytes, checked.
     pub(super) fn read(&self, pointer: &Pointer) -> Result<Vec<u8>, Absent> {
         let path = self.path(pointer);
