@@ -29,10 +29,21 @@ pub struct Change<'s> {
 }
 
 /// Which way an operation is gone once more.
-#[derive(Clone, Copy)]
-enum Replay {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replay {
+    /// Back.
     Undo,
+    /// Forward again.
     Redo,
+}
+
+impl Replay {
+    const fn verb(self) -> &'static str {
+        match self {
+            Replay::Undo => "undo",
+            Replay::Redo => "redo",
+        }
+    }
 }
 
 impl Change<'_> {
@@ -247,32 +258,22 @@ impl Change<'_> {
         self.journal.after.model = model;
     }
 
-    /// Moves all names back to where they were before the last operation that is not undone; tells which one it was.
+    /// Moves all names back to where they were before the last operation that is not undone, or does the one again that
+    /// was undone last; tells which one it was.
     ///
     /// # Errors
     /// [`StoreError::NothingTo`].
-    pub fn undo(self) -> Result<Operation, StoreError> {
-        self.replay(Replay::Undo)
-    }
-
-    /// Does the operation again that was undone last.
-    ///
-    /// # Errors
-    /// [`StoreError::NothingTo`].
-    pub fn redo(self) -> Result<Operation, StoreError> {
-        self.replay(Replay::Redo)
-    }
-
-    fn replay(mut self, way: Replay) -> Result<Operation, StoreError> {
+    pub fn replay(mut self, replay: Replay) -> Result<Operation, StoreError> {
         let operations = self.store.operations()?;
         let (done, undone) = operations::stacks(&operations);
-        let (verb, chosen) = match way {
-            Replay::Undo => ("undo", done.last()),
-            Replay::Redo => ("redo", undone.last()),
+        let chosen = match replay {
+            Replay::Undo => done.last(),
+            Replay::Redo => undone.last(),
         };
+        let verb = replay.verb();
         let nothing = || StoreError::NothingTo { verb };
         let chosen = chosen.copied().cloned().ok_or_else(nothing)?;
-        let (view, deed) = match way {
+        let (view, deed) = match replay {
             Replay::Undo => (&chosen.before, Deed::Undo(chosen.id)),
             Replay::Redo => (&chosen.after, Deed::Redo(chosen.id)),
         };

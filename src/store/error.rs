@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use git2::{ErrorClass, ErrorCode};
 
+use super::refs::Kind;
 use super::state::Misfit;
 use crate::digest::PatchId;
 use crate::patch::PatchError;
@@ -171,16 +172,16 @@ pub enum StoreError {
     Name {
         /// The name.
         name: String,
-        /// `branch` or `tag`.
-        kind: &'static str,
+        /// What it is to name.
+        kind: Kind,
     },
     /// A name that is taken.
     #[error("there is a {kind} `{name}` already, at {at}")]
     Taken {
         /// The name.
         name: String,
-        /// `branch` or `tag`.
-        kind: &'static str,
+        /// What it names.
+        kind: Kind,
         /// The commit it names.
         at: String,
     },
@@ -233,7 +234,7 @@ pub enum StoreError {
     /// There is no operation to take back, or to do again.
     #[error("there is nothing to {verb}")]
     NothingTo {
-        /// `undo` or `redo`.
+        /// `undo`, `redo` or `take back`.
         verb: &'static str,
     },
     /// Two histories have nothing in common.

@@ -45,7 +45,7 @@ use crate::patch::{Manifest, Patch};
 
 pub use self::base::{Base, BaseTensor};
 pub use self::beside::Beside;
-pub use self::change::Change;
+pub use self::change::{Change, Replay};
 pub use self::error::StoreError;
 #[doc(hidden)] // For the command line, which says an error with its causes in the same words.
 pub use self::incoming::{Incoming, Received, THEIR_HEAD};
@@ -56,7 +56,7 @@ pub use self::message::{Message, is_invisible};
 pub use self::objects::series_of_bytes;
 pub use self::operations::{Author, Deed, Operation};
 pub use self::refs::{CommitId, Head, Kind, View};
-pub use self::state::{Atlas, Standing, Step, way};
+pub use self::state::{Atlas, Location, Step, way};
 pub use self::tidy::Tidied;
 
 /// The version of stores that this program makes and reads.

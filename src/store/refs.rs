@@ -86,15 +86,6 @@ impl Kind {
         }
     }
 
-    /// The word for it.
-    pub const fn word(self) -> &'static str {
-        match self {
-            Kind::Branch => "branch",
-            Kind::Tag => "tag",
-            Kind::Remote => "remote branch",
-        }
-    }
-
     /// The full name of a ref, if git takes it.
     pub(super) fn full_name(self, name: &str) -> Result<String, StoreError> {
         let full = format!("{}{name}", self.prefix());
@@ -106,12 +97,22 @@ impl Kind {
     }
 
     fn refused(self, name: &str) -> StoreError {
-        StoreError::Name { name: name.to_owned(), kind: self.word() }
+        StoreError::Name { name: name.to_owned(), kind: self }
     }
 
     pub(super) fn taken(self, name: &str, at: Oid) -> StoreError {
         let at = CommitId(at).short();
-        StoreError::Taken { name: name.to_owned(), kind: self.word(), at }
+        StoreError::Taken { name: name.to_owned(), kind: self, at }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Kind::Branch => "branch",
+            Kind::Tag => "tag",
+            Kind::Remote => "remote branch",
+        })
     }
 }
 

@@ -203,7 +203,7 @@ impl Paths {
 
 /// Where a checkpoint stands among the known states.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum Location {
     /// In a known state; the indices of all series that lead to it, the shortest first.
     At(Vec<usize>),
     /// Every tensor is in some known state, but not all in the same one.
@@ -296,27 +296,27 @@ impl Atlas {
     }
 
     /// Finds the state in which these tensors, of those of the base, have these digests.
-    pub fn locate(&self, digests: &BTreeMap<String, TensorDigest>) -> Standing {
+    pub fn locate(&self, digests: &BTreeMap<String, TensorDigest>) -> Location {
         let compared: Vec<&BaseTensor> =
             self.base.tensors.iter().filter(|tensor| digests.contains_key(&tensor.name)).collect();
         let agrees = |state: &State, tensor: &BaseTensor| digests[&tensor.name] == state.digest(tensor);
         let at = |known: &Known| compared.iter().all(|tensor| agrees(&known.state, tensor));
         let found: Vec<usize> = (0..self.known.len()).filter(|&index| at(&self.known[index])).collect();
         if !found.is_empty() {
-            return Standing::At(found);
+            return Location::At(found);
         }
         let is_stranger =
             |tensor: &&&BaseTensor| !self.known.iter().any(|known| agrees(&known.state, tensor));
         let strangers: Vec<&&BaseTensor> = compared.iter().filter(is_stranger).collect();
         if let Some(first) = strangers.first() {
-            return Standing::Unknown(Stranger {
+            return Location::Unknown(Stranger {
                 tensor: first.name.clone(),
                 found: Some(digests[&first.name]),
                 strangers: strangers.len(),
                 tensors: compared.len(),
             });
         }
-        Standing::HalfWay(self.half_way(&compared, &agrees))
+        Location::HalfWay(self.half_way(&compared, &agrees))
     }
 
     /// The step that explains a mixture: every tensor is as before it or as after it.
@@ -403,7 +403,7 @@ mod tests {
     fn states_are_told_by_digests_alone() {
         let atlas = atlas();
         let at = |digests| match atlas.locate(&found(digests)) {
-            Standing::At(found) => {
+            Location::At(found) => {
                 found.into_iter().map(|index| atlas.known()[index].series().to_vec()).collect::<Vec<_>>()
             }
             other => panic!("{other:?}"),
@@ -440,8 +440,8 @@ mod tests {
         let atlas = atlas();
         let standing = atlas.locate(&found([("a", "1"), ("b", "base"), ("c", "base")]));
         let half = HalfWay { patch: Some(id("one")), changed: 1, tensors: 2 };
-        assert_eq!(standing, Standing::HalfWay(half));
-        let Standing::Unknown(stranger) = atlas.locate(&found([("a", "1"), ("b", "9"), ("c", "base")]))
+        assert_eq!(standing, Location::HalfWay(half));
+        let Location::Unknown(stranger) = atlas.locate(&found([("a", "1"), ("b", "9"), ("c", "base")]))
         else {
             panic!("a digest that nobody knows")
         };

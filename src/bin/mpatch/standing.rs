@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use mpatch::checkpoint::Checkpoint;
 use mpatch::digest::{PatchId, TensorDigest};
 use mpatch::store::state::{HalfWay, Stranger};
-use mpatch::store::{Atlas, Base, BaseTensor, Commit, CommitId, Standing, Store, StoreError, View};
+use mpatch::store::{Atlas, Base, BaseTensor, Commit, CommitId, Location, Store, StoreError, View};
 
 use crate::error::{CommandError, ExitKind};
 use crate::history::CommitReport;
@@ -65,7 +65,7 @@ pub fn shown(path: &Path) -> PathBuf {
 
 /// Where a checkpoint stands, by its digests.
 pub struct Located {
-    pub standing: Standing,
+    pub standing: Location,
     /// How many tensors were hashed.
     pub compared: usize,
 }
@@ -78,7 +78,7 @@ pub fn locate(
     output: &Output,
 ) -> Result<Located, CommandError> {
     if let Some(stranger) = misfit(atlas.base(), checkpoint) {
-        return Ok(Located { standing: Standing::Unknown(stranger), compared: 0 });
+        return Ok(Located { standing: Location::Unknown(stranger), compared: 0 });
     }
     let digests = digests(atlas, checkpoint, all, output)?;
     Ok(Located { standing: atlas.locate(&digests), compared: digests.len() })
@@ -173,23 +173,23 @@ impl Commits {
 /// The series that leads to where the checkpoint stands and from which the way to `target` is shortest.
 pub fn series_at(
     atlas: &Atlas,
-    standing: &Standing,
+    standing: &Location,
     checkpoint: &Path,
     target: &[PatchId],
 ) -> Result<Vec<PatchId>, CommandError> {
     let name = checkpoint.display();
     match standing {
-        Standing::At(found) => {
+        Location::At(found) => {
             let series = found.iter().map(|&index| atlas.known()[index].series());
             let nearest = series.min_by_key(|series| mpatch::store::way(series, target).len());
             Ok(nearest.unwrap_or_default().to_vec())
         }
-        Standing::HalfWay(half) => {
+        Location::HalfWay(half) => {
             let message = format!("`{name}` is half-way between two states: {}", half_way_words(half));
             Err(CommandError::new(ExitKind::WrongBase, message)
                 .hint("begin again with a fresh copy of the base, or of any state"))
         }
-        Standing::Unknown(stranger) => {
+        Location::Unknown(stranger) => {
             let message =
                 format!("`{name}` is in no state that this history knows: {}", stranger_words(stranger));
             Err(CommandError::new(ExitKind::WrongBase, message)

@@ -7,7 +7,7 @@ use mpatch::checkpoint::{Checkpoint, Layout, PassingFolder, TakenAlong, copy};
 use mpatch::digest::PatchId;
 use mpatch::operation::{Answer, Direction, plan, survey_size_bytes};
 use mpatch::patch::Patch;
-use mpatch::store::{Change, Commit, CommitId, Message, Standing, Step, Store, StoreError};
+use mpatch::store::{Change, Commit, CommitId, Location, Message, Step, Store, StoreError};
 
 use crate::commands::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
@@ -208,7 +208,7 @@ impl Record {
         let atlas = store.atlas()?;
         let head = store.commit(store.head()?)?;
         let entry = match &locate(&atlas, checkpoint, false, output)?.standing {
-            Standing::At(found) => {
+            Location::At(found) => {
                 let state = found.first().map(|&index| &atlas.known()[index].state);
                 let at_head = state == atlas.state_after(&head.series);
                 match direction {

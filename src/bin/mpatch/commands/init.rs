@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
-use mpatch::digest::FileDigest;
+use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::model::architecture_of;
 use mpatch::store::{Base, BaseTensor, Store};
 use serde::Serialize;
@@ -41,7 +41,7 @@ struct InitReport {
     branch: String,
     base: PathBuf,
     architecture: Option<String>,
-    weights: String,
+    weights: WeightsId,
     tensors: usize,
     /// `create` finds statistics of this base by itself.
     #[serde(skip)]
@@ -68,7 +68,7 @@ pub fn run(arguments: &InitArguments, output: &Output) -> Result<(), CommandErro
         branch: branch.clone(),
         base: model.clone(),
         architecture: base.architecture,
-        weights: base.weights.to_string(),
+        weights: base.weights,
         tensors: base.tensors.len(),
         has_statistics: StatisticsCache::of_user().is_some_and(|cache| cache.names(base.weights)),
     };
@@ -123,7 +123,7 @@ impl Report for InitReport {
     fn write(&self, page: &mut Page) {
         page.title(&format!("began a history in {}, on branch {}", self.folder.display(), self.branch));
         let architecture = self.architecture.as_deref().unwrap_or("weights without a config");
-        let weights = &self.weights[..12];
+        let weights = self.weights.short();
         let tensors = count(self.tensors, "tensor");
         page.line(&format!("base: {}, {architecture}, weights {weights} ({tensors})", self.base.display()));
     }

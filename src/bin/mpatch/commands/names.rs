@@ -50,19 +50,18 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
     let store = arguments.store.open()?;
     let (mut made, mut deleted) = (None, Vec::new());
     if let Some(name) = &arguments.name {
-        let word = kind.word();
         if arguments.delete {
             let mut change = arguments.store.change(&store)?;
             deleted = [name].into_iter().chain(&arguments.revision).chain(&arguments.more).cloned().collect();
             for name in &deleted {
                 change.forget(kind, name)?;
             }
-            change.finish(&format!("delete {word} {}", deleted.join(" ")))?;
+            change.finish(&format!("delete {kind} {}", deleted.join(" ")))?;
         } else {
             let commit = store.resolve(arguments.revision.as_deref().unwrap_or("HEAD"))?;
             let mut change = arguments.store.change(&store)?;
             change.name(kind, name, commit)?;
-            change.finish(&format!("{word} {name}"))?;
+            change.finish(&format!("{kind} {name}"))?;
             made = Some(name.clone());
         }
     }
@@ -94,7 +93,7 @@ impl Report for NamesReport {
     const SCHEMA: &'static str = "mpatch.names/1";
 
     fn write(&self, page: &mut Page) {
-        let kind = self.kind.word();
+        let Self { kind, .. } = self;
         if let Some(name) = &self.made {
             page.title(&format!("made the {kind} {name}"));
         }

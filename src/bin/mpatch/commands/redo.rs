@@ -1,8 +1,9 @@
 //! `mpatch redo`: what was undone last is done again.
 
 use clap::Args;
+use mpatch::store::Replay;
 
-use super::undo::{UndoReport, Way};
+use super::undo::UndoReport;
 use crate::error::CommandError;
 use crate::history::StoreArguments;
 use crate::report::Output;
@@ -19,8 +20,8 @@ pub struct RedoArguments {
 /// Goes forward one change.
 pub fn run(arguments: &RedoArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
-    let redone = arguments.store.change(&store)?.redo()?;
-    UndoReport::new(Way::Redo, &redone, &store, &arguments.store)
+    let redone = arguments.store.change(&store)?.replay(Replay::Redo)?;
+    UndoReport::new(Replay::Redo, &redone, &store, &arguments.store)
         .and_then(|report| output.report(&report))
         .map_err(CommandError::after_the_work)
 }

@@ -10,7 +10,7 @@ use mpatch::diff::{FactsDiff, diff_facts, facts_after};
 use mpatch::digest::{PatchId, TensorDigest};
 use mpatch::patch::manifest::Fact;
 use mpatch::store::state::{HalfWay, Known};
-use mpatch::store::{Atlas, BaseTensor, CommitId, Standing, Step, Store, View, way};
+use mpatch::store::{Atlas, BaseTensor, CommitId, Location, Step, Store, View, way};
 use serde::Serialize;
 
 use super::diff::write_facts;
@@ -97,7 +97,7 @@ pub fn run(
     let known = |index: &usize| &atlas.known()[*index];
     let from_here = |known: &&Known| way(known.series(), goal).len();
     let here = match &standing {
-        Some(Standing::At(states)) => states.iter().map(known).min_by_key(from_here),
+        Some(Location::At(states)) => states.iter().map(known).min_by_key(from_here),
         _ => None,
     };
     let is_there = match (&asked, here) {
@@ -112,7 +112,7 @@ pub fn run(
         None => nearest,
     };
     let half_way = match standing {
-        Some(Standing::HalfWay(half)) => Some(half),
+        Some(Location::HalfWay(half)) => Some(half),
         _ => None,
     };
     let between = here.filter(|_| asked.is_some()).map(|here| names.between(here.series(), goal));

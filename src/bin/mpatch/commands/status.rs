@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::store::state::{HalfWay, Stranger};
-use mpatch::store::{Atlas, Commit, Kind, Standing, Step, Store, View, way};
+use mpatch::store::{Atlas, Commit, Kind, Location, Step, Store, View, way};
 use serde::Serialize;
 
 use super::open_checkpoint;
@@ -98,12 +98,12 @@ fn state(
     atlas: &Atlas,
     view: &View,
     head: &Commit,
-    standing: Standing,
+    standing: Location,
 ) -> Result<StateReport, CommandError> {
     let found = match standing {
-        Standing::HalfWay(half) => return Ok(StateReport::HalfWay(half)),
-        Standing::Unknown(stranger) => return Ok(StateReport::Unknown(stranger)),
-        Standing::At(found) => found,
+        Location::HalfWay(half) => return Ok(StateReport::HalfWay(half)),
+        Location::Unknown(stranger) => return Ok(StateReport::Unknown(stranger)),
+        Location::At(found) => found,
     };
     let series: Vec<&[PatchId]> = found.iter().map(|&index| atlas.known()[index].series()).collect();
     if series.contains(&head.series.as_slice()) {

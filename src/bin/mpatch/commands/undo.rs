@@ -1,7 +1,7 @@
 //! `mpatch undo`: the history's names go back to where they were before the last change.
 
 use clap::Args;
-use mpatch::store::{Deed, Operation, Store};
+use mpatch::store::{CommitId, Deed, Operation, Replay, Store};
 use serde::Serialize;
 
 use crate::error::CommandError;
@@ -22,22 +22,13 @@ pub struct UndoArguments {
     store: StoreArguments,
 }
 
-/// Which way a history goes along what was done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    /// Back.
-    Undo,
-    /// Forward.
-    Redo,
-}
-
 /// What `undo` and `redo` print.
 #[derive(Debug, Serialize)]
 pub struct UndoReport {
     verb: &'static str,
     operation: String,
     branch: Option<String>,
-    head: Option<String>,
+    head: Option<CommitId>,
     model: Option<String>,
     /// Names that cannot be put back: what they led to is there no more.
     lost: Vec<String>,
@@ -58,11 +49,11 @@ struct OperationsReport {
 
 #[derive(Debug, Serialize)]
 struct OperationReport {
-    id: String,
+    id: CommitId,
     title: String,
     kind: &'static str,
     date: String,
-    head: Option<String>,
+    head: Option<CommitId>,
 }
 
 /// Goes back one change.
@@ -73,8 +64,8 @@ pub fn run(arguments: &UndoArguments, output: &Output) -> Result<(), CommandErro
         let operations = operations.iter().rev().map(OperationReport::new).collect();
         return output.report(&OperationsReport { operations });
     }
-    let undone = arguments.store.change(&store)?.undo()?;
-    UndoReport::new(Way::Undo, &undone, &store, &arguments.store)
+    let undone = arguments.store.change(&store)?.replay(Replay::Undo)?;
+    UndoReport::new(Replay::Undo, &undone, &store, &arguments.store)
         .and_then(|report| output.report(&report))
         .map_err(CommandError::after_the_work)
 }
@@ -82,7 +73,7 @@ pub fn run(arguments: &UndoArguments, output: &Output) -> Result<(), CommandErro
 impl UndoReport {
     /// After `operation` was undone or done again.
     pub fn new(
-        way: Way,
+        replay: Replay,
         operation: &Operation,
         store: &Store,
         arguments: &StoreArguments,
@@ -90,21 +81,21 @@ impl UndoReport {
         let view = store.view()?;
         // As seen from here: what a history remembers of a path begins in its own folder.
         let seen = |model: &String| shown(&store.folder().join(model)).display().to_string();
-        let left = left(operation).filter(|_| way == Way::Undo);
+        let left = left(operation).filter(|_| replay == Replay::Undo);
         let take_along = |model: &String| {
             format!("mpatch checkout HEAD --onto {} --in-place{}", shell_word(seen(model)), arguments.words())
         };
-        let (verb, other_way, wanted) = match way {
-            Way::Undo => ("undid", "mpatch redo", &operation.before),
-            Way::Redo => ("did again", "mpatch undo", &operation.after),
+        let (verb, other_way, wanted) = match replay {
+            Replay::Undo => ("undid", "mpatch redo", &operation.before),
+            Replay::Redo => ("did again", "mpatch undo", &operation.after),
         };
-        let lost = view.lacks(wanted).map(|(kind, name)| format!("{} {name}", kind.word()));
+        let lost = view.lacks(wanted).map(|(kind, name)| format!("{kind} {name}"));
         let lost = lost.collect();
         Ok(Self {
             verb,
             operation: operation.title.clone(),
             branch: branch_of(&view).map(str::to_owned),
-            head: view.head_commit().map(|commit| commit.to_string()),
+            head: view.head_commit(),
             model: view.model.as_ref().map(seen),
             lost,
             left: left.map(seen),
@@ -135,7 +126,7 @@ fn left(operation: &Operation) -> Option<&String> {
 impl OperationReport {
     fn new(operation: &Operation) -> Self {
         Self {
-            id: operation.id.to_string(),
+            id: operation.id,
             title: operation.title.clone(),
             kind: match operation.deed {
                 Deed::Do { .. } => "do",
@@ -144,7 +135,7 @@ impl OperationReport {
                 Deed::Outside => "outside",
             },
             date: date(operation.seconds, operation.offset_minutes),
-            head: operation.after.head_commit().map(|commit| commit.to_string()),
+            head: operation.after.head_commit(),
         }
     }
 }
@@ -154,7 +145,7 @@ impl Report for UndoReport {
 
     fn write(&self, page: &mut Page) {
         page.title(&format!("{}: {}", self.verb, self.operation));
-        let head = self.head.as_deref().map_or("nothing", |head| &head[..12]);
+        let head = self.head.map_or_else(|| "nothing".to_owned(), |head| head.short());
         let place =
             self.branch.as_deref().map_or_else(|| "no branch".to_owned(), |name| format!("branch {name}"));
         page.line(&format!("on {place}, at {head}"));
@@ -186,13 +177,8 @@ impl Report for OperationsReport {
 
     fn write(&self, page: &mut Page) {
         let row = |operation: &OperationReport| {
-            let head = operation.head.as_deref().map_or("", |head| &head[..12]).to_owned();
-            vec![
-                operation.id[..12].to_owned(),
-                operation.date.clone(),
-                head,
-                format!("│ {}", operation.title),
-            ]
+            let head = operation.head.map(|head| head.short()).unwrap_or_default();
+            vec![operation.id.short(), operation.date.clone(), head, format!("│ {}", operation.title)]
         };
         page.table(&self.operations.iter().map(row).collect::<Vec<_>>());
     }
