@@ -18,6 +18,7 @@ use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use serde::Serialize;
 
 use super::error::StoreError;
+use super::folder::{entries, entries_if_there};
 use super::log::{Targets, is_strange};
 use super::objects::{Snapshot, Stored, bytes_of, odb_alone, written};
 use super::operations;
@@ -489,13 +490,9 @@ impl Store {
     /// All packs, and what each of them lists.
     fn packs(&self) -> Result<Vec<Pack>, StoreError> {
         let folder = self.git_folder().join("objects/pack");
-        let entries = match std::fs::read_dir(&folder) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(StoreError::io(&folder, "list"))?,
-        };
         let mut packs = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(StoreError::io(&folder, "list"))?.path();
+        for entry in entries_if_there(&folder)? {
+            let path = entry.path();
             let index = path.with_extension("idx");
             // A pack without an index is one that is not there yet.
             if path.extension().is_none_or(|ending| ending != "pack") || index.symlink_metadata().is_err() {
@@ -632,13 +629,13 @@ impl<'p> Sources<'p> {
 /// Moves the loose objects of one repository into another; those that are there already stay.
 fn move_loose(from: &Path, to: &Path) -> Result<(), StoreError> {
     let (from, to) = (from.join("objects"), to.join("objects"));
-    for folder in std::fs::read_dir(&from).map_err(StoreError::io(&from, "list"))? {
-        let folder = folder.map_err(StoreError::io(&from, "list"))?.path();
+    for folder in entries(&from)? {
+        let folder = folder.path();
         let Some(name) = folder.file_name().filter(|name| name.len() == 2) else { continue };
         let target = to.join(name);
         lfs::create_folder(&target)?;
-        for file in std::fs::read_dir(&folder).map_err(StoreError::io(&folder, "list"))? {
-            let file = file.map_err(StoreError::io(&folder, "list"))?.path();
+        for file in entries(&folder)? {
+            let file = file.path();
             let Some(name) = file.file_name() else { continue };
             if target.join(name).symlink_metadata().is_err() {
                 std::fs::rename(&file, target.join(name)).map_err(StoreError::io(&file, "move"))?;

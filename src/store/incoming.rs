@@ -9,11 +9,13 @@
 //! anything; and what a remote sends is in the store only once it has been found to be what it says.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::DirEntry;
 use std::path::{Path, PathBuf};
 
 use git2::{Oid, Repository, RepositoryInitOptions};
 
 use super::error::StoreError;
+use super::folder::entries;
 use super::lfs::{self, Pointer};
 use super::log::{is_strange, reachable};
 use super::objects::{ObjectStore, Stored};
@@ -418,10 +420,7 @@ impl Change<'_> {
 pub(super) fn move_packs(from: &Path, to: &Path) -> Result<(), StoreError> {
     let (from, to) = (from.join("objects/pack"), to.join("objects/pack"));
     lfs::create_folder(&to)?;
-    let mut files: Vec<PathBuf> = Vec::new();
-    for entry in std::fs::read_dir(&from).map_err(StoreError::io(&from, "list"))? {
-        files.push(entry.map_err(StoreError::io(&from, "list"))?.path());
-    }
+    let mut files: Vec<PathBuf> = entries(&from)?.iter().map(DirEntry::path).collect();
     files.sort_by_key(|path| path.extension().is_some_and(|ending| ending == "idx"));
     for file in files {
         let Some(name) = file.file_name() else { continue };

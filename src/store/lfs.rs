@@ -7,7 +7,7 @@
 //! .git/lfs/objects/4d/7a/4d7a...                      the bytes, as `git lfs` itself lays them out
 //! ```
 
-use std::fs::{File, Permissions};
+use std::fs::{DirEntry, File, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::error::StoreError;
+use super::folder::files_below;
 use crate::patch::layout::MAGIC;
 
 /// Patches above this size are kept by LFS: libgit2 holds a blob twice in memory, and hosts refuse large ones.
@@ -173,23 +174,8 @@ impl Objects {
 
     /// The paths of all files among the objects, whether LFS gave them their names or not.
     pub(super) fn list(&self) -> Result<Vec<PathBuf>, StoreError> {
-        let mut found = Vec::new();
-        let mut folders = vec![self.folder.join("objects")];
-        while let Some(folder) = folders.pop() {
-            let entries = match std::fs::read_dir(&folder) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(StoreError::io(&folder, "list")(error)),
-            };
-            for entry in entries {
-                let entry = entry.map_err(StoreError::io(&folder, "list"))?;
-                let kind = entry.file_type().map_err(StoreError::io(&folder, "list"))?;
-                match kind.is_dir() {
-                    true => folders.push(entry.path()),
-                    false => found.push(entry.path()),
-                }
-            }
-        }
+        let found = files_below(&self.folder.join("objects"))?;
+        let mut found: Vec<PathBuf> = found.iter().map(DirEntry::path).collect();
         found.sort();
         Ok(found)
     }

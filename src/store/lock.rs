@@ -12,13 +12,14 @@
 //! Stock git may be at work on the same names at any time, and asks for libgit2's locks only. So such a file is
 //! removed only where an mpatch died at work, and only once nobody has touched it for longer than git itself waits.
 
-use std::fs::{File, Metadata, TryLockError};
+use std::fs::{DirEntry, File, Metadata, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::GIT;
 use super::error::StoreError;
+use super::folder::{entries_if_there, files_below};
 
 /// The file that is locked, in the repository's folder; it stays.
 const NAME: &str = "mpatch.lock";
@@ -87,8 +88,7 @@ pub(super) fn was_taken(folder: &Path) -> bool {
 
 /// Removes what a process left that died while it had the lock.
 fn sweep(git: &Path) -> Result<(), StoreError> {
-    let ends_with_lock = |name: &str| name.ends_with(".lock");
-    let of_names = below(&git.join("refs"), &ends_with_lock)?;
+    let of_names = named(&files_below(&git.join("refs"))?, |name| name.ends_with(".lock"));
     let others = ["HEAD.lock", "packed-refs.lock", "config.lock"].map(|name| git.join(name));
     let locks: Vec<(PathBuf, Metadata)> = of_names
         .into_iter()
@@ -104,8 +104,9 @@ fn sweep(git: &Path) -> Result<(), StoreError> {
         }
     }
     // Objects are written under the lock only, and under names that neither git nor `git lfs` gives.
-    let objects = files_in(&git.join("objects"), &|name| name.starts_with("tmp_object_git2_"))?;
-    let large = below(&git.join("lfs/objects"), &|name| name.starts_with(".tmp"))?;
+    let objects =
+        named(&entries_if_there(&git.join("objects"))?, |name| name.starts_with("tmp_object_git2_"));
+    let large = named(&files_below(&git.join("lfs/objects"))?, |name| name.starts_with(".tmp"));
     objects.iter().chain(&large).try_for_each(|path| remove(path))
 }
 
@@ -126,31 +127,9 @@ pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-/// Files with such a name in `folder` and below it.
-fn below(folder: &Path, is_meant: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>, StoreError> {
-    let mut found = files_in(folder, is_meant)?;
-    let Ok(entries) = std::fs::read_dir(folder) else { return Ok(found) };
-    for entry in entries {
-        let entry = entry.map_err(StoreError::io(folder, "list"))?;
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.extend(below(&entry.path(), is_meant)?);
-        }
-    }
-    Ok(found)
-}
-
-fn files_in(folder: &Path, is_meant: &dyn Fn(&str) -> bool) -> Result<Vec<PathBuf>, StoreError> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(StoreError::io(folder, "list"))?,
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(StoreError::io(folder, "list"))?;
-        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
-        if is_file && is_meant(&entry.file_name().to_string_lossy()) {
-            found.push(entry.path());
-        }
-    }
-    Ok(found)
+/// The files among these that have such a name.
+fn named(entries: &[DirEntry], is_meant: impl Fn(&str) -> bool) -> Vec<PathBuf> {
+    let is_file = |entry: &&DirEntry| entry.file_type().is_ok_and(|kind| kind.is_file());
+    let files = entries.iter().filter(is_file);
+    files.filter(|file| is_meant(&file.file_name().to_string_lossy())).map(DirEntry::path).collect()
 }

@@ -15,6 +15,7 @@ pub mod base;
 mod beside;
 mod change;
 mod error;
+mod folder;
 pub mod fsck;
 mod incoming;
 mod lfs;
@@ -37,6 +38,7 @@ use std::time::Duration;
 
 use git2::{ErrorCode, Oid, Repository, RepositoryInitOptions, RepositoryOpenFlags};
 
+use self::folder::entries;
 use self::objects::{ObjectStore, Snapshot, Stored};
 use self::operations::Journal;
 use crate::checkpoint::{PassingFolder, tell_of_last_step};
@@ -458,8 +460,7 @@ fn passing_folder(above: &Path) -> Result<PassingFolder, StoreError> {
 /// Writes every file and folder below `folder` through to the disk, after it is no longer everybody's to write,
 /// whatever the umask says: [`refuse_others`] would never let anybody in.
 fn settle_below(folder: &Path) -> Result<(), StoreError> {
-    for entry in std::fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {
-        let entry = entry.map_err(StoreError::io(folder, "list"))?;
+    for entry in entries(folder)? {
         let kind = entry.file_type().map_err(StoreError::io(folder, "list"))?;
         if kind.is_dir() {
             settle_below(&entry.path())?;

@@ -5,13 +5,13 @@
 //! repository have their pointers on branches that are no model's, and in indexes of worktrees.
 
 use std::collections::BTreeSet;
-use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use git2::{ObjectType, Oid};
 use serde::Serialize;
 
 use super::error::StoreError;
+use super::folder::{entries, entries_if_there};
 use super::incoming::move_packs;
 use super::objects::odb_alone;
 use super::{Change, CommitId, Store, lfs, lock, passing_folder};
@@ -127,20 +127,15 @@ impl Store {
     pub(super) fn loose(&self) -> Result<Vec<(Oid, PathBuf)>, StoreError> {
         let objects = self.git_folder().join("objects");
         let mut found = Vec::new();
-        for entry in std::fs::read_dir(&objects).map_err(StoreError::io(&objects, "list"))? {
-            let folder = entry.map_err(StoreError::io(&objects, "list"))?.path();
+        for entry in entries(&objects)? {
+            let folder = entry.path();
             let start =
                 folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             if start.len() != 2 || !folder.is_dir() {
                 continue;
             }
-            let entries = match std::fs::read_dir(&folder) {
-                // Stock git has swept meanwhile.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                entries => entries.map_err(StoreError::io(&folder, "list"))?,
-            };
-            for entry in entries {
-                let path = entry.map_err(StoreError::io(&folder, "list"))?.path();
+            for entry in entries_if_there(&folder)? {
+                let path = entry.path();
                 let end =
                     path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
                 // Temporary and damaged files have other names.
