@@ -16,7 +16,7 @@ use mpatch::checkpoint::{Checkpoint, PassingFolder};
 use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 use mpatch::stack::{AddOptions, Named, StackError, Stacked, plan_among};
-use mpatch::store::{Atlas, Beside, Commit, CommitId, Store, way};
+use mpatch::store::{Atlas, Beside, Change, Commit, CommitId, Message, Store, way};
 use serde::Serialize;
 
 use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
@@ -103,59 +103,75 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     if change.view().head_commit() != Some(ours.id) {
         return Err(CommandError::new(ExitKind::Busy, "the history was changed meanwhile").hint("try again"));
     }
-    let mut signer = None;
-    let mut merged = Merged::default();
-    let outcome = match (ahead, behind) {
-        (_, 0) => Outcome::AlreadyThere,
+    let (outcome, merged) = match (ahead, behind) {
+        (_, 0) => (Outcome::AlreadyThere, Merged::default()),
         (0, _) => {
             change.fast_forward(theirs.id);
-            Outcome::FastForward
+            (Outcome::FastForward, Merged::default())
         }
-        _ => {
-            // What else lies in this copy of the history decides nothing: the others merge alike.
-            let atlas = store.atlas_behind(&[ours.id, theirs.id])?;
-            let origins = Origins::of(&store, &atlas)?;
-            let plan = Plan::new(&store, &ours, &theirs, &origins)?;
-            merged = match plan.beyond.is_empty() {
-                true => Merged { series: plan.series, ..Merged::default() },
-                false => {
-                    signer = arguments.signing.signer()?;
-                    plan.stacked(&store, &atlas, &origins, arguments, signer.as_ref(), output)?
-                }
-            };
-            let title = format!("Merge {}", arguments.revision);
-            let words = match &merged.patch {
-                Some(patch) => message(patch.manifest(), patch.id(), Some(&title), notes(&merged.judged)),
-                None => mpatch::store::Message { title, ..mpatch::store::Message::default() },
-            };
-            let made = change.merge(theirs.id, &merged.series, merged.patch.as_ref(), words);
-            merged.beside = made.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
-            Outcome::Merged
-        }
+        _ => (Outcome::Merged, join(&store, &mut change, [&ours, &theirs], arguments, output)?),
     };
     let branch = branch_of(change.view()).map(str::to_owned);
     let finished = change.finish(&format!("merge {}", arguments.revision));
-    finished.map_err(|error| with_word_of_key(signer.as_ref(), error.into()))?;
-    let signature = signer.filter(|_| merged.patch.is_some()).as_ref().map(Signer::settle).transpose();
-    let signature = signature.map_err(CommandError::after_the_work)?;
-    let commit = head_after_change(&store)?;
-    let Merged { stacked, judged, agreement, beside, .. } = merged;
-    let Beside { kept: files_kept, left_out: files_left_out } = beside;
-    let trust = judged.into_iter().map(|judged| judged.report).collect();
-    let words = arguments.trust.words();
-    let report = MergeReport {
-        outcome,
-        branch,
-        commit,
-        stacked,
-        trust,
-        agreement,
-        signature,
-        files_kept,
-        files_left_out,
-        words,
-    };
+    finished.map_err(|error| with_word_of_key(merged.signer.as_ref(), error.into()))?;
+    let report = MergeReport::new(outcome, branch, merged, &store, arguments)?;
     output.report(&report).map_err(CommandError::after_the_work)
+}
+
+/// Makes one state of two that have gone apart, as the next commit of `change`.
+fn join(
+    store: &Store,
+    change: &mut Change<'_>,
+    [ours, theirs]: [&Commit; 2],
+    arguments: &MergeArguments,
+    output: &Output,
+) -> Result<Merged, CommandError> {
+    // What else lies in this copy of the history decides nothing: the others merge alike.
+    let atlas = store.atlas_behind(&[ours.id, theirs.id])?;
+    let origins = Origins::of(store, &atlas)?;
+    let plan = Plan::new(store, ours, theirs, &origins)?;
+    let mut merged = match plan.beyond.is_empty() {
+        true => Merged { series: plan.series, ..Merged::default() },
+        false => {
+            let signer = arguments.signing.signer()?;
+            let stacked = plan.stacked(store, &atlas, &origins, arguments, signer.as_ref(), output)?;
+            Merged { signer, ..stacked }
+        }
+    };
+    let title = format!("Merge {}", arguments.revision);
+    let words = match &merged.patch {
+        Some(patch) => message(patch.manifest(), patch.id(), Some(&title), notes(&merged.judged)),
+        None => Message { title, ..Message::default() },
+    };
+    let made = change.merge(theirs.id, &merged.series, merged.patch.as_ref(), words);
+    merged.beside = made.map_err(|error| with_word_of_key(merged.signer.as_ref(), error.into()))?;
+    Ok(merged)
+}
+
+impl MergeReport {
+    /// After the merge is recorded: what it was signed with is trusted from now on.
+    fn new(
+        outcome: Outcome,
+        branch: Option<String>,
+        merged: Merged,
+        store: &Store,
+        arguments: &MergeArguments,
+    ) -> Result<Self, CommandError> {
+        let Merged { patch, stacked, judged, agreement, beside, signer, .. } = merged;
+        let signature = signer.filter(|_| patch.is_some()).as_ref().map(Signer::settle).transpose();
+        Ok(Self {
+            outcome,
+            branch,
+            signature: signature.map_err(CommandError::after_the_work)?,
+            commit: head_after_change(store)?,
+            stacked,
+            trust: judged.into_iter().map(|judged| judged.report).collect(),
+            agreement,
+            files_kept: beside.kept,
+            files_left_out: beside.left_out,
+            words: arguments.trust.words(),
+        })
+    }
 }
 
 /// What the user allowed for any of the patches, each once: the merged one does not tell that it is made of a
@@ -178,6 +194,8 @@ struct Merged {
     judged: Vec<Permitted>,
     agreement: Agreement,
     beside: Beside,
+    /// Who has signed the patch.
+    signer: Option<Signer>,
 }
 
 /// What a merged state is made of.
