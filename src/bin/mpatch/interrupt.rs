@@ -4,7 +4,7 @@
 //! others change nothing before their last step, so they end at once; a second signal does not wait. From the last step
 //! on, in which a result gets its name, signals change nothing any more: the command ends as if none had come.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
-use crate::error::{ExitKind, State};
+use crate::error::{CommandError, ExitKind, State};
 use crate::report;
 
 /// Set at the first signal; asked by [`mpatch::checkpoint::Checkpoint::stopping_on`].
@@ -109,6 +109,23 @@ impl Passing {
     pub fn begin(folder: PathBuf) -> Self {
         *passing() = Some(folder);
         Self
+    }
+
+    /// Does `work` in `folder`: one that is not there is made, and after an error it is gone again.
+    pub fn in_new<T>(
+        folder: &Path,
+        work: impl FnOnce(Option<Self>) -> Result<T, CommandError>,
+    ) -> Result<T, CommandError> {
+        if folder.is_dir() {
+            return work(None);
+        }
+        std::fs::create_dir(folder).map_err(|error| CommandError::io("create", folder, &error))?;
+        let done = work(Some(Self::begin(folder.to_owned())));
+        if done.is_err() {
+            // One that was to be kept is still here, and empty: the library leaves nothing behind.
+            let _ = std::fs::remove_dir(folder);
+        }
+        done
     }
 
     /// The work is done, and stays: this is the command's last step, or the beginning of it.

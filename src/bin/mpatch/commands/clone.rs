@@ -56,16 +56,8 @@ pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandErr
         Some(base) => Some((base.as_path(), open_checkpoint(base, output)?)),
         None => None,
     };
-    let made_folder = !folder.is_dir();
-    if made_folder {
-        std::fs::create_dir(&folder).map_err(|error| CommandError::io("create", &folder, &error))?;
-    }
-    let passing = made_folder.then(|| Passing::begin(folder.clone()));
-    let copied = copy(&address, &folder, passing, base, output);
-    if copied.is_err() && made_folder {
-        let _ = std::fs::remove_dir(&folder);
-    }
-    let Copied { store, branch, received, patches } = copied?;
+    let copied = Passing::in_new(&folder, |passing| copy(&address, &folder, passing, base, output))?;
+    let Copied { store, branch, received, patches } = copied;
     let report = CloneReport {
         folder: shown(&folder),
         branch,

@@ -52,17 +52,7 @@ struct InitReport {
 pub fn run(arguments: &InitArguments, output: &Output) -> Result<(), CommandError> {
     let InitArguments { folder, base: model, branch } = arguments;
     let checkpoint = open_checkpoint(model, output)?;
-    let made_folder = !folder.is_dir();
-    if made_folder {
-        std::fs::create_dir(folder).map_err(|error| CommandError::io("create", folder, &error))?;
-    }
-    let passing = made_folder.then(|| Passing::begin(folder.clone()));
-    let made = begin(&checkpoint, arguments, passing, output);
-    if made.is_err() && made_folder {
-        // Only ours, and empty: the library leaves nothing behind.
-        let _ = std::fs::remove_dir(folder);
-    }
-    let base = made?;
+    let base = Passing::in_new(folder, |passing| begin(&checkpoint, arguments, passing, output))?;
     let report = InitReport {
         folder: shown(folder),
         branch: branch.clone(),
