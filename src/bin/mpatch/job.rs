@@ -419,7 +419,7 @@ impl Job<'_> {
         let Ingredients { hyperparameters, contexts, .. } = self.ingredients;
         let needed = memory_beside_weights(self.model, hyperparameters, contexts, &fact_prompts(self.facts))
             .map_err(|error| edit_error(self.model.checkpoint.path(), error))?;
-        // Now, not after the hours that the values take. The solve is the processor's work, whatever device the model is
+        // Now, not after the hours of the values. The solve is the processor's work, whatever device the model is
         // on; of a GPU's memory the batches take what is free.
         check_memory("the values and the solve's matrices", needed.host_size_bytes(), &Device::Cpu)?;
         let mut seconds = Seconds::default();
