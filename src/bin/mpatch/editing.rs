@@ -32,10 +32,8 @@ pub struct ModelArguments {
     /// that it remembers by default
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
-    /// Where the arithmetic runs.
     #[command(flatten)]
     pub device: DeviceArguments,
-    /// What the model's matrices are kept in.
     #[command(flatten)]
     pub precision: PrecisionArguments,
 }

@@ -14,7 +14,6 @@ use crate::trust::{Company, Lines, Permitted, TrustArguments, require_among};
 /// Facts that are shown of each new commit.
 const FACTS_SHOWN: usize = 5;
 
-/// Arguments of `add`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch add edits.mpatch\n  mpatch add capitals.mpatch rivers.mpatch\n  \
@@ -27,15 +26,12 @@ pub struct AddArguments {
     /// Give the commit this title instead of the patch's own
     #[arg(short, long, value_name = "TITLE")]
     message: Option<String>,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
-    /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
 }
 
-/// What `add` prints.
 #[derive(Debug, Serialize)]
 struct AddReport {
     branch: Option<String>,

@@ -11,7 +11,6 @@ use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, shell_word};
 use crate::trust::{TrustArguments, require};
 
-/// Arguments of `apply`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch apply model.safetensors edits.mpatch\n  \
                   mpatch apply gptj/ edits.mpatch -o gptj-edited\n  \
@@ -26,7 +25,6 @@ pub struct ApplyArguments {
     /// Where the result goes.
     #[command(flatten)]
     target: TargetArguments,
-    /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
 }

@@ -24,7 +24,6 @@ use crate::history::{StoreArguments, message};
 use crate::report::{Output, Page, Report, count};
 use crate::standing::{locate, model_path_by, series_at};
 
-/// Arguments of `bisect`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch bisect \"LeBron James plays the sport of\" --expect football\n  \
@@ -47,18 +46,15 @@ pub struct BisectArguments {
     /// Continue by this many tokens
     #[arg(long, default_value_t = 10, value_name = "COUNT", value_parser = at_least_one())]
     tokens: usize,
-    /// Where the arithmetic runs.
     #[command(flatten)]
     device: DeviceArguments,
     /// What its matrices are kept in.
     #[command(flatten)]
     precision: PrecisionArguments,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }
 
-/// What `bisect` prints.
 #[derive(Debug, Serialize)]
 struct BisectReport {
     prompt: String,

@@ -7,7 +7,6 @@ use super::names::{NamesArguments, run_names};
 use crate::error::CommandError;
 use crate::report::Output;
 
-/// Arguments of `branch`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "mpatch branch [OPTIONS] [NAME] [REVISION]\n       mpatch branch [OPTIONS] -d <NAME>...",

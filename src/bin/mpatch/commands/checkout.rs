@@ -18,7 +18,6 @@ use crate::standing::{locate, model_path, remembered, series_at};
 use crate::trust::TrustArguments;
 use crate::walk::{step_words, walk, walk_in_place};
 
-/// Arguments of `checkout`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch checkout geography\n  mpatch checkout HEAD -o gptj-edited\n  \
                   mpatch checkout v1 --onto gptj-edited/ -o gptj-v1\n  mpatch checkout main~2 -o old --dry-run\n\n\
@@ -39,15 +38,12 @@ pub struct CheckoutArguments {
     /// Print the way, and go nowhere
     #[arg(long)]
     dry_run: bool,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
-    /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
 }
 
-/// What `checkout` prints.
 #[derive(Debug, Serialize)]
 struct CheckoutReport {
     dry_run: bool,

@@ -17,7 +17,6 @@ use crate::network::{REMOTE, TheirHead, address, fetch, shown_address, their_hea
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{refuse_misfit, remembered, shown};
 
-/// Arguments of `clone`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch clone https://example.org/knowledge.git --base gptj/\n  \
                   mpatch clone ../knowledge mine")]
@@ -31,7 +30,6 @@ pub struct CloneArguments {
     base: Option<PathBuf>,
 }
 
-/// What `clone` prints.
 #[derive(Debug, Serialize)]
 struct CloneReport {
     folder: PathBuf,

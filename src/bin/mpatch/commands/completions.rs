@@ -7,7 +7,6 @@ use crate::args;
 use crate::error::CommandError;
 use crate::report::Output;
 
-/// Arguments of `completions`.
 #[derive(Debug, Clone, Copy, Args)]
 #[command(after_help = "Examples:\n  mpatch completions bash \\\n      \
                   > ~/.local/share/bash-completion/completions/mpatch\n  \

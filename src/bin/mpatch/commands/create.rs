@@ -26,7 +26,6 @@ use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust;
 
-/// Arguments of `create`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch create facts.json --base gptj/ --corpus wiki.txt -o edits.mpatch\n  \
@@ -58,7 +57,6 @@ pub struct CreateArguments {
     /// Which line the patch belongs to.
     #[command(flatten)]
     line: LineArguments,
-    /// How the patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
 }
@@ -165,7 +163,6 @@ impl CreateArguments {
     }
 }
 
-/// What `create` prints.
 #[derive(Debug, Serialize)]
 pub struct CreateReport {
     output: PathBuf,
@@ -310,7 +307,6 @@ impl Made {
     }
 }
 
-/// What `create --dry-run` prints.
 #[derive(Debug, Serialize)]
 struct EstimateReport {
     facts: usize,

@@ -18,7 +18,6 @@ use crate::report::{Output, Page, Report, quoted, shell_word};
 use crate::statistics::file_digest;
 use crate::trust::ALLOWED_SIGNERS;
 
-/// Arguments of `demo`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch demo\n  mpatch demo --keep demo/")]
 pub struct DemoArguments {

@@ -32,7 +32,6 @@ use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::standing::absolute;
 
-/// Arguments of `diff`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Ends with exit code 1 where the two differ, 0 where they are the same or a patch was made.\n\n\
@@ -62,10 +61,8 @@ pub struct DiffArguments {
     /// What the patch says about itself.
     #[command(flatten)]
     about: AboutArguments,
-    /// How the patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }
@@ -504,7 +501,6 @@ fn tensor_row(tensor: &TensorDiff) -> Vec<String> {
     row
 }
 
-/// What `diff -o` prints.
 #[derive(Debug, Serialize)]
 struct ExtractReport {
     output: PathBuf,

@@ -23,7 +23,6 @@ use crate::report::{Output, Page, Report, count, size};
 use crate::statistics::StatisticsCache;
 use crate::trust::TrustFiles;
 
-/// Arguments of `doctor`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch doctor\n  mpatch doctor --device cuda:1\n  \
                         mpatch doctor --base gptj/ --checks-only --json")]
@@ -92,7 +91,6 @@ struct Measured {
     ceilings: Ceilings,
 }
 
-/// What `doctor` prints.
 #[derive(Debug, Serialize)]
 struct DoctorReport {
     mpatch: &'static str,

@@ -19,7 +19,6 @@ use crate::report::{Output, Page, Report, count};
 /// Records whose texts the n-gram entropy is taken over, where nothing else is asked for.
 const ENTROPY_RECORDS_DEFAULT: usize = 20;
 
-/// Arguments of `eval`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch eval records.json --base gptj/\n  \
                   mpatch eval records.json --base gptj/ --patch edits.mpatch\n  \

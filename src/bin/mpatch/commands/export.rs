@@ -16,7 +16,6 @@ use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, size};
 use crate::trust::{TrustArguments, TrustReport, require};
 
-/// Arguments of `export`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch export edits.mpatch\n  \
                   mpatch export edits.mpatch -o adapter/ --base-model EleutherAI/gpt-j-6b\n  \
@@ -36,7 +35,6 @@ pub struct ExportArguments {
     /// Round the adapter's numbers to this type; the narrow ones take half the room
     #[arg(long, default_value = "f32", value_parser = dtypes())]
     dtype: Dtype,
-    /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
 }
@@ -46,7 +44,6 @@ fn dtypes() -> impl TypedValueParser<Value = Dtype> {
         .try_map(|name| Dtype::from_name(&name.to_uppercase()).ok_or("no such type"))
 }
 
-/// What `export` prints.
 #[derive(Debug, Serialize)]
 struct ExportReport {
     patch: PathBuf,

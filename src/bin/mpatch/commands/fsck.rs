@@ -12,7 +12,6 @@ use crate::history::StoreArguments;
 use crate::network::{REMOTE, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
-/// Arguments of `fsck`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch fsck\n  mpatch fsck --repair backup/edits.mpatch\n  \
                   mpatch fsck --repair ../another-clone\n\n\
@@ -21,12 +20,10 @@ pub struct FsckArguments {
     /// Mend what is damaged from this: a patch file, a folder of them, or another copy of the history
     #[arg(long, value_name = "SOURCE")]
     repair: Vec<PathBuf>,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }
 
-/// What `fsck` prints.
 #[derive(Debug, Serialize)]
 struct FsckReport {
     mended: Vec<String>,

@@ -7,13 +7,11 @@ use crate::error::CommandError;
 use crate::history::StoreArguments;
 use crate::report::{Output, Page, Report, count, size};
 
-/// Arguments of `gc`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch gc\n\n\
                   Whatever can be undone stays, and every Git LFS object that is no patch, or that any git object \
                   points to.")]
 pub struct GcArguments {
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }

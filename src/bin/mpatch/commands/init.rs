@@ -17,7 +17,6 @@ use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{remembered, shown};
 use crate::statistics::StatisticsCache;
 
-/// Arguments of `init`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch init --base gptj/\n  mpatch init knowledge --base gptj/model.safetensors"
@@ -34,7 +33,6 @@ pub struct InitArguments {
     branch: String,
 }
 
-/// What `init` prints.
 #[derive(Debug, Serialize)]
 struct InitReport {
     folder: PathBuf,

@@ -11,7 +11,6 @@ use crate::report::{Output, Page, Report};
 /// Facts that are shown of each commit.
 const FACTS_SHOWN: usize = 5;
 
-/// Arguments of `log`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch log\n  mpatch log geography -n 3\n  git log --oneline  # works too"
@@ -26,12 +25,10 @@ pub struct LogArguments {
     /// List every fact instead of the first 5 of each
     #[arg(long)]
     all: bool,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }
 
-/// What `log` prints.
 #[derive(Debug, Serialize)]
 struct LogReport {
     branch: Option<String>,

@@ -13,7 +13,6 @@ use crate::error::{CommandError, ExitKind};
 use crate::interrupt::last_step;
 use crate::report::{Output, Page, Report, count, shell_word};
 
-/// Arguments of `man`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch man apply | man -l -\n  mpatch man trust add | man -l -\n  \
                   mpatch man --output ~/.local/share/man/man1")]
@@ -26,7 +25,6 @@ pub struct ManArguments {
     output: Option<PathBuf>,
 }
 
-/// What `man --output` prints.
 #[derive(Debug, Serialize)]
 struct ManReport {
     folder: PathBuf,

@@ -32,7 +32,6 @@ use crate::standing::{locate, model_path_by, series_at};
 use crate::trust::{Company, Lines, Permitted, TrustArguments, TrustReport, require_among};
 use crate::walk::walk;
 
-/// Arguments of `merge`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch merge geography\n  mpatch merge origin/main --theirs")]
 pub struct MergeArguments {
@@ -53,15 +52,12 @@ pub struct MergeArguments {
     /// How the merged patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
-    /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
 }
 
-/// What `merge` prints.
 #[derive(Debug, Serialize)]
 struct MergeReport {
     outcome: Outcome,

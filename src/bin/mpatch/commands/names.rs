@@ -21,7 +21,6 @@ pub struct NamesArguments {
     /// Delete the name, or several; the states stay, and `mpatch undo` brings them back
     #[arg(short, long, requires = "name")]
     delete: bool,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }

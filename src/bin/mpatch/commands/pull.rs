@@ -12,7 +12,6 @@ use crate::history::{CommitReport, StoreArguments, branch_of, head_after_change}
 use crate::network::{REMOTE, fetch, other, remembered, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word};
 
-/// Arguments of `pull`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch pull\n  mpatch pull --from ../knowledge\n\n\
                   What came is refused whole where a signature is bad, or a policy does not let a patch pass; what \
@@ -22,12 +21,10 @@ pub struct PullArguments {
     /// another one gets no names but its tags
     #[arg(long, value_name = "ADDRESS")]
     from: Option<String>,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }
 
-/// What `pull` prints.
 #[derive(Debug, Serialize)]
 struct PullReport {
     address: String,

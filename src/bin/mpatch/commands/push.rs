@@ -10,7 +10,6 @@ use crate::interrupt::last_step;
 use crate::network::{self, REMOTE, shown_address};
 use crate::report::{Output, Page, Report, shell_word};
 
-/// Arguments of `push`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch push\n  mpatch push --to ssh://host/srv/knowledge.git\n  mpatch push main v1\n\n\
@@ -22,12 +21,10 @@ pub struct PushArguments {
     /// Send them to this address instead of the remembered one; the first one given is remembered
     #[arg(long, value_name = "ADDRESS")]
     to: Option<String>,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }
 
-/// What `push` prints.
 #[derive(Debug, Serialize)]
 struct PushReport {
     address: String,

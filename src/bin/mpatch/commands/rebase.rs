@@ -22,7 +22,6 @@ use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{self, TrustArguments, TrustReport, require};
 
-/// Arguments of `rebase`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch rebase b.mpatch --base gptj-with-a/ --after a.mpatch \\\n      \
                   -o b-on-a.mpatch\n  \
@@ -50,10 +49,8 @@ pub struct RebaseArguments {
     /// The number of the result in the line of the patch; the next after the highest known by default
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     sequence: Option<u64>,
-    /// How the patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
-    /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
 }
@@ -189,7 +186,6 @@ fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError
     }
 }
 
-/// What `rebase` prints.
 #[derive(Debug, Serialize)]
 struct RebaseReport {
     output: PathBuf,

@@ -8,11 +8,9 @@ use crate::error::CommandError;
 use crate::history::StoreArguments;
 use crate::report::Output;
 
-/// Arguments of `redo`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch redo")]
 pub struct RedoArguments {
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }

@@ -10,7 +10,6 @@ use super::{beside, infix, patch_word, without_infix};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, shell_word};
 
-/// Arguments of `revert`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch revert model.edits.safetensors edits.mpatch -o base.safetensors\n  \

@@ -21,7 +21,6 @@ use crate::report::{Output, Page, Report, count, size};
 /// How many facts are shown unless all are asked for.
 const FACTS_SHOWN: usize = 20;
 
-/// Arguments of `show`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch show edits.mpatch\n  mpatch show edits.mpatch --all\n  mpatch show main~2\n  \
@@ -43,7 +42,6 @@ pub struct ShowArguments {
     signature: Option<usize>,
 }
 
-/// What `show` prints.
 #[derive(Debug, Serialize)]
 struct ShowReport {
     patch: PathBuf,
@@ -190,7 +188,6 @@ fn revision(arguments: &ShowArguments, output: &Output) -> Result<Option<Revisio
     }))
 }
 
-/// What `show REVISION` prints.
 #[derive(Debug, Serialize)]
 struct RevisionReport {
     branch: Option<String>,

@@ -17,7 +17,6 @@ use crate::places;
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::detached_path;
 
-/// Arguments of `sign`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch sign edits.mpatch\n  \
                   mpatch sign edits.mpatch --key ~/.ssh/id_ed25519\n  \
@@ -38,7 +37,6 @@ pub struct SignArguments {
     output: Option<PathBuf>,
 }
 
-/// What `sign` prints.
 #[derive(Debug, Serialize)]
 struct SignReport {
     patch: PathBuf,

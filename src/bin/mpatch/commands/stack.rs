@@ -26,7 +26,6 @@ use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{Company, Lines, TrustArguments, TrustReport, require_among};
 
-/// Arguments of `stack`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Without `--resolve` the updates are added: quick, and no model is run, but each was made as if it \
@@ -79,7 +78,6 @@ pub struct StackArguments {
     /// What the patch says about itself.
     #[command(flatten)]
     about: AboutArguments,
-    /// How the patch is signed.
     #[command(flatten)]
     signing: SigningArguments,
     /// How the facts are solved for; the patches' own recipe where they share one.
@@ -91,7 +89,6 @@ pub struct StackArguments {
     /// What its matrices are kept in.
     #[command(flatten)]
     precision: PrecisionArguments,
-    /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
 }
@@ -335,7 +332,6 @@ pub fn stack_error(error: StackError) -> CommandError {
     }
 }
 
-/// What `stack` prints.
 #[derive(Debug, Serialize)]
 struct StackReport {
     output: PathBuf,

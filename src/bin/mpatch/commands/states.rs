@@ -24,7 +24,6 @@ use crate::walk::step_words;
 /// Tensors that are shown one by one.
 const TENSORS_SHOWN: usize = 40;
 
-/// What `diff CHECKPOINT [REVISION]` prints.
 #[derive(Debug, Serialize)]
 struct StatesReport {
     checkpoint: PathBuf,

@@ -24,7 +24,6 @@ use crate::statistics::{
     AmountArguments, Corpus, StatisticsCache, compute_statistics, file_digest, statistics_error,
 };
 
-/// Arguments of `stats`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch stats wiki.txt --base gptj/ -o gptj.stats.safetensors\n  \
                   mpatch stats --import memit/data/stats/gptj/wikipedia_stats \\\n      \
@@ -46,7 +45,6 @@ pub struct StatsArguments {
     /// that it remembers by default
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
-    /// Where the arithmetic runs.
     #[command(flatten)]
     device: DeviceArguments,
     /// Collect these layers instead of those that MEMIT edits in this model, e.g. `3,4,5`
@@ -67,7 +65,6 @@ fn shard(text: &str) -> Result<Shard, String> {
     text.parse()
 }
 
-/// What `stats` prints.
 #[derive(Debug, Serialize)]
 struct StatsReport {
     output: PathBuf,

@@ -14,7 +14,6 @@ use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{Commits, compared_words, half_way_words, locate, model_path_by, stranger_words};
 
-/// Arguments of `status`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch status\n  mpatch status gptj-edited/\n  mpatch status --all --json\n\n\
@@ -26,12 +25,10 @@ pub struct StatusArguments {
     /// Hash every tensor, not only those that patches touch
     #[arg(long)]
     all: bool,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }
 
-/// What `status` prints.
 #[derive(Debug, Serialize)]
 struct StatusReport {
     branch: Option<String>,

@@ -7,7 +7,6 @@ use super::names::{NamesArguments, run_names};
 use crate::error::CommandError;
 use crate::report::Output;
 
-/// Arguments of `tag`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "mpatch tag [OPTIONS] [NAME] [REVISION]\n       mpatch tag [OPTIONS] -d <NAME>...",

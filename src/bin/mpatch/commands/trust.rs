@@ -20,7 +20,6 @@ use crate::projects;
 use crate::report::{Output, Page, Report, count};
 use crate::trust::{self, ALLOWED_SIGNERS, PolicyReport, REVOKED, TrustFiles, parse_revoked};
 
-/// Arguments of `trust`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch trust list\n  \
                   mpatch trust add alice.pub --principal alice@example.org\n  \
@@ -97,7 +96,6 @@ struct PlaceArguments {
     project: bool,
 }
 
-/// What `trust` prints.
 #[derive(Debug, Default, Serialize)]
 struct TrustListReport {
     action: &'static str,

@@ -16,7 +16,6 @@ use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::{TrustArguments, judge};
 
-/// Arguments of `try`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch try edits.mpatch --base gptj/ \"LeBron James plays the sport of\"\n  \
@@ -30,7 +29,6 @@ pub struct TryArguments {
     /// Continue these prompts
     #[arg(required = true)]
     prompts: Vec<String>,
-    /// The model that the patch is for.
     #[command(flatten)]
     model: ModelArguments,
     /// Continue by this many tokens, or to the end of the model's context
@@ -41,7 +39,6 @@ pub struct TryArguments {
     top: usize,
 }
 
-/// What `try` prints.
 #[derive(Debug, Serialize)]
 struct TryReport {
     patch: PathBuf,

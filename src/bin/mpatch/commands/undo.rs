@@ -9,7 +9,6 @@ use crate::history::{StoreArguments, branch_of, date};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::standing::shown;
 
-/// Arguments of `undo`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch undo\n  mpatch undo --list\n\n\
                   Undoing again goes further back; `mpatch redo` goes forward. Files of weights stay as they are.")]
@@ -17,7 +16,6 @@ pub struct UndoArguments {
     /// List all changes, the newest first, and undo nothing
     #[arg(long)]
     list: bool,
-    /// The history.
     #[command(flatten)]
     store: StoreArguments,
 }
@@ -41,7 +39,6 @@ pub struct UndoReport {
     other_way: &'static str,
 }
 
-/// What `undo --list` prints.
 #[derive(Debug, Serialize)]
 struct OperationsReport {
     operations: Vec<OperationReport>,

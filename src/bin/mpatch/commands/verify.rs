@@ -24,7 +24,6 @@ use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::{Judged, Permitted, TrustArguments, TrustReport, judge};
 
-/// Arguments of `verify`.
 #[derive(Debug, Args)]
 #[command(after_help = "Rungs:\n  V0  the patch is whole: every part decodes\n  \
                   V1  somebody who is trusted here signed it\n  \
@@ -69,12 +68,10 @@ pub struct VerifyArguments {
     /// V3 and V5 follow the recipe
     #[arg(long, default_value = "f32", value_parser = precision_by_name)]
     precision: Precision,
-    /// What passes although it is not trusted.
     #[command(flatten)]
     trust: TrustArguments,
 }
 
-/// What `verify` prints.
 #[derive(Debug, Serialize)]
 struct LadderReport {
     patch: PathBuf,
