@@ -621,15 +621,12 @@ fn what_is_suggested_names_the_history_that_was_named() {
     assert!(show.starts_with("cd know && mpatch show "), "{said}");
     let folder = Path::new(assert_cmd::cargo::cargo_bin!("mpatch")).parent().unwrap();
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());
-    let runs = |line: &str| {
-        place.command("sh").args(["-c", line]).env("PATH", &path).output().unwrap().status.success()
-    };
-    assert!(runs(show));
+    let sh = |line| place.command("sh").args(["-c", line]).env("PATH", &path).output().unwrap().status;
+    assert!(sh(show).success());
     // A file lies here, and not there.
-    let said = place.mpatch("diff main one.mpatch --store know");
-    let said = String::from_utf8(said.stdout).unwrap();
+    let said = String::from_utf8(place.mpatch("diff main one.mpatch --store know").stdout).unwrap();
     let (_, show) = said.trim_end().split_once("\nnext: ").unwrap();
-    assert!(show.ends_with("/one.mpatch") && runs(show), "{said}");
+    assert!(show.ends_with("/one.mpatch") && sh(show).success(), "{said}");
 }
 
 #[test]

@@ -81,7 +81,7 @@ mod tests {
         assert_eq!(named.command("mpatch log"), "mpatch log --store know");
         assert_eq!(named.command("mpatch log --store other"), "mpatch log --store other");
         assert_eq!(named.command("mpatch show abc"), "cd know && mpatch show abc");
-        for show in ["mpatch show /home/a.mpatch", "mpatch show '/my home/a.mpatch'"] {
+        for show in ["mpatch show /a.mpatch", "mpatch show '/an edit.mpatch'"] {
             assert_eq!(named.command(show), show);
         }
         assert_eq!(named.command("mpatch verify a.mpatch"), "mpatch verify a.mpatch");
