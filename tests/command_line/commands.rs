@@ -330,8 +330,8 @@ fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_ar
     keep("other", 9000, Some(("tokenizer", &"0".repeat(64))));
     keep("part", 9000, Some(("shard", "1/2")));
     keep("coarse", 9000, Some(("arithmetic", "cpu bf16")));
-    let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch";
-    let output = mpatch().current_dir(folder).args(create.split(' ')).output().unwrap();
+    let words = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch --no-sign";
+    let output = mpatch().current_dir(folder).args(words.split(' ')).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(
         said.contains(&format!("statistics: cache/statistics/{base}-most.safetensors (cached)")),
@@ -345,12 +345,11 @@ fn cached_statistics_are_kept_apart_by_what_they_were_computed_with_and_never_re
     let folder = folder.path();
     lay_out_editing(folder);
     let said = |options: &str| {
-        let create =
-            format!("create facts.json --limit 1 --base model --corpus corpus.txt --tokens 500 {options}");
-        let mut words = Vec::from_iter(create.split_whitespace());
-        words.extend(["--contexts", "contexts.json", "-o", "new.mpatch"]);
+        let create = "create facts.json --limit 1 --base model --contexts contexts.json --corpus corpus.txt";
+        let words = format!("{create} --tokens 500 -o new.mpatch --no-sign {options}");
+        let words = Vec::from_iter(words.split_whitespace());
+        let _ = fs::remove_file(folder.join("new.mpatch"));
         let output = mpatch().current_dir(folder).args(words).output().unwrap();
-        fs::remove_file(folder.join("new.mpatch")).unwrap();
         String::from_utf8(output.stderr).unwrap()
     };
     let bf16 = said("--precision bf16");

@@ -34,7 +34,8 @@ use crate::error::{CommandError, ExitKind, refuse_lfs_pointer, with_causes};
 use crate::memory::check_memory;
 use crate::report::{Output, count};
 use crate::statistics::{
-    AmountArguments, Corpus, factor_cache, find_statistics, value_log, warn_of_tokenizer,
+    AmountArguments, Corpus, Found, factor_cache, find_statistics, make_statistics, value_log,
+    warn_of_tokenizer,
 };
 
 /// Where hyperparameters or contexts come from.
@@ -223,15 +224,23 @@ impl<'a> Prepared<'a> {
             hyperparameters.layers.iter().map(|&layer| model.network.mlp_output_name(layer)).collect();
         // In seconds, not after the hours that the values take.
         check_finite(&model.checkpoint, &edited).map_err(|error| bind_error(model, error))?;
-        let contexts = arguments.contexts(model, recorded, output)?;
-        check(model, &hyperparameters, &contexts, &fact_prompts(facts))
-            .map_err(|error| edit_error(model.checkpoint.path(), error))?;
         let weights = weights_id(&model.checkpoint, output)?;
         let stats = arguments.stats.as_deref();
         let amount = arguments.amount.amount(model.network.config().inner);
         let corpus = arguments.corpus.as_deref().map(|path| Corpus { path, amount, shard: None });
-        let statistics = find_statistics(model, weights, &hyperparameters.layers, stats, corpus, output)?;
-        warn_of_tokenizer(model, &statistics, output);
+        let layers = &hyperparameters.layers;
+        let found = find_statistics(model, weights, layers, stats, corpus, output)?;
+        if let Found::Kept(found) = &found {
+            warn_of_tokenizer(model, found, output);
+        }
+        // Before statistics are computed, which may take hours.
+        let contexts = arguments.contexts(model, recorded, output)?;
+        check(model, &hyperparameters, &contexts, &fact_prompts(facts))
+            .map_err(|error| edit_error(model.checkpoint.path(), error))?;
+        let statistics = match found {
+            Found::Kept(found) => found,
+            Found::ToCompute(corpus) => make_statistics(model, weights, layers, corpus, output)?,
+        };
         let seed = arguments.seed(recorded);
         Ok(Self { model, ingredients: Ingredients { weights, hyperparameters, contexts, statistics, seed } })
     }

@@ -272,6 +272,34 @@ impl StatisticsCache {
         fitting.into_iter().find_map(|((.., path), file)| Some((path, file.hash().ok()?)))
     }
 
+    /// The cached file of this base that was made from `corpus`.
+    fn find_of(
+        &self,
+        model: &Model,
+        base: WeightsId,
+        layers: &[usize],
+        corpus: Corpus<'_>,
+    ) -> Result<Option<(PathBuf, StatisticsFile)>, CommandError> {
+        let made = Provenance {
+            base,
+            tokenizer: model.tokenizer.digest(),
+            corpora: vec![file_digest(corpus.path)?],
+            drawn: Drawn { amount: corpus.amount, shard: corpus.shard, documents: 0 },
+            arithmetic: None,
+        };
+        // Those of f32 are as good for a model in fewer bits, and may have taken hours.
+        for arithmetic in [model.arithmetic(), model.arithmetic().in_f32()] {
+            let made = Provenance { arithmetic: Some(arithmetic), ..made.clone() };
+            let path = self.path(&made, layers.iter().copied());
+            if let Ok(file) = StatisticsFile::open(&path) {
+                file.check(base, model.network.config().inner, layers)
+                    .map_err(|error| edit_error(&path, error))?;
+                return Ok(Some((path, file)));
+            }
+        }
+        Ok(None)
+    }
+
     /// All cached files, those of this base first, opened and hashed one by one; what is no statistics is left out.
     pub fn files(&self, base: WeightsId) -> impl Iterator<Item = (PathBuf, StatisticsFile)> {
         let mut paths = self.paths();
@@ -343,61 +371,76 @@ pub fn warn_of_tokenizer(model: &Model, statistics: &StatisticsFile, output: &Ou
     }
 }
 
-/// Statistics for `layers` of `model`: the file given, else one cached for this base, else computed from `corpus`.
-pub fn find_statistics(
+/// What was found of the statistics of a model.
+pub enum Found<'a> {
+    /// All that is asked for.
+    Kept(StatisticsFile),
+    /// Nothing: they are to be computed from this.
+    ToCompute(Corpus<'a>),
+}
+
+/// Looks for statistics of `layers` of `model`: the file given, else one cached for this base.
+pub fn find_statistics<'a>(
     model: &Model,
     base: WeightsId,
     layers: &[usize],
     given: Option<&Path>,
-    corpus: Option<Corpus<'_>>,
+    corpus: Option<Corpus<'a>>,
     output: &Output,
-) -> Result<StatisticsFile, CommandError> {
-    let inner = model.network.config().inner;
-    let open = |path: &Path| StatisticsFile::open(path).map_err(|error| statistics_error(path, error));
+) -> Result<Found<'a>, CommandError> {
     if let Some(path) = given {
-        let file = open(path)?;
-        if let Some(shard) = file.provenance().drawn.shard {
-            let path = path.display();
-            let message =
-                format!("`{path}` is shard {shard} of a text's statistics, and no statistics by itself");
-            let hint = "put all shards together: `mpatch stats --merge SHARD... -o FILE`";
-            return Err(CommandError::new(ExitKind::Usage, message).hint(hint));
-        }
-        file.check(base, inner, layers).map_err(|error| {
-            let refused = edit_error(path, error);
-            let of_another_base = file.provenance().base != base;
-            CommandError { kind: if of_another_base { ExitKind::WrongBase } else { refused.kind }, ..refused }
-        })?;
-        return Ok(file);
+        return given_statistics(model, base, layers, path).map(Found::Kept);
     }
     let cache = StatisticsCache::needed()?;
-    let Some(corpus) = corpus else {
-        let Some((path, file)) = cache.find(model, base, layers) else {
-            let message = "there are no statistics of this model: MEMIT needs the second moments of its keys";
-            return Err(CommandError::new(ExitKind::Usage, message).hint(
-                "give `--corpus FILE` (text, one document a line) to compute them, or `--stats FILE`",
-            ));
-        };
-        tell_cached(model, &path, &file, output);
-        return Ok(file);
+    let found = match corpus {
+        Some(corpus) => cache.find_of(model, base, layers, corpus)?,
+        None => cache.find(model, base, layers),
     };
-    let made = Provenance {
-        base,
-        tokenizer: model.tokenizer.digest(),
-        corpora: vec![file_digest(corpus.path)?],
-        drawn: Drawn { amount: corpus.amount, shard: corpus.shard, documents: 0 },
-        arithmetic: None,
-    };
-    // Those of f32 are as good for a model in fewer bits, and may have taken hours.
-    for arithmetic in [model.arithmetic(), model.arithmetic().in_f32()] {
-        let made = Provenance { arithmetic: Some(arithmetic), ..made.clone() };
-        let path = cache.path(&made, layers.iter().copied());
-        if let Ok(file) = StatisticsFile::open(&path) {
-            file.check(base, inner, layers).map_err(|error| edit_error(&path, error))?;
+    match (found, corpus) {
+        (Some((path, file)), _) => {
             tell_cached(model, &path, &file, output);
-            return Ok(file);
+            Ok(Found::Kept(file))
+        }
+        (None, Some(corpus)) => Ok(Found::ToCompute(corpus)),
+        (None, None) => {
+            let message = "there are no statistics of this model: MEMIT needs the second moments of its keys";
+            Err(CommandError::new(ExitKind::Usage, message)
+                .hint("give `--corpus FILE` (text, one document a line) to compute them, or `--stats FILE`"))
         }
     }
+}
+
+/// The statistics in the file at `path`, which have to be of `layers` of this base, and all of their text.
+fn given_statistics(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    path: &Path,
+) -> Result<StatisticsFile, CommandError> {
+    let file = StatisticsFile::open(path).map_err(|error| statistics_error(path, error))?;
+    if let Some(shard) = file.provenance().drawn.shard {
+        let path = path.display();
+        let message =
+            format!("`{path}` is shard {shard} of a text's statistics, and no statistics by itself");
+        let hint = "put all shards together: `mpatch stats --merge SHARD... -o FILE`";
+        return Err(CommandError::new(ExitKind::Usage, message).hint(hint));
+    }
+    file.check(base, model.network.config().inner, layers).map_err(|error| {
+        let refused = edit_error(path, error);
+        let of_another_base = file.provenance().base != base;
+        CommandError { kind: if of_another_base { ExitKind::WrongBase } else { refused.kind }, ..refused }
+    })?;
+    Ok(file)
+}
+
+/// Computes the statistics of `layers` of `model` from `corpus`, and keeps them.
+pub fn make_statistics(
+    model: &Model,
+    base: WeightsId,
+    layers: &[usize],
+    corpus: Corpus<'_>,
+    output: &Output,
+) -> Result<StatisticsFile, CommandError> {
     let cache = StatisticsCache::writable()?;
     output.note(&format!("statistics: computing them from {} ({})", corpus.path.display(), corpus.amount));
     let statistics = compute_statistics(model, base, layers, corpus, output)?;
