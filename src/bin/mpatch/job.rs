@@ -238,7 +238,7 @@ impl<'a> Prepared<'a> {
         check(model, &hyperparameters, &contexts, &fact_prompts(facts))
             .map_err(|error| edit_error(model.checkpoint.path(), error))?;
         let statistics = match found {
-            Found::Kept(found) => found,
+            Found::Kept(found) => *found,
             Found::ToCompute(corpus) => make_statistics(model, weights, layers, corpus, output)?,
         };
         let seed = arguments.seed(recorded);

@@ -374,7 +374,7 @@ pub fn warn_of_tokenizer(model: &Model, statistics: &StatisticsFile, output: &Ou
 /// What was found of the statistics of a model.
 pub enum Found<'a> {
     /// All that is asked for.
-    Kept(StatisticsFile),
+    Kept(Box<StatisticsFile>),
     /// Nothing: they are to be computed from this.
     ToCompute(Corpus<'a>),
 }
@@ -389,7 +389,7 @@ pub fn find_statistics<'a>(
     output: &Output,
 ) -> Result<Found<'a>, CommandError> {
     if let Some(path) = given {
-        return given_statistics(model, base, layers, path).map(Found::Kept);
+        return given_statistics(model, base, layers, path).map(Box::new).map(Found::Kept);
     }
     let cache = StatisticsCache::needed()?;
     let found = match corpus {
@@ -399,7 +399,7 @@ pub fn find_statistics<'a>(
     match (found, corpus) {
         (Some((path, file)), _) => {
             tell_cached(model, &path, &file, output);
-            Ok(Found::Kept(file))
+            Ok(Found::Kept(Box::new(file)))
         }
         (None, Some(corpus)) => Ok(Found::ToCompute(corpus)),
         (None, None) => {
