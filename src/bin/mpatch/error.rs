@@ -113,9 +113,7 @@ impl ExitKind {
     pub const fn meaning(self) -> &'static str {
         match self {
             ExitKind::Done => "done",
-            ExitKind::Differs => {
-                "done, and the answer is no: two differ, not at the head, no patch did it, an edit fails its own test"
-            }
+            ExitKind::Differs => "done, and the answer is no: two differ, or an edit fails its own test",
             ExitKind::Usage => "the command line is wrong",
             ExitKind::Malformed => "a file is damaged, or is not what it should be",
             ExitKind::BadSignature => "a signature is bad: the patch or the signature was changed",
