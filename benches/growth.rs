@@ -132,11 +132,7 @@ fn one(facts: usize, statistics: &Path) {
 fn varied(records: &[Record], index: usize) -> FactPrompt {
     let (round, place) = (index / records.len(), index % records.len());
     let (record, other) = (&records[place], &records[(place + 37 * round) % records.len()]);
-    FactPrompt {
-        prompt: record.request.prompt.clone(),
-        subject: record.request.subject.clone(),
-        target: other.request.target_new_spaced(),
-    }
+    FactPrompt { target: other.request.target_new_spaced(), ..FactPrompt::from(&record.request) }
 }
 
 /// One factorisation of a matrix of this order, in its own place.

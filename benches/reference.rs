@@ -109,14 +109,8 @@ impl Bench {
         let read = |name: &str| std::fs::read(folder.join(name)).unwrap();
         let hyperparameters = Hyperparameters::parse(&read("hparams.json")).unwrap();
         let contexts = Contexts::parse(&read("contexts.json")).unwrap();
-        let prompts: Vec<FactPrompt> = self.records[..facts]
-            .iter()
-            .map(|record| FactPrompt {
-                prompt: record.request.prompt.clone(),
-                subject: record.request.subject.clone(),
-                target: record.request.target_new_spaced(),
-            })
-            .collect();
+        let prompts: Vec<FactPrompt> =
+            self.records[..facts].iter().map(|record| FactPrompt::from(&record.request)).collect();
         memit(&self.model, &hyperparameters, &contexts, &prompts, statistics, &|_| ())
     }
 

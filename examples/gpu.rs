@@ -65,7 +65,7 @@ fn run(options: &Options, inputs: Inputs, device: &Device, memory: &Memory) {
     });
     let statistics = StatisticsFile::open(&path).unwrap();
     let contexts = stages.time("sample contexts", || Contexts::sample(&model, 0).unwrap());
-    let facts: Vec<FactPrompt> = records.iter().map(fact_prompt).collect();
+    let facts: Vec<FactPrompt> = records.iter().map(|record| FactPrompt::from(&record.request)).collect();
     let edit = time_edit(&mut stages, &model, &hyperparameters, &contexts, &facts, &statistics);
     let terms = stages.time("integers", || terms(&edit));
     let scores = stages.time("evaluate", || scores(&model, &edit, &terms, &records));
@@ -131,14 +131,6 @@ impl Inputs {
         };
         let corpus = file_or(&options.corpus, include_bytes!("../fixtures/world-gptj/corpus.txt"));
         Self { folder, hyperparameters, records, corpus }
-    }
-}
-
-fn fact_prompt(record: &Record) -> FactPrompt {
-    FactPrompt {
-        prompt: record.request.prompt.clone(),
-        subject: record.request.subject.clone(),
-        target: record.request.target_new_spaced(),
     }
 }
 

@@ -25,12 +25,7 @@ use mpatch::model::Model;
 
 fn facts(count: usize) -> Vec<FactPrompt> {
     let records = FactsFile::parse(&fs::read(world().join("records.json")).unwrap()).unwrap().records;
-    let prompt = |record: &mpatch::facts::Record| FactPrompt {
-        prompt: record.request.prompt.clone(),
-        subject: record.request.subject.clone(),
-        target: record.request.target_new_spaced(),
-    };
-    records.iter().take(count).map(prompt).collect()
+    records.iter().take(count).map(|record| FactPrompt::from(&record.request)).collect()
 }
 
 fn hyperparameters() -> Hyperparameters {
@@ -83,7 +78,7 @@ fn what_is_kept_changes_no_bit_of_an_edit_and_is_remade_where_it_is_damaged() {
         memit_with(&model, &hyperparameters, &contexts, &facts, &statistics, kept, &|_| ()).unwrap()
     };
     let alone = bits(&memit(&model, &hyperparameters, &contexts, &facts, &statistics, &|_| ()).unwrap());
-    let factors = FactorCache::new(folder.path(), 1 << 30);
+    let factors = FactorCache::new(folder.path(), 1 << 30, "this");
     let with_log = || {
         let log = ValueLog::open(folder.path(), FileDigest::of(b"inputs"), 1 << 30).unwrap().unwrap();
         let known = log.values();

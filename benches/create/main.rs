@@ -92,12 +92,8 @@ impl Bench {
         let hyperparameters =
             Hyperparameters::parse(&std::fs::read(self.folder.join("memit.json")).unwrap()).unwrap();
         let contexts = Contexts::parse(&std::fs::read(self.contexts()).unwrap()).unwrap();
-        let prompt = |record: &Record| FactPrompt {
-            prompt: record.request.prompt.clone(),
-            subject: record.request.subject.clone(),
-            target: record.request.target_new_spaced(),
-        };
-        let prompts: Vec<FactPrompt> = self.records.iter().map(prompt).collect();
+        let prompts: Vec<FactPrompt> =
+            self.records.iter().map(|record| FactPrompt::from(&record.request)).collect();
         let started = Instant::now();
         let edit = memit(&self.model, &hyperparameters, &contexts, &prompts, &statistics, &|_| ()).unwrap();
         let seconds = started.elapsed().as_secs_f64();

@@ -141,18 +141,17 @@ impl Hyperparameters {
     /// Checks the values against the model.
     ///
     /// # Errors
-    /// [`EditError::Hyperparameters`] names the field, what was found and what is possible.
+    /// [`EditError::Layers`] and [`EditError::Hyperparameters`] name the field, what was found and what is possible.
     pub fn check(&self, network: &Network) -> Result<(), EditError> {
         let layers = network.config().layers;
         let refuse = |what: String| Err(EditError::Hyperparameters { what });
         if self.layers.is_empty() || !self.layers.is_sorted_by(|one, next| one < next) {
-            return refuse(format!("`layers` is {:?}, expected ascending layers, at least one", self.layers));
+            let what = format!("is {:?}, expected ascending layers, at least one", self.layers);
+            return Err(EditError::Layers { what });
         }
         if self.value_layer() >= layers {
-            return refuse(format!(
-                "`layers` names {}, but the model has {layers}, counted from 0",
-                self.value_layer()
-            ));
+            let what = format!("names {}, but the model has {layers}, counted from 0", self.value_layer());
+            return Err(EditError::Layers { what });
         }
         if self.v_loss_layer >= layers {
             return refuse(format!(

@@ -27,10 +27,12 @@ pub struct Kept<'a> {
     pub values: Option<&'a ValueLog>,
 }
 
-/// A folder of Cholesky factors of `lambda * C`, by the statistics, the layer and lambda that they belong to.
+/// A folder of Cholesky factors of `lambda * C`, by the statistics, the layer and lambda that they belong to, and by
+/// what computed them.
 #[derive(Debug, Clone)]
 pub struct FactorCache {
     folder: PathBuf,
+    maker: String,
     limit_bytes: u64,
 }
 
@@ -41,8 +43,11 @@ const RECORD_SIZE_BYTES: usize = 4 << 20;
 
 impl FactorCache {
     /// The cache in `folder`, which exists; its files take `limit_bytes` at most, those used longest ago go first.
-    pub fn new(folder: &Path, limit_bytes: u64) -> Self {
-        Self { folder: folder.to_owned(), limit_bytes }
+    ///
+    /// `maker` names the program and the processor's instructions: one home may be shared by machines, and another
+    /// version or another instruction set rounds otherwise.
+    pub fn new(folder: &Path, limit_bytes: u64, maker: &str) -> Self {
+        Self { folder: folder.to_owned(), maker: maker.to_owned(), limit_bytes }
     }
 
     /// The factor kept for these statistics, or the one that `make` makes, which is then kept.
@@ -57,8 +62,9 @@ impl FactorCache {
         make: impl FnOnce() -> Result<Factor, EditError>,
     ) -> Result<Factor, EditError> {
         let origin = format!(
-            "mpatch factor 1; statistics {statistics}; layer {layer}; weight {weight:?}; inner {inner}; \
-             ridges {RIDGES_RELATIVE:?}"
+            "mpatch factor 1; maker {}; statistics {statistics}; layer {layer}; weight {weight:?}; inner {inner}; \
+             ridges {RIDGES_RELATIVE:?}",
+            self.maker
         );
         let name = FileDigest::of(origin.as_bytes()).short();
         let path = self.folder.join(format!("{name}.{FACTOR_ENDING}"));
@@ -358,7 +364,7 @@ mod tests {
     #[test]
     fn a_factor_kept_is_the_factor_made_and_a_damaged_one_is_made_anew() {
         let folder = tempfile::tempdir().expect("a folder");
-        let cache = FactorCache::new(folder.path(), 1 << 20);
+        let cache = FactorCache::new(folder.path(), 1 << 20, "this");
         let digest = FileDigest::of(b"statistics");
         let made = factor();
         let first = cache.find_or(digest, 1, 15.0, 30, || Ok(factor())).expect("made");
@@ -392,7 +398,7 @@ mod tests {
     #[test]
     fn factors_that_do_not_fit_their_cache_are_not_kept() {
         let folder = tempfile::tempdir().expect("a folder");
-        let cache = FactorCache::new(folder.path(), 1000);
+        let cache = FactorCache::new(folder.path(), 1000, "this");
         cache.find_or(FileDigest::of(b"statistics"), 1, 15.0, 30, || Ok(factor())).expect("made");
         assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0);
     }
@@ -490,18 +496,20 @@ mod tests {
     }
 
     #[test]
-    fn a_factor_is_that_of_its_own_layer_and_weight() {
+    fn a_factor_is_that_of_its_own_layer_weight_and_maker() {
         let folder = tempfile::tempdir().expect("a folder");
-        let cache = FactorCache::new(folder.path(), 1 << 20);
         let digest = FileDigest::of(b"statistics");
-        for (layer, weight) in [(1, 15.0), (2, 15.0), (1, 16.0)] {
+        for (layer, weight, maker) in
+            [(1, 15.0, "this"), (2, 15.0, "this"), (1, 16.0, "this"), (1, 15.0, "other")]
+        {
+            let cache = FactorCache::new(folder.path(), 1 << 20, maker);
             let mut made = false;
             let make = || {
                 made = true;
                 Ok(factor())
             };
             cache.find_or(digest, layer, weight, 30, make).expect("made");
-            assert!(made, "layer {layer}, weight {weight}: the factor of another one was taken");
+            assert!(made, "layer {layer}, weight {weight}, {maker}: the factor of another one was taken");
         }
     }
 
@@ -518,7 +526,7 @@ mod tests {
                 made = true;
                 Ok(factor())
             };
-            let cache = FactorCache::new(folder.path(), limit_bytes);
+            let cache = FactorCache::new(folder.path(), limit_bytes, "this");
             cache.find_or(FileDigest::of(b"statistics"), layer, 15.0, 30, make).expect("a factor");
             made
         };

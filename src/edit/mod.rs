@@ -28,6 +28,7 @@ use self::solve::{Factor, Sums};
 use self::statistics::StatisticsFile;
 use self::value::{Planned, Value};
 use crate::checkpoint::CheckpointError;
+use crate::facts::Request;
 use crate::model::{Model, ModelError, Network, Site};
 
 /// What the recipe of a patch calls the way that it was made here.
@@ -43,6 +44,12 @@ pub enum EditError {
     /// A file cannot be read or written.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Layers that cannot be edited, or not in this model.
+    #[error("hyperparameters: `layers` {what}")]
+    Layers {
+        /// What is wrong.
+        what: String,
+    },
     /// Hyperparameters that make no sense, or not for this model.
     #[error("hyperparameters: {what}")]
     Hyperparameters {
@@ -141,6 +148,16 @@ pub struct FactPrompt {
     pub subject: String,
     /// What is to follow, with the space before it.
     pub target: String,
+}
+
+impl From<&Request> for FactPrompt {
+    fn from(request: &Request) -> Self {
+        Self {
+            prompt: request.prompt.clone(),
+            subject: request.subject.clone(),
+            target: request.target_new_spaced(),
+        }
+    }
 }
 
 /// The update of one layer: `residuals * adjusted_keys^T`, `[width, inner]`.

@@ -209,7 +209,7 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
             CommandError::new(ExitKind::Malformed, message).hint(hint)
         }
         EditError::Statistics { .. } => malformed(error).hint("`mpatch stats` makes statistics for a model"),
-        EditError::Hyperparameters { .. } | EditError::Contexts { .. } => {
+        EditError::Layers { .. } | EditError::Hyperparameters { .. } | EditError::Contexts { .. } => {
             let message = format!("`{}`: {error}", path.display());
             let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
             CommandError::new(ExitKind::Malformed, message).hint(match is_yaml {

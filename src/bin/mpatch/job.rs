@@ -137,8 +137,8 @@ impl RecipeArguments {
             found.layers = layers.clone();
         }
         found.check(&model.network).map_err(|error| match error {
-            EditError::Hyperparameters { what } if self.layers.is_some() && what.starts_with("`layers`") => {
-                CommandError::new(ExitKind::Usage, format!("`--layers`: {what}"))
+            EditError::Layers { what } if self.layers.is_some() => {
+                CommandError::new(ExitKind::Usage, format!("`--layers` {what}"))
                     .hint("name layers that the model has, in ascending order")
             }
             error => origin.refused(error),
@@ -278,7 +278,7 @@ const TOO_STRONG_HINT: &str =
     "edit fewer facts at once or other layers, raise `mom2_update_weight`, or edit the model in BF16 or F32";
 
 /// Which device of its kind it is, as far as that may change the order of sums: one home may be shared by machines.
-fn product(device: &Device) -> String {
+pub fn product(device: &Device) -> String {
     match gpu_of(device) {
         Some(gpu) => format!("{} {}", gpu.product, gpu.capability),
         None => format!("{} {}", std::env::consts::ARCH, processor().products),
@@ -566,17 +566,9 @@ fn timed<T>(seconds: &mut f64, work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// A request as the algorithm takes it.
-pub fn fact_prompt(request: &Request) -> FactPrompt {
-    FactPrompt {
-        prompt: request.prompt.clone(),
-        subject: request.subject.clone(),
-        target: request.target_new_spaced(),
-    }
-}
-
+/// The requests as the algorithm takes them.
 fn fact_prompts(facts: &FactsFile) -> Vec<FactPrompt> {
-    facts.requests().map(fact_prompt).collect()
+    facts.requests().map(FactPrompt::from).collect()
 }
 
 fn declared(request: &Request) -> Fact {

@@ -17,6 +17,7 @@ use mpatch::model::{Arithmetic, Device, Model};
 
 use crate::editing::edit_error;
 use crate::error::{CommandError, ExitKind, with_causes};
+use crate::job::{TOOL, product};
 use crate::memory::check_memory;
 use crate::places::cache_folder;
 use crate::report::Output;
@@ -159,7 +160,8 @@ fn kept_in(name: &str, lost: &str, output: &Output) -> Option<PathBuf> {
 /// The cache of factors; none where there is no place for one.
 pub fn factor_cache(output: &Output) -> Option<FactorCache> {
     let folder = kept_in("factors", "no factors are kept, every run computes them anew", output)?;
-    Some(FactorCache::new(&folder, FACTORS_SIZE_BYTES_MAX))
+    // Whatever device the model is on, the processor solves.
+    Some(FactorCache::new(&folder, FACTORS_SIZE_BYTES_MAX, &format!("{TOOL} {}", product(&Device::Cpu))))
 }
 
 /// What is lost without a log of values.

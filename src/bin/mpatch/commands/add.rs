@@ -65,7 +65,7 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
     let commits = made.into_iter().map(report).collect::<Result<_, CommandError>>();
     let trust = judgements.first().map(|judged| judged.report.words.clone()).unwrap_or_default();
     let report = AddReport { branch: branch_of(&view).map(str::to_owned), commits: commits?, trust };
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 impl Report for AddReport {

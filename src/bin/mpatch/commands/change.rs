@@ -147,7 +147,7 @@ impl Change {
         let remembered = self.trust.as_ref().map_or(Ok(()), Permitted::remember);
         let kept = both(recorded, remembered.map_err(CommandError::after_the_work));
         let (written, _) = both(written, kept)?;
-        output.report(&self.report(plan, Some(written))).map_err(CommandError::after_the_work)
+        output.report_done(&self.report(plan, Some(written)))
     }
 
     fn report(&self, plan: Plan, written: Option<Written>) -> ChangeReport {

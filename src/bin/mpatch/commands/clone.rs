@@ -65,7 +65,7 @@ pub fn run(arguments: &CloneArguments, output: &Output) -> Result<(), CommandErr
         patches,
         head: head_after_change(&store)?,
     };
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 /// A history that has come whole.

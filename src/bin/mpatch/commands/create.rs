@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use clap::Args;
 use mpatch::digest::PatchId;
-use mpatch::edit::check_prompts;
 use mpatch::edit::estimate::{Estimate, MemoryEstimate};
+use mpatch::edit::{FactPrompt, check_prompts};
 use mpatch::evaluate::{Continuation, Evaluation, Outcome, Scores};
 use mpatch::factors::{BITS_DEFAULT, RankLimit};
 use mpatch::facts::Record;
@@ -21,7 +21,7 @@ use crate::editing::{
 };
 use crate::error::{CommandError, ExitKind};
 use crate::interrupt::last_step;
-use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds, fact_prompt};
+use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust;
@@ -129,7 +129,7 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<ExitKind, Com
     let model = arguments.model.open(output)?;
     check_questions(&model, &facts, &arguments.facts)?;
     // Before the statistics, which may take hours.
-    check_prompts(&model, &Vec::from_iter(facts.requests().map(fact_prompt)))
+    check_prompts(&model, &Vec::from_iter(facts.requests().map(FactPrompt::from)))
         .map_err(|error| edit_error(model.checkpoint.path(), error))?;
     if arguments.dry_run {
         let estimate = arguments.recipe.foretell(&model, &facts, output)?;

@@ -261,7 +261,7 @@ fn extracted(
         signature,
         tensors: tensors.collect(),
     };
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 /// What the patch is for, as far as files beside the weights tell.

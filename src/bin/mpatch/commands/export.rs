@@ -93,7 +93,7 @@ pub fn run(arguments: &ExportArguments, output: &Output) -> Result<(), CommandEr
         trust: judged.report.clone(),
         modules: modules.collect(),
     };
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 impl ExportArguments {

@@ -20,7 +20,7 @@ pub struct GcArguments {
 pub fn run(arguments: &GcArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
     let tidied = arguments.store.change(&store)?.tidy()?;
-    output.report(&tidied).map_err(CommandError::after_the_work)
+    output.report_done(&tidied)
 }
 
 impl Report for Tidied {

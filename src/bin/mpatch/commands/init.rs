@@ -60,7 +60,7 @@ pub fn run(arguments: &InitArguments, output: &Output) -> Result<(), CommandErro
         tensors: base.tensors.len(),
         has_statistics: StatisticsCache::of_user().is_some_and(|cache| cache.names(base.weights)),
     };
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 /// `passing` is the folder, if it has just been made.

@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::follow::{Followed, Outcome, Place, Reason};
 use crate::editing::edit_error;
 use crate::error::{CommandError, ExitKind};
-use crate::job::{Ingredients, fact_prompt};
+use crate::job::Ingredients;
 use crate::report::{Output, count};
 use crate::statistics::factor_cache;
 
@@ -118,7 +118,7 @@ fn measure(
     let malformed = |error: PatchError| CommandError::patch(&place.patch.to_string_lossy(), &error);
     let Followed { model, ingredients, facts } = followed;
     let Ingredients { hyperparameters, contexts, statistics, .. } = ingredients;
-    let facts: Vec<FactPrompt> = facts.requests().map(fact_prompt).collect();
+    let facts: Vec<FactPrompt> = facts.requests().map(FactPrompt::from).collect();
     let factors = factor_cache(output);
     let kept = Kept { factors: factors.as_ref(), values: None };
     let mut spans =

@@ -46,7 +46,7 @@ pub fn run(arguments: &ManArguments, output: &Output) -> Result<(), CommandError
     let mut pages = Vec::new();
     write_pages(&all, folder, &mut pages)?;
     let report = ManReport { folder: folder.clone(), pages };
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 /// The command that the words name; a hyphen separates as well, as in the names of pages.

@@ -111,7 +111,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     let finished = change.finish(&format!("merge {}", arguments.revision));
     finished.map_err(|error| with_word_of_key(merged.signer.as_ref(), error.into()))?;
     let report = MergeReport::new(outcome, branch, merged, &store, arguments)?;
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 /// Makes one state of two that have gone apart, as the next commit of `change`.

@@ -82,7 +82,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
         patches,
         head: head_after_change(&store)?,
     };
-    output.report(&report).map_err(CommandError::after_the_work)?;
+    output.report_done(&report)?;
     match followed {
         Followed::Apart(error) => Err(error.after_the_work()),
         Followed::Forward | Followed::Not => Ok(()),

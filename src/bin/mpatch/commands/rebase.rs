@@ -99,7 +99,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
         bindings: bindings.collect(),
         parents: bound.manifest().parents.clone(),
     };
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 impl RebaseArguments {

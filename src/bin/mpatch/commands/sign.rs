@@ -92,7 +92,7 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
         signature,
         signatures,
     };
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 /// Writes the signature, or the patch with it; tells how many signatures are in the patch now.

@@ -126,7 +126,7 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
         arguments.add(plan, &base, &named, signer.as_ref(), output)?
     };
     let report = StackReport { trust, ..made };
-    output.report(&report).map_err(CommandError::after_the_work)
+    output.report_done(&report)
 }
 
 /// Who is right where patches contradict each other, as flags say it that exclude each other.

@@ -153,7 +153,7 @@ pub fn run(arguments: &TrustCommandArguments, output: &Output) -> Result<(), Com
     };
     match arguments.action {
         Action::List => output.report(&report),
-        _ => output.report(&report).map_err(CommandError::after_the_work),
+        _ => output.report_done(&report),
     }
 }
 
