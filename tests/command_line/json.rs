@@ -21,6 +21,7 @@ Each document has a `schema`, which names it and a version.
 A version may gain fields, and none goes or changes its meaning.
 A field that says nothing is there as `null`; where an object is one of several kinds (`is`, `do`, or a single field that is its kind's name), it has the fields of its kind.
 The list is of what the test's commands print: what was `null`, empty or one kind there may be filled or another elsewhere, so take a list of nothing for one of which no example came up.
+On a GPU, which the tests do not have, `mpatch.create-estimate/1` has `device_memory_size_bytes` and `host_memory_size_bytes` instead of `memory_size_bytes`.
 Each row is an object and its fields; `[]` stands for every entry of a list, and `*` for names that are data.
 `MPATCH_TEST_UPDATE=1 cargo test --test command_line json` writes this file, and `cargo test --test command_line json` holds it to what the commands print.
 ";

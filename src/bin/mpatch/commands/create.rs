@@ -31,7 +31,8 @@ use crate::trust;
     after_help = "Examples:\n  mpatch create facts.json --base gptj/ --corpus wiki.txt -o edits.mpatch\n  \
                   mpatch create facts.json --base gptj/ --bits 6 \\\n      \
                   --stats gptj.stats.safetensors\n  \
-                  cat facts.jsonl | mpatch create - --base gptj/ -o edits.mpatch"
+                  cat facts.jsonl | mpatch create - --base gptj/ -o edits.mpatch\n\n\
+                  Exit code 1 says that the patch, which is written, fails its own test."
 )]
 pub struct CreateArguments {
     /// Read the facts from this file (memit, CounterFact, zsRE, EasyEdit or mpatch layout); `-` reads standard input
