@@ -8,66 +8,59 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use git2::{Index, IndexConflict, IndexEntry, MergeOptions, Oid, Tree};
+use git2::{Index, IndexConflict, IndexEntry, MergeOptions, Tree, TreeBuilder};
 
 use super::error::StoreError;
-use super::objects::{OWN, written};
+use super::objects::written;
 use super::{CommitId, Store};
 
 /// The bits of an index entry's flags that say which side of a conflict it is.
 const STAGE: u16 = 0x3000;
 
 impl Store {
-    /// A tree with all that is kept beside two states, as a merge has it, and what ours stands against.
-    pub(super) fn beside_both(&self, ours: CommitId, theirs: CommitId) -> Result<(Oid, Beside), StoreError> {
-        if !self.has_any_beside(ours)? && !self.has_any_beside(theirs)? {
-            return Ok((self.tree(ours)?, Beside::default()));
-        }
+    /// All that is kept beside two states, as a merge has it, and what ours stands against.
+    pub(super) fn beside_both(
+        &self,
+        ours: CommitId,
+        theirs: CommitId,
+    ) -> Result<(TreeBuilder<'_>, Beside), StoreError> {
         let (our, their) = (self.beside(ours)?, self.beside(theirs)?);
+        if our.is_empty() && their.is_empty() {
+            return Ok((our, Beside::default()));
+        }
         let fork = self.beside_forks(&self.forks(ours, &[theirs])?)?;
-        self.joined(&fork, &our, &their)
+        let (tree, beside) = self.joined(&fork, &self.written(&our)?, &self.written(&their)?)?;
+        let tree = self.repository.treebuilder(Some(&tree)).map_err(StoreError::git("write a tree"))?;
+        Ok((tree, beside))
     }
 
     /// What several commits, from which both sides come, had beside their states: what any of them changed.
     fn beside_forks(&self, forks: &[CommitId]) -> Result<Tree<'_>, StoreError> {
-        let Some((first, others)) = forks.split_first() else { return self.without_any(None) };
-        let mut tree = self.beside(*first)?;
+        let beside = |commit: Option<&CommitId>| {
+            let nothing = || self.repository.treebuilder(None).map_err(StoreError::git("write a tree"));
+            self.written(&commit.map_or_else(nothing, |commit| self.beside(*commit))?)
+        };
+        let Some((first, others)) = forks.split_first() else { return beside(None) };
+        let mut tree = beside(Some(first))?;
         if others.is_empty() {
             return Ok(tree);
         }
-        let before = match self.forks(*first, others)?.first() {
-            Some(before) => self.beside(*before)?,
-            None => self.without_any(None)?,
-        };
+        let before = beside(self.forks(*first, others)?.first())?;
         for other in others {
-            let (joined, _) = self.joined(&before, &tree, &self.beside(*other)?)?;
-            tree = self.repository.find_tree(joined).map_err(StoreError::git("read a tree"))?;
+            (tree, _) = self.joined(&before, &tree, &beside(Some(other))?)?;
         }
         Ok(tree)
     }
 
-    fn has_any_beside(&self, commit: CommitId) -> Result<bool, StoreError> {
-        let tree = self.whole_tree(commit)?;
-        Ok(tree.iter().any(|entry| !OWN.iter().any(|own| own.as_bytes() == entry.name_bytes())))
+    /// What the tree of a commit holds beside the history's own.
+    pub(super) fn beside(&self, commit: CommitId) -> Result<TreeBuilder<'_>, StoreError> {
+        let tree = self.repository.find_tree(self.tree(commit)?).map_err(StoreError::git("read a tree"))?;
+        self.objects().beside(&tree)
     }
 
-    fn whole_tree(&self, commit: CommitId) -> Result<Tree<'_>, StoreError> {
-        self.repository.find_tree(self.tree(commit)?).map_err(StoreError::git("read a tree"))
-    }
-
-    /// The tree of a commit without what is the history's own.
-    fn beside(&self, commit: CommitId) -> Result<Tree<'_>, StoreError> {
-        self.without_any(Some(&self.whole_tree(commit)?))
-    }
-
-    fn without_any(&self, tree: Option<&Tree<'_>>) -> Result<Tree<'_>, StoreError> {
-        let failed = || StoreError::git("write a tree");
-        let mut beside = self.repository.treebuilder(tree).map_err(failed())?;
-        for name in OWN.iter().filter(|name| tree.is_some_and(|tree| tree.get_name(name).is_some())) {
-            beside.remove(name).map_err(failed())?;
-        }
-        let tree = written("write a tree", || beside.write())?;
-        self.repository.find_tree(tree).map_err(failed())
+    fn written(&self, tree: &TreeBuilder<'_>) -> Result<Tree<'_>, StoreError> {
+        let tree = written("write a tree", || tree.write())?;
+        self.repository.find_tree(tree).map_err(StoreError::git("read a tree"))
     }
 
     /// Both trees as one, and what ours stands against.
@@ -76,7 +69,7 @@ impl Store {
         fork: &Tree<'_>,
         ours: &Tree<'_>,
         theirs: &Tree<'_>,
-    ) -> Result<(Oid, Beside), StoreError> {
+    ) -> Result<(Tree<'_>, Beside), StoreError> {
         let failed = || StoreError::git("merge the files beside its states");
         let mut options = MergeOptions::new();
         options.find_renames(false);
@@ -102,6 +95,7 @@ impl Store {
             }
         }
         let tree = written("write a tree", || index.write_tree_to(&self.repository))?;
+        let tree = self.repository.find_tree(tree).map_err(failed())?;
         let stays = paths(&index);
         let mut beside = Beside::default();
         for path in theirs.into_iter().filter(|path| !stays.contains(path)) {

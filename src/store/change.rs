@@ -56,7 +56,8 @@ impl Change<'_> {
     pub(super) fn start(&mut self, base: &Base) -> Result<CommitId, StoreError> {
         let objects = self.store.objects();
         let snapshot = Snapshot { base: objects.write_base(base)?, series: vec![], patches: BTreeMap::new() };
-        let tree = objects.write_tree(&snapshot, None)?;
+        let nothing = self.store.repository.treebuilder(None).map_err(StoreError::git("write a tree"))?;
+        let tree = objects.write_tree(&snapshot, nothing)?;
         let architecture = base.architecture.as_deref().unwrap_or("weights without a config");
         let title = format!("Start from {architecture}, weights {}", base.weights.short());
         let text = Message { title, ..Message::default() }.text(base.weights);
@@ -124,7 +125,7 @@ impl Change<'_> {
         }
         let text = message.text(state.weights_id(&base));
         let (tree, beside) = self.store.beside_both(head, theirs)?;
-        let tree = self.store.objects().write_tree(&snapshot, Some(tree))?;
+        let tree = self.store.objects().write_tree(&snapshot, tree)?;
         self.commit(tree, &text, &[head.0, theirs.0])?;
         Ok(beside)
     }
@@ -170,8 +171,7 @@ impl Change<'_> {
         text: &str,
         parents: &[Oid],
     ) -> Result<CommitId, StoreError> {
-        let before = self.store.repository.find_commit(before.0).map_err(StoreError::git("read a commit"))?;
-        let tree = self.store.objects().write_tree(snapshot, Some(before.tree_id()))?;
+        let tree = self.store.objects().write_tree(snapshot, self.store.beside(before)?)?;
         self.commit(tree, text, parents)
     }
 

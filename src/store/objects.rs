@@ -5,7 +5,7 @@
 //! series                    patch ids, one a line, in order of application
 //! patches/<id>.mpatch       the patch; a large one is a Git LFS pointer
 //! patches/<id>.manifest     the manifest of a large one, so that states can be told without it
-//! .gitattributes            which files LFS keeps
+//! patches/.gitattributes    which files LFS keeps
 //! ```
 //!
 //! The tree is the state: files that somebody else adds beside these are carried along and never read, but by a merge.
@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use git2::{Commit, ErrorClass, ObjectType, Odb, Oid, Repository, Tree};
+use git2::{Commit, ErrorClass, ObjectType, Odb, Oid, Repository, Tree, TreeBuilder};
 
 use super::base::Base;
 use super::error::StoreError;
@@ -31,7 +31,11 @@ const SERIES: &str = "series";
 const PATCHES: &str = "patches";
 const ATTRIBUTES: &str = ".gitattributes";
 /// What of a tree is the history's own.
-pub(super) const OWN: [&str; 4] = [BASE, SERIES, PATCHES, ATTRIBUTES];
+const OWN: [&str; 3] = [BASE, SERIES, PATCHES];
+/// What git is told of all patches.
+const ATTRIBUTES_OF_ALL: &str = "* -text";
+/// And of those that LFS keeps, behind their names.
+const ATTRIBUTES_OF_LARGE: &str = " filter=lfs diff=lfs merge=lfs -text";
 /// Mode of a file in a tree.
 pub(super) const FILE: i32 = 0o100_644;
 /// Mode of a folder in a tree.
@@ -67,7 +71,7 @@ pub(super) struct ObjectStore<'r> {
     pub(super) lfs: &'r Objects,
 }
 
-impl ObjectStore<'_> {
+impl<'r> ObjectStore<'r> {
     /// Writes `base.json`.
     pub(super) fn write_base(&self, base: &Base) -> Result<Oid, StoreError> {
         let text = base.to_json().map_err(|error| StoreError::malformed(BASE, error.to_string()))?;
@@ -157,13 +161,55 @@ impl ObjectStore<'_> {
         Ok(manifest)
     }
 
-    /// Writes the tree of `snapshot`, with whatever else `before` held.
-    pub(super) fn write_tree(&self, snapshot: &Snapshot, before: Option<Oid>) -> Result<Oid, StoreError> {
+    /// What a tree holds beside the history's own, which is yet to be put in its place.
+    pub(super) fn beside(&self, tree: &Tree<'_>) -> Result<TreeBuilder<'r>, StoreError> {
+        let failed = || StoreError::git("write a tree");
+        let mut beside = self.repository.treebuilder(Some(tree)).map_err(failed())?;
+        let former = if self.has_former_attributes(tree) { Some(ATTRIBUTES) } else { None };
+        for name in OWN.into_iter().chain(former).filter(|name| tree.get_name(name).is_some()) {
+            beside.remove(name).map_err(failed())?;
+        }
+        Ok(beside)
+    }
+
+    /// Whether the attributes at the root are nothing but what earlier versions wrote there, before they stood with the
+    /// patches: all others are somebody's.
+    fn has_former_attributes(&self, tree: &Tree<'_>) -> bool {
+        let blob = |path: &str| {
+            let entry = tree.get_path(Path::new(path)).ok()?;
+            self.repository.find_blob(entry.id()).ok()
+        };
+        let is_former = |line: &[u8]| {
+            let line = line.strip_suffix(ATTRIBUTES_OF_LARGE.as_bytes());
+            line.is_some_and(|path| path.starts_with(PATCHES.as_bytes()))
+        };
+        let former = blob(ATTRIBUTES).filter(|_| blob(&format!("{PATCHES}/{ATTRIBUTES}")).is_none());
+        former.is_some_and(|former| {
+            let mut lines =
+                former.content().split_inclusive(|byte| *byte == b'\n').map(<[u8]>::trim_ascii_end);
+            lines.next() == Some(ATTRIBUTES_OF_ALL.as_bytes()) && lines.all(is_former)
+        })
+    }
+
+    /// Writes the tree of `snapshot` with what is kept `beside` it.
+    pub(super) fn write_tree(&self, snapshot: &Snapshot, beside: TreeBuilder<'_>) -> Result<Oid, StoreError> {
         let failed = || StoreError::git("write a tree");
         check_length(snapshot.series.len())?;
         let series: String = snapshot.series.iter().map(|id| format!("{id}\n")).collect();
+        let mut tree = beside;
+        tree.insert(BASE, snapshot.base, FILE).map_err(failed())?;
+        tree.insert(SERIES, self.write_blob(series.as_bytes())?, FILE).map_err(failed())?;
+        if !snapshot.series.is_empty() {
+            tree.insert(PATCHES, self.write_patches(snapshot)?, FOLDER).map_err(failed())?;
+        }
+        written("write a tree", || tree.write())
+    }
+
+    /// Writes the folder of the patches of `snapshot`.
+    fn write_patches(&self, snapshot: &Snapshot) -> Result<Oid, StoreError> {
+        let failed = || StoreError::git("write a tree");
         let mut patches = self.repository.treebuilder(None).map_err(failed())?;
-        let mut attributes = String::from("* -text\n");
+        let mut attributes = format!("{ATTRIBUTES_OF_ALL}\n");
         for id in &snapshot.series {
             let Some(stored) = snapshot.patches.get(id) else {
                 return Err(StoreError::malformed(SERIES, format!("there is no patch {id}")));
@@ -171,27 +217,11 @@ impl ObjectStore<'_> {
             patches.insert(format!("{id}.mpatch"), stored.blob, FILE).map_err(failed())?;
             if let Some(manifest) = stored.manifest {
                 patches.insert(format!("{id}.manifest"), manifest, FILE).map_err(failed())?;
-                let path = patch_path(*id);
-                attributes.push_str(&format!("{path} filter=lfs diff=lfs merge=lfs -text\n"));
+                attributes.push_str(&format!("{id}.mpatch{ATTRIBUTES_OF_LARGE}\n"));
             }
         }
-        let before = before.map(|tree| self.repository.find_tree(tree)).transpose();
-        let before = before.map_err(StoreError::git("read a tree"))?;
-        let mut tree = self.repository.treebuilder(before.as_ref()).map_err(failed())?;
-        tree.insert(BASE, snapshot.base, FILE).map_err(failed())?;
-        tree.insert(SERIES, self.write_blob(series.as_bytes())?, FILE).map_err(failed())?;
-        tree.insert(ATTRIBUTES, self.write_blob(attributes.as_bytes())?, FILE).map_err(failed())?;
-        match patches.is_empty() {
-            true if before.is_some_and(|before| before.get_name(PATCHES).is_some()) => {
-                tree.remove(PATCHES).map_err(failed())?;
-            }
-            true => {}
-            false => {
-                let patches = written("write a tree", || patches.write())?;
-                tree.insert(PATCHES, patches, FOLDER).map_err(failed())?;
-            }
-        }
-        written("write a tree", || tree.write())
+        patches.insert(ATTRIBUTES, self.write_blob(attributes.as_bytes())?, FILE).map_err(failed())?;
+        written("write a tree", || patches.write())
     }
 
     /// Reads the series alone, and not whether the tree has the patches that it names: of a long history that takes far

@@ -57,8 +57,8 @@ fn large_patches_travel_by_git_lfs_and_a_missing_one_is_named_and_mended() {
     place.git("-C stock lfs install --local");
     place.git("-C stock lfs pull");
     let copied = fs::read_dir(place.path("stock/patches")).unwrap().map(|entry| entry.unwrap().path());
-    let copied: Vec<PathBuf> = copied.filter(|path| path.extension().unwrap() == "mpatch").collect();
-    assert_eq!(fs::read(&copied[0]).unwrap(), patch);
+    let mut copied = copied.filter(|path| path.to_str().unwrap().ends_with(".mpatch"));
+    assert_eq!(fs::read(copied.next().unwrap()).unwrap(), patch);
     assert_eq!(place.git("-C stock status --porcelain"), "");
 
     place.good("clone . mine");

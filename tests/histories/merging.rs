@@ -222,6 +222,42 @@ fn files_that_one_side_alone_has_come_with_it_and_the_historys_own_are_no_concer
 }
 
 #[test]
+fn attributes_that_somebody_keeps_stay_and_those_of_earlier_versions_make_room() {
+    let place = Place::begun();
+    let former = |id: u8| {
+        let id = format!("{id:02x}").repeat(32);
+        format!("* -text\npatches/{id}.mpatch filter=lfs diff=lfs merge=lfs -text\n")
+    };
+    let own = format!("{}*.bin binary\n", former(1));
+    let patches = [("main", "p.mpatch", 1), ("fix", "q.mpatch", 3)];
+    place.good("branch fix");
+    for (branch, patch, seed) in patches {
+        place.good(&format!("checkout {branch}"));
+        place.patch("model.safetensors", patch, seed, &format!("The tower of {branch}"));
+        place.good(&format!("add {patch}"));
+        assert_eq!(place.git("show HEAD:patches/.gitattributes"), "* -text\n");
+        let file = former(seed as u8);
+        keep(&place, branch, &[(".gitattributes", file.as_str()), ("patches/.gitattributes", "")]);
+    }
+    // Nor do they stand against each other.
+    let said = place.good("merge main --onto model.safetensors");
+    assert!(!said.contains("both sides have changed"), "{said}");
+    let merged = place.head();
+    let listed = || place.git("ls-tree -r --name-only HEAD");
+    assert!(listed().starts_with("base.json\npatches/.gitattributes\n"), "{}", listed());
+    for text in [own.as_str(), "*.bin binary\n", "* -text\n"] {
+        keep(&place, "fix", &[(".gitattributes", text)]);
+        place.good("checkout HEAD --onto model.safetensors -o now.safetensors");
+        place.good(&format!("revert now.safetensors {merged} -o before.safetensors"));
+        assert_eq!(place.git("show HEAD:.gitattributes"), text);
+        place.good("undo");
+        fs::remove_file(place.path("now.safetensors")).unwrap();
+        fs::remove_file(place.path("before.safetensors")).unwrap();
+    }
+    assert!(place.good("fsck").starts_with("whole: "));
+}
+
+#[test]
 fn what_one_side_takes_away_stays_away_whatever_the_other_makes_of_it() {
     let place = Place::begun();
     let text = "a line of many\n".repeat(20);
