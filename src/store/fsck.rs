@@ -113,12 +113,19 @@ impl Store {
                 checked.problems.push(Problem { place: pack.name.clone(), what });
             }
         }
-        for oid in self.object_ids() {
-            checked.objects += 1;
-            if let Err(error) = self.read_object(oid) {
-                let place = in_packs.get(&oid).map_or_else(String::new, |pack| format!(" in {pack}"));
+        let here = self.object_ids();
+        checked.objects = here.len();
+        for oid in &here {
+            if let Err(error) = self.read_object(*oid) {
+                let place = in_packs.get(oid).map_or_else(String::new, |pack| format!(" in {pack}"));
                 checked.problem(format!("git object {oid}{place}"), &error);
             }
+        }
+        // Names that cannot be read are told with the commits.
+        let (_, unread) = self.walk_named(|_| Ok(())).unwrap_or_default();
+        for oid in unread.difference(&here) {
+            let what = "it is missing, and a name leads to it".to_owned();
+            checked.problems.push(Problem { place: format!("git object {oid}"), what });
         }
         let mut seen = Seen::default();
         for commit in self.commits_there(&mut checked) {
@@ -270,23 +277,31 @@ impl Store {
         for oid in self.object_ids() {
             self.mend_object(oid, sources, mended)?;
         }
-        let mut waiting = self.named_objects()?;
-        let mut reached = BTreeSet::new();
-        let mut is_all_told = true;
-        while let Some(oid) = waiting.pop() {
-            if !reached.insert(oid) {
-                continue;
-            }
-            self.mend_object(oid, sources, mended)?;
-            match self.spoken_of_by(oid) {
-                Ok(children) => waiting.extend(children),
-                Err(_) => is_all_told = false,
-            }
-        }
-        if is_all_told {
+        let (reached, unread) = self.walk_named(|oid| self.mend_object(oid, sources, mended))?;
+        if unread.is_empty() {
             self.set_aside_unreached(&reached, mended)?;
         }
         Ok(())
+    }
+
+    /// Every object that a name leads to, each visited before what it names is asked for, and those of them that cannot
+    /// be asked.
+    fn walk_named(
+        &self,
+        mut visit: impl FnMut(Oid) -> Result<(), StoreError>,
+    ) -> Result<(BTreeSet<Oid>, BTreeSet<Oid>), StoreError> {
+        let mut waiting = self.named_objects()?;
+        let (mut reached, mut unread) = (BTreeSet::new(), BTreeSet::new());
+        while let Some(oid) = waiting.pop() {
+            if reached.insert(oid) {
+                visit(oid)?;
+                match self.spoken_of_by(oid) {
+                    Ok(children) => waiting.extend(children),
+                    Err(_) => _ = unread.insert(oid),
+                }
+            }
+        }
+        Ok((reached, unread))
     }
 
     fn mend_object(

@@ -43,6 +43,19 @@ fn what_was_mended_is_said_where_something_else_was_not() {
 }
 
 #[test]
+fn a_file_beside_a_state_that_is_missing_is_named_and_comes_back_from_a_copy() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("clone . copy");
+    let oid = place.git("rev-parse HEAD:patches/.gitattributes").trim().to_owned();
+    fs::remove_file(place.path(&format!(".git/objects/{}/{}", &oid[..2], &oid[2..]))).unwrap();
+    let errors = place.bad("fsck", 3);
+    assert!(errors.contains(&format!("git object {oid}: it is missing")), "{errors}");
+    assert!(place.good("fsck --repair copy").contains(&format!("mended: git object {oid}")));
+}
+
+#[test]
 fn nothing_is_taken_that_is_not_missing_and_what_nothing_refers_to_is_moved_aside() {
     let place = Place::begun();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
@@ -74,7 +87,8 @@ fn a_state_that_only_a_tag_object_leads_to_is_read_and_mended() {
     let id = place.head();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
     place.good("add one.mpatch");
-    let patch = place.git("ls-tree HEAD patches/");
+    let patches = place.git("ls-tree HEAD patches/");
+    let patch = patches.lines().find(|line| line.ends_with(".mpatch")).unwrap();
     let blob = patch.split_whitespace().nth(2).unwrap();
     place.git("-c user.name=x -c user.email=y tag -a v1 -m words");
     // As in a history that was fetched by git: no operation tells of the state.
