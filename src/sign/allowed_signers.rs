@@ -40,6 +40,11 @@ impl Entry {
         let names_patches = |namespaces: &Patterns| namespaces.matches(NAMESPACE);
         !self.is_authority && self.namespaces.as_ref().is_none_or(names_patches)
     }
+
+    /// Whether another line says the same, wherever the two stand and whatever their comments are.
+    pub fn says_the_same_as(&self, other: &Self) -> bool {
+        *self == Self { line: self.line, ..other.clone() }
+    }
 }
 
 /// A line that trusts nobody, because it cannot be read.

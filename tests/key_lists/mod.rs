@@ -130,6 +130,21 @@ fn a_line_that_brings_its_own_principals_is_not_added_as_somebody_else() {
 }
 
 #[test]
+fn a_key_that_is_trusted_already_is_not_added_again_because_its_comment_is_another() {
+    let bench = Bench::new();
+    let key = PrivateKey::from_seed(&[1; 32], "").unwrap().public().line();
+    bench.write("home.pub", format!("{key} at home\n"));
+    bench.write("work.pub", format!("{key} at work\n{key}\n"));
+    bench.run("trust add home.pub --principal alice", 0);
+    let refused = bench.run("trust add work.pub --principal alice", 7);
+    assert!(refused.contains("config/allowed_signers` trusts 2 such keys already"), "{refused}");
+    // Another name says more, and once.
+    bench.run("trust add work.pub --principal bob", 0);
+    let signers = fs::read_to_string(bench.path("config/allowed_signers")).unwrap();
+    assert_eq!(signers.lines().filter(|line| line.contains(&key)).count(), 2, "{signers}");
+}
+
+#[test]
 fn every_key_of_a_file_is_revoked_and_what_is_written_can_be_read() {
     let bench = Bench::new();
     let [one, two, three] = [1, 2, 3].map(|seed| PrivateKey::from_seed(&[seed; 32], "").unwrap());

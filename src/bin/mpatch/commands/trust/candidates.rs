@@ -34,12 +34,11 @@ impl Candidates {
         let signers = AllowedSigners::parse(&lines.join("\n"));
         if let Some(problem) = signers.problems.first() {
             let message = format!("`{place}`, {problem}");
-            return Err(CommandError::new(ExitKind::Malformed, message)
-                .hint("give a public key file (`.pub`), lines of allowed signers, or a signed patch"));
+            return Err(CommandError::new(ExitKind::Malformed, message).hint(format!("give {WANTED}")));
         }
         if signers.entries.is_empty() {
             return Err(CommandError::new(ExitKind::Malformed, format!("`{place}` holds no key"))
-                .hint("give a public key file (`.pub`), lines of allowed signers, or a signed patch"));
+                .hint(format!("give {WANTED}")));
         }
         Ok(Self { lines, entries: signers.entries, needs_consent })
     }
@@ -68,11 +67,17 @@ impl Candidates {
         if self.entries.is_empty() { Err(other_keys(what, wanted, &found)) } else { Ok(self) }
     }
 
-    /// The lines that are not in the file at `path` yet, which holds `bytes`.
+    /// The lines that say something which the file at `path`, which holds `bytes`, does not say yet, whatever the
+    /// comments are.
     pub fn new_in(&self, bytes: &[u8], path: &Path) -> Result<Vec<String>, CommandError> {
-        let held: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).collect();
-        let new = self.lines.iter().filter(|line| !held.contains(&line.as_bytes()));
-        let new: Vec<String> = new.cloned().collect();
+        let mut held: Vec<Entry> = AllowedSigners::parse(bytes).entries;
+        let mut new = Vec::new();
+        for (entry, line) in self.entries.iter().zip(&self.lines) {
+            if !held.iter().any(|held| held.says_the_same_as(entry)) {
+                held.push(entry.clone());
+                new.push(line.clone());
+            }
+        }
         if new.is_empty() {
             let message =
                 format!("`{}` trusts {} already", path.display(), count(self.lines.len(), "such key"));
