@@ -21,6 +21,22 @@ fn without_git_settings_that_may_revoke_a_key_are_refused_and_others_are_not() {
 }
 
 #[test]
+fn a_broken_repository_at_hand_stops_only_settings_that_may_hang_on_it() {
+    let bench = Bench::new();
+    bench.write(".git/HEAD", "ref: refs/heads/main\n");
+    bench.write(".git/config", "[core\n");
+    ["objects", "refs"].iter().for_each(|name| fs::create_dir(bench.path(".git").join(name)).unwrap());
+    bench.write("more", "[user]\n\temail = ada@example.org\n");
+    let more = bench.path("more").display().to_string();
+    for (condition, code) in [("include", 0), ("includeIf \"gitdir:~/work/\"", 3)] {
+        bench.write("gitconfig", format!("[{condition}]\n\tpath = {more}\n"));
+        let mut command = bench.command("verify edits.mpatch");
+        command.env("GIT_CONFIG_GLOBAL", bench.path("gitconfig"));
+        said(&command.output().unwrap(), condition, code);
+    }
+}
+
+#[test]
 fn the_signers_that_git_allows_are_trusted_and_those_it_revokes_are_not() {
     if !openssh_is_here() {
         return;

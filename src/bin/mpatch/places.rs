@@ -425,35 +425,33 @@ fn ask_git(file: &Path) -> Result<String, CommandError> {
         return Err(failed(ErrorKind::IsADirectory.into()));
     }
     let absolute = std::path::absolute(file).map_err(failed)?;
-    // What is included may hang on the repository at hand. Nothing else does, so one that is broken stops nothing else.
-    let folder = match word_in(file, &["include"])? {
-        Some(_) => folder_at_hand(),
-        None => PathBuf::from("/"),
-    };
-    let mut answers = String::new();
-    for (of_paths, names) in [
-        (&[][..], r"^(gpg\.format|user\.email)$"),
-        (&["--type=path"], r"^(user\.signingkey|gpg\.ssh\.(allowedsignersfile|revocationfile))$"),
-    ] {
-        let mut command = git::command(&folder);
+    let ask = |folder: &Path, of_paths: &[&str], names: &str| {
+        let mut command = git::command(folder);
         // It is this file alone that is asked about.
         command.env_remove("GIT_CONFIG_COUNT").env_remove("GIT_CONFIG_PARAMETERS");
         command.args(["config", "--includes", "--null"]).args(of_paths).arg("--file").arg(&absolute);
         match git::answer(&mut command, ["--get-regexp", names]) {
-            Ok(answer) => answers.push_str(&answer),
+            Ok(answer) => Ok(answer),
             // Nothing of this is set.
-            Err(Unanswered::Refused { code: Some(1), .. }) => {}
+            Err(Unanswered::Refused { code: Some(1), .. }) => Ok(String::new()),
             Err(Unanswered::Refused { said, .. }) => {
                 let said = git::on_one_line(&said);
                 let message = format!("git cannot read its settings in `{}`: {said}", file.display());
-                return Err(CommandError::new(ExitKind::Malformed, message)
-                    .hint("mend them: they may say which keys are revoked"));
+                Err(CommandError::new(ExitKind::Malformed, message)
+                    .hint("mend them: they may say which keys are revoked"))
             }
-            Err(Unanswered::NotFound) => return without_git(file).map(|()| answers),
-            Err(Unanswered::Failed(error)) => return Err(Unanswered::failed(&error)),
+            Err(Unanswered::NotFound) => without_git(file).map(|()| String::new()),
+            Err(Unanswered::Failed(error)) => Err(Unanswered::failed(&error)),
         }
-    }
-    Ok(answers)
+    };
+    // What is included on a condition may hang on the repository at hand. Nothing else does, so one that is broken stops
+    // nothing else.
+    let nowhere = Path::new("/");
+    let is_conditional =
+        word_in(file, &["include"])?.is_some() && !ask(nowhere, &[], r"^includeif\.")?.is_empty();
+    let folder = if is_conditional { folder_at_hand() } else { nowhere.to_owned() };
+    let paths = r"^(user\.signingkey|gpg\.ssh\.(allowedsignersfile|revocationfile))$";
+    Ok(ask(&folder, &[], r"^(gpg\.format|user\.email)$")? + &ask(&folder, &["--type=path"], paths)?)
 }
 
 /// The working folder; git runs in none that is deleted.
