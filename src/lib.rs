@@ -37,6 +37,7 @@
 //! [`bind::bind`] shows how a patch is made.
 
 // Vocabulary
+pub mod calendar;
 pub mod causes;
 pub mod digest;
 pub mod facts;

@@ -4,6 +4,8 @@
 //! Without `Z` OpenSSH means the local time of whoever checks. This room knows no time zones, so such a time is read
 //! in the zone that trusts less: a validity begins in the last place on earth, and ends in the first.
 
+use crate::calendar::{date, days_since_1970};
+
 /// Local time is never behind UTC by more.
 const WEST_MAX_SECONDS: u64 = 12 * 3600;
 /// Local time is never ahead of UTC by more.
@@ -33,36 +35,14 @@ fn parse(text: &str) -> Option<(u64, bool)> {
         return None;
     }
     let field =
-        |from: usize, to: usize| digits.get(from..to).map_or(Some(0), |part| part.parse::<u64>().ok());
+        |from: usize, to: usize| digits.get(from..to).map_or(Some(0), |part| part.parse::<i64>().ok());
     let (year, month, day) = (field(0, 4)?, field(4, 6)?, field(6, 8)?);
     let (hour, minute, second) = (field(8, 10)?, field(10, 12)?, field(12, 14)?);
-    let is_a_time = year >= 1970
-        && (1..=12).contains(&month)
-        && (1..=days_in_month(year, month)).contains(&day)
-        && hour < 24
-        && minute < 60
-        && second < 60;
-    let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+    let days = days_since_1970(year, month, day);
+    let is_a_time = date(days) == (year, month, day) && hour < 24 && minute < 60 && second < 60;
+    let seconds = u64::try_from(days * 86_400 + hour * 3600 + minute * 60 + second).ok()?;
     // The first second of 1970 is no time to OpenSSH.
     (is_a_time && seconds > 0).then_some((seconds, !end.is_empty()))
-}
-
-fn is_leap(year: u64) -> bool {
-    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-}
-
-fn days_in_month(year: u64, month: u64) -> u64 {
-    match month {
-        2 => 28 + u64::from(is_leap(year)),
-        4 | 6 | 9 | 11 => 30,
-        _ => 31,
-    }
-}
-
-fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
-    let years: u64 = (1970..year).map(|year| 365 + u64::from(is_leap(year))).sum();
-    let months: u64 = (1..month).map(|month| days_in_month(year, month)).sum();
-    years + months + day.saturating_sub(1)
 }
 
 #[cfg(test)]
@@ -92,6 +72,9 @@ mod tests {
             "",
             "2026",
             "20261301",
+            "20260001",
+            "20260100",
+            "19691231Z",
             "20260230",
             "20260101240000Z",
             "2026010é",

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::Args;
+use mpatch::calendar;
 use mpatch::digest::PatchId;
 use mpatch::patch::{Manifest, Patch, PatchError};
 use mpatch::store::state::Misfit;
@@ -321,16 +322,7 @@ pub fn date(seconds: i64, offset_minutes: i32) -> String {
     // Whoever makes a commit says when: it may be any number.
     let local = seconds.saturating_add(i64::from(offset_minutes) * 60);
     let (days, rest) = (local.div_euclid(86_400), local.rem_euclid(86_400));
-    // Days since 1970 as a date of the Gregorian calendar, counted in years that begin in March.
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let day_of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month + 2) / 5 + 1;
-    let month = if month < 10 { month + 3 } else { month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (year, month, day) = calendar::date(days);
     let (sign, offset) = (if offset_minutes < 0 { '-' } else { '+' }, offset_minutes.abs());
     let (hours, minutes) = (rest / 3_600, rest / 60 % 60);
     format!(
