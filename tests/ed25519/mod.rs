@@ -1,12 +1,12 @@
 //! The edges of Ed25519: keys, commitments and scalars in every combination, so made that lax rules let them pass where
 //! they can. What is not honest must be refused.
 
-mod arithmetic;
-
 use std::collections::{BTreeMap, BTreeSet};
 
-use arithmetic::{Curve, Number, ORDER, PRIME, ZERO};
-use curve25519_dalek::constants::ED25519_BASEPOINT_POINT;
+use curve25519_dalek::constants::{ED25519_BASEPOINT_POINT, EIGHT_TORSION};
+use curve25519_dalek::edwards::CompressedEdwardsY;
+use curve25519_dalek::traits::IsIdentity;
+use curve25519_dalek::{EdwardsPoint, Scalar};
 use ed25519_dalek::Verifier;
 use mpatch::sign::{SshSig, SshSigError};
 use ssh_key::HashAlg;
@@ -35,7 +35,7 @@ pub fn string(bytes: &[u8]) -> Vec<u8> {
 struct Written {
     kind: &'static str,
     bytes: [u8; 32],
-    scalar: Number,
+    scalar: Scalar,
 }
 
 /// One signature of one message.
@@ -47,7 +47,7 @@ struct Edge {
     s: [u8; 32],
 }
 
-/// What the rules say of it, by [`arithmetic`] alone.
+/// What the rules say of it, as their equations are written.
 #[derive(Debug, PartialEq, Eq)]
 struct Verdict {
     /// `8 s B = 8 R + 8 k A`, whatever the encodings: RFC 8032's looser rule.
@@ -58,18 +58,46 @@ struct Verdict {
     strict: bool,
 }
 
-/// Eight times [`ORDER`].
-const EIGHT_ORDERS: Number = [
-    ORDER[0] << 3,
-    ORDER[1] << 3 | ORDER[0] >> 61,
-    ORDER[2] << 3 | ORDER[1] >> 61,
-    ORDER[3] << 3 | ORDER[2] >> 61,
-];
+/// 2^255 - 19, the lowest byte first.
+const PRIME: [u8; 32] = {
+    let mut bytes = [0xff; 32];
+    (bytes[0], bytes[31]) = (0xed, 0x7f);
+    bytes
+};
+
+/// The order of the base point, the lowest byte first.
+fn order() -> [u8; 32] {
+    let mut bytes = (Scalar::ZERO - Scalar::ONE).to_bytes();
+    bytes[0] += 1;
+    bytes
+}
+
+/// The sum of two numbers, unless it needs more bytes.
+fn sum(one: [u8; 32], other: [u8; 32]) -> Option<[u8; 32]> {
+    let mut carry = 0;
+    let sum = std::array::from_fn(|place| {
+        carry += u16::from(one[place]) + u16::from(other[place]);
+        let byte = carry as u8;
+        carry >>= 8;
+        byte
+    });
+    (carry == 0).then_some(sum)
+}
+
+/// Takes what lax decoders take: any `y` below 2^255, and any sign of `x = 0`.
+fn decode(bytes: [u8; 32]) -> Option<EdwardsPoint> {
+    CompressedEdwardsY(bytes).decompress()
+}
+
+fn encode(point: EdwardsPoint) -> [u8; 32] {
+    point.compress().to_bytes()
+}
 
 const MESSAGES: [&[u8]; 3] = [b"", b"a manifest", &[0xa5; 300]];
 
-fn hashed(parts: &[&[u8]]) -> Number {
-    arithmetic::modulo_order(&HashAlg::Sha512.digest(&parts.concat()))
+fn hashed(parts: &[&[u8]]) -> Scalar {
+    let digest = HashAlg::Sha512.digest(&parts.concat());
+    Scalar::from_bytes_mod_order_wide(&digest.try_into().unwrap())
 }
 
 fn signed_of(message: &[u8]) -> Vec<u8> {
@@ -77,16 +105,13 @@ fn signed_of(message: &[u8]) -> Vec<u8> {
 }
 
 /// Every way to write a point of small order that a lax decoder takes.
-fn small_orders(curve: &Curve) -> BTreeSet<[u8; 32]> {
+fn small_orders() -> BTreeSet<[u8; 32]> {
     let mut written = BTreeSet::new();
-    for point in &curve.torsion {
-        let mut y = point.encode();
+    for point in EIGHT_TORSION {
+        let mut y = encode(point);
         y[31] &= 0x7f;
-        let (more, _) = arithmetic::sum(arithmetic::from_bytes(y), PRIME);
-        for mut bytes in [y, arithmetic::to_bytes(more)] {
-            if bytes[31] & 0x80 != 0 {
-                continue;
-            }
+        let below = |bytes: &[u8; 32]| bytes[31] & 0x80 == 0;
+        for mut bytes in [Some(y), sum(y, PRIME)].into_iter().flatten().filter(below) {
             for sign in [0, 0x80] {
                 bytes[31] = bytes[31] & 0x7f | sign;
                 written.insert(bytes);
@@ -97,35 +122,35 @@ fn small_orders(curve: &Curve) -> BTreeSet<[u8; 32]> {
 }
 
 /// An honest point, the same with each component of small order, and every point of small order alone.
-fn written(curve: &Curve, scalar: Number) -> Vec<Written> {
-    let point = curve.times(curve.base, scalar);
-    let mixed = curve.torsion.iter().enumerate().map(|(index, torsion)| Written {
-        kind: if index == 0 { "honest" } else { "mixed" },
-        bytes: curve.add(point, *torsion).encode(),
+fn written(scalar: Scalar) -> Vec<Written> {
+    let point = ED25519_BASEPOINT_POINT * scalar;
+    let mixed = EIGHT_TORSION.into_iter().map(|torsion| Written {
+        kind: if torsion.is_identity() { "honest" } else { "mixed" },
+        bytes: encode(point + torsion),
         scalar,
     });
-    let small = small_orders(curve).into_iter().map(|bytes| {
-        let is_canonical = curve.decode(bytes).unwrap().encode() == bytes;
+    let small = small_orders().into_iter().map(|bytes| {
+        let is_canonical = encode(decode(bytes).unwrap()) == bytes;
         let kind = if is_canonical { "small" } else { "small, not canonical" };
-        Written { kind, bytes, scalar: ZERO }
+        Written { kind, bytes, scalar: Scalar::ZERO }
     });
     mixed.chain(small).collect()
 }
 
 /// All combinations of keys, commitments and messages, each with the scalar that the looser rule accepts; and with
 /// scalars that no rule accepts.
-fn edges(curve: &Curve) -> Vec<Edge> {
+fn edges() -> Vec<Edge> {
     let mut edges = Vec::new();
-    let canonical = |bytes: [u8; 32]| curve.decode(bytes).unwrap().encode();
+    let canonical = |bytes: [u8; 32]| encode(decode(bytes).unwrap());
     for (number, message) in MESSAGES.into_iter().enumerate() {
         let number = [number as u8];
-        let keys = written(curve, hashed(&[b"secret", &number]));
-        let commitments = written(curve, hashed(&[b"nonce", &number]));
+        let keys = written(hashed(&[b"secret", &number]));
+        let commitments = written(hashed(&[b"nonce", &number]));
         for (key, r) in keys.iter().flat_map(|key| commitments.iter().map(move |r| (key, r))) {
             let kinds = format!("key: {}; commitment: {}", key.kind, r.kind);
             let mut sign = |kinds: String, key_hashed: [u8; 32], r_hashed: [u8; 32]| {
                 let k = hashed(&[&r_hashed, &key_hashed, &signed_of(message)]);
-                let s = arithmetic::to_bytes(arithmetic::multiply_add(k, key.scalar, r.scalar));
+                let s = (k * key.scalar + r.scalar).to_bytes();
                 edges.push(Edge { kinds, message, key: key.bytes, r: r.bytes, s });
             };
             sign(kinds.clone(), key.bytes, r.bytes);
@@ -142,11 +167,8 @@ fn edges(curve: &Curve) -> Vec<Edge> {
         let Edge { message, key, r, s, .. } = edges[index];
         let mut add =
             |kinds: &str, message, s| edges.push(Edge { kinds: kinds.to_owned(), message, key, r, s });
-        let mut more = arithmetic::from_bytes(s);
-        while let (next, false) = arithmetic::sum(more, ORDER) {
-            more = next;
-            add("scalar: not reduced", message, arithmetic::to_bytes(more));
-        }
+        let more = std::iter::successors(sum(s, order()), |more| sum(*more, order()));
+        more.for_each(|more| add("scalar: not reduced", message, more));
         for bit in 0..256 {
             let mut other = s;
             other[bit / 8] ^= 1 << (bit % 8);
@@ -170,46 +192,35 @@ fn edges(curve: &Curve) -> Vec<Edge> {
     edges
 }
 
-fn verdict(curve: &Curve, edge: &Edge) -> Verdict {
+fn verdict(edge: &Edge) -> Verdict {
     let none = Verdict { cofactored: false, cofactorless: false, strict: false };
-    let (Some(key), s) = (curve.decode(edge.key), arithmetic::from_bytes(edge.s)) else { return none };
-    if !arithmetic::is_below(s, ORDER) {
-        return none;
-    }
+    let s = Scalar::from_canonical_bytes(edge.s).into_option();
+    let Some((key, s)) = decode(edge.key).zip(s) else { return none };
     let k = hashed(&[&edge.r, &edge.key, &signed_of(edge.message)]);
-    // `8 L` times any point of the curve is neutral, so this is `-k A` whatever the order of `A`.
-    let minus_k = arithmetic::difference(EIGHT_ORDERS, k);
-    let expected = curve.add(curve.times(curve.base, s), curve.times(key, minus_k));
-    let cofactorless = expected.encode() == edge.r;
+    let expected = ED25519_BASEPOINT_POINT * s - key * k;
+    let cofactorless = encode(expected) == edge.r;
     let is_plain = |bytes: [u8; 32]| {
-        curve.decode(bytes).is_some_and(|point| {
-            let leads_there = curve.times(point, ORDER).is_neutral() && !point.is_neutral();
-            leads_there && point.encode() == bytes
-        })
+        decode(bytes)
+            .is_some_and(|point| point.is_torsion_free() && !point.is_identity() && encode(point) == bytes)
     };
-    let cofactored = curve.decode(edge.r).is_some_and(|r| {
-        let eight = [8, 0, 0, 0];
-        curve.times(expected, eight) == curve.times(r, eight)
-    });
+    let cofactored = decode(edge.r).is_some_and(|r| expected.mul_by_cofactor() == r.mul_by_cofactor());
     Verdict { cofactored, cofactorless, strict: cofactorless && is_plain(edge.key) && is_plain(edge.r) }
 }
 
 #[test]
 fn the_edges_in_every_combination_get_the_strict_verdict() {
-    let curve = Curve::new();
-    assert_eq!(curve.base.encode(), ED25519_BASEPOINT_POINT.compress().0);
-    assert_eq!(small_orders(&curve).len(), 14);
-    let edges = edges(&curve);
+    assert_eq!(small_orders().len(), 14);
+    let edges = edges();
     assert!(edges.len() >= 914, "{} edges", edges.len());
     // By kind: how many there are, and how many each rule accepts.
     let mut counts: BTreeMap<&str, [usize; 4]> = BTreeMap::new();
     for edge in &edges {
         let Edge { kinds, message, key, r, s } = edge;
-        let verdict = verdict(&curve, edge);
+        let verdict = verdict(edge);
         let parsed = SshSig::parse(&framed(key, r, s)).unwrap().verify(message);
         assert_eq!(parsed.is_ok(), verdict.strict, "{kinds}: {key:02x?} {r:02x?} {s:02x?}");
         assert!(verdict.strict || parsed == Err(SshSigError::Mismatch), "{kinds}: {parsed:?}");
-        // The arithmetic here agrees with a library that is not strict.
+        // The equations here agree with a library that is not strict.
         let signature = ed25519_dalek::Signature::from_components(*r, *s);
         let lax = ed25519_dalek::VerifyingKey::from_bytes(key)
             .is_ok_and(|key| key.verify(&signed_of(message), &signature).is_ok());
