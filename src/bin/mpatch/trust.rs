@@ -133,7 +133,7 @@ pub fn require(
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Permitted, CommandError> {
-    require_among(patch, path, Company::None, &mut Lines::default(), arguments, output)
+    judge(patch, path, arguments, output)?.permit()
 }
 
 /// As [`require`], of a patch that is used together with others: those that were judged before it are known in `lines`.
