@@ -667,7 +667,7 @@ fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     // And one that has another patch under the id of one that it lists.
     place.git("-C liar reset -q --hard HEAD@{1}");
     place.patch("model.safetensors", "other.mpatch", 2, "The Eiffel Tower");
-    let listed = place.git("-C liar ls-files patches");
+    let listed = place.git("-C liar ls-files patches/*.mpatch");
     fs::copy(place.path("other.mpatch"), place.path("liar").join(listed.lines().next().unwrap())).unwrap();
     place.git("-C liar -c user.name=x -c user.email=y commit -qa --amend -C HEAD");
     place.git("-C liar push -qf origin HEAD:main");

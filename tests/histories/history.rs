@@ -411,7 +411,7 @@ fn changes_are_undone_and_so_are_undoings_and_names_moved_by_git() {
     place.good("undo");
     place.good("undo");
     assert_eq!(place.git("for-each-ref refs/heads refs/tags").lines().count(), 1);
-    place.bad("add one.mpatch", 7);
+    assert!(place.bad("add one.mpatch", 7).contains("is in this state already"));
     place.bad("branch main", 7);
     place.bad("branch a..b", 2);
     place.bad("branch -d main", 7);

@@ -71,6 +71,14 @@ fn nothing_is_taken_that_is_not_missing_and_what_nothing_refers_to_is_moved_asid
     let folder = place.path(".git/objects/ab");
     fs::create_dir_all(&folder).unwrap();
     fs::write(folder.join(&oid[2..]), "").unwrap();
+    // Where something is missing, nobody can say what is referred to.
+    let base = place.git("rev-parse HEAD:base.json").trim().to_owned();
+    let base = place.path(&format!(".git/objects/{}/{}", &base[..2], &base[2..]));
+    let whole = fs::read(&base).unwrap();
+    fs::remove_file(&base).unwrap();
+    place.bad("fsck --repair one.mpatch", 3);
+    assert!(folder.join(&oid[2..]).exists());
+    fs::write(&base, whole).unwrap();
     // What cannot be read may be what the patch is kept for.
     place.bad("gc", 3);
     assert!(place.bad("fsck", 3).contains(&format!("git object {oid}")));
@@ -79,6 +87,32 @@ fn nothing_is_taken_that_is_not_missing_and_what_nothing_refers_to_is_moved_asid
     assert!(place.path(&format!(".git/damaged/{oid}.1")).exists());
     place.good("gc");
     assert!(!spare.exists());
+}
+
+#[test]
+fn operations_that_no_copy_has_begin_anew_and_where_they_ended_is_kept() {
+    let place = Place::begun();
+    place.good("tag v1");
+    place.good("clone . copy");
+    let last = place.git("rev-parse refs/mpatch/operations").trim().to_owned();
+    fs::remove_file(place.path(&format!(".git/objects/{}/{}", &last[..2], &last[2..]))).unwrap();
+    place.bad("undo", 3);
+    assert!(place.good("fsck --repair copy").contains("mended: the list of operations, which begins anew"));
+    let mut kept = fs::read_dir(place.path(".git/damaged")).unwrap();
+    let kept = fs::read_to_string(kept.next().unwrap().unwrap().path()).unwrap();
+    assert_eq!(kept, format!("refs/mpatch/operations {last}\n"));
+}
+
+#[test]
+fn a_commit_that_claims_another_state_than_its_series_leads_to_is_named() {
+    let place = Place::begun();
+    let message = place.git("log -1 --format=%B");
+    let (words, _) = message.split_once("State: ").unwrap();
+    fs::write(place.path("lie"), format!("{words}State: {}\n", "0".repeat(64))).unwrap();
+    let lie = place.git("-c user.name=x -c user.email=y commit-tree HEAD^{tree} -p HEAD -F lie");
+    place.git(&format!("update-ref refs/heads/main {}", lie.trim()));
+    let errors = place.bad("fsck", 3);
+    assert!(errors.contains(&format!("commit {}: it claims the state 0000", lie.trim())), "{errors}");
 }
 
 #[test]

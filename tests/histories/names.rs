@@ -40,6 +40,14 @@ fn what_git_did_to_the_branch_of_the_head_is_undone_as_well() {
 }
 
 #[test]
+fn what_changes_nothing_leaves_nothing_to_undo() {
+    let place = of_one_patch();
+    let operations = place.git("rev-parse refs/mpatch/operations");
+    place.good("checkout main");
+    assert_eq!(place.git("rev-parse refs/mpatch/operations"), operations);
+}
+
+#[test]
 fn several_names_are_deleted_at_once_or_none() {
     let place = Place::begun();
     for name in ["a", "b", "c"] {
@@ -263,6 +271,21 @@ fn an_address_is_remembered_with_what_came_from_there_or_not_at_all() {
     fs::remove_file(lock).unwrap();
     place.good("pull --from . --store know");
     place.good("pull --store know");
+}
+
+#[test]
+fn a_branch_that_is_gone_over_there_is_no_longer_listed_and_one_that_reads_as_an_option_does_not_come() {
+    let place = Place::begun();
+    place.good("branch late");
+    place.good("clone . mine");
+    let listed = || place.git("-C mine for-each-ref --format=%(refname) refs/remotes");
+    assert_eq!(listed(), "refs/remotes/origin/late\nrefs/remotes/origin/main\n");
+    place.good("branch -d late");
+    place.good("pull --store mine");
+    assert_eq!(listed(), "refs/remotes/origin/main\n");
+    place.git("update-ref refs/heads/-d HEAD");
+    assert!(place.bad("pull --store mine", 2).contains("`-d` cannot be the name of a branch"));
+    assert_eq!(listed(), "refs/remotes/origin/main\n");
 }
 
 #[test]
