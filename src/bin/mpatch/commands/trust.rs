@@ -96,9 +96,22 @@ struct PlaceArguments {
     project: bool,
 }
 
-#[derive(Debug, Default, Serialize)]
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Deed {
+    Add,
+    List,
+    Remove,
+    Revoke,
+    Project,
+    Withdraw,
+    Forget,
+}
+
+#[derive(Debug, Serialize)]
 struct TrustListReport {
-    action: &'static str,
+    action: Deed,
     /// The file that was changed.
     file: Option<String>,
     keys: Vec<KeyReport>,
@@ -113,8 +126,6 @@ struct TrustListReport {
     warnings: Vec<String>,
     #[serde(skip)]
     title: String,
-    #[serde(skip)]
-    next: Option<String>,
 }
 
 /// What is remembered of a line of patches.
@@ -151,8 +162,8 @@ pub fn run(arguments: &TrustCommandArguments, output: &Output) -> Result<(), Com
         Action::Project(arguments) => project(arguments)?,
         Action::Forget { line } => forget(line)?,
     };
-    match arguments.action {
-        Action::List => output.report(&report),
+    match report.action {
+        Deed::List => output.report(&report),
         _ => output.report_done(&report),
     }
 }
@@ -223,8 +234,7 @@ fn add(arguments: &AddArguments, output: &Output) -> Result<TrustListReport, Com
         title: format!("{name} now trusts {}", count(found.entries.len(), "key")),
         keys: keys.collect(),
         file: Some(name),
-        next: Some("mpatch trust list".to_owned()),
-        ..TrustListReport::new("add")
+        ..TrustListReport::new(Deed::Add)
     })
 }
 
@@ -243,7 +253,6 @@ fn list() -> Result<TrustListReport, CommandError> {
     let mut warnings = files.warnings().to_vec();
     // A damaged file of lines is no reason to be without the list of keys.
     let known = trust::known_lines().map_err(|error| warnings.push(error.message)).unwrap_or_default();
-    let next = keys.is_empty().then(|| "mpatch trust add KEY.pub --principal NAME".to_owned());
     Ok(TrustListReport {
         title: format!("{}, {} revoked", count(keys.len(), "key"), files.revoked().len()),
         keys,
@@ -252,8 +261,7 @@ fn list() -> Result<TrustListReport, CommandError> {
         lines: known.iter().map(KnownLineReport::of).collect(),
         policy: files.policy(),
         warnings,
-        next,
-        ..TrustListReport::new("list")
+        ..TrustListReport::new(Deed::List)
     })
 }
 
@@ -297,8 +305,7 @@ fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
         title: format!("{name} no longer trusts {}", count(gone.len(), "key")),
         keys: gone.iter().map(|entry| KeyReport { line: None, ..KeyReport::of(entry, &name) }).collect(),
         file: Some(name),
-        next: Some("mpatch trust list".to_owned()),
-        ..TrustListReport::new("remove")
+        ..TrustListReport::new(Deed::Remove)
     })
 }
 
@@ -334,8 +341,7 @@ fn revoke(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
         title: format!("{name} now revokes {}", count(keys.len(), "key")),
         revoked: keys.iter().map(|key| KeyReport::of_key(key, &name)).collect(),
         file: Some(name),
-        next: Some("mpatch trust list".to_owned()),
-        ..TrustListReport::new("revoke")
+        ..TrustListReport::new(Deed::Revoke)
     })
 }
 
@@ -347,7 +353,7 @@ fn project(arguments: &ProjectArguments) -> Result<TrustListReport, CommandError
         projects::withdraw(&folder)?;
         return Ok(TrustListReport {
             title: format!("{name} is not accepted: it trusts nobody"),
-            ..TrustListReport::new("withdraw")
+            ..TrustListReport::new(Deed::Withdraw)
         });
     }
     let missing = || places::missing(&path).hint("`mpatch trust add KEY.pub --project` begins one");
@@ -359,8 +365,7 @@ fn project(arguments: &ProjectArguments) -> Result<TrustListReport, CommandError
         keys: signers.entries.iter().map(|entry| KeyReport::of(entry, &name)).collect(),
         warnings: signers.problems.iter().map(|problem| format!("`{name}`, {problem}; ignored")).collect(),
         file: Some(name),
-        next: Some("mpatch trust list".to_owned()),
-        ..TrustListReport::new("project")
+        ..TrustListReport::new(Deed::Project)
     })
 }
 
@@ -373,7 +378,7 @@ fn forget(line: &str) -> Result<TrustListReport, CommandError> {
     }
     Ok(TrustListReport {
         title: format!("forgot which patch of the line {line} was the newest"),
-        ..TrustListReport::new("forget")
+        ..TrustListReport::new(Deed::Forget)
     })
 }
 
@@ -427,8 +432,18 @@ impl KeyReport {
 }
 
 impl TrustListReport {
-    fn new(action: &'static str) -> Self {
-        Self { action, ..Self::default() }
+    fn new(action: Deed) -> Self {
+        Self {
+            action,
+            file: None,
+            keys: Vec::new(),
+            revoked: Vec::new(),
+            not_accepted: Vec::new(),
+            lines: Vec::new(),
+            policy: None,
+            warnings: Vec::new(),
+            title: String::new(),
+        }
     }
 }
 
@@ -460,6 +475,12 @@ impl Report for TrustListReport {
     }
 
     fn next(&self) -> Option<String> {
-        self.next.clone()
+        match self.action {
+            Deed::List if self.keys.is_empty() => {
+                Some("mpatch trust add KEY.pub --principal NAME".to_owned())
+            }
+            Deed::List | Deed::Withdraw | Deed::Forget => None,
+            Deed::Add | Deed::Remove | Deed::Revoke | Deed::Project => Some("mpatch trust list".to_owned()),
+        }
     }
 }
