@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use mpatch::store::{CommitId, Store};
 use serde::Serialize;
 
 use super::open_patch;
@@ -59,13 +60,21 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
         made.push(change.add(patch, message)?);
     }
     change.finish(&format!("add {}", titles.join(", ")))?;
-    judgements.iter().try_for_each(Permitted::remember).map_err(CommandError::after_the_work)?;
+    judgements
+        .iter()
+        .try_for_each(Permitted::remember)
+        .and_then(|()| report(&store, made, &judgements))
+        .and_then(|report| output.report(&report))
+        .map_err(CommandError::after_the_work)
+}
+
+/// What was recorded.
+fn report(store: &Store, made: Vec<CommitId>, judgements: &[Permitted]) -> Result<AddReport, CommandError> {
     let view = store.view()?;
-    let report = |id| Ok(CommitReport::new(store.commit(id)?, &view));
-    let commits = made.into_iter().map(report).collect::<Result<_, CommandError>>();
+    let commits = made.into_iter().map(|id| Ok(CommitReport::new(store.commit(id)?, &view)));
+    let commits = commits.collect::<Result<_, CommandError>>()?;
     let trust = judgements.first().map(|judged| judged.report.words.clone()).unwrap_or_default();
-    let report = AddReport { branch: branch_of(&view).map(str::to_owned), commits: commits?, trust };
-    output.report_done(&report)
+    Ok(AddReport { branch: branch_of(&view).map(str::to_owned), commits, trust })
 }
 
 impl Report for AddReport {
