@@ -165,7 +165,7 @@ impl<'r> ObjectStore<'r> {
     pub(super) fn beside(&self, tree: &Tree<'_>) -> Result<TreeBuilder<'r>, StoreError> {
         let failed = || StoreError::git("write a tree");
         let mut beside = self.repository.treebuilder(Some(tree)).map_err(failed())?;
-        let former = if self.has_former_attributes(tree) { Some(ATTRIBUTES) } else { None };
+        let former = self.has_former_attributes(tree).then_some(ATTRIBUTES);
         for name in OWN.into_iter().chain(former).filter(|name| tree.get_name(name).is_some()) {
             beside.remove(name).map_err(failed())?;
         }
@@ -191,12 +191,15 @@ impl<'r> ObjectStore<'r> {
         })
     }
 
-    /// Writes the tree of `snapshot` with what is kept `beside` it.
-    pub(super) fn write_tree(&self, snapshot: &Snapshot, beside: TreeBuilder<'_>) -> Result<Oid, StoreError> {
+    /// Writes the tree of `snapshot`: puts it into `tree`, which holds what is kept beside it.
+    pub(super) fn write_tree(
+        &self,
+        snapshot: &Snapshot,
+        mut tree: TreeBuilder<'_>,
+    ) -> Result<Oid, StoreError> {
         let failed = || StoreError::git("write a tree");
         check_length(snapshot.series.len())?;
         let series: String = snapshot.series.iter().map(|id| format!("{id}\n")).collect();
-        let mut tree = beside;
         tree.insert(BASE, snapshot.base, FILE).map_err(failed())?;
         tree.insert(SERIES, self.write_blob(series.as_bytes())?, FILE).map_err(failed())?;
         if !snapshot.series.is_empty() {
