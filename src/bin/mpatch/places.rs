@@ -444,8 +444,8 @@ fn ask_git(file: &Path) -> Result<String, CommandError> {
             Err(Unanswered::Failed(error)) => Err(Unanswered::failed(&error)),
         }
     };
-    // What is included on a condition may hang on the repository at hand. Nothing else does, so one that is broken stops
-    // nothing else.
+    // What is included on a condition may hang on the repository at hand. Nothing else does, so one that is broken
+    // stops nothing else.
     let nowhere = Path::new("/");
     let is_conditional =
         word_in(file, &["include"])?.is_some() && !ask(nowhere, &[], r"^includeif\.")?.is_empty();
