@@ -1,11 +1,13 @@
 //! One product, one forward pass and one reverse step of a device, beside the same numbers reached another way.
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{Device, Tensor};
 use faer::Mat;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::model::{Batch, Cache, Model, ModelError, Network, Suffix, gather, log_softmax, target_gradient};
+use crate::model::{
+    Batch, Cache, Model, ModelError, Network, Suffix, gather, log_softmax, scatter, target_gradient,
+};
 
 /// Two ways to the same numbers.
 #[derive(Debug, Clone, PartialEq, serde::Serialize)]
@@ -183,16 +185,13 @@ fn gradient(network: &Network, texts: &[Vec<u32>]) -> Result<Vec<f32>, ModelErro
     let suffix = suffix(network, texts)?;
     let pass = suffix.forward(&random(network, 2, (texts.len(), width))?)?;
     let places = last_places(&suffix, texts);
-    let hidden = gather(pass.output(last), &places)?;
+    let output = pass.output(last);
+    let hidden = gather(output, &places)?;
     let words = random(network, 3, (texts.len(), network.config().vocabulary))?;
     let [_, probabilities] = network.probabilities(&hidden)?;
     let of_targets = target_gradient(&probabilities, &targets(texts), &vec![TARGET_SHARE; texts.len()])?;
     let of_hidden = network.reverse_logits(&hidden, &(words + of_targets)?)?;
-    let (rows, tokens, _) = pass.output(last).dims3()?;
-    let flat: Vec<u32> = places.iter().map(|(row, token)| (row * tokens + token) as u32).collect();
-    let index = Tensor::from_vec(flat, places.len(), network.device())?;
-    let zeros = Tensor::zeros((rows * tokens, width), DType::F32, network.device())?;
-    let of_output = zeros.index_add(&index, &of_hidden, 0)?.reshape((rows, tokens, width))?;
+    let of_output = scatter(&of_hidden, &places, output)?;
     let reversed = pass.reverse(&|layer| (layer == last).then(|| of_output.clone()))?;
     Ok(reversed.flatten_all()?.to_vec1()?)
 }

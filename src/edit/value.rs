@@ -23,7 +23,7 @@ use super::lookup::Located;
 use super::{EditError, FactPrompt, Progress};
 use crate::model::{
     Batch, Model, Suffix, SuffixPass, gather, in_halves, memory_free, on_every_core, power_that_fits,
-    target_gradient,
+    scatter, target_gradient,
 };
 
 /// Where the reference stops early.
@@ -438,7 +438,8 @@ impl<'a> Task<'a> {
         let network = &self.model.network;
         let facts = self.facts.iter().enumerate();
         let places: Vec<_> = facts.map(|(index, fact)| self.place(index, fact.continuation())).collect();
-        let hidden = gather(pass.output(network.config().layers - 1), &places)?;
+        let output = pass.output(network.config().layers - 1);
+        let hidden = gather(output, &places)?;
         let [now, probabilities] = network.probabilities(&hidden)?;
         let before = before.get_or_insert_with(|| now.clone());
         let ratio = (&now - &*before)?;
@@ -446,7 +447,7 @@ impl<'a> Task<'a> {
         let factor = self.hyperparameters.kl_factor;
         // d KL / d logits = p * (log p - log p_before - KL)
         let logits = ((probabilities * ratio.broadcast_sub(&divergence)?)? * factor)?;
-        let gradient = self.scatter(pass, &places, &network.reverse_logits(&hidden, &logits)?)?;
+        let gradient = scatter(&network.reverse_logits(&hidden, &logits)?, &places, output)?;
         Ok(((divergence * factor)?.flatten_all()?.to_vec1()?, gradient))
     }
 
@@ -469,7 +470,8 @@ impl<'a> Task<'a> {
             ends.push(first..places.len());
         }
         let count = places.len();
-        let hidden = gather(pass.output(self.loss_layer()), &places)?;
+        let output = pass.output(self.loss_layer());
+        let hidden = gather(output, &places)?;
         let [logarithms, probabilities] = network.probabilities(&hidden)?;
         let logits = target_gradient(&probabilities, &targets, &shares)?;
         let index = Tensor::from_vec(targets, (count, 1), network.device())?;
@@ -477,21 +479,7 @@ impl<'a> Task<'a> {
         let mean =
             |range: std::ops::Range<usize>| -picked[range.clone()].iter().sum::<f32>() / range.len() as f32;
         let nll = ends.into_iter().map(mean).collect();
-        Ok((nll, self.scatter(pass, &places, &network.reverse_logits(&hidden, &logits)?)?))
-    }
-
-    /// Puts gradients `[places, width]` where they belong in `[rows, tokens, width]`, zero elsewhere.
-    fn scatter(
-        &self,
-        pass: &SuffixPass<'_>,
-        places: &[(usize, usize)],
-        gradient: &Tensor,
-    ) -> Result<Tensor, EditError> {
-        let (rows, tokens, width) = pass.output(self.loss_layer()).dims3()?;
-        let flat: Vec<u32> = places.iter().map(|(row, token)| (row * tokens + token) as u32).collect();
-        let index = Tensor::from_vec(flat, places.len(), gradient.device())?;
-        let zeros = Tensor::zeros((rows * tokens, width), gradient.dtype(), gradient.device())?;
-        Ok(zeros.index_add(&index, gradient, 0)?.reshape((rows, tokens, width))?)
+        Ok((nll, scatter(&network.reverse_logits(&hidden, &logits)?, &places, output)?))
     }
 }
 

@@ -57,7 +57,7 @@ impl Batch {
         &self.lengths
     }
 
-    /// Flat indices (`row * tokens + token`) of every real token.
+    /// `(row, token)` of every real token.
     pub fn real_tokens(&self) -> Vec<(usize, usize)> {
         let of_row = |(row, length): (usize, &usize)| (0..*length).map(move |token| (row, token));
         self.lengths.iter().enumerate().flat_map(of_row).collect()
@@ -70,7 +70,28 @@ impl Batch {
 /// [`ModelError::Device`] when a place lies outside the tensor.
 pub fn gather(hidden: &Tensor, places: &[(usize, usize)]) -> Result<Tensor, ModelError> {
     let (rows, tokens, features) = hidden.dims3()?;
-    let flat: Vec<u32> = places.iter().map(|(row, token)| (row * tokens + token) as u32).collect();
-    let index = Tensor::from_vec(flat, places.len(), hidden.device())?;
+    let index = flat_index(places, tokens, hidden.device())?;
     Ok(hidden.reshape((rows * tokens, features))?.index_select(&index, 0)?)
+}
+
+/// The reverse of [`gather`]: adds `vectors` `[places, features]` up at their `(row, token)` in `[rows, tokens,
+/// features]`, the shape of `hidden`, which is 0 elsewhere.
+///
+/// # Errors
+/// [`ModelError::Device`] when a place lies outside that shape.
+pub(crate) fn scatter(
+    vectors: &Tensor,
+    places: &[(usize, usize)],
+    hidden: &Tensor,
+) -> Result<Tensor, ModelError> {
+    let (rows, tokens, features) = hidden.dims3()?;
+    let index = flat_index(places, tokens, vectors.device())?;
+    let zeros = Tensor::zeros((rows * tokens, features), vectors.dtype(), vectors.device())?;
+    Ok(zeros.index_add(&index, vectors, 0)?.reshape((rows, tokens, features))?)
+}
+
+/// `row * tokens + token` of each place, u32.
+fn flat_index(places: &[(usize, usize)], tokens: usize, device: &Device) -> Result<Tensor, ModelError> {
+    let flat: Vec<u32> = places.iter().map(|(row, token)| (row * tokens + token) as u32).collect();
+    Ok(Tensor::from_vec(flat, places.len(), device)?)
 }

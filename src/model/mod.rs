@@ -21,6 +21,7 @@ mod tokenizer;
 
 use std::path::Path;
 
+pub(crate) use batch::scatter;
 pub use batch::{Batch, gather};
 pub use candle_core::{Device, Error as DeviceError};
 pub use config::{Config, architecture_of};
