@@ -77,7 +77,7 @@ pub fn collect_part(
         };
         return Err(EditError::Corpus { line: 1, what });
     }
-    sums.finish(base, digest, Drawn { amount, shard, documents: done.documents }, done.tokens)
+    sums.finish(base, digest, Drawn { amount: Some(amount), shard, documents: done.documents }, done.tokens)
 }
 
 /// A document in tokens, and how far the corpus is run with it; none at the end.
@@ -337,7 +337,7 @@ impl<C: BufRead + Seek> Documents<'_, C> {
             let enough = match self.amount {
                 Amount::Tokens(count) => self.tokens >= count,
                 Amount::Documents(count) => self.drawn >= count,
-                Amount::All | Amount::Mixed => false,
+                Amount::All => false,
             };
             if enough {
                 return Ok(None);

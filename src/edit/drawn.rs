@@ -13,8 +13,6 @@ pub enum Amount {
     Tokens(u64),
     /// This many documents, drawn.
     Documents(u64),
-    /// Of several corpora, of each another amount.
-    Mixed,
 }
 
 impl Amount {
@@ -30,7 +28,6 @@ impl fmt::Display for Amount {
             Self::All => formatter.write_str("all"),
             Self::Tokens(count) => write!(formatter, "tokens {count}"),
             Self::Documents(count) => write!(formatter, "documents {count}"),
-            Self::Mixed => formatter.write_str("mixed"),
         }
     }
 }
@@ -41,7 +38,6 @@ impl FromStr for Amount {
         let count = |text: &str| text.parse().map_err(|_| format!("`{text}` is no number"));
         match text.split_once(' ') {
             None if text == "all" => Ok(Self::All),
-            None if text == "mixed" => Ok(Self::Mixed),
             Some(("tokens", rest)) => Ok(Self::Tokens(count(rest)?)),
             Some(("documents", rest)) => Ok(Self::Documents(count(rest)?)),
             _ => Err(format!("`{text}` is no amount of text")),
@@ -76,15 +72,37 @@ impl FromStr for Shard {
     }
 }
 
-/// What was drawn from a corpus.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// What was drawn from a corpus, or from each of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Drawn {
-    /// How much was asked for.
-    pub amount: Amount,
+    /// How much was asked for; none where it was not the same of each.
+    pub amount: Option<Amount>,
     /// Which part of that, where it is not all.
     pub shard: Option<Shard>,
     /// Documents that were run; 0 where that is not known.
     pub documents: u64,
+}
+
+/// What stands for an amount that was not the same of each corpus.
+const MIXED: &str = "mixed";
+
+impl Drawn {
+    /// The amount as it is written in a file's header.
+    pub fn amount_in_words(&self) -> String {
+        self.amount.map_or_else(|| MIXED.to_owned(), |amount| amount.to_string())
+    }
+
+    /// Reads what [`Drawn::amount_in_words`] gives.
+    pub(super) fn amount_of(words: &str) -> Result<Option<Amount>, String> {
+        if words == MIXED { Ok(None) } else { words.parse().map(Some) }
+    }
+}
+
+impl Default for Drawn {
+    /// All of a corpus, in one part.
+    fn default() -> Self {
+        Self { amount: Some(Amount::All), shard: None, documents: 0 }
+    }
 }
 
 #[cfg(test)]

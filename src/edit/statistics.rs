@@ -121,7 +121,7 @@ impl Statistics {
             return Ok(());
         }
         if mine.drawn.amount != theirs.drawn.amount {
-            mine.drawn.amount = Amount::Mixed;
+            mine.drawn.amount = None;
         }
         mine.corpora.extend(&theirs.corpora);
         Ok(())
@@ -155,7 +155,7 @@ impl Statistics {
             ("base".to_owned(), self.provenance.base.to_string()),
             ("tokenizer".to_owned(), self.provenance.tokenizer.to_string()),
             ("corpora".to_owned(), corpora.join(",")),
-            ("amount".to_owned(), self.provenance.drawn.amount.to_string()),
+            ("amount".to_owned(), self.provenance.drawn.amount_in_words()),
         ]);
         let Drawn { shard, documents, .. } = self.provenance.drawn;
         metadata.extend(shard.map(|shard| ("shard".to_owned(), shard.to_string())));
@@ -307,7 +307,7 @@ impl StatisticsHeader {
             drawn: Drawn {
                 amount: metadata
                     .get("amount")
-                    .map_or(Ok(Amount::All), |text| text.parse())
+                    .map_or(Ok(Some(Amount::All)), |words| Drawn::amount_of(words))
                     .map_err(refuse)?,
                 shard: metadata.get("shard").map(|text| text.parse()).transpose().map_err(refuse)?,
                 documents: metadata.get("documents").map_or(Ok(0), |text| documents(text)).map_err(refuse)?,
@@ -593,10 +593,11 @@ mod tests {
     #[test]
     fn what_is_merged_of_unlike_amounts_says_so() {
         let folder = tempfile::tempdir().expect("a folder");
-        let of = |name, amount| file_of(folder.path(), name, |file| file.provenance.drawn.amount = amount);
+        let of =
+            |name, amount| file_of(folder.path(), name, |file| file.provenance.drawn.amount = Some(amount));
         let amount = |files: [StatisticsFile; 2]| merge(&files).expect("merged").provenance.drawn.amount;
-        assert_eq!(amount([of("a", Amount::Tokens(2)), of("b", Amount::Tokens(2))]), Amount::Tokens(2));
-        assert_eq!(amount([of("a", Amount::Tokens(2)), of("b", Amount::All)]), Amount::Mixed);
+        assert_eq!(amount([of("a", Amount::Tokens(2)), of("b", Amount::Tokens(2))]), Some(Amount::Tokens(2)));
+        assert_eq!(amount([of("a", Amount::Tokens(2)), of("b", Amount::All)]), None);
     }
 
     #[test]
@@ -622,7 +623,7 @@ mod tests {
             file_of(folder.path(), &index.to_string(), |file| {
                 file.provenance.corpora = vec![FileDigest::of(corpus)];
                 file.provenance.drawn =
-                    Drawn { amount, shard: Some(Shard { index, count: 2 }), documents: 1 };
+                    Drawn { amount: Some(amount), shard: Some(Shard { index, count: 2 }), documents: 1 };
             })
         };
         let first = || of(1, b"text", Amount::All);

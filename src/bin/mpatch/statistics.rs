@@ -96,13 +96,13 @@ pub fn compute_statistics(
     let progress = match corpus.amount {
         Amount::Tokens(count) => output.counter("statistics, tokens", count),
         Amount::Documents(count) => output.counter("statistics, documents", count),
-        Amount::All | Amount::Mixed => output.progress("statistics", file.metadata().map_err(failed)?.len()),
+        Amount::All => output.progress("statistics", file.metadata().map_err(failed)?.len()),
     };
     let shards = corpus.shard.map_or(1, |shard| u64::from(shard.count));
     let tell = |collected: Collected| match corpus.amount {
         Amount::Tokens(_) => progress.reach(collected.tokens * shards),
         Amount::Documents(_) => progress.reach(collected.documents * shards),
-        Amount::All | Amount::Mixed => progress.reach(collected.bytes),
+        Amount::All => progress.reach(collected.bytes),
     };
     let mut reader = BufReader::new(file);
     let collected = collect_part(model, base, layers, &mut reader, corpus.amount, corpus.shard, &tell);
@@ -231,8 +231,8 @@ impl StatisticsCache {
             }
         };
         let mut name = format!("{}-{}-{}-", base.short(), corpus.short(), tokenizer.short());
-        if drawn.amount != Amount::All {
-            name += &format!("{}-", drawn.amount.to_string().replace(' ', "_"));
+        if drawn.amount != Some(Amount::All) {
+            name += &format!("{}-", drawn.amount_in_words().replace(' ', "_"));
         }
         if let Some(shard) = drawn.shard {
             name += &format!("shard_{}_of_{}-", shard.index, shard.count);
@@ -286,7 +286,7 @@ impl StatisticsCache {
             base,
             tokenizer: model.tokenizer.digest(),
             corpora: vec![file_digest(corpus.path)?],
-            drawn: Drawn { amount: corpus.amount, shard: corpus.shard, documents: 0 },
+            drawn: Drawn { amount: Some(corpus.amount), shard: corpus.shard, documents: 0 },
             arithmetic: None,
         };
         // Those of f32 are as good for a model in fewer bits, and may have taken hours.

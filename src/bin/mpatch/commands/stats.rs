@@ -112,7 +112,7 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
         digest: written.digest(),
         base: written.provenance().base,
         tokens: written.counts().clone(),
-        amount: drawn.amount.to_string(),
+        amount: drawn.amount_in_words(),
         shard: drawn.shard.map(|shard| shard.to_string()),
         documents: Some(drawn.documents).filter(|documents| *documents > 0),
         inner: statistics.inner,
