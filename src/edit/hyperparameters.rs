@@ -1,5 +1,7 @@
 //! MEMIT's hyperparameters, in the reference's JSON layout.
 
+use std::ops::{Bound, RangeBounds};
+
 use serde::{Deserialize, Serialize};
 
 use super::EditError;
@@ -165,25 +167,22 @@ impl Hyperparameters {
                 "`rewrite_module_tmp` is `{found}`, expected `transformer.h.{{}}.mlp.fc_out`"
             ));
         }
-        let numbers = [
-            ("clamp_norm_factor", self.clamp_norm_factor),
-            ("v_lr", self.v_lr),
-            ("mom2_update_weight", self.mom2_update_weight),
-        ];
-        for (field, found) in numbers {
-            if !(found.is_finite() && found > 0.0) {
-                return refuse(format!("`{field}` is {found}, expected a positive number"));
-            }
-        }
-        if self.mom2_update_weight > UPDATE_WEIGHT_MAX {
-            let found = self.mom2_update_weight;
-            return refuse(format!(
-                "`mom2_update_weight` is {found:e}, expected at most {UPDATE_WEIGHT_MAX:e}"
-            ));
-        }
-        for (field, found) in [("v_weight_decay", self.v_weight_decay), ("kl_factor", self.kl_factor)] {
-            if !(found.is_finite() && found >= 0.0) {
-                return refuse(format!("`{field}` is {found}, expected 0 or more"));
+        let (above_0, from_0) = (Bound::Excluded(0.0), Bound::Included(0.0));
+        for (field, found, least, most, expected) in [
+            ("clamp_norm_factor", self.clamp_norm_factor, above_0, f64::MAX, "a positive number"),
+            ("v_lr", self.v_lr, above_0, f64::MAX, "a positive number"),
+            (
+                "mom2_update_weight",
+                self.mom2_update_weight,
+                above_0,
+                UPDATE_WEIGHT_MAX,
+                "a positive number, at most 1e12",
+            ),
+            ("v_weight_decay", self.v_weight_decay, from_0, f64::MAX, "0 or more"),
+            ("kl_factor", self.kl_factor, from_0, f64::MAX, "0 or more"),
+        ] {
+            if !(least, Bound::Included(most)).contains(&found) {
+                return refuse(format!("`{field}` is {found:?}, expected {expected}"));
             }
         }
         if self.v_num_grad_steps == 0 {
