@@ -41,57 +41,116 @@ pub struct Scores {
     pub ngram_entropy_records: usize,
 }
 
-impl Scores {
-    /// The percentages by their names, in the order of the fields.
-    pub fn named(&self) -> [(&'static str, Option<f64>); 8] {
-        [
-            ("score", self.score),
-            ("efficacy", self.shares.efficacy),
-            ("paraphrase", self.shares.paraphrase),
-            ("neighborhood", self.shares.neighborhood),
-            ("rewrite_accuracy", self.shares.rewrite_accuracy),
-            ("paraphrase_accuracy", self.shares.paraphrase_accuracy),
-            ("neighborhood_accuracy", self.shares.neighborhood_accuracy),
-            ("generation", self.generation),
-        ]
+/// A rate that edits are judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// Harmonic mean of the three successes.
+    Score,
+    /// Success on the prompts of the facts.
+    Efficacy,
+    /// Success on their paraphrases.
+    Paraphrase,
+    /// Success on neighbours.
+    Neighborhood,
+    /// Accuracy on the prompts of the facts.
+    RewriteAccuracy,
+    /// Accuracy on their paraphrases.
+    ParaphraseAccuracy,
+    /// Accuracy on neighbours.
+    NeighborhoodAccuracy,
+    /// What the model says by itself.
+    Generation,
+}
+
+impl Measure {
+    /// All of them, in the order in which they are reported.
+    pub const ALL: [Self; 8] = [
+        Self::Score,
+        Self::Efficacy,
+        Self::Paraphrase,
+        Self::Neighborhood,
+        Self::RewriteAccuracy,
+        Self::ParaphraseAccuracy,
+        Self::NeighborhoodAccuracy,
+        Self::Generation,
+    ];
+
+    /// The measure that patches and reports call `name`.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|measure| measure.name() == name)
     }
 
-    /// Everything in words, saying of each number how it was asked for.
-    pub fn described(&self) -> [(&'static str, Option<f64>); 9] {
-        [
-            ("Score (harmonic mean of the three successes)", self.score),
-            ("efficacy: new target likelier than old, teacher-forced", self.shares.efficacy),
-            ("paraphrase: the same, asked otherwise", self.shares.paraphrase),
-            ("neighborhood: neighbours keep the old target, teacher-forced", self.shares.neighborhood),
-            ("rewrite accuracy: every token most likely, teacher-forced", self.shares.rewrite_accuracy),
-            ("paraphrase accuracy", self.shares.paraphrase_accuracy),
-            ("neighborhood accuracy", self.shares.neighborhood_accuracy),
-            ("free generation: the model says it by itself", self.generation),
-            ("n-gram entropy of longer texts, x 100", self.ngram_entropy),
-        ]
+    /// Its name in patches and reports.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Score => "score",
+            Self::Efficacy => "efficacy",
+            Self::Paraphrase => "paraphrase",
+            Self::Neighborhood => "neighborhood",
+            Self::RewriteAccuracy => "rewrite_accuracy",
+            Self::ParaphraseAccuracy => "paraphrase_accuracy",
+            Self::NeighborhoodAccuracy => "neighborhood_accuracy",
+            Self::Generation => "generation",
+        }
+    }
+
+    /// What it is and how it was asked for.
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Score => "Score (harmonic mean of the three successes)",
+            Self::Efficacy => "efficacy: new target likelier than old, teacher-forced",
+            Self::Paraphrase => "paraphrase: the same, asked otherwise",
+            Self::Neighborhood => "neighborhood: neighbours keep the old target, teacher-forced",
+            Self::RewriteAccuracy => "rewrite accuracy: every token most likely, teacher-forced",
+            Self::ParaphraseAccuracy => "paraphrase accuracy",
+            Self::NeighborhoodAccuracy => "neighborhood accuracy",
+            Self::Generation => "free generation: the model says it by itself",
+        }
+    }
+
+    /// How many prompts of `records` it is measured over.
+    pub fn prompts(self, records: &[Record]) -> usize {
+        let is_success = matches!(self, Self::Score | Self::Efficacy | Self::Paraphrase | Self::Neighborhood);
+        let (mut own, mut paraphrases, mut neighbors) = (0, 0, 0);
+        for record in records {
+            for (index, question) in Question::of_record(record).iter().enumerate() {
+                // Where nothing competes there is no success.
+                let counted = usize::from(!is_success || question.wrong.is_some());
+                match index {
+                    0 => own += counted,
+                    _ if index <= record.paraphrases.len() => paraphrases += counted,
+                    _ => neighbors += counted,
+                }
+            }
+        }
+        match self {
+            Self::Score => own + paraphrases + neighbors,
+            Self::Efficacy | Self::RewriteAccuracy | Self::Generation => own,
+            Self::Paraphrase | Self::ParaphraseAccuracy => paraphrases,
+            Self::Neighborhood | Self::NeighborhoodAccuracy => neighbors,
+        }
     }
 }
 
-/// How many prompts of `records` the metric of this name, one of [`Scores::named`], is measured over.
-pub fn prompts(records: &[Record], metric: &str) -> usize {
-    let is_success = matches!(metric, "score" | "efficacy" | "paraphrase" | "neighborhood");
-    let (mut own, mut paraphrases, mut neighbors) = (0, 0, 0);
-    for record in records {
-        for (index, question) in Question::of_record(record).iter().enumerate() {
-            // Where nothing competes there is no success.
-            let counted = usize::from(!is_success || question.wrong.is_some());
-            match index {
-                0 => own += counted,
-                _ if index <= record.paraphrases.len() => paraphrases += counted,
-                _ => neighbors += counted,
-            }
+impl Scores {
+    /// What was found for `measure`, in percent.
+    pub fn of(&self, measure: Measure) -> Option<f64> {
+        match measure {
+            Measure::Score => self.score,
+            Measure::Efficacy => self.shares.efficacy,
+            Measure::Paraphrase => self.shares.paraphrase,
+            Measure::Neighborhood => self.shares.neighborhood,
+            Measure::RewriteAccuracy => self.shares.rewrite_accuracy,
+            Measure::ParaphraseAccuracy => self.shares.paraphrase_accuracy,
+            Measure::NeighborhoodAccuracy => self.shares.neighborhood_accuracy,
+            Measure::Generation => self.generation,
         }
     }
-    match metric {
-        "score" => own + paraphrases + neighbors,
-        "paraphrase" | "paraphrase_accuracy" => paraphrases,
-        "neighborhood" | "neighborhood_accuracy" => neighbors,
-        _ => own,
+
+    /// Everything in words, saying of each number how it was asked for.
+    pub fn described(&self) -> impl Iterator<Item = (&'static str, Option<f64>)> {
+        let rates = Measure::ALL.map(|measure| (measure.in_words(), self.of(measure)));
+        rates.into_iter().chain([("n-gram entropy of longer texts, x 100", self.ngram_entropy)])
     }
 }
 
@@ -324,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn a_metric_is_said_to_be_over_the_prompts_that_it_is_over() {
+    fn a_measure_is_said_to_be_over_the_prompts_that_it_is_over() {
         let mut records = records();
         records.truncate(2);
         records[1].request.target_old = Some("golf".to_owned());
@@ -335,17 +394,17 @@ mod tests {
             });
         }
         // Where nothing competes there is no success, and what has no answer is not asked.
-        for (metric, expected) in [
-            ("efficacy", 1),
-            ("rewrite_accuracy", 2),
-            ("generation", 2),
-            ("paraphrase", 2),
-            ("paraphrase_accuracy", 4),
-            ("neighborhood", 1),
-            ("neighborhood_accuracy", 2),
-            ("score", 4),
+        for (measure, expected) in [
+            (Measure::Efficacy, 1),
+            (Measure::RewriteAccuracy, 2),
+            (Measure::Generation, 2),
+            (Measure::Paraphrase, 2),
+            (Measure::ParaphraseAccuracy, 4),
+            (Measure::Neighborhood, 1),
+            (Measure::NeighborhoodAccuracy, 2),
+            (Measure::Score, 4),
         ] {
-            assert_eq!(prompts(&records, metric), expected, "{metric}");
+            assert_eq!(measure.prompts(&records), expected, "{measure:?}");
         }
     }
 

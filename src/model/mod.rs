@@ -177,7 +177,7 @@ impl std::str::FromStr for Precision {
 
 /// What may change the last digits of what a model computes: the kind of device and, where it is not f32, the
 /// precision of its matrices, e.g. `cpu bf16`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Arithmetic(String);
 
 impl Arithmetic {

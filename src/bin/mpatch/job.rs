@@ -21,7 +21,7 @@ use mpatch::edit::statistics::StatisticsFile;
 use mpatch::edit::{
     Edit, EditError, FactPrompt, LayerUpdate, METHOD, Progress, check, known_values, memit_with,
 };
-use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
+use mpatch::evaluate::{Evaluation, Extent, Measure, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
 use mpatch::model::{Device, Model, ModelError, gpu_of};
@@ -584,11 +584,10 @@ fn declared(request: &Request) -> Fact {
 
 /// The scores by their names, each with the number of prompts it was measured over.
 fn metrics(records: &[Record], before: &Scores, after: &Scores) -> Vec<Metric> {
-    let pairs = before.named().into_iter().zip(after.named());
-    pairs
-        .filter_map(|((name, before), (_, after))| {
-            let prompts = prompts(records, name) as u64;
-            Some(Metric { name: name.to_owned(), before: before?, after: after?, prompts })
-        })
-        .collect()
+    let metric = |measure: Measure| {
+        let (before, after) = (before.of(measure)?, after.of(measure)?);
+        let prompts = measure.prompts(records) as u64;
+        Some(Metric { name: measure.name().to_owned(), before, after, prompts })
+    };
+    Measure::ALL.into_iter().filter_map(metric).collect()
 }

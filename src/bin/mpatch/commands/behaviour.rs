@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use mpatch::evaluate::{Evaluation, Extent, Scores, evaluate, prompts, texts};
+use mpatch::evaluate::{Evaluation, Extent, Measure, Scores, evaluate, texts};
 use mpatch::facts::{Record, Request};
-use mpatch::model::{Model, Network, Precision};
+use mpatch::model::{Arithmetic, Model, Network, Precision};
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::{Fact, Metric};
 use mpatch::verify::State;
@@ -22,12 +22,17 @@ const SLACK_POINTS: f64 = 0.5;
 /// A patch whose facts do not win at least this often does not do its work, whatever it declares.
 const WINS_MIN_PERCENT: f64 = 50.0;
 
-/// The rates by which facts win.
-const WINS: [&str; 2] = ["efficacy", "rewrite_accuracy"];
+/// The measures by which facts win.
+const WINS: [Measure; 2] = [Measure::Efficacy, Measure::RewriteAccuracy];
 
-/// The rates over prompts that stand beside a fact, which a patch does not hold.
-const BESIDE: [&str; 5] =
-    ["score", "paraphrase", "paraphrase_accuracy", "neighborhood", "neighborhood_accuracy"];
+/// The measures over prompts that stand beside a fact, which a patch does not hold.
+const BESIDE: [Measure; 5] = [
+    Measure::Score,
+    Measure::Paraphrase,
+    Measure::ParaphraseAccuracy,
+    Measure::Neighborhood,
+    Measure::NeighborhoodAccuracy,
+];
 
 /// What was asked of the edited model, and what it answered.
 #[derive(Debug, Serialize)]
@@ -37,7 +42,7 @@ pub struct BehaviourEvidence {
     /// Percentage of the facts that win, by what is known of each.
     wins: Option<f64>,
     /// Where it was asked: the kind of device and, where it is not f32, the precision.
-    arithmetic: String,
+    arithmetic: Arithmetic,
     /// Declared rates that were measured again, over as many prompts.
     compared: Vec<ComparedRate>,
     /// Declared rates that were not.
@@ -132,8 +137,7 @@ pub fn check(
     let progress = output.counter("asking", texts(records, extent));
     let evaluation = evaluate(&model, &network, records, extent, &|texts| progress.add(texts))
         .map_err(|error| model_error(base, error))?;
-    let arithmetic = model.arithmetic().to_string();
-    Ok(BehaviourEvidence::new(evaluation, &patch.manifest().measured, questions, arithmetic))
+    Ok(BehaviourEvidence::new(evaluation, &patch.manifest().measured, questions, model.arithmetic()))
 }
 
 /// The network with the tensors of the patch as the weights have them: another rung may have taken them back.
@@ -170,6 +174,11 @@ fn declared_among(records: &[Record], facts: &[Fact]) -> Vec<(Option<usize>, Rec
     facts.iter().map(of_fact).collect()
 }
 
+/// A patch may name any measure.
+fn is_among(name: &str, measures: &[Measure]) -> bool {
+    Measure::named(name).is_some_and(|measure| measures.contains(&measure))
+}
+
 /// A rate with its name, if it was measured.
 fn in_percent(name: &str, rate: Option<f64>) -> Option<String> {
     rate.map(|rate| format!("{name} {rate:.1} %"))
@@ -182,14 +191,19 @@ pub fn too_few_wins(wins: Option<f64>) -> Option<String> {
 }
 
 impl BehaviourEvidence {
-    fn new(evaluation: Evaluation, declared: &[Metric], questions: &Questions, arithmetic: String) -> Self {
+    fn new(
+        evaluation: Evaluation,
+        declared: &[Metric],
+        questions: &Questions,
+        arithmetic: Arithmetic,
+    ) -> Self {
         let Questions { records, file } = questions;
         let wins = evaluation.wins();
         let scores = evaluation.scores;
         let (mut compared, mut not_compared) = (Vec::new(), Vec::new());
         for metric in declared {
-            let found = scores.named().into_iter().find(|(name, _)| *name == metric.name);
-            let found = found.and_then(|(name, found)| Some((found?, prompts(records, name) as u64)));
+            let found = Measure::named(&metric.name)
+                .and_then(|measure| Some((scores.of(measure)?, measure.prompts(records) as u64)));
             // A mean over some of the prompts is another one than that over all of them.
             match found {
                 Some((found, asked)) if asked == metric.prompts => {
@@ -254,7 +268,7 @@ impl BehaviourEvidence {
 
     /// What was enough, where the patch says nothing to hold the facts to and not all of them win.
     fn rule_in_words(&self) -> String {
-        let is_held_to = self.compared.iter().any(|rate| WINS.contains(&rate.name.as_str()));
+        let is_held_to = self.compared.iter().any(|rate| is_among(&rate.name, &WINS));
         if is_held_to || self.wins == Some(100.0) {
             return String::new();
         }
@@ -263,7 +277,7 @@ impl BehaviourEvidence {
 
     /// How they were asked, where it is not as usual.
     fn precision_in_words(&self) -> String {
-        if self.arithmetic.contains(' ') { format!(", asked on {}", self.arithmetic) } else { String::new() }
+        if self.arithmetic.is_f32() { String::new() } else { format!(", asked on {}", self.arithmetic) }
     }
 
     /// What the patch declares and nothing was compared with.
@@ -274,7 +288,7 @@ impl BehaviourEvidence {
         };
         let others = names(&|_, asked| asked > 0);
         // Where no file of neighbours is named, that is said already.
-        let is_expected = |name: &str| self.file.is_some() || !BESIDE.contains(&name);
+        let is_expected = |name: &str| self.file.is_some() || !is_among(name, &BESIDE);
         let unasked = names(&|name, asked| asked == 0 && is_expected(name));
         [
             ("asked over other prompts than declared, so not compared", others),

@@ -355,7 +355,7 @@ impl Report for EstimateReport {
 pub fn write_scores(page: &mut Page, before: &Scores, after: &Scores) {
     let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
     let mut rows = vec![["", "before", "after"].map(str::to_owned).to_vec()];
-    for ((name, before), (_, after)) in before.described().into_iter().zip(after.described()) {
+    for ((name, before), (_, after)) in before.described().zip(after.described()) {
         if before.is_some() || after.is_some() {
             rows.push(vec![name.to_owned(), cell(before), cell(after)]);
         }

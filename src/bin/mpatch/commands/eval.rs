@@ -157,7 +157,6 @@ impl Report for EvalReport {
                 let rows = self
                     .scores
                     .described()
-                    .into_iter()
                     .filter_map(|(name, value)| Some(vec![name.to_owned(), format!("{:.2}", value?)]));
                 page.table(&rows.collect::<Vec<_>>());
             }
