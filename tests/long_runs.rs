@@ -19,7 +19,7 @@ use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::kept::{FactorCache, Kept, ValueLog};
 use mpatch::edit::statistics::{Amount, Shard, Statistics, StatisticsFile, collect_part, merge};
 use mpatch::edit::value::optimise;
-use mpatch::edit::{Edit, EditError, FactPrompt, memit, memit_with};
+use mpatch::edit::{Edit, EditError, FactPrompt, Plan, memit, memit_with};
 use mpatch::facts::FactsFile;
 use mpatch::model::Model;
 
@@ -75,7 +75,8 @@ fn what_is_kept_changes_no_bit_of_an_edit_and_is_remade_where_it_is_damaged() {
     let statistics = statistics(&model, folder.path());
     let (hyperparameters, contexts, facts) = (hyperparameters(), contexts(), facts(3));
     let make = |kept: Kept<'_>| {
-        memit_with(&model, &hyperparameters, &contexts, &facts, &statistics, kept, &|_| ()).unwrap()
+        let plan = Plan::new(&model, &hyperparameters, &contexts, &facts).unwrap();
+        memit_with(plan, &statistics, kept, &|_| ()).unwrap()
     };
     let alone = bits(&memit(&model, &hyperparameters, &contexts, &facts, &statistics, &|_| ()).unwrap());
     let factors = FactorCache::new(folder.path(), 1 << 30, "this");

@@ -16,12 +16,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use common::{npz, random_model, recorded_moments, relative_difference, world, world_model};
 use mpatch::causes::with_causes;
 use mpatch::edit::contexts::Contexts;
-use mpatch::edit::estimate::estimate;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::kept::Kept;
 use mpatch::edit::key_span::{KeySpan, KeySpans};
 use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
-use mpatch::edit::{Edit, FactPrompt, LayerUpdate, keys_after, memit};
+use mpatch::edit::{Edit, FactPrompt, LayerUpdate, Plan, keys_after, memit};
 use mpatch::evaluate::{Extent, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, Update, compress};
 use mpatch::facts::FactsFile;
@@ -72,7 +71,12 @@ fn the_memory_foretold_is_that_of_the_precision() {
         let hyperparameters =
             Hyperparameters::parse(&std::fs::read(world().join("memit.json")).unwrap()).unwrap();
         let contexts = Contexts::parse(&std::fs::read(reference(10).join("contexts.json")).unwrap()).unwrap();
-        estimate(&model, &hyperparameters, &contexts, &facts(1)).unwrap().memory.host_size_bytes()
+        Plan::new(&model, &hyperparameters, &contexts, &facts(1))
+            .unwrap()
+            .estimate()
+            .unwrap()
+            .memory
+            .host_size_bytes()
     };
     // Eight blocks of 128 by 512, the embedding and the head of 2048 words, two bytes less for each weight.
     let weights = 8 * (4 * 128 * 128 + 2 * 128 * 512) + 2 * 2048 * 128;
@@ -339,7 +343,7 @@ fn a_fact_fits_the_context_with_its_target_to_the_last_token() {
     let checked = |marks: usize| {
         let prompt = format!("{{}}{}", "!".repeat(marks));
         let fact = FactPrompt { prompt, subject: "Ann".to_owned(), target: " tall tall".to_owned() };
-        mpatch::edit::check(&model, &quick(|_| ()), &contexts, &[fact]).map_err(|error| with_causes(&error))
+        Plan::new(&model, &quick(|_| ()), &contexts, &[fact]).map(drop).map_err(|error| with_causes(&error))
     };
     let tokens = |text: &str| model.tokenizer.encode(text).unwrap().len();
     let all = |marks: usize| tokens(&format!("Ann{}", "!".repeat(marks))) + tokens(" tall tall");
@@ -355,7 +359,7 @@ fn the_memory_foretold_holds_the_activations_and_what_is_solved_with() {
     let model = world_model();
     let config = model.network.config();
     let contexts = Contexts::new(vec![vec!["{}".to_owned()]]).unwrap();
-    let estimate = estimate(&model, &quick(|_| ()), &contexts, &facts(3)).unwrap();
+    let estimate = Plan::new(&model, &quick(|_| ()), &contexts, &facts(3)).unwrap().estimate().unwrap();
     let weights = 4 * (8 * (4 * 128 * 128 + 2 * 128 * 512) + 2 * 2048 * 128);
     let foretold = estimate.memory.host_size_bytes();
     // One more matrix for each layer done.
@@ -365,7 +369,7 @@ fn the_memory_foretold_holds_the_activations_and_what_is_solved_with() {
     let behind = |words: usize| {
         let contexts = ["{}".to_owned(), format!("{}{{}}", "so ".repeat(words))];
         let contexts = Contexts::new(vec![contexts.into()]).unwrap();
-        let estimate = mpatch::edit::estimate::estimate(&model, &quick(|_| ()), &contexts, &facts(3));
+        let estimate = Plan::new(&model, &quick(|_| ()), &contexts, &facts(3)).unwrap().estimate();
         estimate.unwrap().memory.host_size_bytes()
     };
     assert!(behind(91) - behind(46) >= 3 * 3 * 4 * 45 * 5 * 128 * 4);
@@ -394,7 +398,8 @@ impl Stored {
         let declared = &facts[..self.all - hidden];
         let SpanBench { model, hyperparameters, contexts, statistics, .. } = bench;
         let kept = Kept::default();
-        let mut spans = KeySpans::new(model, hyperparameters, contexts, declared, statistics, kept).unwrap();
+        let plan = Plan::new(model, hyperparameters, contexts, declared).unwrap();
+        let mut spans = KeySpans::new(plan, statistics, kept);
         let measure = |(layer, term): (&usize, &Term)| {
             let update = Update::new(vec![term.clone()]).unwrap();
             spans.measure(*layer, &update.delta_rows(0..update.rows()).unwrap()).unwrap()

@@ -5,10 +5,9 @@ use std::time::Instant;
 use faer::Mat;
 use serde::Serialize;
 
-use super::contexts::Contexts;
 use super::hyperparameters::Hyperparameters;
 use super::solve::Factor;
-use super::{EditError, FactPrompt, Texts, key};
+use super::{EditError, Plan, key};
 use crate::model::{Config, Device, Model, Site};
 
 /// What an edit will take.
@@ -51,57 +50,81 @@ pub enum MemoryEstimate {
 /// Order of the matrix that is factorised to learn how fast that goes.
 const ORDER_MEASURED: usize = 768;
 
-/// Measures the middle batch over its first steps, one forward pass for keys and one factorisation, and counts.
-///
-/// # Errors
-/// As [`super::memit`] before it changes anything.
-pub fn estimate(
-    model: &Model,
-    hyperparameters: &Hyperparameters,
-    contexts: &Contexts,
-    facts: &[FactPrompt],
-) -> Result<Estimate, EditError> {
-    let texts = Texts::new(model, hyperparameters, contexts, facts)?;
-    let beside_weights = beside_weights(model, hyperparameters, &texts);
-    let Texts { in_contexts, planned, .. } = texts;
-    let config = model.network.config();
-    let (batches, facts_per_batch) = (planned.batches().len(), planned.facts_per_batch);
-    let cores = cores(model.network.device());
+impl Plan<'_> {
+    /// Measures the middle batch over its first steps, one forward pass for keys and one factorisation, and counts.
+    ///
+    /// # Errors
+    /// As [`super::memit_with`].
+    pub fn estimate(&self) -> Result<Estimate, EditError> {
+        let Plan { model, hyperparameters, contexts, in_contexts, plain, values } = self;
+        let config = model.network.config();
+        let (batches, facts_per_batch) = (values.batches().len(), values.facts_per_batch);
+        let cores = cores(model.network.device());
 
-    let steps = |steps: usize| Hyperparameters { v_num_grad_steps: steps, ..hyperparameters.clone() };
-    if !model.network.device().is_cpu() {
-        // Kernels are compiled when they are first used.
-        planned.time_middle_batch(&steps(1))?;
+        let steps = |steps: usize| Hyperparameters { v_num_grad_steps: steps, ..(*hyperparameters).clone() };
+        if !model.network.device().is_cpu() {
+            // Kernels are compiled when they are first used.
+            values.time_middle_batch(&steps(1))?;
+        }
+        let (first, third) = (values.time_middle_batch(&steps(1))?, values.time_middle_batch(&steps(3))?);
+        let step = ((third - first) / 2.0).max(0.0);
+        let batch = first + step * hyperparameters.v_num_grad_steps.saturating_sub(1) as f64;
+
+        let last = hyperparameters.value_layer();
+        let chunks = key::batches(config, model.network.device(), in_contexts);
+        let middle = chunks.get(chunks.len() / 2).into_iter().flatten();
+        let texts: Vec<_> = middle.map(|&index| in_contexts[index].clone()).collect();
+        let chunk =
+            timed(model.network.device(), || key::read(&model.network, &texts, Site::BlockOutput(last)))?;
+        // Keys of each layer over all contexts up to that layer, and hidden states over the plain prompts up to the last.
+        let templates = contexts.templates().count().max(1);
+        let depth = |layer: usize| (layer + 1) as f64 / (last + 1) as f64;
+        let passes: f64 =
+            hyperparameters.layers.iter().map(|layer| depth(*layer) + 1.0 / templates as f64).sum();
+
+        let order = ORDER_MEASURED.min(config.inner);
+        let known = Mat::from_fn(order, order, |row, column| if row == column { 2.0 } else { 1e-4 });
+        let started = Instant::now();
+        Factor::of(&|| Ok(known.clone()), 1.0, 0)?;
+        let factorised = started.elapsed().as_secs_f64();
+        let larger = solve_operations(config, plain.len()) / factor_operations(order);
+
+        Ok(Estimate {
+            batches,
+            facts_per_batch,
+            values_seconds_max: batch * batches.div_ceil(cores.min(batches).max(1)) as f64,
+            keys_seconds: chunk * passes * chunks.len().div_ceil(cores) as f64,
+            solve_seconds: factorised * larger * hyperparameters.layers.len() as f64,
+            memory: self.memory_beside_weights().and_weights(weights_size_bytes(model)),
+        })
     }
-    let (first, third) = (planned.time_middle_batch(&steps(1))?, planned.time_middle_batch(&steps(3))?);
-    let step = ((third - first) / 2.0).max(0.0);
-    let batch = first + step * hyperparameters.v_num_grad_steps.saturating_sub(1) as f64;
 
-    let last = hyperparameters.value_layer();
-    let chunks = key::batches(config, model.network.device(), &in_contexts);
-    let middle = chunks.get(chunks.len() / 2).into_iter().flatten();
-    let texts: Vec<_> = middle.map(|&index| in_contexts[index].clone()).collect();
-    let chunk = timed(model.network.device(), || key::read(&model.network, &texts, Site::BlockOutput(last)))?;
-    // Keys of each layer over all contexts up to that layer, and hidden states over the plain prompts up to the last.
-    let templates = contexts.templates().count().max(1);
-    let depth = |layer: usize| (layer + 1) as f64 / (last + 1) as f64;
-    let passes: f64 = hyperparameters.layers.iter().map(|layer| depth(*layer) + 1.0 / templates as f64).sum();
-
-    let order = ORDER_MEASURED.min(config.inner);
-    let known = Mat::from_fn(order, order, |row, column| if row == column { 2.0 } else { 1e-4 });
-    let started = Instant::now();
-    Factor::of(&|| Ok(known.clone()), 1.0, 0)?;
-    let factorised = started.elapsed().as_secs_f64();
-    let larger = solve_operations(config, facts.len()) / factor_operations(order);
-
-    Ok(Estimate {
-        batches,
-        facts_per_batch,
-        values_seconds_max: batch * batches.div_ceil(cores.min(batches).max(1)) as f64,
-        keys_seconds: chunk * passes * chunks.len().div_ceil(cores) as f64,
-        solve_seconds: factorised * larger * hyperparameters.layers.len() as f64,
-        memory: beside_weights.and_weights(weights_size_bytes(model)),
-    })
+    /// What the edit takes in memory beside the weights, the larger of its two peaks: all cores at their values, or
+    /// the last layer's keys and solve. Nothing is run.
+    pub fn memory_beside_weights(&self) -> MemoryEstimate {
+        let Plan { model, hyperparameters, in_contexts, plain, values, .. } = self;
+        let (config, device) = (model.network.config(), model.network.device());
+        let (width, inner, facts) = (config.width as u64, config.inner as u64, plain.len());
+        let layers = hyperparameters.layers.len();
+        let at_work = |batches: usize| cores(device).min(batches) as u64;
+        let at_values = at_work(values.batches().len()) * values.batch_size_bytes() as u64;
+        // Of a block of facts the keys in every context, in f32, twice, on the way to their means; and the batches.
+        let templates = in_contexts.len() / facts.max(1);
+        let batches = key::batches(config, device, in_contexts);
+        let reading = 8 * inner * (templates * facts.min(key::FACTS_PER_BLOCK)) as u64
+            + at_work(batches.len()) * key::batch_size_bytes(config, in_contexts, &batches);
+        // Each layer done is one more matrix.
+        let edited = layers as u64 * 4 * width * inner;
+        match device.is_cpu() {
+            true => MemoryEstimate::Processor {
+                memory_size_bytes: at_values.max(edited + solve_size_bytes(config, layers, facts, reading)),
+            },
+            false => MemoryEstimate::Gpu {
+                device_memory_size_bytes: at_values.max(edited + reading),
+                host_memory_size_bytes: solve_size_bytes(config, layers, facts, 0),
+            },
+        }
+    }
 }
 
 /// How long `work` takes on `device`, in seconds: a GPU goes on after the call.
@@ -154,45 +177,6 @@ impl MemoryEstimate {
         let (Self::Processor { memory_size_bytes: host } | Self::Gpu { host_memory_size_bytes: host, .. }) =
             self;
         *host
-    }
-}
-
-/// What an edit of `facts` takes in memory beside the weights: nothing is run.
-///
-/// # Errors
-/// As [`super::check`].
-pub fn memory_beside_weights(
-    model: &Model,
-    hyperparameters: &Hyperparameters,
-    contexts: &Contexts,
-    facts: &[FactPrompt],
-) -> Result<MemoryEstimate, EditError> {
-    Ok(beside_weights(model, hyperparameters, &Texts::new(model, hyperparameters, contexts, facts)?))
-}
-
-/// The larger of the two peaks: all cores at their values, or the last layer's keys and solve.
-fn beside_weights(model: &Model, hyperparameters: &Hyperparameters, texts: &Texts<'_>) -> MemoryEstimate {
-    let Texts { in_contexts, plain, planned } = texts;
-    let (config, device) = (model.network.config(), model.network.device());
-    let (width, inner, facts) = (config.width as u64, config.inner as u64, plain.len());
-    let layers = hyperparameters.layers.len();
-    let at_work = |batches: usize| cores(device).min(batches) as u64;
-    let values = at_work(planned.batches().len()) * planned.batch_size_bytes() as u64;
-    // Of a block of facts the keys in every context, in f32, twice, on the way to their means; and the batches.
-    let templates = in_contexts.len() / facts.max(1);
-    let batches = key::batches(config, device, in_contexts);
-    let reading = 8 * inner * (templates * facts.min(key::FACTS_PER_BLOCK)) as u64
-        + at_work(batches.len()) * key::batch_size_bytes(config, in_contexts, &batches);
-    // Each layer done is one more matrix.
-    let edited = layers as u64 * 4 * width * inner;
-    match device.is_cpu() {
-        true => MemoryEstimate::Processor {
-            memory_size_bytes: values.max(edited + solve_size_bytes(config, layers, facts, reading)),
-        },
-        false => MemoryEstimate::Gpu {
-            device_memory_size_bytes: values.max(edited + reading),
-            host_memory_size_bytes: solve_size_bytes(config, layers, facts, 0),
-        },
     }
 }
 

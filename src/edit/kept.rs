@@ -339,7 +339,7 @@ fn take_number(bytes: &mut &[u8]) -> Option<f32> {
 mod tests {
     use super::*;
     use crate::edit::key::in_contexts;
-    use crate::edit::value::Planned;
+    use crate::edit::value::PlannedValues;
     use crate::model::{Device, Model};
 
     fn factor() -> Factor {
@@ -441,7 +441,8 @@ mod tests {
         let located = in_contexts(&model, &contexts, &facts).expect("facts");
         let hyperparameters = Hyperparameters::for_model(model.network.config()).0;
         let planned = |size: usize| {
-            let mut planned = Planned::new(&model, &hyperparameters, &located, &facts).expect("planned");
+            let mut planned =
+                PlannedValues::new(&model, &hyperparameters, &located, &facts).expect("planned");
             planned.facts_per_batch = size;
             planned
         };

@@ -14,12 +14,11 @@ use faer::linalg::solvers::{Llt, Solve};
 use faer::{Mat, MatRef, Side};
 
 use super::contexts::Contexts;
-use super::hyperparameters::Hyperparameters;
 use super::kept::Kept;
 use super::lookup::Located;
 use super::statistics::StatisticsFile;
-use super::{EditError, FactPrompt, Texts, add, factor, key};
-use crate::model::{Model, ModelError, Network};
+use super::{EditError, Plan, add, factor, key};
+use crate::model::{ModelError, Network};
 
 /// Added to the Gram matrix of unit vectors: directions in which they differ by less than its root are one.
 const RIDGE: f64 = 1e-10;
@@ -61,27 +60,11 @@ pub struct KeySpans<'a> {
 }
 
 impl<'a> KeySpans<'a> {
-    /// Begins with the base: the network of `model`, with which `facts` are read.
-    ///
-    /// # Errors
-    /// As for [`super::check`]: facts, contexts and hyperparameters that [`super::memit`] would not take.
-    pub fn new(
-        model: &Model,
-        hyperparameters: &Hyperparameters,
-        contexts: &'a Contexts,
-        facts: &[FactPrompt],
-        statistics: &'a StatisticsFile,
-        kept: Kept<'a>,
-    ) -> Result<Self, EditError> {
-        let Texts { in_contexts, .. } = Texts::new(model, hyperparameters, contexts, facts)?;
-        Ok(Self {
-            contexts,
-            in_contexts,
-            statistics,
-            kept,
-            weight: hyperparameters.mom2_update_weight,
-            edited: model.network.clone(),
-        })
+    /// Begins with the base: the network of the model that the edit is planned on.
+    pub fn new(plan: Plan<'a>, statistics: &'a StatisticsFile, kept: Kept<'a>) -> Self {
+        let Plan { model, hyperparameters, contexts, in_contexts, .. } = plan;
+        let weight = hyperparameters.mom2_update_weight;
+        Self { contexts, in_contexts, statistics, kept, weight, edited: model.network.clone() }
     }
 
     /// Measures the update of `layer`, `[width, inner]` row-major f64, and lets the layers after it see it.

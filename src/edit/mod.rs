@@ -26,7 +26,7 @@ use self::kept::{Kept, ValueLog};
 use self::lookup::Located;
 use self::solve::{Factor, Sums};
 use self::statistics::StatisticsFile;
-use self::value::{Planned, Value};
+use self::value::{PlannedValues, Value};
 use crate::checkpoint::CheckpointError;
 use crate::facts::Request;
 use crate::model::{Model, ModelError, Network, Site};
@@ -201,9 +201,7 @@ pub enum Progress<'a> {
 /// batches, and with them the order of sums, follow from that.
 ///
 /// # Errors
-/// As for [`check`]; [`EditError::Statistics`] where the statistics are not of these layers, [`EditError::Checkpoint`]
-/// where they cannot be read, [`EditError::Singular`] where they are of too little text; [`EditError::Model`] where the
-/// model cannot be run. A value of which the loss is no number is an [`EditError::Fact`], too.
+/// As for [`Plan::new`] and [`memit_with`].
 pub fn memit(
     model: &Model,
     hyperparameters: &Hyperparameters,
@@ -212,27 +210,28 @@ pub fn memit(
     statistics: &StatisticsFile,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Edit, EditError> {
-    memit_with(model, hyperparameters, contexts, facts, statistics, Kept::default(), progress)
+    let plan = Plan::new(model, hyperparameters, contexts, facts)?;
+    memit_with(plan, statistics, Kept::default(), progress)
 }
 
-/// [`memit`] with what earlier runs kept: the same edit, bit for bit, and sooner.
+/// [`memit`] of what is planned, with what earlier runs kept: the same edit, bit for bit, and sooner.
 ///
 /// # Errors
-/// As for [`memit`].
+/// [`EditError::Statistics`] where the statistics are not of these layers, or hold sums that no keys have;
+/// [`EditError::Checkpoint`] where they cannot be read; [`EditError::Singular`] where no update can be solved for;
+/// [`EditError::Model`] where the model cannot be run, and [`EditError::NotANumber`] where it gives no number: a value
+/// of which the loss is none is an [`EditError::Fact`].
 pub fn memit_with(
-    model: &Model,
-    hyperparameters: &Hyperparameters,
-    contexts: &Contexts,
-    facts: &[FactPrompt],
+    mut plan: Plan<'_>,
     statistics: &StatisticsFile,
     kept: Kept<'_>,
     progress: &(dyn Fn(Progress<'_>) + Sync),
 ) -> Result<Edit, EditError> {
-    let Texts { in_contexts, plain, mut planned } = Texts::new(model, hyperparameters, contexts, facts)?;
     if let Some(log) = kept.values {
-        planned.resume(log);
+        plan.resume(log);
     }
-    let values = value::all(&planned, hyperparameters, kept.values, progress)?;
+    let Plan { model, hyperparameters, contexts, in_contexts, plain, values } = plan;
+    let values = value::all(&values, hyperparameters, kept.values, progress)?;
     let mut edited = model.network.clone();
     let mut layers = Vec::with_capacity(hyperparameters.layers.len());
     for (index, &layer) in hyperparameters.layers.iter().enumerate() {
@@ -248,7 +247,7 @@ pub fn memit_with(
             values: &values,
             statistics,
         };
-        let update = match facts.len() <= model.network.config().inner {
+        let update = match plain.len() <= model.network.config().inner {
             true => step.by_facts(kept)?,
             false => step.by_sums()?,
         };
@@ -259,35 +258,6 @@ pub fn memit_with(
     Ok(Edit { values, layers })
 }
 
-/// Whether [`memit`] would take these facts, told by their tokens: nothing is run.
-///
-/// # Errors
-/// [`EditError::Hyperparameters`]; [`EditError::Fact`] for a fact whose prompt or target cannot be used, in a context
-/// or alone; [`EditError::Model`] where the tokenizer fails.
-pub fn check(
-    model: &Model,
-    hyperparameters: &Hyperparameters,
-    contexts: &Contexts,
-    facts: &[FactPrompt],
-) -> Result<(), EditError> {
-    Texts::new(model, hyperparameters, contexts, facts).map(drop)
-}
-
-/// How many values of an edit of these facts `log` holds, as [`memit_with`] will use them; others it forgets.
-///
-/// # Errors
-/// As [`check`].
-pub fn known_values(
-    model: &Model,
-    hyperparameters: &Hyperparameters,
-    contexts: &Contexts,
-    facts: &[FactPrompt],
-    log: &ValueLog,
-) -> Result<usize, EditError> {
-    Texts::new(model, hyperparameters, contexts, facts)?.planned.resume(log);
-    Ok(log.values())
-}
-
 /// Refuses a fact whose prompt alone does not fit: it takes nothing but the tokenizer.
 ///
 /// # Errors
@@ -296,28 +266,47 @@ pub fn check_prompts(model: &Model, facts: &[FactPrompt]) -> Result<(), EditErro
     key::plain(model, facts).map(drop)
 }
 
-/// The texts of all facts in tokens: all that an edit needs to know of facts, and all that can be wrong with them.
-struct Texts<'a> {
+/// An edit that the model takes, told by the tokens of its facts: all that an edit needs to know of them, and all that
+/// can be wrong with them. Nothing has been run.
+pub struct Plan<'a> {
+    model: &'a Model,
+    hyperparameters: &'a Hyperparameters,
+    contexts: &'a Contexts,
     /// Every fact's prompt in every context, fact after fact.
     in_contexts: Vec<Located>,
     /// Every fact's prompt alone.
     plain: Vec<Located>,
-    /// What values are found over.
-    planned: Planned<'a>,
+    values: PlannedValues<'a>,
 }
 
-impl<'a> Texts<'a> {
-    fn new(
+impl<'a> Plan<'a> {
+    /// Plans the edit of `facts`.
+    ///
+    /// # Errors
+    /// [`EditError::Layers`] and [`EditError::Hyperparameters`]; [`EditError::Fact`] for a fact whose prompt or target
+    /// cannot be used, in a context or alone; [`EditError::Model`] where the tokenizer fails.
+    pub fn new(
         model: &'a Model,
-        hyperparameters: &Hyperparameters,
-        contexts: &Contexts,
+        hyperparameters: &'a Hyperparameters,
+        contexts: &'a Contexts,
         facts: &[FactPrompt],
     ) -> Result<Self, EditError> {
         hyperparameters.check(&model.network)?;
         let in_contexts = key::in_contexts(model, contexts, facts)?;
         let plain = key::plain(model, facts)?;
-        let planned = Planned::new(model, hyperparameters, &in_contexts, facts)?;
-        Ok(Self { in_contexts, plain, planned })
+        let values = PlannedValues::new(model, hyperparameters, &in_contexts, facts)?;
+        Ok(Self { model, hyperparameters, contexts, in_contexts, plain, values })
+    }
+
+    /// How many facts there are.
+    pub fn facts(&self) -> usize {
+        self.plain.len()
+    }
+
+    /// Goes on where an interrupted run stopped; how many values `log` holds for it. Others the log forgets.
+    pub fn resume(&mut self, log: &ValueLog) -> usize {
+        self.values.resume(log);
+        log.values()
     }
 }
 

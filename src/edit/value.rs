@@ -9,7 +9,7 @@
 //! ```
 //!
 //! Facts do not feel each other, so they run in batches of like lengths, and of each row only the tokens from the
-//! moved one on (`Planned`); a fact that is done leaves its batch. [`optimise_plainly`] runs one fact over whole
+//! moved one on (`PlannedValues`); a fact that is done leaves its batch. [`optimise_plainly`] runs one fact over whole
 //! rows, in the reference's own manner: the oracle that tests compare [`optimise`] with.
 
 use candle_core::{D, Tensor};
@@ -52,7 +52,7 @@ pub struct Value {
 /// # Errors
 /// [`EditError::Fact`], [`EditError::Model`] or [`EditError::Checkpoint`].
 pub(crate) fn all(
-    planned: &Planned<'_>,
+    planned: &PlannedValues<'_>,
     hyperparameters: &Hyperparameters,
     log: Option<&ValueLog>,
     progress: &(dyn Fn(Progress<'_>) + Sync),
@@ -94,7 +94,7 @@ pub fn optimise(
     contexts: &Contexts,
     facts: &[FactPrompt],
 ) -> Result<Vec<Value>, EditError> {
-    let planned = Planned::new(model, hyperparameters, &in_contexts(model, contexts, facts)?, facts)?;
+    let planned = PlannedValues::new(model, hyperparameters, &in_contexts(model, contexts, facts)?, facts)?;
     all(&planned, hyperparameters, None, &|_| ())
 }
 
@@ -116,7 +116,7 @@ pub fn optimise_plainly(
 }
 
 /// The rows of all facts, and the batches that they run in.
-pub(crate) struct Planned<'a> {
+pub(crate) struct PlannedValues<'a> {
     model: &'a Model,
     rows: Vec<FactRows>,
     /// The facts by their lengths, so that a batch needs little padding.
@@ -138,7 +138,7 @@ const BATCH_SIZE_GPU_BYTES: u64 = 8 << 30;
 const FACTS_PER_BATCH_CPU_MAX: usize = 5;
 const FACTS_PER_BATCH_GPU_MAX: usize = 64;
 
-impl<'a> Planned<'a> {
+impl<'a> PlannedValues<'a> {
     /// Plans `facts`, whose prompts in every context are given.
     pub(crate) fn new(
         model: &'a Model,

@@ -14,13 +14,11 @@ use mpatch::bind::{BindError, bind, check_finite};
 use mpatch::digest::{PatchId, WeightsId};
 use mpatch::doctor::processor;
 use mpatch::edit::contexts::Contexts;
-use mpatch::edit::estimate::{Estimate, estimate, memory_beside_weights};
+use mpatch::edit::estimate::Estimate;
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
 use mpatch::edit::statistics::StatisticsFile;
-use mpatch::edit::{
-    Edit, EditError, FactPrompt, LayerUpdate, METHOD, Progress, check, known_values, memit_with,
-};
+use mpatch::edit::{Edit, EditError, FactPrompt, LayerUpdate, METHOD, Plan, Progress, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Measure, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
 use mpatch::facts::{FactsFile, Record, Request};
@@ -172,7 +170,8 @@ impl RecipeArguments {
     ) -> Result<Estimate, CommandError> {
         let hyperparameters = self.hyperparameters(model, None, output)?;
         let contexts = self.contexts(model, None, output)?;
-        estimate(model, &hyperparameters, &contexts, &fact_prompts(facts))
+        Plan::new(model, &hyperparameters, &contexts, &fact_prompts(facts))
+            .and_then(|plan| plan.estimate())
             .map_err(|error| edit_error(model.checkpoint.path(), error))
     }
 
@@ -235,7 +234,7 @@ impl<'a> Prepared<'a> {
         }
         // Before statistics are computed, which may take hours.
         let contexts = arguments.contexts(model, recorded, output)?;
-        check(model, &hyperparameters, &contexts, &fact_prompts(facts))
+        Plan::new(model, &hyperparameters, &contexts, &fact_prompts(facts))
             .map_err(|error| edit_error(model.checkpoint.path(), error))?;
         let statistics = match found {
             Found::Kept(found) => *found,
@@ -333,16 +332,26 @@ pub struct Seconds {
 }
 
 impl Ingredients {
-    /// Does `work` with the log of an interrupted run with the same inputs, or a new one, which goes once all is done.
+    /// Does `work` with the plan of the edit, and the log of an interrupted run with the same inputs or a new one,
+    /// which goes once all is done.
     pub fn with_value_log<T>(
         &self,
         model: &Model,
         facts: &FactsFile,
         output: &Output,
-        work: impl FnOnce(Option<&ValueLog>) -> Result<T, CommandError>,
+        work: impl FnOnce(Plan<'_>, Option<&ValueLog>) -> Result<T, CommandError>,
     ) -> Result<T, CommandError> {
-        let log = self.value_log(model, facts, output);
-        let done = work(log.as_ref())?;
+        let facts = fact_prompts(facts);
+        // What is refused leaves no log behind.
+        let mut plan = Plan::new(model, &self.hyperparameters, &self.contexts, &facts)
+            .map_err(|error| edit_error(model.checkpoint.path(), error))?;
+        let log = self.value_log(model, &facts, output);
+        let known = log.as_ref().filter(|log| log.values() > 0).map_or(0, |log| plan.resume(log));
+        if known > 0 {
+            let all = count(facts.len(), "fact");
+            output.note(&format!("resuming an interrupted run: the values of {known} of {all} are known"));
+        }
+        let done = work(plan, log.as_ref())?;
         if let Some(log) = log {
             // What the values were for is there; that a log is left behind is no failure.
             let _ = log.remove();
@@ -351,42 +360,29 @@ impl Ingredients {
     }
 
     /// The log of an interrupted run with the same inputs, or a new one.
-    fn value_log(&self, model: &Model, facts: &FactsFile, output: &Output) -> Option<ValueLog> {
+    fn value_log(&self, model: &Model, facts: &[FactPrompt], output: &Output) -> Option<ValueLog> {
         let inputs = ValueInputs {
             weights: self.weights,
             config: model.config_digest,
             tokenizer: model.tokenizer.digest(),
             hyperparameters: &self.hyperparameters,
             contexts: &self.contexts,
-            facts: &fact_prompts(facts),
+            facts,
             device: &format!("{} {}", model.arithmetic(), product(model.network.device())),
             tool: TOOL,
         };
-        // What will be refused leaves no log behind.
-        check(model, &self.hyperparameters, &self.contexts, inputs.facts).ok()?;
-        let log = value_log(inputs.digest()?, output)?;
-        let found = if log.values() > 0 {
-            known_values(model, &self.hyperparameters, &self.contexts, inputs.facts, &log).ok()?
-        } else {
-            0
-        };
-        if found > 0 {
-            let all = count(facts.records.len(), "fact");
-            output.note(&format!("resuming an interrupted run: the values of {found} of {all} are known"));
-        }
-        Some(log)
+        value_log(inputs.digest()?, output)
     }
 
     /// The update of every layer, before it is rounded; values are taken from `log` and added to it.
     pub fn edit(
         &self,
         model: &Model,
-        facts: &FactsFile,
+        plan: Plan<'_>,
         log: Option<&ValueLog>,
         output: &Output,
     ) -> Result<Edit, CommandError> {
-        let facts = fact_prompts(facts);
-        let progress = output.counter("facts", facts.len() as u64);
+        let progress = output.counter("facts", plan.facts() as u64);
         let told = |done: Progress<'_>| {
             if let Progress::Value(..) = done {
                 progress.add(1);
@@ -398,13 +394,10 @@ impl Ingredients {
                 ));
             }
         };
-        let Self { hyperparameters, contexts, statistics, .. } = self;
-        // What is refused leaves no folder behind either.
-        let failed = |error| edit_error(model.checkpoint.path(), error);
-        check(model, hyperparameters, contexts, &facts).map_err(failed)?;
         let factors = factor_cache(output);
         let kept = Kept { factors: factors.as_ref(), values: log };
-        memit_with(model, hyperparameters, contexts, &facts, statistics, kept, &told).map_err(failed)
+        memit_with(plan, &self.statistics, kept, &told)
+            .map_err(|error| edit_error(model.checkpoint.path(), error))
     }
 }
 
@@ -416,26 +409,23 @@ impl Job<'_> {
         output: &Output,
         write: impl FnOnce(&mut Made) -> Result<T, CommandError>,
     ) -> Result<(Made, T), CommandError> {
-        self.ingredients.with_value_log(self.model, self.facts, output, |log| {
-            let mut made = self.made(log, output)?;
+        self.ingredients.with_value_log(self.model, self.facts, output, |plan, log| {
+            let mut made = self.made(plan, log, output)?;
             let written = write(&mut made)?;
             Ok((made, written))
         })
     }
 
     /// Edits, rounds to integers, tests those, and lays out the patch; values are taken from `log` and added to it.
-    fn made(&self, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
-        let Ingredients { hyperparameters, contexts, .. } = self.ingredients;
-        let needed = memory_beside_weights(self.model, hyperparameters, contexts, &fact_prompts(self.facts))
-            .map_err(|error| edit_error(self.model.checkpoint.path(), error))?;
+    fn made(&self, plan: Plan<'_>, log: Option<&ValueLog>, output: &Output) -> Result<Made, CommandError> {
         // Now, not after the hours of the values. The solve is the processor's work, whatever device the model is
         // on; of a GPU's memory the batches take what is free.
-        check_memory("the values and the solve's matrices", needed.host_size_bytes(), &Device::Cpu)?;
+        let needed = plan.memory_beside_weights().host_size_bytes();
+        check_memory("the values and the solve's matrices", needed, &Device::Cpu)?;
         let mut seconds = Seconds::default();
         let is_resumed = log.is_some_and(|log| log.values() > 0);
-        let edit = timed(&mut seconds.values_and_solve, || {
-            self.ingredients.edit(self.model, self.facts, log, output)
-        })?;
+        let edit =
+            timed(&mut seconds.values_and_solve, || self.ingredients.edit(self.model, plan, log, output))?;
         let (names, terms) = timed(&mut seconds.compress, || self.compress(&edit))?;
         let (before, after) = timed(&mut seconds.test, || self.test(&names, &terms, output))?;
         let patch =

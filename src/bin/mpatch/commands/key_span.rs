@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use mpatch::edit::kept::Kept;
 use mpatch::edit::key_span::{KeySpan, KeySpans};
-use mpatch::edit::{EditError, FactPrompt};
+use mpatch::edit::{EditError, FactPrompt, Plan};
 use mpatch::patch::{Patch, PatchError};
 use serde::Serialize;
 
@@ -121,8 +121,8 @@ fn measure(
     let facts: Vec<FactPrompt> = facts.requests().map(FactPrompt::from).collect();
     let factors = factor_cache(output);
     let kept = Kept { factors: factors.as_ref(), values: None };
-    let mut spans =
-        KeySpans::new(model, hyperparameters, contexts, &facts, statistics, kept).map_err(failed)?;
+    let plan = Plan::new(model, hyperparameters, contexts, &facts).map_err(failed)?;
+    let mut spans = KeySpans::new(plan, statistics, kept);
     let progress = output.counter("keys, layers", hyperparameters.layers.len() as u64);
     let width = model.network.config().width;
     let touched = &patch.manifest().bindings[place.binding].tensors;

@@ -64,8 +64,8 @@ pub fn check(
     output: &Output,
 ) -> Result<RemadeEvidence, CommandError> {
     let Followed { model, ingredients, facts } = followed;
-    let (tensors, problem) = ingredients.with_value_log(model, facts, output, |log| {
-        let edit = ingredients.edit(model, facts, log, output)?;
+    let (tensors, problem) = ingredients.with_value_log(model, facts, output, |plan, log| {
+        let edit = ingredients.edit(model, plan, log, output)?;
         compare(patch, place, &edit.layers)
     })?;
     Ok(RemadeEvidence {
