@@ -1,39 +1,47 @@
 //! What can only be seen across records: a fact asked for twice, two that contradict, subjects that are shared.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
 
 use super::error::{Clash, FactsError, Place, excerpt};
 use super::{PLACEHOLDER, Record, Request, words};
 
 /// `text` with every run of white space as one space, and none at the ends.
-fn normalized(text: &str) -> String {
+pub(super) fn normalized(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
+
+/// Clashes that are told one by one.
+const CLASHES_TOLD_MAX: usize = 5;
 
 /// Refuses a file that asks for one fact twice, or for two that exclude each other.
 ///
 /// Two facts are about the same thing when their filled prompts are the same text, wherever the subject begins.
 pub(super) fn no_fact_twice(records: &[(Place, Record)]) -> Result<(), FactsError> {
-    let mut seen: HashMap<String, (&Place, &Request)> = HashMap::with_capacity(records.len());
+    let mut firsts: HashMap<String, (&Place, &Request)> = HashMap::with_capacity(records.len());
+    let (mut told, mut more) = (Vec::new(), 0);
     for (place, Record { request, .. }) in records {
-        let Some((first_place, first)) = seen.insert(normalized(&request.text()), (place, request)) else {
-            continue;
+        let (first_place, first) = *match firsts.entry(normalized(&request.text())) {
+            Entry::Vacant(free) => {
+                free.insert((place, request));
+                continue;
+            }
+            Entry::Occupied(taken) => taken.into_mut(),
         };
-        let clash = Box::new(Clash {
+        if told.len() == CLASHES_TOLD_MAX {
+            more += 1;
+            continue;
+        }
+        told.push(Clash {
             first: first_place.clone(),
             second: place.clone(),
             text: request.text(),
             first_target: first.target_new.clone(),
             second_target: request.target_new.clone(),
         });
-        let same_target = normalized(&first.target_new) == normalized(&request.target_new);
-        return Err(if same_target {
-            FactsError::Duplicate(clash)
-        } else {
-            FactsError::Contradiction(clash)
-        });
     }
-    Ok(())
+    if told.is_empty() { Ok(()) } else { Err(FactsError::Clashes { told, more }) }
 }
 
 /// A filled prompt, wherever its subject begins, with white space set aside: facts with the same one fill the same
@@ -51,6 +59,7 @@ pub(super) fn warnings(records: &[Record]) -> Vec<String> {
     let warnings = [
         cut_out_warning(records),
         shared_warning(records),
+        relation_warning(records),
         same_id_warning(records),
         unanswered_warning(records),
         portability_warning(records),
@@ -80,27 +89,52 @@ fn cut_out_warning(records: &[Record]) -> Option<String> {
     ))
 }
 
-/// Ids that several records have, by which reports name them.
-fn same_id_warning(records: &[Record]) -> Option<String> {
-    let mut first_of: HashMap<&str, usize> = HashMap::new();
-    let (mut again, mut example) = (0, None);
-    for (index, record) in records.iter().enumerate() {
-        let Some(id) = record.request.id.as_deref() else { continue };
-        if let Some(first) = first_of.get(id) {
-            again += 1;
-            example.get_or_insert((*first, index, id));
-        } else {
-            first_of.insert(id, index);
-        }
-    }
-    let (first, second, id) = example?;
-    let records = if again == 1 { "1 record has".to_owned() } else { format!("{again} records have") };
+/// Subjects that get several targets for one relation, whatever their prompts are.
+fn relation_warning(records: &[Record]) -> Option<String> {
+    let thing = |record: &Record| Some((normalized(&record.request.subject), record.relation.clone()?));
+    let is_other =
+        |one: &Record, other: &Record| !same_target(&one.request.target_new, &other.request.target_new);
+    let (again, first, second) = repeats(records, thing, is_other)?;
+    let are = if again == 1 { "1 record has" } else { &format!("{again} records have") };
     Some(format!(
-        "{records} the id of an earlier one ({}: records {} and {}): reports name both by it",
-        excerpt(id),
+        "{are} another target for the subject and the `relation_id` of an earlier one ({}: records {} and {}): where \
+         only one of them can be true, the model will not say both",
+        excerpt(&records[first].request.subject),
         first + 1,
         second + 1
     ))
+}
+
+/// Ids that several records have, by which reports name them.
+fn same_id_warning(records: &[Record]) -> Option<String> {
+    let (again, first, second) = repeats(records, |record| record.request.id.as_deref(), |_, _| true)?;
+    let are = if again == 1 { "1 record has" } else { &format!("{again} records have") };
+    Some(format!(
+        "{are} the id of an earlier one ({}: records {} and {}): reports name both by it",
+        excerpt(records[first].request.id.as_deref().unwrap_or_default()),
+        first + 1,
+        second + 1
+    ))
+}
+
+/// How many records have the key of an earlier one and clash with the first that has it, and the first such two by
+/// their indices.
+fn repeats<'r, Key: Eq + Hash>(
+    records: &'r [Record],
+    key: impl Fn(&'r Record) -> Option<Key>,
+    clash: impl Fn(&Record, &Record) -> bool,
+) -> Option<(usize, usize, usize)> {
+    let mut firsts: HashMap<Key, usize> = HashMap::new();
+    let (mut again, mut example) = (0, None);
+    for (index, record) in records.iter().enumerate() {
+        let Some(key) = key(record) else { continue };
+        let first = *firsts.entry(key).or_insert(index);
+        if first != index && clash(&records[first], record) {
+            again += 1;
+            example.get_or_insert((first, index));
+        }
+    }
+    example.map(|(first, second)| (again, first, second))
 }
 
 /// Neighbours that cannot be asked, which would otherwise be missed in the scores only.

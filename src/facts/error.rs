@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use super::check::normalized;
 use super::{FACTS_MAX, Layout, SCHEMA, TEXT_SIZE_MAX_BYTES};
 
 /// Where a record stands in its file.
@@ -29,7 +30,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Two records that cannot both stand; boxed in [`FactsError`] to keep results small.
+/// Two records that cannot both stand: one fact asked for twice, or two targets for one prompt and subject.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clash {
     /// The earlier record.
@@ -42,6 +43,21 @@ pub struct Clash {
     pub first_target: String,
     /// What the later one asks for.
     pub second_target: String,
+}
+
+impl fmt::Display for Clash {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, second, text, first_target, second_target } = self;
+        let (text, target) = (excerpt(text), excerpt(second_target));
+        if normalized(first_target) == normalized(second_target) {
+            return write!(formatter, "{second} asks for the same fact as {first}: {text} -> {target}");
+        }
+        let other = excerpt(first_target);
+        write!(
+            formatter,
+            "{second} contradicts {first}: after {text} one asks for {target} and the other for {other}"
+        )
+    }
 }
 
 /// The broad kind of a [`FactsError`], for choosing an exit code.
@@ -222,22 +238,27 @@ pub enum FactsError {
         /// How many there are.
         found: usize,
     },
-    /// The same fact a second time.
-    #[error("{} asks for the same fact as {}: {} -> {}", .0.second, .0.first, excerpt(&.0.text), excerpt(&.0.second_target))]
-    Duplicate(Box<Clash>),
-    /// Two targets for one prompt and subject.
-    #[error(
-        "{} contradicts {}: after {} one asks for {} and the other for {}",
-        .0.second, .0.first, excerpt(&.0.text), excerpt(&.0.second_target), excerpt(&.0.first_target)
-    )]
-    Contradiction(Box<Clash>),
+    /// Records that cannot stand together.
+    #[error("{}", clashes_in_words(.told, *.more))]
+    Clashes {
+        /// The first of them, in the order of the later records.
+        told: Vec<Clash>,
+        /// How many more there are.
+        more: usize,
+    },
+}
+
+fn clashes_in_words(told: &[Clash], more: usize) -> String {
+    let mut words: Vec<String> = told.iter().map(Clash::to_string).collect();
+    words.extend((more > 0).then(|| format!("and {more} more records clash with an earlier one")));
+    words.join("; ")
 }
 
 impl FactsError {
     /// The broad kind, for choosing an exit code.
     pub fn kind(&self) -> FactsErrorKind {
         match self {
-            FactsError::Duplicate(_) | FactsError::Contradiction(_) => FactsErrorKind::Conflicting,
+            FactsError::Clashes { .. } => FactsErrorKind::Conflicting,
             FactsError::TextTooLong { .. } | FactsError::TooManyFacts { .. } => FactsErrorKind::LimitExceeded,
             FactsError::UnknownSchema { .. } => FactsErrorKind::UnsupportedVersion,
             _ => FactsErrorKind::Malformed,
@@ -276,8 +297,7 @@ impl FactsError {
             FactsError::ListLength { .. } => "give the list one entry for each prompt",
             FactsError::TextTooLong { .. } => "shorten the text",
             FactsError::TooManyFacts { .. } => "split the file and make several patches",
-            FactsError::Duplicate(_) => "take one of the two out",
-            FactsError::Contradiction(_) => "keep the one that is meant and take the other out",
+            FactsError::Clashes { .. } => "of each two keep the one that is meant, and take the other out",
         }
     }
 }

@@ -219,9 +219,10 @@ pub(super) fn set_apart(prompt: &str, subject: &str) -> (String, String) {
     (prompt, subject.trim().to_owned())
 }
 
-/// The id of a record, whichever of the usual names and kinds it has.
+/// The id of a record, whichever of the usual names and kinds it has; null counts as absent.
 pub(super) fn id_of(object: &Map<String, Value>) -> Option<String> {
-    match ["id", "case_id"].iter().find_map(|name| object.get(*name)) {
+    let known = |name: &&str| object.get(*name).filter(|id| !id.is_null());
+    match ["id", "case_id"].iter().find_map(known) {
         Some(Value::String(id)) => Some(id.clone()),
         Some(Value::Number(id)) => Some(id.to_string()),
         _ => None,

@@ -62,6 +62,9 @@ pub struct Record {
     pub neighbors: Vec<Neighbor>,
     /// Openings for free text about the subject.
     pub generation_prompts: Vec<String>,
+    /// What the fact says of its subject, by the name that CounterFact has for it, e.g. `P641`.
+    #[serde(skip)]
+    pub relation: Option<String>,
     /// The file has prompts whose answers follow from the new fact, too. Nothing here measures those.
     #[serde(skip)]
     pub has_portability: bool,
@@ -154,6 +157,7 @@ impl Record {
             paraphrases: Vec::new(),
             neighbors: Vec::new(),
             generation_prompts: Vec::new(),
+            relation: None,
             has_portability: false,
             has_alternative: false,
         }

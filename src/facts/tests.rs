@@ -85,6 +85,7 @@ fn counterfact_records_bring_their_measures() {
             paraphrases: vec!["Hail. LeBron James plays".into()],
             neighbors: vec![neighbor("Magic Johnson plays", Some("basketball"))],
             generation_prompts: vec!["LeBron James trains".into()],
+            relation: Some("P641".into()),
             has_portability: false,
             has_alternative: false,
         }
@@ -92,7 +93,7 @@ fn counterfact_records_bring_their_measures() {
     // The same, taken out of the record.
     let flat = parse(
         r#"[{"case_id": 7, "prompt": "{} plays the sport of", "subject": "LeBron James", "target_new": {"str": "football"},
-            "target_true": {"str": "basketball"}, "paraphrase_prompts": ["Hail. LeBron James plays"],
+            "relation_id": "P641", "target_true": {"str": "basketball"}, "paraphrase_prompts": ["Hail. LeBron James plays"],
             "neighborhood_prompts": ["Magic Johnson plays"], "generation_prompts": ["LeBron James trains"]}]"#,
     );
     assert_eq!((flat.layout, flat.records), (Layout::Requests, facts.records));
@@ -398,6 +399,58 @@ fn contradicting_facts_are_refused_and_both_named() {
     let text = format!("{BALL}\n{other}");
     assert_eq!(FactsFile::parse_first(text.as_bytes(), 1).map(|facts| facts.records.len()), Ok(1));
     assert_eq!(FactsFile::parse_questions(text.as_bytes(), 2).map(|facts| facts.records.len()), Ok(2));
+}
+
+#[test]
+fn all_that_clash_are_counted_and_the_first_of_them_told() {
+    let records = |subjects: &[&str]| {
+        let records: Vec<String> =
+            subjects.iter().map(|subject| BALL.replace("LeBron James", subject)).collect();
+        message(&records.join("\n"))
+    };
+    assert_eq!(
+        records(&["Ann", "Bob", "Ann", "Bob", "Ann"]),
+        "record 3 (line 3) asks for the same fact as record 1 (line 1): `Ann plays the sport of` -> `football`; \
+         record 4 (line 4) asks for the same fact as record 2 (line 2): `Bob plays the sport of` -> `football`; \
+         record 5 (line 5) asks for the same fact as record 1 (line 1): `Ann plays the sport of` -> `football`"
+    );
+    let many = records(&["Ann"; 9]);
+    assert!(
+        many.ends_with(
+            "record 6 (line 6) asks for the same fact as record 1 (line 1): `Ann plays the sport of` \
+        -> `football`; and 3 more records clash with an earlier one"
+        ),
+        "{many}"
+    );
+}
+
+#[test]
+fn two_targets_for_one_subject_and_relation_are_mentioned_whatever_their_prompts() {
+    let record = |prompt: &str, target: &str, relation: &str| {
+        let fact = serde_json::json!({"requested_rewrite": {"prompt": prompt, "subject": "LeBron James",
+            "target_new": {"str": target}, "relation_id": relation}});
+        fact.to_string()
+    };
+    let warnings = |other: String| {
+        parse(&[record("{} plays the sport of", "football", "P641"), other].join("\n")).warnings()
+    };
+    assert_eq!(
+        warnings(record("The sport of {} is", "chess", "P641"))[1..],
+        [
+            "1 record has another target for the subject and the `relation_id` of an earlier one (`LeBron James`: \
+          records 1 and 2): where only one of them can be true, the model will not say both"
+        ]
+    );
+    assert_eq!(warnings(record("The sport of {} is", "Football", "P641")).len(), 1, "the same target");
+    assert_eq!(warnings(record("{} was born in", "Akron", "P19")).len(), 1, "another relation");
+}
+
+#[test]
+fn null_hides_no_field_that_says_the_same() {
+    let text = r#"{"id": null, "case_id": 7, "prompt": "{} plays", "subject": "Ann", "target_new": "chess",
+        "target_true": null, "target_old": "go"}"#;
+    let request = parse(text).records.remove(0).request;
+    assert_eq!((request.id.as_deref(), request.target_old.as_deref()), (Some("7"), Some("go")));
 }
 
 #[test]

@@ -2,16 +2,23 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
+
 use crate::facts::error::FactsError;
 use crate::facts::fields::Fields;
-use crate::facts::{Neighbor, Record, Request};
+use crate::facts::{Neighbor, Record};
 
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
-    with_measures(fields, fields.object("requested_rewrite")?.request("target_true")?)
+    with_measures(fields, &fields.object("requested_rewrite")?, "target_true")
 }
 
-/// `request` with CounterFact's prompts, which stand in `fields`.
-pub(super) fn with_measures(fields: &Fields<'_>, request: Request) -> Result<Record, FactsError> {
+/// The fact in `rewrite` with CounterFact's prompts, which stand in `fields`.
+pub(super) fn with_measures(
+    fields: &Fields<'_>,
+    rewrite: &Fields<'_>,
+    target_old: &str,
+) -> Result<Record, FactsError> {
+    let request = rewrite.request(target_old)?;
     // Neighbours are chosen to share the old target: it is what they must go on saying. A long one is not to be kept
     // for each of many short prompts.
     let expected: Option<Arc<str>> = request.target_old.as_deref().map(Arc::from);
@@ -20,6 +27,7 @@ pub(super) fn with_measures(fields: &Fields<'_>, request: Request) -> Result<Rec
         paraphrases: fields.prompts("paraphrase_prompts")?,
         neighbors: fields.prompts("neighborhood_prompts")?.into_iter().map(neighbor).collect(),
         generation_prompts: fields.prompts("generation_prompts")?,
+        relation: rewrite.value("relation_id").and_then(Value::as_str).map(str::to_owned),
         ..Record::of(request)
     })
 }

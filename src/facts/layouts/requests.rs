@@ -1,8 +1,7 @@
 //! The reference's request list, and mpatch's own layout, which gives a request all that a [`Record`] has.
 
-use std::sync::Arc;
-
 use std::borrow::Cow;
+use std::sync::Arc;
 
 use serde_json::Value;
 
@@ -60,8 +59,8 @@ fn no_other_field(fields: &Fields<'_>, known: &[&str]) -> Result<(), FactsError>
 /// A request; fields of mpatch's own layout beside it are read too, and the prompts of CounterFact, which somebody may
 /// have taken it out of.
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
-    let target_old = if fields.object.contains_key("target_true") { "target_true" } else { "target_old" };
-    let mut record = counterfact::with_measures(fields, fields.request(target_old)?)?;
+    let target_old = if fields.value("target_true").is_some() { "target_true" } else { "target_old" };
+    let mut record = counterfact::with_measures(fields, fields, target_old)?;
     record.paraphrases.extend(fields.prompts("paraphrases")?);
     record.neighbors.extend(neighbors(fields)?);
     Ok(record)
