@@ -137,7 +137,7 @@ pub(crate) const FACTS_PER_BLOCK: usize = 1024;
 /// The keys of all facts in `layer`, `[facts, inner]` f64 on the host.
 ///
 /// # Errors
-/// [`EditError::Model`].
+/// [`EditError::Model`]; [`EditError::NotANumber`] where a key is none.
 pub(crate) fn keys(
     network: &Network,
     contexts: &Contexts,
@@ -149,6 +149,9 @@ pub(crate) fn keys(
     let mut row = 0;
     for texts in texts.chunks(FACTS_PER_BLOCK * templates) {
         let block: Vec<f32> = means(network, contexts, texts, layer)?.flatten_all()?.to_vec1()?;
+        if !block.iter().all(|entry| entry.is_finite()) {
+            return Err(EditError::NotANumber { steps: 0 });
+        }
         for key in block.chunks(inner) {
             key.iter().enumerate().for_each(|(column, entry)| keys[(row, column)] = f64::from(*entry));
             row += 1;
@@ -181,6 +184,22 @@ fn means(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_of_weights_that_hold_nan_are_refused() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/world-gptj");
+        let model = Model::open(&folder, &Device::Cpu, &|_| ()).expect("the fixture is a model");
+        let weight = model.network.mlp_output(0).expect("a layer");
+        let nan = (weight.ones_like().expect("ones") * f64::NAN).expect("numbers");
+        let broken =
+            model.network.with_tensor(&model.network.mlp_output_name(0), nan).expect("the same shape");
+        let contexts = Contexts::new(vec![vec!["{}".to_owned()]]).expect("contexts");
+        let [prompt, subject, target] = ["{} plays", "Ann", " chess"].map(str::to_owned);
+        let texts = in_contexts(&model, &contexts, &[FactPrompt { prompt, subject, target }]).expect("texts");
+        assert!(keys(&broken, &contexts, &texts, 0).is_ok(), "its own key does not feel it");
+        let refused = keys(&broken, &contexts, &texts, 1).expect_err("no numbers").to_string();
+        assert_eq!(refused, "the model's output is not a number; its weights hold NaN or infinities");
+    }
 
     #[test]
     fn a_core_reads_as_many_texts_together_as_it_may_have_memory_for() {

@@ -106,7 +106,7 @@ pub enum EditError {
         /// Steps that the value had taken until then.
         steps: usize,
     },
-    /// No update can be solved for.
+    /// No update can be solved for, which sums of keys give no reason for.
     #[error("layer {layer}: lambda * C + K K^T is not positive definite, even with a ridge")]
     Singular {
         /// The layer.

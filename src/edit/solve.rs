@@ -70,7 +70,7 @@ impl Factor {
         for fact in 0..small.nrows() {
             small[(fact, fact)] += 1.0;
         }
-        // Its eigenvalues are 1 or more, so this fails for NaN and infinity only.
+        // Its eigenvalues are 1 or more, so this fails where a factor of next to nothing made numbers overflow only.
         let small = Llt::new(small.as_ref(), Side::Lower).map_err(|_| EditError::Singular { layer })?;
         let right = half.transpose().to_owned();
         drop(half);

@@ -413,7 +413,7 @@ impl StatisticsFile {
     /// Read row by row, so that no more than the matrix itself is held.
     ///
     /// # Errors
-    /// As [`StatisticsFile::layer`].
+    /// As [`StatisticsFile::layer`]; [`EditError::Statistics`] for a sum that no keys have.
     pub fn moment(&self, layer: usize) -> Result<Mat<f64>, EditError> {
         let info = self.tensor(layer)?;
         let inner = info.shape.first().map_or(0, |side| *side as usize);
@@ -422,7 +422,11 @@ impl StatisticsFile {
         let mut bytes = vec![0; inner * size_of::<f32>()];
         for row in 0..inner {
             self.header.file.read_at(info, (row * bytes.len()) as u64, &mut bytes)?;
-            for (column, entry) in floats(&bytes).enumerate() {
+            let sums: Vec<f32> = floats(&bytes).collect();
+            check_row(row, &sums).map_err(|what| EditError::Statistics {
+                what: format!("`{}`, layer {layer}, {what}", self.path().display()),
+            })?;
+            for (column, entry) in sums.into_iter().enumerate() {
                 // It is symmetric, and a column is what lies together in memory.
                 moment[(column, row)] = f64::from(entry / count);
             }
@@ -443,6 +447,14 @@ impl StatisticsFile {
         let entries = layers.values().next().map_or(0, |layer| layer.sum.len());
         Ok(Statistics { layers, inner: entries.isqrt(), provenance: self.provenance().clone() })
     }
+}
+
+/// Refuses a row of sums that no keys have: what is no number, or a sum of squares that is negative.
+pub(super) fn check_row(row: usize, sums: &[f32]) -> Result<(), String> {
+    let is_wrong = |(column, sum): &(usize, &f32)| !sum.is_finite() || (row == *column && **sum < 0.0);
+    let Some((column, sum)) = sums.iter().enumerate().find(is_wrong) else { return Ok(()) };
+    let expected = if sum.is_finite() { "0 or more on the diagonal" } else { "a finite number" };
+    Err(format!("has the sum {sum} at row {row}, column {column}, expected {expected}"))
 }
 
 fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
@@ -643,6 +655,21 @@ mod tests {
         let file = file_of(folder.path(), "file", |file| *file = statistics(&[(0, 1, 2), (3, 1, 8)]));
         assert_eq!(file.moment(0).expect("a moment")[(0, 0)], 0.5);
         assert_eq!(file.moment(3).expect("a moment")[(0, 0)], 0.125);
+    }
+
+    #[test]
+    fn sums_that_no_keys_have_are_refused_by_file_and_layer_when_they_are_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (sum, expected) in [(f32::NAN, "a finite number"), (-1.0, "0 or more on the diagonal")] {
+            let file = file_of(folder.path(), "file", |file| {
+                *file = statistics(&[(0, 1, 2), (3, 1, 8)]);
+                file.layers.get_mut(&3).expect("a layer").sum[0] = sum;
+            });
+            assert!(file.moment(0).is_ok(), "the other layer is sound");
+            let found = file.moment(3).expect_err("no sum of keys").to_string();
+            let words = format!("file`, layer 3, has the sum {sum} at row 0, column 0, expected {expected}");
+            assert!(found.ends_with(&words), "{found}");
+        }
     }
 
     #[test]

@@ -222,10 +222,13 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
             CommandError::new(ExitKind::Malformed, message)
                 .hint("give text in UTF-8, or JSON objects with a `text`, one document a line")
         }
-        EditError::Singular { .. } => {
-            malformed(error).hint("look for NaN in the statistics: `mpatch stats` makes them anew")
+        EditError::Singular { .. } => malformed(error)
+            .hint("no text gives sums such as the statistics hold: `mpatch stats` makes them anew"),
+        EditError::NotANumber { .. } => {
+            let message = format!("`{}`: {error}", path.display());
+            CommandError::new(ExitKind::Malformed, message).hint(NAN_HINT)
         }
-        _ => malformed(error).hint("`mpatch stats` makes statistics anew, of more text"),
+        _ => malformed(error).hint("`mpatch --help` tells what is expected"),
     }
 }
 
