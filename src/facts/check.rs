@@ -51,7 +51,7 @@ pub(super) fn filled(prompt: &str, subject: &str) -> String {
 }
 
 /// Two targets that fill a blank alike, white space and letter case set aside.
-pub fn same_target(one: &str, other: &str) -> bool {
+pub(crate) fn same_target(one: &str, other: &str) -> bool {
     normalized(one).to_lowercase() == normalized(other).to_lowercase()
 }
 

@@ -10,7 +10,7 @@ use super::check::filled;
 /// from `apple`. Between lists the same text is the same thing, and where there is none, a text that differs in letter
 /// case only: between lists of several people that is an accident.
 #[derive(Debug, Default)]
-pub struct Things {
+pub(crate) struct Things {
     /// The text by which each was told last.
     texts: Vec<String>,
     by_text: BTreeMap<String, usize>,
@@ -20,7 +20,7 @@ pub struct Things {
 
 impl Things {
     /// The numbers of what the facts of one more list are about, each given by its prompt and its subject.
-    pub fn number<'f>(&mut self, list: impl IntoIterator<Item = (&'f str, &'f str)>) -> Vec<usize> {
+    pub(crate) fn number<'f>(&mut self, list: impl IntoIterator<Item = (&'f str, &'f str)>) -> Vec<usize> {
         let texts: Vec<String> = list.into_iter().map(|(prompt, subject)| filled(prompt, subject)).collect();
         let own: BTreeSet<&String> = texts.iter().collect();
         // What no other fact of this list is about, the first at the end.

@@ -58,7 +58,7 @@ impl Batch {
     }
 
     /// `(row, token)` of every real token.
-    pub fn real_tokens(&self) -> Vec<(usize, usize)> {
+    pub(crate) fn real_tokens(&self) -> Vec<(usize, usize)> {
         let of_row = |(row, length): (usize, &usize)| (0..*length).map(move |token| (row, token));
         self.lengths.iter().enumerate().flat_map(of_row).collect()
     }

@@ -8,7 +8,7 @@ use super::{Batch, ModelError, gather};
 
 /// How the next token is chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sampling {
+pub(crate) enum Sampling {
     /// The most likely token.
     Greedy,
     /// One of the `k` most likely, by their probabilities among themselves (temperature 1).
@@ -22,7 +22,7 @@ pub enum Sampling {
 ///
 /// # Errors
 /// [`ModelError::Text`] for an empty prompt or a length beyond the model's context.
-pub fn generate(
+pub(crate) fn generate(
     network: &Network,
     prompts: &[Vec<u32>],
     length: usize,

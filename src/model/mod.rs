@@ -29,10 +29,9 @@ pub use device::{
     Choice, CudaVersions, Gpu, choose, cuda_versions, device, device_name, gpu_of, gpus, is_device_name,
     is_out_of_memory, memory_free, memory_taken,
 };
-pub use generate::{Sampling, generate};
-pub(crate) use network::log_softmax;
-pub(crate) use network::target_gradient;
+pub(crate) use generate::{Sampling, generate};
 pub use network::{Cache, Network, Site};
+pub(crate) use network::{log_softmax, target_gradient};
 pub use overlay::{Series, TensorEdit, WayBack};
 pub(crate) use parallel::{CORE_SIZE_BYTES, in_halves, on_every_core, power_that_fits};
 pub use reverse::{Suffix, SuffixPass};
@@ -158,7 +157,7 @@ impl Precision {
     }
 
     /// Bytes that a weight of a matrix takes in memory.
-    pub fn weight_size_bytes(self) -> u64 {
+    pub(crate) fn weight_size_bytes(self) -> u64 {
         match self {
             Self::F32 | Self::Tf32 => 4,
             Self::Bf16 => 2,

@@ -156,7 +156,7 @@ impl Network {
     ///
     /// # Errors
     /// As [`Network::with_tensor`].
-    pub fn with_bytes(
+    pub(crate) fn with_bytes(
         &self,
         name: &str,
         dtype: Dtype,
@@ -358,7 +358,7 @@ fn candle_dtype(dtype: Dtype) -> DType {
 ///
 /// # Errors
 /// [`ModelError::Device`].
-pub fn log_softmax(logits: &Tensor) -> Result<Tensor, ModelError> {
+pub(crate) fn log_softmax(logits: &Tensor) -> Result<Tensor, ModelError> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
     let sum = shifted.exp()?.sum_keepdim(D::Minus1)?;
     Ok(shifted.broadcast_sub(&sum.log()?)?)

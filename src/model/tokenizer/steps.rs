@@ -23,7 +23,7 @@ struct Steps {
 ///
 /// # Errors
 /// What is wrong, by the names that the file has for it.
-pub fn check(file: &[u8]) -> Result<(), String> {
+pub(super) fn check(file: &[u8]) -> Result<(), String> {
     let steps: Steps = serde_json::from_slice(file).map_err(|error| error.to_string())?;
     let encoding = growth_of::<NormalizerWrapper>("normalizer", &steps.normalizer)?
         * growth_of::<PreTokenizerWrapper>("pre_tokenizer", &steps.pre_tokenizer)?;
