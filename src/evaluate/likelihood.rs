@@ -2,7 +2,7 @@
 
 use candle_core::{D, IndexOp, Tensor};
 
-use crate::facts::Record;
+use crate::facts::{Record, spaced};
 use crate::model::{
     Batch, CORE_SIZE_BYTES, Config, Model, ModelError, Network, Tokenizer, gather, in_halves, memory_free,
     on_every_core, power_that_fits,
@@ -171,7 +171,7 @@ pub fn outcomes(
 /// Tokenised as the reference does: prompt and target as one text, the target's tokens also alone.
 fn sequence(tokenizer: &Tokenizer, prompt: &str, target: &str) -> Result<Sequence, ModelError> {
     let first = tokenizer.encode(prompt)?.len();
-    let target_text = format!(" {target}");
+    let target_text = spaced(target);
     let target = tokenizer.encode(&target_text)?;
     let mut ids = tokenizer.encode(&format!("{prompt}{target_text}"))?;
     if target.is_empty() || first == 0 {

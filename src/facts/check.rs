@@ -1,7 +1,6 @@
 //! What can only be seen across records: a fact asked for twice, two that contradict, subjects that are shared.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::hash::Hash;
 
 use super::error::{Clash, FactsError, Place, excerpt};
@@ -22,13 +21,10 @@ pub(super) fn no_fact_twice(records: &[(Place, Record)]) -> Result<(), FactsErro
     let mut firsts: HashMap<String, (&Place, &Request)> = HashMap::with_capacity(records.len());
     let (mut told, mut more) = (Vec::new(), 0);
     for (place, Record { request, .. }) in records {
-        let (first_place, first) = *match firsts.entry(normalized(&request.text())) {
-            Entry::Vacant(free) => {
-                free.insert((place, request));
-                continue;
-            }
-            Entry::Occupied(taken) => taken.into_mut(),
-        };
+        let (first_place, first) = *firsts.entry(normalized(&request.text())).or_insert((place, request));
+        if std::ptr::eq(first, request) {
+            continue;
+        }
         if told.len() == CLASHES_TOLD_MAX {
             more += 1;
             continue;
@@ -68,6 +64,10 @@ pub(super) fn warnings(records: &[Record]) -> Vec<String> {
     warnings.into_iter().flatten().collect()
 }
 
+fn records_have(count: usize) -> String {
+    if count == 1 { "1 record has".to_owned() } else { format!("{count} records have") }
+}
+
 /// Subjects that are a part of a longer word, whose token is another than the subject's.
 fn cut_out_warning(records: &[Record]) -> Option<String> {
     let is_cut_out = |request: &Request| {
@@ -77,13 +77,10 @@ fn cut_out_warning(records: &[Record]) -> Option<String> {
     let found = records.iter().enumerate().filter(|(_, record)| is_cut_out(&record.request));
     let found: Vec<_> = found.collect();
     let (index, first) = found.first()?;
-    let records = match found.len() {
-        1 => "1 record has".to_owned(),
-        count => format!("{count} records have"),
-    };
+    let records_have = records_have(found.len());
     let (subject, text) = (excerpt(&first.request.subject), excerpt(&first.request.text()));
     Some(format!(
-        "{records} a subject that is a part of a longer word (record {}: {subject} in {text}): the edit is made at the \
+        "{records_have} a subject that is a part of a longer word (record {}: {subject} in {text}): the edit is made at the \
          subject's own tokens, which the word may not have",
         index + 1
     ))
@@ -95,9 +92,9 @@ fn relation_warning(records: &[Record]) -> Option<String> {
     let is_other =
         |one: &Record, other: &Record| !same_target(&one.request.target_new, &other.request.target_new);
     let (again, first, second) = repeats(records, thing, is_other)?;
-    let are = if again == 1 { "1 record has" } else { &format!("{again} records have") };
+    let records_have = records_have(again);
     Some(format!(
-        "{are} another target for the subject and the `relation_id` of an earlier one ({}: records {} and {}): where \
+        "{records_have} another target for the subject and the `relation_id` of an earlier one ({}: records {} and {}): where \
          only one of them can be true, the model will not say both",
         excerpt(&records[first].request.subject),
         first + 1,
@@ -108,9 +105,9 @@ fn relation_warning(records: &[Record]) -> Option<String> {
 /// Ids that several records have, by which reports name them.
 fn same_id_warning(records: &[Record]) -> Option<String> {
     let (again, first, second) = repeats(records, |record| record.request.id.as_deref(), |_, _| true)?;
-    let are = if again == 1 { "1 record has" } else { &format!("{again} records have") };
+    let records_have = records_have(again);
     Some(format!(
-        "{are} the id of an earlier one ({}: records {} and {}): reports name both by it",
+        "{records_have} the id of an earlier one ({}: records {} and {}): reports name both by it",
         excerpt(records[first].request.id.as_deref().unwrap_or_default()),
         first + 1,
         second + 1
