@@ -103,7 +103,7 @@ pub enum EditError {
     /// The model's output is no number.
     #[error("{}", not_a_number(*steps))]
     NotANumber {
-        /// Steps that the value had taken until then.
+        /// Steps that a value had taken until then; 0 where it is not a value's doing.
         steps: usize,
     },
     /// No update can be solved for, which sums of keys give no reason for.

@@ -82,12 +82,12 @@ pub enum ModelError {
         /// What is wrong with it.
         what: String,
     },
-    /// There is no such layer.
-    #[error("there is no layer {layer}: the model has {layers}, counted from 0")]
+    /// There is no such layer, or it is not loaded.
+    #[error("there is no layer {layer}: {layers} of the model are loaded, counted from 0")]
     Layer {
         /// The layer asked for.
         layer: usize,
-        /// How many there are.
+        /// How many are loaded.
         layers: usize,
     },
     /// An update does not fit a tensor.

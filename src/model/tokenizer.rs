@@ -179,10 +179,11 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// The text of `ids`; special tokens are kept as they are written.
+    /// The text of `ids`; special tokens are kept as they are written, and ids that no token has are left out: a model
+    /// may know more words than its tokenizer.
     ///
     /// # Errors
-    /// [`ModelError::Tokenizer`] when an id is not in the vocabulary.
+    /// [`ModelError::Tokenizer`] when the tokenizer's own rules fail on the tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
         self.implementation.decode(ids, false).map_err(invalid)
     }
@@ -262,6 +263,7 @@ mod tests {
         assert_eq!(tokenizer.vocabulary(), 5);
         assert_eq!(tokenizer.encode("ab<|endoftext|>ba<|extra|>").expect("text"), [2, 3, 1, 0, 4]);
         assert_eq!(tokenizer.decode(&[2, 3, 4]).expect("ids"), "ab<|endoftext|><|extra|>");
+        assert_eq!(tokenizer.decode(&[2, 99, 0]).expect("ids"), "aba", "no token has the second");
         assert_eq!(tokenizer.digest(), more.digest());
         assert_ne!(plain.digest(), more.digest());
         // Only a text that has a token too many is refused.
