@@ -376,8 +376,7 @@ impl<'a> Task<'a> {
             if goes_on.contains(&false) {
                 before = before.map(|before| rows_of(&before, &goes_on)).transpose()?;
                 self.leave(&goes_on)?;
-                let mut stays = goes_on.iter();
-                descents.retain(|_| *stays.next().unwrap_or(&false));
+                retain_marked(&mut descents, &goes_on);
             }
         }
         Ok(values.into_iter().flatten().collect())
@@ -392,8 +391,7 @@ impl<'a> Task<'a> {
         let per_fact = self.rows_per_fact();
         let rows: Vec<usize> = (0..goes_on.len() * per_fact).filter(|row| goes_on[row / per_fact]).collect();
         self.suffix.keep(&rows)?;
-        let mut stays = goes_on.iter();
-        self.facts.retain(|_| *stays.next().unwrap_or(&false));
+        retain_marked(&mut self.facts, goes_on);
         Ok(())
     }
 
@@ -481,6 +479,12 @@ impl<'a> Task<'a> {
         let nll = ends.into_iter().map(mean).collect();
         Ok((nll, scatter(&network.reverse_logits(&hidden, &logits)?, &places, output)?))
     }
+}
+
+/// Leaves of `items` those that are marked.
+fn retain_marked<T>(items: &mut Vec<T>, marked: &[bool]) {
+    let mut marks = marked.iter();
+    items.retain(|_| marks.next() == Some(&true));
 }
 
 /// The rows of `tensor` that are marked.

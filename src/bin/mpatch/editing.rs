@@ -214,7 +214,7 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
             let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
             CommandError::new(ExitKind::Malformed, message).hint(match is_yaml {
                 true => "EasyEdit's YAML is not read: give JSON, such as memit's `hparams/MEMIT/EleutherAI_gpt-j-6B.json`",
-                false => "mend the file, or leave the option out",
+                false => "mend the file, or name another",
             })
         }
         EditError::Corpus { line, what } => {
