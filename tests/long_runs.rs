@@ -142,7 +142,7 @@ fn shards_add_up_to_what_one_run_gives() {
         match amount {
             Amount::Tokens(count) => assert!((count..count + 256).contains(&whole.layers[&0].count)),
             Amount::Documents(count) => assert_eq!(whole.provenance.drawn.documents, count),
-            _ => assert_eq!(whole.provenance.drawn.documents, 40),
+            Amount::All => assert_eq!(whole.provenance.drawn.documents, 40),
         }
         let refused = |order: &[u32]| {
             let files: Vec<_> = order.iter().map(|index| part(*index)).collect();

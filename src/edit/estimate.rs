@@ -76,7 +76,8 @@ impl Plan<'_> {
         let texts: Vec<_> = middle.map(|&index| in_contexts[index].clone()).collect();
         let chunk =
             timed(model.network.device(), || key::read(&model.network, &texts, Site::BlockOutput(last)))?;
-        // Keys of each layer over all contexts up to that layer, and hidden states over the plain prompts up to the last.
+        // Keys of each layer over all contexts up to that layer, and hidden states over the plain prompts up to the
+        // last.
         let templates = contexts.templates().count().max(1);
         let depth = |layer: usize| (layer + 1) as f64 / (last + 1) as f64;
         let passes: f64 =

@@ -1,4 +1,4 @@
-//! MEMIT (Meng et al. 2022, arXiv 2210.07229) on one page: [`memit`] is the algorithm, the files beside it its steps.
+//! MEMIT (Meng et al. 2022, arXiv 2210.07229) on one page: [`memit_with`], and the files beside it are its steps.
 //!
 //! `docs/memit.md` maps the paper's symbols to the names here and says where and why we differ from the reference.
 //! This room knows neither patches nor history: it returns factors, in f64, layer by layer.
