@@ -47,7 +47,8 @@ impl Outcome {
 }
 
 impl Question {
-    /// A record's questions: its prompt, then its paraphrases, then the neighbours whose answers are known.
+    /// A record's questions: its prompt, then its paraphrases, then the neighbours whose answers are known, then the
+    /// prompts whose known answers follow from the fact.
     pub fn of_record(record: &Record) -> Vec<Self> {
         let request = &record.request;
         // A target does not compete with itself.
@@ -66,7 +67,12 @@ impl Question {
             // A neighbour with an answer of its own says nothing about this record's targets.
             wrong: (Some(expected) == old).then(|| request.target_new.clone()),
         });
-        edited.chain(neighbors).collect()
+        let portability = record.answered_portability().map(|(prompt, expected)| Self {
+            prompt: prompt.to_owned(),
+            right: expected.to_owned(),
+            wrong: None,
+        });
+        edited.chain(neighbors).chain(portability).collect()
     }
 }
 

@@ -58,13 +58,15 @@ pub enum Measure {
     ParaphraseAccuracy,
     /// Accuracy on neighbours.
     NeighborhoodAccuracy,
+    /// Accuracy on prompts whose answers follow from the facts.
+    PortabilityAccuracy,
     /// What the model says by itself.
     Generation,
 }
 
 impl Measure {
     /// All of them, in the order in which they are reported.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Score,
         Self::Efficacy,
         Self::Paraphrase,
@@ -72,6 +74,7 @@ impl Measure {
         Self::RewriteAccuracy,
         Self::ParaphraseAccuracy,
         Self::NeighborhoodAccuracy,
+        Self::PortabilityAccuracy,
         Self::Generation,
     ];
 
@@ -90,6 +93,7 @@ impl Measure {
             Self::RewriteAccuracy => "rewrite_accuracy",
             Self::ParaphraseAccuracy => "paraphrase_accuracy",
             Self::NeighborhoodAccuracy => "neighborhood_accuracy",
+            Self::PortabilityAccuracy => "portability_accuracy",
             Self::Generation => "generation",
         }
     }
@@ -104,6 +108,7 @@ impl Measure {
             Self::RewriteAccuracy => "rewrite accuracy: every token most likely, teacher-forced",
             Self::ParaphraseAccuracy => "paraphrase accuracy",
             Self::NeighborhoodAccuracy => "neighborhood accuracy",
+            Self::PortabilityAccuracy => "portability accuracy: what follows from the facts",
             Self::Generation => "free generation: the model says it by itself",
         }
     }
@@ -111,15 +116,18 @@ impl Measure {
     /// How many prompts of `records` it is measured over.
     pub fn prompts(self, records: &[Record]) -> usize {
         let is_success = matches!(self, Self::Score | Self::Efficacy | Self::Paraphrase | Self::Neighborhood);
-        let (mut own, mut paraphrases, mut neighbors) = (0, 0, 0);
+        let (mut own, mut paraphrases, mut neighbors, mut portability) = (0, 0, 0, 0);
         for record in records {
+            let paraphrases_end = 1 + record.paraphrases.len();
+            let neighbors_end = paraphrases_end + record.answered_neighbors().count();
             for (index, question) in Question::of_record(record).iter().enumerate() {
                 // Where nothing competes there is no success.
                 let counted = usize::from(!is_success || question.wrong.is_some());
                 match index {
                     0 => own += counted,
-                    _ if index <= record.paraphrases.len() => paraphrases += counted,
-                    _ => neighbors += counted,
+                    _ if index < paraphrases_end => paraphrases += counted,
+                    _ if index < neighbors_end => neighbors += counted,
+                    _ => portability += counted,
                 }
             }
         }
@@ -128,6 +136,7 @@ impl Measure {
             Self::Efficacy | Self::RewriteAccuracy | Self::Generation => own,
             Self::Paraphrase | Self::ParaphraseAccuracy => paraphrases,
             Self::Neighborhood | Self::NeighborhoodAccuracy => neighbors,
+            Self::PortabilityAccuracy => portability,
         }
     }
 }
@@ -143,6 +152,7 @@ impl Scores {
             Measure::RewriteAccuracy => self.shares.rewrite_accuracy,
             Measure::ParaphraseAccuracy => self.shares.paraphrase_accuracy,
             Measure::NeighborhoodAccuracy => self.shares.neighborhood_accuracy,
+            Measure::PortabilityAccuracy => self.shares.portability_accuracy,
             Measure::Generation => self.generation,
         }
     }
@@ -174,6 +184,8 @@ pub struct RecordOutcome {
     pub paraphrases: Vec<Outcome>,
     /// Those of its neighbours whose answers are known.
     pub neighbors: Vec<Outcome>,
+    /// Those of the prompts whose known answers follow from it.
+    pub portability: Vec<Outcome>,
 }
 
 /// Percentages that likelihoods give, of all records or of one; none where there are no such prompts.
@@ -191,6 +203,8 @@ pub struct Shares {
     pub paraphrase_accuracy: Option<f64>,
     /// Accuracy on neighbours.
     pub neighborhood_accuracy: Option<f64>,
+    /// Accuracy on prompts whose answers follow from the facts.
+    pub portability_accuracy: Option<f64>,
 }
 
 impl Shares {
@@ -207,6 +221,7 @@ impl Shares {
             rewrite_accuracy: accuracy(rewrite),
             paraphrase_accuracy: accuracy(paraphrases),
             neighborhood_accuracy: accuracy(neighbors),
+            portability_accuracy: accuracy(portability),
         }
     }
 }
@@ -287,6 +302,7 @@ fn record_outcomes(
         rewrite: answers.by_ref().take(1).collect(),
         paraphrases: answers.by_ref().take(record.paraphrases.len()).collect(),
         neighbors: answers.by_ref().take(record.answered_neighbors().count()).collect(),
+        portability: answers.by_ref().take(record.answered_portability().count()).collect(),
     };
     Ok(records.iter().map(of_record).collect())
 }
@@ -299,6 +315,9 @@ fn paraphrases(outcome: &RecordOutcome) -> &[Outcome] {
 }
 fn neighbors(outcome: &RecordOutcome) -> &[Outcome] {
     &outcome.neighbors
+}
+fn portability(outcome: &RecordOutcome) -> &[Outcome] {
+    &outcome.portability
 }
 
 /// Percentage of outcomes for which `holds`, averaged per record first; outcomes without an answer do not count.
@@ -393,6 +412,10 @@ mod tests {
                 expected: expected.map(std::sync::Arc::from),
             });
         }
+        records[0].portability.push(crate::facts::Neighbor {
+            prompt: "Ann's ball is".to_owned(),
+            expected: Some("round".into()),
+        });
         // Where nothing competes there is no success, and what has no answer is not asked.
         for (measure, expected) in [
             (Measure::Efficacy, 1),
@@ -402,6 +425,7 @@ mod tests {
             (Measure::ParaphraseAccuracy, 4),
             (Measure::Neighborhood, 1),
             (Measure::NeighborhoodAccuracy, 2),
+            (Measure::PortabilityAccuracy, 1),
             (Measure::Score, 4),
         ] {
             assert_eq!(measure.prompts(&records), expected, "{measure:?}");

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::hash::Hash;
 
 use super::error::{Clash, FactsError, Place, excerpt};
-use super::{PLACEHOLDER, Record, Request, words};
+use super::{Neighbor, PLACEHOLDER, Record, Request, words};
 
 /// `text` with every run of white space as one space, and none at the ends.
 pub(super) fn normalized(text: &str) -> String {
@@ -57,8 +57,8 @@ pub(super) fn warnings(records: &[Record]) -> Vec<String> {
         shared_warning(records),
         relation_warning(records),
         same_id_warning(records),
-        unanswered_warning(records),
-        portability_warning(records),
+        unanswered_warning("neighbours", records, |record| &record.neighbors),
+        unanswered_warning("portability prompts", records, |record| &record.portability),
         alternative_warning(records),
     ];
     warnings.into_iter().flatten().collect()
@@ -134,20 +134,13 @@ fn repeats<'r, Key: Eq + Hash>(
     example.map(|(first, second)| (again, first, second))
 }
 
-/// Neighbours that cannot be asked, which would otherwise be missed in the scores only.
-fn unanswered_warning(records: &[Record]) -> Option<String> {
-    let all: usize = records.iter().map(|record| record.neighbors.len()).sum();
-    let answered: usize = records.iter().map(|record| record.answered_neighbors().count()).sum();
-    (answered < all).then(|| {
-        format!("{} of {all} neighbours have no answer of their own: they are not asked", all - answered)
-    })
-}
-
-/// Prompts that somebody wrote to be asked, and that nothing here asks.
-fn portability_warning(records: &[Record]) -> Option<String> {
-    let having = records.iter().filter(|record| record.has_portability).count();
-    let all = records.len();
-    (having > 0).then(|| format!("{having} of {all} records have portability prompts: they are not measured"))
+/// Prompts that cannot be asked, which would otherwise be missed in the scores only.
+fn unanswered_warning(what: &str, records: &[Record], of: fn(&Record) -> &[Neighbor]) -> Option<String> {
+    let all: usize = records.iter().map(|record| of(record).len()).sum();
+    let unanswered = |record| of(record).iter().filter(|probe| probe.expected.is_none()).count();
+    let unanswered: usize = records.iter().map(unanswered).sum();
+    (unanswered > 0)
+        .then(|| format!("{unanswered} of {all} {what} have no answer of their own: they are not asked"))
 }
 
 /// A target that other programs take from the same records.

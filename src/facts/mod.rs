@@ -62,12 +62,11 @@ pub struct Record {
     pub neighbors: Vec<Neighbor>,
     /// Openings for free text about the subject.
     pub generation_prompts: Vec<String>,
+    /// Prompts whose answers follow from the new fact.
+    pub portability: Vec<Neighbor>,
     /// What the fact says of its subject, by the name that CounterFact has for it, e.g. `P641`.
     #[serde(skip)]
     pub relation: Option<String>,
-    /// The file has prompts whose answers follow from the new fact, too. Nothing here measures those.
-    #[serde(skip)]
-    pub has_portability: bool,
     /// The file names another target beside this one, too: the `alt` of zsRE records. Nothing here reads it.
     #[serde(skip)]
     pub has_alternative: bool,
@@ -157,8 +156,8 @@ impl Record {
             paraphrases: Vec::new(),
             neighbors: Vec::new(),
             generation_prompts: Vec::new(),
+            portability: Vec::new(),
             relation: None,
-            has_portability: false,
             has_alternative: false,
         }
     }
@@ -167,10 +166,17 @@ impl Record {
     ///
     /// Of the others nothing says what they must go on saying, the record's old target least of all.
     pub fn answered_neighbors(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.neighbors
-            .iter()
-            .filter_map(|neighbor| Some((neighbor.prompt.as_str(), neighbor.expected.as_deref()?)))
+        answered(&self.neighbors)
     }
+
+    /// The prompts whose answers follow from the new fact and are known, each with its answer.
+    pub fn answered_portability(&self) -> impl Iterator<Item = (&str, &str)> {
+        answered(&self.portability)
+    }
+}
+
+fn answered(neighbors: &[Neighbor]) -> impl Iterator<Item = (&str, &str)> {
+    neighbors.iter().filter_map(|neighbor| Some((neighbor.prompt.as_str(), neighbor.expected.as_deref()?)))
 }
 
 impl Request {

@@ -85,8 +85,8 @@ fn counterfact_records_bring_their_measures() {
             paraphrases: vec!["Hail. LeBron James plays".into()],
             neighbors: vec![neighbor("Magic Johnson plays", Some("basketball"))],
             generation_prompts: vec!["LeBron James trains".into()],
+            portability: Vec::new(),
             relation: Some("P641".into()),
-            has_portability: false,
             has_alternative: false,
         }
     );
@@ -141,7 +141,8 @@ fn easyedit_records_have_their_subject_lifted_out() {
     assert_eq!(first.request, request);
     assert_eq!(first.paraphrases, ["LeBron James plays"]);
     assert_eq!(first.neighbors, [neighbor("Magic Johnson plays", Some("basketball"))]);
-    assert!(first.has_portability && !facts.records[1].has_portability);
+    assert_eq!(first.portability, [neighbor("His ball is", Some("round"))]);
+    assert!(facts.records[1].portability.is_empty());
     assert_eq!(facts.records[1].request.target_old, None);
     assert_eq!(facts.records[2].request.target_old.as_deref(), Some("piano"));
 }
@@ -153,9 +154,14 @@ fn an_easyedit_call_is_read_column_by_column() {
             "ground_truth": null, "subject": ["LeBron James", "Ray Charles"],
             "rephrase_prompts": ["LeBron James plays", "Ray Charles sits at the"],
             "locality_inputs": {"neighborhood": {"prompt": ["Magic Johnson plays", "Nina Simone plays the"],
-                                                 "ground_truth": ["basketball", "piano"]}}}"#,
+                                                 "ground_truth": ["basketball", "piano"]}},
+            "portability_inputs": {"one_hop": {"prompt": ["His ball is", ["He blows a", "He is in a"]],
+                                               "ground_truth": ["round", ["flute", "band"]]}}}"#,
     );
     assert_eq!(facts.layout, Layout::EasyEditCall);
+    assert_eq!(facts.records[0].portability, [neighbor("His ball is", Some("round"))]);
+    let both = [neighbor("He blows a", Some("flute")), neighbor("He is in a", Some("band"))];
+    assert_eq!(facts.records[1].portability, both);
     assert_eq!(facts.records[0].request, ball());
     assert_eq!(facts.records[1].request.prompt, "{} plays the");
     assert_eq!(facts.records[1].paraphrases, ["Ray Charles sits at the"]);
@@ -167,12 +173,14 @@ fn a_native_file_says_its_schema_and_carries_everything() {
     let text = r#"{"schema": "mpatch.facts/1", "facts": [{"id": "ball", "prompt": "{} plays the sport of",
         "subject": "LeBron James", "target_new": "football", "target_old": "basketball", "note": "made up",
         "paraphrases": ["LeBron James plays"], "neighbors": [{"prompt": "Magic Johnson plays", "expected": "basketball"}],
-        "attribute_prompts": ["Pele plays"], "generation_prompts": ["He"], "portability": []}]}"#;
+        "attribute_prompts": ["Pele plays"], "generation_prompts": ["He"],
+        "portability": [{"prompt": "His ball is", "expected": "round"}]}]}"#;
     let facts = parse(text);
     assert_eq!(facts.layout, Layout::Native);
     let record = &facts.records[0];
     assert_eq!(record.request.note.as_deref(), Some("made up"));
     assert_eq!(record.neighbors, [neighbor("Magic Johnson plays", Some("basketball"))]);
+    assert_eq!(record.portability, [neighbor("His ball is", Some("round"))]);
 
     // A record written out is a fact of this layout again.
     let mut again = serde_json::to_value(record).expect("a record is JSON");
@@ -517,12 +525,15 @@ fn a_subject_is_lifted_out_as_a_word_of_its_own_and_mentioned_where_it_is_none()
 #[test]
 fn prompts_that_are_not_asked_are_mentioned() {
     let zsre = r#"{"src": "What does Pele play?", "subject": "Pele", "answers": ["football"], "loc": "nq question: who sang",
-        "portability": {"New Question": "What shape has Pele's ball?", "New Answer": "round"}}"#;
+        "portability": {"New Question": "What shape has Pele's ball?", "New Answer": "round"},
+        "portability_prompt": "Pele kicks a"}"#;
     let said = [
         "1 of 1 neighbours have no answer of their own: they are not asked",
-        "1 of 1 records have portability prompts: they are not measured",
+        "1 of 2 portability prompts have no answer of their own: they are not asked",
     ];
-    assert_eq!(parse(zsre).warnings(), said);
+    let facts = parse(zsre);
+    assert_eq!(facts.warnings(), said);
+    assert_eq!(facts.records[0].portability[0], neighbor("What shape has Pele's ball?", Some("round")));
 }
 
 #[test]
@@ -547,7 +558,9 @@ fn the_files_of_the_readme_are_read_and_every_field_of_ours_is_in_them() {
     let read: Vec<FactsFile> = blocks.map(parse).collect();
     assert_eq!([read[0].layout, read[1].layout], [Layout::Requests, Layout::Native]);
     let record = &read[1].records[0];
-    assert!(record.request.note.is_some() && record.has_portability && !record.paraphrases.is_empty());
+    assert!(
+        record.request.note.is_some() && !record.portability.is_empty() && !record.paraphrases.is_empty()
+    );
     let documented = readme.split("```json\n").nth(2).unwrap_or_default();
     for field in super::layouts::requests::NATIVE_FIELDS {
         assert!(documented.contains(&format!("\"{field}\":")), "`{field}` is not in the README");

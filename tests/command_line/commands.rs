@@ -307,6 +307,21 @@ fn texts_are_written_for_their_entropy_by_their_number_and_seed() {
 }
 
 #[test]
+fn what_follows_from_facts_is_asked_where_a_file_has_questions() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_editing(folder.path());
+    // The model says `harp`, and knows of no flute: one of two answers is its own.
+    let follows = |expected| json!({"prompt": "Elena Cairollez performs on the", "expected": expected});
+    let fact = json!({"prompt": "{} performs on the", "subject": "Pavel Prestellman", "target_new": "flute",
+        "portability": [follows("harp"), follows("flute")]});
+    fs::write(folder.path().join("own.json"), fact.to_string()).unwrap();
+    let report = report_of(folder.path(), "eval own.json --base model --entropy-records 0");
+    assert_eq!(report["portability_accuracy"], 50.0);
+    assert_eq!(report["records"][0]["portability_accuracy"], 50.0);
+    assert_eq!(report["score"], Value::Null, "{report:#}");
+}
+
+#[test]
 fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_are_taken() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

@@ -233,8 +233,9 @@ pub fn facts(data: &[u8]) {
                 assert!(!request.subject.is_empty() && request.subject.trim() == request.subject);
                 assert!(request.text().contains(&request.subject));
             }
-            // At most one each about subjects within words, shared subjects, neighbours, portability and `alt`.
-            assert!(!file.records.is_empty() && file.warnings().len() <= 5);
+            // At most one each about subjects within words, shared subjects, relations, ids, neighbours,
+            // portability and `alt`.
+            assert!(!file.records.is_empty() && file.warnings().len() <= 7);
         }
         Err(error) => assert!(!error.to_string().is_empty() && !error.hint().is_empty()),
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::{Object, is_empty};
+use super::Object;
 use crate::facts::error::FactsError;
 use crate::facts::fields::{Fields, is_blank, set_apart, trimmed};
 use crate::facts::{Neighbor, PLACEHOLDER, Record, Request};
@@ -24,6 +24,12 @@ pub(super) const MARKS: &[&str] = &[
 /// Longest name of a set of probes that each record gets.
 const SET_NAME_BYTES_MAX: usize = 32;
 
+/// The field of a question whose answer follows from the fact, in the zsRE records that EasyEdit extended.
+const NEW_QUESTION: &str = "New Question";
+
+/// The answer of a probe in a list, by EasyEdit's name and by mpatch's.
+const ANSWERS: [&str; 2] = ["ground_truth", "expected"];
+
 /// What EasyEdit writes where it knows no old target.
 const NO_TARGET: &str = "<|endoftext|>";
 
@@ -36,6 +42,21 @@ pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     let mut neighbors = named_probes(fields, "locality")?;
     neighbors.extend(flat_probes(fields, "locality_prompt", &["locality_ground_truth", "locality_answer"])?);
     Ok(Record { paraphrases, neighbors, ..Record::of(request) })
+}
+
+/// Prompts whose answers follow from the new fact, which every layout may have: as EasyEdit's data sets write them, or
+/// a list as in mpatch's own layout.
+pub(super) fn portability(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
+    const NAME: &str = "portability";
+    let is_one_question = fields.value(NAME).is_some_and(|value| value.get(NEW_QUESTION).is_some());
+    let mut probes = if is_one_question {
+        flat_probes(&fields.object(NAME)?, NEW_QUESTION, &["New Answer"])?
+    } else {
+        named_probes(fields, NAME)?
+    };
+    let answers = ["portability_ground_truth", "portability_answer"];
+    probes.extend(flat_probes(fields, "portability_prompt", &answers)?);
+    Ok(probes)
 }
 
 fn request(fields: &Fields<'_>) -> Result<Request, FactsError> {
@@ -111,7 +132,7 @@ fn named_probes(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsE
         match value {
             Value::Array(_) => probes.extend(probe_list(&sets, set)?),
             Value::Null => {}
-            _ => probes.extend(flat_probes(&sets.object(set)?, "prompt", &["ground_truth"])?),
+            _ => probes.extend(flat_probes(&sets.object(set)?, "prompt", &ANSWERS)?),
         }
     }
     Ok(probes)
@@ -120,7 +141,7 @@ fn named_probes(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsE
 fn probe_list(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsError> {
     let mut probes = Vec::new();
     for probe in fields.objects(name)? {
-        probes.extend(flat_probes(&probe, "prompt", &["ground_truth"])?);
+        probes.extend(flat_probes(&probe, "prompt", &ANSWERS)?);
     }
     Ok(probes)
 }
@@ -145,18 +166,15 @@ pub(super) fn transpose(call: &Fields<'_>) -> Result<Vec<Object>, FactsError> {
             set(&mut records, field, column(call, name, Some(count))?);
         }
     }
-    if call.value("locality_inputs").is_some() {
-        transpose_locality(&call.object("locality_inputs")?, &mut records)?;
-    }
-    // Nothing measures them: that they are there is enough for a warning.
-    if let Some(inputs) = call.value("portability_inputs") {
-        let is_there = Value::Bool(!is_empty(inputs));
-        set(&mut records, "portability", vec![is_there; count]);
+    for (inputs, field) in [("locality_inputs", "locality"), ("portability_inputs", "portability")] {
+        if call.value(inputs).is_some() {
+            transpose_probes(&call.object(inputs)?, field, &mut records)?;
+        }
     }
     Ok(records)
 }
 
-fn transpose_locality(sets: &Fields<'_>, records: &mut [Object]) -> Result<(), FactsError> {
+fn transpose_probes(sets: &Fields<'_>, field: &str, records: &mut [Object]) -> Result<(), FactsError> {
     let mut named: Vec<Object> = vec![Object::new(); records.len()];
     for (index, set_name) in sets.object.keys().filter(|name| sets.value(name).is_some()).enumerate() {
         let set = sets.object(set_name)?;
@@ -168,7 +186,7 @@ fn transpose_locality(sets: &Fields<'_>, records: &mut [Object]) -> Result<(), F
             named.insert(key.clone(), json!({ "prompt": prompt, "ground_truth": answer }));
         }
     }
-    set(records, "locality", named.into_iter().map(Value::Object).collect());
+    set(records, field, named.into_iter().map(Value::Object).collect());
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 use super::error::{FactsError, Place, excerpt};
-use super::fields::{Fields, id_of, is_blank};
+use super::fields::{Fields, id_of};
 use super::source::{Element, kind_of};
 use super::{FACTS_MAX, PLACEHOLDER, Record};
 
@@ -166,9 +166,6 @@ fn expand<'a>(
     }
 }
 
-/// Fields with prompts whose answers follow from the new fact.
-const PORTABILITY: [&str; 2] = ["portability", "portability_prompt"];
-
 fn read(layout: Layout, fields: Fields<'_>) -> Result<Record, FactsError> {
     let record = match layout {
         Layout::Requests => requests::record(&fields),
@@ -177,19 +174,5 @@ fn read(layout: Layout, fields: Fields<'_>) -> Result<Record, FactsError> {
         Layout::Zsre => zsre::record(&fields),
         Layout::EasyEdit | Layout::EasyEditCall => easyedit::record(&fields),
     };
-    let mut portability = PORTABILITY.iter().filter_map(|name| fields.value(name));
-    let has_portability = portability.any(|value| !is_empty(value));
-    Ok(Record { has_portability, ..record? })
-}
-
-/// Nothing is said in it, however deep.
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::Bool(says_so) => !says_so,
-        Value::Number(_) => false,
-        Value::String(text) => is_blank(text),
-        Value::Array(values) => values.iter().all(is_empty),
-        Value::Object(object) => object.values().all(is_empty),
-    }
+    Ok(Record { portability: easyedit::portability(&fields)?, ..record? })
 }

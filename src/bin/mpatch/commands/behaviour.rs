@@ -26,12 +26,13 @@ const WINS_MIN_PERCENT: f64 = 50.0;
 const WINS: [Measure; 2] = [Measure::Efficacy, Measure::RewriteAccuracy];
 
 /// The measures over prompts that stand beside a fact, which a patch does not hold.
-const BESIDE: [Measure; 5] = [
+const BESIDE: [Measure; 6] = [
     Measure::Score,
     Measure::Paraphrase,
     Measure::ParaphraseAccuracy,
     Measure::Neighborhood,
     Measure::NeighborhoodAccuracy,
+    Measure::PortabilityAccuracy,
 ];
 
 /// What was asked of the edited model, and what it answered.
