@@ -165,11 +165,7 @@ fn time_edit(
 
 fn terms(edit: &Edit) -> Vec<Term> {
     let how = Compression { bits: BITS_DEFAULT, limit: RankLimit::Full };
-    let term = |layer: &mpatch::edit::LayerUpdate| {
-        let (left, right) = layer.factors();
-        let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
-        compress(&left, &right, rows, layer.residuals.ncols(), columns, &how).unwrap()
-    };
+    let term = |layer: &mpatch::edit::LayerUpdate| compress(&layer.factors(), &how).unwrap();
     edit.layers.iter().map(term).collect()
 }
 

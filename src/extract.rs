@@ -318,7 +318,7 @@ fn choose(name: &str, reader: &DeltaReader<'_>, shape: [usize; 2]) -> Result<(Te
         }
         let Some(sketch) = unless_refused(sketch_of(reader, shape, size))? else { break };
         let before = best.size_bytes;
-        for candidate in low_rank(&sketch, &sample, shape) {
+        for candidate in low_rank(&sketch, &sample) {
             if candidate.size_bytes < best.size_bytes {
                 best = candidate;
             }
@@ -366,11 +366,9 @@ fn sketch_size_max([rows, columns]: [usize; 2]) -> usize {
 }
 
 /// Factors of several ranks at the width that suits the likeliest rank best.
-fn low_rank(sketch: &Sketch, sample: &Sample, [rows, columns]: [usize; 2]) -> Vec<Candidate> {
+fn low_rank(sketch: &Sketch, sample: &Sample) -> Vec<Candidate> {
     let candidate = |rank: usize, bits: u8| {
-        let (left, right) = sketch.factors(rank);
-        let compression = Compression { bits, limit: RankLimit::Full };
-        let term = compress(&left, &right, rows, rank, columns, &compression)?;
+        let term = compress(&sketch.factors(rank), &Compression { bits, limit: RankLimit::Full })?;
         let form = match term.integers() {
             Integers::LowRank { .. } => Form::LowRank { rank: term.rank(), bits },
             Integers::Dense(_) => Form::Dense { bits },

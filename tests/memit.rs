@@ -20,7 +20,7 @@ use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::kept::Kept;
 use mpatch::edit::key_span::{KeySpan, KeySpans};
 use mpatch::edit::statistics::{Amount, StatisticsFile, collect_part};
-use mpatch::edit::{Edit, FactPrompt, LayerUpdate, Plan, keys_after, memit};
+use mpatch::edit::{Delta, Edit, FactPrompt, LayerUpdate, Plan, keys_after, memit};
 use mpatch::evaluate::{Extent, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, Update, compress};
 use mpatch::facts::FactsFile;
@@ -105,8 +105,9 @@ fn agrees_with_the_reference(count: usize) {
         };
         let keys = keys_after(&model, &contexts, &facts(count), &edit.layers[..index], layer).unwrap();
         worst.push(of(&format!("ks_{layer}"), &keys));
-        worst.push(of(&format!("adjk_{tensor}"), &update.adjusted_keys));
-        worst.push(of(&format!("resid_{tensor}"), &update.residuals));
+        let Delta::ByFacts { adjusted_keys, residuals } = &update.delta else { panic!("a whole update") };
+        worst.push(of(&format!("adjk_{tensor}"), adjusted_keys));
+        worst.push(of(&format!("resid_{tensor}"), residuals));
         let (adjusted, residuals) = (&arrays[&format!("adjk_{tensor}")], &arrays[&format!("resid_{tensor}")]);
         let inner = adjusted.shape[0];
         let expected = entries(width, inner, |row, column| {
@@ -125,9 +126,7 @@ fn agrees_with_the_reference(count: usize) {
 fn scores_as_the_reference(model: &Model, edit: &Edit, count: usize) {
     let compression = Compression { bits: BITS_DEFAULT, limit: RankLimit::Full };
     let edits = edit.layers.iter().map(|layer| {
-        let (left, right) = layer.factors();
-        let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
-        let term = compress(&left, &right, rows, count, columns, &compression).unwrap();
+        let term = compress(&layer.factors(), &compression).unwrap();
         (layer.tensor.as_str(), vec![term])
     });
     let network = model.with_terms(edits).unwrap();
@@ -385,11 +384,7 @@ struct Stored {
 
 impl Stored {
     fn of(edit: &Edit, compression: &Compression) -> Self {
-        let term = |layer: &LayerUpdate| {
-            let (left, right) = layer.factors();
-            let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
-            compress(&left, &right, rows, layer.residuals.ncols(), columns, compression).unwrap()
-        };
+        let term = |layer: &LayerUpdate| compress(&layer.factors(), compression).unwrap();
         Self { all: edit.values.len(), terms: edit.layers.iter().map(term).collect() }
     }
 

@@ -29,11 +29,7 @@ pub fn fact(record: &Record) -> Fact {
 
 /// The layers of an edit as integers.
 pub fn terms(edit: &Edit, bits: u8, limit: RankLimit) -> Vec<Term> {
-    let term = |layer: &LayerUpdate| {
-        let (left, right) = layer.factors();
-        let (rows, columns) = (layer.residuals.nrows(), layer.adjusted_keys.nrows());
-        compress(&left, &right, rows, layer.residuals.ncols(), columns, &Compression { bits, limit }).unwrap()
-    };
+    let term = |layer: &LayerUpdate| compress(&layer.factors(), &Compression { bits, limit }).unwrap();
     edit.layers.iter().map(term).collect()
 }
 

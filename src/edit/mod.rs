@@ -18,7 +18,7 @@ pub mod statistics;
 pub mod value;
 
 use candle_core::Tensor;
-use faer::Mat;
+use faer::{Mat, MatRef};
 
 use self::contexts::Contexts;
 use self::hyperparameters::Hyperparameters;
@@ -28,6 +28,7 @@ use self::solve::{Factor, Sums};
 use self::statistics::StatisticsFile;
 use self::value::{PlannedValues, Value};
 use crate::checkpoint::CheckpointError;
+use crate::factors::Factors;
 use crate::facts::Request;
 use crate::model::{Model, ModelError, Network, Site};
 
@@ -160,21 +161,29 @@ impl From<&Request> for FactPrompt {
     }
 }
 
-/// The update of one layer: `residuals * adjusted_keys^T`, `[width, inner]`.
-///
-/// Where facts outnumber the inner width the update is solved for as a whole: then `adjusted_keys` is the update
-/// itself, transposed, and `residuals` is the identity.
+/// The update of one layer.
 pub struct LayerUpdate {
     /// The layer.
     pub layer: usize,
     /// The checkpoint's name of the edited matrix.
     pub tensor: String,
-    /// `(lambda * C + K K^T)^-1 K`, `[inner, facts]` f64.
-    pub adjusted_keys: Mat<f64>,
-    /// What is still missing of each value, divided by the layers still to come, `[width, facts]` f64.
-    pub residuals: Mat<f64>,
+    /// What is added to it, `[width, inner]`.
+    pub delta: Delta,
     /// What the solve had to add to the diagonal; 0 as a rule.
     pub ridge: f64,
+}
+
+/// What is added to a matrix, as it was solved for.
+pub enum Delta {
+    /// `residuals * adjusted_keys^T`: for as many unknowns as there are facts.
+    ByFacts {
+        /// `(lambda * C + K K^T)^-1 K`, `[inner, facts]` f64.
+        adjusted_keys: Mat<f64>,
+        /// What is still missing of each value, divided by the layers still to come, `[width, facts]` f64.
+        residuals: Mat<f64>,
+    },
+    /// All of it, `[width, inner]` f64: where facts outnumber the inner width.
+    Whole(Mat<f64>),
 }
 
 /// An edit before it is rounded to integers.
@@ -332,7 +341,8 @@ impl Step<'_> {
         let factor = factor(self.statistics, kept, self.weight, self.layer, keys.ncols())?;
         let adjusted_keys = factor.adjust(keys.as_ref(), self.layer)?;
         let tensor = self.edited.mlp_output_name(self.layer);
-        Ok(LayerUpdate { layer: self.layer, tensor, adjusted_keys, residuals, ridge: factor.ridge })
+        let delta = Delta::ByFacts { adjusted_keys, residuals };
+        Ok(LayerUpdate { layer: self.layer, tensor, delta, ridge: factor.ridge })
     }
 
     /// Solves for the update as a whole; facts come in blocks, whose keys take a quarter of a second moment.
@@ -346,13 +356,8 @@ impl Step<'_> {
         }
         let moment = || self.statistics.moment(self.layer);
         let (update, ridge) = sums.solve(&moment, self.weight, self.layer)?;
-        Ok(LayerUpdate {
-            layer: self.layer,
-            tensor: self.edited.mlp_output_name(self.layer),
-            adjusted_keys: update.transpose().to_owned(),
-            residuals: Mat::identity(width, width),
-            ridge,
-        })
+        let tensor = self.edited.mlp_output_name(self.layer);
+        Ok(LayerUpdate { layer: self.layer, tensor, delta: Delta::Whole(update), ridge })
     }
 
     /// Keys `[facts, inner]` and residuals `[width, facts]` of the facts from `first` to before `end`.
@@ -409,14 +414,33 @@ fn residuals(values: &[Value], current: &Tensor, layers_left: f64) -> Result<Mat
 }
 
 impl LayerUpdate {
-    /// `residuals * adjusted_keys^T`, `[width, inner]`, row-major f64.
+    /// What is added, `[width, inner]`, row-major f64.
     pub fn product(&self) -> Vec<f64> {
-        row_major(&(&self.residuals * self.adjusted_keys.transpose()))
+        match &self.delta {
+            Delta::ByFacts { adjusted_keys, residuals } => {
+                row_major((residuals * adjusted_keys.transpose()).as_ref())
+            }
+            Delta::Whole(update) => row_major(update.as_ref()),
+        }
     }
 
-    /// The factors as a patch takes them: left `[width, facts]` and right `[facts, inner]`, row-major.
-    pub fn factors(&self) -> (Vec<f64>, Vec<f64>) {
-        (row_major(&self.residuals), row_major(&self.adjusted_keys.transpose().to_owned()))
+    /// What is added as factors, of which a patch makes its integers; of all of it the left one is the identity.
+    pub fn factors(&self) -> Factors {
+        let identity;
+        let (left, right) = match &self.delta {
+            Delta::ByFacts { adjusted_keys, residuals } => (residuals.as_ref(), adjusted_keys.transpose()),
+            Delta::Whole(update) => {
+                identity = Mat::identity(update.nrows(), update.nrows());
+                (identity.as_ref(), update.as_ref())
+            }
+        };
+        Factors {
+            left: row_major(left),
+            right: row_major(right),
+            rows: left.nrows(),
+            rank: left.ncols(),
+            columns: right.ncols(),
+        }
     }
 
     /// `network` with this update added to its matrix.
@@ -433,7 +457,7 @@ fn add(network: &Network, layer: usize, update: &[f64]) -> Result<Network, EditE
     Ok(network.with_tensor(&network.mlp_output_name(layer), (base + update)?)?)
 }
 
-fn row_major(matrix: &Mat<f64>) -> Vec<f64> {
+fn row_major(matrix: MatRef<'_, f64>) -> Vec<f64> {
     let (rows, columns) = (matrix.nrows(), matrix.ncols());
     (0..rows).flat_map(|row| (0..columns).map(move |column| matrix[(row, column)])).collect()
 }

@@ -25,7 +25,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-use super::quantize::{check_values, nearest_integer, quantize_dense, scale_at_least};
+use super::quantize::{Factors, nearest_integer, quantize_dense, scale_at_least};
 use super::{FactorError, IntegerMatrix, Integers, Term, magnitude_limit};
 
 /// Width of the integers where none is asked for: the smallest that loses less than 0.1 Score on the embedded model
@@ -62,7 +62,7 @@ pub enum RankLimit {
     Tolerance(f64),
 }
 
-/// Compresses `left [rows, rank] * right [rank, columns]`, row-major, to a term.
+/// Compresses the product of `factors` to a term.
 ///
 /// The term is dense where factors of the rank that is kept would cost more integers. An update of zeros becomes
 /// factors of rank 1 that hold zeros.
@@ -70,20 +70,11 @@ pub enum RankLimit {
 /// # Errors
 /// [`FactorError::Bits`], [`FactorError::Size`], [`FactorError::NotFinite`], [`FactorError::Decomposition`] and,
 /// for values beyond f32, [`FactorError::Scale`].
-pub fn compress(
-    left: &[f64],
-    right: &[f64],
-    rows: usize,
-    rank: usize,
-    columns: usize,
-    compression: &Compression,
-) -> Result<Term, FactorError> {
+pub fn compress(factors: &Factors, compression: &Compression) -> Result<Term, FactorError> {
     let bits = compression.bits;
-    check_values("the left factor", left, rows, rank, bits)?;
-    check_values("the right factor", right, rank, columns, bits)?;
-    let left = MatRef::from_row_major_slice(left, rows, rank);
-    let right = MatRef::from_row_major_slice(right, rank, columns);
-    let balanced = balance(left, right, compression.limit)?;
+    factors.check(bits)?;
+    let (rows, columns) = (factors.rows, factors.columns);
+    let balanced = balance(factors, compression.limit)?;
     if balanced.rank() == 0 {
         return Term::zero([rows, columns], bits);
     }
@@ -139,12 +130,15 @@ impl Balanced {
     }
 }
 
+/// Both factors, whose sizes have been checked.
+fn matrices(Factors { left, right, rows, rank, columns }: &Factors) -> (MatRef<'_, f64>, MatRef<'_, f64>) {
+    let left = MatRef::from_row_major_slice(left, *rows, *rank);
+    (left, MatRef::from_row_major_slice(right, *rank, *columns))
+}
+
 /// Decomposes the product without forming it, and keeps as many singular values as `limit` says.
-pub(super) fn balance(
-    left: MatRef<'_, f64>,
-    right: MatRef<'_, f64>,
-    limit: RankLimit,
-) -> Result<Balanced, FactorError> {
+pub(super) fn balance(factors: &Factors, limit: RankLimit) -> Result<Balanced, FactorError> {
+    let (left, right) = matrices(factors);
     let left_basis = Orthogonal::of(left.to_owned());
     let right_basis = Orthogonal::of(right.transpose().to_owned());
     let core = product(left_basis.triangle().as_ref(), right_basis.triangle().transpose());
@@ -459,13 +453,7 @@ mod tests {
     use super::super::{Update, quantize_low_rank};
     use super::*;
 
-    struct Sample {
-        left: Vec<f64>,
-        right: Vec<f64>,
-        rows: usize,
-        rank: usize,
-        columns: usize,
-    }
+    struct Sample(Factors);
 
     impl Sample {
         /// Gaussian factors; `decay` is the ratio of one rank's size to the one before.
@@ -475,29 +463,26 @@ mod tests {
                 .map(|index| generator.gaussian() * decay.powi((index % rank) as i32))
                 .collect();
             let right = (0..rank * columns).map(|_| generator.gaussian() * 1e-3).collect();
-            Self { left, right, rows, rank, columns }
+            Self(Factors { left, right, rows, rank, columns })
         }
 
         fn compress(&self, bits: u8, limit: RankLimit) -> Term {
-            let compression = Compression { bits, limit };
-            compress(&self.left, &self.right, self.rows, self.rank, self.columns, &compression).unwrap()
+            compress(&self.0, &Compression { bits, limit }).unwrap()
         }
 
         /// What a rotation and nearest integers alone come to.
         fn rotate_and_round(&self, bits: u8) -> Term {
-            let left = MatRef::from_row_major_slice(&self.left, self.rows, self.rank);
-            let right = MatRef::from_row_major_slice(&self.right, self.rank, self.columns);
-            let rotated = balance(left, right, RankLimit::Full).unwrap().rotate();
+            let rotated = balance(&self.0, RankLimit::Full).unwrap().rotate();
             let (left, right) = (row_major(rotated.left.as_ref()), row_major(rotated.right.as_ref()));
-            quantize_low_rank(&left, &right, self.rows, rotated.rank(), self.columns, bits).unwrap()
+            let factors = Factors { left, right, rank: rotated.rank(), ..self.0 };
+            quantize_low_rank(&factors, bits).unwrap()
         }
 
         /// Frobenius norm of what the term misses, relative to the update.
         fn error(&self, term: Term) -> f64 {
-            let left = MatRef::from_row_major_slice(&self.left, self.rows, self.rank);
-            let right = MatRef::from_row_major_slice(&self.right, self.rank, self.columns);
+            let (left, right) = matrices(&self.0);
             let wanted = row_major(product(left, right).as_ref());
-            let found = Update::new(vec![term]).unwrap().delta_rows(0..self.rows).unwrap();
+            let found = Update::new(vec![term]).unwrap().delta_rows(0..self.0.rows).unwrap();
             let missed: f64 = found.iter().zip(&wanted).map(|(found, wanted)| (found - wanted).powi(2)).sum();
             (missed / wanted.iter().map(|wanted| wanted.powi(2)).sum::<f64>()).sqrt()
         }
@@ -560,7 +545,7 @@ mod tests {
     fn ranks_that_are_zero_or_more_than_the_shape_has_are_dropped() {
         // Rank 40 of factors whose product has only the rank 3.
         let mut sample = Sample::new(50, 40, 30, 1.0);
-        for (index, value) in sample.left.iter_mut().enumerate() {
+        for (index, value) in sample.0.left.iter_mut().enumerate() {
             if index % 40 >= 3 {
                 *value = 0.0;
             }
@@ -593,19 +578,22 @@ mod tests {
     #[test]
     fn an_update_of_zeros_stays_zero() {
         let compression = Compression { bits: 4, limit: RankLimit::Tolerance(0.1) };
-        let term = compress(&[0.0; 12], &[1.0; 20], 3, 4, 5, &compression).unwrap();
+        let zeros = Factors { left: vec![0.0; 12], right: vec![1.0; 20], rows: 3, rank: 4, columns: 5 };
+        let term = compress(&zeros, &compression).unwrap();
         assert_eq!(rank_of(&term), Some(1));
         assert_eq!(Update::new(vec![term]).unwrap().delta_rows(0..3).unwrap(), [0.0; 15]);
-        let term = compress(&[], &[], 3, 0, 5, &compression).unwrap();
+        let nothing = Factors { left: vec![], right: vec![], rows: 3, rank: 0, columns: 5 };
+        let term = compress(&nothing, &compression).unwrap();
         assert_eq!(rank_of(&term), Some(1));
     }
 
     #[test]
     fn values_that_are_not_finite_are_refused() {
-        let compression = Compression { bits: 8, limit: RankLimit::Full };
-        let found = compress(&[f64::INFINITY], &[1.0], 1, 1, 1, &compression);
-        assert!(matches!(found, Err(FactorError::NotFinite { .. })), "{found:?}");
-        let compression = Compression { bits: 17, limit: RankLimit::Full };
-        assert_eq!(compress(&[1.0], &[1.0], 1, 1, 1, &compression), Err(FactorError::Bits { found: 17 }));
+        let found = |left: f64, bits: u8| {
+            let factors = Factors { left: vec![left], right: vec![1.0], rows: 1, rank: 1, columns: 1 };
+            compress(&factors, &Compression { bits, limit: RankLimit::Full })
+        };
+        assert!(matches!(found(f64::INFINITY, 8), Err(FactorError::NotFinite { .. })));
+        assert_eq!(found(1.0, 17), Err(FactorError::Bits { found: 17 }));
     }
 }

@@ -12,7 +12,7 @@
 use faer::MatRef;
 
 use super::compress::{Balanced, RankLimit, balance, is_stored_dense, product};
-use super::quantize::check_values;
+use super::quantize::Factors;
 use super::{FactorError, Integers, Term, Update};
 
 /// What a term leaves out of an update.
@@ -26,28 +26,19 @@ pub struct Cut {
     pub left_out: f64,
 }
 
-/// The cut that makes of `left [rows, rank] * right [rank, columns]`, row-major, what is nearest to `term`, of those
-/// that [`super::compress`] stores as `term` is.
+/// The cut that makes of the product of `factors` what is nearest to `term`, of those that [`super::compress`] stores as
+/// `term` is.
 ///
 /// # Errors
 /// As for [`super::compress`]; [`FactorError::Size`] for a term of another shape.
-pub fn cut_of(
-    left: &[f64],
-    right: &[f64],
-    rows: usize,
-    rank: usize,
-    columns: usize,
-    term: &Term,
-) -> Result<Cut, FactorError> {
-    check_values("the left factor", left, rows, rank, term.bits())?;
-    check_values("the right factor", right, rank, columns, term.bits())?;
+pub fn cut_of(factors: &Factors, term: &Term) -> Result<Cut, FactorError> {
+    factors.check(term.bits())?;
+    let (rows, columns) = (factors.rows, factors.columns);
     if (term.rows(), term.columns()) != (rows, columns) {
         let (expected, found) = (rows.saturating_mul(columns), term.rows().saturating_mul(term.columns()));
         return Err(FactorError::Size { what: "the term", expected, found });
     }
-    let left = MatRef::from_row_major_slice(left, rows, rank);
-    let right = MatRef::from_row_major_slice(right, rank, columns);
-    let whole = balance(left, right, RankLimit::Full)?;
+    let whole = balance(factors, RankLimit::Full)?;
     let kept = match term.integers() {
         Integers::LowRank { .. } => term.rank().min(whole.rank()),
         Integers::Dense(_) => nearest_rank(&whole, term)?,
@@ -95,22 +86,21 @@ mod tests {
     const COLUMNS: usize = 60;
     const FACTS: usize = 38;
 
-    /// Gaussian factors, `[ROWS, FACTS]` and `[FACTS, COLUMNS]`, each direction a little weaker than the one before.
-    fn factors() -> (Vec<f64>, Vec<f64>) {
+    /// Gaussian factors, each direction a little weaker than the one before.
+    fn factors() -> Factors {
         let mut generator = Generator(5);
         let decay = |index: usize| 0.95_f64.powi((index % FACTS) as i32);
         let left = (0..ROWS * FACTS).map(|index| generator.gaussian() * decay(index)).collect();
-        (left, (0..FACTS * COLUMNS).map(|_| generator.gaussian() * 1e-3).collect())
+        let right = (0..FACTS * COLUMNS).map(|_| generator.gaussian() * 1e-3).collect();
+        Factors { left, right, rows: ROWS, rank: FACTS, columns: COLUMNS }
     }
 
     fn term(bits: u8, limit: RankLimit) -> Term {
-        let (left, right) = factors();
-        compress(&left, &right, ROWS, FACTS, COLUMNS, &Compression { bits, limit }).unwrap()
+        compress(&factors(), &Compression { bits, limit }).unwrap()
     }
 
     fn cut(term: &Term) -> Cut {
-        let (left, right) = factors();
-        cut_of(&left, &right, ROWS, FACTS, COLUMNS, term).unwrap()
+        cut_of(&factors(), term).unwrap()
     }
 
     #[test]
@@ -138,14 +128,14 @@ mod tests {
 
     #[test]
     fn a_term_of_another_shape_is_refused_and_one_of_another_update_has_some_rank() {
-        let (left, right) = factors();
         let other = Generator(7).term(COLUMNS, ROWS, None, 6, 0);
-        let refused = cut_of(&left, &right, ROWS, FACTS, COLUMNS, &Generator(7).term(3, 4, None, 6, 0));
+        let refused = cut_of(&factors(), &Generator(7).term(3, 4, None, 6, 0));
         assert!(matches!(refused, Err(FactorError::Size { what: "the term", .. })), "{refused:?}");
-        assert!(cut_of(&left, &right, ROWS, FACTS, COLUMNS, &other).is_err());
+        assert!(cut_of(&factors(), &other).is_err());
         let found = cut(&Generator(7).term(ROWS, COLUMNS, None, 6, 0));
         assert!(found.rank > 24 && found.rank <= FACTS, "{found:?}");
-        let nothing = cut_of(&[0.0; 12], &[1.0; 20], 3, 4, 5, &Generator(7).term(3, 5, None, 6, 0)).unwrap();
+        let zeros = Factors { left: vec![0.0; 12], right: vec![1.0; 20], rows: 3, rank: 4, columns: 5 };
+        let nothing = cut_of(&zeros, &Generator(7).term(3, 5, None, 6, 0)).unwrap();
         assert_eq!(nothing, Cut { rank: 0, of: 0, left_out: 0.0 });
     }
 }

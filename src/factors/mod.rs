@@ -18,6 +18,7 @@ mod inner;
 mod kernels;
 #[cfg(feature = "edit")]
 mod overlap;
+#[cfg(feature = "edit")]
 mod quantize;
 #[cfg(feature = "edit")]
 mod recompress;
@@ -49,8 +50,9 @@ pub use kernels::{Kernel, check_kernels};
 #[cfg(feature = "edit")]
 pub(crate) use overlap::KeySpace;
 #[cfg(feature = "edit")]
-pub(crate) use quantize::{DENSE_PASSES, quantize_dense_rows};
-pub use quantize::{quantize_dense, quantize_low_rank};
+pub(crate) use quantize::{DENSE_PASSES, quantize_dense, quantize_dense_rows};
+#[cfg(feature = "edit")]
+pub use quantize::{Factors, quantize_low_rank};
 #[cfg(feature = "edit")]
 pub(crate) use recompress::recompress;
 #[cfg(feature = "edit")]

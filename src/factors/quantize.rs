@@ -10,25 +10,41 @@ use super::{BITS_MAX, BITS_MIN, FactorError, IntegerMatrix, Integers, Term, in_b
 /// Values of a dense update that are looked at together.
 const BLOCK_VALUES: usize = 1 << 18;
 
-/// Quantises `left [rows, rank] * right [rank, columns]`, row-major, to integers of `bits` bits.
+/// An update of `rows` by `columns` as the product of two matrices, before it is rounded to integers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Factors {
+    /// `[rows, rank]` f64, row-major.
+    pub left: Vec<f64>,
+    /// `[rank, columns]` f64, row-major.
+    pub right: Vec<f64>,
+    /// `out`: rows of the update.
+    pub rows: usize,
+    /// Shared dimension of the two.
+    pub rank: usize,
+    /// `in`: columns of the update.
+    pub columns: usize,
+}
+
+impl Factors {
+    /// Refuses factors that do not have their sizes, are not finite, or cannot be rounded to integers of `bits` bits.
+    pub(super) fn check(&self, bits: u8) -> Result<(), FactorError> {
+        check_values("the left factor", &self.left, self.rows, self.rank, bits)?;
+        check_values("the right factor", &self.right, self.rank, self.columns, bits)
+    }
+}
+
+/// Quantises the product of `factors` to integers of `bits` bits.
 ///
-/// Each row of `left` and each column of `right` gets the scale that its largest magnitude asks for; each value
+/// Each row of the left one and each column of the right one gets the scale that its largest magnitude asks for; each value
 /// becomes the nearest integer. A row or column of zeros gets the scale 0.
 ///
 /// # Errors
 /// [`FactorError::Bits`], [`FactorError::Size`], [`FactorError::NotFinite`], [`FactorError::Scale`] where a scale
 /// is beyond f32, and [`FactorError::Inexact`] where the rank is too large for the width.
 #[doc(hidden)] // Tests only: what is made goes through `compress`.
-pub fn quantize_low_rank(
-    left: &[f64],
-    right: &[f64],
-    rows: usize,
-    rank: usize,
-    columns: usize,
-    bits: u8,
-) -> Result<Term, FactorError> {
-    check_values("the left factor", left, rows, rank, bits)?;
-    check_values("the right factor", right, rank, columns, bits)?;
+pub fn quantize_low_rank(factors: &Factors, bits: u8) -> Result<Term, FactorError> {
+    factors.check(bits)?;
+    let &Factors { ref left, ref right, rows, rank, columns } = factors;
     let limit = magnitude_limit(bits);
     let row_scales = row_scales(left, rows, rank, limit);
     let column_scales = column_scales(right, columns, limit);
@@ -49,7 +65,12 @@ pub fn quantize_low_rank(
 /// # Errors
 /// [`FactorError::Bits`], [`FactorError::Size`], [`FactorError::NotFinite`], and [`FactorError::Scale`] where a scale
 /// is beyond f32.
-pub fn quantize_dense(values: &[f64], rows: usize, columns: usize, bits: u8) -> Result<Term, FactorError> {
+pub(crate) fn quantize_dense(
+    values: &[f64],
+    rows: usize,
+    columns: usize,
+    bits: u8,
+) -> Result<Term, FactorError> {
     check_values("the dense update", values, rows, columns, bits)?;
     quantize_dense_rows(rows, columns, bits, &mut |block: Range<usize>| {
         Ok::<_, FactorError>(values[block.start * columns..block.end * columns].to_vec())
@@ -57,7 +78,6 @@ pub fn quantize_dense(values: &[f64], rows: usize, columns: usize, bits: u8) -> 
 }
 
 /// How often [`quantize_dense_rows`] reads all rows.
-#[cfg(feature = "edit")]
 pub(crate) const DENSE_PASSES: u64 = 3;
 
 /// As [`quantize_dense`], of values that `read` gives for some rows at a time, all of them [`DENSE_PASSES`] times: only
@@ -216,8 +236,9 @@ mod tests {
         let mut generator = Generator(1);
         let (left, right) = (gaussian(&mut generator, rows * rank), gaussian(&mut generator, rank * columns));
         let wanted = product(&left, &right, rank, columns);
+        let factors = Factors { left, right, rows, rank, columns };
         for bits in [4, 6, 8, 12] {
-            let term = quantize_low_rank(&left, &right, rows, rank, columns, bits).unwrap();
+            let term = quantize_low_rank(&factors, bits).unwrap();
             let error = relative_error(term, &wanted);
             // A value is off by a uniform in half a step either way, a step is the largest (about 2.2) over the
             // limit, and both factors contribute.
@@ -249,13 +270,14 @@ mod tests {
 
     #[test]
     fn zeros_get_the_scale_zero() {
-        let term = quantize_low_rank(&[0.0, 0.0, 1.0, 2.0], &[3.0, 0.0, 4.0, 0.0], 2, 2, 2, 8).unwrap();
+        let (left, right) = (vec![0.0, 0.0, 1.0, 2.0], vec![3.0, 0.0, 4.0, 0.0]);
+        let term = quantize_low_rank(&Factors { left, right, rows: 2, rank: 2, columns: 2 }, 8).unwrap();
         assert_eq!((term.row_scales()[0], term.column_scales()[1]), (0.0, 0.0));
         let term = quantize_dense(&[0.0, 0.0, 0.0, 5.0], 2, 2, 8).unwrap();
         assert_eq!((term.row_scales()[0], term.column_scales()[0]), (0.0, 0.0));
         assert_eq!(Update::new(vec![term]).unwrap().delta_rows(1..2).unwrap()[0], 0.0);
         quantize_dense(&[], 0, 3, 8).unwrap();
-        quantize_low_rank(&[], &[], 2, 0, 3, 8).unwrap();
+        quantize_low_rank(&Factors { left: vec![], right: vec![], rows: 2, rank: 0, columns: 3 }, 8).unwrap();
     }
 
     #[test]
@@ -271,7 +293,8 @@ mod tests {
     fn values_that_are_not_finite_or_too_large_are_refused() {
         let found = quantize_dense(&[1.0, f64::NAN], 1, 2, 8);
         assert!(matches!(found, Err(FactorError::NotFinite { index: 1, .. })), "{found:?}");
-        let found = quantize_low_rank(&[1e60], &[1.0], 1, 1, 1, 8);
+        let large = Factors { left: vec![1e60], right: vec![1.0], rows: 1, rank: 1, columns: 1 };
+        let found = quantize_low_rank(&large, 8);
         assert!(matches!(found, Err(FactorError::Scale { .. })), "{found:?}");
         assert_eq!(quantize_dense(&[1.0], 1, 1, 1), Err(FactorError::Bits { found: 1 }));
         assert!(matches!(quantize_dense(&[1.0], 1, 2, 8), Err(FactorError::Size { .. })));

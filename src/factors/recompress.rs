@@ -1,7 +1,7 @@
 //! Several terms as one, as small as an error allows.
 
 use super::compress::{BITS_DEFAULT, Compression, RankLimit, compress};
-use super::quantize::quantize_dense;
+use super::quantize::{Factors, quantize_dense};
 use super::{BITS_MAX, FactorError, Integers, Term, Update, in_blocks, relative_norm};
 
 /// Rows that are compared at once.
@@ -32,8 +32,8 @@ pub fn recompress(terms: &[&Term], tolerance: f64) -> Result<(Term, f64), Factor
 
 /// A sum of terms in f64.
 enum Sum {
-    /// Factors side by side, `[rows, rank]` and `[rank, columns]`.
-    LowRank { left: Vec<f64>, right: Vec<f64>, rows: usize, rank: usize, columns: usize },
+    /// The terms' factors side by side.
+    LowRank(Factors),
     /// The matrix itself.
     Dense { values: Vec<f64>, rows: usize, columns: usize },
 }
@@ -67,14 +67,13 @@ impl Sum {
                 right_sum.extend(scaled.map(|(value, scale)| f64::from(*value) * f64::from(*scale)));
             }
         }
-        Ok(Self::LowRank { left: left_sum, right: right_sum, rows, rank, columns })
+        Ok(Self::LowRank(Factors { left: left_sum, right: right_sum, rows, rank, columns }))
     }
 
     fn quantized(&self, bits: u8, tolerance: f64) -> Result<Term, FactorError> {
         match self {
-            Sum::LowRank { left, right, rows, rank, columns } => {
-                let compression = Compression { bits, limit: RankLimit::Tolerance(tolerance) };
-                compress(left, right, *rows, *rank, *columns, &compression)
+            Sum::LowRank(factors) => {
+                compress(factors, &Compression { bits, limit: RankLimit::Tolerance(tolerance) })
             }
             Sum::Dense { values, rows, columns } => quantize_dense(values, *rows, *columns, bits),
         }

@@ -19,7 +19,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use super::compress::{Orthogonal, Singular};
-use super::{FactorError, in_blocks};
+use super::{FactorError, Factors, in_blocks};
 
 const SEED: u64 = 0x736b_6574_6368;
 /// Numbers of one block of rows.
@@ -107,14 +107,14 @@ impl Sketch {
             .map(|index| index + 1)
     }
 
-    /// Row-major factors of the best matrix of `rank` that the sketch knows: `[rows, rank]` and `[rank, columns]`.
-    pub fn factors(&self, rank: usize) -> (Vec<f64>, Vec<f64>) {
+    /// The best matrix of `rank` that the sketch knows.
+    pub fn factors(&self, rank: usize) -> Factors {
         let rank = rank.min(self.values.len());
         let (rows, columns) = (self.left.nrows(), self.right.ncols());
         let root = |index: usize| self.values[index].sqrt();
         let left = (0..rows).flat_map(|row| (0..rank).map(move |k| self.left[(row, k)] * root(k)));
         let right = (0..rank).flat_map(|k| (0..columns).map(move |column| root(k) * self.right[(k, column)]));
-        (left.collect(), right.collect())
+        Factors { left: left.collect(), right: right.collect(), rows, rank, columns }
     }
 }
 
@@ -229,7 +229,7 @@ mod tests {
             for (found, expected) in found.values().iter().zip(values) {
                 assert!((found / expected - 1.0).abs() < 1e-10, "{found} for {expected}");
             }
-            let (left, right) = found.factors(4);
+            let Factors { left, right, .. } = found.factors(4);
             for (index, expected) in matrix.iter().enumerate() {
                 let (row, column) = (index / columns, index % columns);
                 let entry: f64 = (0..4).map(|k| left[row * 4 + k] * right[k * columns + column]).sum();
@@ -258,6 +258,6 @@ mod tests {
     fn nothing_has_rank_zero() {
         let found = sketch(&[0.0; 12], 3, 4, 3);
         assert_eq!((found.values().len(), found.effective_rank(0.99)), (0, Some(0)));
-        assert!(found.factors(2).0.is_empty());
+        assert!(found.factors(2).left.is_empty());
     }
 }

@@ -8,7 +8,7 @@ use mpatch::adapter::{Adapter, AdapterError, Module};
 use mpatch::bind::bind;
 use mpatch::checkpoint::{Checkpoint, CheckpointError};
 use mpatch::extract::Form;
-use mpatch::factors::{BITS_DEFAULT, IntegerMatrix, Integers, Term, quantize_low_rank};
+use mpatch::factors::{BITS_DEFAULT, Factors, IntegerMatrix, Integers, Term, quantize_low_rank};
 use mpatch::patch::{Draft, Patch};
 use mpatch::rebase::{RebaseOptions, rebase};
 use mpatch::tensor::{Dtype, Element};
@@ -106,7 +106,8 @@ fn patch_of_the_reference(path: &Path) -> Patch {
         let [columns, facts, rows] = [keys.shape[0], keys.shape[1], residuals.shape[0]];
         let across = (0..facts * columns).map(|at| keys.values[at % columns * facts + at / columns]);
         let right: Vec<f64> = across.collect();
-        quantize_low_rank(&residuals.values, &right, rows, facts, columns, BITS_DEFAULT).unwrap()
+        let factors = Factors { left: residuals.values.clone(), right, rows, rank: facts, columns };
+        quantize_low_rank(&factors, BITS_DEFAULT).unwrap()
     });
     let terms: Vec<Term> = terms.collect();
     let edits: Vec<(String, Vec<u32>)> = names.zip(0..).map(|(name, term)| (name, vec![term])).collect();

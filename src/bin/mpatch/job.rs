@@ -541,9 +541,7 @@ pub fn encoded(draft: &Draft, name: &str) -> Result<Patch, CommandError> {
 
 /// An update as integers.
 pub fn compressed(update: &LayerUpdate, compression: &Compression) -> Result<Term, CommandError> {
-    let (left, right) = update.factors();
-    let (rows, columns) = (update.residuals.nrows(), update.adjusted_keys.nrows());
-    compress(&left, &right, rows, update.residuals.ncols(), columns, compression).map_err(|error| {
+    compress(&update.factors(), compression).map_err(|error| {
         CommandError::new(ExitKind::Malformed, format!("layer {}: {error}", update.layer))
             .hint("ask for more bits or a higher rank")
     })

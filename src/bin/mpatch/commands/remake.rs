@@ -126,10 +126,7 @@ fn again(update: &LayerUpdate, stored: &Term) -> Result<(Term, Option<Cut>), Com
 }
 
 fn cut(update: &LayerUpdate, stored: &Term) -> Result<Cut, CommandError> {
-    let (left, right) = update.factors();
-    let (rows, columns) = (update.residuals.nrows(), update.adjusted_keys.nrows());
-    let rank = update.residuals.ncols();
-    cut_of(&left, &right, rows, rank, columns, stored).map_err(|error| malformed(&error))
+    cut_of(&update.factors(), stored).map_err(|error| malformed(&error))
 }
 
 impl Remade {
