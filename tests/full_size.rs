@@ -177,8 +177,9 @@ fn a_patch_that_changes_after_it_was_opened_is_refused_when_it_is_used() {
     refused(patch.term(0).map(drop));
     refused(patch.write_to(&mut Vec::new()));
     source.bytes.lock().unwrap().truncate(offset);
-    let found = patch.update(0, 0).map(drop);
-    assert!(matches!(found, Err(PatchError::Read { .. })), "{found:?}");
+    for found in [patch.update(0, 0).map(drop), patch.write_to(&mut Vec::new())] {
+        assert!(matches!(found, Err(PatchError::Read { .. })), "{found:?}");
+    }
 }
 
 #[test]

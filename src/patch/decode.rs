@@ -204,8 +204,10 @@ impl Patch {
         sink.write_all(&self.manifest_bytes).map_err(PatchError::write)?;
         for index in 0..self.manifest.sections.len() {
             let mut reader = self.section_reader(index);
-            std::io::copy(&mut reader, sink).map_err(PatchError::write)?;
+            let copied = std::io::copy(&mut reader, sink);
+            // What cannot be read is no fault of the sink.
             reader.finish()?;
+            copied.map_err(PatchError::write)?;
         }
         sink.write_all(&block).map_err(PatchError::write)
     }
