@@ -12,7 +12,8 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 
 use crate::bind::norms::{self, Norms};
 use crate::causes::with_causes;
@@ -23,7 +24,6 @@ use crate::operation::{
     self, Digests, Direction, Mismatch, OperationError, Position, Progress, TensorWork, decode_undo,
 };
 use crate::patch::Patch;
-use crate::patch::manifest::TensorBinding;
 
 /// What is done about V2.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,39 +73,72 @@ impl FormEvidence {
     }
 }
 
-/// V2: which state was found and what the digests came to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct DigestEvidence {
-    /// The state that the checkpoint is in, if it is one of the patch's.
-    pub state: Option<State>,
-    /// The binding that fits.
-    pub binding: Option<usize>,
-    /// Why none fits.
-    pub mismatch: Option<Mismatch>,
-    /// The id of all weights of the base; for an edited checkpoint, with the touched tensors taken back, or, where
-    /// nothing was computed, with the digests that the patch says they had.
-    pub weights: Option<Compared<WeightsId>>,
-    /// The touched tensors, in bytewise order of their names.
-    pub tensors: Vec<TensorEvidence>,
+/// V2: where the checkpoint stands, and what the digests came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum DigestEvidence {
+    /// In one of the patch's states.
+    Found(StateEvidence),
+    /// In none of them.
+    Elsewhere(Mismatch),
 }
 
 impl DigestEvidence {
     /// A state was found, and every comparison came out equal.
     pub fn holds(&self) -> bool {
-        let weights = self.weights.as_ref().is_some_and(Compared::is_equal);
-        weights && !self.tensors.is_empty() && self.tensors.iter().all(TensorEvidence::holds)
+        self.found().is_some_and(StateEvidence::holds)
+    }
+
+    /// What came of the state that was found.
+    pub fn found(&self) -> Option<&StateEvidence> {
+        match self {
+            Self::Found(found) => Some(found),
+            Self::Elsewhere(_) => None,
+        }
+    }
+
+    /// Why no state was found.
+    pub fn mismatch(&self) -> Option<&Mismatch> {
+        match self {
+            Self::Found(_) => None,
+            Self::Elsewhere(mismatch) => Some(mismatch),
+        }
     }
 
     /// The first thing that is not as the patch says, in words.
     pub fn problem(&self) -> Option<String> {
-        if let Some(mismatch) = &self.mismatch {
-            return Some(mismatch.to_string());
+        match self {
+            Self::Found(found) => found.problem(),
+            Self::Elsewhere(mismatch) => Some(mismatch.to_string()),
         }
-        if let Some(problem) = self.tensors.iter().find_map(TensorEvidence::problem_in_words) {
+    }
+}
+
+/// What the digests of a checkpoint in one of the patch's states came to.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct StateEvidence {
+    /// The state.
+    pub state: State,
+    /// The binding that fits.
+    pub binding: usize,
+    /// The id of all weights of the base; for an edited checkpoint, with the touched tensors taken back, or, where
+    /// nothing was computed, with the digests that the patch says they had.
+    pub weights: Compared<WeightsId>,
+    /// The touched tensors, in bytewise order of their names.
+    pub tensors: Vec<TensorEvidence>,
+}
+
+impl StateEvidence {
+    /// Every comparison came out equal.
+    fn holds(&self) -> bool {
+        self.weights.is_equal() && self.tensors.iter().all(TensorEvidence::holds)
+    }
+
+    fn problem(&self) -> Option<String> {
+        if let Some(problem) = self.tensors.iter().find_map(|tensor| tensor.problem(self.state)) {
             return Some(problem);
         }
-        let weights = self.weights.as_ref().filter(|weights| !weights.is_equal())?;
+        let weights = Some(self.weights).filter(|weights| !weights.is_equal())?;
         Some(format!(
             "the weights of the base have the id {}, the patch expects {}: the tensors that it touches are the promised ones, others of this checkpoint are not the base's",
             weights.found, weights.expected
@@ -149,68 +182,78 @@ impl<D: PartialEq> Compared<D> {
 }
 
 /// What one touched tensor came to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct TensorEvidence {
     /// Its name.
     pub name: String,
-    /// Its digest before: read from a base, computed from an edited checkpoint; none where that was not computed.
-    pub before: Option<Compared<TensorDigest>>,
-    /// Its digest after: computed from a base, read from an edited checkpoint; none where that was not computed.
-    pub after: Option<Compared<TensorDigest>>,
-    /// Weights that the patch changes; none where that was not computed.
-    pub changed: Option<u64>,
-    /// Weights that are NaN or infinite and stay as they are; none where that was not computed.
-    pub not_finite: Option<u64>,
-    /// `norm(after - before) / norm(before)`; none where that was not computed.
-    pub norm_ratio: Option<Compared<f64>>,
+    /// Its digest as it was read, the patch's of that state: by it the state was found.
+    pub read: TensorDigest,
+    /// Its other state.
+    pub other: OtherState,
+}
+
+/// What the other state of a tensor came to, before the patch or after it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum OtherState {
+    /// It was not asked for.
+    NotComputed,
     /// What stopped the computation, in words.
-    pub problem: Option<String>,
+    Stopped(String),
+    /// It was computed, and changed back.
+    Computed {
+        /// Its digest.
+        digest: Compared<TensorDigest>,
+        /// Weights that the patch changes.
+        changed: u64,
+        /// Weights that are NaN or infinite and stay as they are.
+        not_finite: u64,
+        /// `norm(after - before) / norm(before)`.
+        norm_ratio: Compared<f64>,
+    },
 }
 
 impl TensorEvidence {
-    /// What was read, and what was computed if anything was, has the patch's digests, and changes as much as it says.
+    /// What was computed, if anything was, has the patch's digest, and changes as much as it says.
     pub fn holds(&self) -> bool {
-        let digests_hold = || [self.before, self.after].iter().flatten().all(Compared::is_equal);
-        self.problem.is_none() && digests_hold() && self.norm_ratio.is_none_or(is_true)
-    }
-
-    /// Of a tensor that is known to be where `direction` starts, nothing being computed.
-    fn as_read(binding: &TensorBinding, direction: Direction) -> Self {
-        let start = direction.start(binding);
-        let start = Some(Compared { expected: start, found: start });
-        let (before, after) = match direction {
-            Direction::Apply => (start, None),
-            Direction::Revert => (None, start),
-        };
-        let name = binding.name.clone();
-        Self { name, before, after, changed: None, not_finite: None, norm_ratio: None, problem: None }
-    }
-
-    fn problem_in_words(&self) -> Option<String> {
-        if self.problem.is_some() {
-            return self.problem.clone();
+        match self.other {
+            OtherState::NotComputed => true,
+            OtherState::Stopped(_) => false,
+            OtherState::Computed { digest, norm_ratio, .. } => digest.is_equal() && is_true(norm_ratio),
         }
-        let unequal = |compared: &Option<Compared<TensorDigest>>| compared.filter(|pair| !pair.is_equal());
-        let (when, pair) = match (unequal(&self.before), unequal(&self.after)) {
-            (Some(pair), _) => ("before", pair),
-            (None, Some(pair)) => ("after", pair),
-            (None, None) => return self.false_ratio_in_words(),
-        };
-        let Compared { expected, found } = pair;
-        Some(format!(
-            "tensor `{}` {when} the patch hashes to {found}, the patch expects {expected}",
-            self.name
-        ))
     }
 
-    fn false_ratio_in_words(&self) -> Option<String> {
-        let Compared { expected, found } = self.norm_ratio.filter(|ratio| !is_true(*ratio))?;
-        // Digits enough to show any difference beyond the tolerance.
-        Some(format!(
-            "tensor `{}` changes by {found:.7e} of its norm, the patch says by {expected:.7e}",
-            self.name
-        ))
+    /// The digest before the patch, of a tensor that was read in `state`.
+    fn before(&self, state: State) -> Option<TensorDigest> {
+        match (state, &self.other) {
+            (State::Base, _) => Some(self.read),
+            (State::Edited, OtherState::Computed { digest, .. }) => Some(digest.found),
+            (State::Edited, _) => None,
+        }
+    }
+
+    fn problem(&self, state: State) -> Option<String> {
+        let name = &self.name;
+        match self.other {
+            OtherState::NotComputed => None,
+            OtherState::Stopped(ref problem) => Some(problem.clone()),
+            OtherState::Computed { digest: Compared { expected, found }, .. } if expected != found => {
+                let when = match state {
+                    State::Base => "after",
+                    State::Edited => "before",
+                };
+                Some(format!(
+                    "tensor `{name}` {when} the patch hashes to {found}, the patch expects {expected}"
+                ))
+            }
+            OtherState::Computed { norm_ratio: ratio, .. } => (!is_true(ratio)).then(|| {
+                let Compared { expected, found } = ratio;
+                // Digits enough to show any difference beyond the tolerance.
+                format!(
+                    "tensor `{name}` changes by {found:.7e} of its norm, the patch says by {expected:.7e}"
+                )
+            }),
+        }
     }
 }
 
@@ -297,28 +340,34 @@ fn verify_digests(
         match operation::position(checkpoint, bindings, &touched, Direction::Apply) {
             Position::Start(binding) => (binding, Direction::Apply),
             Position::End(binding) => (binding, Direction::Revert),
-            Position::Elsewhere(mismatch) => return Ok(DigestEvidence::of_mismatch(mismatch)),
+            Position::Elsewhere(mismatch) => return Ok(DigestEvidence::Elsewhere(mismatch)),
         };
+    let state = match direction {
+        Direction::Apply => State::Base,
+        Direction::Revert => State::Edited,
+    };
     let binding = &bindings[binding_index];
     let is_other = |tensor: &&TensorInfo| !touched.contains_key(tensor.name.as_str());
     let others = Vec::from_iter(checkpoint.tensors().iter().filter(is_other));
     // At once, because computing leaves threads idle between its steps, and hashing tensor by tensor fills them.
     let (tensors, hashed) = rayon::join(
         || match depth {
-            Depth::Digests => {
-                Ok(binding.tensors.iter().map(|tensor| TensorEvidence::as_read(tensor, direction)).collect())
-            }
+            Depth::Digests => Ok(Vec::from_iter(binding.tensors.iter().map(|tensor| TensorEvidence {
+                name: tensor.name.clone(),
+                read: direction.start(tensor),
+                other: OtherState::NotComputed,
+            }))),
             Depth::BothStates => recompute_all(checkpoint, patch, binding_index, direction, progress),
         },
         || checkpoint.digests_with(&others, progress),
     );
-    let (tensors, hashed): (Vec<TensorEvidence>, _) = (tensors?, hashed?);
+    let (tensors, hashed) = (tensors?, hashed?);
     let mut digests: Digests<'_> = touched;
     digests.extend(others.iter().map(|tensor| tensor.name.as_str()).zip(hashed));
     let before = binding.tensors.iter().zip(&tensors).filter_map(|(promised, evidence)| {
         let before = match depth {
             Depth::Digests => promised.before,
-            Depth::BothStates => evidence.before?.found,
+            Depth::BothStates => evidence.before(state)?,
         };
         Some((promised.name.as_str(), before))
     });
@@ -326,17 +375,7 @@ fn verify_digests(
     let all = checkpoint.tensors().iter().map(|tensor| digests[tensor.name.as_str()]);
     let found = checkpoint.weights_id_of(&Vec::from_iter(all));
     let weights = Compared { expected: binding.weights, found };
-    let state = match direction {
-        Direction::Apply => State::Base,
-        Direction::Revert => State::Edited,
-    };
-    Ok(DigestEvidence {
-        state: Some(state),
-        binding: Some(binding_index),
-        mismatch: None,
-        weights: Some(weights),
-        tensors,
-    })
+    Ok(DigestEvidence::Found(StateEvidence { state, binding: binding_index, weights, tensors }))
 }
 
 fn recompute_all(
@@ -352,12 +391,6 @@ fn recompute_all(
         recompute(checkpoint, &work, direction, progress)
     };
     tensors.map(recompute).collect()
-}
-
-impl DigestEvidence {
-    fn of_mismatch(mismatch: Mismatch) -> Self {
-        Self { state: None, binding: None, mismatch: Some(mismatch), weights: None, tensors: Vec::new() }
-    }
 }
 
 /// Computes the other state of a tensor that is known to be where `direction` starts, in memory, and comes back.
@@ -386,21 +419,20 @@ fn recompute(
         |_, _| Ok(()),
     );
     outcome?;
-    let mut evidence = TensorEvidence { problem, ..TensorEvidence::as_read(work.binding, direction) };
     // A computation that stopped half-way has no digest.
-    if evidence.problem.is_none() {
-        let end =
-            Compared { expected: direction.end(work.binding), found: TensorDigest::finish(&gathered.hasher) };
-        match direction {
-            Direction::Apply => evidence.after = Some(end),
-            Direction::Revert => evidence.before = Some(end),
-        }
-        let ratio = Compared { expected: work.binding.norm_ratio, found: gathered.norms.ratio() };
-        evidence.norm_ratio = Some(ratio);
-        evidence.changed = Some(total.changed);
-        evidence.not_finite = Some(total.not_finite);
-    }
-    Ok(evidence)
+    let other = problem.map_or_else(
+        || OtherState::Computed {
+            digest: Compared {
+                expected: direction.end(work.binding),
+                found: TensorDigest::finish(&gathered.hasher),
+            },
+            changed: total.changed,
+            not_finite: total.not_finite,
+            norm_ratio: Compared { expected: work.binding.norm_ratio, found: gathered.norms.ratio() },
+        },
+        OtherState::Stopped,
+    );
+    Ok(TensorEvidence { name: work.binding.name.clone(), read: direction.start(work.binding), other })
 }
 
 /// What is gathered over the blocks of one tensor.
@@ -440,4 +472,52 @@ fn there_and_back(
         ));
     }
     Ok(applied)
+}
+
+// -------------------------------------------------------------------------------------------------------- as JSON --
+
+/// One object of all fields, in which those that say nothing are null.
+impl Serialize for DigestEvidence {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let found = self.found();
+        let mut fields = serializer.serialize_struct("DigestEvidence", 5)?;
+        fields.serialize_field("state", &found.map(|found| found.state))?;
+        fields.serialize_field("binding", &found.map(|found| found.binding))?;
+        fields.serialize_field("mismatch", &self.mismatch())?;
+        fields.serialize_field("weights", &found.map(|found| found.weights))?;
+        let tensors = found.map_or_else(Vec::new, |found| {
+            found.tensors.iter().map(|tensor| TensorFields::of(tensor, found.state)).collect()
+        });
+        fields.serialize_field("tensors", &tensors)?;
+        fields.end()
+    }
+}
+
+#[derive(Serialize)]
+struct TensorFields<'a> {
+    name: &'a str,
+    before: Option<Compared<TensorDigest>>,
+    after: Option<Compared<TensorDigest>>,
+    changed: Option<u64>,
+    not_finite: Option<u64>,
+    norm_ratio: Option<Compared<f64>>,
+    problem: Option<&'a str>,
+}
+
+impl<'a> TensorFields<'a> {
+    fn of(tensor: &'a TensorEvidence, state: State) -> Self {
+        let read = Some(Compared { expected: tensor.read, found: tensor.read });
+        let (other, changed, not_finite, norm_ratio, problem) = match &tensor.other {
+            OtherState::NotComputed => (None, None, None, None, None),
+            OtherState::Stopped(problem) => (None, None, None, None, Some(problem.as_str())),
+            OtherState::Computed { digest, changed, not_finite, norm_ratio } => {
+                (Some(*digest), Some(*changed), Some(*not_finite), Some(*norm_ratio), None)
+            }
+        };
+        let (before, after) = match state {
+            State::Base => (read, other),
+            State::Edited => (other, read),
+        };
+        Self { name: &tensor.name, before, after, changed, not_finite, norm_ratio, problem }
+    }
 }

@@ -9,7 +9,8 @@ use mpatch::operation::Difference;
 use mpatch::patch::Patch;
 use mpatch::sign::policy::Rung;
 use mpatch::verify::{
-    Depth, DigestEvidence, FormEvidence, State, TensorEvidence, verify, verify_form, verify_size_bytes,
+    Depth, DigestEvidence, FormEvidence, OtherState, State, StateEvidence, TensorEvidence, verify,
+    verify_form, verify_size_bytes,
 };
 use serde::{Serialize, Serializer};
 
@@ -258,8 +259,8 @@ fn climb(
 
 /// Where the patch fits; none where no model is named, or V2 does not hold of it.
 fn place<'a>(arguments: &'a VerifyArguments, digests: Option<&DigestEvidence>) -> Option<Place<'a>> {
-    let digests = digests.filter(|digests| digests.holds())?;
-    let (state, binding) = (digests.state?, digests.binding?);
+    let found = digests.filter(|digests| digests.holds())?.found()?;
+    let (state, binding) = (found.state, found.binding);
     Some(Place { patch: &arguments.patch, base: arguments.base.as_deref()?, state, binding })
 }
 
@@ -346,10 +347,10 @@ impl LadderReport {
         let Some(digests) = self.digests.as_ref().filter(|digests| !digests.holds()) else {
             return self.far_enough(&permitted);
         };
-        let message = format!("`{patch}` fails V2: {}", digests_problem(digests));
+        let message = format!("`{patch}` fails V2: {}", digests.problem().unwrap_or_default());
         // Weights that are other than the patch says are one thing, arithmetic that breaks a promise another.
-        let tensors_hold = digests.tensors.iter().all(TensorEvidence::holds);
-        if tensors_hold {
+        let breaks_promise = |found: &StateEvidence| !found.tensors.iter().all(TensorEvidence::holds);
+        if !digests.found().is_some_and(breaks_promise) {
             return Err(CommandError::new(ExitKind::WrongBase, message).hint(self.way_to_base(digests)));
         }
         Err(CommandError::new(ExitKind::Malformed, message).hint("do not apply this patch"))
@@ -359,18 +360,18 @@ impl LadderReport {
     fn way_to_base(&self, digests: &DigestEvidence) -> String {
         let patch = patch_word(&self.patch);
         let show = format!("`mpatch show {patch}` tells which base it is for");
-        if let (None, Some(base)) = (&digests.mismatch, &self.base) {
+        if let (Some(found), Some(base)) = (digests.found(), &self.base) {
             // An edited model is bound to as it was before the patch.
-            let base = match digests.state {
-                Some(State::Edited) => "BASE".to_owned(),
-                _ => shell_word(base),
+            let base = match found.state {
+                State::Edited => "BASE".to_owned(),
+                State::Base => shell_word(base),
             };
             let trust = &self.trust.words;
             return format!(
                 "{show}; where that is this one but for those tensors, `mpatch rebase {patch} --base {base}{trust}` binds it anew"
             );
         }
-        let difference = digests.mismatch.as_ref().map(|mismatch| &mismatch.difference);
+        let difference = digests.mismatch().map(|mismatch| &mismatch.difference);
         difference
             .zip(self.base.as_deref())
             .and_then(|(difference, base)| hint_of_type(difference, &self.patch, base, &self.trust.words))
@@ -493,8 +494,7 @@ impl LadderReport {
     fn digests_outcome(&self) -> Outcome {
         match &self.digests {
             None => Outcome::NotChecked("name a model with `--base`".to_owned()),
-            Some(digests) if digests.holds() => Outcome::Holds,
-            Some(digests) => Outcome::Fails(digests_problem(digests)),
+            Some(digests) => digests.problem().into(),
         }
     }
 
@@ -541,47 +541,48 @@ impl LadderReport {
     }
 }
 
-fn digests_problem(digests: &DigestEvidence) -> String {
-    digests.problem().unwrap_or_else(|| "the patch touches nothing".to_owned())
-}
-
 fn digests_in_words(digests: &DigestEvidence) -> String {
-    if let Some(mismatch) = &digests.mismatch {
-        return match &mismatch.difference {
-            // The failure has both digests, which are longer than a row.
-            Difference::Digest { .. } => {
-                format!("tensor `{}` is not as the patch expects", mismatch.tensor)
-            }
-            difference => format!("tensor `{}` {difference}", mismatch.tensor),
-        };
-    }
+    let found = match digests {
+        DigestEvidence::Found(found) => found,
+        DigestEvidence::Elsewhere(mismatch) => {
+            return match &mismatch.difference {
+                // The failure has both digests, which are longer than a row.
+                Difference::Digest { .. } => {
+                    format!("tensor `{}` is not as the patch expects", mismatch.tensor)
+                }
+                difference => format!("tensor `{}` {difference}", mismatch.tensor),
+            };
+        }
+    };
     if let Some(problem) = digests.problem() {
         return problem;
     }
-    let tensors = count(digests.tensors.len(), "tensor");
-    let changed: Option<u64> = digests.tensors.iter().map(|tensor| tensor.changed).sum();
-    match (digests.state, changed) {
-        (Some(State::Base), None) => {
+    let tensors = count(found.tensors.len(), "tensor");
+    let changed = |tensor: &TensorEvidence| match tensor.other {
+        OtherState::Computed { changed, .. } => Some(changed),
+        _ => None,
+    };
+    match (found.state, found.tensors.iter().map(changed).sum::<Option<u64>>()) {
+        (State::Base, None) => {
             format!(
                 "this is its base: {tensors} and the weights id are the promised ones; nothing was computed"
             )
         }
-        (Some(State::Base), Some(changed)) => {
+        (State::Base, Some(changed)) => {
             format!(
                 "this is its base: in memory, {tensors} ({changed} weights change) came out as promised, and came back"
             )
         }
-        (Some(State::Edited), None) => {
+        (State::Edited, None) => {
             format!(
                 "the patch is in it: {tensors} are the promised ones, all others the base's; nothing was computed"
             )
         }
-        (Some(State::Edited), Some(_)) => {
+        (State::Edited, Some(_)) => {
             format!(
                 "the patch is in it: in memory, {tensors} came back to the base, whose weights id is the promised one"
             )
         }
-        (None, _) => "the patch touches nothing".to_owned(),
     }
 }
 
@@ -609,7 +610,7 @@ impl Report for LadderReport {
         };
         let digests = self.digests.as_ref().filter(|digests| digests.holds())?;
         let base = shell_word(base);
-        match digests.state? {
+        match digests.found()?.state {
             State::Base => Some(format!("mpatch apply {base} {patch}{trust}")),
             State::Edited => self.next_rung(&patch, &base),
         }
