@@ -629,12 +629,13 @@ fn touched_infos<'c>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Action;
 
     #[test]
     fn what_failed_twice_is_told_with_both_causes() {
         let lost = |path: &str| {
             let source = std::io::Error::other("the disk is gone");
-            CheckpointError::Io { path: path.into(), action: "sync", source }
+            CheckpointError::Io { path: path.into(), action: Action::Sync, source }
         };
         let (error, recovery) = (Box::new(lost("first").into()), Box::new(lost("second")));
         let expected = "cannot sync `first`: the disk is gone; cannot sync `second`: the disk is gone";

@@ -14,7 +14,7 @@ use super::locate::is_safetensors;
 use super::source::open_regular;
 use super::temporary::is_temporary;
 use super::write::{create_new, untouched};
-use super::{Checkpoint, CheckpointError, folder_of, hash_range};
+use super::{Action, Checkpoint, CheckpointError, folder_of, hash_range};
 use crate::digest::FileDigest;
 
 /// No config or tokenizer file comes near this; what is larger is something else.
@@ -53,7 +53,7 @@ impl Checkpoint {
         let shards: BTreeSet<_> = self.files.iter().filter_map(|file| file.path.file_name()).collect();
         let homes = self.homes();
         let mut left_out = Vec::new();
-        for name in disk.list(base).map_err(CheckpointError::io(base, "list"))? {
+        for name in disk.list(base).map_err(CheckpointError::io(base, Action::List))? {
             let (source, target) = (base.join(&name), target.join(&name));
             let is_shard = shards.contains(name.as_os_str());
             let text = name.to_string_lossy();
@@ -66,7 +66,8 @@ impl Checkpoint {
                     self.copy_companion(&source, file, &target)?;
                 }
                 _ if self.takes_along(&source, &homes)? => {
-                    let file = open_regular(disk, &source).map_err(CheckpointError::io(&source, "open"))?;
+                    let file =
+                        open_regular(disk, &source).map_err(CheckpointError::io(&source, Action::Open))?;
                     self.copy_companion(&source, &file, &target)?;
                 }
                 _ => left_out.push(text.into_owned()),
@@ -76,7 +77,7 @@ impl Checkpoint {
     }
 
     fn copy_companion(&self, path: &Path, file: &File, target: &Path) -> Result<(), CheckpointError> {
-        let about = file.about().map_err(CheckpointError::io(path, "examine"))?;
+        let about = file.about().map_err(CheckpointError::io(path, Action::Examine))?;
         let copy = create_new(&self.disk, target)?;
         let source = Source { file, path, size_bytes: about.size_bytes };
         let into = Target { disk: &self.disk, file: &copy, path: target };
@@ -84,10 +85,10 @@ impl Checkpoint {
             let told = Told { progress: &|_| (), stop: &|| self.check_stop() };
             copy_ranges(&source, &into, &untouched(about.size_bytes, Vec::new()), &told)?;
         }
-        let made = copy.about().map_err(CheckpointError::io(target, "examine"))?;
+        let made = copy.about().map_err(CheckpointError::io(target, Action::Examine))?;
         let moded = copy.give_mode(&made, about.mode_for(&made));
-        moded.map_err(CheckpointError::io(target, "set the mode of"))?;
-        copy.sync().map_err(CheckpointError::io(target, "sync"))
+        moded.map_err(CheckpointError::io(target, Action::SetMode))?;
+        copy.sync().map_err(CheckpointError::io(target, Action::Sync))
     }
 
     /// Whether something beside the weights goes along into a copy of their folder: it is a file that holds no weights,
@@ -99,7 +100,7 @@ impl Checkpoint {
         if is_safetensors(path) || by_ending(path).is_some() {
             return Ok(false);
         }
-        match self.disk.about_name(path).map_err(CheckpointError::io(path, "examine"))?.kind {
+        match self.disk.about_name(path).map_err(CheckpointError::io(path, Action::Examine))?.kind {
             Kind::Symlink => {}
             kind => return Ok(kind == Kind::File),
         }
@@ -131,10 +132,11 @@ impl Checkpoint {
         let file = match open_regular(&self.disk, &path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(CheckpointError::io(&path, "open")(error)),
+            Err(error) => return Err(CheckpointError::io(&path, Action::Open)(error)),
         };
-        let bytes =
-            file.read_to_end(COMPANION_SIZE_BYTES_MAX + 1).map_err(CheckpointError::io(&path, "read"))?;
+        let bytes = file
+            .read_to_end(COMPANION_SIZE_BYTES_MAX + 1)
+            .map_err(CheckpointError::io(&path, Action::Read))?;
         if bytes.len() as u64 > COMPANION_SIZE_BYTES_MAX {
             let (limit, found) = (COMPANION_SIZE_BYTES_MAX, bytes.len() as u64);
             return Err(CheckpointError::Limit { path, what: "a size in bytes", limit, found });
@@ -152,7 +154,9 @@ impl Checkpoint {
     pub fn file_digest(&self, index: usize) -> Result<FileDigest, CheckpointError> {
         let file = &self.files[index];
         let hashed = hash_range(file.size_bytes, |bytes, offset| file.file.read_exact_at(bytes, offset));
-        hashed.map(|hasher| FileDigest::finish(&hasher)).map_err(CheckpointError::io(&file.path, "read"))
+        hashed
+            .map(|hasher| FileDigest::finish(&hasher))
+            .map_err(CheckpointError::io(&file.path, Action::Read))
     }
 }
 

@@ -6,11 +6,11 @@
 use std::ops::Range;
 use std::path::Path;
 
-use super::CheckpointError;
 use super::disk::{DirectWay, File, Files, PAGE_BYTES, Pages, write_whole_pages};
 use super::journal::reserve;
 use super::keep::Told;
 use super::waiting::map_waiting;
+use super::{Action, CheckpointError};
 
 /// How much is copied at once, where the system does not copy by itself.
 const PART_BYTES: u64 = 4 << 20;
@@ -37,7 +37,7 @@ pub(super) fn share_or_reserve(source: &Source<'_>, target: &Target<'_>) -> Resu
     if share_contents(source, target.file) {
         return Ok(true);
     }
-    target.file.set_size(0).map_err(CheckpointError::io(target.path, "write"))?;
+    target.file.set_size(0).map_err(CheckpointError::io(target.path, Action::Write))?;
     // A full disk is found here, before the work.
     reserve(target.disk, target.file, target.path, source.size_bytes)?;
     Ok(false)
@@ -95,11 +95,11 @@ fn copy_part(
     let before = (part.start % PAGE_BYTES as u64) as usize;
     let bytes = pages.of_size(before + (part.end - part.start) as usize);
     let read = source.file.read_exact_at(&mut bytes[before..], part.start);
-    read.map_err(CheckpointError::io(source.path, "read"))?;
+    read.map_err(CheckpointError::io(source.path, Action::Read))?;
     let written = write_whole_pages(way, target.file, bytes, before, part.start).and_then(|written| {
         target.file.write_all_at(&bytes[before + written..], part.start + written as u64)
     });
-    written.map_err(CheckpointError::io(target.path, "write"))
+    written.map_err(CheckpointError::io(target.path, Action::Write))
 }
 
 /// Copies a range inside the system, or by reading and writing where that is not supported.
@@ -124,9 +124,9 @@ fn copy_in_the_system(
         } else {
             block.resize(PART_BYTES.min(left) as usize, 0);
             let read = source.file.read_exact_at(&mut block, offset);
-            read.map_err(CheckpointError::io(source.path, "read"))?;
+            read.map_err(CheckpointError::io(source.path, Action::Read))?;
             let written = target.file.write_all_at(&block, offset);
-            written.map_err(CheckpointError::io(target.path, "write"))?;
+            written.map_err(CheckpointError::io(target.path, Action::Write))?;
             block.len() as u64
         };
         offset += copied;

@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::disk::{Audience, Files, Sink};
 use super::last_step::tell_of_last_step;
 use super::temporary::Temporary;
-use super::{CheckpointError, folder_of};
+use super::{Action, CheckpointError, folder_of};
 use crate::tensor::Dtype;
 
 /// A tensor to be written: its name, type and shape.
@@ -98,7 +98,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     if let Ok(old) = files.about(&target) {
         let file = temporary.handle();
         let moded = file.about().and_then(|made| file.give_mode(&made, old.mode_for(&made)));
-        moded.map_err(CheckpointError::io(path, "set the mode of"))?;
+        moded.map_err(CheckpointError::io(path, Action::SetMode))?;
     }
     temporary.place_over(&target)
 }
@@ -132,9 +132,9 @@ pub(crate) fn write_new_folder_on(
 ) -> Result<(), CheckpointError> {
     let parent = folder_of(path);
     let temporary = Temporary::folder(files, parent, Audience::All)
-        .map_err(CheckpointError::io(parent, "create a folder in"))?;
+        .map_err(CheckpointError::io(parent, Action::CreateFolder))?;
     fill(temporary.path()).map_err(|error| error.by_its_name(temporary.path(), path))?;
-    files.sync_folder(temporary.path()).map_err(CheckpointError::io(path, "sync"))?;
+    files.sync_folder(temporary.path()).map_err(CheckpointError::io(path, Action::Sync))?;
     temporary.place_new(path).map(drop)
 }
 
@@ -158,12 +158,12 @@ fn written_for(
 ) -> Result<Temporary, CheckpointError> {
     let failed = |action| CheckpointError::io(path, action);
     let temporary = Temporary::file(files, folder_of(path), audience);
-    let temporary = temporary.map_err(failed("create a temporary file for"))?;
+    let temporary = temporary.map_err(failed(Action::CreateTemporary))?;
     let file = temporary.handle();
     let mut sink = BufWriter::new(Sink::new(file));
-    write(&mut sink).and_then(|()| sink.flush()).map_err(failed("write"))?;
+    write(&mut sink).and_then(|()| sink.flush()).map_err(failed(Action::Write))?;
     drop(sink);
-    file.sync().map_err(failed("sync"))?;
+    file.sync().map_err(failed(Action::Sync))?;
     Ok(temporary)
 }
 

@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint; every error carries the path it is about.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -15,8 +16,8 @@ pub enum CheckpointError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was being done to it, as a verb.
-        action: &'static str,
+        /// What was being done to it.
+        action: Action,
         /// The system's own words.
         source: io::Error,
     },
@@ -178,6 +179,66 @@ pub enum CheckpointError {
     },
 }
 
+/// What was being done to a file or folder when the system said no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+#[expect(missing_docs, reason = "each is the verb that it is shown as")]
+pub enum Action {
+    AskFileSystem,
+    Create,
+    CreateFolder,
+    CreateTemporary,
+    Cut,
+    Examine,
+    List,
+    Lock,
+    Open,
+    OpenForWriting,
+    PutInPlace,
+    Read,
+    Remove,
+    ReserveRoom,
+    SetMode,
+    Sync,
+    SyncFolder,
+    Write,
+    WriteTo,
+}
+
+impl Action {
+    /// Whether nothing was to be changed by it.
+    pub const fn only_looks(self) -> bool {
+        use Action::{AskFileSystem, Examine, List, Lock, Open, Read};
+        matches!(self, AskFileSystem | Examine | List | Lock | Open | Read)
+    }
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Action::AskFileSystem => "ask the file system of",
+            Action::Create => "create",
+            Action::CreateFolder => "create a folder in",
+            Action::CreateTemporary => "create a temporary file for",
+            Action::Cut => "cut",
+            Action::Examine => "examine",
+            Action::List => "list",
+            Action::Lock => "lock",
+            Action::Open => "open",
+            Action::OpenForWriting => "open for writing",
+            Action::PutInPlace => "put in place",
+            Action::Read => "read",
+            Action::Remove => "remove",
+            Action::ReserveRoom => "reserve room for",
+            Action::SetMode => "set the mode of",
+            Action::Sync => "sync",
+            Action::SyncFolder => "sync the folder of",
+            Action::Write => "write",
+            Action::WriteTo => "write to",
+        })
+    }
+}
+
 impl CheckpointError {
     /// A tensor that does not hash to what it should.
     pub(crate) fn changed(path: PathBuf, tensor: &str, expected: TensorDigest, found: TensorDigest) -> Self {
@@ -185,8 +246,8 @@ impl CheckpointError {
         CheckpointError::Changed { path, tensor: tensor.to_owned(), difference }
     }
 
-    /// Wraps a system error with the path and the verb, for `map_err`.
-    pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self {
+    /// Wraps a system error with the path and what was being done to it, for `map_err`.
+    pub(crate) fn io(path: &Path, action: Action) -> impl FnOnce(io::Error) -> Self {
         move |source| CheckpointError::Io { path: path.to_owned(), action, source }
     }
 
@@ -198,7 +259,7 @@ impl CheckpointError {
             }
             // What is in a temporary goes with it, whether it would have lasted or not.
             CheckpointError::NotDurable { path, source } if path.starts_with(temporary) => {
-                CheckpointError::Io { path: target.to_owned(), action: "sync", source }
+                CheckpointError::Io { path: target.to_owned(), action: Action::Sync, source }
             }
             CheckpointError::Space { path, needed_bytes, free_bytes, source }
                 if path.starts_with(temporary) =>

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::disk::{Access, Files};
 use super::header::{HEADER_SIZE_BYTES_MAX, HEADER_SIZE_FIELD_BYTES};
-use super::{CheckpointError, is_file};
+use super::{Action, CheckpointError, is_file};
 
 /// What a file is that is no safetensors file, by how it begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub(super) fn by_ending(path: &Path) -> Option<Foreign> {
 
 /// Why a folder without safetensors is no checkpoint, if it has weights in another form.
 pub(super) fn refusal_of(disk: &Files, folder: &Path) -> Result<Option<CheckpointError>, CheckpointError> {
-    let mut names = disk.list(folder).map_err(CheckpointError::io(folder, "list"))?;
+    let mut names = disk.list(folder).map_err(CheckpointError::io(folder, Action::List))?;
     // `training_args.bin` and the like hold no weights.
     names.sort_by_key(|name| {
         let name = name.to_string_lossy();
@@ -105,8 +105,8 @@ pub(super) fn refusal_of(disk: &Files, folder: &Path) -> Result<Option<Checkpoin
         if !is_file(disk, &path)? {
             continue;
         }
-        let file = disk.open(&path, Access::Read).map_err(CheckpointError::io(&path, "open"))?;
-        let start = file.read_to_end(START_BYTES).map_err(CheckpointError::io(&path, "read"))?;
+        let file = disk.open(&path, Access::Read).map_err(CheckpointError::io(&path, Action::Open))?;
+        let start = file.read_to_end(START_BYTES).map_err(CheckpointError::io(&path, Action::Read))?;
         if is_start_of_header(&start) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let reason =
@@ -124,7 +124,7 @@ const PYTORCH_NAME: &str = "pytorch_model";
 
 /// Weights in PyTorch's format, by their name, that lie in a folder, if any do.
 pub(super) fn pytorch_in(disk: &Files, folder: &Path) -> Result<Option<String>, CheckpointError> {
-    let names = disk.list(folder).map_err(CheckpointError::io(folder, "list"))?;
+    let names = disk.list(folder).map_err(CheckpointError::io(folder, Action::List))?;
     let names = names.into_iter().map(|name| name.to_string_lossy().into_owned());
     let is_pytorch = |name: &String| {
         name.starts_with(PYTORCH_NAME) && by_ending(Path::new(name)) == Some(Foreign::PyTorch)

@@ -10,7 +10,7 @@ use super::disk::{Access, File, Files, Kind, Lock, Locked};
 use super::journal::{Extent, Header, Journal, JournaledFile, journal_of};
 use super::keep::{Cover, Told};
 use super::restore::{Ended, Goal, Outcome, Syncs};
-use super::{Checkpoint, CheckpointError, TensorInfo, folder_of};
+use super::{Action, Checkpoint, CheckpointError, TensorInfo, folder_of};
 use crate::digest::TensorDigest;
 
 /// A tensor that is to be rewritten where it lies: what it holds now, and what it is to hold.
@@ -64,9 +64,9 @@ pub(crate) fn check_in_place<'t>(
 fn check_file(checkpoint: &Checkpoint, index: usize) -> Result<(), CheckpointError> {
     let file = &checkpoint.files()[index];
     let path = file.path();
-    let examined = CheckpointError::io(path, "examine");
+    let examined = CheckpointError::io(path, Action::Examine);
     let about = checkpoint.disk().about_name(path).map_err(examined)?;
-    let opened = file.file.about().map_err(CheckpointError::io(path, "examine"))?;
+    let opened = file.file.about().map_err(CheckpointError::io(path, Action::Examine))?;
     let reason = if about.kind == Kind::Symlink {
         "it is a symlink, and the file behind it belongs to a cache or to another model".to_owned()
     } else if !about.is_same_file(&opened) {
@@ -130,8 +130,8 @@ impl<'a> InPlace<'a> {
             return Ok(());
         }
         let opened = self.checkpoint.disk().open(path, Access::ReadWrite);
-        let target = opened.map_err(CheckpointError::io(path, "open for writing"))?;
-        let examined = |file: &File| file.about().map_err(CheckpointError::io(path, "examine"));
+        let target = opened.map_err(CheckpointError::io(path, Action::OpenForWriting))?;
+        let examined = |file: &File| file.about().map_err(CheckpointError::io(path, Action::Examine));
         if !examined(&target)?.is_same_file(&examined(&file.file)?) {
             let reason = "it was replaced by another file meanwhile".to_owned();
             return Err(CheckpointError::InPlace { path: path.to_owned(), reason });
@@ -151,7 +151,7 @@ impl<'a> InPlace<'a> {
         let mut files = Vec::new();
         for (&index, target) in &self.targets {
             let path = self.checkpoint.files()[index].path();
-            let about = target.about().map_err(CheckpointError::io(path, "examine"))?;
+            let about = target.about().map_err(CheckpointError::io(path, Action::Examine))?;
             let touched = rewrites.iter().filter(|rewrite| rewrite.tensor.file_index == index);
             let extents = touched.map(|rewrite| Extent {
                 tensor: rewrite.tensor.name.clone(),
@@ -205,7 +205,7 @@ impl<'a> InPlace<'a> {
         Some(self.checkpoint.check_stop().and_then(|()| {
             target
                 .write_and_begin_sync_at(bytes, tensor.offset + offset)
-                .map_err(CheckpointError::io(path, "write"))
+                .map_err(CheckpointError::io(path, Action::Write))
         }))
     }
 
@@ -240,7 +240,7 @@ impl<'a> InPlace<'a> {
         for (index, target) in &self.targets {
             let path = self.checkpoint.files()[*index].path();
             let is_named = self.checkpoint.disk().is_named(path, target);
-            if !is_named.map_err(CheckpointError::io(path, "examine"))? {
+            if !is_named.map_err(CheckpointError::io(path, Action::Examine))? {
                 let reason = "it was moved away or replaced meanwhile".to_owned();
                 return Err(CheckpointError::InPlace { path: path.to_owned(), reason });
             }
@@ -262,7 +262,7 @@ impl<'a> InPlace<'a> {
 
 /// Takes the lock of a file that is about to be written.
 fn lock_exclusive(file: &File, path: &Path) -> Result<(), CheckpointError> {
-    match file.lock(Lock::Exclusive).map_err(CheckpointError::io(path, "lock"))? {
+    match file.lock(Lock::Exclusive).map_err(CheckpointError::io(path, Action::Lock))? {
         Locked::Held => Ok(()),
         Locked::Busy => Err(CheckpointError::Busy { path: path.to_owned() }),
         Locked::Unsupported => Err(CheckpointError::InPlace {

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::CheckpointError;
 use super::disk::{File, Files};
 use super::foreign::is_lfs_pointer;
 use super::header::UniqueMap;
 use super::source::open_regular;
+use super::{Action, CheckpointError};
 
 /// Largest index file.
 pub const INDEX_SIZE_BYTES_MAX: u64 = 64 << 20;
@@ -33,8 +33,9 @@ struct RawIndex {
 impl Index {
     /// Reads and checks the index at `path`; the file stays open.
     pub(super) fn read(disk: &Files, path: &Path) -> Result<(Self, File), CheckpointError> {
-        let file = open_regular(disk, path).map_err(CheckpointError::io(path, "open"))?;
-        let text = file.read_to_end(INDEX_SIZE_BYTES_MAX + 1).map_err(CheckpointError::io(path, "read"))?;
+        let file = open_regular(disk, path).map_err(CheckpointError::io(path, Action::Open))?;
+        let text =
+            file.read_to_end(INDEX_SIZE_BYTES_MAX + 1).map_err(CheckpointError::io(path, Action::Read))?;
         let found = text.len() as u64;
         if found > INDEX_SIZE_BYTES_MAX {
             let what = "a size in bytes";

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::blocks::{BLOCK_BYTES, BlockHash};
 use super::disk::{About, Access, Audience, File, Files, Kind, PAGE_BYTES};
 use super::temporary::Temporary;
-use super::{CheckpointError, folder_of};
+use super::{Action, CheckpointError, folder_of};
 use crate::digest::TensorDigest;
 
 /// What is added to the name of the checkpoint's file, or of its index.
@@ -193,19 +193,20 @@ impl Journal {
         targets: &[&File],
     ) -> Result<Self, CheckpointError> {
         let failed = |action| CheckpointError::io(path, action);
-        let text = header.encode().map_err(failed("write"))?;
-        let temporary = Temporary::file(files, folder_of(path), Audience::Owner).map_err(failed("create"))?;
+        let text = header.encode().map_err(failed(Action::Write))?;
+        let temporary =
+            Temporary::file(files, folder_of(path), Audience::Owner).map_err(failed(Action::Create))?;
         let (size, hash) = ((text.len() as u64).to_le_bytes(), blake3::derive_key(HEADER_CONTEXT, &text));
         let first_frame = [MAGIC, &size[..], &text, &hash].concat();
         let last_frame = [&text[..], &hash, &size, MAGIC].concat();
         let old_bytes: u64 = header.blocks().map(|block| block.journaled_size_bytes()).sum();
         let last_frame_at = first_frame_size_bytes(text.len() as u64) + old_bytes;
         let file = temporary.handle();
-        give_common_mode(targets, file).map_err(failed("set the mode of"))?;
+        give_common_mode(targets, file).map_err(failed(Action::SetMode))?;
         reserve(files, file, path, last_frame_at + last_frame.len() as u64)?;
-        file.write_all_at(&first_frame, 0).map_err(failed("write"))?;
-        file.write_all_at(&last_frame, last_frame_at).map_err(failed("write"))?;
-        file.sync().map_err(failed("sync"))?;
+        file.write_all_at(&first_frame, 0).map_err(failed(Action::Write))?;
+        file.write_all_at(&last_frame, last_frame_at).map_err(failed(Action::Write))?;
+        file.sync().map_err(failed(Action::Sync))?;
         match temporary.place_new(path) {
             Ok(file) => {
                 let (files, path, header_size_bytes) = (files.clone(), path.to_owned(), text.len() as u64);
@@ -246,7 +247,7 @@ pub(super) fn reserve(files: &Files, file: &File, path: &Path, size: u64) -> Res
             Ok(free_bytes) if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
                 CheckpointError::Space { path: path.to_owned(), needed_bytes: size, free_bytes, source }
             }
-            _ => CheckpointError::io(path, "reserve room for")(source),
+            _ => CheckpointError::io(path, Action::ReserveRoom)(source),
         }
     })
 }
@@ -285,7 +286,7 @@ impl Journal {
             // Opening a pipe would wait for somebody to write to it.
             Ok(_) => return Ok(Found::Nothing),
             Err(error) if is_gone(&error) => return Ok(Found::Nothing),
-            Err(error) => return Err(failed("examine")(error)),
+            Err(error) => return Err(failed(Action::Examine)(error)),
         };
         let file = match files.open(path, Access::Read) {
             Ok(file) => file,
@@ -294,9 +295,9 @@ impl Journal {
                 let reason = format!("it is user {owner}'s, and cannot be opened: {error}");
                 return Ok(Found::Closed { reason, way_out: ASK_ITS_AUTHOR });
             }
-            Err(error) => return Err(failed("open")(error)),
+            Err(error) => return Err(failed(Action::Open)(error)),
         };
-        let size = file.about().map_err(failed("examine"))?.size_bytes;
+        let size = file.about().map_err(failed(Action::Examine))?.size_bytes;
         let mut unread = None;
         for at_end in [false, true] {
             match read_header(&file, size, at_end) {
@@ -316,8 +317,8 @@ impl Journal {
             }
         }
         // What could not be read may be whole.
-        unread.map_or(Ok(()), Err).map_err(failed("read"))?;
-        let (reason, way_out) = match other_layout(&file).map_err(failed("read"))? {
+        unread.map_or(Ok(()), Err).map_err(failed(Action::Read))?;
+        let (reason, way_out) = match other_layout(&file).map_err(failed(Action::Read))? {
             Some(reason) => (reason, "open it with the mpatch that wrote the journal"),
             // A true one gets its name when all of it is on disk, so no crash leaves a part of one.
             None => ("neither of its two headers is whole".to_owned(), PUT_BACK_AND_REMOVE),

@@ -15,7 +15,7 @@ use super::disk::{DirectWay, File, Pages};
 use super::journal::{Block, HASH_BYTES, Journal};
 use super::restore::Kept;
 use super::waiting::map_waiting;
-use super::{CheckpointError, Progress};
+use super::{Action, CheckpointError, Progress};
 
 /// Blocks of the journal between two syncs.
 const BLOCKS_PER_SYNC: usize = 64;
@@ -105,7 +105,7 @@ impl Journal {
                     ));
                 }
             }
-            self.file.sync().map_err(CheckpointError::io(&self.path, "sync"))?;
+            self.file.sync().map_err(CheckpointError::io(&self.path, Action::Sync))?;
             keeper.0.grow(blocks.iter().map(|(_, block)| block.size_bytes).sum());
         }
         Ok(())
@@ -127,13 +127,13 @@ impl Work<'_> {
         let (bytes, rest) = pages.split_at_mut(block.size_bytes as usize);
         let source_path = self.journal.target_path(block.file);
         let read = self.sources[block.file].read_exact_at(bytes, block.offset);
-        read.map_err(CheckpointError::io(&source_path, "read"))?;
+        read.map_err(CheckpointError::io(&source_path, Action::Read))?;
         let hash = BlockHash::of(block.tensor_offset, bytes);
         let (end, padding) = rest.split_at_mut(HASH_BYTES as usize);
         end.copy_from_slice(&self.journal.check(at, &hash));
         padding.fill(0);
         let written = self.way.write_all_at(&self.journal.file, pages, at);
-        written.map_err(CheckpointError::io(&self.journal.path, "write"))?;
+        written.map_err(CheckpointError::io(&self.journal.path, Action::Write))?;
         (self.told.progress)(block.size_bytes);
         Ok(hash)
     }

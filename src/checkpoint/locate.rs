@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::disk::{Files, Kind};
 use super::foreign::{pytorch_in, refusal_of};
 use super::index::Index;
-use super::{CheckpointError, Layout, folder_of, is_file};
+use super::{Action, CheckpointError, Layout, folder_of, is_file};
 
 /// Where a checkpoint's weights are found.
 pub(super) struct Located {
@@ -28,7 +28,7 @@ impl Located {
 }
 
 pub(super) fn locate(disk: &Files, path: &Path) -> Result<Located, CheckpointError> {
-    let about = disk.about(path).map_err(CheckpointError::io(path, "open"))?;
+    let about = disk.about(path).map_err(CheckpointError::io(path, Action::Open))?;
     let (weights, layout) = if about.kind == Kind::Folder {
         (find_weights(disk, path)?, Layout::Folder)
     } else {
@@ -47,7 +47,7 @@ fn find_weights(disk: &Files, folder: &Path) -> Result<PathBuf, CheckpointError>
         }
     }
     let (mut candidates, mut adapters) = (Vec::new(), Vec::new());
-    for name in disk.list(folder).map_err(CheckpointError::io(folder, "list"))? {
+    for name in disk.list(folder).map_err(CheckpointError::io(folder, Action::List))? {
         let path = folder.join(&name);
         if !(is_safetensors(&path) || is_safetensors_index(&path)) || !is_file(disk, &path)? {
             continue;

@@ -54,7 +54,7 @@ pub(crate) use self::create::write_new_folder;
 pub use self::create::{NewTensor, replace, write_new, write_new_private, write_over, write_safetensors};
 #[cfg(test)]
 pub(crate) use self::create::{write_new_folder_on, write_new_on, write_safetensors_on};
-pub use self::error::CheckpointError;
+pub use self::error::{Action, CheckpointError};
 pub use self::foreign::{Foreign, is_lfs_pointer};
 pub use self::header::{DIMENSIONS_MAX, HEADER_SIZE_BYTES_MAX, METADATA_ENTRIES_MAX, TENSOR_NAME_BYTES_MAX};
 pub(crate) use self::in_place::{Rewrite, check_in_place};
@@ -329,7 +329,7 @@ impl Checkpoint {
         } else {
             Err(std::io::ErrorKind::UnexpectedEof.into())
         };
-        outcome.map_err(CheckpointError::io(&file.path, "read"))
+        outcome.map_err(CheckpointError::io(&file.path, Action::Read))
     }
 
     /// Digest of one tensor, read in blocks.
@@ -425,7 +425,7 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn is_file(disk: &Files, path: &Path) -> Result<bool, CheckpointError> {
-    disk.is_regular(path).map_err(CheckpointError::io(path, "examine"))
+    disk.is_regular(path).map_err(CheckpointError::io(path, Action::Examine))
 }
 
 type Opened = (Vec<CheckpointFile>, Vec<TensorInfo>);
@@ -447,7 +447,7 @@ fn open_shards(
     let mut shard_of_file = BTreeMap::new();
     for (file_index, name) in index.shards().into_iter().enumerate() {
         let (file, mut shard_tensors) = open_file(disk, &folder.join(name), file_index)?;
-        let about = file.file.about().map_err(CheckpointError::io(&file.path, "examine"))?;
+        let about = file.file.about().map_err(CheckpointError::io(&file.path, Action::Examine))?;
         // Thousands of names for one header would have it in memory as often, before a tensor is seen twice.
         if let Some(other) = shard_of_file.insert((about.device, about.inode), name) {
             let reason = format!("its shards {other:?} and {name:?} are one file");
@@ -498,27 +498,28 @@ fn open_file(
 ) -> Result<(CheckpointFile, Vec<TensorInfo>), CheckpointError> {
     let refuse = |reason: String| CheckpointError::Header { path: path.to_owned(), reason };
     // Asked before opening: opening a named pipe would wait for a writer.
-    if disk.about(path).map_err(CheckpointError::io(path, "open"))?.kind != Kind::File {
+    if disk.about(path).map_err(CheckpointError::io(path, Action::Open))?.kind != Kind::File {
         return Err(refuse("it is not a regular file".to_owned()));
     }
-    let file = disk.open(path, Access::Read).map_err(CheckpointError::io(path, "open"))?;
+    let file = disk.open(path, Access::Read).map_err(CheckpointError::io(path, Action::Open))?;
     // Held as long as the checkpoint is open: nobody changes it in place meanwhile.
-    if file.lock(Lock::Shared).map_err(CheckpointError::io(path, "lock"))? == Locked::Busy {
+    if file.lock(Lock::Shared).map_err(CheckpointError::io(path, Action::Lock))? == Locked::Busy {
         return Err(CheckpointError::Busy { path: path.to_owned() });
     }
-    let size_bytes = file.about().map_err(CheckpointError::io(path, "examine"))?.size_bytes;
+    let size_bytes = file.about().map_err(CheckpointError::io(path, Action::Examine))?.size_bytes;
     if size_bytes < HEADER_SIZE_FIELD_BYTES {
         return Err(refuse(format!("it has {size_bytes} bytes, too few for a header")));
     }
     let mut header_size = [0; HEADER_SIZE_FIELD_BYTES as usize];
-    file.read_exact_at(&mut header_size, 0).map_err(CheckpointError::io(path, "read"))?;
+    file.read_exact_at(&mut header_size, 0).map_err(CheckpointError::io(path, Action::Read))?;
     if let Some(found) = Foreign::of(header_size) {
         return Err(CheckpointError::Foreign { path: path.to_owned(), found });
     }
     let header_size = u64::from_le_bytes(header_size);
     header::check_size(header_size, size_bytes).map_err(refuse)?;
     let mut text = vec![0; header_size as usize];
-    file.read_exact_at(&mut text, HEADER_SIZE_FIELD_BYTES).map_err(CheckpointError::io(path, "read"))?;
+    file.read_exact_at(&mut text, HEADER_SIZE_FIELD_BYTES)
+        .map_err(CheckpointError::io(path, Action::Read))?;
     let data_start = HEADER_SIZE_FIELD_BYTES + header_size;
     let header = header::parse(&text, size_bytes - data_start).map_err(refuse)?;
     // The text may be large, and so may be what follows.

@@ -14,10 +14,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use super::CheckpointError;
 use super::create::written_beside;
 use super::disk::Files;
 use super::folder_of;
+use super::{Action, CheckpointError};
 
 const SIZE_FIELD_BYTES: u64 = 8;
 const DIGEST_BYTES: u64 = 32;
@@ -53,33 +53,33 @@ impl RecordLog {
         let failed = |action| CheckpointError::io(path, action);
         let file = loop {
             let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-            let file = file.map_err(failed("open"))?;
+            let file = file.map_err(failed(Action::Open))?;
             match file.try_lock() {
                 Ok(()) => {}
                 Err(TryLockError::WouldBlock) => return Ok(None),
-                Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),
+                Err(TryLockError::Error(error)) => return Err(failed(Action::Lock)(error)),
             }
             // Whoever held it may have removed it meanwhile: what was written to it would be lost with it.
-            if has_name(&file, path).map_err(failed("examine"))? {
+            if has_name(&file, path).map_err(failed(Action::Examine))? {
                 break file;
             }
         };
-        let mut records = Records::over(&file).map_err(failed("read"))?;
-        let known = records.next().map_err(failed("read"))?.is_some_and(|first| first == origin);
+        let mut records = Records::over(&file).map_err(failed(Action::Read))?;
+        let known = records.next().map_err(failed(Action::Read))?.is_some_and(|first| first == origin);
         let mut end = 0;
         if known {
             end = records.position;
-            while let Some(payload) = records.next().map_err(failed("read"))? {
+            while let Some(payload) = records.next().map_err(failed(Action::Read))? {
                 end = records.position;
                 read(payload);
             }
         }
-        file.set_len(end).map_err(failed("cut"))?;
+        file.set_len(end).map_err(failed(Action::Cut))?;
         let mut log = Self { path: path.to_owned(), file };
-        log.file.seek(SeekFrom::Start(end)).map_err(failed("read"))?;
+        log.file.seek(SeekFrom::Start(end)).map_err(failed(Action::Read))?;
         if !known {
             log.append(origin)?;
-            Files::real().sync_folder(folder_of(path)).map_err(failed("sync the folder of"))?;
+            Files::real().sync_folder(folder_of(path)).map_err(failed(Action::SyncFolder))?;
         }
         Ok(Some(log))
     }
@@ -92,8 +92,8 @@ impl RecordLog {
         let mut record = Vec::with_capacity(payload.len() + (SIZE_FIELD_BYTES + DIGEST_BYTES) as usize);
         write_record(&mut record, payload)
             .and_then(|()| self.file.write_all(&record))
-            .map_err(CheckpointError::io(&self.path, "write"))?;
-        self.file.sync_data().map_err(CheckpointError::io(&self.path, "sync"))
+            .map_err(CheckpointError::io(&self.path, Action::Write))?;
+        self.file.sync_data().map_err(CheckpointError::io(&self.path, Action::Sync))
     }
 
     /// Removes the log: what it helped with is done.
@@ -101,7 +101,7 @@ impl RecordLog {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn remove(self) -> Result<(), CheckpointError> {
-        std::fs::remove_file(&self.path).map_err(CheckpointError::io(&self.path, "remove"))
+        std::fs::remove_file(&self.path).map_err(CheckpointError::io(&self.path, Action::Remove))
     }
 }
 
@@ -146,13 +146,13 @@ pub(crate) fn read_records(
     let file = match File::open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(failed("open")(error)),
+        Err(error) => return Err(failed(Action::Open)(error)),
     };
-    let mut records = Records::over(&file).map_err(failed("read"))?;
-    if records.next().map_err(failed("read"))?.is_none_or(|first| first != origin) {
+    let mut records = Records::over(&file).map_err(failed(Action::Read))?;
+    if records.next().map_err(failed(Action::Read))?.is_none_or(|first| first != origin) {
         return Ok(false);
     }
-    while let Some(payload) = records.next().map_err(failed("read"))? {
+    while let Some(payload) = records.next().map_err(failed(Action::Read))? {
         read(payload);
     }
     Ok(true)

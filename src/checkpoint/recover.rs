@@ -21,7 +21,7 @@ use super::journal::{ASK_ITS_AUTHOR, Found, JOURNAL_SUFFIX, Journal, JournaledFi
 use super::locate::locate;
 use super::restore::{Goal, Kept, Outcome, Stuck, Syncs};
 use super::temporary::sweep;
-use super::{CheckpointError, Layout, folder_of};
+use super::{Action, CheckpointError, Layout, folder_of};
 use crate::causes::with_causes;
 
 /// What there is to do where a file is not there, or is not what it was.
@@ -163,7 +163,7 @@ fn journals_in(files: &Files, folder: &Path, places: &[PathBuf]) -> Result<Vec<P
                 return Ok(known.collect());
             }
             let there = known.find(|journal| files.is_taken(journal).unwrap_or(false));
-            let error = CheckpointError::io(folder, "list")(error);
+            let error = CheckpointError::io(folder, Action::List)(error);
             Err(match there {
                 Some(journal) => waiting_for(&journal, places, error),
                 None => error,

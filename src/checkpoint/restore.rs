@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::blocks::{BlockHash, digest_of_blocks};
 use super::disk::File;
 use super::journal::{Extent, Header, Journal, PUT_BACK_AND_REMOVE};
-use super::{CheckpointError, folder_of, hash_range};
+use super::{Action, CheckpointError, folder_of, hash_range};
 use crate::digest::TensorDigest;
 
 /// What there is to do where the old bytes find no room.
@@ -188,7 +188,7 @@ impl Journal {
     /// Makes the new bytes last.
     pub(super) fn sync(&self, targets: &[&File]) -> Result<(), CheckpointError> {
         let synced = targets.iter().try_for_each(|file| file.sync());
-        synced.map_err(CheckpointError::io(&self.first_target(), "sync"))
+        synced.map_err(CheckpointError::io(&self.first_target(), Action::Sync))
     }
 
     /// Brings the targets to `goal`, whatever they hold now, and removes the journal.

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::CheckpointError;
 use super::disk::{Access, File, Files, Kind, SystemFile};
+use super::{Action, CheckpointError};
 use crate::source::Source;
 
 /// Opens the regular file at `path` for reading.
@@ -28,8 +28,8 @@ impl FileSource {
     /// # Errors
     /// [`CheckpointError::Io`].
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let file = open_regular(&Files::real(), path).map_err(CheckpointError::io(path, "read"))?;
-        Self::with(file).map_err(CheckpointError::io(path, "examine"))
+        let file = open_regular(&Files::real(), path).map_err(CheckpointError::io(path, Action::Read))?;
+        Self::with(file).map_err(CheckpointError::io(path, Action::Examine))
     }
 
     /// Takes a file that is open, of the size that it has now.

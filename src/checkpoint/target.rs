@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Checkpoint, CheckpointError, Layout, folder_of};
+use super::{Action, Checkpoint, CheckpointError, Layout, folder_of};
 
 /// Refuses a target that exists, or whose folder cannot be written: asked before any work is done.
 ///
@@ -10,7 +10,7 @@ use super::{Checkpoint, CheckpointError, Layout, folder_of};
 /// [`CheckpointError::OutputExists`], [`CheckpointError::Output`] or [`CheckpointError::Io`].
 pub fn check_output(checkpoint: &Checkpoint, target: &Path) -> Result<(), CheckpointError> {
     let disk = checkpoint.disk();
-    if disk.is_taken(target).map_err(CheckpointError::io(target, "examine"))? {
+    if disk.is_taken(target).map_err(CheckpointError::io(target, Action::Examine))? {
         return Err(CheckpointError::OutputExists { path: target.to_owned() });
     }
     let refuse =
@@ -29,7 +29,7 @@ pub fn check_output(checkpoint: &Checkpoint, target: &Path) -> Result<(), Checkp
         return Err(refuse("the base has several files, so the output is a folder"));
     }
     let folder = folder_of(target);
-    disk.check_writable(folder).map_err(CheckpointError::io(folder, "write to"))
+    disk.check_writable(folder).map_err(CheckpointError::io(folder, Action::WriteTo))
 }
 
 /// Whether a path ends in `/.`, with or without more slashes.

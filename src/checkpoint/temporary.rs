@@ -7,7 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::{Access, Audience, File, Files, Kind, Lock, Locked};
-use super::{CheckpointError, folder_of};
+use super::{Action, CheckpointError, folder_of};
 
 /// How temporaries begin; a number follows.
 const PREFIX: &str = ".mpatch-tmp-";
@@ -96,7 +96,7 @@ impl Temporary {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(CheckpointError::OutputExists { path: target.to_owned() });
             }
-            Err(error) => return Err(CheckpointError::io(target, "create")(error)),
+            Err(error) => return Err(CheckpointError::io(target, Action::Create)(error)),
         }
         // Without this a power cut could take the new name away again.
         let synced = self.files.sync_folder(folder_of(target));
@@ -107,14 +107,16 @@ impl Temporary {
             _ => self.files.remove_file(target),
         };
         match removed {
-            Ok(()) => Err(CheckpointError::io(folder_of(target), "sync")(error)),
+            Ok(()) => Err(CheckpointError::io(folder_of(target), Action::Sync)(error)),
             Err(_) => Err(CheckpointError::NotDurable { path: target.to_owned(), source: error }),
         }
     }
 
     /// Gives it the name `target`, in place of a file that has it.
     pub(super) fn place_over(self, target: &Path) -> Result<(), CheckpointError> {
-        self.files.rename_over(&self.path, target).map_err(CheckpointError::io(target, "put in place"))?;
+        self.files
+            .rename_over(&self.path, target)
+            .map_err(CheckpointError::io(target, Action::PutInPlace))?;
         let synced = self.files.sync_folder(folder_of(target));
         self.forget();
         synced.map_err(|source| CheckpointError::NotDurable { path: target.to_owned(), source })
@@ -150,7 +152,7 @@ impl PassingFolder {
     /// # Errors
     /// [`CheckpointError::Io`] where that is not possible.
     pub fn create(folder: &Path) -> Result<Self, CheckpointError> {
-        Self::make(folder).map_err(CheckpointError::io(folder, "write to"))
+        Self::make(folder).map_err(CheckpointError::io(folder, Action::WriteTo))
     }
 
     /// The same, with the system's own error.

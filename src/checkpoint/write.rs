@@ -31,7 +31,7 @@ use super::journal::reserve;
 use super::keep::Told;
 use super::temporary::Temporary;
 use super::{
-    Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, check_output, folder_of,
+    Action, Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, check_output, folder_of,
 };
 
 /// Told bytes as they are done, from any thread.
@@ -307,7 +307,7 @@ impl<'a> CheckpointCopy<'a> {
             Layout::File => Temporary::file(disk, folder, Audience::Owner),
             Layout::Folder => Temporary::folder(disk, folder, Audience::Owner),
         };
-        let temporary = temporary.map_err(CheckpointError::io(folder, "write to"))?;
+        let temporary = temporary.map_err(CheckpointError::io(folder, Action::WriteTo))?;
         let (shards, target) = (BTreeMap::new(), target.to_owned());
         let (rest, writer, taken_along) = (Vec::new(), Mutex::new(None), TakenAlong::default());
         let mut copy = Self { checkpoint, target, rest, writer, shards, taken_along, temporary };
@@ -360,11 +360,11 @@ impl<'a> CheckpointCopy<'a> {
             return Ok(Some(file));
         }
         drop(file);
-        disk.remove_file(path).map_err(CheckpointError::io(path, "remove"))?;
+        disk.remove_file(path).map_err(CheckpointError::io(path, Action::Remove))?;
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if link(disk, source, path) {
             // Nobody knows whether whoever wrote it has waited for the disk, and the copy is to last.
-            source.file.sync().map_err(CheckpointError::io(&source.path, "sync"))?;
+            source.file.sync().map_err(CheckpointError::io(&source.path, Action::Sync))?;
             self.taken_along.linked.push(name);
             return Ok(None);
         }
@@ -418,7 +418,7 @@ impl<'a> CheckpointCopy<'a> {
             };
             let written = writer.write_at(file, bytes, tensor.offset + offset);
             *last = Some(writer);
-            written.map_err(CheckpointError::io(path, "write"))
+            written.map_err(CheckpointError::io(path, Action::Write))
         });
         Some(written.map_err(|error| self.by_its_name(error)))
     }
@@ -427,7 +427,7 @@ impl<'a> CheckpointCopy<'a> {
     fn finish_writing(&self, writer: Option<Writer>) -> Result<(), CheckpointError> {
         let Some(mut writer) = writer else { return Ok(()) };
         let Some((path, file)) = self.copy_of(writer.file_index) else { return Ok(()) };
-        writer.gather.finish(file).map_err(CheckpointError::io(path, "write"))
+        writer.gather.finish(file).map_err(CheckpointError::io(path, Action::Write))
     }
 
     fn commit(self) -> Result<TakenAlong, CheckpointError> {
@@ -445,22 +445,22 @@ impl<'a> CheckpointCopy<'a> {
     fn settle(&self) -> Result<(), CheckpointError> {
         for (file_index, source) in self.checkpoint.files().iter().enumerate() {
             let Some((path, copy)) = self.copy_of(file_index) else { continue };
-            let about = source.file.about().map_err(CheckpointError::io(&source.path, "examine"))?;
-            let made = copy.about().map_err(CheckpointError::io(path, "examine"))?;
+            let about = source.file.about().map_err(CheckpointError::io(&source.path, Action::Examine))?;
+            let made = copy.about().map_err(CheckpointError::io(path, Action::Examine))?;
             let moded = copy.give_mode(&made, about.mode_for(&made));
-            moded.map_err(CheckpointError::io(path, "set the mode of"))?;
-            copy.sync().map_err(CheckpointError::io(path, "sync"))?;
+            moded.map_err(CheckpointError::io(path, Action::SetMode))?;
+            copy.sync().map_err(CheckpointError::io(path, Action::Sync))?;
         }
         if self.checkpoint.layout() == Layout::File {
             return Ok(());
         }
         let (disk, base, path) = (self.checkpoint.disk(), self.checkpoint.folder(), self.temporary.path());
-        let about = disk.about(base).map_err(CheckpointError::io(base, "examine"))?;
-        let made = disk.about(path).map_err(CheckpointError::io(path, "examine"))?;
+        let about = disk.about(base).map_err(CheckpointError::io(base, Action::Examine))?;
+        let made = disk.about(path).map_err(CheckpointError::io(path, Action::Examine))?;
         // The owner keeps his rights: without them neither the sync nor a later removal would work.
         let moded = disk.give_folder_mode(path, &made, about.mode_for(&made) | 0o700);
-        moded.map_err(CheckpointError::io(path, "set the mode of"))?;
-        disk.sync_folder(path).map_err(CheckpointError::io(path, "sync"))
+        moded.map_err(CheckpointError::io(path, Action::SetMode))?;
+        disk.sync_folder(path).map_err(CheckpointError::io(path, Action::Sync))
     }
 }
 
@@ -507,7 +507,7 @@ fn link(disk: &Files, source: &CheckpointFile, path: &Path) -> bool {
 }
 
 pub(super) fn create_new(disk: &Files, path: &Path) -> Result<File, CheckpointError> {
-    disk.open(path, Access::CreateNew(Audience::Owner)).map_err(CheckpointError::io(path, "create"))
+    disk.open(path, Access::CreateNew(Audience::Owner)).map_err(CheckpointError::io(path, Action::Create))
 }
 
 #[cfg(test)]

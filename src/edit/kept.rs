@@ -338,6 +338,7 @@ fn take_number(bytes: &mut &[u8]) -> Option<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::Action;
     use crate::edit::key::in_contexts;
     use crate::edit::value::PlannedValues;
     use crate::model::{Device, Model};
@@ -483,7 +484,7 @@ mod tests {
         assert!(log.take_failure().is_none(), "nothing has failed yet");
         let full = || CheckpointError::Io {
             path: log.path().to_owned(),
-            action: "write",
+            action: Action::Write,
             source: std::io::ErrorKind::StorageFull.into(),
         };
         log.open.lock().expect("nobody fell").add(|_| Err(full()));

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use mpatch::bind::BindError;
 pub use mpatch::causes::with_causes;
-use mpatch::checkpoint::{CheckpointError, Foreign, is_lfs_pointer};
+use mpatch::checkpoint::{Action, CheckpointError, Foreign, is_lfs_pointer};
 use mpatch::factors::FactorError;
 use mpatch::facts::{FactsError, FactsErrorKind};
 use mpatch::operation::OperationError;
@@ -306,9 +306,11 @@ impl From<CheckpointError> for CommandError {
         let (kind, hint) = match &error {
             CheckpointError::Io { path, action, source } => (
                 ExitKind::Io,
-                match *action {
-                    "examine" | "open" if source.kind() == NotFound && is_name_on_a_hub(path) => HUB_HINT,
-                    "read" | "open" | "list" | "examine" => io_hint(source),
+                match action {
+                    Action::Examine | Action::Open if source.kind() == NotFound && is_name_on_a_hub(path) => {
+                        HUB_HINT
+                    }
+                    action if action.only_looks() => io_hint(source),
                     _ => output_hint(source),
                 },
             ),
@@ -481,7 +483,7 @@ mod tests {
             |way_out| CheckpointError::Recovery { path: path(), journal: path(), reason: text(), way_out };
         for (error, code, state, hint) in [
             (
-                CheckpointError::Io { path: path(), action: "read", source: full() },
+                CheckpointError::Io { path: path(), action: Action::Read, source: full() },
                 11,
                 "unchanged",
                 "free some",
