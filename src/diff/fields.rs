@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::digest::FileDigest;
-use crate::patch::manifest::{Manifest, Metric, Recipe};
+use crate::patch::manifest::{Fact, Manifest, Metric, Recipe};
 
 /// A field with two values.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -17,6 +17,14 @@ pub struct FieldChange {
     pub first: String,
     /// What the second has.
     pub second: String,
+}
+
+/// What is told of a fact beside what it says, where it differs.
+pub(super) fn fact_changes(first: &Fact, second: &Fact) -> Vec<FieldChange> {
+    let fields = |fact: &Fact| {
+        [("id", text(&fact.id)), ("target_old", text(&fact.target_old)), ("note", text(&fact.note))]
+    };
+    changes(fields(first), fields(second))
 }
 
 /// Fields of the recipe that differ.
@@ -66,11 +74,14 @@ pub(super) fn manifest_changes(first: &Manifest, second: &Manifest) -> Vec<Field
 /// Metrics that only one has, or of which the two have other figures, each as a change of its own.
 fn measured_changes(first: &[Metric], second: &[Metric]) -> Vec<FieldChange> {
     let names: BTreeSet<&str> = first.iter().chain(second).map(|metric| metric.name.as_str()).collect();
-    let told = |metrics: &[Metric], name: &str| {
-        let metric = metrics.iter().find(|metric| metric.name == name)?;
-        Some(format!("{name} {} to {}, {} prompts", metric.before, metric.after, metric.prompts))
+    let told = |Metric { name, before, after, prompts }: &Metric| {
+        format!("{name} {before} to {after}, {prompts} prompts")
     };
-    let fields = |metrics| names.iter().map(move |name| ("measured", text(&told(metrics, name))));
+    let fields = |metrics: &[Metric]| {
+        // One name may stand there more than once.
+        let all = |name: &&str| listed(metrics.iter().filter(|metric| metric.name == **name).map(told));
+        names.iter().map(|name| ("measured", all(name))).collect::<Vec<_>>()
+    };
     changes(fields(first), fields(second))
 }
 
@@ -178,6 +189,7 @@ mod tests {
             ("results", Manifest { bindings: vec![binding(states[0], b"other")], ..manifest.clone() }),
             ("measured", Manifest { measured: vec![metric(91.0)], ..manifest.clone() }),
             ("measured", Manifest { measured: Vec::new(), ..manifest.clone() }),
+            ("measured", Manifest { measured: vec![metric(90.0), metric(91.0)], ..manifest.clone() }),
             ("line", Manifest { line, ..manifest.clone() }),
             ("parents", Manifest { parents: ids.clone(), ..manifest.clone() }),
             ("supersedes", Manifest { supersedes: ids, ..manifest.clone() }),
@@ -190,7 +202,11 @@ mod tests {
             assert_eq!(found.iter().map(|change| change.field).collect::<Vec<_>>(), [field]);
             let patches = [PatchId::derive(b"1"), PatchId::derive(b"2")];
             let (facts, recipe, tensors) = (FactsDiff::default(), Vec::new(), Vec::new());
-            assert!(!PatchDiff { patches, facts, manifest: found, recipe, tensors }.is_same(), "{field}");
+            assert!(
+                !PatchDiff { patches, facts, told_otherwise: Vec::new(), manifest: found, recipe, tensors }
+                    .is_same(),
+                "{field}"
+            );
         }
     }
 
@@ -215,6 +231,7 @@ mod tests {
             let diff = PatchDiff {
                 patches: [PatchId::derive(b"1"), PatchId::derive(b"2")],
                 facts: FactsDiff::default(),
+                told_otherwise: Vec::new(),
                 manifest: Vec::new(),
                 recipe: found,
                 tensors: Vec::new(),

@@ -23,6 +23,6 @@ pub use checkpoints::{
 pub(crate) use checkpoints::{DeltaReader, Differing, compare_names};
 pub use fields::FieldChange;
 pub use patches::{
-    FactChange, FactsDiff, PatchDiff, PatchDiffError, Side, UpdateDiff, UpdateSize, diff_facts, diff_patches,
-    facts_after,
+    FactChange, FactsDiff, PatchDiff, PatchDiffError, Side, ToldOtherwise, UpdateDiff, UpdateSize,
+    diff_facts, diff_patches, facts_after,
 };

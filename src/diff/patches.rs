@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use super::fields::{FieldChange, RESULTS, WEIGHTS, manifest_changes, recipe_changes};
+use super::fields::{FieldChange, RESULTS, WEIGHTS, fact_changes, manifest_changes, recipe_changes};
 use crate::digest::PatchId;
 use crate::factors::{FactorError, Term, Update, in_blocks, inner_product, relative_norm};
 use crate::facts::{PLACEHOLDER, Things, same_target};
@@ -30,6 +30,8 @@ pub struct PatchDiff {
     /// What they say.
     #[serde(flatten)]
     pub facts: FactsDiff,
+    /// Facts about the same thing of which they tell something else beside the target.
+    pub told_otherwise: Vec<ToldOtherwise>,
     /// Fields of the manifest beside facts, recipe and terms that differ.
     pub manifest: Vec<FieldChange>,
     /// Fields of the recipe that differ.
@@ -44,6 +46,7 @@ impl PatchDiff {
     pub fn is_same(&self) -> bool {
         self.patches[0] == self.patches[1]
             || self.facts.is_same()
+                && self.told_otherwise.is_empty()
                 && self.manifest.is_empty()
                 && self.recipe.is_empty()
                 && self.tensors.iter().all(UpdateDiff::is_same)
@@ -109,6 +112,16 @@ pub struct FactChange {
     pub second: String,
 }
 
+/// What two patches tell of one fact, field by field.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ToldOtherwise {
+    /// The prompt with its subject, as the first patch has it.
+    pub text: String,
+    /// The fields that differ: none of them is a target that says something else.
+    pub fields: Vec<FieldChange>,
+}
+
 /// Two updates of one tensor, each of the patch's first binding that touches it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
@@ -169,6 +182,7 @@ pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, PatchDif
     let mut diff = PatchDiff {
         patches: [first.id(), second.id()],
         facts: diff_facts(&first.manifest().facts, &second.manifest().facts),
+        told_otherwise: told_otherwise(&first.manifest().facts, &second.manifest().facts),
         manifest: manifest_changes(first.manifest(), second.manifest()),
         recipe: recipe_changes(&first.manifest().recipe, &second.manifest().recipe),
         tensors: Vec::new(),
@@ -187,26 +201,45 @@ pub fn diff_patches(first: &Patch, second: &Patch) -> Result<PatchDiff, PatchDif
 
 /// Compares two lists of facts, by what they are about; each in its own order.
 pub fn diff_facts(first: &[Fact], second: &[Fact]) -> FactsDiff {
-    let mut things = Things::default();
-    let first_numbers = things.number(first.iter().map(about));
-    let second_numbers = things.number(second.iter().map(about));
-    let in_second: BTreeMap<usize, &Fact> = second_numbers.iter().copied().zip(second).collect();
-    let mut diff = FactsDiff::default();
-    for (fact, number) in first.iter().zip(&first_numbers) {
-        match in_second.get(number) {
+    let (pairs, added) = paired(first, second);
+    let mut diff = FactsDiff { added: added.into_iter().cloned().collect(), ..FactsDiff::default() };
+    for (fact, second) in pairs {
+        match second {
             None => diff.removed.push(fact.clone()),
             Some(second) if same_target(&second.target_new, &fact.target_new) => diff.same_facts += 1,
             Some(second) => diff.changed.push(FactChange {
-                text: fact.prompt.replacen(PLACEHOLDER, &fact.subject, 1),
+                text: text_of(fact),
                 first: fact.target_new.clone(),
                 second: second.target_new.clone(),
             }),
         }
     }
-    let in_first: BTreeSet<usize> = first_numbers.into_iter().collect();
-    let added = second.iter().zip(second_numbers).filter(|(_, number)| !in_first.contains(number));
-    diff.added = added.map(|(fact, _)| fact.clone()).collect();
     diff
+}
+
+/// The facts of both lists that are told of otherwise, in the order of the first.
+fn told_otherwise(first: &[Fact], second: &[Fact]) -> Vec<ToldOtherwise> {
+    let (pairs, _) = paired(first, second);
+    let told = pairs.into_iter().filter_map(|(fact, second)| {
+        Some(ToldOtherwise { text: text_of(fact), fields: fact_changes(fact, second?) })
+    });
+    told.filter(|told| !told.fields.is_empty()).collect()
+}
+
+/// Each fact of the first list with that of the second about the same thing, and those that only the second has.
+fn paired<'f>(first: &'f [Fact], second: &'f [Fact]) -> (Vec<(&'f Fact, Option<&'f Fact>)>, Vec<&'f Fact>) {
+    let mut things = Things::default();
+    let first_numbers = things.number(first.iter().map(about));
+    let second_numbers = things.number(second.iter().map(about));
+    let mut in_second: BTreeMap<usize, &Fact> = second_numbers.iter().copied().zip(second).collect();
+    let pairs = first.iter().zip(first_numbers).map(|(fact, number)| (fact, in_second.remove(&number)));
+    let pairs = pairs.collect();
+    let added = second_numbers.iter().filter_map(|number| in_second.remove(number));
+    (pairs, added.collect())
+}
+
+fn text_of(fact: &Fact) -> String {
+    fact.prompt.replacen(PLACEHOLDER, &fact.subject, 1)
 }
 
 fn about(fact: &Fact) -> (&str, &str) {
@@ -519,6 +552,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_told_of_a_fact_beside_its_target_is_compared() {
+        let one = Fact { id: Some("a".to_owned()), ..fact("Ann", "golf") };
+        let other = Fact { target_old: Some("chess".to_owned()), ..fact("ann", "Golf") };
+        let [told] = &told_otherwise(&[one.clone(), fact("Bob", "go")], &[other, fact("Bob", "polo")])[..]
+        else {
+            panic!("one fact is told otherwise")
+        };
+        assert_eq!(told.text, "Ann plays");
+        let fields =
+            told.fields.iter().map(|change| (change.field, change.first.as_str(), change.second.as_str()));
+        let expected = [("id", "a", "none"), ("target_old", "none", "chess")];
+        assert_eq!(fields.collect::<Vec<_>>(), expected);
+        let alone = told_otherwise(&[one.clone()], &[Fact { note: Some("why".to_owned()), ..one.clone() }]);
+        assert_eq!(alone[0].fields[0].field, "note");
+        assert_eq!(told_otherwise(&[one.clone()], &[one]), []);
+    }
+
+    #[test]
     fn of_facts_about_one_thing_the_last_stands() {
         let lists = [vec![fact("Ann", "golf"), fact("Bob", "chess")], vec![fact("ann", "polo")]];
         let standing = facts_after(lists.iter().map(Vec::as_slice));
@@ -530,6 +581,7 @@ mod tests {
         let diff = |facts| PatchDiff {
             patches: [PatchId::derive(b"1"), PatchId::derive(b"2")],
             facts,
+            told_otherwise: Vec::new(),
             manifest: Vec::new(),
             recipe: Vec::new(),
             tensors: Vec::new(),

@@ -8,7 +8,8 @@ use clap::Args;
 use mpatch::checkpoint::Checkpoint;
 use mpatch::diff::{
     Change, CheckpointDiff, CheckpointOptions, FactChange, FactsDiff, FieldChange, PatchDiff, Side,
-    TensorDiff, UpdateDiff, UpdateSize, diff_checkpoints, diff_checkpoints_size_bytes, diff_patches,
+    TensorDiff, ToldOtherwise, UpdateDiff, UpdateSize, diff_checkpoints, diff_checkpoints_size_bytes,
+    diff_patches,
 };
 use mpatch::digest::{FileDigest, PatchId};
 use mpatch::extract::{ExtractError, ExtractedTensor, Form, extract};
@@ -327,7 +328,7 @@ impl Report for PatchReport {
     const SCHEMA: &'static str = "mpatch.diff.patches/1";
 
     fn write(&self, page: &mut Page) {
-        let PatchDiff { facts, manifest, recipe, tensors, .. } = &self.diff;
+        let PatchDiff { facts, told_otherwise, manifest, recipe, tensors, .. } = &self.diff;
         let FactsDiff { added, removed, changed, same_facts, .. } = facts;
         let (first, second) = (self.first.display(), self.second.display());
         if self.diff.is_same() {
@@ -343,6 +344,9 @@ impl Report for PatchReport {
             changed.len()
         ));
         write_facts(page, removed, added, changed);
+        for ToldOtherwise { text, fields, .. } in told_otherwise.iter().take(FACTS_SHOWN) {
+            write_changes(page, &format!("{text}, told otherwise"), fields);
+        }
         write_changes(page, "manifest", manifest);
         write_changes(page, "recipe", recipe);
         page.blank();
