@@ -222,7 +222,9 @@ pub fn bind_with(
     not_finite: NotFinite,
     progress: Progress<'_>,
 ) -> Result<BindingDraft, BindError> {
-    bind_all(checkpoint, None, weights, edits, terms, not_finite, progress)
+    let works = works(checkpoint, edits, terms)?;
+    let tensors = works.iter().map(|work| work.bind(checkpoint, None, not_finite, progress));
+    Ok(BindingDraft { weights, tensors: tensors.collect::<Result<_, _>>()? })
 }
 
 /// As [`bind_with`], keeping broken weights, with a correction wherever the terms alone do not give `edited`: the
@@ -241,31 +243,24 @@ pub(crate) fn bind_to(
     terms: &[Term],
     progress: Progress<'_>,
 ) -> Result<BindingDraft, BindError> {
-    bind_all(checkpoint, Some(edited), weights, edits, terms, NotFinite::Keep, progress)
+    let works = works(checkpoint, edits, terms)?;
+    let targets = works.iter().map(|work| work.target(edited)).collect::<Result<Vec<_>, _>>()?;
+    let pairs = works.iter().zip(&targets);
+    let tensors = pairs.map(|(work, target)| work.bind(checkpoint, Some(target), NotFinite::Keep, progress));
+    Ok(BindingDraft { weights, tensors: tensors.collect::<Result<_, _>>()? })
 }
 
-fn bind_all(
-    checkpoint: &Checkpoint,
-    edited: Option<&Checkpoint>,
-    weights: WeightsId,
-    edits: &[(String, Vec<u32>)],
-    terms: &[Term],
-    not_finite: NotFinite,
-    progress: Progress<'_>,
-) -> Result<BindingDraft, BindError> {
+/// What there is to do for each of `edits`: what headers can tell is told here, before the first weight is read.
+fn works<'a>(
+    checkpoint: &'a Checkpoint,
+    edits: &'a [(String, Vec<u32>)],
+    terms: &'a [Term],
+) -> Result<Vec<Work<'a>>, BindError> {
     let mut names = BTreeSet::new();
     if let Some((name, _)) = edits.iter().find(|(name, _)| !names.insert(name)) {
         return Err(BindError::Twice { tensor: name.clone() });
     }
-    // Everything that can be told from headers is told before the first weight is read.
-    let works = edits.iter().map(|(name, indices)| {
-        let work = Work::new(checkpoint, name, indices, terms)?;
-        edited.map_or(Ok(None), |edited| work.target(edited).map(Some)).map(|target| (work, target))
-    });
-    let works: Vec<(Work<'_>, Option<Target<'_>>)> = works.collect::<Result<_, _>>()?;
-    let tensors =
-        works.iter().map(|(work, target)| work.bind(checkpoint, target.as_ref(), not_finite, progress));
-    Ok(BindingDraft { weights, tensors: tensors.collect::<Result<_, _>>()? })
+    edits.iter().map(|(name, indices)| Work::new(checkpoint, name, indices, terms)).collect()
 }
 
 /// One tensor and the terms for it.
