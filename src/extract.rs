@@ -490,7 +490,7 @@ impl Sample {
     /// Bytes of the whole tensor's correction, from those of the sample's.
     fn scaled(&self, correction: &CorrectionWriter) -> f64 {
         let weights = self.rows * self.shape[1];
-        let planes: f64 = correction.planes().map(|plane| entropy_bytes(&plane)).sum();
+        let planes: f64 = correction.planes().map(entropy_bytes).sum();
         // What zstd makes of bits that are set now and then: a little more than their entropy.
         let share = correction.corrected() as f64 / weights as f64;
         let bits = weights as f64 / 8.0 * 1.25 * binary_entropy(share);
@@ -503,10 +503,12 @@ fn term_size_bytes(term: &Term) -> f64 {
     let scales = 4.0 * (term.rows() + term.columns()) as f64;
     let bytes = |matrix: &IntegerMatrix| {
         let planes = if matrix.bits() <= 8 { 1 } else { 2 };
-        let plane = |plane: usize| -> Vec<u8> {
-            matrix.values().iter().map(|value| value.to_le_bytes()[plane]).collect()
+        // Row by row: as a whole the integers would be in memory once more.
+        let plane = |plane: usize| {
+            let rows = (0..matrix.rows()).map(|row| matrix.row(row).into_owned());
+            rows.flatten().map(move |value| value.to_le_bytes()[plane])
         };
-        (0..planes).map(|index| entropy_bytes(&plane(index))).sum::<f64>()
+        (0..planes).map(|index| entropy_bytes(plane(index))).sum::<f64>()
     };
     scales
         + match term.integers() {
@@ -515,10 +517,10 @@ fn term_size_bytes(term: &Term) -> f64 {
         }
 }
 
-fn entropy_bytes(bytes: &[u8]) -> f64 {
+fn entropy_bytes(bytes: impl IntoIterator<Item = u8>) -> f64 {
     let mut counts = [0_usize; 256];
-    bytes.iter().for_each(|byte| counts[usize::from(*byte)] += 1);
-    let size = bytes.len() as f64;
+    bytes.into_iter().for_each(|byte| counts[usize::from(byte)] += 1);
+    let size = counts.iter().sum::<usize>() as f64;
     let part = |count: &usize| {
         let count = *count as f64;
         if count == 0.0 { 0.0 } else { count * (size / count).log2() }
