@@ -176,7 +176,7 @@ pub struct Compared<D> {
 
 impl<D: PartialEq> Compared<D> {
     /// They are one.
-    pub fn is_equal(&self) -> bool {
+    fn is_equal(&self) -> bool {
         self.expected == self.found
     }
 }

@@ -316,7 +316,7 @@ impl IntegerMatrix {
     }
 
     /// Largest magnitude present; 0 for an empty matrix.
-    pub fn magnitude_max(&self) -> u16 {
+    pub(crate) fn magnitude_max(&self) -> u16 {
         match &self.values {
             Values::Narrow(values) => largest(values).into(),
             Values::Wide(values) => values.iter().map(|value| value.unsigned_abs()).max().unwrap_or(0),

@@ -327,7 +327,7 @@ impl UndoLog {
     ///
     /// # Errors
     /// [`FactorError::Undo`] when the log says something else; otherwise as for [`Update::apply_rows`].
-    pub fn prove_rows(
+    pub(crate) fn prove_rows(
         &self,
         update: &Update,
         dtype: Dtype,

@@ -215,7 +215,7 @@ fn check_manifest_size(stated: u64, file_size: u64) -> Result<usize, PatchError>
 }
 
 /// Largest undo log for a tensor of `rows` by `columns`: a word per weight, and what says where blocks begin.
-pub fn undo_size_max_bytes(rows: u64, columns: u64) -> u64 {
+pub(super) fn undo_size_max_bytes(rows: u64, columns: u64) -> u64 {
     let block_rows = undo_rows_per_block(usize::try_from(columns).unwrap_or(usize::MAX)) as u64;
     let words = rows.saturating_mul(columns).saturating_mul(8);
     let table = rows.div_ceil(block_rows).saturating_mul(4).saturating_add(8);
@@ -223,7 +223,7 @@ pub fn undo_size_max_bytes(rows: u64, columns: u64) -> u64 {
 }
 
 /// Largest correction for a tensor of `rows` by `columns`: a bit per weight and a difference for each.
-pub fn correction_size_max_bytes(rows: u64, columns: u64, dtype: Dtype) -> u64 {
+pub(super) fn correction_size_max_bytes(rows: u64, columns: u64, dtype: Dtype) -> u64 {
     let weights = rows.saturating_mul(columns);
     let differences = weights.saturating_mul(dtype.size_bytes() as u64);
     weights.div_ceil(8).saturating_add(differences).saturating_add(1).min(SECTION_DECODED_SIZE_MAX_BYTES)

@@ -146,7 +146,7 @@ pub struct Binding {
 
 impl Manifest {
     /// Two states for whose tensors `told` says different things.
-    pub fn differing_bindings<T: PartialEq>(
+    pub(crate) fn differing_bindings<T: PartialEq>(
         &self,
         told: impl Fn(&TensorBinding) -> T,
     ) -> Option<[WeightsId; 2]> {
