@@ -37,7 +37,7 @@ impl NewTensor {
 /// `bytes(index, sink)` writes the little-endian bytes of one tensor. An existing file is replaced in one step.
 ///
 /// # Errors
-/// [`CheckpointError::Io`]; the old file, if there was one, is then still there.
+/// [`CheckpointError::Io`]; the old file, if there was one, is then still there. [`CheckpointError::NotDurable`].
 pub fn write_safetensors(
     path: &Path,
     metadata: &BTreeMap<String, String>,
@@ -67,6 +67,7 @@ pub(crate) fn write_safetensors_on(
 ///
 /// # Errors
 /// [`CheckpointError::OutputExists`] or [`CheckpointError::Io`]; no part of a file is left behind.
+/// [`CheckpointError::NotDurable`], where it is there.
 pub fn write_new(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     tell_of_last_step();
     write_new_on(&Files::real(), path, bytes)
@@ -80,7 +81,7 @@ pub(crate) fn write_new_on(files: &Files, path: &Path, bytes: &[u8]) -> Result<(
 /// Writes `bytes` as a whole file, which replaces one of its name in one step.
 ///
 /// # Errors
-/// [`CheckpointError::Io`]; the old file, if there was one, is then still there.
+/// [`CheckpointError::Io`]; the old file, if there was one, is then still there. [`CheckpointError::NotDurable`].
 pub fn write_over(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     written_beside(&Files::real(), path, |sink| sink.write_all(bytes))?.place_over(path)
 }
@@ -107,6 +108,7 @@ pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
 ///
 /// # Errors
 /// [`CheckpointError::OutputExists`] or [`CheckpointError::Io`]; no part of a file is left behind.
+/// [`CheckpointError::NotDurable`], where it is there.
 pub fn write_new_private(path: &Path, bytes: &[u8]) -> Result<(), CheckpointError> {
     tell_of_last_step();
     let temporary = written_for(Audience::Owner, &Files::real(), path, |sink| sink.write_all(bytes))?;
@@ -117,6 +119,7 @@ pub fn write_new_private(path: &Path, bytes: &[u8]) -> Result<(), CheckpointErro
 ///
 /// # Errors
 /// That of `fill`, [`CheckpointError::OutputExists`] or [`CheckpointError::Io`]; no part of a folder is left behind.
+/// [`CheckpointError::NotDurable`], where it is there.
 pub fn write_new_folder(
     path: &Path,
     fill: impl FnOnce(&Path) -> Result<(), CheckpointError>,

@@ -564,9 +564,10 @@ mod tests {
             told.fields.iter().map(|change| (change.field, change.first.as_str(), change.second.as_str()));
         let expected = [("id", "a", "none"), ("target_old", "none", "chess")];
         assert_eq!(fields.collect::<Vec<_>>(), expected);
-        let alone = told_otherwise(&[one.clone()], &[Fact { note: Some("why".to_owned()), ..one.clone() }]);
-        assert_eq!(alone[0].fields[0].field, "note");
-        assert_eq!(told_otherwise(&[one.clone()], &[one]), []);
+        let noted = Fact { note: Some("why".to_owned()), ..one.clone() };
+        let (one, noted) = ([one], [noted]);
+        assert_eq!(told_otherwise(&one, &noted)[0].fields[0].field, "note");
+        assert_eq!(told_otherwise(&one, &one), []);
     }
 
     #[test]
