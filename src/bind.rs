@@ -308,6 +308,10 @@ impl<'a> Work<'a> {
     }
 
     /// The same tensor of another checkpoint, if it is one of the same kind.
+    #[cfg_attr(
+        not(feature = "edit"),
+        allow(dead_code, reason = "only extracting binds to another checkpoint")
+    )]
     fn target<'t>(&self, checkpoint: &'t Checkpoint) -> Result<Target<'t>, BindError> {
         let info = checkpoint.tensor(&self.info.name)?;
         let tensor = || self.info.name.clone();
