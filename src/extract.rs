@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use crate::bind::{BindError, bind_to};
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::diff::{DeltaReader, Differing, compare_names, sketch_of};
+use crate::diff::{DeltaReader, Differing, Side, compare_names, sketch_of};
 use crate::digest::{FileDigest, TensorDigest, WeightsId};
 use crate::factors::{
     BITS_MIN, Compression, CorrectionWriter, DENSE_PASSES, FactorError, IntegerMatrix, Integers, RankLimit,
@@ -74,12 +74,12 @@ pub enum ExtractError {
     #[error("both hold the same weights: there is nothing to extract")]
     Same,
     /// A patch neither adds nor removes tensors.
-    #[error("tensor `{tensor}` is in {holder} checkpoint only: a patch neither adds nor removes tensors")]
+    #[error("tensor `{tensor}` is in the {side} checkpoint only: a patch neither adds nor removes tensors")]
     OneSided {
         /// The tensor.
         tensor: String,
         /// Which one holds it.
-        holder: &'static str,
+        side: Side,
     },
     /// A tensor that no patch can make of the other.
     #[error(
@@ -183,9 +183,9 @@ pub fn extract(
     progress: Progress<'_>,
 ) -> Result<Extracted, ExtractError> {
     let names = compare_names(base, edited, progress)?;
-    for (tensors, holder) in [(&names.removed, "the first"), (&names.added, "the second")] {
+    for (tensors, side) in [(&names.removed, Side::First), (&names.added, Side::Second)] {
         if let Some(tensor) = tensors.first() {
-            return Err(ExtractError::OneSided { tensor: tensor.clone(), holder });
+            return Err(ExtractError::OneSided { tensor: tensor.clone(), side });
         }
     }
     if names.differing.is_empty() {

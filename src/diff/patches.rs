@@ -1,6 +1,7 @@
 //! Two patches: what they say, how they were made, and what they add to each tensor.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::ops::Range;
 
 use serde::Serialize;
@@ -55,7 +56,7 @@ impl PatchDiff {
 
 /// One of two patches has a part that does not decode.
 #[derive(Debug, thiserror::Error)]
-#[error("the {} patch", match side { Side::First => "first", Side::Second => "second" })]
+#[error("the {side} patch")]
 #[non_exhaustive]
 pub struct PatchDiffError {
     /// Which of them.
@@ -64,13 +65,22 @@ pub struct PatchDiffError {
     pub source: OperationError,
 }
 
-/// One of two patches.
+/// One of the two that are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The first.
     First,
     /// The second.
     Second,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(match self {
+            Side::First => "first",
+            Side::Second => "second",
+        })
+    }
 }
 
 impl PatchDiffError {

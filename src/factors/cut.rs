@@ -26,8 +26,8 @@ pub struct Cut {
     pub left_out: f64,
 }
 
-/// The cut that makes of the product of `factors` what is nearest to `term`, of those that [`super::compress`] stores as
-/// `term` is.
+/// The cut that makes of the product of `factors` what is nearest to `term`, of those that [`super::compress`] stores
+/// as `term` is.
 ///
 /// # Errors
 /// As for [`super::compress`]; [`FactorError::Size`] for a term of another shape.

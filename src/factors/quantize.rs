@@ -35,8 +35,8 @@ impl Factors {
 
 /// Quantises the product of `factors` to integers of `bits` bits.
 ///
-/// Each row of the left one and each column of the right one gets the scale that its largest magnitude asks for; each value
-/// becomes the nearest integer. A row or column of zeros gets the scale 0.
+/// Each row of the left one and each column of the right one gets the scale that its largest magnitude asks for; each
+/// value becomes the nearest integer. A row or column of zeros gets the scale 0.
 ///
 /// # Errors
 /// [`FactorError::Bits`], [`FactorError::Size`], [`FactorError::NotFinite`], [`FactorError::Scale`] where a scale
