@@ -4,11 +4,13 @@
 //! patch, or to the same model in another type. What it adds is the same; what that does to the facts may not be, so
 //! measurements are not taken along unless the old binding is kept beside the new one.
 
+use std::collections::BTreeSet;
+
 use crate::bind::{BindError, NotFinite, bind_with};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::digest::{PatchId, WeightsId};
 use crate::operation::{Digests, Direction, Position, Progress, position, touched};
-use crate::patch::manifest::{Line, TensorBinding};
+use crate::patch::manifest::{Line, TensorBinding, Update};
 use crate::patch::{Draft, Patch, PatchError};
 
 /// A patch that cannot be bound to a state.
@@ -35,6 +37,12 @@ pub enum RebaseError {
     Applied {
         /// The state.
         weights: WeightsId,
+    },
+    /// Some of its tensors are in them already, and others are not.
+    #[error("tensor `{tensor}` has the patch's update already, and others do not")]
+    PartlyApplied {
+        /// The first such tensor.
+        tensor: String,
     },
     /// It does not say what to add to a new state.
     #[error("to the weights {first} it adds something else than to the weights {other}")]
@@ -83,8 +91,8 @@ pub struct RebaseOptions {
 /// `progress` is told bytes: all weights once, and the touched tensors once more.
 ///
 /// # Errors
-/// [`RebaseError::Fits`] and [`RebaseError::Applied`] where there is nothing to do; [`RebaseError::BindingsDiffer`] and
-/// [`RebaseError::Correction`] where the patch does not say what to add; [`RebaseError::Bind`] where its terms do not
+/// [`RebaseError::Fits`] and [`RebaseError::Applied`] where there is nothing to do; [`RebaseError::PartlyApplied`] where
+/// some of it is done; [`RebaseError::BindingsDiffer`] and [`RebaseError::Correction`] where the patch does not say what to add; [`RebaseError::Bind`] where its terms do not
 /// fit the weights; [`RebaseError::Checkpoint`] and [`RebaseError::Patch`] where they cannot be read.
 pub fn rebase(
     checkpoint: &Checkpoint,
@@ -98,9 +106,16 @@ pub fn rebase(
     if bindings.iter().any(|binding| binding.weights == weights) {
         return Err(RebaseError::Fits { weights });
     }
-    let digests = checkpoint.tensors().iter().map(|tensor| tensor.name.as_str()).zip(digests).collect();
+    let digests: Digests<'_> =
+        checkpoint.tensors().iter().map(|tensor| tensor.name.as_str()).zip(digests).collect();
     if let Position::End(_) = position(checkpoint, bindings, &digests, Direction::Apply) {
         return Err(RebaseError::Applied { weights });
+    }
+    let is_at_end = |tensor: &&TensorBinding| {
+        tensor.before != tensor.after && digests.get(tensor.name.as_str()) == Some(&tensor.after)
+    };
+    if let Some(tensor) = bindings.iter().flat_map(|binding| &binding.tensors).find(is_at_end) {
+        return Err(RebaseError::PartlyApplied { tensor: tensor.name.clone() });
     }
     let added = |tensor: &TensorBinding| (tensor.name.clone(), tensor.terms.clone());
     if let Some([first, other]) = patch.manifest().differing_bindings(added) {
@@ -133,6 +148,12 @@ pub fn rebase(
         }
     }
     Ok(draft)
+}
+
+/// The first of `others` whose update is a part of `patch`, too: together they would add it twice.
+pub fn shared_update(patch: &Patch, others: &[Patch]) -> Option<usize> {
+    let updates: BTreeSet<Update> = patch.manifest().updates().collect();
+    others.iter().position(|other| other.manifest().updates().any(|update| updates.contains(&update)))
 }
 
 /// The first of `patches` that is not among the patches which were put into `checkpoint` last; in which order they were

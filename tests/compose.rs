@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use common::{npz, world};
 use comparisons::Told;
-use drafts::{Numbers, Weights, edit};
+use drafts::{Numbers, Weights, edit, halved};
 use half::{bf16, f16};
 use mpatch::bind::bind;
 use mpatch::checkpoint::Checkpoint;
@@ -297,7 +297,7 @@ fn shared_keys_are_measured() {
     let terms = vec![numbers.low_rank(SHAPE, 2, 6, 0.3), numbers.low_rank(SHAPE, 2, 6, 0.3)];
     let one = patch_of(&path, terms.clone(), vec![]);
     // The same keys in the first matrix, others in the second.
-    let other = patch_of(&path, vec![terms[0].clone(), numbers.low_rank(SHAPE, 1, 6, 0.3)], vec![]);
+    let other = patch_of(&path, vec![halved(&terms[0]), numbers.low_rank(SHAPE, 1, 6, 0.3)], vec![]);
     assert_eq!(stacked(&path, &[&one, &other]).unwrap().overlaps, []);
     let options = AddOptions { overlaps: true, ..AddOptions::default() };
     let made = stacked_with(&path, &[&one, &other], &Sides::Refuse, &options).unwrap();

@@ -156,6 +156,37 @@ impl Manifest {
         let other = others.iter().find(|binding| all(binding) != expected)?;
         Some([first.weights, other.weights])
     }
+
+    /// What is added to each tensor, once for each term.
+    ///
+    /// Where a tensor is corrected the terms may be zeros, which say nothing of whose they are.
+    pub(crate) fn updates(&self) -> impl Iterator<Item = Update> {
+        let tensors = self.bindings.iter().flat_map(|binding| &binding.tensors);
+        let changed = tensors.filter(|tensor| tensor.correction.is_none() && tensor.before != tensor.after);
+        changed.flat_map(|tensor| {
+            let update = |term: &u32| Some(Update { tensor: tensor.name.clone(), parts: self.parts(*term)? });
+            tensor.terms.iter().filter_map(update)
+        })
+    }
+
+    /// The digests of a term's sections.
+    fn parts(&self, term: u32) -> Option<Vec<SectionDigest>> {
+        let term = self.terms.get(term as usize)?;
+        let integers = match term.integers {
+            IntegersEntry::LowRank { left, right, .. } => vec![left, right],
+            IntegersEntry::Dense { section } => vec![section],
+        };
+        let sections = integers.into_iter().chain([term.row_scales, term.column_scales]);
+        sections.map(|section| Some(self.sections.get(section as usize)?.digest)).collect()
+    }
+}
+
+/// One term on one tensor. Two patches that share one add it twice, whatever else they do.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Update {
+    /// The tensor.
+    pub tensor: String,
+    parts: Vec<SectionDigest>,
 }
 
 /// One touched tensor in one state.

@@ -67,6 +67,14 @@ pub enum StackError {
         /// The other.
         held: String,
     },
+    /// Two patches have one update in common, as a patch and what was made of it by binding it anew.
+    #[error("`{first}` and `{second}` have the same update")]
+    Shared {
+        /// The name given first.
+        first: String,
+        /// The name given later.
+        second: String,
+    },
     /// A patch was made for other weights.
     #[error("`{name}` was made on weights {}, the base has {}{}", expected.short(), found.short(), missing_parents(parents))]
     OtherBase {

@@ -1,6 +1,6 @@
 //! A change of a store: new states as commits, names that move, and the one recorded step that makes both so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use git2::Oid;
 
@@ -12,9 +12,10 @@ use super::message::Message;
 use super::objects::{Snapshot, write_commit};
 use super::operations::{self, Deed, Journal, Operation};
 use super::refs::{CommitId, Head, Kind, View};
-use super::state::State;
-use crate::digest::PatchId;
+use super::state::{Atlas, State};
+use crate::digest::{PatchId, WeightsId};
 use crate::patch::Patch;
+use crate::patch::manifest::Update;
 
 /// A change of a store in the making; dropped before [`Change::finish`], it changes nothing.
 #[derive(Debug)]
@@ -23,9 +24,18 @@ pub struct Change<'s> {
     pub(super) journal: Journal,
     /// The last commit that [`Change::add`] has made, and its state: to walk to it once more for each patch of many
     /// would take the square of their number.
-    pub(super) added: Option<(CommitId, Base, State)>,
+    pub(super) added: Option<(CommitId, Reached)>,
     /// Weights were written with it.
     pub(super) with_weights: bool,
+}
+
+/// Where a series leads to.
+#[derive(Debug)]
+pub(super) struct Reached {
+    base: Base,
+    state: State,
+    /// What its patches add.
+    updates: BTreeMap<Update, PatchId>,
 }
 
 /// Which way an operation is gone once more.
@@ -43,6 +53,12 @@ impl Replay {
             Replay::Undo => "undo",
             Replay::Redo => "redo",
         }
+    }
+}
+
+impl Reached {
+    fn weights_id(&self) -> WeightsId {
+        self.state.weights_id(&self.base)
     }
 }
 
@@ -74,15 +90,15 @@ impl Change<'_> {
         if snapshot.series.contains(&id) {
             return Err(StoreError::Recorded { patch: id });
         }
-        let (base, state) = match self.added.take() {
-            Some((commit, base, state)) if commit == head => (base, state),
+        let mut reached = match self.added.take() {
+            Some((commit, reached)) if commit == head => reached,
             _ => self.reached(&snapshot)?,
         };
-        let after = self.put_on_top(&mut snapshot, &base, &state, patch)?;
+        self.put_on_top(&mut snapshot, &mut reached, patch)?;
         message.patches = vec![id];
-        let text = message.text(after.weights_id(&base));
+        let text = message.text(reached.weights_id());
         let commit = self.commit_snapshot(&snapshot, head, &text, &[head.0])?;
-        self.added = Some((commit, base, after));
+        self.added = Some((commit, reached));
         Ok(commit)
     }
 
@@ -96,9 +112,9 @@ impl Change<'_> {
             return Err(StoreError::NothingTo { verb: "take back" });
         };
         message.reverted = vec![last];
-        let (base, state) = self.reached(&snapshot)?;
+        let reached = self.reached(&snapshot)?;
         snapshot.patches.remove(&last);
-        let text = message.text(state.weights_id(&base));
+        let text = message.text(reached.weights_id());
         self.commit_snapshot(&snapshot, head, &text, &[head.0])
     }
 
@@ -118,12 +134,12 @@ impl Change<'_> {
         let (head, mut snapshot) = self.head()?;
         snapshot.patches.extend(self.store.snapshot(theirs)?.patches);
         snapshot.series = series.to_vec();
-        let (base, mut state) = self.reached(&snapshot)?;
+        let mut reached = self.reached(&snapshot)?;
         if let Some(stacked) = stacked {
-            state = self.put_on_top(&mut snapshot, &base, &state, stacked)?;
+            self.put_on_top(&mut snapshot, &mut reached, stacked)?;
             message.patches = vec![stacked.id()];
         }
-        let text = message.text(state.weights_id(&base));
+        let text = message.text(reached.weights_id());
         let (tree, beside) = self.store.beside_both(head, theirs)?;
         let tree = self.store.objects().write_tree(&snapshot, tree)?;
         self.commit(tree, &text, &[head.0, theirs.0])?;
@@ -135,27 +151,42 @@ impl Change<'_> {
         self.move_head(to);
     }
 
-    /// The base, and the state that a series leads to.
-    fn reached(&self, snapshot: &Snapshot) -> Result<(Base, State), StoreError> {
-        let atlas = self.store.atlas_of([snapshot.series.as_slice()], &snapshot.patches)?;
+    /// The base, and where the series of `snapshot` leads from it.
+    fn reached(&self, snapshot: &Snapshot) -> Result<Reached, StoreError> {
+        let series: BTreeSet<&PatchId> = snapshot.series.iter().collect();
+        let mut updates = BTreeMap::new();
+        let mut bindings = BTreeMap::new();
+        for (id, stored) in &snapshot.patches {
+            let manifest = self.store.objects().read_manifest(*id, *stored)?;
+            if series.contains(id) {
+                updates.extend(manifest.updates().map(|update| (update, *id)));
+            }
+            bindings.insert(*id, manifest.bindings);
+        }
+        let atlas = Atlas::new(self.store.base()?, [snapshot.series.as_slice()], &bindings)?;
         let state = atlas.state_after(&snapshot.series).cloned().unwrap_or_default();
-        Ok((atlas.base().clone(), state))
+        Ok(Reached { base: atlas.base().clone(), state, updates })
     }
 
-    /// Writes a patch, puts it at the end of a series, and tells which state it leads to.
+    /// Writes a patch, and puts it at the end of a series.
     fn put_on_top(
         &self,
         snapshot: &mut Snapshot,
-        base: &Base,
-        state: &State,
+        reached: &mut Reached,
         patch: &Patch,
-    ) -> Result<State, StoreError> {
-        let id = patch.id();
-        let after = state.after(base, &patch.manifest().bindings);
-        let after = after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?;
+    ) -> Result<(), StoreError> {
+        let (id, manifest) = (patch.id(), patch.manifest());
+        let after = reached.state.after(&reached.base, &manifest.bindings);
+        reached.state = after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?;
+        for update in manifest.updates() {
+            let present = *reached.updates.entry(update).or_insert(id);
+            if present != id {
+                return Err(StoreError::Present { patch: id, present });
+            }
+        }
         snapshot.patches.insert(id, self.store.objects().write_patch(patch)?);
         snapshot.series.push(id);
-        Ok(after)
+        Ok(())
     }
 
     fn head(&self) -> Result<(CommitId, Snapshot), StoreError> {

@@ -197,6 +197,14 @@ pub enum StoreError {
         /// The patch.
         patch: PatchId,
     },
+    /// What the patch adds is part of this history's current state, in another patch.
+    #[error("the patch {} has the update of {}, which is in this state already", patch.short(), present.short())]
+    Present {
+        /// The patch.
+        patch: PatchId,
+        /// The one that is there.
+        present: PatchId,
+    },
     /// The patch was made for another state.
     #[error("the patch {} does not fit this state: {misfit}", patch.short())]
     Misfit {

@@ -205,13 +205,7 @@ fn a_patch_with_two_updates_is_on_no_parents() {
 #[test]
 fn a_plan_is_for_its_patches_and_for_no_more_than_one_can_replace() {
     let (_folder, path) = base_file();
-    let one = patch_on(&path, 0, vec![]);
-    let many = (0..=PARENTS_MAX as u64).map(|sequence| {
-        let mut draft = one.draft().unwrap();
-        draft.recipe.seed = sequence;
-        decoded(&draft)
-    });
-    let many: Vec<Patch> = many.collect();
+    let many: Vec<Patch> = (0..=PARENTS_MAX as u64).map(|seed| patch_on(&path, seed, vec![])).collect();
     let named: Vec<Named<'_>> = many.iter().map(|patch| Named { name: "a", patch }).collect();
     let base = Checkpoint::open(&path).unwrap();
     let planned = |count: usize| plan(&base, &named[..count], &Sides::Refuse, &quiet);

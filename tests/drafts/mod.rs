@@ -42,6 +42,12 @@ fn rounded<E: Element>(values: &[f64]) -> Vec<u8> {
     bytes
 }
 
+/// Half of what `term` adds, by the same keys.
+pub fn halved(term: &Term) -> Term {
+    let row_scales = term.row_scales().iter().map(|scale| scale / 2.0).collect();
+    Term::new(term.integers().clone(), row_scales, term.column_scales().to_vec()).unwrap()
+}
+
 impl Numbers {
     /// A matrix that fills its width.
     pub fn matrix(&mut self, rows: usize, columns: usize, bits: u8) -> IntegerMatrix {

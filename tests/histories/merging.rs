@@ -368,10 +368,10 @@ fn a_branch_that_goes_on_after_it_was_merged_is_merged_again() {
         }
     }
     // A change of what the branch itself said is no contradiction, and one of what it never saw is.
-    for (name, subject) in [("own", "The Space Needle"), ("foreign", "The Eiffel Tower")] {
+    for (name, seed, subject) in [("own", 10, "The Space Needle"), ("foreign", 11, "The Eiffel Tower")] {
         place.good("checkout fix");
         place.good("checkout HEAD --onto model.safetensors -o on.safetensors");
-        place.patch_saying("on.safetensors", &format!("{name}.mpatch"), 9, subject, "Oslo");
+        place.patch_saying("on.safetensors", &format!("{name}.mpatch"), seed, subject, "Oslo");
         place.good(&format!("add {name}.mpatch"));
         fs::remove_file(place.path("on.safetensors")).unwrap();
         place.good("checkout main");
@@ -464,4 +464,33 @@ fn one_of_several_patches_is_taken_back_as_the_documents_have_it() {
     assert_ne!(fs::read(place.path("corrected")).unwrap(), fs::read(place.path("both")).unwrap());
     let facts = place.good("show HEAD");
     assert!(facts.contains("Space Needle") && !facts.contains("Eiffel"), "{facts}");
+}
+
+#[test]
+fn an_update_that_is_in_the_weights_is_not_added_once_more_whatever_patch_it_stands_in() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "p.mpatch", 1, "The Eiffel Tower");
+    place.patch("model.safetensors", "q.mpatch", 3, "The Space Needle");
+    place.good("apply model.safetensors p.mpatch -o p.safetensors");
+    place.good("stack p.mpatch q.mpatch --base model.safetensors -o pq.mpatch");
+    let errors = place.bad("rebase pq.mpatch --base p.safetensors --after p.mpatch -o no.mpatch", 7);
+    assert!(
+        errors.contains("has the update of `p.mpatch`") && errors.contains("`mpatch revert "),
+        "{errors}"
+    );
+    // Without the patch that is there, nothing tells; but the history knows it.
+    place.good("rebase pq.mpatch --base p.safetensors -o on-p.mpatch");
+    let errors = place.bad("add on-p.mpatch", 7);
+    assert!(errors.contains("which is in this state already"), "{errors}");
+    place.good("rebase q.mpatch --base p.safetensors --after p.mpatch -o q-on-p.mpatch");
+    let errors = place.bad("stack p.mpatch q-on-p.mpatch q.mpatch --base model.safetensors -o no.mpatch", 7);
+    assert!(errors.contains("`q-on-p.mpatch` and `q.mpatch` have the same update"), "{errors}");
+    // Half of it is as bad.
+    place.good("apply model.safetensors q.mpatch -o half.safetensors");
+    let mut half = fs::read(place.path("half.safetensors")).unwrap();
+    let in_second = half.len() / 2;
+    half[in_second] ^= 1;
+    fs::write(place.path("half.safetensors"), half).unwrap();
+    let errors = place.bad("rebase q.mpatch --base half.safetensors -o no.mpatch", 7);
+    assert!(errors.contains("tensor `a` has the patch's update already"), "{errors}");
 }

@@ -207,6 +207,10 @@ fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
         StoreError::Taken { .. } => (ExitKind::Conflict, "choose another name, or delete that one with `-d`"),
         StoreError::Current { .. } => (ExitKind::Conflict, "`mpatch checkout` another branch first"),
         StoreError::Recorded { .. } => (ExitKind::Conflict, "`mpatch log` tells which commit brought it"),
+        StoreError::Present { .. } => (
+            ExitKind::Conflict,
+            "applied once more it would count twice: `mpatch revert MODEL PATCH` takes the one that is there back first, if it is to be replaced",
+        ),
         StoreError::Misfit { misfit: Misfit::Present, .. } => (
             ExitKind::Conflict,
             "the base of this history has the patch: `mpatch revert MODEL PATCH -o BASE` makes one without it, which a history of its own can begin with",

@@ -423,6 +423,9 @@ fn refused(error: StackError) -> CommandError {
         StackError::Held { .. } => {
             "a branch has both, and so the update twice: take one of the two back there with `mpatch revert` before you merge"
         }
+        StackError::Shared { .. } => {
+            "both sides have it, each bound to its own state: take it back on one of them with `mpatch revert` before you merge"
+        }
         _ => "`mpatch show REVISION` tells what is in a state",
     };
     stack_error(error).hint(hint)

@@ -8,7 +8,7 @@ use mpatch::digest::{PatchId, WeightsId};
 use mpatch::operation::survey_size_bytes;
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::Line;
-use mpatch::rebase::{RebaseError, RebaseOptions, first_missing, rebase};
+use mpatch::rebase::{RebaseError, RebaseOptions, first_missing, rebase, shared_update};
 use mpatch::sign::Answer;
 use serde::Serialize;
 
@@ -64,7 +64,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let signer = arguments.signing.signer()?;
     let line = arguments.place_in_line(&patch, &trust, signer.as_ref())?;
     let base = open_checkpoint(&arguments.base, output)?;
-    let parents = parents(&arguments.after, &base, output)?;
+    let parents = arguments.parents(&patch, &base, output)?;
     let (keep, drop_corrections) = (arguments.keep, arguments.drop_corrections);
     let options = RebaseOptions { keep, drop_corrections, parents, line };
     let progress = output.progress("binding", base.weights_size_bytes() + survey_size_bytes(&base, &patch));
@@ -111,6 +111,45 @@ impl RebaseArguments {
         })
     }
 
+    /// The ids of the patches that the checkpoint holds, none of which has the update of `patch`.
+    fn parents(
+        &self,
+        patch: &Patch,
+        base: &Checkpoint,
+        output: &Output,
+    ) -> Result<Vec<PatchId>, CommandError> {
+        let paths = &self.after;
+        let patches = paths.iter().map(|path| open_patch(path)).collect::<Result<Vec<_>, _>>()?;
+        if let Some(held) = shared_update(patch, &patches).and_then(|index| paths.get(index)) {
+            let message = format!(
+                "`{}` has the update of `{}`, which is in `{}` already",
+                self.patch.display(),
+                held.display(),
+                base.path().display()
+            );
+            let (base, held) = (shell_word(&self.base), patch_word(held));
+            return Err(CommandError::new(ExitKind::Conflict, message)
+                .hint(&format!("`mpatch revert {base} {held} -o MODEL` takes that back first")));
+        }
+        let progress = output.progress("comparing", touched_size_bytes(base, patches.iter()));
+        let missing = first_missing(base, &patches, &|bytes| progress.add(bytes))?;
+        let Some(path) = missing.and_then(|index| paths.get(index)) else {
+            return Ok(patches.iter().map(Patch::id).collect());
+        };
+        let (name, base) = (path.display(), base.path().display());
+        let message = match paths.len() {
+            1 => format!("`{name}` is not in `{base}`: its result is not what the checkpoint holds"),
+            _ => {
+                format!(
+                    "`{name}` is not in `{base}`, nor in what it was before the others that were found there"
+                )
+            }
+        };
+        Err(CommandError::new(ExitKind::WrongBase, message).hint(
+            "give the checkpoint that the patch was applied to last, or each patch that came after it with `--after`, too, or leave `--after` out",
+        ))
+    }
+
     /// The place of the result in the line that the patch belongs to: a new one, which only a key that has signed the
     /// patch may take.
     fn place_in_line(
@@ -141,26 +180,6 @@ impl RebaseArguments {
     }
 }
 
-/// The ids of patches that the checkpoint holds.
-fn parents(paths: &[PathBuf], base: &Checkpoint, output: &Output) -> Result<Vec<PatchId>, CommandError> {
-    let patches = paths.iter().map(|path| open_patch(path)).collect::<Result<Vec<_>, _>>()?;
-    let progress = output.progress("comparing", touched_size_bytes(base, patches.iter()));
-    let missing = first_missing(base, &patches, &|bytes| progress.add(bytes))?;
-    let Some(path) = missing.and_then(|index| paths.get(index)) else {
-        return Ok(patches.iter().map(Patch::id).collect());
-    };
-    let (name, base) = (path.display(), base.path().display());
-    let message = match paths.len() {
-        1 => format!("`{name}` is not in `{base}`: its result is not what the checkpoint holds"),
-        _ => {
-            format!("`{name}` is not in `{base}`, nor in what it was before the others that were found there")
-        }
-    };
-    Err(CommandError::new(ExitKind::WrongBase, message).hint(
-        "give the checkpoint that the patch was applied to last, or each patch that came after it with `--after`, too, or leave `--after` out",
-    ))
-}
-
 fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError {
     let (patch, base) = (arguments.patch.display(), arguments.base.display());
     let refused = |kind, hint: &str| {
@@ -174,6 +193,10 @@ fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError
             let (base, patch) = (shell_word(&arguments.base), patch_word(&arguments.patch));
             refused(ExitKind::Conflict, &format!("`mpatch revert {base} {patch}` takes it back"))
         }
+        RebaseError::PartlyApplied { .. } => refused(
+            ExitKind::Conflict,
+            "what stopped half-way, or was put together of two states, has to be made whole first: fetch the base again, or apply the patch to a copy of it",
+        ),
         RebaseError::Correction { .. } => refused(
             ExitKind::Conflict,
             "`--drop-corrections` binds its terms alone: nearly the same change, not exactly",

@@ -299,6 +299,9 @@ pub fn stack_error(error: StackError) -> CommandError {
         ),
         StackError::Twice { .. } => refused(ExitKind::Conflict, "give each patch once"),
         StackError::Held { .. } => refused(ExitKind::Conflict, "leave out the patch that is held"),
+        StackError::Shared { .. } => {
+            refused(ExitKind::Conflict, "leave out one of them: added up, the update would count twice")
+        }
         StackError::OtherBase { is_applied: true, .. } => {
             refused(ExitKind::WrongBase, "it is applied to this checkpoint already: give the base itself")
         }
