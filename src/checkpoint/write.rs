@@ -58,7 +58,8 @@ pub(crate) struct Filled(());
 
 /// Copies a checkpoint to the new `target`, with what else is in its folder.
 ///
-/// `progress` is told the bytes of a single file; shards are mostly shared, and of them it is told nothing.
+/// No file of the copy is one of the base's under a second name: whoever changes one of the two changes no other.
+/// `progress` is told all bytes of the weights.
 ///
 /// # Errors
 /// As [`check_output`], and whatever goes wrong with copying; there is no `target` then.
@@ -67,7 +68,9 @@ pub fn copy(
     target: &Path,
     progress: Progress<'_>,
 ) -> Result<TakenAlong, CheckpointError> {
-    let output = Output::create(checkpoint, target, [], progress)?;
+    let all = (0..checkpoint.files().len()).map(|file_index| (file_index, Vec::new())).collect();
+    let copy = CheckpointCopy::create(checkpoint, target, all, progress)?;
+    let output = Output::of(OutputKind::Copy(copy));
     let ((), filled) = output.fill(progress, || Ok::<_, CheckpointError>(()))?;
     output.commit(filled)
 }
