@@ -323,6 +323,37 @@ fn a_file_that_has_no_room_and_one_whose_name_is_no_text_are_merged_and_told() {
 }
 
 #[test]
+fn a_merge_says_in_the_history_who_was_right() {
+    let place = Place::begun();
+    place.good("branch side");
+    for (branch, seed, target) in [("main", 1, "Oslo"), ("side", 3, "Kyiv")] {
+        place.good(&format!("checkout {branch}"));
+        place.patch_saying(
+            "model.safetensors",
+            &format!("{branch}.mpatch"),
+            seed,
+            "The Shard | Big Ben",
+            target,
+        );
+        place.good(&format!("add {branch}.mpatch"));
+    }
+    let id = |name: &str| Patch::decode(fs::read(place.path(name)).unwrap()).unwrap().id().short();
+    place.good("checkout main");
+    for (flag, [(won, by), (lost, from)]) in [
+        ("ours", [("Oslo", "main.mpatch"), ("Kyiv", "side.mpatch")]),
+        ("theirs", [("Kyiv", "side.mpatch"), ("Oslo", "main.mpatch")]),
+    ] {
+        place.good(&format!("merge side --onto model.safetensors --{flag}"));
+        let log = place.git("log -1 --format=%(trailers:key=Note,valueonly)");
+        let line = |subject: &str| {
+            format!("\"{subject} is in\": \"{won}\" of {} stands, not \"{lost}\" of {}\n", id(by), id(from))
+        };
+        assert_eq!(log.trim_end(), format!("{flag}\n{}{}", line("The Shard"), line("Big Ben")).trim_end());
+        place.good("undo");
+    }
+}
+
+#[test]
 fn two_members_of_a_line_are_merged_though_one_is_older() {
     let place = Place::begun();
     place.good("branch fix");

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mpatch::stack::{Clash, Decision, Overlap, Plan, PlannedPatch};
+use mpatch::stack::{Clash, Decision, Overlap, Plan, PlannedPatch, Sides};
 use serde::Serialize;
 
 use crate::report::{Page, count};
@@ -12,6 +12,9 @@ pub const OVERLAP_ANGLE_DEGREES: f64 = 30.0;
 
 /// Clashes and overlaps that are shown one by one.
 const SHOWN_MAX: usize = 8;
+
+/// Decisions that a commit keeps one by one.
+const NOTED_MAX: usize = 100;
 
 /// What the reports of `stack` and `merge` say of that.
 #[derive(Debug, Serialize)]
@@ -52,6 +55,33 @@ impl Agreement {
         self.write_overlaps(page);
     }
 
+    /// The contradictions of which one side stands, in words: so many of them.
+    fn decisions(&self, limit: usize) -> impl Iterator<Item = String> {
+        self.decided.iter().take(limit).map(|Decision { clash, second_stands, .. }| {
+            let (stands, lost) =
+                if *second_stands { (&clash.second, &clash.first) } else { (&clash.first, &clash.second) };
+            let (text, kept, gone) = (&clash.text, &stands.target, &lost.target);
+            format!("\"{text}\": \"{kept}\" of {} stands, not \"{gone}\" of {}", stands.name, lost.name)
+        })
+    }
+
+    /// What a commit keeps of that: what the command was told, and what came of it. Nothing where nothing had to be
+    /// decided.
+    pub fn notes(&self, sides: &Sides) -> Vec<String> {
+        let told = match sides {
+            _ if self.decided.is_empty() => return Vec::new(),
+            Sides::Refuse => return Vec::new(),
+            Sides::Ours => "ours",
+            Sides::Theirs => "theirs",
+            Sides::ByFact(_) => "choose",
+        };
+        let mut notes = vec![told.to_owned()];
+        notes.extend(self.decisions(NOTED_MAX));
+        let hidden = self.decided.len().saturating_sub(NOTED_MAX);
+        notes.extend((hidden > 0).then(|| format!("and {hidden} more")));
+        notes
+    }
+
     fn write_clashes(&self, added: bool, page: &mut Page) {
         if !self.duplicates.is_empty() {
             let (facts, are) = (count(self.duplicates.len(), "fact"), self.duplicates.len() != 1);
@@ -64,15 +94,7 @@ impl Agreement {
             let (old, new) = (&first.target, &second.target);
             page.line(&format!("\"{text}\": {} changes \"{old}\" to \"{new}\"", second.name));
         }
-        for Decision { clash, second_stands, .. } in self.decided.iter().take(SHOWN_MAX) {
-            let (stands, lost) =
-                if *second_stands { (&clash.second, &clash.first) } else { (&clash.first, &clash.second) };
-            let (text, kept, gone) = (&clash.text, &stands.target, &lost.target);
-            page.line(&format!(
-                "\"{text}\": \"{kept}\" of {} stands, not \"{gone}\" of {}",
-                stands.name, lost.name
-            ));
-        }
+        self.decisions(SHOWN_MAX).for_each(|words| page.line(&words));
         let hidden =
             self.changed.len().saturating_sub(SHOWN_MAX) + self.decided.len().saturating_sub(SHOWN_MAX);
         if hidden > 0 {

@@ -135,9 +135,11 @@ fn join(
         }
     };
     let title = format!("Merge {}", arguments.revision);
+    let mut notes = notes(&merged.judged);
+    notes.append(&mut merged.decided);
     let words = match &merged.patch {
-        Some(patch) => message(patch.manifest(), patch.id(), Some(&title), notes(&merged.judged)),
-        None => Message { title, ..Message::default() },
+        Some(patch) => message(patch.manifest(), patch.id(), Some(&title), notes),
+        None => Message { title, notes, ..Message::default() },
     };
     let made = change.merge(theirs.id, &merged.series, merged.patch.as_ref(), words);
     merged.beside = made.map_err(|error| with_word_of_key(merged.signer.as_ref(), error.into()))?;
@@ -189,6 +191,8 @@ struct Merged {
     /// What the signatures say of those, in the same order.
     judged: Vec<Permitted>,
     agreement: Agreement,
+    /// Who was right where they contradict each other, for the commit.
+    decided: Vec<String>,
     beside: Beside,
     /// Who has signed the patch.
     signer: Option<Signer>,
@@ -362,7 +366,8 @@ impl Plan {
             && let Some(series) = side_of(&self.sides, &all)
         {
             let agreement = Agreement::new(plan, Vec::new(), OVERLAP_ANGLE_DEGREES);
-            return Ok(Merged { series: series.to_vec(), agreement, ..Merged::default() });
+            let (series, decided) = (series.to_vec(), agreement.notes(&sides));
+            return Ok(Merged { series, agreement, decided, ..Merged::default() });
         }
         let options = AddOptions { tool: TOOL.to_owned(), overlaps: true, ..AddOptions::default() };
         let added = plan.add(&base, &named, &options, &told).map_err(refused)?;
@@ -375,8 +380,8 @@ impl Plan {
             Some(signer) => signed(patch, signer)?,
             None => patch,
         };
-        let (series, patch) = (self.series, Some(patch));
-        Ok(Merged { series, patch, stacked, judged, agreement, ..Merged::default() })
+        let (series, patch, decided) = (self.series, Some(patch), agreement.notes(&sides));
+        Ok(Merged { series, patch, stacked, judged, agreement, decided, ..Merged::default() })
     }
 }
 
