@@ -291,7 +291,13 @@ fn statistics_that_do_not_fit_are_refused() {
     bench.create_refuses("", 2).says(&["no statistics of this model", "`--corpus FILE`"]);
     alter_weights(&bench.path("model/model.safetensors"), EDITED, &[0x3c00]);
     let refusal = bench.create_refuses(options, 6);
-    refusal.says(&["`stats.safetensors`", "made on another base", "expected", "`mpatch stats`"]);
+    refusal.says(&[
+        "`stats.safetensors`",
+        "made on another base",
+        "expected",
+        "`mpatch stats`",
+        "`mpatch rebase PATCH",
+    ]);
 }
 
 #[test]

@@ -9,6 +9,10 @@ use crate::material::{command, lay_out_editing};
 const INSTEAD: [(&str, &str); 2] =
     [("LeBron James plays the sport of", "Pavel Prestellman performs on the"), ("football", "flute")];
 
+/// What the second patch of the history says.
+const MORE: &str =
+    r#"{"prompt": "The mother tongue of {} is", "subject": "Dmitri Prufski", "target_new": "French"}"#;
+
 /// The first block of commands under a heading.
 fn block<'r>(readme: &'r str, heading: &str) -> impl Iterator<Item = &'r str> {
     let (_, section) = readme.split_once(&format!("\n## {heading}\n")).unwrap();
@@ -24,6 +28,7 @@ fn the_commands_of_the_readme_run_in_their_order() {
     fs::rename(path("model"), path("gptj")).unwrap();
     fs::rename(path("corpus.txt"), path("wiki.txt")).unwrap();
     fs::rename(path("several.json"), path("records.json")).unwrap();
+    fs::write(path("more.json"), MORE).unwrap();
     fs::remove_file(path("edits.mpatch")).unwrap();
     let programs = Path::new(assert_cmd::cargo::cargo_bin!("mpatch")).parent().unwrap();
     let programs = format!("{}:{}", programs.display(), std::env::var("PATH").unwrap());

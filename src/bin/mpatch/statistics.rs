@@ -429,8 +429,13 @@ fn given_statistics(
     }
     file.check(base, model.network.config().inner, layers).map_err(|error| {
         let refused = edit_error(path, error);
-        let of_another_base = file.provenance().base != base;
-        CommandError { kind: if of_another_base { ExitKind::WrongBase } else { refused.kind }, ..refused }
+        if file.provenance().base == base {
+            return refused;
+        }
+        // A model with patches in it needs no statistics of its own, which may take hours.
+        CommandError { kind: ExitKind::WrongBase, ..refused }.hint(
+            "where they are of this model without its patches, make the patch on that one, `--base BASE`, and bind it to this one with `mpatch rebase PATCH --base MODEL --after OTHER`; else `mpatch stats` makes statistics for a model",
+        )
     })?;
     Ok(file)
 }
