@@ -23,7 +23,7 @@ use crate::standing::{refuse_misfit, remembered, shown};
 pub struct CloneArguments {
     /// Copy the history at this address: a folder, or what `git clone` takes
     address: String,
-    /// Keep it in this new folder; named like the address by default
+    /// Keep it in this folder, which may be there already, as that of the model is; named like the address by default
     folder: Option<PathBuf>,
     /// Remember this model, in any of the history's states
     #[arg(long, value_name = "MODEL")]
