@@ -16,3 +16,4 @@ mod mending;
 mod merging;
 mod names;
 mod odd_files;
+mod standing;

@@ -150,6 +150,8 @@ pub enum State {
     Unchanged,
     /// The result stands; only telling of it failed.
     Applied,
+    /// Some of several steps stand, each of which leads to a state of its own.
+    PartlyApplied,
     /// A checkpoint is half-way, and the next command that opens it puts the old bytes back, writes the new ones once
     /// more, or removes a journal that is all that is left of the change; or a history is, and the next one that
     /// changes it makes the change or takes it back.
@@ -162,6 +164,7 @@ impl State {
         match self {
             State::Unchanged => "unchanged",
             State::Applied => "applied",
+            State::PartlyApplied => "partly applied",
             State::RecoveryPending => "recovery pending",
         }
     }
@@ -215,7 +218,16 @@ impl CommandError {
             return self;
         }
         let message = format!("{}; {done} of {steps} steps to `{}` are done", self.message, path.display());
-        Self { message, ..self }.hint("the same command goes on from there").after_the_work()
+        Self { message, state: State::PartlyApplied, ..self }.hint("the same command goes on from there")
+    }
+
+    /// Of a copy that goes away with the command, whatever state it was left in.
+    pub fn of_passing_copy(self) -> Self {
+        match self.state {
+            State::Unchanged => self,
+            _ => Self { kind: ExitKind::Io, state: State::Unchanged, ..self }
+                .hint("run the same command again"),
+        }
     }
 
     /// Says what else is wrong.
@@ -465,6 +477,8 @@ mod tests {
             (State::RecoveryPending, 1, "no", "look"),
         ] {
             let error = failed(state).between_steps(&path, done, 3);
+            let expected = if said == "no" { state } else { State::PartlyApplied };
+            assert_eq!(error.state, expected, "{said}");
             assert_eq!((error.message.as_str(), error.hint.as_deref()), (said, Some(hint)));
         }
         let both = failed(State::Applied).and(CommandError::new(ExitKind::Busy, "busy"));

@@ -11,7 +11,7 @@ use mpatch::store::{Atlas, Base, BaseTensor, Commit, CommitId, Location, Store, 
 
 use crate::error::{CommandError, ExitKind};
 use crate::history::CommitReport;
-use crate::report::{Output, count};
+use crate::report::{Output, count, shell_word};
 
 /// The checkpoint that was given with `--onto`, or the one that the history remembers.
 pub fn model_path(store: &Store, given: Option<&Path>) -> Result<PathBuf, CommandError> {
@@ -26,7 +26,7 @@ pub fn model_path_by(way: &str, store: &Store, given: Option<&Path>) -> Result<P
     let Some(model) = store.view()?.model else {
         return Err(CommandError::new(ExitKind::Usage, "this history does not know where its model is")
             .hint(format!(
-                "name it with `{way}`; `mpatch checkout` and `apply` remember where their results lie"
+                "name it with `{way}`; `mpatch checkout`, and what `apply` and `revert` record, is remembered"
             )));
     };
     let path = shown(&store.folder().join(model));
@@ -192,8 +192,13 @@ pub fn series_at(
         Location::Unknown(stranger) => {
             let message =
                 format!("`{name}` is in no state that this history knows: {}", stranger_words(stranger));
-            Err(CommandError::new(ExitKind::WrongBase, message)
-                .hint("give the base, or a checkpoint that was made from it with patches of this history"))
+            let mut hint =
+                "give the base, or a checkpoint that was made from it with patches of this history"
+                    .to_owned();
+            if let Some(unrecorded) = unrecorded_words(stranger, checkpoint) {
+                hint = format!("{hint}; {unrecorded}");
+            }
+            Err(CommandError::new(ExitKind::WrongBase, message).hint(hint))
         }
     }
 }
@@ -210,6 +215,16 @@ pub fn half_way_words(half: &HalfWay) -> String {
         }
         None => "each tensor is in a known state, but no two patches explain the mixture".to_owned(),
     }
+}
+
+/// What to do about a patch that is in the weights and not in the history: of an `apply` that was killed before it
+/// recorded it, nothing else tells.
+pub fn unrecorded_words(stranger: &Stranger, checkpoint: &Path) -> Option<String> {
+    stranger.found?;
+    let checkpoint = shell_word(checkpoint);
+    Some(format!(
+        "where an `apply` was stopped before it recorded its patch, `mpatch add PATCH` records that, and `mpatch revert {checkpoint} PATCH --in-place` takes it out"
+    ))
 }
 
 pub fn stranger_words(stranger: &Stranger) -> String {

@@ -14,15 +14,15 @@ use crate::error::{CommandError, ExitKind};
 use crate::history::{LOCK_TIMEOUT_SECONDS, author, here, in_words, message};
 use crate::interrupt::{Work, doing, last_step};
 use crate::places::folder_of;
-use crate::report::Output;
-use crate::standing::{locate, remembered};
+use crate::report::{Output, shell_word};
+use crate::standing::{locate, remembered, shown};
 use crate::trust::{TrustArguments, require};
 
 /// Takes a copy of `checkpoint` along the way, into the new `target`.
 ///
-/// Each step is an operation with its own digests, compared before its result has a name; steps before the last are
-/// passing copies in the target's folder. `before_last_step` is called as
-/// [`Checkpoint::before_last_step`] says. Answers how what no step touches came into the copy.
+/// Each step is an operation with its own digests, compared before its result has a name. The first of several makes a
+/// passing copy in the target's folder, which those before the last change where it lies. `before_last_step` is called
+/// as [`Checkpoint::before_last_step`] says. Answers how what no step touches came into the copy.
 pub fn walk(
     store: &Store,
     checkpoint: Checkpoint,
@@ -47,7 +47,15 @@ pub fn walk(
     let mut along: Option<TakenAlong> = None;
     for (index, step) in before.iter().enumerate() {
         let place = passing.path().join(format!("step-{}{ending}", index + 1));
-        along = Some(after(along, take(store, &current, *step, Some(&place), output)?));
+        let into = if left.is_some() { Place::HereOr(&place) } else { Place::New(&place) };
+        let taken = take(store, &current, *step, into, output).map_err(CommandError::of_passing_copy)?;
+        // Two that hold one file would be in each other's way.
+        drop(current);
+        let Some(taken) = taken else {
+            current = open_checkpoint(left.as_deref().unwrap_or(&place), output)?;
+            continue;
+        };
+        along = Some(after(along, taken));
         current = open_checkpoint(&place, output)?;
         // One copy at a time: the one before has been read for the last time.
         if let Some(old) = left.replace(place) {
@@ -56,8 +64,9 @@ pub fn walk(
             removed.map_err(|error| CommandError::io("remove", &old, &error))?;
         }
     }
-    let taken = take(store, &current.before_last_step(before_last_step), *last, Some(target), output)?;
-    Ok(after(along, taken))
+    let current = current.before_last_step(before_last_step);
+    let taken = take(store, &current, *last, Place::New(target), output)?;
+    Ok(after(along, taken.unwrap_or_default()))
 }
 
 fn after(before: Option<TakenAlong>, taken: TakenAlong) -> TakenAlong {
@@ -82,7 +91,7 @@ pub fn walk_in_place(
         let taken = open_checkpoint(path, output).and_then(|checkpoint| {
             let is_last = done + 1 == steps.len();
             let checkpoint = if is_last { checkpoint.before_last_step(last_step) } else { checkpoint };
-            take(store, &checkpoint, *step, None, output).map(drop)
+            take(store, &checkpoint, *step, Place::Here, output).map(drop)
         });
         taken.map_err(|error| error.between_steps(path, done, steps.len()))?;
     }
@@ -109,14 +118,25 @@ fn require_all(
     Ok(())
 }
 
-/// One step, into a new place, or where the checkpoint lies.
+/// Where the result of a step goes.
+#[derive(Debug, Clone, Copy)]
+enum Place<'a> {
+    /// Where the checkpoint lies.
+    Here,
+    /// Into a copy.
+    New(&'a Path),
+    /// Where the checkpoint lies; into a copy where that must not be changed, such as a shard that is linked.
+    HereOr(&'a Path),
+}
+
+/// One step; answers how the rest came into a copy, where one was made.
 fn take(
     store: &Store,
     checkpoint: &Checkpoint,
     step: Step,
-    place: Option<&Path>,
+    place: Place<'_>,
     output: &Output,
-) -> Result<TakenAlong, CommandError> {
+) -> Result<Option<TakenAlong>, CommandError> {
     let (direction, id) = match step {
         Step::Apply(id) => (Direction::Apply, id),
         Step::Revert(id) => (Direction::Revert, id),
@@ -139,7 +159,12 @@ fn take(
             format!("patch {} does not fit `{}` any more: {why}", id.short(), checkpoint.path().display());
         CommandError::new(ExitKind::WrongBase, message).hint("wait until nobody writes to it, and try again")
     })?;
-    let written = match place {
+    let copy = match place {
+        Place::Here => None,
+        Place::New(copy) => Some(copy),
+        Place::HereOr(copy) => plan.check_in_place(checkpoint).is_err().then_some(copy),
+    };
+    let written = match copy {
         Some(place) => {
             let progress = output.progress("writing", plan.copy_size_bytes);
             plan.execute(checkpoint, &patch, place, &|bytes| progress.add(bytes))
@@ -149,7 +174,7 @@ fn take(
             plan.execute_in_place(checkpoint, &patch, &|bytes| progress.add(bytes))
         }
     };
-    written.map(|written| written.taken_along).map_err(failed)
+    written.map(|written| copy.map(|_| written.taken_along)).map_err(failed)
 }
 
 /// A step in words.
@@ -166,7 +191,8 @@ pub fn step_words(store: &Store, step: Step) -> Result<String, CommandError> {
 /// are not afterwards what they were.
 ///
 /// A patch that came on top of the head's state, or the last one that was taken out of it, becomes a commit; and the
-/// result is the model from now on. What does not begin in the head's state is not recorded, and the user is told.
+/// result is the model from now on. Anything else is not recorded and leaves the model where it is, and the user is
+/// told.
 pub struct Record {
     store: Store,
     head: Commit,
@@ -180,8 +206,6 @@ pub enum Entry {
     Patch,
     /// A commit that takes the last patch back.
     TakenBack,
-    /// Where the model lies: the weights were not in the state of HEAD.
-    Model,
 }
 
 /// What became of a record.
@@ -210,15 +234,24 @@ impl Record {
         let entry = match &locate(&atlas, checkpoint, false, output)?.standing {
             Location::At(found) => {
                 let state = found.first().map(|&index| &atlas.known()[index].state);
-                let at_head = state == atlas.state_after(&head.series);
                 match direction {
-                    Direction::Apply if at_head && !head.series.contains(&patch) => Entry::Patch,
-                    Direction::Revert if at_head && head.series.last() == Some(&patch) => Entry::TakenBack,
-                    _ => Entry::Model,
+                    _ if state != atlas.state_after(&head.series) => {
+                        Err("these weights are not in the state of HEAD")
+                    }
+                    Direction::Apply if head.series.contains(&patch) => Err("HEAD has this patch already"),
+                    Direction::Apply => Ok(Entry::Patch),
+                    Direction::Revert if head.series.last() == Some(&patch) => Ok(Entry::TakenBack),
+                    Direction::Revert => Err("this patch is not the last one of HEAD"),
                 }
             }
-            _ => {
-                output.warn("not recorded: these weights are in no state that the history here knows");
+            _ => Err("these weights are in no state that the history here knows"),
+        };
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(why) => {
+                let model = store.view()?.model.map(|model| shown(&store.folder().join(model)));
+                let stays = model.map(|model| format!("; its model stays {}", shell_word(model)));
+                output.warn(&format!("not recorded in the history: {why}{}", stays.unwrap_or_default()));
                 return Ok(None);
             }
         };
@@ -244,10 +277,10 @@ impl Record {
         let Self { store, head, entry } = self;
         let mut change = change(&store)?;
         let manifest = patch.manifest();
-        let is_commit = matches!(entry, Entry::Patch | Entry::TakenBack);
-        let is_overtaken = is_commit && change.view().head_commit() != Some(head.id);
+        if change.view().head_commit() != Some(head.id) {
+            return Ok(Recorded::Overtaken(head.id));
+        }
         let verb = match entry {
-            _ if is_overtaken => "model",
             Entry::Patch => {
                 change.add(patch, message(manifest, patch.id(), None, notes))?;
                 "apply"
@@ -257,20 +290,18 @@ impl Record {
                 change.take_back_last(Message { title, ..Message::default() })?;
                 "revert"
             }
-            Entry::Model => {
-                output.warn("not recorded as a commit: these weights were not in the state of HEAD");
-                "model"
-            }
         };
-        change.set_model(Some(remembered(store.folder(), target)?));
+        let model = remembered(store.folder(), target)?;
+        let moved = change.view().model.as_ref() != Some(&model);
+        change.set_model(Some(model));
         change.set_with_weights();
         let commit = change.view().head_commit();
         change.finish(&format!("{verb} {}", patch.id().short()))?;
-        if is_overtaken {
-            return Ok(Recorded::Overtaken(head.id));
-        }
-        if let Some(commit) = commit.filter(|commit| *commit != head.id) {
+        if let Some(commit) = commit {
             output.note(&format!("recorded as {}", in_words(&store.commit(commit)?)));
+        }
+        if moved {
+            output.note(&format!("the history's model is now {}", shell_word(target)));
         }
         Ok(Recorded::Done)
     }

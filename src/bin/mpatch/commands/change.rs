@@ -186,9 +186,6 @@ impl Change {
             (Entry::TakenBack, Target::InPlace) => {
                 format!("`mpatch apply {result} {patch} --in-place` and then this again record it")
             }
-            (Entry::Model, _) => {
-                format!("name it with `--onto {result}` where the history is asked about it")
-            }
         };
         let message =
             format!("`{}` is as it was to be, but not recorded: {}", self.result().display(), error.message);
@@ -208,7 +205,9 @@ impl Change {
             Entry::Patch => format!(
                 "`mpatch branch NAME {began}`, `mpatch checkout NAME` and `mpatch add {patch}{trust}` record it on a branch of its own"
             ),
-            _ => format!("`mpatch checkout HEAD --onto {result} -o MODEL` takes the weights to HEAD"),
+            Entry::TakenBack => {
+                format!("`mpatch checkout HEAD --onto {result} -o MODEL` takes the weights to HEAD")
+            }
         };
         format!("not recorded as a commit: another command has moved HEAD from {began} meanwhile; {way_out}")
     }

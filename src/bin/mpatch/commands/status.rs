@@ -12,7 +12,9 @@ use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::standing::{Commits, compared_words, half_way_words, locate, model_path_by, stranger_words};
+use crate::standing::{
+    Commits, compared_words, half_way_words, locate, model_path_by, stranger_words, unrecorded_words,
+};
 
 #[derive(Debug, Args)]
 #[command(
@@ -150,6 +152,9 @@ impl Report for StatusReport {
             StateReport::Unknown(stranger) => {
                 page.title(&format!("{name} is in no state that this history knows"));
                 page.line(&stranger_words(stranger));
+                if let Some(unrecorded) = unrecorded_words(stranger, &self.checkpoint) {
+                    page.line(&unrecorded);
+                }
             }
         }
         let compared = compared_words(self.tensors_compared, self.tensors);

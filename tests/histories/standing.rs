@@ -1,0 +1,76 @@
+//! Where the model of a history is, and what a command leaves that was stopped before it could say so.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::place::Place;
+
+/// Of one patch, in `one.mpatch` and at the head; the model is `one.safetensors`.
+fn checked_out() -> Place {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("checkout HEAD -o one.safetensors");
+    place
+}
+
+/// What a command that succeeds says on standard error.
+fn noted(place: &Place, words: &str) -> String {
+    let output = place.mpatch(words);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "mpatch {words}: {errors}");
+    errors
+}
+
+#[test]
+fn only_what_is_recorded_becomes_the_model() {
+    let place = checked_out();
+    place.patch("model.safetensors", "other.mpatch", 2, "Big Ben");
+    let operations = place.good("undo --list");
+    let said = noted(&place, "apply model.safetensors other.mpatch -o trial.safetensors");
+    let stays = "; its model stays one.safetensors\n";
+    assert!(said.contains(&format!("these weights are not in the state of HEAD{stays}")), "{said}");
+    place.patch("one.safetensors", "two.mpatch", 6, "The Shard");
+    assert_eq!(place.good("undo --list"), operations);
+    assert!(place.good("status").contains("one.safetensors is in the state of HEAD"));
+    place.good("checkout HEAD~1");
+    let said = noted(&place, "revert one.safetensors one.mpatch -o passing.safetensors");
+    assert!(said.contains(stays), "{said}");
+    fs::remove_file(place.path("passing.safetensors")).unwrap();
+    place.good("checkout main -o again.safetensors");
+    let said = noted(&place, "apply again.safetensors two.mpatch -o two.safetensors");
+    assert!(said.contains("the history's model is now two.safetensors\n"), "{said}");
+    assert!(place.good("status").contains("two.safetensors is in the state of HEAD"));
+}
+
+#[test]
+fn weights_that_an_apply_changed_before_it_was_stopped_have_a_way_out() {
+    let place = checked_out();
+    place.patch("one.safetensors", "two.mpatch", 2, "Big Ben");
+    let lock = place.path(".git/refs/heads/main.lock");
+    fs::write(&lock, "").unwrap();
+    place.bad("apply one.safetensors two.mpatch --in-place", 10);
+    fs::remove_file(lock).unwrap();
+    let [add, revert] = ["`mpatch add PATCH`", "`mpatch revert one.safetensors PATCH --in-place`"];
+    let output = place.mpatch("status");
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.contains(add) && said.contains(revert), "{said}");
+    let said = place.bad("checkout HEAD --in-place", 6);
+    assert!(said.contains(add) && said.contains(revert), "{said}");
+    place.good("add two.mpatch");
+    assert!(place.good("status").contains("is in the state of HEAD"));
+}
+
+#[test]
+fn a_copy_of_a_model_that_is_in_the_state_already_shares_no_file_with_it() {
+    let place = Place::new();
+    fs::create_dir(place.path("base")).unwrap();
+    fs::rename(place.path("model.safetensors"), place.path("base/model.safetensors")).unwrap();
+    place.good("init --base base");
+    let said = place.good("checkout HEAD -o copy");
+    assert!(said.contains("it is in this state already\n"), "{said}");
+    for folder in ["base", "copy"] {
+        assert_eq!(place.path(folder).join("model.safetensors").metadata().unwrap().nlink(), 1, "{folder}");
+    }
+}
