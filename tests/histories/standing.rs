@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use crate::place::Place;
+use crate::drafts::Numbers;
+use crate::material::file_of;
+use crate::place::{Place, SHAPE, TENSORS};
 
 /// Of one patch, in `one.mpatch` and at the head; the model is `one.safetensors`.
 fn checked_out() -> Place {
@@ -73,4 +75,38 @@ fn a_copy_of_a_model_that_is_in_the_state_already_shares_no_file_with_it() {
     for folder in ["base", "copy"] {
         assert_eq!(place.path(folder).join("model.safetensors").metadata().unwrap().nlink(), 1, "{folder}");
     }
+}
+
+#[test]
+fn a_way_of_several_steps_changes_no_shard_that_its_passing_copy_has_from_the_model() {
+    let place = Place::new();
+    fs::create_dir(place.path("step-0")).unwrap();
+    let (mut numbers, mut places) = (Numbers(7), serde_json::Map::new());
+    for name in TENSORS {
+        let shard = format!("{name}.safetensors");
+        let values = (0..SHAPE[0] * SHAPE[1]).flat_map(|_| (numbers.uniform() as f32).to_le_bytes());
+        fs::write(
+            place.path("step-0").join(&shard),
+            file_of([(name, "F32", SHAPE, values.collect::<Vec<u8>>())]),
+        )
+        .unwrap();
+        places.insert(name.to_owned(), shard.into());
+    }
+    let index = serde_json::json!({"weight_map": places}).to_string();
+    fs::write(place.path("step-0/model.safetensors.index.json"), index).unwrap();
+    place.good("init --base step-0");
+    // Bits say which shards are touched: the first always, each of the others for the first time on the way.
+    for (step, touched) in [1, 2, 4, 6].into_iter().enumerate() {
+        let (before, name, after) = (format!("step-{step}"), format!("{step}.mpatch"), step + 1);
+        place.patch(&before, &name, touched, &format!("Tower {step}"));
+        place.good(&format!("apply {before} {name} -o step-{after}"));
+    }
+    let shards = |folder: &str| {
+        TENSORS.map(|name| fs::read(place.path(folder).join(format!("{name}.safetensors"))).unwrap())
+    };
+    let base = shards("step-0");
+    place.good("checkout HEAD --onto step-0 -o there");
+    assert!(shards("there") == shards("step-4") && shards("step-0") == base);
+    place.good("checkout HEAD~4 --onto there -o back");
+    assert!(shards("back") == base && shards("there") == shards("step-4"));
 }
