@@ -244,7 +244,7 @@ impl Record {
                     Direction::Revert => Err("this patch is not the last one of HEAD"),
                 }
             }
-            _ => Err("these weights are in no state that the history here knows"),
+            _ => Err("these weights are in no state that the history knows"),
         };
         let entry = match entry {
             Ok(entry) => entry,
