@@ -93,6 +93,10 @@ pub fn parse_keys(text: &str) -> Result<Vec<PublicKey>, LineError> {
     lines(text.as_bytes()).map(key).collect()
 }
 
+/// Whom a user's own keys stand for that nobody but their use made trusted. No policy's principal is this one, and all
+/// keys that stand for no one else count as one: nobody fills several roles by making keys.
+pub const OWN_PRINCIPAL: &str = "me";
+
 /// The line that lets `key` sign patches, and nothing else, for `principal`.
 pub fn line_of(principal: &str, key: &PublicKey) -> String {
     format!("{principal} namespaces=\"{NAMESPACE}\" {}", key.line_with_comment())

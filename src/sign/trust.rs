@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use serde::{Serialize, Serializer};
 
-use super::allowed_signers::{AllowedSigners, Entry, Patterns};
+use super::allowed_signers::{AllowedSigners, Entry, OWN_PRINCIPAL, Patterns};
 use super::key::{Fingerprint, PublicKey};
 use super::policy::Policy;
 use super::sshsig::{NAMESPACE, SshSig, SshSigError};
@@ -150,9 +150,13 @@ impl Missing {
     fn of(signatures: &[Finding], policy: &Policy) -> Self {
         let trusted = signatures.iter().filter(|found| found.answer == Answer::Trusted);
         let trusted: Vec<&Finding> = trusted.collect();
-        let keys: BTreeSet<Fingerprint> = trusted.iter().filter_map(|found| found.key).collect();
+        let is_own = |all: &Patterns| all.as_str() == OWN_PRINCIPAL;
+        // All of the user's own keys are one of them.
+        let keys: BTreeSet<Option<Fingerprint>> =
+            trusted.iter().map(|found| found.key.filter(|_| !found.speaks_for.iter().all(is_own))).collect();
         let speaks_for = |principal: &str| {
-            trusted.iter().flat_map(|found| found.speaks_for.iter()).any(|all| all.matches(principal))
+            let all = trusted.iter().flat_map(|found| found.speaks_for.iter());
+            all.filter(|all| !is_own(all)).any(|all| all.matches(principal))
         };
         let missing = policy.required.iter().filter(|principal| !speaks_for(principal));
         let keys = policy.threshold.saturating_sub(keys.len());

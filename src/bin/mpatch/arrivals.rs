@@ -37,10 +37,13 @@ impl ArrivalReport {
     }
 }
 
-/// Judges every patch that is new here; refuses all that came if one of them must not.
-pub fn judge_arrivals(incoming: &Incoming<'_>, output: &Output) -> Result<Vec<ArrivalReport>, CommandError> {
+/// Judges every patch that is new here, with what is known of lines; refuses all that came if one of them must not.
+pub fn judge_arrivals(
+    incoming: &Incoming<'_>,
+    mut lines: Lines<'_>,
+    output: &Output,
+) -> Result<Vec<ArrivalReport>, CommandError> {
     let files = TrustFiles::load_with_a_word(output)?;
-    let mut lines = Lines::default();
     let (mut arrivals, mut refusals) = (Vec::new(), Vec::new());
     for patch in incoming.new_patches()? {
         let patch = patch?;

@@ -14,7 +14,7 @@ use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::patch::manifest::Line;
 use mpatch::patch::{Draft, Patch, PatchError, Signature, SignatureKind};
-use mpatch::sign::allowed_signers::{line_of, principal_of};
+use mpatch::sign::allowed_signers::{AllowedSigners, OWN_PRINCIPAL, line_of, principal_of};
 use mpatch::sign::key::{SEED_SIZE_BYTES, header_of_private};
 use mpatch::sign::{Fingerprint, NAMESPACE, PrivateKey, PublicKey, SshSig, SshSigError, sshsig};
 use serde::Serialize;
@@ -77,15 +77,19 @@ impl SigningArguments {
 /// one has taken its own meanwhile, unless its user asked for that `sequence`.
 pub fn write_signed(
     patch: &mut Patch,
-    signer: Option<&Signer>,
+    mut signer: Option<&mut Signer>,
     sequence: Option<u64>,
     place: &Path,
 ) -> Result<Option<SignatureReport>, CommandError> {
     let name = place.to_string_lossy();
+    // Before the number, which is one of the key's.
+    let kept = signer.as_mut().map_or(Ok(()), |signer| signer.keep());
+    let signer = signer.map(|signer| &*signer);
     // From here on until the number is remembered no other mpatch can sign it.
-    let membership = signer.map(|signer| take_number(patch, signer, sequence)).transpose()?.flatten();
+    let numbered = signer.map(|signer| take_number(patch, signer, sequence)).transpose();
+    let membership = numbered.map_err(|error| with_word_of_key(signer, error))?.flatten();
     let signed = signer.map_or(Ok(()), |signer| {
-        signer.keep()?;
+        kept?;
         *patch = signer.sign_into(patch.clone(), &name).map_err(|error| signer.with_word_of_key(error))?;
         Ok(())
     });
@@ -95,7 +99,8 @@ pub fn write_signed(
         Err(_) => error,
         Ok(()) => {
             let message = format!("wrote `{name}` without a signature: {}", error.message);
-            let hint = format!("`mpatch sign {}` signs it", shell_word(place));
+            let key = signer.map(Signer::words).unwrap_or_default();
+            let hint = format!("`mpatch sign {}{key}` signs it", shell_word(place));
             CommandError { message, state: State::Applied, ..error }.hint(hint)
         }
     })?;
@@ -168,6 +173,8 @@ pub struct Signer {
     public: PublicKey,
     /// Where it is to lie, if it is new.
     made: Option<PathBuf>,
+    /// The file that `--key` named it by.
+    named: Option<PathBuf>,
 }
 
 #[derive(Debug)]
@@ -202,6 +209,9 @@ pub struct SignatureReport {
     trusted_in: Option<String>,
     /// Whom the key stands for there.
     principal: Option<String>,
+    /// The file that trusts it no more, because it was taken out of it.
+    #[serde(skip)]
+    left_out_of: Option<String>,
 }
 
 /// The key that is to sign, by what says so.
@@ -217,11 +227,12 @@ enum Chosen {
 impl KeyArguments {
     /// The key that is named, or the user's own; where there is none, a new one, which [`Signer::keep`] writes.
     pub fn find(&self) -> Result<Signer, CommandError> {
-        match self.choose()? {
+        let found = match self.choose()? {
             Chosen::File(path, named_by) => Signer::open(&path).map_err(|error| self.named(error, named_by)),
             Chosen::Line(line) => Signer::of_line(&line).map_err(|error| self.named(error, GIT_SETTING)),
             Chosen::Own(git) => Signer::own(&git),
-        }
+        };
+        Ok(Signer { named: self.key.clone(), ..found? })
     }
 
     /// Says of a key that cannot sign who named it, where that was not the command line.
@@ -294,6 +305,7 @@ impl Signer {
         let text = Zeroizing::new(places::read_text(path)?.ok_or_else(|| places::missing(path))?);
         refuse_certificate(path, &text)?;
         if let Ok(public) = PublicKey::parse(&text) {
+            check_private_half(path)?;
             return Self::new(Means::Program(path.to_owned(), Secret::Elsewhere), public, path);
         }
         let Ok(key) = PrivateKey::parse(&text) else { return Self::unread(path, &text) };
@@ -347,7 +359,7 @@ impl Signer {
             CommandError::new(ExitKind::Unsupported, format!("`{}`: {error}", path.display()))
                 .hint("`ssh-keygen -t ed25519` makes one: name it, or another one, with `--key`")
         })?;
-        Ok(Self { means, public, made: None })
+        Ok(Self { means, public, made: None, named: None })
     }
 
     /// The key among the user's settings.
@@ -361,16 +373,22 @@ impl Signer {
         let user = git.email.clone().or_else(places::user);
         let comment = user.as_deref().and_then(principal_of).unwrap_or_else(|| "me".to_owned());
         let key = new_key(&comment)?;
-        Ok(Self { public: key.public().clone(), means: Means::Here(Box::new(key)), made: Some(path) })
+        Ok(Self {
+            public: key.public().clone(),
+            means: Means::Here(Box::new(key)),
+            made: Some(path),
+            named: None,
+        })
     }
 
     /// Writes a new key to where it is to lie: once the work is done that it signs, so that work which fails leaves no
-    /// key behind, and before anything is signed with it.
-    pub fn keep(&self) -> Result<(), CommandError> {
+    /// key behind, and before anything is signed with it. Where another mpatch has made one meanwhile, that is the key
+    /// of both.
+    pub fn keep(&mut self) -> Result<(), CommandError> {
         let (Some(path), Means::Here(key)) = (&self.made, &self.means) else { return Ok(()) };
         if !places::write_private(path, private_text(key)?.as_bytes())? {
-            let message = format!("another mpatch has made the key `{}` meanwhile", path.display());
-            return Err(CommandError::new(ExitKind::Conflict, message).hint("sign with that one: try again"));
+            *self = Self::open(&path.clone())?;
+            return Ok(());
         }
         let public_line = self.public.line_with_comment() + "\n";
         let written = places::write_private(&path.with_extension("pub"), public_line.as_bytes());
@@ -384,6 +402,11 @@ impl Signer {
         let message =
             format!("{}; the key `{path}` was made, and signs your patches from now on", error.message);
         CommandError { message, ..error }
+    }
+
+    /// What names this key again in a suggested command, with a blank before it.
+    fn words(&self) -> String {
+        self.named.as_ref().map_or_else(String::new, |path| format!(" --key {}", shell_word(path)))
     }
 
     /// The public half.
@@ -450,18 +473,21 @@ impl Signer {
             made: self.made.as_ref().map(|path| path.display().to_string()),
             trusted_in: None,
             principal: None,
+            left_out_of: None,
         };
         if files.knows(&self.public) {
             return Ok(report);
         }
-        let git = GitSettings::read()?;
-        let names = [Some(self.public.comment().to_owned()), git.email, places::user()];
-        let principal = names.into_iter().flatten().find_map(|name| principal_of(&name));
-        let principal = principal.unwrap_or_else(|| "me".to_owned());
         let path = places::config_folder()?.join(crate::trust::ALLOWED_SIGNERS);
-        places::append(&path, Origin::User, &[line_of(&principal, &self.public)])?;
-        report.trusted_in = Some(path.display().to_string());
-        report.principal = Some(principal);
+        let name = path.display().to_string();
+        // Whoever has taken it out does not want it back.
+        if places::read_optional(&path)?.is_some_and(|held| is_commented_out(&held, &self.public)) {
+            report.left_out_of = Some(name);
+            return Ok(report);
+        }
+        places::append(&path, Origin::User, &[line_of(OWN_PRINCIPAL, &self.public)])?;
+        report.trusted_in = Some(name);
+        report.principal = Some(OWN_PRINCIPAL.to_owned());
         Ok(report)
     }
 
@@ -475,6 +501,14 @@ impl Signer {
             }
         }
     }
+}
+
+/// Whether a list of keys has the line of this one as a comment.
+fn is_commented_out(held: &[u8], key: &PublicKey) -> bool {
+    let comments =
+        held.split(|byte| *byte == b'\n').filter_map(|line| line.trim_ascii_start().strip_prefix(b"#"));
+    let lines = comments.collect::<Vec<_>>().join(&b'\n');
+    AllowedSigners::parse(&lines).entries.iter().any(|entry| entry.key == *key)
 }
 
 /// Puts a signature beside those that are in `patch`.
@@ -531,6 +565,9 @@ impl SignatureReport {
         if let (Some(path), Some(principal)) = (&self.trusted_in, &self.principal) {
             page.line(&format!("{path} now trusts it, as {principal}"));
         }
+        if let Some(path) = &self.left_out_of {
+            page.line(&format!("{path} does not trust it: it was taken out there"));
+        }
     }
 }
 
@@ -547,6 +584,14 @@ fn refuse_certificate(path: &Path, text: &str) -> Result<(), CommandError> {
     };
     let message = format!("`{name}` is a certificate, whose signatures are not judged");
     Err(CommandError::new(ExitKind::Unsupported, message).hint(format!("{hint}, with `--key`")))
+}
+
+/// As [`check_mode`], of the secret that lies beside a public key, if one does: `ssh-keygen` would refuse it, too, after
+/// the work.
+fn check_private_half(public: &Path) -> Result<(), CommandError> {
+    let private = public.with_extension("");
+    let is_there = public.extension().is_some_and(|ending| ending == "pub") && private.is_file();
+    if is_there { check_mode(&private) } else { Ok(()) }
 }
 
 /// A secret of this user's that others can read is none. Whose file is another one's, as a secret that is mounted into

@@ -13,7 +13,7 @@ use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::patch::Patch;
 use mpatch::patch::manifest::Line;
-use mpatch::sign::line::{KnownLines, Succession};
+use mpatch::sign::line::Succession;
 use mpatch::sign::policy::Rung;
 use mpatch::sign::{Answer, Fingerprint, Judgement, Missing, Policy, SshSig, judge as judge_signatures};
 use serde::Serialize;
@@ -24,7 +24,7 @@ use crate::report::{Output, shell_word};
 
 pub use files::{TrustFiles, parse_revoked};
 pub use lines::{Lines, LockedLines, forget, known_lines, lines_to_change, new_place};
-use lines::{remember, second_story, standing};
+use lines::{Seen, remember, second_story};
 use report::Behind;
 pub use report::{LineReport, PolicyReport, TrustReport};
 
@@ -141,7 +141,7 @@ pub fn require_among(
     patch: &Patch,
     path: &Path,
     company: Company<'_>,
-    lines: &mut Lines,
+    lines: &mut Lines<'_>,
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Permitted, CommandError> {
@@ -162,7 +162,7 @@ fn judge_among(
     patch: &Patch,
     path: &Path,
     company: Company<'_>,
-    lines: &mut Lines,
+    lines: &mut Lines<'_>,
     arguments: &TrustArguments,
     output: &Output,
 ) -> Result<Judged, CommandError> {
@@ -190,7 +190,11 @@ fn judge_among(
 /// Judges a patch that comes from another history: [`Judged::permit`] refuses what has been tampered with, and what a
 /// policy never lets pass. All else is asked for again before it touches weights. What came with it and was judged
 /// before is known in `lines`.
-pub fn judge_arrival(patch: &Patch, files: &TrustFiles, lines: &mut Lines) -> Result<Judged, CommandError> {
+pub fn judge_arrival(
+    patch: &Patch,
+    files: &TrustFiles,
+    lines: &mut Lines<'_>,
+) -> Result<Judged, CommandError> {
     let arguments = TrustArguments {
         allow_unsigned: true,
         allow_unknown: true,
@@ -222,7 +226,7 @@ fn judge_with(
     signatures: &[(String, Vec<u8>)],
     case: &Case<'_>,
     files: &TrustFiles,
-    lines: &mut Lines,
+    lines: &mut Lines<'_>,
 ) -> Result<Judged, CommandError> {
     let arguments = case.arguments;
     let now = now()?;
@@ -233,9 +237,10 @@ fn judge_with(
         _ => judgement.keys(Answer::Trusted),
     };
     let line = patch.manifest().line.clone();
-    let mut none = KnownLines::default();
-    let known = if line.is_some() { lines.known()? } else { &mut none };
-    let standing = line.as_ref().and_then(|line| standing(line, &keys, patch.id(), known));
+    let mut none = Seen::default();
+    let seen = if line.is_some() { lines.seen()? } else { &mut none };
+    let standing = line.as_ref().and_then(|line| seen.standing(line, &keys, patch.id()));
+    let known = &seen.newest;
     let (mut allowed, mut refusal) = case.of_signatures(&judgement);
     if refusal.is_none()
         && let Some(line) = &line
@@ -260,7 +265,7 @@ fn judge_with(
     });
     if let (Some(line), None) = (&line, &refusal) {
         // Whatever is judged after it is used after it.
-        keys.iter().for_each(|key| _ = known.record(line, *key, patch.id()));
+        seen.record(line, &keys, patch.id());
     }
     let policy = files.policy();
     let report = TrustReport { judgement, line: line_report, policy, allowed, words: arguments.words() };

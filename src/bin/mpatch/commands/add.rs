@@ -47,7 +47,7 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
     let patches = arguments.patches.iter().map(|path| open_patch(path)).collect::<Result<Vec<_>, _>>()?;
     let store = arguments.store.open()?;
     let mut change = arguments.store.change(&store)?;
-    let mut lines = Lines::default();
+    let mut lines = Lines::of_history(&store);
     let mut made = Vec::new();
     let mut titles = Vec::new();
     let mut judgements = Vec::new();

@@ -16,6 +16,7 @@ use crate::interrupt::Passing;
 use crate::network::{REMOTE, TheirHead, address, fetch, shown_address, their_head};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{refuse_misfit, remembered, shown};
+use crate::trust::Lines;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch clone https://example.org/knowledge.git --base gptj/\n  \
@@ -91,7 +92,7 @@ fn copy(
     let incoming = made.incoming()?;
     let head = their_head(&incoming, address)?;
     fetch(&incoming, address, head == TheirHead::Detached)?;
-    let patches = judge_arrivals(&incoming, output)?;
+    let patches = judge_arrivals(&incoming, Lines::default(), output)?;
     let mut change = made.change(Duration::ZERO, author)?;
     let received = incoming.receive(&mut change, Some(REMOTE))?;
     let branch = begin_at(&mut change, &received, head, address)?;

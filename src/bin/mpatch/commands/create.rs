@@ -20,6 +20,7 @@ use crate::editing::{
     ModelArguments, at_least_one, check_questions, edit_error, read_facts, refuse_existing,
 };
 use crate::error::{CommandError, ExitKind};
+use crate::history::here;
 use crate::interrupt::last_step;
 use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
@@ -74,12 +75,13 @@ pub struct LineArguments {
 }
 
 impl LineArguments {
-    /// The place in a line, by default the one after the last that is known of this key.
-    fn place(&self, signer: Option<&Signer>) -> Result<Option<Line>, CommandError> {
+    /// The place in a line, by default the one after the last that is known of this key, here or in the history at hand.
+    fn place(&self, signer: Option<&Signer>, output: &Output) -> Result<Option<Line>, CommandError> {
         let Some(name) = self.line.clone() else { return Ok(None) };
         match (self.sequence, signer) {
             (sequence, Some(signer)) => {
-                let (lines, key) = (trust::lines_to_change()?, signer.public().fingerprint());
+                let lines = trust::lines_to_change(here(output)?.as_ref())?;
+                let key = signer.public().fingerprint();
                 trust::new_place(&lines, &name, key, sequence).map(Some)
             }
             (Some(sequence), None) => Ok(Some(Line { name, sequence })),
@@ -139,15 +141,15 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<ExitKind, Com
         return output.report(&report).map(|()| ExitKind::Done);
     }
     // A key that cannot be used, or a number that is taken, is found now, not after the hours that the values take.
-    let signer = arguments.signing.signer()?;
-    let line = arguments.line.place(signer.as_ref())?;
+    let mut signer = arguments.signing.signer()?;
+    let line = arguments.line.place(signer.as_ref(), output)?;
     let prepared = Prepared::new(&model, &facts, &arguments.recipe, None, output)?;
     let mut job = prepared.job(&facts, &arguments.recipe, arguments.about.about());
     job.line = line;
     let (made, signature) = job.make(output, |made| {
         // Not worth stopping any more.
         last_step();
-        write_signed(&mut made.patch, signer.as_ref(), arguments.line.sequence, &place)
+        write_signed(&mut made.patch, signer.as_mut(), arguments.line.sequence, &place)
     })?;
     let base = model.checkpoint.path().to_owned();
     let report = made.report(&job, place, base, signature);

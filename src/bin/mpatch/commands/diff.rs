@@ -225,7 +225,7 @@ fn extracted(
     output: &Output,
 ) -> Result<(), CommandError> {
     refuse_existing(place)?;
-    let signer = arguments.signing.signer()?;
+    let mut signer = arguments.signing.signer()?;
     let (base, edited) = (open_checkpoint(&arguments.first, output)?, open_checkpoint(second, output)?);
     let progress = output.progress("extracting", diff_checkpoints_size_bytes(&base, &edited));
     let about = arguments.about.about();
@@ -234,7 +234,7 @@ fn extracted(
     let found = found.map_err(|error| extract_error(&arguments.first, second, error))?;
     drop(progress);
     let mut patch = encoded(&found.draft, "the extracted patch")?;
-    let signature = write_signed(&mut patch, signer.as_ref(), None, place)?;
+    let signature = write_signed(&mut patch, signer.as_mut(), None, place)?;
     let stored = |index: u32| patch.manifest().sections[index as usize].stored_size;
     let tensors =
         patch.manifest().bindings[0].tensors.iter().zip(found.tensors).map(|(tensor, extracted)| {

@@ -129,8 +129,8 @@ fn join(
     let mut merged = match plan.beyond.is_empty() {
         true => Merged { series: plan.series, ..Merged::default() },
         false => {
-            let signer = arguments.signing.signer()?;
-            let stacked = plan.stacked(store, &atlas, &origins, arguments, signer.as_ref(), output)?;
+            let mut signer = arguments.signing.signer()?;
+            let stacked = plan.stacked(store, &atlas, &origins, arguments, signer.as_mut(), output)?;
             Merged { signer, ..stacked }
         }
     };
@@ -336,7 +336,7 @@ impl Plan {
         atlas: &Atlas,
         origins: &Origins,
         arguments: &MergeArguments,
-        signer: Option<&Signer>,
+        signer: Option<&mut Signer>,
         output: &Output,
     ) -> Result<Merged, CommandError> {
         let passing = PassingFolder::create(store.folder())?;
@@ -386,7 +386,7 @@ impl Plan {
 }
 
 /// The merged patch with a signature.
-fn signed(patch: Patch, signer: &Signer) -> Result<Patch, CommandError> {
+fn signed(patch: Patch, signer: &mut Signer) -> Result<Patch, CommandError> {
     signer.keep()?;
     signer.sign_into(patch, "the merged patch").map_err(|error| signer.with_word_of_key(error))
 }

@@ -11,6 +11,7 @@ use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, branch_of, head_after_change};
 use crate::network::{REMOTE, fetch, other, remembered, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word};
+use crate::trust::Lines;
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch pull\n  mpatch pull --from ../knowledge\n\n\
@@ -52,7 +53,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
     let address = other(arguments.from.as_deref(), remembered.as_deref(), hint)?;
     let incoming = store.incoming()?;
     fetch(&incoming, &address, false)?;
-    let patches = judge_arrivals(&incoming, output)?;
+    let patches = judge_arrivals(&incoming, Lines::of_history(&store), output)?;
     let mut change = arguments.store.change(&store)?;
     // What has a name under this one says where that history is, and no other.
     let is_known = remembered.as_ref().is_none_or(|known| *known == address);

@@ -17,6 +17,7 @@ use super::{infix, open_checkpoint, open_patch, patch_word};
 use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, bind_error, with_causes};
+use crate::history::here;
 use crate::job::encoded;
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -61,8 +62,8 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let place = arguments.place();
     refuse_existing(&place)?;
     let trust = require(&patch, &arguments.patch, &arguments.trust, output)?.report;
-    let signer = arguments.signing.signer()?;
-    let line = arguments.place_in_line(&patch, &trust, signer.as_ref())?;
+    let mut signer = arguments.signing.signer()?;
+    let line = arguments.place_in_line(&patch, &trust, signer.as_ref(), output)?;
     let base = open_checkpoint(&arguments.base, output)?;
     let parents = arguments.parents(&patch, &base, output)?;
     let (keep, drop_corrections) = (arguments.keep, arguments.drop_corrections);
@@ -72,7 +73,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     let draft = draft.map_err(|error| rebase_error(arguments, error))?;
     drop(progress);
     let mut bound = encoded(&draft, "the rebased patch")?;
-    let signature = write_signed(&mut bound, signer.as_ref(), arguments.sequence, &place)?;
+    let signature = write_signed(&mut bound, signer.as_mut(), arguments.sequence, &place)?;
     let line = bound.manifest().line.clone();
     let bindings = bound.manifest().bindings.iter().map(|binding| BindingReport {
         weights: binding.weights,
@@ -157,6 +158,7 @@ impl RebaseArguments {
         patch: &Patch,
         trust: &TrustReport,
         signer: Option<&Signer>,
+        output: &Output,
     ) -> Result<Option<Line>, CommandError> {
         let key = signer.map(|signer| signer.public().fingerprint()).filter(|key| {
             let is_good = |answer| !matches!(answer, Answer::Bad | Answer::Unsupported | Answer::Revoked);
@@ -165,7 +167,7 @@ impl RebaseArguments {
         });
         match (&patch.manifest().line, key) {
             (Some(line), Some(key)) => {
-                let mut lines = trust::lines_to_change()?;
+                let mut lines = trust::lines_to_change(here(output)?.as_ref())?;
                 // The patch itself may be the first that is seen of the line here.
                 lines.record(line, key, patch.id());
                 trust::new_place(&lines, &line.name, key, self.sequence).map(Some)

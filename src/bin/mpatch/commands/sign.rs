@@ -61,7 +61,9 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
     let patch = read_patch(path)?;
     if target.is_none() && !names_a_file(path) {
         return Err(CommandError::new(ExitKind::Usage, "a patch of the history stays there as it is")
-            .hint("name a place for the signed copy with `-o`"));
+            .hint(
+            "name a place with `-o`, for the signed copy, or with `--detached` for the signature, which `--signature` of other commands reads",
+        ));
     }
     if target.is_none() && !detached && !path.is_file() {
         let message = format!("`{}` is no file that the signed patch can take the place of", path.display());
@@ -71,12 +73,12 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
     if let Some(target) = &target {
         crate::editing::refuse_existing(target)?;
     }
-    let signer = key.find()?;
+    let mut signer = key.find()?;
     signer.check_not_revoked()?;
     refuse_second(&patch, &signer, path)?;
     let (patch_id, place) = (patch.id(), target.clone().unwrap_or_else(|| path.clone()));
-    let membership = Membership::of(&patch, &signer)?;
     signer.keep()?;
+    let membership = Membership::of(&patch, &signer).map_err(|error| signer.with_word_of_key(error))?;
     let signed = sign(&signer, patch, *detached, target.as_deref(), path);
     let remembered = Membership::keep(membership, &signed, patch_id);
     let settled = match signed {

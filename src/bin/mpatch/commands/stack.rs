@@ -110,7 +110,7 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
         let judged = require_among(patch, path, company, &mut lines, &arguments.trust, output)?;
         trust.push(PatchTrust { patch: path.clone(), trust: judged.report });
     }
-    let signer = arguments.signing.signer()?;
+    let mut signer = arguments.signing.signer()?;
     let names: Vec<String> = arguments.patches.iter().map(|path| path.display().to_string()).collect();
     let named: Vec<Named<'_>> =
         names.iter().zip(&patches).map(|(name, patch)| Named { name, patch }).collect();
@@ -121,9 +121,9 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
         .map_err(|error| unsaid(arguments.choose.as_deref(), error, stack_error))?;
     drop(progress);
     let made = if arguments.resolve {
-        arguments.resolve(plan, &named, signer.as_ref(), output)?
+        arguments.resolve(plan, &named, signer.as_mut(), output)?
     } else {
-        arguments.add(plan, &base, &named, signer.as_ref(), output)?
+        arguments.add(plan, &base, &named, signer.as_mut(), output)?
     };
     let report = StackReport { trust, ..made };
     output.report_done(&report)
@@ -157,7 +157,7 @@ impl StackArguments {
         plan: Plan,
         base: &Checkpoint,
         named: &[Named<'_>],
-        signer: Option<&Signer>,
+        signer: Option<&mut Signer>,
         output: &Output,
     ) -> Result<StackReport, CommandError> {
         let options = AddOptions {
@@ -183,7 +183,7 @@ impl StackArguments {
         &self,
         plan: Plan,
         named: &[Named<'_>],
-        signer: Option<&Signer>,
+        signer: Option<&mut Signer>,
         output: &Output,
     ) -> Result<StackReport, CommandError> {
         let facts = facts_file(&plan.facts)?;

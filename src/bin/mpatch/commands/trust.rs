@@ -296,9 +296,16 @@ fn remove(arguments: &ChangeArguments) -> Result<TrustListReport, CommandError> 
     let gone = arguments.place.change_signers(&path, |held| {
         let gone = meant(held)?;
         let lines: BTreeSet<usize> = gone.iter().map(|entry| entry.line).collect();
-        let each = held.split_inclusive(|byte| *byte == b'\n').enumerate();
-        let kept = each.filter(|(index, _)| !lines.contains(&(index + 1)));
-        *held = kept.flat_map(|(_, line)| line).copied().collect();
+        // Among the user's own it stays as a comment, so that signing with the key does not put it back.
+        let mut left = Vec::new();
+        for (index, line) in held.split_inclusive(|byte| *byte == b'\n').enumerate() {
+            match (lines.contains(&(index + 1)), arguments.place.project) {
+                (false, _) => left.extend_from_slice(line),
+                (true, false) => left.extend_from_slice(&[b"# ", line].concat()),
+                (true, true) => {}
+            }
+        }
+        *held = left;
         Ok(gone)
     })?;
     Ok(TrustListReport {

@@ -1,12 +1,15 @@
 //! What is remembered of lines of patches, in the user's state.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::PathBuf;
 
 use mpatch::digest::PatchId;
+use mpatch::patch::Patch;
 use mpatch::patch::manifest::Line;
-use mpatch::sign::Fingerprint;
 use mpatch::sign::line::{Known, KnownLines, Succession};
+use mpatch::sign::{Fingerprint, SshSig};
+use mpatch::store::{Store, StoreError};
 
 use crate::error::{CommandError, ExitKind};
 use crate::places::{self, Origin};
@@ -15,18 +18,94 @@ use crate::report::quoted;
 /// The file that it stands in.
 const LINES: &str = "lines.json";
 
-/// What is known of lines while several patches are judged: what is remembered, read for the first member of a line,
-/// and those that were judged already.
-#[derive(Debug, Default)]
-pub struct Lines(Option<KnownLines>);
+/// What is known of lines while several patches are judged: what is remembered and what a history has, read for the
+/// first member of a line, and those that were judged already.
+#[derive(Default)]
+pub struct Lines<'s> {
+    history: Option<&'s Store>,
+    seen: Option<Seen>,
+}
 
-impl Lines {
-    pub(super) fn known(&mut self) -> Result<&mut KnownLines, CommandError> {
-        if self.0.is_none() {
-            self.0 = Some(known_lines()?);
-        }
-        Ok(self.0.get_or_insert_default())
+impl<'s> Lines<'s> {
+    /// Of patches that are judged for this history, too.
+    pub fn of_history(store: &'s Store) -> Self {
+        Self { history: Some(store), seen: None }
     }
+
+    pub(super) fn seen(&mut self) -> Result<&mut Seen, CommandError> {
+        if self.seen.is_none() {
+            let mut seen = Seen { newest: known_lines()?, numbers: BTreeMap::new() };
+            for member in self.history.map(members).transpose()?.unwrap_or_default() {
+                seen.record(&member.line, &member.keys, member.patch);
+            }
+            self.seen = Some(seen);
+        }
+        Ok(self.seen.get_or_insert_default())
+    }
+}
+
+/// Members of lines: the newest of each, and every number that was seen, for of two patches with one number the second
+/// may come after a newer one.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) newest: KnownLines,
+    numbers: BTreeMap<(String, Fingerprint, u64), PatchId>,
+}
+
+impl Seen {
+    pub(super) fn record(&mut self, line: &Line, keys: &[Fingerprint], patch: PatchId) {
+        for key in keys {
+            self.newest.record(line, *key, patch);
+            self.numbers.entry((line.name.clone(), *key, line.sequence)).or_insert(patch);
+        }
+    }
+
+    /// The worst that is known of the patch for some key; none if no key counts.
+    pub(super) fn standing(&self, line: &Line, keys: &[Fingerprint], patch: PatchId) -> Option<Succession> {
+        let with_number = |key: &Fingerprint| self.numbers.get(&(line.name.clone(), *key, line.sequence));
+        let other = keys.iter().filter_map(with_number).find(|other| **other != patch);
+        let conflict =
+            |other: &PatchId| Succession::Conflicting(Known { sequence: line.sequence, patch: *other });
+        other.map(conflict).or_else(|| standing(line, keys, patch, &self.newest))
+    }
+}
+
+/// A patch of a history that belongs to a line, and whose word that is: of all keys that have signed it, for a line is
+/// a name and a key, whoever is trusted.
+struct Member {
+    line: Line,
+    keys: Vec<Fingerprint>,
+    patch: PatchId,
+}
+
+/// The members of lines that a history has.
+fn members(store: &Store) -> Result<Vec<Member>, CommandError> {
+    let mut ids = BTreeSet::new();
+    for commit in store.commits()? {
+        ids.extend(commit?.series);
+    }
+    let mut members = Vec::new();
+    for id in ids {
+        if store.manifest(id)?.line.is_none() {
+            continue;
+        }
+        let patch = match store.patch(id) {
+            // What Git LFS has not brought here yet cannot be asked who signed it.
+            Err(StoreError::Missing { .. }) => continue,
+            found => found?,
+        };
+        if let Some(line) = patch.manifest().line.clone() {
+            members.push(Member { line, keys: signers(&patch), patch: id });
+        }
+    }
+    Ok(members)
+}
+
+/// The keys whose signatures in the patch are good.
+fn signers(patch: &Patch) -> Vec<Fingerprint> {
+    let read = patch.signatures().iter().filter_map(|signature| SshSig::parse(&signature.bytes).ok());
+    let good = read.filter(|signature| signature.verify(patch.manifest_bytes()).is_ok());
+    good.map(|signature| signature.key().fingerprint()).collect()
 }
 
 /// What is remembered of lines; no other mpatch changes it while this lives.
@@ -123,7 +202,10 @@ fn taken(known: Known) -> String {
 }
 
 fn way_to_forget(line: &str) -> String {
-    format!("`mpatch trust forget {}` forgets the line", quoted(line))
+    format!(
+        "`mpatch trust forget {}` forgets what is remembered of the line, not what a history has of it",
+        quoted(line)
+    )
 }
 
 /// The place of a patch that is still to be made in the line `name` of `key`: the next one, or the one with the number
@@ -158,10 +240,15 @@ pub fn forget(name: &str) -> Result<usize, CommandError> {
     Ok(forgotten)
 }
 
-/// As [`known_lines`], for who will add to it after hours of work.
-pub fn lines_to_change() -> Result<KnownLines, CommandError> {
+/// As [`known_lines`], for who will add to it after hours of work, with what the history at hand has: it may have been
+/// made elsewhere.
+pub fn lines_to_change(history: Option<&Store>) -> Result<KnownLines, CommandError> {
     places::check_writable(&places::state_folder()?)?;
-    known_lines()
+    let mut known = known_lines()?;
+    for member in history.map(members).transpose()?.unwrap_or_default() {
+        member.keys.iter().for_each(|key| _ = known.record(&member.line, *key, member.patch));
+    }
+    Ok(known)
 }
 
 /// What is remembered of lines.
@@ -176,7 +263,7 @@ pub fn known_lines() -> Result<KnownLines, CommandError> {
 }
 
 /// The worst that some key's knowledge says of the patch; none if no key counts.
-pub fn standing(line: &Line, keys: &[Fingerprint], patch: PatchId, known: &KnownLines) -> Option<Succession> {
+fn standing(line: &Line, keys: &[Fingerprint], patch: PatchId, known: &KnownLines) -> Option<Succession> {
     let severity = |standing: &Succession| match standing {
         Succession::Conflicting(_) => 5,
         Succession::FarAhead => 4,
