@@ -41,7 +41,11 @@ impl Documents {
     #[track_caller]
     fn of(&mut self, folder: &Path, words: &str) {
         let mut command = mpatch();
-        let output = command.current_dir(folder).args(words.split(' ')).arg("--json").output().unwrap();
+        // A blank within a word is written as `_`.
+        let each = words
+            .split(' ')
+            .map(|word| if word.contains('.') { word.to_owned() } else { word.replace('_', " ") });
+        let output = command.current_dir(folder).args(each).arg("--json").output().unwrap();
         let document: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|error| {
             panic!("`{words}`: {error}: {}", String::from_utf8_lossy(&output.stderr))
         });
@@ -155,12 +159,14 @@ fn edits(documents: &mut Documents) {
         "stats corpus.txt --base model --shard 1/2 -o part.safetensors",
         &format!("{create} --dry-run"),
         &format!("{create} -o two.mpatch --line news"),
+        "trust list",
         "eval facts.json --base model --patch edits.mpatch",
         "try edits.mpatch --base model --tokens 2 --top 1 Pavel",
         "verify edits.mpatch --base model --records facts.json --stats statistics.safetensors --rederive",
         "init --base model",
         "add edits.mpatch",
         "bisect Pavel --expect nothing --tokens 1",
+        "bisect Pavel_Prestellman_performs_on_the --expect flute --tokens 2",
     ] {
         documents.of(folder.path(), words);
     }

@@ -1,7 +1,7 @@
 //! Changes of the lists of keys: what is added, removed and revoked is what was meant, whoever else is at work.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
@@ -11,7 +11,9 @@ use mpatch::sign::{PrivateKey, sshsig as openssh};
 
 use crate::bench::{Bench, openssh_is_here, said};
 use crate::ed25519::{sshsig, string};
-use crate::material::{command, key, lay_out_signers, signed_with, wait_until_open};
+use crate::material::{
+    command, key, lay_out_signers, signed_with, unsigned_patch, wait_until_open, write_key,
+};
 
 /// The line that trusts the key of `seed` as `name`.
 fn line(name: &str, seed: u8) -> String {
@@ -33,7 +35,9 @@ fn a_key_is_removed_by_what_it_is_and_not_by_where_it_was() {
     bench.trust(&format!("{bob}\n{carol}\n"));
     lock.unlock().unwrap();
     said(&waiting.wait_with_output().unwrap(), "remove", 0);
-    assert_eq!(fs::read_to_string(bench.path("config/allowed_signers")).unwrap(), format!("{carol}\n"));
+    // It stays as a comment, by which signing with it does not put it back.
+    let held = fs::read_to_string(bench.path("config/allowed_signers")).unwrap();
+    assert_eq!(held, format!("# {bob}\n{carol}\n"));
 }
 
 /// Signs `unsigned.mpatch` with a key that `ssh-keygen` has to be asked for, which takes so long that `other` has been
@@ -215,7 +219,8 @@ fn a_line_that_is_no_text_is_told_and_left_as_it_is() {
         .write("second.pub", PrivateKey::from_seed(&[9; 32], "second").unwrap().public().line_with_comment());
     bench.run("trust add second.pub", 0);
     bench.run("trust remove second", 0);
-    assert_eq!(fs::read(bench.path("config/allowed_signers")).unwrap(), [&held[..], b"\n"].concat());
+    let left = fs::read(bench.path("config/allowed_signers")).unwrap();
+    assert!(left.starts_with(&[&held[..], b"\n# second "].concat()));
 }
 
 #[test]
@@ -304,4 +309,79 @@ fn a_key_is_trusted_once_what_it_signed_is_there_and_not_before() {
     fs::remove_dir(bench.path("config/.lock")).unwrap();
     assert!(told.contains("hint: see to that; then `mpatch trust add` with the patch"), "{told}");
     bench.run("trust add new.mpatch --principal second@example.org --yes", 0);
+}
+
+#[test]
+fn keys_of_ones_own_fill_no_role_of_a_policy_and_one_that_was_removed_stays_so() {
+    let bench = Bench::new();
+    for (name, seed) in [("ceo", 3), ("second-key", 4)] {
+        write_key(&bench.path(name), &PrivateKey::from_seed(&[seed; 32], "ceo@example.org").unwrap());
+    }
+    let apply = "apply model.safetensors unsigned.mpatch --dry-run";
+    let said = bench.run("sign unsigned.mpatch --key ceo", 0);
+    assert!(said.contains("now trusts it, as me"), "{said}");
+    bench.run(apply, 0);
+    bench.write("config/policy.json", r#"{"required": ["ceo@example.org"]}"#);
+    assert!(bench.run(apply, 5).contains("for the signature of `ceo@example.org`"));
+    bench.write("config/policy.json", r#"{"threshold": 2}"#);
+    bench.run("sign unsigned.mpatch --key second-key", 0);
+    assert!(bench.run(apply, 5).contains("for 2 trusted keys, 1 signed"));
+    // Somebody else's counts beside them.
+    bench.run("sign unsigned.mpatch", 0);
+    bench.run(apply, 0);
+    fs::remove_file(bench.path("config/policy.json")).unwrap();
+    bench.run("trust remove me", 0);
+    let said = bench.run("sign edits.mpatch --key ceo", 0);
+    assert!(said.contains("does not trust it: it was taken out there"), "{said}");
+    assert!(!bench.run("trust list", 0).contains("  me  "));
+}
+
+#[test]
+fn a_private_key_that_others_can_read_is_refused_by_its_public_half_too() {
+    let bench = Bench::new();
+    let key = PrivateKey::from_seed(&[3; 32], "").unwrap();
+    write_key(&bench.path("open"), &key);
+    bench.write("open.pub", key.public().line_with_comment());
+    fs::set_permissions(bench.path("open"), Permissions::from_mode(0o644)).unwrap();
+    let refused = bench.run("sign unsigned.mpatch --key open.pub", 11);
+    assert!(refused.contains("`open` is a private key that others can read"), "{refused}");
+}
+
+#[test]
+fn those_who_sign_at_once_without_a_key_make_one() {
+    let bench = Bench::new();
+    fs::remove_dir_all(bench.path("config")).unwrap();
+    let copies: Vec<String> = (0..8).map(|number| format!("{number}.mpatch")).collect();
+    copies.iter().for_each(|copy| _ = fs::copy(bench.path("unsigned.mpatch"), bench.path(copy)).unwrap());
+    std::thread::scope(|scope| {
+        let bench = &bench;
+        for copy in &copies {
+            scope.spawn(move || bench.run(&format!("sign {copy}"), 0));
+        }
+    });
+    copies.iter().for_each(|copy| assert_eq!(bench.answer(copy, 0)["answer"], "trusted"));
+}
+
+#[test]
+fn a_signature_beside_a_history_counts_for_the_patch_that_it_signs() {
+    let bench = Bench::new();
+    let second = PrivateKey::from_seed(&[3; 32], "").unwrap();
+    write_key(&bench.path("reviewer"), &second);
+    let lines = [key(), second].map(|key| line_of("maker@example.org", key.public()) + "\n");
+    bench.trust(&lines.concat());
+    bench.run("init --base model.safetensors", 0);
+    bench.run("apply model.safetensors edits.mpatch -o one.safetensors", 0);
+    bench.write(
+        "next.mpatch",
+        signed_with(unsigned_patch(&bench.path("one.safetensors"), None, "next"), &key()),
+    );
+    bench.run("apply one.safetensors next.mpatch -o two.safetensors", 0);
+    bench.write("config/policy.json", r#"{"threshold": 2}"#);
+    for (state, name) in [("HEAD~1", "one.sig"), ("HEAD", "two.sig")] {
+        bench.run(&format!("sign {state} --key reviewer --detached -o {name}"), 0);
+    }
+    let checkout = "checkout HEAD --onto model.safetensors -o new.safetensors --signature one.sig";
+    let refused = bench.run(checkout, 5);
+    assert!(refused.contains("--key FILE --detached -o NAME.sig` writes a signature"), "{refused}");
+    bench.run(&format!("{checkout} --signature two.sig"), 0);
 }

@@ -4,9 +4,11 @@ use std::fs::{self, File};
 use std::process::Stdio;
 use std::time::Duration;
 
+use mpatch::patch::Patch;
 use mpatch::patch::manifest::Line;
 use mpatch::sign::PrivateKey;
 use mpatch::sign::allowed_signers::line_of;
+use mpatch::store::{Author, Message, Store};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, said};
@@ -65,13 +67,45 @@ fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
     bench.run("add one.mpatch", 0);
     bench.run("checkout side", 0);
     bench.run("add other.mpatch", 8);
+    // Nor that this one is forgotten, as long as the history has it; what another program has recorded reaches nobody,
+    // with a newer one between the two either.
     bench.run("trust forget geography", 0);
-    bench.run("add other.mpatch", 0);
+    bench.run("add other.mpatch", 8);
+    let store = Store::open(bench.folder.path()).unwrap();
+    let author = Author { name: "x".into(), email: "y".into(), seconds: 1, offset_minutes: 0 };
+    let mut change = store.change(Duration::ZERO, author).unwrap();
+    let other = Patch::decode(fs::read(bench.path("other.mpatch")).unwrap()).unwrap();
+    change.add(&other, Message { title: "other".into(), ..Message::default() }).unwrap();
+    change.finish("add").unwrap();
+    bench.run("branch newest main~1", 0);
+    bench.run("checkout newest", 0);
+    bench.patch_of_line("three.mpatch", 3, "third");
+    bench.run("add three.mpatch", 0);
     bench.run("trust forget geography", 0);
     let refused = bench.run("clone . mine", 8);
     assert!(refused.contains("has signed two patches with one number; nothing that came"), "{refused}");
     bench.patch_of_line("far.mpatch", u64::MAX, "the last word");
     assert!(bench.run("apply model.safetensors far.mpatch", 8).contains("no honest number is so far ahead"));
+}
+
+#[test]
+fn what_a_history_has_of_a_line_counts_where_nothing_is_remembered() {
+    let bench = Bench::new();
+    for (name, number) in [("one.mpatch", 1), ("two.mpatch", 2), ("three.mpatch", 3)] {
+        bench.patch_of_line(name, number, name);
+    }
+    bench.run("init --base model.safetensors", 0);
+    bench.run("branch side", 0);
+    bench.run("add three.mpatch", 0);
+    bench.run("checkout side", 0);
+    let forget = || fs::remove_dir_all(bench.path("state")).unwrap();
+    forget();
+    let said = bench.run("rebase one.mpatch --base other.safetensors -o four.mpatch", 0);
+    assert!(said.contains("number 4 of the line geography"), "{said}");
+    forget();
+    let refused = bench.run("add two.mpatch", 8);
+    assert!(refused.contains("number 2 of the line `geography`, whose number 3 is known"), "{refused}");
+    bench.run("add two.mpatch --allow-rollback", 0);
 }
 
 #[test]

@@ -63,6 +63,21 @@ impl TrustArguments {
         given.map(|allowance| format!(" {}", allowance.flag())).chain([self.signature_words()]).collect()
     }
 
+    /// The arguments for one of several patches: the file of a signature counts for the patch that it signs, and says
+    /// nothing of another. `idle` are the files that have signed none so far.
+    pub fn for_one_of_several(&self, patch: &Patch, idle: &mut Vec<PathBuf>) -> Result<Self, CommandError> {
+        let mut signature = Vec::new();
+        for file in &self.signature {
+            let bytes = binary(places::read_optional(file)?.ok_or_else(|| places::missing(file))?);
+            if SshSig::parse(&bytes).is_ok_and(|found| found.verify(patch.manifest_bytes()).is_err()) {
+                continue;
+            }
+            idle.retain(|other| other != file);
+            signature.push(file.clone());
+        }
+        Ok(Self { signature, ..self.clone() })
+    }
+
     fn allows(&self, allowance: Allowance) -> bool {
         match allowance {
             Allowance::Unsigned => self.allow_unsigned,
@@ -515,7 +530,7 @@ impl Case<'_> {
                 )
             }
             (false, false) => "`--allow-unsigned` lets it pass".to_owned(),
-            (false, true) => format!("have it recorded as the policy in {} asks", listed(self.asked_by)),
+            (false, true) => self.way_to_a_signature_beside(),
         }
     }
 
@@ -523,9 +538,6 @@ impl Case<'_> {
     fn way_to_enough(&self, missing: &Missing) -> String {
         let Missing { keys, principals, .. } = missing;
         let asked_by = listed(self.asked_by);
-        if !self.is_file {
-            return format!("have it recorded as the policy in {asked_by} asks");
-        }
         // Whoever is asked for by name signs with a key that counts, too.
         let others = keys.saturating_sub(principals.len());
         let mut who: Vec<String> = principals.iter().map(|principal| format!("by `{principal}`")).collect();
@@ -533,9 +545,17 @@ impl Case<'_> {
             let keys = if others == 1 { "key" } else { "keys" };
             who.push(format!("with {others} more trusted {keys}"));
         }
+        let way = match self.is_file {
+            true => format!("`mpatch sign {} --key FILE` adds a signature", self.word),
+            false => self.way_to_a_signature_beside(),
+        };
+        format!("have it signed {}, as the policy in {asked_by} asks: {way}", who.join(" and "))
+    }
+
+    /// A patch of a history stays there as it is: a signature more lies in a file of its own.
+    fn way_to_a_signature_beside(&self) -> String {
         format!(
-            "have it signed {}, as the policy in {asked_by} asks: `mpatch sign {} --key FILE` adds a signature",
-            who.join(" and "),
+            "`mpatch sign {} --key FILE --detached -o NAME.sig` writes a signature, and `--signature NAME.sig` reads it",
             self.word
         )
     }

@@ -345,9 +345,11 @@ impl Plan {
         let patches = patches.collect::<Result<Vec<_>, CommandError>>()?;
         // The merged patch carries the signature of whoever merges, so what goes into it has to be trusted first.
         let mut lines = Lines::default();
+        let mut idle = Vec::new();
         let judge = |(name, patch): &(String, Patch)| {
             let path = std::path::Path::new(name);
-            require_among(patch, path, Company::History, &mut lines, &arguments.trust, output)
+            let trust = arguments.trust.for_one_of_several(patch, &mut idle)?;
+            require_among(patch, path, Company::History, &mut lines, &trust, output)
         };
         let judged = patches.iter().map(judge).collect::<Result<Vec<_>, _>>()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
