@@ -4,11 +4,9 @@ use std::fs::{self, File};
 use std::process::Stdio;
 use std::time::Duration;
 
-use mpatch::patch::Patch;
 use mpatch::patch::manifest::Line;
 use mpatch::sign::PrivateKey;
 use mpatch::sign::allowed_signers::line_of;
-use mpatch::store::{Author, Message, Store};
 use serde_json::{Value, json};
 
 use crate::bench::{Bench, said};
@@ -63,20 +61,19 @@ fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
     assert!(refused.contains("has signed two patches with one number"), "{refused}");
     bench.run("init --base model.safetensors", 0);
     bench.run("branch side", 0);
+    bench.run("clone . theirs", 0);
     assert!(bench.run("add one.mpatch other.mpatch", 8).contains("has signed two patches with one number"));
     bench.run("add one.mpatch", 0);
     bench.run("checkout side", 0);
     bench.run("add other.mpatch", 8);
-    // Nor that this one is forgotten, as long as the history has it; what another program has recorded reaches nobody,
+    // Nor that this one is forgotten, as long as the history has it; what another program has brought reaches nobody,
     // with a newer one between the two either.
     bench.run("trust forget geography", 0);
     bench.run("add other.mpatch", 8);
-    let store = Store::open(bench.folder.path()).unwrap();
-    let author = Author { name: "x".into(), email: "y".into(), seconds: 1, offset_minutes: 0 };
-    let mut change = store.change(Duration::ZERO, author).unwrap();
-    let other = Patch::decode(fs::read(bench.path("other.mpatch")).unwrap()).unwrap();
-    change.add(&other, Message { title: "other".into(), ..Message::default() }).unwrap();
-    change.finish("add").unwrap();
+    bench.run_in("theirs", "add ../other.mpatch", 0);
+    let mut fetch = command("git");
+    fetch.current_dir(bench.folder.path()).args(["fetch", "--quiet", "theirs", "main:theirs"]);
+    assert!(fetch.status().unwrap().success());
     bench.run("branch newest main~1", 0);
     bench.run("checkout newest", 0);
     bench.patch_of_line("three.mpatch", 3, "third");
@@ -84,6 +81,7 @@ fn two_patches_with_one_number_raise_an_alarm_that_no_flag_stills() {
     bench.run("trust forget geography", 0);
     let refused = bench.run("clone . mine", 8);
     assert!(refused.contains("has signed two patches with one number; nothing that came"), "{refused}");
+    assert!(bench.run_in("theirs", "pull", 8).contains("has signed two patches with one number"));
     bench.patch_of_line("far.mpatch", u64::MAX, "the last word");
     assert!(bench.run("apply model.safetensors far.mpatch", 8).contains("no honest number is so far ahead"));
 }

@@ -586,8 +586,8 @@ fn refuse_certificate(path: &Path, text: &str) -> Result<(), CommandError> {
     Err(CommandError::new(ExitKind::Unsupported, message).hint(format!("{hint}, with `--key`")))
 }
 
-/// As [`check_mode`], of the secret that lies beside a public key, if one does: `ssh-keygen` would refuse it, too, after
-/// the work.
+/// As [`check_mode`], of the secret that lies beside a public key, if one does: `ssh-keygen` would refuse it, too, but
+/// after the work.
 fn check_private_half(public: &Path) -> Result<(), CommandError> {
     let private = public.with_extension("");
     let is_there = public.extension().is_some_and(|ending| ending == "pub") && private.is_file();

@@ -75,7 +75,7 @@ pub struct LineArguments {
 }
 
 impl LineArguments {
-    /// The place in a line, by default the one after the last that is known of this key, here or in the history at hand.
+    /// The place in a line, by default the one after the last that is known of this key, or in the history.
     fn place(&self, signer: Option<&Signer>, output: &Output) -> Result<Option<Line>, CommandError> {
         let Some(name) = self.line.clone() else { return Ok(None) };
         match (self.sequence, signer) {
