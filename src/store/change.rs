@@ -240,6 +240,7 @@ impl Change<'_> {
             if !self.journal.after.refs.contains_key(&full) {
                 return Err(self.view().no_revision(&[Kind::Branch], name));
             }
+            self.store.check_free(name)?;
         }
         self.journal.after.head = head;
         Ok(())
@@ -312,6 +313,11 @@ impl Change<'_> {
         // too.
         if view.refs.is_empty() && view.head_commit().is_none() {
             return Err(nothing());
+        }
+        if let Head::Branch(name) = &view.head
+            && view.head != self.journal.before.head
+        {
+            self.store.check_free(name)?;
         }
         self.journal.after = view.clone().without_lost(&self.journal.before, &self.store.repository);
         self.journal.finish(&self.store.repository, &format!("{verb} {}", chosen.title), deed)?;

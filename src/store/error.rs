@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use git2::{ErrorClass, ErrorCode};
 
-use super::refs::Kind;
+use super::refs::{CommitId, Kind};
 use super::state::Misfit;
 use crate::digest::PatchId;
 use crate::patch::PatchError;
@@ -213,6 +213,30 @@ pub enum StoreError {
         /// Why.
         misfit: Misfit,
     },
+    /// A commit that another program made, whose series cannot be read, or leads to no state.
+    #[error("the commit {}{} holds no state that can be", commit.short(), named(names))]
+    Unsound {
+        /// The commit.
+        commit: CommitId,
+        /// The branches and tags that lead to it.
+        names: Vec<String>,
+        /// Why.
+        source: Box<StoreError>,
+    },
+    /// A file of git's that names a commit, or where the next one goes, and says nothing that can be read.
+    #[error("the name `{name}` is damaged: its file names nothing")]
+    DamagedName {
+        /// The full name.
+        name: String,
+    },
+    /// A branch that git has checked out elsewhere.
+    #[error("the branch `{branch}` is checked out in the worktree `{worktree}` that git made")]
+    CheckedOut {
+        /// The branch.
+        branch: String,
+        /// The folder of the worktree.
+        worktree: String,
+    },
     /// A patch's own bytes are damaged.
     #[error("the patch {} cannot be read", patch.short())]
     Patch {
@@ -288,9 +312,21 @@ impl StoreError {
         move |source| Self::Io { path, action, source }
     }
 
+    /// Whether git carries what is wrong as it carries everything: somebody has committed it, and no copy is better.
+    pub(super) fn is_of_content(&self) -> bool {
+        matches!(
+            self,
+            Self::Malformed { .. } | Self::Misfit { .. } | Self::Patch { .. } | Self::OtherBase { .. }
+        )
+    }
+
     pub(super) fn malformed(place: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Malformed { place: place.into(), what: what.into() }
     }
+}
+
+fn named(names: &[String]) -> String {
+    if names.is_empty() { String::new() } else { format!(" (of {})", names.join(", ")) }
 }
 
 fn no_store(path: &Path, copy: Option<&Path>) -> String {

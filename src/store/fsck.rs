@@ -256,6 +256,7 @@ impl Store {
         mended: &mut Vec<String>,
     ) -> Result<(), StoreError> {
         let sources = Sources::open(patches, other)?;
+        self.mend_names(sources.other.as_ref(), mended)?;
         for pack in self.packs()? {
             self.mend_pack(&pack, &sources, mended)?;
         }
@@ -491,7 +492,7 @@ impl Store {
 
     /// Moves a damaged file out of git's way, into a folder where nothing is deleted. `mended` tells of one that was
     /// moved before an error.
-    fn keep_damaged(&self, path: &Path, mended: &mut Vec<String>) -> Result<(), StoreError> {
+    pub(super) fn keep_damaged(&self, path: &Path, mended: &mut Vec<String>) -> Result<(), StoreError> {
         let folder = self.git_folder().join(DAMAGED);
         lfs::create_folder(&folder)?;
         let above = path.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy();

@@ -20,6 +20,7 @@ use super::lfs::{self, Pointer};
 use super::log::{is_strange, reachable};
 use super::objects::{ObjectStore, Stored};
 use super::refs::{CommitId, Kind, is_foreign, peeled};
+use super::sound::Soundness;
 use super::state::Paths;
 use super::{Change, Store, passing_folder};
 use crate::checkpoint::{PassingFolder, tell_of_last_step};
@@ -177,7 +178,12 @@ fn patches(
 ) -> Result<Vec<(PatchId, Stored)>, StoreError> {
     let (mut found, mut seen) = (Vec::new(), BTreeSet::new());
     for (tree, _) in trees {
-        for (id, stored) in objects.read_tree(*tree)?.patches {
+        let snapshot = match objects.read_tree(*tree) {
+            // Here it is passed by, and what comes is refused for it where its states are checked.
+            Err(error) if error.is_of_content() => continue,
+            snapshot => snapshot?,
+        };
+        for (id, stored) in snapshot.patches {
             if seen.insert((id, stored)) {
                 found.push((id, stored));
             }
@@ -265,6 +271,38 @@ impl Incoming<'_> {
         let mut commits = reachable(&self.repository, &targets)?;
         commits.retain(|commit| !is_strange(&self.repository, *commit));
         Ok(commits)
+    }
+
+    /// Takes the names out of what came that lead to commits which hold no state that can be; each with why.
+    ///
+    /// # Errors
+    /// What else is wrong with a commit.
+    pub fn leave_out_unsound(&self) -> Result<Vec<StoreError>, StoreError> {
+        let here: BTreeSet<Oid> = match self.store.view()?.head_commit() {
+            None => BTreeSet::new(),
+            Some(_) => self.store.everything()?.into_iter().collect(),
+        };
+        let base = if here.is_empty() { None } else { Some(self.store.base()?) };
+        let mut soundness = Soundness::new(self.objects(), base);
+        let failed = || StoreError::git("read what came in");
+        let mut left_out = BTreeMap::<CommitId, (Vec<String>, StoreError)>::new();
+        for kind in [Kind::Branch, Kind::Tag] {
+            for (name, target) in self.names(kind)? {
+                let mut came = reachable(&self.repository, &[target])?;
+                came.retain(|commit| !here.contains(commit));
+                let Some((commit, error)) = soundness.first_unsound(&came)? else { continue };
+                let full = format!("{}{name}", kind.prefix());
+                let mut reference = self.repository.find_reference(&full).map_err(failed())?;
+                reference.delete().map_err(failed())?;
+                left_out.entry(commit).or_insert((Vec::new(), error)).0.push(format!("{kind} `{name}`"));
+            }
+        }
+        let unsound = left_out.into_iter().map(|(commit, (names, source))| StoreError::Unsound {
+            commit,
+            names,
+            source: Box::new(source),
+        });
+        Ok(unsound.collect())
     }
 
     /// Large patches of what came that are not here yet.

@@ -105,12 +105,13 @@ impl Store {
     }
 
     /// Every state that a name or an operation leads to, the newest first; each is read when it is asked for, since all
-    /// series of a long history do not fit in memory.
+    /// series of a long history do not fit in memory. One whose series cannot be read is passed by.
     ///
     /// # Errors
     /// What is wrong with the names, or with one of the commits.
     pub fn commits(&self) -> Result<impl Iterator<Item = Result<Commit, StoreError>>, StoreError> {
-        Ok(self.everything()?.into_iter().map(|commit| self.commit(CommitId(commit))))
+        let commits = self.everything()?.into_iter().map(|commit| self.commit(CommitId(commit)));
+        Ok(commits.filter(|commit| !commit.as_ref().is_err_and(StoreError::is_of_content)))
     }
 
     /// Every commit that a name or an operation leads to and that is a state of the model.

@@ -14,6 +14,7 @@
 pub mod base;
 mod beside;
 mod change;
+mod damaged_names;
 mod error;
 mod folder;
 pub mod fsck;
@@ -26,6 +27,7 @@ mod objects;
 mod operations;
 mod refs;
 mod settings;
+mod sound;
 pub mod state;
 mod tidy;
 
@@ -143,7 +145,12 @@ impl Store {
         let none: [&Path; 0] = [];
         let opened = Repository::open_ext(folder, RepositoryOpenFlags::NO_SEARCH, none);
         let repository = opened.map_err(|error| match error.code() {
-            ErrorCode::NotFound => without_head(folder).unwrap_or_else(no_store),
+            ErrorCode::NotFound => match folder.join(GIT).join("HEAD").metadata() {
+                Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                    StoreError::io(&folder.join(GIT), "open")(error)
+                }
+                _ => without_head(folder).unwrap_or_else(no_store),
+            },
             ErrorCode::Owner => StoreError::Owner { path: folder.to_owned() },
             // Of what is newer or broken, only a history is this program's business.
             _ if !lock::was_taken(folder) => no_store(),
@@ -261,38 +268,9 @@ impl Store {
     /// # Errors
     /// What is wrong with the head's commit.
     pub fn base(&self) -> Result<Base, StoreError> {
-        self.objects().read_base(self.snapshot(self.head()?)?.base)
-    }
-
-    /// Every state that any commit, or any operation that can be taken back, has led to.
-    ///
-    /// # Errors
-    /// What is wrong with a commit or a patch on the way.
-    pub fn atlas(&self) -> Result<Atlas, StoreError> {
-        self.atlas_along(self.everything()?)
-    }
-
-    /// Every state that the commits which these ones were made of have led to, and these: the same in every copy.
-    ///
-    /// # Errors
-    /// As [`Store::atlas`].
-    pub fn atlas_behind(&self, ends: &[CommitId]) -> Result<Atlas, StoreError> {
-        let ends: Vec<Oid> = ends.iter().map(|end| end.0).collect();
-        self.atlas_along(self.states(&ends)?)
-    }
-
-    fn atlas_along(&self, commits: Vec<Oid>) -> Result<Atlas, StoreError> {
-        let mut patches = BTreeMap::new();
-        let mut series: Vec<Vec<PatchId>> = Vec::new();
-        for commit in commits {
-            // Of a long history nearly every series is the beginning of a newer one, whose tree has its patches, too.
-            let here = self.series(CommitId(commit))?;
-            if !series.iter().any(|newer| newer.starts_with(&here)) {
-                patches.extend(self.snapshot(CommitId(commit))?.patches);
-                series.push(here);
-            }
-        }
-        self.atlas_of(series.iter().map(Vec::as_slice), &patches)
+        let head =
+            self.repository.find_tree(self.tree(self.head()?)?).map_err(StoreError::git("read a tree"))?;
+        self.objects().read_base(objects::base_of(&head)?)
     }
 
     /// The states along some series, whose patches are known.
@@ -317,7 +295,10 @@ impl Store {
             return Ok(*known);
         }
         for commit in self.everything()? {
-            let patches = self.snapshot(CommitId(commit))?.patches;
+            let patches = match self.snapshot(CommitId(commit)) {
+                Err(error) if error.is_of_content() => continue,
+                snapshot => snapshot?.patches,
+            };
             if let Some(found) = patches.get(&id).copied() {
                 self.places.borrow_mut().extend(patches);
                 return Ok(found);
@@ -410,7 +391,8 @@ fn refuse_worktree(repository: &Repository, folder: &Path) -> Result<(), StoreEr
 /// not.
 fn is_copy(repository: &Repository) -> bool {
     let tree = repository.head().and_then(|head| head.peel_to_tree());
-    let Ok(Some(base)) = tree.map(|tree| objects::base_of(&tree)) else { return false };
+    let Ok(tree) = tree else { return false };
+    let Ok(base) = objects::base_of(&tree) else { return false };
     let lfs = lfs::Objects::of(repository.path());
     ObjectStore { repository, lfs: &lfs }.read_base(base).is_ok()
 }

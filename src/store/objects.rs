@@ -299,8 +299,9 @@ pub(super) fn is_state(tree: &Tree<'_>) -> bool {
 }
 
 /// The `base.json` of a state.
-pub(super) fn base_of(tree: &Tree<'_>) -> Option<Oid> {
-    entry(tree, BASE, ObjectType::Blob).ok().filter(|_| is_state(tree))
+pub(super) fn base_of(tree: &Tree<'_>) -> Result<Oid, StoreError> {
+    entry(tree, SERIES, ObjectType::Blob)?;
+    entry(tree, BASE, ObjectType::Blob)
 }
 
 /// What a tree has of this name, which must be of this kind.

@@ -217,7 +217,7 @@ fn last_commit<'r>(repository: &'r Repository, name: &str) -> Result<Option<GitC
     match repository.find_reference(name) {
         Ok(reference) => Ok(Some(reference.peel_to_commit().map_err(failed())?)),
         Err(error) if error.code() == ErrorCode::NotFound => Ok(None),
-        Err(error) => Err(failed()(error)),
+        Err(_) => Err(StoreError::DamagedName { name: name.to_owned() }),
     }
 }
 

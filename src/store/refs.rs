@@ -7,6 +7,8 @@ use std::fmt;
 use git2::{ErrorClass, ErrorCode, ObjectType, Oid, Reference, Repository};
 use serde::{Serialize, Serializer};
 
+use super::Store;
+use super::damaged_names::damaged;
 use super::error::StoreError;
 use super::log::is_strange;
 use super::operations::is_operation;
@@ -14,7 +16,7 @@ use super::operations::is_operation;
 const HEADS: &str = "refs/heads/";
 const TAGS: &str = "refs/tags/";
 const REMOTES: &str = "refs/remotes/";
-const HEAD: &str = "HEAD";
+pub(super) const HEAD: &str = "HEAD";
 /// Shorter starts of ids are all ambiguous to libgit2.
 const ID_START_LENGTH_MIN: usize = 4;
 
@@ -51,7 +53,21 @@ pub enum Head {
 }
 
 impl Head {
-    fn of(repository: &Repository) -> Result<Self, StoreError> {
+    /// Makes it the head of a repository that has none; tells where that is.
+    pub(super) fn install(&self, repository: &Repository) -> Result<String, StoreError> {
+        let (made, place) = match self {
+            Head::Branch(name) => (
+                repository.reference_symbolic(HEAD, &format!("{HEADS}{name}"), true, "mpatch"),
+                format!("on the branch `{name}`"),
+            ),
+            Head::Detached(commit) => {
+                (repository.reference(HEAD, commit.0, true, "mpatch"), format!("at {commit}"))
+            }
+        };
+        made.map(|_| place).map_err(StoreError::git("move its refs"))
+    }
+
+    pub(super) fn of(repository: &Repository) -> Result<Self, StoreError> {
         let head = repository.find_reference(HEAD).map_err(StoreError::git("read its refs"))?;
         match (head.symbolic_target(), head.target()) {
             (Ok(Some(name)), _) if name.starts_with(HEADS) => {
@@ -141,6 +157,9 @@ impl Eq for View {}
 impl View {
     /// The refs and the head of `repository`; `model` is not git's.
     pub(super) fn of(repository: &Repository, model: Option<String>) -> Result<Self, StoreError> {
+        if let Some(name) = damaged(repository)?.into_iter().next() {
+            return Err(StoreError::DamagedName { name });
+        }
         let failed = || StoreError::git("read its refs");
         let (mut refs, mut tagged) = (BTreeMap::new(), BTreeMap::new());
         for reference in repository.references().map_err(failed())? {
@@ -303,6 +322,27 @@ impl View {
                 Head::Detached(commit) => repository.set_head_detached(commit.0),
             }
             .map_err(StoreError::git("move its refs"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Refuses a branch that git has checked out in a worktree: no head goes to one.
+    ///
+    /// # Errors
+    /// [`StoreError::CheckedOut`] or [`StoreError::Git`].
+    pub fn check_free(&self, branch: &str) -> Result<(), StoreError> {
+        let worktrees = self.repository.worktrees().map_err(StoreError::git("list its worktrees"))?;
+        for name in worktrees.iter().filter_map(|name| name.ok().flatten()) {
+            let about = self.git_folder().join("worktrees").join(name);
+            let said = |file: &str| std::fs::read_to_string(about.join(file)).unwrap_or_default();
+            if said("HEAD").trim_end() == format!("ref: {HEADS}{branch}") {
+                let folder = said("gitdir");
+                let folder = folder.trim_end().trim_end_matches("/.git");
+                let (branch, worktree) = (branch.to_owned(), folder.to_owned());
+                return Err(StoreError::CheckedOut { branch, worktree });
+            }
         }
         Ok(())
     }

@@ -253,25 +253,42 @@ impl Atlas {
         series: impl IntoIterator<Item = &'s [PatchId]>,
         bindings: &BTreeMap<PatchId, Vec<Binding>>,
     ) -> Result<Self, StoreError> {
-        let mut series: Vec<&[PatchId]> = series.into_iter().collect();
+        let (atlas, misfits) = Self::of_what_fits(base, series, bindings);
+        misfits.into_iter().next().map_or(Ok(atlas), |(_, misfit)| Err(misfit))
+    }
+
+    /// As [`Atlas::new`], of each series as far as its patches fit; with those that do not fit to their ends, by their
+    /// places.
+    pub(super) fn of_what_fits<'s>(
+        base: Base,
+        series: impl IntoIterator<Item = &'s [PatchId]>,
+        bindings: &BTreeMap<PatchId, Vec<Binding>>,
+    ) -> (Self, Vec<(usize, StoreError)>) {
+        let mut series: Vec<(usize, &[PatchId])> = series.into_iter().enumerate().collect();
         // The longest first, so that the shorter ones find their states there.
-        series.sort_by_key(|series| std::cmp::Reverse(series.len()));
-        let mut paths = Paths::new(base);
+        series.sort_by_key(|(_, series)| std::cmp::Reverse(series.len()));
+        let (mut paths, mut misfits) = (Paths::new(base), Vec::new());
         let mut beginnings: Vec<(Arc<[PatchId]>, usize)> = vec![(Arc::from([]), 0)];
-        for series in series {
-            paths.after(series, bindings)?;
+        for (place, series) in series {
+            let mut fitting = series.len();
+            if let Err(error) = paths.after(series, bindings).map(drop) {
+                if let StoreError::Misfit { patch, .. } = &error {
+                    fitting = series.iter().position(|id| id == patch).unwrap_or(fitting);
+                }
+                misfits.push((place, error));
+            }
             // What is new in a series is its end.
             let new = paths.states.len() - beginnings.len();
             if new > 0 {
                 let whole: Arc<[PatchId]> = series.into();
-                let lengths = series.len() - new + 1..=series.len();
+                let lengths = fitting - new + 1..=fitting;
                 beginnings.extend(lengths.map(|length| (Arc::clone(&whole), length)));
             }
         }
         let with_state = |((whole, length), state)| Known { whole, length, state };
         let mut known: Vec<Known> = beginnings.into_iter().zip(paths.states).map(with_state).collect();
         known.sort_by(|one, other| (one.length, one.series()).cmp(&(other.length, other.series())));
-        Ok(Self { base: paths.base, known })
+        (Self { base: paths.base, known }, misfits)
     }
 
     /// The base.

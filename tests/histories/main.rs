@@ -15,5 +15,6 @@ mod history;
 mod mending;
 mod merging;
 mod names;
+mod odd_commits;
 mod odd_files;
 mod standing;

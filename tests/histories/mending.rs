@@ -135,3 +135,29 @@ fn a_state_that_only_a_tag_object_leads_to_is_read_and_mended() {
     assert!(errors.contains(&blob[..12]), "{errors}");
     assert!(place.good("fsck --repair one.mpatch").contains("mended: patch"));
 }
+
+#[test]
+fn names_whose_files_a_crash_has_cut_off_are_told_and_mended() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    place.good("branch other");
+    let whole = place.git("for-each-ref refs/heads");
+    for (name, text) in [
+        ("refs/heads/main", ""),
+        ("refs/heads/other", "0123456789abcdef0123"),
+        ("HEAD", "nonsense\n"),
+        ("refs/mpatch/operations", ""),
+    ] {
+        fs::write(place.path(&format!(".git/{name}")), text).unwrap();
+        for command in ["log", "tag v1", "undo", "fsck"] {
+            let errors = place.bad(command, 3);
+            assert!(errors.contains(&format!("`{name}` is damaged")), "{command}: {errors}");
+        }
+        let said = place.good("fsck --repair .");
+        assert!(said.contains(&format!("mended: `{name}`")), "{said}");
+        place.good("log");
+        assert_eq!(place.git("for-each-ref refs/heads"), whole);
+        assert_eq!(place.git("symbolic-ref HEAD"), "refs/heads/main\n");
+    }
+}

@@ -73,6 +73,10 @@ pub fn here(output: &Output) -> Result<Option<Store>, CommandError> {
             output.warn(&format!("no record is kept: {error}"));
             Ok(None)
         }
+        Err(error @ StoreError::Io { .. }) => {
+            output.warn(&format!("no record is kept: {}", with_causes(&error)));
+            Ok(None)
+        }
         Err(error) => Err(error.into()),
     }
 }
@@ -156,6 +160,15 @@ impl From<StoreError> for CommandError {
             StoreError::Patch { patch, source: source @ (PatchError::Read { .. } | PatchError::Write { .. }) } => {
                 Self::patch(&patch.short(), source)
             }
+            StoreError::Unsound { source, .. } => failed(kind_and_hint(source).0).hint(
+                "another program made it, as `git merge` joins lines and not states: name another state, take the name of this one away with `mpatch branch -d`, and join branches with `mpatch merge`",
+            ),
+            StoreError::CheckedOut { worktree, .. } => failed(ExitKind::Conflict)
+                .hint(format!("`git worktree remove {}` sets it free", shell_word(worktree))),
+            StoreError::Git { source, .. } if source.class() == git2::ErrorClass::Config => {
+                failed(ExitKind::Malformed)
+                    .hint("mend `.git/config` by hand: `git config --list` names the line that cannot be read")
+            }
             StoreError::Pending { .. } => failed(ExitKind::Recovery).pending_in_history(),
             error => {
                 let (kind, hint) = kind_and_hint(error);
@@ -225,6 +238,10 @@ fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
         StoreError::Damaged { .. } | StoreError::Malformed { .. } | StoreError::Git { .. } => (
             ExitKind::Malformed,
             "`mpatch fsck` names all that is damaged, `mpatch fsck --repair SOURCE` mends it from whole copies",
+        ),
+        StoreError::DamagedName { .. } => (
+            ExitKind::Malformed,
+            "`mpatch fsck --repair .` puts it where the last operation left it, and keeps the damaged file",
         ),
         StoreError::Limit { .. } => (
             ExitKind::LimitExceeded,

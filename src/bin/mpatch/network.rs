@@ -6,11 +6,11 @@
 
 use std::path::Path;
 
-use mpatch::store::{CommitId, Incoming, Store, StoreError, THEIR_HEAD};
+use mpatch::store::{CommitId, Incoming, Kind, Store, StoreError, THEIR_HEAD};
 
-use crate::error::{CommandError, ExitKind};
+use crate::error::{CommandError, ExitKind, with_causes};
 use crate::git::{self, Unanswered};
-use crate::report::shell_word;
+use crate::report::{Output, shell_word};
 
 /// Settings of every run; the later ones say which transports there are.
 const SETTINGS: [&str; 16] = [
@@ -110,7 +110,12 @@ fn user_info(address: &str) -> &str {
 }
 
 /// Fetches everything that has a name there, with its large patches; what the head is at where that is asked for.
-pub fn fetch(incoming: &Incoming<'_>, address: &str, with_head: bool) -> Result<(), CommandError> {
+/// Tells what was left out of it, since it holds no state that can be.
+pub fn fetch(
+    incoming: &Incoming<'_>,
+    address: &str,
+    with_head: bool,
+) -> Result<Vec<StoreError>, CommandError> {
     let everything = ["+refs/heads/*:refs/heads/*", "+refs/tags/*:refs/tags/*"];
     // Of a shallow repository `git` would leave out, without a word, what it knows the beginning of no more.
     let mut words = vec!["fetch", "--quiet", "--update-shallow", "--no-tags", "--no-write-fetch-head", "--"];
@@ -125,10 +130,34 @@ pub fn fetch(incoming: &Incoming<'_>, address: &str, with_head: bool) -> Result<
         return Err(CommandError::new(ExitKind::Malformed, message)
             .hint("`git fetch --unshallow` over there fetches the rest"));
     }
+    let unsound = incoming.leave_out_unsound()?;
     if !incoming.missing()?.is_empty() {
         git(incoming, address, &["lfs", "fetch", "--all", REMOTE])?;
     }
-    Ok(())
+    Ok(unsound)
+}
+
+/// Warns of what was left out of what came; refuses it where it has the branch that is wanted.
+pub fn tell_unsound(
+    unsound: Vec<StoreError>,
+    wanted: Option<&str>,
+    address: &str,
+    output: &Output,
+) -> Result<(), CommandError> {
+    let wanted = wanted.map(|branch| format!("{} `{branch}`", Kind::Branch));
+    let is_wanted = |error: &StoreError| {
+        let StoreError::Unsound { names, .. } = error else { return false };
+        wanted.as_ref().is_some_and(|wanted| names.contains(wanted))
+    };
+    let shown = shown_address(address);
+    let (refused, others): (Vec<_>, Vec<_>) = unsound.into_iter().partition(is_wanted);
+    let words = |error: &StoreError| format!("left out of `{shown}`: {}", with_causes(error));
+    others.iter().for_each(|error| output.warn(&words(error)));
+    let Some(error) = refused.into_iter().next() else { return Ok(()) };
+    let message = words(&error);
+    Err(CommandError { message, ..CommandError::from(error) }.hint(
+        "another program made the commit: whoever keeps that history moves the branch back, or deletes it",
+    ))
 }
 
 /// Where the other history's head is.
@@ -170,7 +199,7 @@ fn is_at_work(address: &str, has_operations: bool) -> bool {
 /// Refuses to move the branch that somebody is on over there, or a tag. Git does so where files are checked out; in a
 /// history they never are, so the remote's own `git` takes its branch for one that nobody is on.
 ///
-/// Answers with what is to be sent: all but tags that lead to the same there.
+/// Answers with what is to be sent: all that is not there already, and of tags what leads to the same there.
 fn without_refused<'n>(
     store: &Store,
     incoming: &Incoming<'_>,
@@ -187,7 +216,7 @@ fn without_refused<'n>(
     let mut sent = Vec::new();
     for target @ (commit, name) in names {
         let Some(object) = there(name).filter(|_| name.starts_with(TAGS)) else {
-            sent.push(target);
+            sent.extend(Some(target).filter(|_| moves(commit, name)));
             continue;
         };
         // Of a tag object the commit is listed that it leads to.
@@ -240,17 +269,19 @@ fn their_branch(address: &str, name: &str) -> CommandError {
     )
 }
 
-/// Sends commits to names there, with all large patches that they need, and these first.
+/// Sends commits to names there, with all large patches that they need, and these first. Tells the full names of what
+/// was not there already.
 pub fn push(
     store: &Store,
     incoming: &Incoming<'_>,
     address: &str,
     remembered: Option<&str>,
     names: &[(CommitId, String)],
-) -> Result<(), CommandError> {
+) -> Result<Vec<String>, CommandError> {
     let names = without_refused(store, incoming, address, names)?;
+    let sent: Vec<String> = names.iter().map(|(_, name)| name.clone()).collect();
     if names.is_empty() {
-        return Ok(());
+        return Ok(sent);
     }
     let commits: Vec<CommitId> = names.iter().map(|(commit, _)| *commit).collect();
     let large = store.large_patches(&commits)?;
@@ -264,7 +295,7 @@ pub fn push(
     words.extend(is_here(address).then_some(RECEIVE));
     words.extend(["--", address]);
     words.extend(targets.iter().map(String::as_str));
-    let Err(said) = try_git(incoming, address, &words)? else { return Ok(()) };
+    let Err(said) = try_git(incoming, address, &words)? else { return Ok(sent) };
     if has_gone_on(&said) {
         return Err(gone_on(&said, address, &names, remembered));
     }

@@ -9,7 +9,7 @@ use mpatch::digest::{PatchId, TensorDigest};
 use mpatch::store::state::{HalfWay, Stranger};
 use mpatch::store::{Atlas, Base, BaseTensor, Commit, CommitId, Location, Store, StoreError, View};
 
-use crate::error::{CommandError, ExitKind};
+use crate::error::{CommandError, ExitKind, with_causes};
 use crate::history::CommitReport;
 use crate::report::{Output, count, shell_word};
 
@@ -137,6 +137,13 @@ pub fn digests(
     let progress = output.progress("comparing", infos.iter().map(|info| info.size_bytes).sum());
     let digests = checkpoint.digests_with(&infos, &|bytes| progress.add(bytes))?;
     Ok(chosen.iter().map(|known| known.name.clone()).zip(digests).collect())
+}
+
+/// All states that the history knows; what holds none is warned of, and refused where it is asked for.
+pub fn atlas(store: &Store, asked: &[CommitId], output: &Output) -> Result<Atlas, CommandError> {
+    let (atlas, unsound) = store.atlas(asked)?;
+    unsound.iter().for_each(|error| output.warn(&format!("passed by: {}", with_causes(error))));
+    Ok(atlas)
 }
 
 /// Which commit has which series, without the series themselves.

@@ -15,7 +15,7 @@ use crate::history::{LOCK_TIMEOUT_SECONDS, author, here, in_words, message};
 use crate::interrupt::{Work, doing, last_step};
 use crate::places::folder_of;
 use crate::report::{Output, shell_word};
-use crate::standing::{locate, remembered, shown};
+use crate::standing::{atlas, locate, remembered, shown};
 use crate::trust::{TrustArguments, require};
 
 /// Takes a copy of `checkpoint` along the way, into the new `target`.
@@ -234,7 +234,7 @@ impl Record {
         output: &Output,
     ) -> Result<Option<Self>, CommandError> {
         let Some(store) = here(output)? else { return Ok(None) };
-        let atlas = store.atlas()?;
+        let atlas = atlas(&store, &[], output)?;
         let head = store.commit(store.head()?)?;
         let entry = match &locate(&atlas, checkpoint, false, output)?.standing {
             Location::At(found) => {

@@ -22,7 +22,7 @@ use crate::editing::{
 use crate::error::{CommandError, ExitKind};
 use crate::history::{StoreArguments, message};
 use crate::report::{Output, Page, Report, count};
-use crate::standing::{locate, model_path_by, series_at};
+use crate::standing::{atlas, locate, model_path_by, series_at};
 
 #[derive(Debug, Args)]
 #[command(
@@ -91,7 +91,7 @@ pub fn run(arguments: &BisectArguments, output: &Output) -> Result<ExitKind, Com
     let id = store.resolve(&arguments.rev)?;
     let series = store.commit(id)?.series;
     let path = model_path_by("--base MODEL", &store, arguments.base.as_deref())?;
-    let atlas = store.atlas()?;
+    let atlas = atlas(&store, &[id], output)?;
     let start = start(&atlas, &path, &series, output)?;
     let precision = arguments.precision.precision;
     let model = open_model_in(&path, &arguments.device.find(output)?, precision, output)?;

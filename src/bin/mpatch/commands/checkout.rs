@@ -14,7 +14,7 @@ use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, author, branch_of};
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, shell_word};
-use crate::standing::{locate, model_path, remembered, series_at};
+use crate::standing::{atlas, locate, model_path, remembered, series_at};
 use crate::trust::TrustArguments;
 use crate::walk::{step_words, walk, walk_in_place};
 
@@ -87,9 +87,12 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         store.view()?.check_new(Kind::Branch, name)?;
     }
     let commit = store.commit(id)?;
+    if made_of.is_some() || store.view()?.names(Kind::Branch).any(|(known, _)| known == name) {
+        store.check_free(name)?;
+    }
     let _doing = doing(Work::Copying);
     let moved = match arguments.onto.is_some() || arguments.output.is_some() || arguments.in_place {
-        true => Some(take_along(arguments, &store, &commit.series, output)?),
+        true => Some(take_along(arguments, &store, &commit, output)?),
         false => None,
     };
     let view = store.view()?;
@@ -99,6 +102,7 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         name if is_branch => Head::Branch(name.to_owned()),
         _ => Head::Detached(id),
     };
+    let left = view.head_commit().filter(|_| matches!(view.head, Head::Detached(_)));
     if !arguments.dry_run {
         // The weights are where they should be already: from here on only names move.
         last_step();
@@ -107,6 +111,7 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         if let (Named::Overtaken, Some(moved)) = (named?, &moved) {
             output.warn(&overtaken(name, id, moved));
         }
+        warn_of_nameless(&store, left, output).map_err(CommandError::after_the_work)?;
     }
     let told = report(arguments, &store, commit, made_of, moved).and_then(|report| output.report(&report));
     if arguments.dry_run { told } else { told.map_err(CommandError::after_the_work) }
@@ -131,6 +136,19 @@ fn report(
         commit: CommitReport::new(commit, &view),
         checkpoint,
     })
+}
+
+/// Warns of a commit that the head has left and no name leads to.
+fn warn_of_nameless(store: &Store, left: Option<CommitId>, output: &Output) -> Result<(), CommandError> {
+    let view = store.view()?;
+    let Some(left) = left.filter(|left| view.head_commit() != Some(*left)) else { return Ok(()) };
+    if store.leading_to(&view, left)?.is_empty() {
+        let id = left.short();
+        output.warn(&format!(
+            "no name leads to {id}, which the head has left: `mpatch branch NAME {id}` gives one"
+        ));
+    }
+    Ok(())
 }
 
 /// Says that what the head was to go to has moved from the commit that was written, and what can be done.
@@ -190,11 +208,11 @@ fn move_names(
     Ok(if is_overtaken { Named::Overtaken } else { Named::There })
 }
 
-/// Takes a copy of the checkpoint to the state after `series`.
+/// Takes a copy of the checkpoint to the state of `target`.
 fn take_along(
     arguments: &CheckoutArguments,
     store: &Store,
-    series: &[mpatch::digest::PatchId],
+    target: &Commit,
     output: &Output,
 ) -> Result<Moved, CommandError> {
     let from = model_path(store, arguments.onto.as_deref())?;
@@ -212,9 +230,9 @@ fn take_along(
     if !arguments.in_place {
         mpatch::checkpoint::check_output(&checkpoint, &to)?;
     }
-    let atlas = store.atlas()?;
+    let atlas = atlas(store, &[target.id], output)?;
     let located = locate(&atlas, &checkpoint, false, output)?;
-    let way = way(&series_at(&atlas, &located.standing, &from, series)?, series);
+    let way = way(&series_at(&atlas, &located.standing, &from, &target.series)?, &target.series);
     let words = way.iter().map(|step| step_words(store, *step)).collect::<Result<_, _>>()?;
     let taken_along = match (arguments.dry_run, arguments.in_place) {
         (true, _) => TakenAlong::default(),

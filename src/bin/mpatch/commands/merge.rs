@@ -316,7 +316,7 @@ impl Plan {
     ) -> Result<Checkpoint, CommandError> {
         let path = model_path_by("--base MODEL", store, arguments.base.as_deref())?;
         let checkpoint = open_checkpoint(&path, output)?;
-        let atlas = store.atlas()?;
+        let atlas = crate::standing::atlas(store, &[], output)?;
         let located = locate(&atlas, &checkpoint, false, output)?;
         let steps = way(&series_at(&atlas, &located.standing, &path, &self.series)?, &self.series);
         if steps.is_empty() {

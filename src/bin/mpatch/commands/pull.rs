@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::CommandError;
 use crate::history::{CommitReport, StoreArguments, branch_of, head_after_change};
-use crate::network::{REMOTE, fetch, other, remembered, shown_address};
+use crate::network::{REMOTE, fetch, other, remembered, shown_address, tell_unsound};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::Lines;
 
@@ -52,7 +52,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
     let hint = "name one: `mpatch pull --from ADDRESS`";
     let address = other(arguments.from.as_deref(), remembered.as_deref(), hint)?;
     let incoming = store.incoming()?;
-    fetch(&incoming, &address, false)?;
+    let unsound = fetch(&incoming, &address, false)?;
     let patches = judge_arrivals(&incoming, Lines::of_history(&store), output)?;
     let mut change = arguments.store.change(&store)?;
     // What has a name under this one says where that history is, and no other.
@@ -83,7 +83,9 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
         patches,
         head: head_after_change(&store)?,
     };
+    let current = report.branch.clone();
     output.report_done(&report)?;
+    tell_unsound(unsound, current.as_deref(), &address, output).map_err(CommandError::after_the_work)?;
     match followed {
         Followed::Apart(error) => Err(error.after_the_work()),
         Followed::Forward | Followed::Not => Ok(()),

@@ -28,6 +28,7 @@ pub struct PushArguments {
 #[derive(Debug, Serialize)]
 struct PushReport {
     address: String,
+    /// Those that were not there as they are here.
     sent: Vec<String>,
 }
 
@@ -53,15 +54,20 @@ pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandErro
     let sent = names.iter().map(|name| target(&store, &view, name)).collect::<Result<Vec<_>, _>>()?;
     // Asked again when the names move; what is wrong with it is better said before anything is sent.
     author(store.folder())?;
+    store.check_sound(&sent.iter().map(|(commit, _)| *commit).collect::<Vec<_>>())?;
     let incoming = store.incoming()?;
     // Nobody can say any more what the other history has, once it is being sent.
     last_step();
-    network::push(&store, &incoming, &address, remembered.as_deref(), &sent)?;
+    let moved = network::push(&store, &incoming, &address, remembered.as_deref(), &sent)?;
     // The other history has it, whatever becomes of our word for that.
     let is_known = remembered.as_ref().is_none_or(|known| *known == address);
     let news: &[_] = if is_known { &sent } else { &[] };
+    let is_sent = |target: &(CommitId, String)| moved.contains(&target.1);
+    let of_sent = names.into_iter().zip(&sent).filter(|(_, target)| is_sent(target));
+    let report =
+        PushReport { address: shown_address(&address), sent: of_sent.map(|(name, _)| name).collect() };
     remember(arguments, &store, remembered.is_none().then_some(address.as_str()), news)
-        .and_then(|()| output.report(&PushReport { address: shown_address(&address), sent: names }))
+        .and_then(|()| output.report(&report))
         .map_err(CommandError::after_the_work)
 }
 
@@ -103,6 +109,9 @@ impl Report for PushReport {
     const SCHEMA: &'static str = "mpatch.push/1";
 
     fn write(&self, page: &mut Page) {
-        page.title(&format!("sent {} to {}", self.sent.join(", "), self.address));
+        page.title(&match self.sent.is_empty() {
+            true => format!("nothing to send: {} has all of it", self.address),
+            false => format!("sent {} to {}", self.sent.join(", "), self.address),
+        });
     }
 }

@@ -18,7 +18,7 @@ use super::open_checkpoint;
 use crate::error::{CommandError, ExitKind};
 use crate::history::CommitReport;
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::standing::{Commits, compared_words, digests, half_way_words, misfits};
+use crate::standing::{Commits, atlas, compared_words, digests, half_way_words, misfits};
 use crate::walk::step_words;
 
 /// Tensors that are shown one by one.
@@ -83,7 +83,8 @@ pub fn run(
     output: &Output,
 ) -> Result<ExitKind, CommandError> {
     let checkpoint = open_checkpoint(path, output)?;
-    let (atlas, view) = (store.atlas()?, store.view()?);
+    let asked_for: Vec<CommitId> = revision.iter().map(|(_, commit)| *commit).collect();
+    let (atlas, view) = (atlas(store, &asked_for, output)?, store.view()?);
     let asked = revision.map(|(_, commit)| store.commit(commit)).transpose()?;
     let head = store.commit(store.head()?)?;
     let goal = asked.as_ref().map_or(head.series.as_slice(), |commit| &commit.series);

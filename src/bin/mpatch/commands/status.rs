@@ -13,7 +13,7 @@ use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::standing::{
-    Commits, compared_words, half_way_words, locate, model_path_by, stranger_words, unrecorded_words,
+    Commits, atlas, compared_words, half_way_words, locate, model_path_by, stranger_words, unrecorded_words,
 };
 
 #[derive(Debug, Args)]
@@ -75,7 +75,7 @@ pub fn run(arguments: &StatusArguments, output: &Output) -> Result<ExitKind, Com
     let store = arguments.store.open()?;
     let path = model_path_by("mpatch status MODEL", &store, arguments.checkpoint.as_deref())?;
     let checkpoint = open_checkpoint(&path, output)?;
-    let (atlas, view) = (store.atlas()?, store.view()?);
+    let (atlas, view) = (atlas(&store, &[store.head()?], output)?, store.view()?);
     let head = store.commit(store.head()?)?;
     let located = locate(&atlas, &checkpoint, arguments.all, output)?;
     let state = state(&store, &atlas, &view, &head, located.standing)?;
