@@ -316,7 +316,11 @@ impl StoreError {
     pub(super) fn is_of_content(&self) -> bool {
         matches!(
             self,
-            Self::Malformed { .. } | Self::Misfit { .. } | Self::Patch { .. } | Self::OtherBase { .. }
+            Self::Unsound { .. }
+                | Self::Malformed { .. }
+                | Self::Misfit { .. }
+                | Self::Patch { .. }
+                | Self::OtherBase { .. }
         )
     }
 

@@ -50,7 +50,7 @@ impl Store {
                 seconds: author.when().seconds(),
                 offset_minutes: author.when().offset_minutes(),
             },
-            series: self.objects().read_series(commit.tree_id())?,
+            series: self.objects().read_series(commit.tree_id()).or_else(|error| self.unsound(id, error))?,
         })
     }
 

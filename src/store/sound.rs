@@ -61,6 +61,15 @@ impl Store {
         Ok(names)
     }
 
+    /// Says of what is wrong with a commit's content which one that is.
+    pub(super) fn unsound<T>(&self, commit: CommitId, error: StoreError) -> Result<T, StoreError> {
+        if !error.is_of_content() {
+            return Err(error);
+        }
+        let names = self.leading_to(&self.view()?, commit)?;
+        Err(StoreError::Unsound { commit, names, source: Box::new(error) })
+    }
+
     fn atlas_along(
         &self,
         commits: Vec<Oid>,
@@ -155,7 +164,8 @@ impl<'r> Soundness<'r> {
     ) -> Result<Option<(CommitId, StoreError)>, StoreError> {
         for commit in commits {
             match self.check(*commit) {
-                Ok(()) => {}
+                // A large patch without its manifest tells only once Git LFS has brought it.
+                Ok(()) | Err(StoreError::Missing { .. }) => {}
                 Err(error) if error.is_of_content() => return Ok(Some((CommitId(*commit), error))),
                 Err(error) => return Err(error),
             }
@@ -175,7 +185,7 @@ impl<'r> Soundness<'r> {
         };
         let state = paths.after(&series, &self.bindings)?.clone().weights_id(paths.base());
         if let Some(what) = self.objects.false_claim(commit, state)? {
-            return Err(StoreError::malformed(format!("commit {}", CommitId(commit).short()), what));
+            return Err(StoreError::malformed("its message", what));
         }
         self.sound.insert(commit);
         Ok(())

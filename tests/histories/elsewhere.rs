@@ -629,7 +629,7 @@ fn strangers_histories_run_nothing_and_are_refused_when_they_lie() {
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
     place.good("add one.mpatch");
     let config = place.path(".git/config");
-    place.git("init -q --bare bare.git");
+    place.git("init -q --bare -b main bare.git");
     place.git("init -q --bare behind.git");
     lay_traps(&place, ".git");
     lay_traps(&place, "bare.git");

@@ -42,15 +42,17 @@ fn a_commit_that_holds_no_state_is_passed_by_and_refused_where_it_is_asked_for()
         place.good("push --to bare.git main other");
         assert!(place.bad("push joined", code).contains(&words));
         // An earlier version has sent it.
-        place.git("push -q bare.git joined");
-        place.good("checkout HEAD~");
         place.good("clone bare.git copy");
-        assert!(place.good("branch --store copy").contains("origin/other"));
-        let output = place.mpatch("pull");
+        place.git("push -q bare.git joined");
+        place.good("branch new other");
+        place.good("push new");
+        let output = place.mpatch("pull --store copy");
         let warned = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success() && warned.contains("bare.git`: the commit"), "{warned}");
         assert!(warned.contains(&words), "{warned}");
-        place.good("checkout main");
+        let branches = place.good("branch --store copy");
+        assert!(branches.contains("origin/new") && !branches.contains("joined"), "{branches}");
+        place.good("clone bare.git another");
         place.good("branch -d joined");
         let output = place.mpatch("checkout HEAD -o model.again.safetensors");
         assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
@@ -63,7 +65,8 @@ fn a_branch_that_a_worktree_is_on_is_not_gone_to_and_a_commit_without_a_name_is_
     let errors = place.bad("checkout joined", 7);
     assert!(errors.contains("worktree remove"), "{errors}");
     place.good("checkout HEAD~");
-    place.good("add two.mpatch");
+    place.patch("model.safetensors", "three.mpatch", 3, "The Atomium");
+    place.good("add three.mpatch");
     let id = place.git("rev-parse --short=12 HEAD");
     let output = place.mpatch("checkout main");
     let warned = String::from_utf8(output.stderr).unwrap();
