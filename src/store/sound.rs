@@ -1,5 +1,6 @@
 //! Which commits hold a state that can be: stock git joins files, and takes any line out of a series.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use git2::Oid;
@@ -136,8 +137,8 @@ fn add_bindings(
 ) -> Result<(Oid, Vec<PatchId>), StoreError> {
     let snapshot = objects.read_tree(tree)?;
     for (id, stored) in snapshot.patches {
-        if !bindings.contains_key(&id) {
-            bindings.insert(id, objects.read_manifest(id, stored)?.bindings);
+        if let Entry::Vacant(new) = bindings.entry(id) {
+            new.insert(objects.read_manifest(id, stored)?.bindings);
         }
     }
     Ok((snapshot.base, snapshot.series))
