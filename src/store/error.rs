@@ -312,6 +312,11 @@ impl StoreError {
         move |source| Self::Io { path, action, source }
     }
 
+    /// Whether git's configuration cannot be read: no copy has it, and no history is opened without.
+    pub fn is_of_configuration(&self) -> bool {
+        matches!(self, Self::Git { source, .. } if source.class() == ErrorClass::Config)
+    }
+
     /// Whether git carries what is wrong as it carries everything: somebody has committed it, and no copy is better.
     pub(super) fn is_of_content(&self) -> bool {
         matches!(

@@ -165,7 +165,7 @@ impl From<StoreError> for CommandError {
             ),
             StoreError::CheckedOut { worktree, .. } => failed(ExitKind::Conflict)
                 .hint(format!("`git worktree remove {}` sets it free", shell_word(worktree))),
-            StoreError::Git { source, .. } if source.class() == git2::ErrorClass::Config => {
+            error if error.is_of_configuration() => {
                 failed(ExitKind::Malformed)
                     .hint("mend `.git/config` by hand: `git config --list` names the line that cannot be read")
             }
