@@ -273,19 +273,6 @@ impl Store {
         self.objects().read_base(objects::base_of(&head)?)
     }
 
-    /// The states along some series, whose patches are known.
-    fn atlas_of<'s>(
-        &self,
-        series: impl IntoIterator<Item = &'s [PatchId]>,
-        patches: &BTreeMap<PatchId, Stored>,
-    ) -> Result<Atlas, StoreError> {
-        let objects = self.objects();
-        let bindings =
-            patches.iter().map(|(id, stored)| Ok((*id, objects.read_manifest(*id, *stored)?.bindings)));
-        let bindings = bindings.collect::<Result<BTreeMap<_, _>, StoreError>>()?;
-        Atlas::new(self.base()?, series, &bindings)
-    }
-
     /// Where a patch is that some commit has.
     ///
     /// Whoever asks for one patch of a series asks for the others: what a tree says of them is kept, or a history

@@ -130,7 +130,7 @@ impl RebaseArguments {
             );
             let (base, held) = (shell_word(&self.base), patch_word(held));
             return Err(CommandError::new(ExitKind::Conflict, message)
-                .hint(&format!("`mpatch revert {base} {held} -o MODEL` takes that back first")));
+                .hint(format!("`mpatch revert {base} {held} -o MODEL` takes that back first")));
         }
         let progress = output.progress("comparing", touched_size_bytes(base, patches.iter()));
         let missing = first_missing(base, &patches, &|bytes| progress.add(bytes))?;
