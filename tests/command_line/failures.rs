@@ -91,7 +91,7 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         ("log --limit x", "invalid value 'x' for", "`mpatch log --help`"),
         ("create f --seed -1", "invalid value '-1' for '--seed <SEED>'", "`mpatch create --help`"),
         ("create f --tolerance -1", "expected a number from 0 to below 1", "`mpatch create --help`"),
-        ("log --lock-timeout -1", "expected a number of seconds", "`mpatch log --help`"),
+        ("branch --lock-timeout -1", "expected a number of seconds", "`mpatch branch --help`"),
         ("create f --title a\u{1b}b", "control character '\\u{1b}'", "`mpatch create --help`"),
         ("stack a --base b -o c --author \u{7}", "control character '\\u{7}'", "`mpatch stack --help`"),
         (&format!("diff a b --licence {long}"), "4097 bytes, and a patch holds 4096", "`mpatch diff --help`"),

@@ -20,6 +20,40 @@ fn of_one_patch() -> Place {
 }
 
 #[test]
+fn commands_that_take_a_patch_or_a_model_take_them_out_of_the_history_that_is_named() {
+    let place = Place::new();
+    place.good("init know --base model.safetensors");
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch --store know");
+    let said = place.good("apply model.safetensors main -o one.safetensors --store know");
+    let next = said.trim_end().rsplit_once("\nnext: mpatch ").unwrap().1;
+    assert!(next.ends_with(" --base one.safetensors --store know"), "{said}");
+    // What was written is the history's model from now on.
+    let status: serde_json::Value = serde_json::from_str(&place.good("status --json --store know")).unwrap();
+    assert_eq!((&status["checkpoint"], &status["state"]["is"]), (&"one.safetensors".into(), &"head".into()));
+    for words in [
+        next,
+        "verify main --digests-only --store know",
+        "show main --signature --store know",
+        "revert one.safetensors main -o back.safetensors --store know",
+    ] {
+        place.good(words);
+    }
+    // Without a model, or without a history, these say so.
+    for (words, code, said) in [
+        ("verify one.mpatch --digests-only", 2, "no model is named"),
+        ("rebase one.mpatch", 2, "no model is named"),
+        ("stack one.mpatch one.mpatch -o two.mpatch", 2, "no model is named"),
+        ("verify main --store nowhere", 11, "`nowhere`"),
+        ("export main~1 -o adapter --store know", 15, "is not the weight of a linear layer"),
+        ("rebase main~1 --store know", 7, "fits"),
+    ] {
+        let errors = place.bad(words, code);
+        assert!(errors.contains(said), "{words}: {errors}");
+    }
+}
+
+#[test]
 fn what_git_did_to_the_branch_of_the_head_is_undone_as_well() {
     let place = Place::begun();
     place.good("branch side");

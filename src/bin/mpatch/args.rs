@@ -161,9 +161,6 @@ impl Command {
     }
 }
 
-/// Verbs that take a history and change nothing of it: how long they wait for a lock is no help to anybody.
-const NEVER_WAIT: [&str; 4] = ["log", "status", "diff", "bisect"];
-
 /// Reads the value of an option that may stand without one. A word behind the option passes for its value, whatever it
 /// was meant to be.
 pub fn optional<T: FromStr>(text: &str) -> Result<T, String> {
@@ -188,10 +185,7 @@ pub fn command() -> clap::Command {
          Exit codes:\n{}",
         codes.concat()
     );
-    let command = NEVER_WAIT.into_iter().fold(Arguments::command(), |command, verb| {
-        command.mut_subcommand(verb, |verb| verb.mut_arg("lock_timeout", |argument| argument.hide(true)))
-    });
-    with_negative_numbers(command).after_long_help(help)
+    with_negative_numbers(Arguments::command()).after_long_help(help)
 }
 
 /// Has every option of a number take negative ones, too: its range is then what refuses them, and is told.

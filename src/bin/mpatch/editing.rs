@@ -13,13 +13,13 @@ use mpatch::model::{
     Device, Folder, Model, ModelError, Network, Precision, TensorEdit, WayBack, choose, device_name,
     is_device_name, is_out_of_memory,
 };
-use mpatch::operation::{Answer, Direction, plan};
+use mpatch::operation::{Answer, Direction};
 use mpatch::patch::{Patch, PatchError};
 use mpatch::verify::State;
 
-use crate::commands::{open_checkpoint, patch_word, read_input, refuse_folder};
+use crate::commands::{open_checkpoint, patch_word, planned, read_input, refuse_folder};
 use crate::error::{CommandError, ExitKind, output_hint, refuse_lfs_pointer, with_causes};
-use crate::history::here;
+use crate::history::StoreArguments;
 use crate::memory::check_memory;
 use crate::places::folder_of;
 use crate::report::{Output, count};
@@ -33,13 +33,15 @@ pub struct ModelArguments {
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
     #[command(flatten)]
+    pub store: StoreArguments,
+    #[command(flatten)]
     pub device: DeviceArguments,
     #[command(flatten)]
     pub precision: PrecisionArguments,
 }
 
 /// Where the arithmetic runs.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct DeviceArguments {
     /// Run on `cpu`, `cuda` or `cuda:N`; a GPU where there is one by default
     #[arg(long, value_parser = name_of_device)]
@@ -77,20 +79,25 @@ impl ModelArguments {
         self.base.is_none()
     }
 
-    /// Opens the model that was given, or the one of the history here, on its device.
+    /// Opens the model that was given, or the one of the history, on its device.
     pub fn open(&self, output: &Output) -> Result<Model, CommandError> {
-        let path = given_or_remembered(self.base.as_deref(), output)?;
+        let path = given_or_remembered(self.base.as_deref(), &self.store, output)?;
         open_model_in(&path, &self.device.find(output)?, self.precision.precision, output)
     }
 }
 
-/// The model that was given, or the one of the history here.
-pub fn given_or_remembered(given: Option<&Path>, output: &Output) -> Result<PathBuf, CommandError> {
-    let store = if given.is_none() { here(output)? } else { None };
-    match (given, store) {
-        (Some(path), _) => Ok(path.to_owned()),
-        (None, Some(store)) => model_path_by("--base MODEL", &store, None),
-        (None, None) => Err(CommandError::new(ExitKind::Usage, "there is no model to run")
+/// The model that was given, or the one of the history.
+pub fn given_or_remembered(
+    given: Option<&Path>,
+    store: &StoreArguments,
+    output: &Output,
+) -> Result<PathBuf, CommandError> {
+    if let Some(path) = given {
+        return Ok(path.to_owned());
+    }
+    match store.open_if_any(output)? {
+        Some(store) => model_path_by("--base MODEL", &store, None),
+        None => Err(CommandError::new(ExitKind::Usage, "no model is named")
             .hint("give it with `--base MODEL`, or begin a history with `mpatch init --base MODEL`")),
     }
 }
@@ -327,11 +334,14 @@ pub struct BothStates {
 }
 
 /// `model` without `patch` and with it: the state that its weights are not in is made in memory.
-pub fn both_states(model: &Model, patch: &Patch, patch_path: &Path) -> Result<BothStates, CommandError> {
+pub fn both_states(
+    model: &Model,
+    patch: &Patch,
+    patch_path: &Path,
+    output: &Output,
+) -> Result<BothStates, CommandError> {
     let name = patch_path.to_string_lossy();
-    let answer = plan(&model.checkpoint, patch, Direction::Apply, &|_| ())
-        .map_err(|error| CommandError::operation(&name, error))?;
-    let (held, edits) = match answer {
+    let (held, edits) = match planned(&model.checkpoint, patch, &name, Direction::Apply, output)? {
         Answer::Fits(plan) => (State::Base, edits_of(patch, plan.binding)),
         Answer::Done { binding, .. } => (State::Edited, edits_back(patch, binding)),
         Answer::Elsewhere(mismatch) => {

@@ -21,23 +21,20 @@ use crate::report::{Output, Page, escaped, shell_word};
 /// How long a command waits for another one that changes the history, where nobody says otherwise.
 pub const LOCK_TIMEOUT_SECONDS: f64 = 10.0;
 
-/// Which history, and how long to wait for it.
-#[derive(Debug, Clone, Args)]
+/// Which history.
+#[derive(Debug, Clone, Default, Args)]
 pub struct StoreArguments {
-    /// Use the history in this folder, or the nearest above it
-    #[arg(long, value_name = "FOLDER", default_value = ".")]
-    pub store: PathBuf,
-    /// Wait this many seconds while another process changes the history
-    #[arg(long, value_name = "SECONDS", default_value_t = LOCK_TIMEOUT_SECONDS, value_parser = seconds)]
-    pub lock_timeout: f64,
+    /// Use the history in or above this folder instead of the one here
+    #[arg(long, value_name = "FOLDER")]
+    pub store: Option<PathBuf>,
 }
 
-/// As [`StoreArguments::words`].
-pub fn store_words(store: &Path) -> String {
-    match store == Path::new(".") {
-        true => String::new(),
-        false => format!(" --store {}", shell_word(store)),
-    }
+/// How long to wait for the right to change a history.
+#[derive(Debug, Clone, Args)]
+pub struct LockArguments {
+    /// Wait this many seconds while another process changes the history
+    #[arg(long, value_name = "SECONDS", default_value_t = LOCK_TIMEOUT_SECONDS, value_parser = seconds)]
+    lock_timeout: f64,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -47,71 +44,81 @@ fn seconds(text: &str) -> Result<f64, String> {
     }
 }
 
-impl StoreArguments {
-    /// What names this history in a suggested command, with a blank before it; nothing where it is the one here.
-    pub fn words(&self) -> String {
-        store_words(&self.store)
-    }
-
-    /// Opens the history.
-    pub fn open(&self) -> Result<Store, CommandError> {
-        Ok(Store::discover(&self.store)?)
-    }
-
+impl LockArguments {
     /// Takes the right to change the history.
     pub fn change<'s>(&self, store: &'s Store) -> Result<Change<'s>, CommandError> {
         Ok(store.change(Duration::from_secs_f64(self.lock_timeout), author(store.folder())?)?)
     }
 }
 
-/// The history that the working folder lies in, where it lies in one that this user may trust.
-pub fn here(output: &Output) -> Result<Option<Store>, CommandError> {
-    match Store::discover(Path::new(".")) {
-        Ok(store) => Ok(Some(store)),
-        Err(StoreError::NoStore { .. }) => Ok(None),
-        Err(error @ (StoreError::Owner { .. } | StoreError::Worktree { .. })) => {
-            output.warn(&format!("no record is kept: {error}"));
-            Ok(None)
-        }
-        Err(error @ StoreError::Io { .. }) => {
-            output.warn(&format!("no record is kept: {}", with_causes(&error)));
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Shorter starts of ids are taken for slips.
 const ID_START_LENGTH_MIN: usize = 4;
 
-/// The patch that the history here has by this name: the start of its id, or a revision, for the patch that its commit
-/// brought.
-pub fn recorded_patch(name: &Path) -> Result<Option<Patch>, CommandError> {
-    recorded_patch_in(Path::new("."), name)
-}
-
-/// The same of the history in `folder`, or above it.
-pub fn recorded_patch_in(folder: &Path, name: &Path) -> Result<Option<Patch>, CommandError> {
-    // Without a history, or in one that is not to be trusted, a name is only that of a file.
-    let (Some(name), Ok(store)) = (name.to_str(), Store::discover(folder)) else { return Ok(None) };
-    let mut known: BTreeSet<PatchId> = BTreeSet::new();
-    // Not collected at once: a set is collected by way of a list of all, and most are in every series.
-    for commit in store.commits()? {
-        known.extend(commit?.series);
+impl StoreArguments {
+    fn folder(&self) -> &Path {
+        self.store.as_deref().unwrap_or(Path::new("."))
     }
-    let is_meant = |id: &&PatchId| name.len() >= ID_START_LENGTH_MIN && id.to_string().starts_with(name);
-    let id = match Vec::from_iter(known.iter().filter(is_meant))[..] {
-        [] => match state_named(&store, name)? {
-            Some(commit) => brought_by(&store, commit)?,
-            None => return Ok(None),
-        },
-        [id] => *id,
-        [..] => {
-            let message = format!("`{name}` begins the ids of several patches");
-            return Err(CommandError::new(ExitKind::Usage, message).hint("give more of the id"));
+
+    /// What names this history in a suggested command, with a blank before it; nothing where it is the one here.
+    pub fn words(&self) -> String {
+        match self.folder() == Path::new(".") {
+            true => String::new(),
+            false => format!(" --store {}", shell_word(self.folder())),
         }
-    };
-    Ok(Some(store.patch(id)?))
+    }
+
+    /// Opens the history.
+    pub fn open(&self) -> Result<Store, CommandError> {
+        Ok(Store::discover(self.folder())?)
+    }
+
+    /// Opens the history that was named; or the one that the working folder lies in, where it lies in one that this
+    /// user may trust.
+    pub fn open_if_any(&self, output: &Output) -> Result<Option<Store>, CommandError> {
+        match Store::discover(self.folder()) {
+            Ok(store) => Ok(Some(store)),
+            Err(StoreError::NoStore { .. }) if self.store.is_none() => Ok(None),
+            Err(error @ (StoreError::Owner { .. } | StoreError::Worktree { .. })) if self.store.is_none() => {
+                output.warn(&format!("no record is kept: {error}"));
+                Ok(None)
+            }
+            Err(error @ StoreError::Io { .. }) if self.store.is_none() => {
+                output.warn(&format!("no record is kept: {}", with_causes(&error)));
+                Ok(None)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The patch that the history has by this name: the start of its id, or a revision, for the patch that its commit
+    /// brought.
+    pub fn recorded_patch(&self, name: &Path) -> Result<Option<Patch>, CommandError> {
+        let store = match (Store::discover(self.folder()), &self.store) {
+            (Ok(store), _) => store,
+            // Without a history, or in one that is not to be trusted, a name is only that of a file.
+            (Err(_), None) => return Ok(None),
+            (Err(error), Some(_)) => return Err(error.into()),
+        };
+        let Some(name) = name.to_str() else { return Ok(None) };
+        let mut known: BTreeSet<PatchId> = BTreeSet::new();
+        // Not collected at once: a set is collected by way of a list of all, and most are in every series.
+        for commit in store.commits()? {
+            known.extend(commit?.series);
+        }
+        let is_meant = |id: &&PatchId| name.len() >= ID_START_LENGTH_MIN && id.to_string().starts_with(name);
+        let id = match Vec::from_iter(known.iter().filter(is_meant))[..] {
+            [] => match state_named(&store, name)? {
+                Some(commit) => brought_by(&store, commit)?,
+                None => return Ok(None),
+            },
+            [id] => *id,
+            [..] => {
+                let message = format!("`{name}` begins the ids of several patches");
+                return Err(CommandError::new(ExitKind::Usage, message).hint("give more of the id"));
+            }
+        };
+        Ok(Some(store.patch(id)?))
+    }
 }
 
 /// The state that a history has by this name; none where it has none, and an error where it is that of something else.

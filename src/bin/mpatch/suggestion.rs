@@ -5,52 +5,53 @@
 //! from the library's errors, which know nothing of arguments. A command that is meant for elsewhere is not written
 //! as `mpatch VERB`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ArgMatches;
 
-use crate::history::store_words;
-use crate::report::shell_word;
-
-/// Verbs that take things out of the history here, and no other one.
-const ONLY_HERE: [&str; 1] = ["show"];
+use crate::history::StoreArguments;
 
 /// What has to be said with every suggested command.
 #[derive(Debug, Clone, Default)]
 pub struct Suggestions {
     /// The history, where it was named.
-    store: PathBuf,
-    /// The verbs that take `--store`.
-    verbs: Vec<String>,
+    store: StoreArguments,
+    /// The commands that take `--store`, as they are typed.
+    commands: Vec<String>,
+}
+
+/// The name of `command` and of all below it that take `--store`, each with `before` in front.
+fn takers_of_store(before: &str, command: &clap::Command) -> Vec<String> {
+    let name = format!("{before}{}", command.get_name());
+    let below = command.get_subcommands().flat_map(|below| takers_of_store(&format!("{name} "), below));
+    let mut takers: Vec<String> = below.collect();
+    if command.get_arguments().any(|argument| argument.get_long() == Some("store")) {
+        takers.push(name);
+    }
+    takers
 }
 
 impl Suggestions {
     /// Of a command line and what was found in it.
-    pub fn of(command: &clap::Command, matches: &ArgMatches) -> Self {
-        let given =
-            matches.subcommand().and_then(|(_, matches)| matches.try_get_one::<PathBuf>("store").ok()?);
-        let takes_store =
-            |verb: &&clap::Command| verb.get_arguments().any(|it| it.get_long() == Some("store"));
-        let verbs = command.get_subcommands().filter(takes_store).map(|verb| verb.get_name().to_owned());
-        Self { store: given.cloned().unwrap_or_default(), verbs: verbs.collect() }
+    pub fn of(command: &clap::Command, mut matches: &ArgMatches) -> Self {
+        while let Some((_, below)) = matches.subcommand() {
+            matches = below;
+        }
+        let store = matches.try_get_one::<PathBuf>("store").ok().flatten().cloned();
+        Self { store: StoreArguments { store }, commands: takers_of_store("", command) }
     }
 
     /// A whole command.
     pub fn command(&self, command: &str) -> String {
-        let is_here = self.store.as_os_str().is_empty() || self.store == Path::new(".");
-        let mut words = command.split(' ');
-        let (Some("mpatch"), Some(verb)) = (words.next(), words.next()) else { return command.to_owned() };
-        match verb {
-            _ if is_here || words.clone().any(|word| word == "--store") => command.to_owned(),
-            _ if self.verbs.iter().any(|known| known == verb) => {
-                format!("{command}{}", store_words(&self.store))
-            }
-            // An absolute path is that of a file, wherever the command is called.
-            _ if words.next().is_some_and(|word| word.trim_start_matches('\'').starts_with('/')) => {
-                command.to_owned()
-            }
-            _ if ONLY_HERE.contains(&verb) => format!("cd {} && {command}", shell_word(&self.store)),
-            _ => command.to_owned(),
+        let is_of = |taker: &String| {
+            command
+                .strip_prefix(taker.as_str())
+                .is_some_and(|rest| matches!(rest.bytes().next(), None | Some(b' ')))
+        };
+        let names_one = command.split(' ').any(|word| word == "--store");
+        match self.commands.iter().any(is_of) && !names_one {
+            true => format!("{command}{}", self.store.words()),
+            false => command.to_owned(),
         }
     }
 
@@ -80,11 +81,11 @@ mod tests {
         let named = of("mpatch status --store know");
         assert_eq!(named.command("mpatch log"), "mpatch log --store know");
         assert_eq!(named.command("mpatch log --store other"), "mpatch log --store other");
-        assert_eq!(named.command("mpatch show abc"), "cd know && mpatch show abc");
-        for show in ["mpatch show /a.mpatch", "mpatch show '/an edit.mpatch'"] {
-            assert_eq!(named.command(show), show);
+        assert_eq!(named.command("mpatch show abc"), "mpatch show abc --store know");
+        assert_eq!(named.command("mpatch trust add abc"), "mpatch trust add abc --store know");
+        for without in ["mpatch trust list", "mpatch doctor", "git log"] {
+            assert_eq!(named.command(without), without);
         }
-        assert_eq!(named.command("mpatch verify a.mpatch"), "mpatch verify a.mpatch");
         assert_eq!(
             named.hint("`mpatch branch` and `git log` list them, `--ours` not; it's `mpatch undo`"),
             "`mpatch branch --store know` and `git log` list them, `--ours` not; it's `mpatch undo --store know`"

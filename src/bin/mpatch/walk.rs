@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use mpatch::checkpoint::{Checkpoint, Layout, PassingFolder, TakenAlong, copy};
 use mpatch::digest::PatchId;
-use mpatch::operation::{Answer, Direction, plan, survey_size_bytes};
+use mpatch::operation::{Answer, Direction};
 use mpatch::patch::Patch;
 use mpatch::store::{Change, Commit, CommitId, Location, Message, Step, Store, StoreError};
 
-use crate::commands::open_checkpoint;
+use crate::commands::{open_checkpoint, planned};
 use crate::error::{CommandError, ExitKind};
-use crate::history::{LOCK_TIMEOUT_SECONDS, author, here, in_words, message};
+use crate::history::{LOCK_TIMEOUT_SECONDS, author, in_words, message};
 use crate::interrupt::{Work, doing, last_step};
 use crate::places::folder_of;
 use crate::report::{Output, shell_word};
@@ -147,10 +147,7 @@ fn take(
         Step::Revert(id) => (Direction::Revert, id),
     };
     let patch = store.patch(id)?;
-    let failed = |error| CommandError::operation(&id.short(), error);
-    let progress = output.progress("comparing", survey_size_bytes(checkpoint, &patch));
-    let told = |bytes| progress.add(bytes);
-    let plan = match plan(checkpoint, &patch, direction, &told).map_err(failed)? {
+    let plan = match planned(checkpoint, &patch, &id.short(), direction, output)? {
         Answer::Fits(plan) => Ok(plan),
         Answer::Elsewhere(mismatch) => Err(mismatch.to_string()),
         Answer::Done { .. } => Err(match direction {
@@ -158,7 +155,6 @@ fn take(
             Direction::Revert => "it is not applied".to_owned(),
         }),
     };
-    drop(progress);
     let plan = plan.map_err(|why| {
         let message =
             format!("patch {} does not fit `{}` any more: {why}", id.short(), checkpoint.path().display());
@@ -179,7 +175,9 @@ fn take(
             plan.execute_in_place(checkpoint, &patch, &|bytes| progress.add(bytes))
         }
     };
-    written.map(|written| copy.map(|_| written.taken_along)).map_err(failed)
+    written
+        .map(|written| copy.map(|_| written.taken_along))
+        .map_err(|error| CommandError::operation(&id.short(), error))
 }
 
 /// A step in words.
@@ -224,16 +222,16 @@ pub enum Recorded {
 }
 
 impl Record {
-    /// Looks where `checkpoint` stands in the history of the working folder, if there is one that knows it, and whether
-    /// that can be written, with `target` as the place of the result.
+    /// Looks where `checkpoint` stands in the history, if that knows it, and whether it can be written, with `target`
+    /// as the place of the result.
     pub fn begin(
+        store: Store,
         checkpoint: &Checkpoint,
         direction: Direction,
         patch: PatchId,
         target: &Path,
         output: &Output,
     ) -> Result<Option<Self>, CommandError> {
-        let Some(store) = here(output)? else { return Ok(None) };
         let atlas = atlas(&store, &[], output)?;
         let head = store.commit(store.head()?)?;
         let entry = match &locate(&atlas, checkpoint, false, output)?.standing {
@@ -312,7 +310,7 @@ impl Record {
     }
 }
 
-/// Takes the right to change the history here, for commands that do so by the way.
+/// Takes the right to change the history, for commands that do so by the way.
 fn change(store: &Store) -> Result<Change<'_>, CommandError> {
     store.change(Duration::from_secs_f64(LOCK_TIMEOUT_SECONDS), author(store.folder())?).map_err(|error| {
         let hint = match &error {

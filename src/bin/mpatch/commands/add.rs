@@ -6,9 +6,9 @@ use clap::Args;
 use mpatch::store::{CommitId, Store};
 use serde::Serialize;
 
-use super::open_patch;
+use super::open_patches;
 use crate::error::CommandError;
-use crate::history::{CommitReport, StoreArguments, branch_of, message};
+use crate::history::{CommitReport, LockArguments, StoreArguments, branch_of, message};
 use crate::report::{Output, Page, Report};
 use crate::trust::{Company, Lines, Permitted, TrustArguments, require_among};
 
@@ -30,6 +30,8 @@ pub struct AddArguments {
     #[command(flatten)]
     store: StoreArguments,
     #[command(flatten)]
+    lock: LockArguments,
+    #[command(flatten)]
     trust: TrustArguments,
 }
 
@@ -44,9 +46,9 @@ struct AddReport {
 
 /// Records the patches, all or none.
 pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError> {
-    let patches = arguments.patches.iter().map(|path| open_patch(path)).collect::<Result<Vec<_>, _>>()?;
+    let patches = open_patches(&arguments.patches, &arguments.store)?;
     let store = arguments.store.open()?;
-    let mut change = arguments.store.change(&store)?;
+    let mut change = arguments.lock.change(&store)?;
     let mut lines = Lines::of_history(&store);
     let mut made = Vec::new();
     let mut titles = Vec::new();

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::operation::{Answer, Difference, Direction, Mismatch, plan, survey_size_bytes};
+use mpatch::operation::{Answer, Difference, Direction, Mismatch};
 
 use super::change::{Change, TargetArguments};
 use super::{beside, hint_of_type, infix, patch_word};
@@ -19,7 +19,7 @@ use crate::trust::{TrustArguments, require};
 pub struct ApplyArguments {
     /// Edit a copy of this checkpoint: a safetensors file, an index of shards, or a model folder
     base: PathBuf,
-    /// Apply this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// Apply this patch: a file, or the id or the revision of one in the history; `-` reads
     /// it from standard input
     patch: PathBuf,
     /// Where the result goes.
@@ -32,18 +32,14 @@ pub struct ApplyArguments {
 /// Writes the edited copy.
 pub fn run(arguments: &ApplyArguments, output: &Output) -> Result<(), CommandError> {
     let ApplyArguments { base, patch, target, trust } = arguments;
-    let place = target.target(|| beside(base, &infix(patch)))?;
-    let mut change = Change::open(base, patch, place, output)?;
+    let mut change = Change::open(base, patch, target, || beside(base, &infix(patch)), output)?;
     let judged = require(&change.patch, patch, trust, output)?;
     judged.warn_of_rung(output);
     change.trust = Some(judged);
-    let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
-    let answer = plan(&change.checkpoint, &change.patch, Direction::Apply, &|bytes| progress.add(bytes));
-    drop(progress);
-    match answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))? {
+    match change.answer(Direction::Apply, output)? {
         Answer::Fits(plan) => {
             output.note(&format!("{} applies to {}", change.patch_name(), change.input_name()));
-            change.carry_out(plan, target.dry_run, output)
+            change.carry_out(plan, output)
         }
         Answer::Done { tensors, .. } => Err(already_applied(&change, tensors)),
         Answer::Elsewhere(mismatch) => Err(wrong_base(&change, &mismatch)),

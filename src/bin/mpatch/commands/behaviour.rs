@@ -131,7 +131,7 @@ pub fn check(
         None => open_model_in(base, &device.find(output)?, precision, output)?,
     };
     let network = match place.state {
-        State::Base => both_states(&model, patch, place.patch)?.after,
+        State::Base => both_states(&model, patch, place.patch, output)?.after,
         State::Edited => as_it_lies(&model, patch, place.binding)?,
     };
     let extent = Extent { generation: true, ngram_entropy_records: 0, seed: 0 };

@@ -4,39 +4,39 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::checkpoint::{Checkpoint, TakenAlong, check_output};
-use mpatch::operation::{Direction, Plan, PlannedTensor, Written};
+use mpatch::operation::{Answer, Direction, Plan, PlannedTensor, Written};
 use mpatch::patch::Patch;
 use mpatch::store::CommitId;
 use serde::Serialize;
 
-use super::{lasting_patch_word, open_checkpoint, open_patch};
+use super::{lasting_patch_word, open_checkpoint, open_patch, planned};
 use crate::args::output_path;
 use crate::error::{CommandError, State, both};
+use crate::history::StoreArguments;
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{Permitted, TrustReport};
 use crate::walk::{Entry, Record, Recorded};
 
-/// Where a result goes, and whether it is to be written at all.
+/// Where a result goes, whether it is to be written at all, and which history records it.
 #[derive(Debug, Args)]
 pub struct TargetArguments {
     /// Write the result here instead of beside the input; never over anything
     #[arg(short, long, value_name = "PATH", value_parser = output_path())]
-    pub output: Option<PathBuf>,
+    output: Option<PathBuf>,
     /// Change the checkpoint itself, with its old bytes in a journal meanwhile
     #[arg(long, conflicts_with = "output")]
-    pub in_place: bool,
+    in_place: bool,
     /// Print what would be done, and do nothing
     #[arg(long)]
-    pub dry_run: bool,
+    dry_run: bool,
+    #[command(flatten)]
+    store: StoreArguments,
 }
 
 impl TargetArguments {
     /// Where the result goes, with `place` for the name of a copy that was not given.
-    pub fn target(
-        &self,
-        place: impl FnOnce() -> Result<PathBuf, CommandError>,
-    ) -> Result<Target, CommandError> {
+    fn target(&self, place: impl FnOnce() -> Result<PathBuf, CommandError>) -> Result<Target, CommandError> {
         match &self.output {
             _ if self.in_place => Ok(Target::InPlace),
             Some(path) => Ok(Target::Copy(path.clone())),
@@ -47,7 +47,7 @@ impl TargetArguments {
 
 /// Where a result goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Target {
+enum Target {
     /// Into a new file or folder; the name is free, in a folder that can be written to.
     Copy(PathBuf),
     /// Over the old bytes.
@@ -55,15 +55,15 @@ pub enum Target {
 }
 
 /// A checkpoint, a patch and a place for the result, all of them looked at.
-pub struct Change {
+pub struct Change<'a> {
     /// The checkpoint that is read.
     pub checkpoint: Checkpoint,
     /// The patch.
     pub patch: Patch,
     /// Where the patch was read from.
     pub patch_path: PathBuf,
-    /// Where the result goes.
-    pub target: Target,
+    arguments: &'a TargetArguments,
+    target: Target,
     /// Who signed the patch; none where that does not matter, because nothing new comes in.
     pub trust: Option<Permitted>,
 }
@@ -86,15 +86,17 @@ pub struct ChangeReport {
     written: Option<Written>,
 }
 
-impl Change {
-    /// Opens everything, and refuses a result that could not be written.
+impl<'a> Change<'a> {
+    /// Opens everything, and refuses a result that could not be written; `place` names a copy that was given no name.
     pub fn open(
         checkpoint: &Path,
         patch_path: &Path,
-        target: Target,
+        arguments: &'a TargetArguments,
+        place: impl FnOnce() -> Result<PathBuf, CommandError>,
         output: &Output,
     ) -> Result<Self, CommandError> {
-        let patch = open_patch(patch_path).map_err(|error| match patch_path.is_dir() {
+        let target = arguments.target(place)?;
+        let patch = open_patch(patch_path, &arguments.store).map_err(|error| match patch_path.is_dir() {
             true => error.hint("this is a folder: the model comes first, and the patch second"),
             false => error,
         })?;
@@ -102,7 +104,7 @@ impl Change {
         if let Target::Copy(path) = &target {
             check_output(&checkpoint, path)?;
         }
-        Ok(Self { checkpoint, patch, patch_path: patch_path.to_owned(), target, trust: None })
+        Ok(Self { checkpoint, patch, patch_path: patch_path.to_owned(), arguments, target, trust: None })
     }
 
     /// The input as a sentence names it.
@@ -123,16 +125,24 @@ impl Change {
         }
     }
 
+    /// How the patch goes in, or comes out, if it does.
+    pub fn answer(&self, direction: Direction, output: &Output) -> Result<Answer, CommandError> {
+        planned(&self.checkpoint, &self.patch, &self.patch_path.to_string_lossy(), direction, output)
+    }
+
     /// Carries the plan out, or only shows it.
-    pub fn carry_out(&self, plan: Plan, dry_run: bool, output: &Output) -> Result<(), CommandError> {
+    pub fn carry_out(&self, plan: Plan, output: &Output) -> Result<(), CommandError> {
         if self.target == Target::InPlace {
             plan.check_in_place(&self.checkpoint)?;
         }
-        if dry_run {
+        if self.arguments.dry_run {
             return output.report(&self.report(plan, None));
         }
         let patch = self.patch.id();
-        let record = Record::begin(&self.checkpoint, plan.direction, patch, self.result(), output)?;
+        let store = self.arguments.store.open_if_any(output)?;
+        let begun =
+            |store| Record::begin(store, &self.checkpoint, plan.direction, patch, self.result(), output);
+        let record = store.map(begun).transpose()?.flatten();
         let work = match self.target {
             Target::Copy(_) => Work::Copying,
             Target::InPlace => Work::InPlace,

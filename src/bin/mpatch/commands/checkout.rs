@@ -11,7 +11,7 @@ use super::change::write_taken_along;
 use super::{beside, open_checkpoint};
 use crate::args::output_path;
 use crate::error::CommandError;
-use crate::history::{CommitReport, StoreArguments, author, branch_of};
+use crate::history::{CommitReport, LockArguments, StoreArguments, author, branch_of};
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::standing::{atlas, locate, model_path, remembered, series_at};
@@ -40,6 +40,8 @@ pub struct CheckoutArguments {
     dry_run: bool,
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    lock: LockArguments,
     #[command(flatten)]
     trust: TrustArguments,
 }
@@ -186,7 +188,7 @@ fn move_names(
     (commit, is_new): (CommitId, bool),
     moved: Option<&Moved>,
 ) -> Result<Named, CommandError> {
-    let mut change = arguments.store.change(store)?;
+    let mut change = arguments.lock.change(store)?;
     if is_new {
         change.name(Kind::Branch, &arguments.revision, commit)?;
     }

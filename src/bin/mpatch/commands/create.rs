@@ -20,7 +20,7 @@ use crate::editing::{
     ModelArguments, at_least_one, check_questions, edit_error, read_facts, refuse_existing,
 };
 use crate::error::{CommandError, ExitKind};
-use crate::history::here;
+use crate::history::StoreArguments;
 use crate::interrupt::last_step;
 use crate::job::{Job, Made, Prepared, RecipeArguments, Seconds};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
@@ -76,11 +76,16 @@ pub struct LineArguments {
 
 impl LineArguments {
     /// The place in a line, by default the one after the last that is known of this key, or in the history.
-    fn place(&self, signer: Option<&Signer>, output: &Output) -> Result<Option<Line>, CommandError> {
+    fn place(
+        &self,
+        signer: Option<&Signer>,
+        store: &StoreArguments,
+        output: &Output,
+    ) -> Result<Option<Line>, CommandError> {
         let Some(name) = self.line.clone() else { return Ok(None) };
         match (self.sequence, signer) {
             (sequence, Some(signer)) => {
-                let lines = trust::lines_to_change(here(output)?.as_ref())?;
+                let lines = trust::lines_to_change(store.open_if_any(output)?.as_ref())?;
                 let key = signer.public().fingerprint();
                 trust::new_place(&lines, &name, key, sequence).map(Some)
             }
@@ -142,7 +147,7 @@ pub fn run(arguments: &CreateArguments, output: &Output) -> Result<ExitKind, Com
     }
     // A key that cannot be used, or a number that is taken, is found now, not after the hours that the values take.
     let mut signer = arguments.signing.signer()?;
-    let line = arguments.line.place(signer.as_ref(), output)?;
+    let line = arguments.line.place(signer.as_ref(), &arguments.model.store, output)?;
     let prepared = Prepared::new(&model, &facts, &arguments.recipe, None, output)?;
     let mut job = prepared.job(&facts, &arguments.recipe, arguments.about.about());
     job.line = line;

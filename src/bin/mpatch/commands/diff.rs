@@ -23,15 +23,14 @@ use serde::Serialize;
 
 use super::create::AboutArguments;
 use super::show::fact_line;
-use super::{is_stdin, names_a_file, open_checkpoint, open_patch, patch_word, states};
+use super::{is_stdin, names_a_file, open_checkpoint, open_patch_file, patch_word, states};
 use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind, with_causes};
-use crate::history::{StoreArguments, recorded_patch_in, state_named};
+use crate::history::{StoreArguments, state_named};
 use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
-use crate::standing::absolute;
 
 #[derive(Debug, Args)]
 #[command(
@@ -120,7 +119,7 @@ pub fn run(arguments: &DiffArguments, output: &Output) -> Result<ExitKind, Comma
 
 /// The patch that the history has by a name which is that of no file.
 fn recorded(arguments: &DiffArguments, name: &Path) -> Result<Option<Patch>, CommandError> {
-    if names_a_file(name) { Ok(None) } else { recorded_patch_in(&arguments.store.store, name) }
+    if names_a_file(name) { Ok(None) } else { arguments.store.recorded_patch(name) }
 }
 
 /// A checkpoint against what the history knows of.
@@ -143,7 +142,9 @@ fn with_history(
     };
     let store = match (arguments.store.open(), revision) {
         // Whoever names two things and is in no history means two files.
-        (Err(error), Some(path)) if error.kind == ExitKind::Usage => return Err(missing(path)),
+        (Err(error), Some(path)) if error.kind == ExitKind::Usage && arguments.store.store.is_none() => {
+            return Err(missing(path));
+        }
         (store, _) => store?,
     };
     let revision = match revision {
@@ -185,7 +186,7 @@ fn patches(
     output: &Output,
 ) -> Result<ExitKind, CommandError> {
     let first = &arguments.first;
-    let read = |kept: Option<Patch>, path: &Path| kept.map_or_else(|| open_patch(path), Ok);
+    let read = |kept: Option<Patch>, path: &Path| kept.map_or_else(|| open_patch_file(path), Ok);
     let (one, other) = (read(kept.0, first)?, read(kept.1, second)?);
     let diff = diff_patches(&one, &other).map_err(|error| {
         let path = match error.side {
@@ -197,9 +198,7 @@ fn patches(
     let answer = answer(diff.is_same());
     // What came by standard input is gone.
     let shown = if is_stdin(second) { first } else { second };
-    // A patch of another history is shown there, and a file lies here.
-    let is_elsewhere = arguments.store.store != Path::new(".") && names_a_file(shown);
-    let shown = if is_elsewhere { absolute(shown)? } else { shown.to_owned() };
+    let shown = shown.to_owned();
     output.report(&PatchReport { first: first.to_owned(), second: second.to_owned(), diff, shown })?;
     Ok(answer)
 }

@@ -30,7 +30,7 @@ pub struct EvalArguments {
     #[command(flatten)]
     model: ModelArguments,
     /// Evaluate the model before and after this patch, whichever of the two it holds: a file, or the id or the revision
-    /// of one in the history here
+    /// of one in the history
     #[arg(long, value_name = "PATCH")]
     patch: Option<PathBuf>,
     /// Take only this many records, the first of the file
@@ -111,11 +111,11 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
     let patch = arguments
         .patch
         .as_deref()
-        .map(|path| Ok::<_, CommandError>((path, open_patch(path)?)))
+        .map(|path| Ok::<_, CommandError>((path, open_patch(path, &arguments.model.store)?)))
         .transpose()?;
     let model = arguments.model.open(output)?;
     check_questions(&model, &facts, &arguments.records)?;
-    let states = patch.as_ref().map(|(path, patch)| both_states(&model, patch, path)).transpose()?;
+    let states = patch.as_ref().map(|(path, patch)| both_states(&model, patch, path, output)).transpose()?;
     let extent =
         Extent { generation: true, ngram_entropy_records: arguments.entropy_records, seed: arguments.seed };
     let runs = 1 + u64::from(states.is_some());

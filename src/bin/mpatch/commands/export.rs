@@ -9,10 +9,11 @@ use mpatch::digest::PatchId;
 use mpatch::tensor::Dtype;
 use serde::Serialize;
 
-use super::{infix, open_patch};
+use super::{named_after, open_patch};
 use crate::args::output_path;
 use crate::editing::refuse_existing;
 use crate::error::{CommandError, ExitKind};
+use crate::history::StoreArguments;
 use crate::report::{Output, Page, Report, count, size};
 use crate::trust::{TrustArguments, TrustReport, require};
 
@@ -23,7 +24,7 @@ use crate::trust::{TrustArguments, TrustReport, require};
                   The result is a folder that PEFT loads: PeftModel.from_pretrained(model, \"adapter\").\n\
                   Its result is near the patch's, not its bytes; nothing checks that the base is the right one.")]
 pub struct ExportArguments {
-    /// Export this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// Export this patch: a file, or the id or the revision of one in the history; `-` reads
     /// it from standard input
     patch: PathBuf,
     /// Write this new folder; `PATCH.adapter` by default
@@ -35,6 +36,8 @@ pub struct ExportArguments {
     /// Round the adapter's numbers to this type; the narrow ones take half the room
     #[arg(long, default_value = "f32", value_parser = dtypes())]
     dtype: Dtype,
+    #[command(flatten)]
+    store: StoreArguments,
     #[command(flatten)]
     trust: TrustArguments,
 }
@@ -68,7 +71,7 @@ struct ModuleReport {
 
 /// Writes the adapter.
 pub fn run(arguments: &ExportArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = open_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch, &arguments.store)?;
     let place = arguments.place();
     refuse_existing(&place)?;
     let judged = require(&patch, &arguments.patch, &arguments.trust, output)?;
@@ -98,11 +101,7 @@ pub fn run(arguments: &ExportArguments, output: &Output) -> Result<(), CommandEr
 
 impl ExportArguments {
     fn place(&self) -> PathBuf {
-        self.output.clone().unwrap_or_else(|| {
-            let mut name = infix(&self.patch);
-            name.push(".adapter");
-            PathBuf::from(name)
-        })
+        self.output.clone().unwrap_or_else(|| named_after(&self.patch, ".adapter"))
     }
 }
 

@@ -120,7 +120,7 @@ pub fn follow(
     let precision = precision(recipe, &device);
     let mut model = open_model_in(place.base, &device, precision, output)?;
     if place.state == State::Edited {
-        model.network = both_states(&model, patch, place.patch)?.before;
+        model.network = both_states(&model, patch, place.patch, output)?.before;
     }
     let of_recipe = |error| {
         Origin::Recipe.refused(error).hint("the recipe cannot be followed: do not rely on this patch")

@@ -6,9 +6,9 @@ use clap::Args;
 use mpatch::store::fsck::{Checked, Copy, Problem};
 use serde::Serialize;
 
-use super::open_patch;
+use super::open_patch_file;
 use crate::error::{CommandError, ExitKind};
-use crate::history::StoreArguments;
+use crate::history::{LockArguments, StoreArguments};
 use crate::network::{REMOTE, shown_address};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 
@@ -22,6 +22,8 @@ pub struct FsckArguments {
     repair: Vec<PathBuf>,
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    lock: LockArguments,
 }
 
 #[derive(Debug, Serialize)]
@@ -66,7 +68,7 @@ fn mend(arguments: &FsckArguments, mended: &mut Vec<String>, output: &Output) ->
         arguments.repair.iter().map(|path| source(path, output)).collect::<Result<_, _>>()?;
     for Source { patches, history } in sources {
         // One process at a time, though no name moves; a store too damaged to be changed is mended without.
-        let _change = match arguments.store.change(&store) {
+        let _change = match arguments.lock.change(&store) {
             Err(error) if ![ExitKind::Malformed, ExitKind::Recovery].contains(&error.kind) => {
                 return Err(error);
             }
@@ -102,7 +104,7 @@ fn check(arguments: &FsckArguments) -> Result<(Checked, Option<CommandError>), C
 /// A patch file, or all of a folder.
 fn patches<'o>(source: &Path, output: &'o Output) -> Result<Vec<Copy<'o>>, CommandError> {
     if !source.is_dir() {
-        let patch = open_patch(source)?;
+        let patch = open_patch_file(source)?;
         return Ok(vec![Box::new(move || Some(patch.clone()))]);
     }
     let failed = |error| CommandError::io("list", source, &error);
@@ -116,7 +118,7 @@ fn patches<'o>(source: &Path, output: &'o Output) -> Result<Vec<Copy<'o>>, Comma
     paths.sort();
     // Of a folder of copies some may be damaged, too.
     let skipped = |error: CommandError| output.warn(&format!("skipped: {}", error.message));
-    let copy = |path: PathBuf| -> Copy<'o> { Box::new(move || open_patch(&path).map_err(skipped).ok()) };
+    let copy = |path: PathBuf| -> Copy<'o> { Box::new(move || open_patch_file(&path).map_err(skipped).ok()) };
     Ok(paths.into_iter().map(copy).collect())
 }
 

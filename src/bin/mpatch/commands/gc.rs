@@ -4,7 +4,7 @@ use clap::Args;
 use mpatch::store::Tidied;
 
 use crate::error::CommandError;
-use crate::history::StoreArguments;
+use crate::history::{LockArguments, StoreArguments};
 use crate::report::{Output, Page, Report, count, size};
 
 #[derive(Debug, Args)]
@@ -14,12 +14,14 @@ use crate::report::{Output, Page, Report, count, size};
 pub struct GcArguments {
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    lock: LockArguments,
 }
 
 /// Packs and removes.
 pub fn run(arguments: &GcArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
-    let tidied = arguments.store.change(&store)?.tidy()?;
+    let tidied = arguments.lock.change(&store)?.tidy()?;
     output.report_done(&tidied)
 }
 

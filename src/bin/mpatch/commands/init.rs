@@ -1,6 +1,6 @@
 //! `mpatch init`: a history for a model, in a git repository.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
@@ -11,9 +11,9 @@ use serde::Serialize;
 
 use super::open_checkpoint;
 use crate::error::CommandError;
-use crate::history::author;
+use crate::history::{StoreArguments, author};
 use crate::interrupt::{Passing, last_step};
-use crate::report::{Output, Page, Report, count, shell_word};
+use crate::report::{Output, Page, Report, count};
 use crate::standing::{remembered, shown};
 use crate::statistics::StatisticsCache;
 
@@ -118,11 +118,7 @@ impl Report for InitReport {
 
     fn next(&self) -> Option<String> {
         let statistics = if self.has_statistics { "" } else { " --stats FILE" };
-        let create = format!("mpatch create FACTS{statistics} -o edits.mpatch");
-        // `create` takes the model from the history that it is called in.
-        Some(match self.folder == Path::new(".") {
-            true => create,
-            false => format!("cd {} && {create}", shell_word(&self.folder)),
-        })
+        let store = StoreArguments { store: Some(self.folder.clone()) };
+        Some(format!("mpatch create FACTS{statistics} -o edits.mpatch{}", store.words()))
     }
 }

@@ -22,9 +22,9 @@ use serde::Serialize;
 use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
 use super::open_checkpoint;
 use super::origins::Origins;
-use super::stack::{sides, stack_error, touched_size_bytes, unsaid};
+use super::stack::{SideArguments, stack_error, touched_size_bytes};
 use crate::error::{CommandError, ExitKind};
-use crate::history::{CommitReport, StoreArguments, branch_of, head_after_change, message};
+use crate::history::{CommitReport, LockArguments, StoreArguments, branch_of, head_after_change, message};
 use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
@@ -37,15 +37,8 @@ use crate::walk::walk;
 pub struct MergeArguments {
     /// Join this state: a branch, a tag, or the start of a commit's id
     revision: String,
-    /// Where the two contradict each other, take what the current branch says
-    #[arg(long, conflicts_with_all = ["theirs", "choose"])]
-    ours: bool,
-    /// Where the two contradict each other, take what the other branch says
-    #[arg(long, conflicts_with = "choose")]
-    theirs: bool,
-    /// Where the two contradict each other, take what this facts file says
-    #[arg(long, value_name = "FACTS")]
-    choose: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    sides: SideArguments,
     /// Read this model, in any known state, instead of the one that the history remembers
     #[arg(long, visible_alias = "onto", value_name = "MODEL")]
     base: Option<std::path::PathBuf>,
@@ -54,6 +47,8 @@ pub struct MergeArguments {
     signing: SigningArguments,
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    lock: LockArguments,
     #[command(flatten)]
     trust: TrustArguments,
 }
@@ -94,7 +89,7 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     let ours = store.commit(store.head()?)?;
     let theirs = store.commit(store.resolve(&arguments.revision)?)?;
     let (ahead, behind) = store.ahead_behind(ours.id, theirs.id)?;
-    let mut change = arguments.store.change(&store)?;
+    let mut change = arguments.lock.change(&store)?;
     // The head is what it was when the plan was made: the lock is held from here on.
     if change.view().head_commit() != Some(ours.id) {
         return Err(CommandError::new(ExitKind::Busy, "the history was changed meanwhile").hint("try again"));
@@ -353,13 +348,13 @@ impl Plan {
         };
         let judged = patches.iter().map(judge).collect::<Result<Vec<_>, _>>()?;
         let named: Vec<Named<'_>> = patches.iter().map(|(name, patch)| Named { name, patch }).collect();
-        let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
+        let sides = arguments.sides.sides(output)?;
         let reached = origins.reached(atlas, &self.series, &self.beyond);
         let touched = touched_size_bytes(&base, patches.iter().map(|(_, patch)| patch));
         let progress = output.progress("stacking", base.weights_size_bytes() + touched);
         let told = |bytes| progress.add(bytes);
         let plan = plan_among(&base, &named, &reached, &sides, &told)
-            .map_err(|error| unsaid(arguments.choose.as_deref(), error, refused))?;
+            .map_err(|error| arguments.sides.refused(error, refused))?;
         let left_out: BTreeSet<PatchId> =
             plan.patches().iter().filter(|patch| patch.left_out).map(|patch| patch.id).collect();
         let stands = |id: &PatchId| !left_out.contains(id);

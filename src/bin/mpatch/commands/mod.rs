@@ -56,12 +56,12 @@ use mpatch::checkpoint::{
     Checkpoint, CheckpointError, FileSource, Outcome, Recovered, is_index, recover_each,
 };
 use mpatch::digest::PatchId;
-use mpatch::operation::Difference;
+use mpatch::operation::{Answer, Difference, Direction, plan, survey_size_bytes};
 use mpatch::patch::Patch;
 use mpatch::tensor::Dtype;
 
 use crate::error::{CommandError, ExitKind};
-use crate::history::recorded_patch;
+use crate::history::StoreArguments;
 use crate::interrupt::{Work, doing, stop_flag};
 use crate::places;
 use crate::report::{Output, shell_word};
@@ -121,15 +121,10 @@ pub fn names_a_file(path: &Path) -> bool {
     is_stdin(path) || path.symlink_metadata().is_ok()
 }
 
-/// The patch of the history here that `path` names.
-fn patch_of_history(path: &Path) -> Result<Option<Patch>, CommandError> {
-    if names_a_file(path) { Ok(None) } else { recorded_patch(path) }
-}
-
-/// Opens and checks a patch, whose sections stay in the file until they are wanted: a patch of many facts is large.
+/// Opens and checks the patch in a file, whose sections stay there until they are wanted: a patch of many facts is large.
 ///
-/// Standard input is kept in a file without a name. Where there is no such file, it is a patch of the history here.
-pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
+/// Standard input is kept in a file without a name.
+pub fn open_patch_file(path: &Path) -> Result<Patch, CommandError> {
     let source = if is_stdin(path) {
         let failed = |error| CommandError::io("keep", Path::new("stdin"), &error);
         let mut file = tempfile::tempfile().map_err(failed)?;
@@ -139,19 +134,27 @@ pub fn open_patch(path: &Path) -> Result<Patch, CommandError> {
         FileSource::open(path)?
     } else {
         // A pipe, or no file at all.
-        return read_patch(path);
+        return read_patch_file(path);
     };
     Patch::open(Arc::new(source)).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
 }
 
-/// Reads and checks a patch, all of it into memory; or takes it from the history here.
-pub fn read_patch(path: &Path) -> Result<Patch, CommandError> {
-    if let Some(patch) = patch_of_history(path)? {
-        return Ok(patch);
-    }
+/// Reads and checks the patch in a file, all of it into memory.
+pub fn read_patch_file(path: &Path) -> Result<Patch, CommandError> {
     let mut bytes = Vec::new();
     copy_patch(path, &mut bytes)?;
     Patch::decode(bytes).map_err(|error| CommandError::patch(&path.to_string_lossy(), &error))
+}
+
+/// Opens and checks the patch in a file, or, where there is no file of this name, takes it from the history.
+pub fn open_patch(path: &Path, store: &StoreArguments) -> Result<Patch, CommandError> {
+    let recorded = if names_a_file(path) { None } else { store.recorded_patch(path)? };
+    recorded.map_or_else(|| open_patch_file(path), Ok)
+}
+
+/// Opens several patches, in their order.
+pub fn open_patches(paths: &[PathBuf], store: &StoreArguments) -> Result<Vec<Patch>, CommandError> {
+    paths.iter().map(|path| open_patch(path, store)).collect()
 }
 
 /// Opens a checkpoint: the one place where that is done, so that changes in place that stopped half-way are brought
@@ -164,6 +167,19 @@ pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, Comma
         recover_each(path, |recovered| output.warn(&recovered_words(&recovered))).map_err(not_opened)?;
     }
     Ok(Checkpoint::open(path).map_err(not_opened)?.stopping_on(stop_flag()))
+}
+
+/// How the patch called `name` goes into a checkpoint, or comes out of it, if it does.
+pub fn planned(
+    checkpoint: &Checkpoint,
+    patch: &Patch,
+    name: &str,
+    direction: Direction,
+    output: &Output,
+) -> Result<Answer, CommandError> {
+    let progress = output.progress("comparing", survey_size_bytes(checkpoint, patch));
+    plan(checkpoint, patch, direction, &|bytes| progress.add(bytes))
+        .map_err(|error| CommandError::operation(name, error))
 }
 
 /// Why there is no checkpoint; where a cache of downloads has one elsewhere, with its place.
@@ -240,6 +256,13 @@ pub fn infix(patch: &Path) -> OsString {
         Some(stem) if patch != Path::new(STDIN) => stem.to_owned(),
         _ => OsString::from("patched"),
     }
+}
+
+/// A result in the working folder, named after its patch: `edits.adapter` of `dir/edits.mpatch` for `.adapter`.
+pub fn named_after(patch: &Path, ending: &str) -> PathBuf {
+    let mut name = infix(patch);
+    name.push(ending);
+    name.into()
 }
 
 /// A name beside `checkpoint` with `infix` before its ending: `model.safetensors` becomes `model.edits.safetensors`,

@@ -5,7 +5,7 @@ use mpatch::store::{CommitId, Kind, Store};
 use serde::Serialize;
 
 use crate::error::CommandError;
-use crate::history::{StoreArguments, branch_of};
+use crate::history::{LockArguments, StoreArguments, branch_of};
 use crate::report::{Output, Page, Report, shell_word};
 
 /// What to do with which name.
@@ -23,6 +23,8 @@ pub struct NamesArguments {
     delete: bool,
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    lock: LockArguments,
 }
 
 /// What `branch` and `tag` print.
@@ -50,7 +52,7 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
     let (mut made, mut deleted) = (None, Vec::new());
     if let Some(name) = &arguments.name {
         if arguments.delete {
-            let mut change = arguments.store.change(&store)?;
+            let mut change = arguments.lock.change(&store)?;
             deleted = [name].into_iter().chain(&arguments.revision).chain(&arguments.more).cloned().collect();
             for name in &deleted {
                 change.forget(kind, name)?;
@@ -58,7 +60,7 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
             change.finish(&format!("delete {kind} {}", deleted.join(" ")))?;
         } else {
             let commit = store.resolve(arguments.revision.as_deref().unwrap_or("HEAD"))?;
-            let mut change = arguments.store.change(&store)?;
+            let mut change = arguments.lock.change(&store)?;
             change.name(kind, name, commit)?;
             change.finish(&format!("{kind} {name}"))?;
             made = Some(name.clone());

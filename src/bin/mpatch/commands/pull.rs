@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::arrivals::{ArrivalReport, judge_arrivals, write_arrivals};
 use crate::error::CommandError;
-use crate::history::{CommitReport, StoreArguments, branch_of, head_after_change};
+use crate::history::{CommitReport, LockArguments, StoreArguments, branch_of, head_after_change};
 use crate::network::{REMOTE, fetch, other, remembered, shown_address, tell_unsound};
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::Lines;
@@ -24,6 +24,8 @@ pub struct PullArguments {
     from: Option<String>,
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    lock: LockArguments,
 }
 
 #[derive(Debug, Serialize)]
@@ -54,7 +56,7 @@ pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandErro
     let incoming = store.incoming()?;
     let unsound = fetch(&incoming, &address, false)?;
     let patches = judge_arrivals(&incoming, Lines::of_history(&store), output)?;
-    let mut change = arguments.store.change(&store)?;
+    let mut change = arguments.lock.change(&store)?;
     // What has a name under this one says where that history is, and no other.
     let is_known = remembered.as_ref().is_none_or(|known| *known == address);
     let received = incoming.receive(&mut change, is_known.then_some(REMOTE))?;

@@ -5,7 +5,7 @@ use mpatch::store::{CommitId, Kind, Store, View};
 use serde::Serialize;
 
 use crate::error::{CommandError, ExitKind};
-use crate::history::{StoreArguments, author, branch_of};
+use crate::history::{LockArguments, StoreArguments, author, branch_of};
 use crate::interrupt::last_step;
 use crate::network::{self, REMOTE, shown_address};
 use crate::report::{Output, Page, Report, shell_word};
@@ -23,6 +23,8 @@ pub struct PushArguments {
     to: Option<String>,
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    lock: LockArguments,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,7 +95,7 @@ fn remember(
     address: Option<&str>,
     sent: &[(CommitId, String)],
 ) -> Result<(), CommandError> {
-    let mut change = arguments.store.change(store)?;
+    let mut change = arguments.lock.change(store)?;
     if let Some(address) = address {
         change.set_remote(REMOTE, address)?;
     }

@@ -1,6 +1,6 @@
 //! `mpatch rebase`: the same update, bound to another state of the weights.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use mpatch::checkpoint::Checkpoint;
@@ -13,11 +13,11 @@ use mpatch::sign::Answer;
 use serde::Serialize;
 
 use super::stack::touched_size_bytes;
-use super::{infix, open_checkpoint, open_patch, patch_word};
+use super::{named_after, open_checkpoint, open_patch, open_patches, patch_word};
 use crate::args::output_path;
-use crate::editing::refuse_existing;
+use crate::editing::{given_or_remembered, refuse_existing};
 use crate::error::{CommandError, ExitKind, bind_error, with_causes};
-use crate::history::here;
+use crate::history::StoreArguments;
 use crate::job::encoded;
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -28,12 +28,12 @@ use crate::trust::{self, TrustArguments, TrustReport, require};
                   -o b-on-a.mpatch\n  \
                   mpatch rebase edits.mpatch --base gptj-bf16/ --keep -o edits.mpatch.new")]
 pub struct RebaseArguments {
-    /// Bind this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// Bind this patch: a file, or the id or the revision of one in the history; `-` reads
     /// it from standard input
     patch: PathBuf,
-    /// Bind it to this checkpoint
+    /// Bind it to this checkpoint; within a history, the one that it remembers by default
     #[arg(long, value_name = "MODEL")]
-    base: PathBuf,
+    base: Option<PathBuf>,
     /// Write the result here; `PATCH.rebased.mpatch` by default
     #[arg(short, long, value_name = "PATCH", value_parser = output_path())]
     output: Option<PathBuf>,
@@ -51,6 +51,8 @@ pub struct RebaseArguments {
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     sequence: Option<u64>,
     #[command(flatten)]
+    store: StoreArguments,
+    #[command(flatten)]
     signing: SigningArguments,
     #[command(flatten)]
     trust: TrustArguments,
@@ -58,19 +60,20 @@ pub struct RebaseArguments {
 
 /// Binds the patch and writes the result.
 pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = open_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch, &arguments.store)?;
     let place = arguments.place();
     refuse_existing(&place)?;
     let trust = require(&patch, &arguments.patch, &arguments.trust, output)?.report;
     let mut signer = arguments.signing.signer()?;
     let line = arguments.place_in_line(&patch, &trust, signer.as_ref(), output)?;
-    let base = open_checkpoint(&arguments.base, output)?;
+    let base = given_or_remembered(arguments.base.as_deref(), &arguments.store, output)?;
+    let base = open_checkpoint(&base, output)?;
     let parents = arguments.parents(&patch, &base, output)?;
     let (keep, drop_corrections) = (arguments.keep, arguments.drop_corrections);
     let options = RebaseOptions { keep, drop_corrections, parents, line };
     let progress = output.progress("binding", base.weights_size_bytes() + survey_size_bytes(&base, &patch));
     let draft = rebase(&base, &patch, &options, &|bytes| progress.add(bytes));
-    let draft = draft.map_err(|error| rebase_error(arguments, error))?;
+    let draft = draft.map_err(|error| rebase_error(arguments, base.path(), error))?;
     drop(progress);
     let mut bound = encoded(&draft, "the rebased patch")?;
     let signature = write_signed(&mut bound, signer.as_mut(), arguments.sequence, &place)?;
@@ -89,7 +92,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
     });
     let report = RebaseReport {
         output: place,
-        base: arguments.base.clone(),
+        base: base.path().to_owned(),
         patch_id: bound.id(),
         size_bytes: bound.size_bytes(),
         signature,
@@ -105,11 +108,7 @@ pub fn run(arguments: &RebaseArguments, output: &Output) -> Result<(), CommandEr
 
 impl RebaseArguments {
     fn place(&self) -> PathBuf {
-        self.output.clone().unwrap_or_else(|| {
-            let mut name = infix(&self.patch);
-            name.push(".rebased.mpatch");
-            PathBuf::from(name)
-        })
+        self.output.clone().unwrap_or_else(|| named_after(&self.patch, ".rebased.mpatch"))
     }
 
     /// The ids of the patches that the checkpoint holds, none of which has the update of `patch`.
@@ -120,7 +119,7 @@ impl RebaseArguments {
         output: &Output,
     ) -> Result<Vec<PatchId>, CommandError> {
         let paths = &self.after;
-        let patches = paths.iter().map(|path| open_patch(path)).collect::<Result<Vec<_>, _>>()?;
+        let patches = open_patches(paths, &self.store)?;
         if let Some(held) = shared_update(patch, &patches).and_then(|index| paths.get(index)) {
             let message = format!(
                 "`{}` has the update of `{}`, which is in `{}` already",
@@ -128,7 +127,7 @@ impl RebaseArguments {
                 held.display(),
                 base.path().display()
             );
-            let (base, held) = (shell_word(&self.base), patch_word(held));
+            let (base, held) = (shell_word(base.path()), patch_word(held));
             return Err(CommandError::new(ExitKind::Conflict, message)
                 .hint(format!("`mpatch revert {base} {held} -o MODEL` takes that back first")));
         }
@@ -167,7 +166,7 @@ impl RebaseArguments {
         });
         match (&patch.manifest().line, key) {
             (Some(line), Some(key)) => {
-                let mut lines = trust::lines_to_change(here(output)?.as_ref())?;
+                let mut lines = trust::lines_to_change(self.store.open_if_any(output)?.as_ref())?;
                 // The patch itself may be the first that is seen of the line here.
                 lines.record(line, key, patch.id());
                 trust::new_place(&lines, &line.name, key, self.sequence).map(Some)
@@ -182,17 +181,18 @@ impl RebaseArguments {
     }
 }
 
-fn rebase_error(arguments: &RebaseArguments, error: RebaseError) -> CommandError {
-    let (patch, base) = (arguments.patch.display(), arguments.base.display());
+fn rebase_error(arguments: &RebaseArguments, base: &Path, error: RebaseError) -> CommandError {
+    let patch = arguments.patch.display();
     let refused = |kind, hint: &str| {
-        CommandError::new(kind, format!("`{patch}` on `{base}`: {}", with_causes(&error))).hint(hint)
+        CommandError::new(kind, format!("`{patch}` on `{}`: {}", base.display(), with_causes(&error)))
+            .hint(hint)
     };
     match error {
         RebaseError::Checkpoint(error) => error.into(),
         RebaseError::Patch(error) => CommandError::patch(&patch.to_string(), &error),
         RebaseError::Fits { .. } => refused(ExitKind::Conflict, "apply it as it is"),
         RebaseError::Applied { .. } => {
-            let (base, patch) = (shell_word(&arguments.base), patch_word(&arguments.patch));
+            let (base, patch) = (shell_word(base), patch_word(&arguments.patch));
             refused(ExitKind::Conflict, &format!("`mpatch revert {base} {patch}` takes it back"))
         }
         RebaseError::PartlyApplied { .. } => refused(

@@ -5,7 +5,7 @@ use mpatch::store::Replay;
 
 use super::undo::UndoReport;
 use crate::error::CommandError;
-use crate::history::StoreArguments;
+use crate::history::{LockArguments, StoreArguments};
 use crate::report::Output;
 
 #[derive(Debug, Args)]
@@ -13,12 +13,14 @@ use crate::report::Output;
 pub struct RedoArguments {
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    lock: LockArguments,
 }
 
 /// Goes forward one change.
 pub fn run(arguments: &RedoArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
-    let redone = arguments.store.change(&store)?.replay(Replay::Redo)?;
+    let redone = arguments.lock.change(&store)?.replay(Replay::Redo)?;
     UndoReport::new(Replay::Redo, &redone, &store, &arguments.store)
         .and_then(|report| output.report(&report))
         .map_err(CommandError::after_the_work)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::operation::{Answer, Direction, Mismatch, plan, survey_size_bytes};
+use mpatch::operation::{Answer, Direction, Mismatch};
 
 use super::change::{Change, TargetArguments};
 use super::{beside, infix, patch_word, without_infix};
@@ -19,7 +19,7 @@ use crate::report::{Output, shell_word};
 pub struct RevertArguments {
     /// Take the patch out of a copy of this checkpoint
     edited: PathBuf,
-    /// Take back this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// Take back this patch: a file, or the id or the revision of one in the history; `-` reads
     /// it from standard input
     patch: PathBuf,
     /// Where the result goes.
@@ -30,15 +30,11 @@ pub struct RevertArguments {
 /// Writes the base again.
 pub fn run(arguments: &RevertArguments, output: &Output) -> Result<(), CommandError> {
     let RevertArguments { edited, patch, target } = arguments;
-    let place = target.target(|| free_place(edited, patch))?;
-    let change = Change::open(edited, patch, place, output)?;
-    let progress = output.progress("comparing", survey_size_bytes(&change.checkpoint, &change.patch));
-    let answer = plan(&change.checkpoint, &change.patch, Direction::Revert, &|bytes| progress.add(bytes));
-    drop(progress);
-    match answer.map_err(|error| CommandError::operation(&patch.to_string_lossy(), error))? {
+    let change = Change::open(edited, patch, target, || free_place(edited, patch), output)?;
+    match change.answer(Direction::Revert, output)? {
         Answer::Fits(plan) => {
             output.note(&format!("{} is in {} and comes out", change.patch_name(), change.input_name()));
-            change.carry_out(plan, target.dry_run, output)
+            change.carry_out(plan, output)
         }
         Answer::Done { tensors, .. } => Err(already_base(&change, tensors)),
         Answer::Elsewhere(mismatch) => Err(unknown_state(&change, &mismatch)),

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::{names_a_file, open_patch, patch_word};
 use crate::args::optional;
 use crate::error::{CommandError, ExitKind};
-use crate::history::{CommitReport, branch_of, here, message, state_named};
+use crate::history::{CommitReport, StoreArguments, branch_of, message, state_named};
 use crate::report::{Output, Page, Report, count, size};
 
 /// How many facts are shown unless all are asked for.
@@ -27,7 +27,7 @@ const FACTS_SHOWN: usize = 20;
                   curl -s https://example.org/edits.mpatch | mpatch show - --json"
 )]
 pub struct ShowArguments {
-    /// Show this patch, or else the state of this name, or the patch of this id, in the history here; `-` reads a patch
+    /// Show this patch, or else the state of this name, or the patch of this id, in the history; `-` reads a patch
     /// from standard input
     #[arg(value_name = "PATCH|REVISION")]
     patch: PathBuf,
@@ -40,6 +40,8 @@ pub struct ShowArguments {
     /// Print a signature as OpenSSH writes it, and nothing else; the first by default
     #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "1", value_parser = optional::<usize>, conflicts_with = "all")]
     signature: Option<usize>,
+    #[command(flatten)]
+    store: StoreArguments,
 }
 
 #[derive(Debug, Serialize)]
@@ -137,7 +139,7 @@ pub fn run(arguments: &ShowArguments, output: &Output) -> Result<(), CommandErro
     {
         return output.report(&report);
     }
-    let patch = open_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch, &arguments.store)?;
     if arguments.manifest {
         return output.raw(patch.manifest_bytes(), "a bare manifest");
     }
@@ -171,9 +173,11 @@ fn claimed_key(bytes: &[u8]) -> String {
     SshSig::parse(bytes).map_or_else(|error| error.to_string(), |read| read.key().fingerprint().to_string())
 }
 
-/// A state of the history here, if it knows this name.
+/// A state of the history, if it knows this name.
 fn revision(arguments: &ShowArguments, output: &Output) -> Result<Option<RevisionReport>, CommandError> {
-    let (Some(store), Some(name)) = (here(output)?, arguments.patch.to_str()) else { return Ok(None) };
+    let (Some(store), Some(name)) = (arguments.store.open_if_any(output)?, arguments.patch.to_str()) else {
+        return Ok(None);
+    };
     let Some(id) = state_named(&store, name)? else { return Ok(None) };
     let (view, commit) = (store.view()?, store.commit(id)?);
     let patches = commit.series.iter().map(|id| {

@@ -9,9 +9,10 @@ use mpatch::patch::Patch;
 use mpatch::sign::SshSig;
 use serde::Serialize;
 
-use super::{is_stdin, names_a_file, patch_word, read_input, read_patch};
+use super::{is_stdin, names_a_file, patch_word, read_input, read_patch_file};
 use crate::args::output_path;
 use crate::error::{CommandError, ExitKind, both, output_hint};
+use crate::history::StoreArguments;
 use crate::keys::{KeyArguments, Membership, SignatureReport, Signer, with_signature};
 use crate::places;
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -23,7 +24,7 @@ use crate::trust::detached_path;
                   mpatch sign edits.mpatch --key hardware.pub --detached\n\n\
                   A second signature, of a reviewer or of whoever made the patch again, stands beside the first.")]
 pub struct SignArguments {
-    /// Sign this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// Sign this patch: a file, or the id or the revision of one in the history; `-` reads
     /// it from standard input
     patch: PathBuf,
     /// Which key signs.
@@ -35,6 +36,8 @@ pub struct SignArguments {
     /// Write the result here instead of into the patch; never over anything
     #[arg(short, long, value_name = "FILE", value_parser = output_path())]
     output: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArguments,
 }
 
 #[derive(Debug, Serialize)]
@@ -50,7 +53,7 @@ struct SignReport {
 
 /// Signs the patch.
 pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandError> {
-    let SignArguments { patch: path, key, detached, output: target } = arguments;
+    let SignArguments { patch: path, key, detached, output: target, store } = arguments;
     if is_stdin(path) && target.is_none() {
         return Err(CommandError::new(
             ExitKind::Usage,
@@ -58,13 +61,14 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
         )
         .hint("name one with `-o`"));
     }
-    let patch = read_patch(path)?;
-    if target.is_none() && !names_a_file(path) {
+    let recorded = if names_a_file(path) { None } else { store.recorded_patch(path)? };
+    if target.is_none() && recorded.is_some() {
         return Err(CommandError::new(ExitKind::Usage, "a patch of the history stays there as it is")
             .hint(
             "name a place with `-o`, for the signed copy, or with `--detached` for the signature, which `--signature` of other commands reads",
         ));
     }
+    let patch = recorded.map_or_else(|| read_patch_file(path), Ok)?;
     if target.is_none() && !detached && !path.is_file() {
         let message = format!("`{}` is no file that the signed patch can take the place of", path.display());
         return Err(CommandError::new(ExitKind::Usage, message).hint("name one with `-o`"));

@@ -15,12 +15,14 @@ use serde::Serialize;
 
 use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
 use super::create::{AboutArguments, CreateReport};
-use super::{open_checkpoint, open_patch};
+use super::{open_checkpoint, open_patches};
 use crate::args::{optional, output_path};
 use crate::editing::{
-    DeviceArguments, PrecisionArguments, check_questions, open_model_in, read_facts, refuse_existing,
+    DeviceArguments, PrecisionArguments, check_questions, given_or_remembered, open_model_in, read_facts,
+    refuse_existing,
 };
 use crate::error::{CommandError, ExitKind, bind_error, with_causes};
+use crate::history::StoreArguments;
 use crate::job::{Prepared, RecipeArguments, TOOL, encoded, tolerance};
 use crate::keys::{SignatureReport, Signer, SigningArguments, write_signed};
 use crate::report::{Output, Page, Report, count, shell_word, size};
@@ -45,21 +47,15 @@ pub struct StackArguments {
     /// Stack these patches, in this order; one made on top of another comes after it
     #[arg(required = true, value_name = "PATCHES")]
     patches: Vec<PathBuf>,
-    /// Bind the result to this checkpoint, the one that the patches were made on
+    /// Bind the result to this checkpoint, the one that the patches were made on; within a history, the one that it
+    /// remembers by default
     #[arg(long, value_name = "MODEL")]
-    base: PathBuf,
+    base: Option<PathBuf>,
     /// Write the stacked patch here
     #[arg(short, long, value_name = "PATCH", value_parser = output_path())]
     output: PathBuf,
-    /// Where patches contradict each other, take what the earlier one says
-    #[arg(long, conflicts_with_all = ["theirs", "choose"])]
-    ours: bool,
-    /// Where patches contradict each other, take what the later one says
-    #[arg(long, conflicts_with = "choose")]
-    theirs: bool,
-    /// Where patches contradict each other, take what this facts file says
-    #[arg(long, value_name = "FACTS")]
-    choose: Option<PathBuf>,
+    #[command(flatten)]
+    sides: SideArguments,
     /// Add the whole update of a patch that lost only some of its facts: the weights then hold both sides
     #[arg(long, conflicts_with = "resolve")]
     keep_both_updates: bool,
@@ -75,6 +71,8 @@ pub struct StackArguments {
     /// Solve again for the facts of all instead of adding updates
     #[arg(long)]
     resolve: bool,
+    #[command(flatten)]
+    store: StoreArguments,
     /// What the patch says about itself.
     #[command(flatten)]
     about: AboutArguments,
@@ -98,10 +96,53 @@ fn squash_error(text: &str) -> Result<f64, String> {
     optional::<f64>(text).and_then(|_| tolerance(text))
 }
 
+/// Who is right where facts contradict each other.
+#[derive(Debug, Args)]
+pub struct SideArguments {
+    /// Where facts contradict each other, take what the earlier patch, or the current branch, says
+    #[arg(long, conflicts_with_all = ["theirs", "choose"])]
+    ours: bool,
+    /// Where facts contradict each other, take what the later patch, or the other branch, says
+    #[arg(long, conflicts_with = "choose")]
+    theirs: bool,
+    /// Where facts contradict each other, take what this facts file says
+    #[arg(long, value_name = "FACTS")]
+    choose: Option<PathBuf>,
+}
+
+impl SideArguments {
+    /// As the library takes it, with the facts file read.
+    pub fn sides(&self, output: &Output) -> Result<Sides, CommandError> {
+        let Some(path) = &self.choose else {
+            return Ok(match (self.ours, self.theirs) {
+                (true, _) => Sides::Ours,
+                (_, true) => Sides::Theirs,
+                _ => Sides::Refuse,
+            });
+        };
+        let facts = read_facts(path, None, output)?;
+        let targets = facts.requests().map(|fact| (&*fact.prompt, &*fact.subject, &*fact.target_new));
+        Ok(Sides::ByFact(Targets::of(targets)))
+    }
+
+    /// What `refused` makes of `error`, where there may be a file that was to say who is right and does not.
+    pub fn refused(&self, error: StackError, refused: fn(StackError) -> CommandError) -> CommandError {
+        let file = self.choose.as_ref().filter(|_| matches!(error, StackError::Contradictions(_)));
+        let refused = refused(error);
+        match file {
+            Some(file) => refused.hint(format!(
+                "`{}` says nothing of this: add the fact that is to stand, with that prompt and subject",
+                file.display()
+            )),
+            None => refused,
+        }
+    }
+}
+
 /// Stacks the patches and writes the result.
 pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandError> {
     refuse_existing(&arguments.output)?;
-    let patches = arguments.patches.iter().map(|path| open_patch(path)).collect::<Result<Vec<_>, _>>()?;
+    let patches = open_patches(&arguments.patches, &arguments.store)?;
     // The result carries the signature of whoever stacks, so what goes into it has to be trusted first.
     let (mut trust, mut lines) = (Vec::new(), Lines::default());
     let ids: Vec<PatchId> = patches.iter().map(Patch::id).collect();
@@ -114,41 +155,20 @@ pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandErr
     let names: Vec<String> = arguments.patches.iter().map(|path| path.display().to_string()).collect();
     let named: Vec<Named<'_>> =
         names.iter().zip(&patches).map(|(name, patch)| Named { name, patch }).collect();
-    let sides = sides(arguments.ours, arguments.theirs, arguments.choose.as_deref(), output)?;
-    let base = open_checkpoint(&arguments.base, output)?;
+    let sides = arguments.sides.sides(output)?;
+    let base = given_or_remembered(arguments.base.as_deref(), &arguments.store, output)?;
+    let base = open_checkpoint(&base, output)?;
     let progress = output.progress("comparing", base.weights_size_bytes());
     let plan = plan(&base, &named, &sides, &|bytes| progress.add(bytes))
-        .map_err(|error| unsaid(arguments.choose.as_deref(), error, stack_error))?;
+        .map_err(|error| arguments.sides.refused(error, stack_error))?;
     drop(progress);
     let made = if arguments.resolve {
-        arguments.resolve(plan, &named, signer.as_mut(), output)?
+        arguments.resolve(plan, base.path(), &named, signer.as_mut(), output)?
     } else {
         arguments.add(plan, &base, &named, signer.as_mut(), output)?
     };
     let report = StackReport { trust, ..made };
     output.report_done(&report)
-}
-
-/// Who is right where patches contradict each other, as flags say it that exclude each other.
-pub fn sides(
-    ours: bool,
-    theirs: bool,
-    choose: Option<&Path>,
-    output: &Output,
-) -> Result<Sides, CommandError> {
-    Ok(match (ours, theirs, choose) {
-        (true, _, _) => Sides::Ours,
-        (_, true, _) => Sides::Theirs,
-        (_, _, Some(path)) => {
-            let facts = read_facts(path, None, output)?;
-            Sides::ByFact(Targets::of(
-                facts
-                    .requests()
-                    .map(|fact| (fact.prompt.as_str(), fact.subject.as_str(), fact.target_new.as_str())),
-            ))
-        }
-        _ => Sides::Refuse,
-    })
 }
 
 impl StackArguments {
@@ -175,13 +195,14 @@ impl StackArguments {
         let mut patch = encoded(&stacked.draft, "the stacked patch")?;
         let signature = write_signed(&mut patch, signer, None, &self.output)?;
         let Stacked { plan, overlaps, squashed, .. } = stacked;
-        Ok(StackReport { squashed, signature, ..self.report(plan, overlaps, &patch) })
+        Ok(StackReport { squashed, signature, ..self.report(plan, base.path(), overlaps, &patch) })
     }
 
     /// Writes the facts of all again, at once, on the base.
     fn resolve(
         &self,
         plan: Plan,
+        base: &Path,
         named: &[Named<'_>],
         signer: Option<&mut Signer>,
         output: &Output,
@@ -194,24 +215,24 @@ impl StackArguments {
             output.note("the patches were not made alike: hyperparameters and contexts as for `create`");
         }
         let precision = self.precision.precision;
-        let model = open_model_in(&self.base, &self.device.find(output)?, precision, output)?;
+        let model = open_model_in(base, &self.device.find(output)?, precision, output)?;
         check_questions(&model, &facts, Path::new("the patches' facts"))?;
-        let base = Prepared::new(&model, &facts, &self.recipe, recorded, output)?;
-        let mut job = base.job(&facts, &self.recipe, self.about.about());
+        let prepared = Prepared::new(&model, &facts, &self.recipe, recorded, output)?;
+        let mut job = prepared.job(&facts, &self.recipe, self.about.about());
         job.supersedes = plan.added().map(|patch| patch.id).collect();
         let (made, signature) =
             job.make(output, |made| write_signed(&mut made.patch, signer, None, &self.output))?;
         let patch = made.patch.clone();
-        let created = made.report(&job, self.output.clone(), self.base.clone(), signature);
-        Ok(StackReport { created: Some(created), ..self.report(plan, Vec::new(), &patch) })
+        let created = made.report(&job, self.output.clone(), base.to_owned(), signature);
+        Ok(StackReport { created: Some(created), ..self.report(plan, base, Vec::new(), &patch) })
     }
 
     /// What both ways have in common.
-    fn report(&self, plan: Plan, overlaps: Vec<Overlap>, patch: &Patch) -> StackReport {
+    fn report(&self, plan: Plan, base: &Path, overlaps: Vec<Overlap>, patch: &Patch) -> StackReport {
         let tensors = patch.manifest().bindings.iter().flat_map(|binding| &binding.tensors);
         StackReport {
             output: self.output.clone(),
-            base: self.base.clone(),
+            base: base.to_owned(),
             patch_id: patch.id(),
             size_bytes: patch.size_bytes(),
             facts: plan.facts.len(),
@@ -264,23 +285,6 @@ fn shared_recipe<'a>(recipes: &[&'a Recipe]) -> Option<&'a Recipe> {
             == (&first.method, &first.hyperparameters, &first.contexts)
     };
     (first.method == edit::METHOD && recipes.iter().all(|recipe| alike(recipe))).then_some(first)
-}
-
-/// What `refused` makes of `error`, where `choose` may be a file that was to say who is right and does not.
-pub fn unsaid(
-    choose: Option<&Path>,
-    error: StackError,
-    refused: fn(StackError) -> CommandError,
-) -> CommandError {
-    let file = choose.filter(|_| matches!(error, StackError::Contradictions(_)));
-    let refused = refused(error);
-    match file {
-        Some(file) => refused.hint(format!(
-            "`{}` says nothing of this: add the fact that is to stand, with that prompt and subject",
-            file.display()
-        )),
-        None => refused,
-    }
 }
 
 /// Patches that cannot be stacked, as a command's failure.

@@ -17,6 +17,7 @@ use crate::editing::{
     DeviceArguments, edit_error, given_or_remembered, model_error, open_folder, refuse_existing, weights_id,
 };
 use crate::error::{CommandError, ExitKind, with_causes};
+use crate::history::StoreArguments;
 use crate::interrupt::last_step;
 use crate::memory::check_memory;
 use crate::report::{Output, Page, Report, count, shell_word};
@@ -45,6 +46,8 @@ pub struct StatsArguments {
     /// that it remembers by default
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
+    #[command(flatten)]
+    store: StoreArguments,
     #[command(flatten)]
     device: DeviceArguments,
     /// Collect these layers instead of those that MEMIT edits in this model, e.g. `3,4,5`
@@ -87,7 +90,8 @@ struct StatsReport {
 pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandError> {
     let place = Place::of(arguments.output.as_deref())?;
     let statistics = if arguments.merge.is_empty() {
-        let folder = open_folder(&given_or_remembered(arguments.base.as_deref(), output)?, output)?;
+        let base = given_or_remembered(arguments.base.as_deref(), &arguments.store, output)?;
+        let folder = open_folder(&base, output)?;
         match &arguments.corpus {
             Some(corpus) => compute(folder, corpus, arguments, output)?,
             None => import(&folder, &arguments.import, output)?,

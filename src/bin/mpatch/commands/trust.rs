@@ -15,6 +15,7 @@ use serde::Serialize;
 use candidates::{candidates, consent, keys_of};
 
 use crate::error::{CommandError, ExitKind};
+use crate::history::StoreArguments;
 use crate::places::{self, Origin};
 use crate::projects;
 use crate::report::{Output, Page, Report, count};
@@ -52,7 +53,7 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct AddArguments {
-    /// A file (public key, allowed signers or patch; `-` is standard input), a patch of the history here, or a line of
+    /// A file (public key, allowed signers or patch; `-` is standard input), a patch of the history, or a line of
     /// allowed signers itself
     what: String,
     /// Whom the key stands for, e.g. an address; the key's comment by default
@@ -67,6 +68,8 @@ struct AddArguments {
     /// Trust the signer of a patch without being asked
     #[arg(short, long)]
     yes: bool,
+    #[command(flatten)]
+    store: StoreArguments,
     /// Where the key is written.
     #[command(flatten)]
     place: PlaceArguments,

@@ -23,7 +23,7 @@ use crate::trust::{TrustArguments, judge};
                   \"The Space Needle is in\""
 )]
 pub struct TryArguments {
-    /// Try this patch, which the model may have already: a file, or the id or the revision of one in the history here;
+    /// Try this patch, which the model may have already: a file, or the id or the revision of one in the history;
     /// `-` reads it from standard input
     patch: PathBuf,
     /// Continue these prompts
@@ -75,12 +75,12 @@ impl TryArguments {
 
 /// Shows both models' continuations.
 pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = open_patch(&arguments.patch)?;
+    let patch = open_patch(&arguments.patch, &arguments.model.store)?;
     let model = arguments.model.open(output).map_err(|error| match arguments.model_among_prompts() {
         Some(model) => error.hint(format!("name the model with `--base {}`", shell_word(model))),
         None => error,
     })?;
-    let BothStates { held, before, after } = both_states(&model, &patch, &arguments.patch)?;
+    let BothStates { held, before, after } = both_states(&model, &patch, &arguments.patch, output)?;
     warn_of_context(&model, arguments, output);
     let prompt = |prompt: &String| {
         Ok(PromptReport {

@@ -5,7 +5,7 @@ use mpatch::store::{CommitId, Deed, Operation, Replay, Store};
 use serde::Serialize;
 
 use crate::error::CommandError;
-use crate::history::{StoreArguments, branch_of, date};
+use crate::history::{LockArguments, StoreArguments, branch_of, date};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::standing::shown;
 
@@ -18,6 +18,8 @@ pub struct UndoArguments {
     list: bool,
     #[command(flatten)]
     store: StoreArguments,
+    #[command(flatten)]
+    lock: LockArguments,
 }
 
 /// What `undo` and `redo` print.
@@ -61,7 +63,7 @@ pub fn run(arguments: &UndoArguments, output: &Output) -> Result<(), CommandErro
         let operations = operations.iter().rev().map(OperationReport::new).collect();
         return output.report(&OperationsReport { operations });
     }
-    let undone = arguments.store.change(&store)?.replay(Replay::Undo)?;
+    let undone = arguments.lock.change(&store)?.replay(Replay::Undo)?;
     UndoReport::new(Replay::Undo, &undone, &store, &arguments.store)
         .and_then(|report| output.report(&report))
         .map_err(CommandError::after_the_work)

@@ -20,12 +20,13 @@ use super::follow::{Outcome, Place, Reason, follow, no_recipe};
 use super::key_span::{self, KeySpanEvidence};
 use super::remake::{self, RemadeEvidence};
 use super::{hint_of_type, open_checkpoint, open_patch, patch_word};
-use crate::editing::{DeviceArguments, precision_by_name};
+use crate::editing::{DeviceArguments, given_or_remembered, precision_by_name};
 use crate::error::{CommandError, ExitKind};
+use crate::history::StoreArguments;
 use crate::report::{Output, Page, Report, count, shell_word};
 use crate::trust::{Judged, Permitted, TrustArguments, TrustReport, judge};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(after_help = "Rungs:\n  V0  the patch is whole: every part decodes\n  \
                   V1  somebody who is trusted here signed it\n  \
                   V2  it fits this model: digests and results are what it promises\n  \
@@ -39,22 +40,23 @@ use crate::trust::{Judged, Permitted, TrustArguments, TrustReport, judge};
                   --rederive\n  \
                   mpatch verify edits.mpatch --base gptj.edits/ --json")]
 pub struct VerifyArguments {
-    /// Check this patch: a file, or the id or the revision of one in the history here; `-` reads
+    /// Check this patch: a file, or the id or the revision of one in the history; `-` reads
     /// it from standard input
     patch: PathBuf,
-    /// Check it against this model, before the patch or after it
+    /// Check it against this model, before the patch or after it; the options below that need one take the history's
+    /// by default
     #[arg(long, value_name = "MODEL")]
     base: Option<PathBuf>,
     /// Ask the paraphrases and neighbours that this file has for the patch's facts, too
-    #[arg(long, value_name = "FILE", requires = "base")]
+    #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
     /// Hold the update against the keys of the declared facts (V3), with these second-moment statistics: those that
     /// the patch was made with
-    #[arg(long, value_name = "FILE", requires = "base")]
+    #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
     /// Make the patch again from its recipe and compare (V5, and V3 first), with the statistics of `--stats`, or
     /// those in the cache that the recipe names
-    #[arg(long, requires = "base")]
+    #[arg(long)]
     rederive: bool,
     /// Hash the weights and stop: neither compute what the patch makes of them nor run the model
     #[arg(long, conflicts_with_all = ["weights_only", "records", "stats", "rederive"])]
@@ -69,6 +71,8 @@ pub struct VerifyArguments {
     /// V3 and V5 follow the recipe
     #[arg(long, default_value = "f32", value_parser = precision_by_name)]
     precision: Precision,
+    #[command(flatten)]
+    store: StoreArguments,
     #[command(flatten)]
     trust: TrustArguments,
 }
@@ -166,6 +170,16 @@ impl VerifyArguments {
         }
     }
 
+    /// The model that was given, or the history's where an option asks for one: a patch alone is checked alike wherever
+    /// that is done.
+    fn model(&self, output: &Output) -> Result<Option<PathBuf>, CommandError> {
+        let asks = self.stop().is_some() || self.records.is_some() || self.follows_recipe();
+        match &self.base {
+            None if asks => given_or_remembered(None, &self.store, output).map(Some),
+            given => Ok(given.clone()),
+        }
+    }
+
     /// What the model is run with; nothing where it is not to be run.
     fn companions(&self, patch: &Patch, output: &Output) -> Result<Companions, CommandError> {
         match self.base.as_deref().filter(|_| self.stop().is_none()) {
@@ -195,7 +209,8 @@ impl VerifyArguments {
 
 /// Checks the patch, alone or against a model.
 pub fn run(arguments: &VerifyArguments, output: &Output) -> Result<(), CommandError> {
-    let patch = open_patch(&arguments.patch)?;
+    let arguments = &VerifyArguments { base: arguments.model(output)?, ..arguments.clone() };
+    let patch = open_patch(&arguments.patch, &arguments.store)?;
     let judged = judge(&patch, &arguments.patch, &arguments.trust, output)?;
     let companions = arguments.companions(&patch, output)?;
     let questions = arguments.questions(&patch, &companions, output)?;

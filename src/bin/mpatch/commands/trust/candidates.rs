@@ -8,9 +8,8 @@ use mpatch::sign::allowed_signers::{AllowedSigners, Entry, line_of, principal_of
 use mpatch::sign::{Fingerprint, PublicKey, SshSig, SshSigError};
 
 use super::AddArguments;
-use crate::commands::{is_stdin, open_patch, read_input, refuse_folder};
+use crate::commands::{is_stdin, open_patch_file, read_input, refuse_folder};
 use crate::error::{CommandError, ExitKind};
-use crate::history::recorded_patch;
 use crate::places;
 use crate::report::{Output, count};
 use crate::trust::{self, TrustFiles};
@@ -109,10 +108,10 @@ pub fn candidates(
         Some(bytes) if bytes.starts_with(PATCH_MAGIC) && is_stdin(path) => {
             Some(Patch::decode(bytes.clone()).map_err(|error| CommandError::patch(what, &error))?)
         }
-        Some(bytes) if bytes.starts_with(PATCH_MAGIC) => Some(open_patch(path)?),
+        Some(bytes) if bytes.starts_with(PATCH_MAGIC) => Some(open_patch_file(path)?),
         Some(_) => None,
         None if what.contains(' ') => None,
-        None => Some(recorded_patch(path)?.ok_or_else(|| places::missing(path))?),
+        None => Some(arguments.store.recorded_patch(path)?.ok_or_else(|| places::missing(path))?),
     };
     if let Some(patch) = patch {
         let key = signer_of(&patch, path, arguments, files, output)?;
