@@ -87,6 +87,8 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
         ("--quiet", "`mpatch` alone says not what to do", "`mpatch --help`"),
         ("trust", "`mpatch trust` alone says not what to do", "`mpatch trust --help`"),
         ("aply", "unrecognized subcommand 'aply'", "a similar subcommand exists: 'apply'"),
+        ("push --force", "unexpected argument '--force'", "`mpatch push --help` tells"),
+        ("apply a b --dryrun", "unexpected argument '--dryrun'", "a similar argument exists: '--dry-run'"),
         ("completions basj", "[possible values: bash, elvish", "a similar value exists: 'bash'"),
         ("log --limit x", "invalid value 'x' for", "`mpatch log --help`"),
         ("create f --seed -1", "invalid value '-1' for '--seed <SEED>'", "`mpatch create --help`"),

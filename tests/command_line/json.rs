@@ -26,8 +26,43 @@ Each row is an object and its fields; `[]` stands for every entry of a list, and
 `MPATCH_TEST_UPDATE=1 cargo test --test command_line json` writes this file, and `cargo test --test command_line json` holds it to what the commands print.
 ";
 
+/// What is said before the words.
+const HEAD_OF_WORDS: &str = "
+These strings are words for a script to compare with; a version may gain some here, too.
+
+| schema | field | words |
+|---|---|---|
+";
+
 /// What tells of a machine, whose parts differ: what another one prints need not be all that is listed.
 const OF_MACHINES: [&str; 1] = ["mpatch.doctor/1"];
+
+const ANSWERS: &[&str] =
+    &["trusted", "unknown", "expired", "revoked", "bad", "unsigned", "unsupported", "insufficient"];
+const RUNGS: &[&str] = &["V0", "V1", "V2", "V3", "V4", "V5"];
+const STATES: &[&str] = &["base", "edited"];
+const STEPS: &[&str] = &["apply", "revert"];
+/// Fields that are one of a few words: of this schema, or of any, and by how object and field end.
+const WORDS: [(&str, &str, &[&str]); 18] = [
+    ("", "answer", ANSWERS),
+    ("", "allowed[]", &["unsigned", "unknown", "expired", "rollback"]),
+    ("", "way[].do", STEPS),
+    ("", "way.steps[].do", STEPS),
+    ("mpatch.bisect/1", "found.is", &["patch", "before", "never"]),
+    ("mpatch.change/1", "plan.direction", STEPS),
+    ("mpatch.doctor/1", "checks[].outcome", &["holds", "beware", "fails"]),
+    ("mpatch.error/1", "state", &["unchanged", "applied", "recovery pending"]),
+    ("mpatch.merge/1", "outcome", &["already_there", "fast_forward", "merged"]),
+    ("mpatch.names/1", "kind", &["branch", "tag"]),
+    ("mpatch.operations/1", "operations[].kind", &["do", "undo", "redo", "outside"]),
+    ("mpatch.status/1", "state.is", &["head", "known", "half_way", "unknown"]),
+    ("mpatch.trust/1", "action", &["add", "list", "remove", "revoke", "project", "withdraw", "forget"]),
+    ("mpatch.try/1", "held", STATES),
+    ("mpatch.undo/1", "verb", &["undid", "did again"]),
+    ("mpatch.verify/1", "digests.state", STATES),
+    ("mpatch.verify/1", "reached[]", RUNGS),
+    ("mpatch.verify/1", "rungs[].outcome", &["holds", "fails", "not_checked"]),
+];
 
 /// The types that a field has.
 type Types = BTreeSet<&'static str>;
@@ -51,18 +86,24 @@ impl Documents {
         });
         let schema = document["schema"].as_str().unwrap().to_owned();
         assert!(schema != "mpatch.error/1" || words.starts_with("show nowhere"), "`{words}`: {document}");
-        look(&document, "", self.0.entry(schema).or_default());
+        look(&document, &format!("{schema} "), self.0.entry(schema).or_default());
     }
 
     fn in_words(&self) -> String {
-        let mut text = HEAD.to_owned();
+        let mut text = format!("{HEAD}{HEAD_OF_WORDS}");
+        for (schema, field, words) in WORDS {
+            let schema = if schema.is_empty() { "any".to_owned() } else { format!("`{schema}`") };
+            let words = words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
+            writeln!(text, "| {schema} | `{field}` | {words} |").unwrap();
+        }
         for (schema, fields) in &self.0 {
             write!(text, "\n## `{schema}`\n\n| object | fields |\n|---|---|\n").unwrap();
             let objects: BTreeSet<&String> = fields.keys().map(|(object, _)| object).collect();
             for object in objects {
                 let named = fields.keys().filter(|(of, name)| of == object && !name.ends_with("[]"));
                 let named = named.map(|(_, name)| format!("`{name}` {}", types(fields, object, name)));
-                let object = if object.is_empty() { String::new() } else { format!("`{object}`") };
+                let (_, place) = object.split_once(' ').unwrap();
+                let object = if place.is_empty() { String::new() } else { format!("`{place}`") };
                 writeln!(text, "| {object} | {} |", named.collect::<Vec<_>>().join(", ")).unwrap();
             }
         }
@@ -70,7 +111,7 @@ impl Documents {
     }
 }
 
-/// Notes the fields of an object, and of all in it; `place` is its own.
+/// Notes the fields of an object, and of all in it; `place` is its own, behind its document's schema.
 fn look(value: &Value, place: &str, fields: &mut BTreeMap<(String, String), Types>) {
     let Value::Object(map) = value else { return };
     for (name, value) in map {
@@ -82,11 +123,15 @@ fn look(value: &Value, place: &str, fields: &mut BTreeMap<(String, String), Type
 }
 
 fn look_at(value: &Value, object: &str, name: &str, fields: &mut BTreeMap<(String, String), Types>) {
+    let place = format!("{object}{}{name}", if object.ends_with(' ') { "" } else { "." });
     let kind = match value {
         Value::Null => "null",
         Value::Bool(_) => "boolean",
         Value::Number(_) => "number",
-        Value::String(_) => "string",
+        Value::String(text) => {
+            check_word(text, &place);
+            "string"
+        }
         Value::Array(_) => "list",
         Value::Object(_) => "object",
     };
@@ -95,11 +140,17 @@ fn look_at(value: &Value, object: &str, name: &str, fields: &mut BTreeMap<(Strin
         Value::Array(elements) => {
             elements.iter().for_each(|element| look_at(element, object, &format!("{name}[]"), fields));
         }
-        Value::Object(_) => {
-            let place = if object.is_empty() { name.to_owned() } else { format!("{object}.{name}") };
-            look(value, &place, fields);
-        }
+        Value::Object(_) => look(value, &place, fields),
         _ => {}
+    }
+}
+
+/// A string that is one of a few words is one of those that are told.
+fn check_word(text: &str, place: &str) {
+    let (schema, field) = place.split_once(' ').unwrap();
+    let known = |(of, end, _): &&(&str, &str, &[&str])| ["", schema].contains(of) && field.ends_with(end);
+    if let Some((_, _, words)) = WORDS.iter().find(known) {
+        assert!(words.contains(&text), "{place} is `{text}`, which is none of {words:?}");
     }
 }
 

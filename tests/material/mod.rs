@@ -156,15 +156,16 @@ pub fn lay_out_editing(folder: &Path) {
     fs::write(folder.join("contexts.json"), r#"[["{}"], ["The weather was fine. {}"]]"#).unwrap();
     let made = MADE.get_or_init(|| {
         let made = tempfile::tempdir().unwrap();
-        let run = |words: &str, output: &str| {
-            let mut command = mpatch();
-            command.current_dir(folder).args(words.split(' ')).arg("-o").arg(made.path().join(output));
-            command.assert().success();
+        lay_out_settings(made.path());
+        let from = folder.display();
+        // In a folder of its own: what is cached is to lie in none of a test's.
+        let run = |words: &str| {
+            let words = format!("{words} --base {from}/model");
+            mpatch().current_dir(made.path()).args(words.split(' ')).assert().success();
         };
-        run("stats corpus.txt --base model", "statistics.safetensors");
-        let statistics = made.path().join("statistics.safetensors").display().to_string();
-        let create = "create facts.json --base model --limit 1 --contexts contexts.json --stats";
-        run(&format!("{create} {statistics}"), "edits.mpatch");
+        run(&format!("stats {from}/corpus.txt -o statistics.safetensors"));
+        let create = "-o edits.mpatch --limit 1 --stats statistics.safetensors";
+        run(&format!("create {from}/facts.json --contexts {from}/contexts.json {create}"));
         made
     });
     for name in ["statistics.safetensors", "edits.mpatch"] {

@@ -92,8 +92,5 @@ pub fn write_arrivals(arrivals: &[ArrivalReport], page: &mut Page) {
         vec![arrival.patch.short(), arrival.answer(), format!("│ {}", arrival.title)]
     };
     page.table(&arrivals.iter().take(PATCHES_SHOWN).map(row).collect::<Vec<_>>());
-    let hidden = arrivals.len().saturating_sub(PATCHES_SHOWN);
-    if hidden > 0 {
-        page.line(&format!("  and {hidden} more; `--json` lists all"));
-    }
+    page.and_more(arrivals.len(), PATCHES_SHOWN, "`--json` lists all");
 }

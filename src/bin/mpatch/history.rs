@@ -434,10 +434,8 @@ impl CommitReport {
         for fact in facts.iter().take(facts_shown) {
             page.quote(&format!("  {fact}"));
         }
-        let hidden = facts.len().saturating_sub(facts_shown);
-        if hidden > 0 {
-            page.hint(&format!("  and {hidden} more; `mpatch show {} --all` lists them", self.id.short()));
-        }
+        let way = format!("`mpatch show {} --all` lists them", self.id.short());
+        page.and_more(facts.len(), facts_shown, &way);
         for note in &self.notes {
             page.quote(&format!("note: {note}"));
         }

@@ -303,10 +303,32 @@ impl Page {
         table::write(&mut self.text, rows, self.width);
     }
 
+    /// A table below the names of its columns.
+    pub fn table_under<const N: usize>(
+        &mut self,
+        names: [&str; N],
+        rows: impl IntoIterator<Item = Vec<String>>,
+    ) {
+        let rows: Vec<Vec<String>> = std::iter::once(row(names)).chain(rows).collect();
+        self.table(&rows);
+    }
+
+    /// How many of `all` things stand not among those `shown`, and the way to them; nothing where none is left out.
+    pub fn and_more(&mut self, all: usize, shown: usize, way: &str) {
+        if let Some(hidden @ 1..) = all.checked_sub(shown) {
+            self.hint(&format!("  and {hidden} more; {way}"));
+        }
+    }
+
     /// The command that a user most likely wants next.
     pub fn next(&mut self, command: &str) {
         self.styled("2", &format!("next: {}", self.suggestions.command(command)));
     }
+}
+
+/// A row of a table.
+pub fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
+    cells.map(str::to_owned).to_vec()
 }
 
 /// Before somebody else's words.

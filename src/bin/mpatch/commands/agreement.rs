@@ -130,8 +130,6 @@ impl Agreement {
                 100.0 * overlap.shared_by_chance,
             ));
         }
-        if pairs.len() > SHOWN_MAX {
-            page.line(&format!("and {} more such pairs", pairs.len() - SHOWN_MAX));
-        }
+        page.and_more(pairs.len(), SHOWN_MAX, "`--json` lists all");
     }
 }

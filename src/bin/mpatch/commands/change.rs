@@ -262,10 +262,8 @@ impl Report for ChangeReport {
             }
         };
         page.title(&outcome);
-        let mut rows =
-            vec![["name", "dtype", "shape", "claimed relative change"].map(str::to_owned).to_vec()];
-        rows.extend(self.plan.tensors.iter().map(tensor_row));
-        page.table(&rows);
+        let names = ["name", "dtype", "shape", "claimed relative change"];
+        page.table_under(names, self.plan.tensors.iter().map(tensor_row));
         if let Some(trust) = &self.trust {
             trust.write(page);
         }

@@ -361,13 +361,10 @@ impl Report for EstimateReport {
 /// A table of scores before and after.
 pub fn write_scores(page: &mut Page, before: &Scores, after: &Scores) {
     let cell = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"));
-    let mut rows = vec![["", "before", "after"].map(str::to_owned).to_vec()];
-    for ((name, before), (_, after)) in before.described().zip(after.described()) {
-        if before.is_some() || after.is_some() {
-            rows.push(vec![name.to_owned(), cell(before), cell(after)]);
-        }
-    }
-    page.table(&rows);
+    let both = before.described().zip(after.described());
+    let known = both.filter(|((_, before), (_, after))| before.is_some() || after.is_some());
+    let rows = known.map(|((name, before), (_, after))| vec![name.to_owned(), cell(before), cell(after)]);
+    page.table_under(["", "before", "after"], rows);
 }
 
 impl Report for CreateReport {
@@ -385,12 +382,11 @@ impl Report for CreateReport {
             page.line(&format!("number {} of the line {}", line.sequence, line.name));
         }
         SignatureReport::write_of(self.signature.as_ref(), page);
-        let mut rows = vec![["tensor", "rank", "bits", "relative change"].map(str::to_owned).to_vec()];
-        rows.extend(self.layers.iter().map(|layer| {
+        let rows = self.layers.iter().map(|layer| {
             let change = format!("{:.2e}", layer.norm_ratio);
             vec![layer.tensor.clone(), layer.rank.to_string(), layer.bits.to_string(), change]
-        }));
-        page.table(&rows);
+        });
+        page.table_under(["tensor", "rank", "bits", "relative change"], rows);
         page.blank();
         page.line("tested with the patch's own integers, rounded to the model's type:");
         write_scores(page, &self.before, &self.after);
@@ -482,14 +478,12 @@ impl CreateReport {
             return;
         }
         page.blank();
-        let mut rows =
-            vec![["fact", "target", "p before", "p after", "the model now says"].map(str::to_owned).to_vec()];
-        rows.extend(shown.into_iter().map(|fact| {
+        let rows = shown.into_iter().map(|fact| {
             let says: String = fact.says.chars().take(40).collect();
             let probability = |value: f64| format!("{value:.4}");
             let (before, after) = (probability(fact.probability_before), probability(fact.probability_after));
             vec![fact.prompt.clone(), fact.target.clone(), before, after, format!("│{says}")]
-        }));
-        page.table(&rows);
+        });
+        page.table_under(["fact", "target", "p before", "p after", "the model now says"], rows);
     }
 }

@@ -350,10 +350,8 @@ impl Report for PatchReport {
         write_changes(page, "recipe", recipe);
         page.blank();
         page.title("updates");
-        let head = ["tensor", "first", "second", "angle", "difference"];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        rows.extend(tensors.iter().map(update_row));
-        page.table(&rows);
+        let names = ["tensor", "first", "second", "angle", "difference"];
+        page.table_under(names, tensors.iter().map(update_row));
     }
 
     fn next(&self) -> Option<String> {
@@ -390,9 +388,7 @@ pub fn write_facts(page: &mut Page, removed: &[Fact], added: &[Fact], changed: &
         }),
     );
     lines.iter().take(FACTS_SHOWN).for_each(|line| page.quote(line));
-    if lines.len() > FACTS_SHOWN {
-        page.line(&format!("  and {} more; `--json` lists all", lines.len() - FACTS_SHOWN));
-    }
+    page.and_more(lines.len(), FACTS_SHOWN, "`--json` lists all");
 }
 
 fn update_row(update: &UpdateDiff) -> Vec<String> {
@@ -451,10 +447,8 @@ impl Report for WeightsReport {
         if tensors.is_empty() {
             return;
         }
-        let head = ["tensor", "dtype", "shape", "changed", "relative change", "ulps, mean and most", "rank"];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        rows.extend(tensors.iter().map(tensor_row));
-        page.table(&rows);
+        let names = ["tensor", "dtype", "shape", "changed", "relative change", "ulps, mean and most", "rank"];
+        page.table_under(names, tensors.iter().map(tensor_row));
         let share = tensors.iter().filter_map(|tensor| tensor.change.as_ref()?.effective_rank).next();
         if let Some(rank) = share {
             page.line(&format!(
@@ -535,9 +529,8 @@ impl Report for ExtractReport {
             self.patch_id.short()
         ));
         SignatureReport::write_of(self.signature.as_ref(), page);
-        let head = ["tensor", "stored as", "corrected", "terms", "correction", "undo", "the tensor"];
-        let mut rows = vec![head.map(str::to_owned).to_vec()];
-        rows.extend(self.tensors.iter().map(|report| {
+        let names = ["tensor", "stored as", "corrected", "terms", "correction", "undo", "the tensor"];
+        let rows = self.tensors.iter().map(|report| {
             let ExtractedReport { extracted, terms_size_bytes, correction_size_bytes, undo_size_bytes } =
                 report;
             let form = match extracted.form {
@@ -552,8 +545,8 @@ impl Report for ExtractReport {
                 [*terms_size_bytes, *correction_size_bytes, *undo_size_bytes, extracted.tensor_size_bytes];
             row.extend(sizes.map(size));
             row
-        }));
-        page.table(&rows);
+        });
+        page.table_under(names, rows);
     }
 
     fn next(&self) -> Option<String> {

@@ -125,12 +125,11 @@ impl Report for ExportReport {
         let (modules, size) = (count(self.modules.len(), "module"), size(self.size_bytes));
         let (place, rank, dtype) = (self.output.display(), self.rank, self.dtype);
         page.title(&format!("wrote {place}: {modules}, rank {rank}, {size} of {dtype}"));
-        let mut rows = vec![["module", "shape", "rank"].map(str::to_owned).to_vec()];
-        rows.extend(self.modules.iter().map(|module| {
+        let rows = self.modules.iter().map(|module| {
             let [rows, columns] = module.shape;
             vec![module.path.clone(), format!("{rows} x {columns}"), module.rank.to_string()]
-        }));
-        page.table(&rows);
+        });
+        page.table_under(["module", "shape", "rank"], rows);
         self.trust.write(page);
         page.line(&format!(
             "in Python: PeftModel.from_pretrained(model, {:?})",

@@ -258,15 +258,14 @@ impl Report for RebaseReport {
         if let Some(line) = &self.left_line {
             page.line(&format!("belongs to no line: what was bound is number {} of {}, which only whoever has signed it goes on with", line.sequence, line.name));
         }
-        let mut rows = vec![["weights", "tensor", "dtype", "relative change"].map(str::to_owned).to_vec()];
-        for binding in &self.bindings {
-            for (index, tensor) in binding.tensors.iter().enumerate() {
+        let rows = self.bindings.iter().flat_map(|binding| {
+            binding.tensors.iter().enumerate().map(|(index, tensor)| {
                 let weights = if index == 0 { binding.weights.short() } else { String::new() };
                 let change = format!("{:.2e}", tensor.norm_ratio);
-                rows.push(vec![weights, tensor.name.clone(), tensor.dtype.clone(), change]);
-            }
-        }
-        page.table(&rows);
+                vec![weights, tensor.name.clone(), tensor.dtype.clone(), change]
+            })
+        });
+        page.table_under(["weights", "tensor", "dtype", "relative change"], rows);
         if !self.kept {
             page.line("what its maker measured was on other weights, and is left out");
         }

@@ -16,7 +16,7 @@ use super::{names_a_file, open_patch, patch_word};
 use crate::args::optional;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message, state_named};
-use crate::report::{Output, Page, Report, count, size};
+use crate::report::{Output, Page, Report, count, row, size};
 
 /// How many facts are shown unless all are asked for.
 const FACTS_SHOWN: usize = 20;
@@ -340,10 +340,6 @@ impl Report for ShowReport {
     }
 }
 
-fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
-    cells.map(str::to_owned).to_vec()
-}
-
 impl ShowReport {
     fn write_about(&self, page: &mut Page) {
         let about = &self.untrusted.about;
@@ -371,10 +367,7 @@ impl ShowReport {
         for fact in self.untrusted.facts.iter().take(self.facts_shown) {
             page.quote(&fact_line(fact));
         }
-        let hidden = self.untrusted.facts.len().saturating_sub(self.facts_shown);
-        if hidden > 0 {
-            page.line(&format!("  and {hidden} more; `--all` lists them"));
-        }
+        page.and_more(self.untrusted.facts.len(), self.facts_shown, "`--all` lists them");
     }
 
     fn write_base(&self, page: &mut Page) {
@@ -413,9 +406,8 @@ impl ShowReport {
         for binding in &self.bindings {
             page.blank();
             page.title(&format!("tensors changed, from weights {}", binding.weights.short()));
-            let mut rows = vec![row(["name", "dtype", "shape", "update", "claimed relative change"])];
-            rows.extend(binding.tensors.iter().map(|tensor| self.tensor_row(tensor)));
-            page.table(&rows);
+            let names = ["name", "dtype", "shape", "update", "claimed relative change"];
+            page.table_under(names, binding.tensors.iter().map(|tensor| self.tensor_row(tensor)));
         }
     }
 
@@ -454,16 +446,15 @@ impl ShowReport {
         }
         page.blank();
         page.title("measured by its maker");
-        let mut rows = vec![row(["measure", "before", "after", "prompts"])];
-        rows.extend(self.untrusted.measured.iter().map(|metric| {
+        let rows = self.untrusted.measured.iter().map(|metric| {
             vec![
                 metric.name.clone(),
                 format!("{:.2}", metric.before),
                 format!("{:.2}", metric.after),
                 metric.prompts.to_string(),
             ]
-        }));
-        page.table(&rows);
+        });
+        page.table_under(["measure", "before", "after", "prompts"], rows);
     }
 }
 

@@ -409,8 +409,7 @@ impl Report for StackReport {
 
 impl StackReport {
     fn write_patches(&self, page: &mut Page) {
-        let mut rows = vec![["patch", "id", "facts", ""].map(str::to_owned).to_vec()];
-        rows.extend(self.agreement.patches.iter().map(|patch| {
+        let rows = self.agreement.patches.iter().map(|patch| {
             let below: Vec<&str> =
                 patch.on_top_of.iter().map(|&index| self.agreement.patches[index].name.as_str()).collect();
             let remark = match (patch.left_out, patch.lost, below.last()) {
@@ -420,8 +419,8 @@ impl StackReport {
                 _ => String::new(),
             };
             vec![patch.name.clone(), patch.id.short(), patch.facts.to_string(), remark]
-        }));
-        page.table(&rows);
+        });
+        page.table_under(["patch", "id", "facts", ""], rows);
         if self.is_reordered {
             page.line("in another order than given: a patch comes after those that it was made on top of");
         }
@@ -429,11 +428,10 @@ impl StackReport {
 
     fn write_tensors(&self, page: &mut Page) {
         page.blank();
-        let mut rows = vec![["tensor", "terms", "relative change"].map(str::to_owned).to_vec()];
-        rows.extend(self.tensors.iter().map(|tensor| {
+        let rows = self.tensors.iter().map(|tensor| {
             vec![tensor.name.clone(), tensor.terms.to_string(), format!("{:.2e}", tensor.norm_ratio)]
-        }));
-        page.table(&rows);
+        });
+        page.table_under(["tensor", "terms", "relative change"], rows);
         for squashed in &self.squashed {
             let Squashed { tensor, rank_before, rank_after, bits, error, .. } = squashed;
             let after = rank_after.map_or_else(|| "a dense term".to_owned(), |rank| format!("rank {rank}"));

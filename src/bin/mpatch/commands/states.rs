@@ -319,10 +319,7 @@ impl StatesReport {
             vec![tensor.name.clone(), digest, tensor.words()]
         });
         page.table(&rows.collect::<Vec<_>>());
-        let hidden = self.different.len().saturating_sub(TENSORS_SHOWN);
-        if hidden > 0 {
-            page.line(&format!("  and {hidden} more; `--json` lists all"));
-        }
+        page.and_more(self.different.len(), TENSORS_SHOWN, "`--json` lists all");
     }
 }
 

@@ -170,11 +170,9 @@ impl Report for TryReport {
                 Some(next) => [format!("{:?}", next.token), format!("{:.4}", next.probability)],
                 None => [String::new(), String::new()],
             };
-            let mut rows = vec![["before", "", "after", ""].map(str::to_owned).to_vec()];
-            for rank in 0..prompt.before.top.len() {
-                rows.push([token(&prompt.before, rank), token(&prompt.after, rank)].concat());
-            }
-            page.table(&rows);
+            let rows = (0..prompt.before.top.len())
+                .map(|rank| [token(&prompt.before, rank), token(&prompt.after, rank)].concat());
+            page.table_under(["before", "", "after", ""], rows);
         }
     }
 

@@ -91,7 +91,8 @@ pub fn usage(error: &clap::Error, (name, command): &(String, clap::Command)) -> 
     }
     let words = Words::of(&error.render().to_string());
     words.usage.iter().for_each(|line| say(&escaped(line)));
-    let tips: Vec<String> = words.tips.iter().filter_map(|tip| way_out(tip)).collect();
+    let tips = words.tips.iter().filter(|_| is_slip(error));
+    let tips: Vec<String> = tips.filter_map(|tip| way_out(tip)).collect();
     let hint = model_without_base(error, command).unwrap_or_else(|| match tips.is_empty() {
         true => help,
         false => tips.join("; "),
@@ -108,6 +109,20 @@ fn model_without_base(error: &clap::Error, command: &clap::Command) -> Option<St
         }
         _ => None,
     }
+}
+
+/// Whether the option that clap takes for the one that is meant may be it, cut short or mistyped: `--store` has letters
+/// of `--force` and nothing to do with it.
+fn is_slip(error: &clap::Error) -> bool {
+    let option = |kind| match error.get(kind) {
+        Some(ContextValue::String(name)) => Some(name.replace('-', "")),
+        _ => None,
+    };
+    let Some((given, known)) = option(ContextKind::InvalidArg).zip(option(ContextKind::SuggestedArg)) else {
+        return true;
+    };
+    let alike = given.bytes().zip(known.bytes()).take_while(|(one, other)| one == other).count();
+    2 * alike >= given.len().min(known.len())
 }
 
 /// A tip of clap's as it is of use. What looks like an option it would have put behind `--`, where it is often no value
