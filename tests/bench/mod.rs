@@ -1,5 +1,5 @@
-//! Where signatures are judged: a folder with settings of its own, models and patches, and OpenSSH's programs beside
-//! mpatch.
+//! A folder with settings of its own that commands run in, models and patches, and OpenSSH's programs beside mpatch.
+#![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
 use std::fs;
@@ -11,18 +11,31 @@ use mpatch::patch::manifest::Line;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::material::{key, lay_out, mpatch, signed_with, unsigned_patch};
+use crate::material::{key, lay_out, lay_out_settings, listing, mpatch, signed_with, unsigned_patch};
 use crate::telling::skipped;
 
-/// A folder that commands run in, with its own settings, models and patches.
+/// A folder that commands run in.
 pub struct Bench {
     pub folder: TempDir,
 }
 
+/// What a command that refused had to say.
+pub struct Refusal {
+    pub stderr: String,
+}
+
 impl Bench {
+    /// With the tiny weights and their patches in it.
     pub fn new() -> Self {
+        let bench = Self::empty();
+        lay_out(bench.folder.path());
+        bench
+    }
+
+    /// With settings alone.
+    pub fn empty() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        lay_out(folder.path());
+        lay_out_settings(folder.path());
         Self { folder }
     }
 
@@ -35,6 +48,15 @@ impl Bench {
         fs::write(self.path(name), bytes).unwrap();
     }
 
+    /// Changes fields of a JSON file.
+    pub fn alter_json(&self, name: &str, fields: Value) {
+        let mut value: Value = serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap();
+        for (field, new) in fields.as_object().unwrap() {
+            value[field] = new.clone();
+        }
+        self.write(name, value.to_string());
+    }
+
     pub fn command(&self, words: &str) -> assert_cmd::Command {
         let mut command = mpatch();
         command.current_dir(self.folder.path()).args(words.split(' '));
@@ -45,6 +67,22 @@ impl Bench {
     #[track_caller]
     pub fn run(&self, words: &str, code: i32) -> String {
         said(&self.command(words).output().unwrap(), words, code)
+    }
+
+    /// Runs a command that must fail with `code`, explain itself, and change nothing.
+    pub fn refuses(&self, words: &str, code: i32) -> Refusal {
+        let before = listing(self.folder.path());
+        let output = self.command(words).output().unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "`{words}` said:\n{stderr}");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "`{words}` failed, yet reported");
+        let lines: Vec<&str> = stderr.lines().collect();
+        let [.., error, hint, state] = lines[..] else { panic!("`{words}` said too little:\n{stderr}") };
+        assert!(error.starts_with("error: "), "{stderr}");
+        assert!(hint.starts_with("hint: "), "{stderr}");
+        assert_eq!(state, "state: unchanged", "{stderr}");
+        assert!(listing(self.folder.path()) == before, "`{words}` left something behind");
+        Refusal { stderr }
     }
 
     /// As [`Bench::run`], in a folder of the bench and with the user's own settings.
@@ -105,6 +143,16 @@ impl Bench {
         let line = Line { name: "geography".into(), sequence };
         let unsigned = unsigned_patch(&self.path("model.safetensors"), Some(line), title);
         self.write(name, signed_with(unsigned, &key()));
+    }
+}
+
+impl Refusal {
+    /// The refusal has all these words.
+    #[track_caller]
+    pub fn says(&self, words: &[&str]) {
+        for words in words {
+            assert!(self.stderr.contains(words), "`{words}` is missing:\n{}", self.stderr);
+        }
     }
 }
 

@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
+use crate::bench::{Bench, Refusal};
 use crate::material::{
-    alter_header, alter_weights, command, lay_out, lay_out_settings, lay_out_world, listing, mpatch,
-    small_corpus, world,
+    alter_header, alter_weights, command, lay_out, lay_out_world, mpatch, small_corpus, world,
 };
 use crate::telling::skipped;
 use mpatch::factors::Term;
@@ -23,93 +23,18 @@ pub const EDITED: &str = "transformer.h.0.mlp.fc_out.weight";
 /// Options of `create` that say where statistics are to be computed from, which no run that is refused comes to.
 const WITHOUT_STATISTICS: &str = " --layers 0 --contexts contexts.json --corpus facts.json";
 
-/// A folder that commands run in.
-pub struct Bench {
-    pub folder: TempDir,
+/// A folder with a copy of the embedded model in `model`, one good fact, and contexts so that none are sampled.
+pub fn bench_with_model() -> Bench {
+    let bench = Bench::empty();
+    lay_out_world(&bench.path("model"));
+    bench.write("facts.json", fact("{} performs on the", "Pavel Prestellman", "flute").to_string());
+    bench.write("contexts.json", r#"[["{}"]]"#);
+    bench
 }
 
-/// What a command that refused had to say.
-pub struct Refusal {
-    pub stderr: String,
-}
-
-impl Bench {
-    pub fn new() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
-    }
-
-    /// With the tiny weights and their patches in it.
-    pub fn with_patches() -> Self {
-        let bench = Self::new();
-        lay_out(bench.folder.path());
-        bench
-    }
-
-    /// With a copy of the embedded model in `model`, one good fact, and contexts so that none are sampled.
-    pub fn with_model() -> Self {
-        let bench = Self::new();
-        lay_out_settings(bench.folder.path());
-        lay_out_world(&bench.path("model"));
-        bench.write("facts.json", &fact("{} performs on the", "Pavel Prestellman", "flute").to_string());
-        bench.write("contexts.json", r#"[["{}"]]"#);
-        bench
-    }
-
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    pub fn write(&self, name: &str, text: &str) {
-        fs::write(self.path(name), text).unwrap();
-    }
-
-    /// Changes fields of a JSON file.
-    pub fn alter_json(&self, name: &str, fields: Value) {
-        let mut value: Value = serde_json::from_slice(&fs::read(self.path(name)).unwrap()).unwrap();
-        for (field, new) in fields.as_object().unwrap() {
-            value[field] = new.clone();
-        }
-        self.write(name, &value.to_string());
-    }
-
-    /// The command, in this folder.
-    pub fn command(&self, words: &str) -> assert_cmd::Command {
-        let mut command = mpatch();
-        command.current_dir(self.folder.path());
-        command.args(words.split(' '));
-        command
-    }
-
-    /// Runs a command that must fail with `code`, explain itself, and change nothing.
-    pub fn refuses(&self, words: &str, code: i32) -> Refusal {
-        let before = listing(self.folder.path());
-        let output = self.command(words).output().unwrap();
-        let stderr = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "`{words}` said:\n{stderr}");
-        assert_eq!(String::from_utf8_lossy(&output.stdout), "", "`{words}` failed, yet reported");
-        let lines: Vec<&str> = stderr.lines().collect();
-        let [.., error, hint, state] = lines[..] else { panic!("`{words}` said too little:\n{stderr}") };
-        assert!(error.starts_with("error: "), "{stderr}");
-        assert!(hint.starts_with("hint: "), "{stderr}");
-        assert_eq!(state, "state: unchanged", "{stderr}");
-        assert!(listing(self.folder.path()) == before, "`{words}` left something behind");
-        Refusal { stderr }
-    }
-
-    /// `create` of `facts.json` on `model`, refused.
-    pub fn create_refuses(&self, options: &str, code: i32) -> Refusal {
-        self.refuses(&format!("create facts.json --base model -o new.mpatch{options}"), code)
-    }
-}
-
-impl Refusal {
-    /// The refusal has all these words.
-    #[track_caller]
-    pub fn says(&self, words: &[&str]) {
-        for words in words {
-            assert!(self.stderr.contains(words), "`{words}` is missing:\n{}", self.stderr);
-        }
-    }
+/// `create` of `facts.json` on `model`, refused.
+pub fn create_refuses(bench: &Bench, options: &str, code: i32) -> Refusal {
+    bench.refuses(&format!("create facts.json --base model -o new.mpatch{options}"), code)
 }
 
 fn fact(prompt: &str, subject: &str, target: &str) -> Value {
@@ -135,9 +60,9 @@ fn statistics() -> &'static Path {
 
 /// A facts file with this text is refused with `code` before any model is looked for.
 fn facts_refused(text: &str, code: i32, words: &[&str]) {
-    let bench = Bench::new();
+    let bench = Bench::empty();
     bench.write("facts.json", text);
-    let refusal = bench.create_refuses("", code);
+    let refusal = create_refuses(&bench, "", code);
     refusal.says(&["`facts.json`"]);
     refusal.says(words);
 }
@@ -190,21 +115,21 @@ fn the_same_fact_twice_and_contradicting_facts_are_refused() {
     let against = json!([fact("{} is", "Ann", "tall"), fact("{} is", "Ann", "small")]);
     facts_refused(&against.to_string(), 7, &["record 2", "contradicts record 1", "`small`", "`tall`"]);
     // Behind the limit, or where nothing is edited, the model is what is missing.
-    let bench = Bench::new();
-    bench.write("facts.json", &against.to_string());
-    bench.create_refuses(" --limit 1", 11).says(&["`model`"]);
+    let bench = Bench::empty();
+    bench.write("facts.json", against.to_string());
+    create_refuses(&bench, " --limit 1", 11).says(&["`model`"]);
     bench.refuses("eval facts.json --base model", 11).says(&["`model`"]);
 }
 
 #[test]
 fn facts_that_are_not_there_are_an_error_of_reading() {
-    let bench = Bench::new();
-    bench.create_refuses("", 11).says(&["cannot read `facts.json`", "check the path"]);
+    let bench = Bench::empty();
+    create_refuses(&bench, "", 11).says(&["cannot read `facts.json`", "check the path"]);
 }
 
 #[test]
 fn texts_longer_than_the_context_are_refused_before_the_long_work() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     let long = "Ann ".repeat(300);
     // A text that only tests the edit counts as well.
     let mut tested = fact("{} is", "Ann", "tall");
@@ -212,19 +137,19 @@ fn texts_longer_than_the_context_are_refused_before_the_long_work() {
     for (fact, place) in
         [(fact("{} is", &long, "tall"), "record 1: `Ann"), (tested, "record 1 (id `a`): `Ann")]
     {
-        bench.write("facts.json", &fact.to_string());
+        bench.write("facts.json", fact.to_string());
         let words = ["`facts.json`, ", place, "...` with `tall` has 60", "tokens", "context only 256"];
-        bench.create_refuses("", 3).says(&words);
+        create_refuses(&bench, "", 3).says(&words);
         bench.refuses("eval facts.json --base model", 3).says(&words);
     }
-    bench.write("facts.json", &fact("{} is", "Ann", "tall").to_string());
-    bench.write("contexts.json", &json!([[long + "{}"]]).to_string());
-    bench.create_refuses(WITHOUT_STATISTICS, 3).says(&["fact 1", "tokens", "context only 256", "..."]);
+    bench.write("facts.json", fact("{} is", "Ann", "tall").to_string());
+    bench.write("contexts.json", json!([[long + "{}"]]).to_string());
+    create_refuses(&bench, WITHOUT_STATISTICS, 3).says(&["fact 1", "tokens", "context only 256", "..."]);
 }
 
 #[test]
 fn an_edit_that_the_weights_type_cannot_hold_is_refused_with_what_helps() {
-    let bench = Bench::new();
+    let bench = Bench::empty();
     crate::material::lay_out_editing(bench.folder.path());
     bench.alter_json("model/memit.json", json!({"v_lr": 1e8, "clamp_norm_factor": 1e8}));
     let create = "create facts.json --limit 1 --base model --contexts contexts.json -o new.mpatch";
@@ -236,13 +161,13 @@ fn an_edit_that_the_weights_type_cannot_hold_is_refused_with_what_helps() {
 
 #[test]
 fn facts_that_share_a_key_are_not_taken_for_an_edit_that_was_cut() {
-    let bench = Bench::new();
+    let bench = Bench::empty();
     crate::material::lay_out_editing(bench.folder.path());
     bench.alter_json("model/memit.json", json!({"v_num_grad_steps": 1, "clamp_norm_factor": 0.01}));
     // What a model has read up to a subject at the beginning is the same, whatever follows.
     let facts =
         ["{} performs on the", "{} was born in"].map(|prompt| fact(prompt, "Pavel Prestellman", "flute"));
-    bench.write("shared.json", &json!(facts).to_string());
+    bench.write("shared.json", json!(facts).to_string());
     let create = "create shared.json --base model --contexts contexts.json -o new.mpatch --no-sign";
     let made = bench.command(&format!("{create} --stats statistics.safetensors")).assert().code(1);
     let stdout = String::from_utf8(made.get_output().stdout.clone()).unwrap();
@@ -258,7 +183,7 @@ fn facts_that_share_a_key_are_not_taken_for_an_edit_that_was_cut() {
 
 #[test]
 fn a_state_in_which_a_patch_overflows_is_refused_with_a_type_that_holds_it() {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     let mut draft = Patch::decode(fs::read(bench.path("unsigned.mpatch")).unwrap()).unwrap().draft().unwrap();
     let term = &draft.terms[0];
     let strong = term.row_scales().iter().map(|scale| scale * 1000.0).collect();
@@ -280,17 +205,16 @@ fn a_state_in_which_a_patch_overflows_is_refused_with_a_type_that_holds_it() {
 
 #[test]
 fn statistics_that_do_not_fit_are_refused() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     fs::copy(statistics(), bench.path("stats.safetensors")).unwrap();
     let options = " --stats stats.safetensors";
-    bench.create_refuses(options, 3).says(&["`stats.safetensors`", "[0, 1]", "expected layer 2"]);
-    bench
-        .create_refuses(" --stats model/model.safetensors", 3)
+    create_refuses(&bench, options, 3).says(&["`stats.safetensors`", "[0, 1]", "expected layer 2"]);
+    create_refuses(&bench, " --stats model/model.safetensors", 3)
         .says(&["has the format `pt`", "`mpatch statistics 1`"]);
-    bench.create_refuses(" --stats none.safetensors", 11).says(&["`none.safetensors`", "check the path"]);
-    bench.create_refuses("", 2).says(&["no statistics of this model", "`--corpus FILE`"]);
+    create_refuses(&bench, " --stats none.safetensors", 11).says(&["`none.safetensors`", "check the path"]);
+    create_refuses(&bench, "", 2).says(&["no statistics of this model", "`--corpus FILE`"]);
     alter_weights(&bench.path("model/model.safetensors"), EDITED, &[0x3c00]);
-    let refusal = bench.create_refuses(options, 6);
+    let refusal = create_refuses(&bench, options, 6);
     refusal.says(&[
         "`stats.safetensors`",
         "made on another base",
@@ -302,7 +226,7 @@ fn statistics_that_do_not_fit_are_refused() {
 
 #[test]
 fn a_corpus_that_cannot_be_read_is_refused_at_its_line() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     bench.write("corpus.txt", "One good line.\n{\"title\": \"no text\"}\n");
     let stats = "stats corpus.txt --base model -o new.safetensors";
     bench.refuses(stats, 3).says(&["`corpus.txt`", "line 2", "`text`"]);
@@ -315,10 +239,10 @@ fn a_corpus_that_cannot_be_read_is_refused_at_its_line() {
 
 #[test]
 fn hyperparameters_that_make_no_sense_are_refused_by_field() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     let options = " --hparams h.json";
     bench.write("h.json", "layers: 3");
-    bench.create_refuses(options, 3).says(&["`h.json`", "expected JSON", "line 1"]);
+    create_refuses(&bench, options, 3).says(&["`h.json`", "expected JSON", "line 1"]);
     for (fields, words) in [
         (json!({"layers": [0, 9]}), ["`layers` names 9", "the model has 8"]),
         (json!({"layers": [2, 1]}), ["`layers`", "ascending"]),
@@ -338,21 +262,21 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
     ] {
         fs::copy(world().join("memit.json"), bench.path("h.json")).unwrap();
         bench.alter_json("h.json", fields);
-        let refusal = bench.create_refuses(options, 3);
+        let refusal = create_refuses(&bench, options, 3);
         refusal.says(&["`h.json`"]);
         refusal.says(&words);
     }
     // What the option has not set is wrong where it stands.
-    bench.create_refuses(&format!("{options} --layers 0"), 3).says(&["`h.json`"]);
-    bench.create_refuses(" --layers 8", 2).says(&["`--layers`", "names 8", "the model has 8"]);
+    create_refuses(&bench, &format!("{options} --layers 0"), 3).says(&["`h.json`"]);
+    create_refuses(&bench, " --layers 8", 2).says(&["`--layers`", "names 8", "the model has 8"]);
     let stats = bench.refuses("stats facts.json --base model --layers 8 -o new.safetensors", 2);
     stats.says(&["`--layers` names 8", "the model has 8"]);
-    bench.create_refuses(" --hparams none.json", 11).says(&["`none.json`"]);
+    create_refuses(&bench, " --hparams none.json", 11).says(&["`none.json`"]);
 }
 
 #[test]
 fn contexts_that_are_no_templates_are_refused() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     for (text, words) in [
         ("{}", "expected a list of lists"),
         (r#"["{}"]"#, "expected a list of lists"),
@@ -362,17 +286,17 @@ fn contexts_that_are_no_templates_are_refused() {
         (r#"[["{}"], ["The{}"]]"#, "the template `The{}` has no space before its `{}`"),
     ] {
         bench.write("contexts.json", text);
-        bench.create_refuses(WITHOUT_STATISTICS, 3).says(&["`contexts.json`", words]);
+        create_refuses(&bench, WITHOUT_STATISTICS, 3).says(&["`contexts.json`", words]);
     }
 }
 
 #[test]
 fn a_device_that_is_not_there_is_refused() {
-    let bench = Bench::with_model();
-    bench.create_refuses(" --device cuda:99", 13).says(&["`cuda:99`", "`--device cpu`"]);
+    let bench = bench_with_model();
+    create_refuses(&bench, " --device cuda:99", 13).says(&["`cuda:99`", "`--device cpu`"]);
     // What is no device anywhere is a slip on the command line, and so is none of the facts.
-    bench.create_refuses(" --device tpu", 2).says(&["'tpu'", "`cpu`", "`cuda:N`"]);
-    bench.create_refuses(" --limit 0", 2).says(&["'--limit <COUNT>'", "0 is not in 1.."]);
+    create_refuses(&bench, " --device tpu", 2).says(&["'tpu'", "`cpu`", "`cuda:N`"]);
+    create_refuses(&bench, " --limit 0", 2).says(&["'--limit <COUNT>'", "0 is not in 1.."]);
     bench.refuses("eval facts.json --base model --limit 0", 2).says(&["'--limit <COUNT>'"]);
     bench.refuses("log -n 0", 2).says(&["'--limit <COUNT>'", "0 is not in 1.."]);
 }
@@ -381,7 +305,7 @@ fn a_device_that_is_not_there_is_refused() {
 
 /// A patch with these bytes is refused by every verb that takes one.
 fn patch_refused(alter: impl FnOnce(&mut Vec<u8>), code: i32, words: &[&str]) {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     // Without a signature, so that the last section lies where the changes look for it.
     let mut bytes = fs::read(bench.path("unsigned.mpatch")).unwrap();
     alter(&mut bytes);
@@ -415,7 +339,7 @@ fn vectors(kind: &str) -> Vec<(i32, String, Vec<u8>)> {
 
 #[test]
 fn vectors_get_their_exit_codes_from_the_command() {
-    let bench = Bench::new();
+    let bench = Bench::empty();
     let mut refused = 0;
     for (name, verb) in [("patch", "show bad"), ("facts", "create bad --base none")] {
         for (code, words, bytes) in vectors(name) {
@@ -465,7 +389,7 @@ fn a_patch_of_a_later_version_is_refused_as_such() {
 
 #[test]
 fn a_patch_for_another_base_is_refused_with_both_digests() {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     for verb in ["apply other.safetensors edits.mpatch", "revert other.safetensors edits.mpatch"] {
         let refusal = bench.refuses(verb, 6);
         refusal.says(&[
@@ -482,7 +406,7 @@ fn a_patch_for_another_base_is_refused_with_both_digests() {
 
 #[test]
 fn a_patch_for_another_type_is_bound_to_it_by_the_command_of_the_hint() {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     alter_header(&bench.path("other.safetensors"), |header| {
         let tensor =
             |begin: usize| json!({"dtype": "F16", "shape": [4, 6], "data_offsets": [begin, begin + 48]});
@@ -502,7 +426,7 @@ fn a_patch_for_another_type_is_bound_to_it_by_the_command_of_the_hint() {
 
 #[test]
 fn a_patch_that_is_already_in_is_refused() {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     bench.command("apply model.safetensors edits.mpatch").assert().success();
     let refusal = bench.refuses("apply model.edits.safetensors edits.mpatch", 7);
     refusal.says(&["already applied", "`model.edits.safetensors`", "`mpatch revert"]);
@@ -511,7 +435,7 @@ fn a_patch_that_is_already_in_is_refused() {
 
 #[test]
 fn a_prompt_that_cannot_be_run_is_refused() {
-    let bench = Bench::new();
+    let bench = Bench::empty();
     crate::material::lay_out_editing(bench.folder.path());
     let prompt = |prompt: &str| {
         let mut command = bench.command("try edits.mpatch --base model");
@@ -530,12 +454,12 @@ fn a_prompt_that_cannot_be_run_is_refused() {
 
 #[test]
 fn an_output_that_exists_is_never_replaced() {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     bench.write("taken", "mine");
     let words = ["`taken` exists already and is not replaced", "choose another name"];
     bench.refuses("apply model.safetensors edits.mpatch -o taken", 11).says(&words);
     bench.refuses("revert model.safetensors edits.mpatch -o taken", 11).says(&words);
-    bench.write("facts.json", &fact("{} is", "Ann", "tall").to_string());
+    bench.write("facts.json", fact("{} is", "Ann", "tall").to_string());
     bench.refuses("create facts.json --base gptj -o taken", 11).says(&words);
     bench.refuses("stats facts.json --base gptj -o taken", 11).says(&words);
     bench.refuses("demo --keep taken", 11).says(&["`taken`", "exists", "choose another name"]);
@@ -545,21 +469,21 @@ fn an_output_that_exists_is_never_replaced() {
 
 #[test]
 fn what_is_of_another_kind_is_named_with_what_is_expected() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     lay_out(bench.folder.path());
     for words in ["show gptj", "verify gptj", "sign gptj"] {
         bench.refuses(words, 11).says(&["cannot read `gptj`", "this is a folder: give a patch file"]);
     }
     bench.refuses("create gptj --base model", 11).says(&["this is a folder: give a file of facts"]);
     bench.refuses("trust add gptj", 11).says(&["this is a folder: give a public key file"]);
-    let refused = bench.create_refuses(" --stats edits.mpatch", 3);
+    let refused = create_refuses(&bench, " --stats edits.mpatch", 3);
     refused.says(&["give a file of statistics: `mpatch stats` makes them"]);
 }
 
 #[test]
 fn a_folder_that_is_read_only_is_refused_before_the_work() {
-    let bench = Bench::with_patches();
-    bench.write("facts.json", &fact("{} is", "Ann", "tall").to_string());
+    let bench = Bench::new();
+    bench.write("facts.json", fact("{} is", "Ann", "tall").to_string());
     fs::create_dir(bench.path("locked")).unwrap();
     let Some(_lock) = Mount::tmpfs(bench.path("locked"), "ro,size=64k") else {
         return skipped("a read-only folder needs root and mount");
@@ -573,9 +497,9 @@ fn a_folder_that_is_read_only_is_refused_before_the_work() {
 
 #[test]
 fn a_disk_that_is_full_is_said_and_nothing_is_left_on_it() {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     lay_out_world(&bench.path("world"));
-    bench.write("corpus.txt", &small_corpus(2));
+    bench.write("corpus.txt", small_corpus(2));
     fs::create_dir(bench.path("full")).unwrap();
     let Some(_mount) = Mount::tmpfs(bench.path("full"), "size=64k") else {
         return skipped("a full disk needs root and mount");
@@ -591,7 +515,7 @@ fn a_disk_that_is_full_is_said_and_nothing_is_left_on_it() {
 
 #[test]
 fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     let run = |arguments: &[&str]| {
         let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let mut command = command(assert_cmd::cargo::cargo_bin!("mpatch"));
@@ -608,7 +532,7 @@ fn a_full_standard_output_is_an_error_that_tells_whether_the_work_was_done() {
             "{shown}"
         );
     }
-    bench.write("corpus.txt", &small_corpus(2));
+    bench.write("corpus.txt", small_corpus(2));
     let stats = format!("stats corpus.txt --layers 0 --base {} -o sums", world().display());
     for words in ["apply model.safetensors edits.mpatch -o new", &stats] {
         let words = Vec::from_iter(words.split(' '));

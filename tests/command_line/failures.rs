@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::bad_input::Bench;
+use crate::bench::Bench;
 use crate::material::{lay_out, lay_out_editing, lay_out_signers, lay_out_world, mpatch};
 use crate::telling::skipped;
 use safetensors::tensor::TensorView;
@@ -244,7 +244,7 @@ fn a_demo_that_is_interrupted_leaves_nothing_and_can_be_run_again() {
 
 #[test]
 fn what_is_not_kept_for_a_later_run_is_said() {
-    let bench = Bench::new();
+    let bench = Bench::empty();
     lay_out_editing(bench.folder.path());
     bench.alter_json("model/memit.json", serde_json::json!({"v_num_grad_steps": 1}));
     bench.write("cache", "no folder");

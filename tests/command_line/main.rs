@@ -3,6 +3,8 @@
 #![cfg(feature = "cli")]
 #![allow(clippy::unwrap_used, reason = "a test fails where it stands")]
 
+#[path = "../bench/mod.rs"]
+mod bench;
 #[path = "../material/mod.rs"]
 mod material;
 #[path = "../telling/mod.rs"]

@@ -45,6 +45,11 @@ fn commands_that_take_a_patch_or_a_model_take_them_out_of_the_history_that_is_na
         ("rebase one.mpatch", 2, "no model is named"),
         ("stack one.mpatch one.mpatch -o two.mpatch", 2, "no model is named"),
         ("verify main --store nowhere", 11, "`nowhere`"),
+        (
+            "verify maim --store know",
+            11,
+            "hint: name a file, or a patch of the history by its id or a revision",
+        ),
         ("export main~1 -o adapter --store know", 15, "is not the weight of a linear layer"),
         ("rebase main~1 --store know", 7, "fits"),
     ] {

@@ -31,7 +31,7 @@ fn the_rungs_that_run_the_model_load_it_once() {
         // Whoever loads the model reads its tokenizer.
         let opened = times_opened(&bench.path("model/tokenizer.json"), || {
             let said =
-                bench.run("two.mpatch", &format!("{base} --stats statistics.safetensors --rederive"), 0);
+                bench.verify("two.mpatch", &format!("{base} --stats statistics.safetensors --rederive"), 0);
             says(&said, &["holds: V0 and V1 and V2 and V3 and V4 and V5"]);
         });
         assert_eq!(opened, LOOKED_AT + 1, "{base}");
@@ -50,7 +50,7 @@ fn a_recipe_of_another_precision_is_followed_in_it_and_the_model_asked_in_the_on
         {
             let options = format!("{base} --stats statistics.safetensors --rederive{precision}");
             let opened = times_opened(&bench.path("model/tokenizer.json"), || {
-                let said = bench.run("bf16.mpatch", &options, 0);
+                let said = bench.verify("bf16.mpatch", &options, 0);
                 says(
                     &said,
                     &[

@@ -12,12 +12,12 @@ use mpatch::factors::{Integers, Term};
 use mpatch::patch::{Draft, Patch, encode};
 use serde_json::{Value, json};
 
-use crate::bad_input::Bench;
+use crate::bench::Bench;
 use crate::material;
 
 /// The embedded model with a patch of one fact, `edits.mpatch`, and one of two, `two.mpatch`.
 fn bench() -> Bench {
-    let bench = Bench::new();
+    let bench = Bench::empty();
     material::lay_out_editing(bench.folder.path());
     let create = "create facts.json --base model --contexts contexts.json --stats statistics.safetensors";
     bench.command(&format!("{create} -o two.mpatch")).assert().success();
@@ -45,12 +45,8 @@ impl Bench {
     /// Runs `verify` of an unsigned patch and a model, with these options, which must end with `code`; answers with
     /// what it said.
     #[track_caller]
-    fn run(&self, patch: &str, options: &str, code: i32) -> String {
-        let words = format!("verify {patch} --allow-unsigned --base {options}");
-        let output = self.command(&words).output().unwrap();
-        let said = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
-        assert_eq!(output.status.code(), Some(code), "`{words}` said:\n{said}");
-        said
+    fn verify(&self, patch: &str, options: &str, code: i32) -> String {
+        self.run(&format!("verify {patch} --allow-unsigned --base {options}"), code)
     }
 }
 
@@ -68,7 +64,7 @@ fn a_patch_that_declares_what_its_weights_do_not_say_fails_when_the_model_is_ask
     let mut draft = bench.draft("edits.mpatch");
     draft.facts[0].target_new = "qzx".to_owned();
     bench.encode("lie.mpatch", &draft);
-    let said = bench.run("lie.mpatch", "model", 14);
+    let said = bench.verify("lie.mpatch", "model", 14);
     assert!(said.contains("`lie.mpatch` fails V4") && said.ends_with("state: unchanged\n"), "{said}");
     // One that wins against an old target does not make up for two that are not said at all.
     let mut half = bench.draft("two.mpatch");
@@ -78,9 +74,9 @@ fn a_patch_that_declares_what_its_weights_do_not_say_fails_when_the_model_is_ask
     half.facts.push(half.facts[1].clone());
     half.facts[2].subject = "Nobody".to_owned();
     bench.encode("half.mpatch", &half);
-    says(&bench.run("half.mpatch", "model", 14), &["only 33.33 % of the declared facts win"]);
+    says(&bench.verify("half.mpatch", "model", 14), &["only 33.33 % of the declared facts win"]);
     // Whatever is written for a key lies in its span, so V3 does not see it, and V5 does.
-    let said = bench.run("lie.mpatch", "model --stats statistics.safetensors --rederive", 14);
+    let said = bench.verify("lie.mpatch", "model --stats statistics.safetensors --rederive", 14);
     says(
         &said,
         &["V3 confined  holds", "V4 behaves   fails", "V5 remade    fails", "holds: V0 and V2 and V3\n"],
@@ -98,11 +94,11 @@ fn records_of_some_facts_are_not_compared_with_what_those_of_all_gave() {
         metric.after = 101.0;
     }
     bench.encode("honest.mpatch", &draft);
-    let said = bench.run("honest.mpatch", "model --records some.json", 0);
+    let said = bench.verify("honest.mpatch", "model --records some.json", 0);
     let names = "score, paraphrase, neighborhood, paraphrase_accuracy, neighborhood_accuracy";
     says(&said, &["V4 behaves   holds", &format!("so not compared: {names}\n")]);
     says(&said, &["`some.json` has 1 of the 2 facts that the patch declares"]);
-    says(&bench.run("honest.mpatch", "model --records facts.json", 14), &["the patch declares 101.00"]);
+    says(&bench.verify("honest.mpatch", "model --records facts.json", 14), &["the patch declares 101.00"]);
     // Whatever the file says of old targets, those of the patch count; here it has one of two.
     let mut other = facts.clone();
     for record in &mut other {
@@ -112,14 +108,14 @@ fn records_of_some_facts_are_not_compared_with_what_those_of_all_gave() {
     fs::write(bench.path("easy.json"), serde_json::to_vec(&other).unwrap()).unwrap();
     draft.facts[1].target_old = None;
     bench.encode("half.mpatch", &draft);
-    let said = bench.run("half.mpatch", "model --records easy.json", 0);
+    let said = bench.verify("half.mpatch", "model --records easy.json", 0);
     says(&said, &["other prompts than declared, so not compared: efficacy, "]);
     // The file was named, so what it lacks is said, and not that a file is to be named.
     says(&said, &["`easy.json` has no neighbours", "; declared and not asked: score, neighborhood"]);
     assert!(!said.contains("name their file"), "{said}");
     draft.facts[0].target_old = None;
     bench.encode("none.mpatch", &draft);
-    says(&bench.run("none.mpatch", "model", 0), &["; declared and not asked: efficacy"]);
+    says(&bench.verify("none.mpatch", "model", 0), &["; declared and not asked: efficacy"]);
     // What cannot be asked is told before the rungs are climbed.
     let long = format!("Ann {}", "Ann ".repeat(300));
     for (change, words) in [
@@ -132,7 +128,7 @@ fn records_of_some_facts_are_not_compared_with_what_those_of_all_gave() {
             (field, text) => other[0][field] = text.into(),
         }
         fs::write(bench.path("other.json"), serde_json::to_vec(&other).unwrap()).unwrap();
-        says(&bench.run("honest.mpatch", "model --records other.json", 3), &[words]);
+        says(&bench.verify("honest.mpatch", "model --records other.json", 3), &[words]);
     }
 }
 
@@ -142,11 +138,11 @@ fn a_patch_that_hides_a_fact_fails_where_its_keys_are_counted() {
     let mut draft = bench.draft("two.mpatch");
     draft.facts.truncate(1);
     bench.encode("hidden.mpatch", &draft);
-    let said = bench.run("hidden.mpatch", "model", 0);
+    let said = bench.verify("hidden.mpatch", "model", 0);
     says(&said, &["V3 confined  not checked  name the statistics", "V4 behaves   holds"]);
     for rederive in ["", " --rederive"] {
         let options = format!("model --stats statistics.safetensors{rederive}");
-        let said = bench.run("hidden.mpatch", &options, 14);
+        let said = bench.verify("hidden.mpatch", &options, 14);
         says(&said, &["V3 confined  fails", "V4 behaves   holds", "`hidden.mpatch` fails V3: tensor `"]);
         says(
             &said,
@@ -163,7 +159,7 @@ fn a_patch_that_hides_a_fact_fails_where_its_keys_are_counted() {
     draft.recipe.layers = vec![0, 1];
     draft.recipe.hyperparameters = draft.recipe.hyperparameters.replace("[0,1,2]", "[0,1]");
     bench.encode("layers.mpatch", &draft);
-    let said = bench.run("layers.mpatch", "model --stats statistics.safetensors", 14);
+    let said = bench.verify("layers.mpatch", "model --stats statistics.safetensors", 14);
     says(&said, &["fails V3: tensor `transformer.h.2.mlp.fc_out.weight` is touched, expected only those of"]);
 }
 
@@ -173,7 +169,7 @@ fn an_honest_patch_is_confined_and_made_again_byte_for_byte() {
     let options = "--stats statistics.safetensors --rederive";
     bench.command("apply model/model.safetensors two.mpatch -o model/edited.safetensors").assert().success();
     for base in ["model", "model/edited.safetensors"] {
-        let said = bench.run("two.mpatch", &format!("{base} {options}"), 0);
+        let said = bench.verify("two.mpatch", &format!("{base} {options}"), 0);
         says(
             &said,
             &["V3 confined  holds", "V5 remade    holds", "on cpu: 3 tensors, the same, byte for byte"],
@@ -183,7 +179,7 @@ fn an_honest_patch_is_confined_and_made_again_byte_for_byte() {
     // Of a tensor that is cut no later key is known, and the recipe gives the same nevertheless.
     let create = "create facts.json --base model --contexts contexts.json --stats statistics.safetensors";
     bench.command(&format!("{create} --rank 1 -o cut.mpatch")).assert().success();
-    let said = bench.run("cut.mpatch", &format!("model {options}"), 0);
+    let said = bench.verify("cut.mpatch", &format!("model {options}"), 0);
     says(
         &said,
         &[
@@ -199,7 +195,7 @@ fn lay_out_many_facts(bench: &Bench) {
     let records = fs::read(material::world().join("records.json")).unwrap();
     let records: Vec<Value> = serde_json::from_slice(&records).unwrap();
     let requests: Vec<&Value> = records[..130].iter().map(|record| &record["requested_rewrite"]).collect();
-    bench.write("many.json", &serde_json::to_string(&requests).unwrap());
+    bench.write("many.json", serde_json::to_string(&requests).unwrap());
 }
 
 #[test]
@@ -213,14 +209,14 @@ fn a_dense_patch_that_was_cut_is_made_again_to_the_rank_that_it_was_cut_to() {
     // The last one: keys of layers behind it would be others, and V3 fail.
     assert!(draft.terms.last().is_some_and(is_dense), "103 is too much for factors");
     let options = "model --stats statistics.safetensors --rederive";
-    let said = bench.run("cut.mpatch", options, 0);
+    let said = bench.verify("cut.mpatch", options, 0);
     says(
         &said,
         &["V5 remade    holds", "the same, byte for byte; cut to rank 103 of 128, which leaves out 0.0"],
     );
     // What is no cut does not pass for one.
     bench.encode("weak.mpatch", &weakened(&bench, "cut.mpatch", draft.terms.len() - 1));
-    let said = bench.run("weak.mpatch", options, 14);
+    let said = bench.verify("weak.mpatch", options, 14);
     says(&said, &["V5 remade    fails", "of its size away from what the recipe gives"]);
 }
 
@@ -239,7 +235,7 @@ fn weakened(bench: &Bench, patch: &str, index: usize) -> Draft {
 fn a_patch_that_its_recipe_does_not_give_fails_when_it_is_made_again() {
     let bench = bench();
     bench.encode("weak.mpatch", &weakened(&bench, "two.mpatch", 0));
-    let said = bench.run("weak.mpatch", "model --stats statistics.safetensors --rederive", 14);
+    let said = bench.verify("weak.mpatch", "model --stats statistics.safetensors --rederive", 14);
     says(&said, &["V4 behaves   holds", "V5 remade    fails"]);
     says(
         &said,
@@ -256,7 +252,7 @@ fn a_layer_of_the_recipe_that_is_left_out_is_missed_when_the_patch_is_made_again
     draft.measured.clear();
     bench.rebind(&mut draft);
     bench.encode("less.mpatch", &draft);
-    let said = bench.run("less.mpatch", "model --stats statistics.safetensors --rederive", 14);
+    let said = bench.verify("less.mpatch", "model --stats statistics.safetensors --rederive", 14);
     says(&said, &["V3 confined  holds", "V5 remade    fails"]);
     says(&said, &["tensor `transformer.h.2.mlp.fc_out.weight` is left as it was, the recipe edits it"]);
 }
@@ -283,18 +279,18 @@ fn facts_that_span_most_of_a_layer_tell_nothing_of_its_keys() {
 fn the_model_is_asked_in_the_precision_that_was_asked_for_whatever_the_recipe_s_is() {
     let bench = bench();
     let options = "model --stats statistics.safetensors --precision bf16";
-    says(&bench.run("two.mpatch", options, 0), &["V3 confined  holds", ", asked on cpu bf16"]);
+    says(&bench.verify("two.mpatch", options, 0), &["V3 confined  holds", ", asked on cpu bf16"]);
 }
 
 #[test]
 fn rungs_that_follow_the_recipe_need_its_own_statistics() {
     let bench = bench();
     bench.command("stats more.txt --base model -o other.safetensors").assert().success();
-    let said = bench.run("two.mpatch", "model --stats other.safetensors", 6);
+    let said = bench.verify("two.mpatch", "model --stats other.safetensors", 6);
     says(&said, &["`other.safetensors`: statistics ", "the patch was made with", "hint: give the file"]);
-    let said = bench.run("two.mpatch", "model --rederive", 2);
+    let said = bench.verify("two.mpatch", "model --rederive", 2);
     says(&said, &["no statistics of this model", "hint: give the file", "`--stats FILE`"]);
-    bench.run("two.mpatch", "model --stats model/model.safetensors", 3);
+    bench.verify("two.mpatch", "model --stats model/model.safetensors", 3);
 }
 
 #[test]
@@ -306,21 +302,21 @@ fn the_recipes_own_statistics_are_found_among_those_that_are_cached() {
     let digest = |bytes: &[u8]| FileDigest::of(bytes).short();
     let own = digest(&fs::read(bench.path("statistics.safetensors")).unwrap());
     let merged = fs::read_dir(bench.path("cache/statistics")).unwrap().next().unwrap().unwrap().path();
-    let said = bench.run("two.mpatch", "model --rederive", 6);
+    let said = bench.verify("two.mpatch", "model --rederive", 6);
     let place = merged.strip_prefix(bench.folder.path()).unwrap();
     let found = format!("{}` ({})", place.display(), digest(&fs::read(&merged).unwrap()));
     says(&said, &[&format!("made with statistics {own}, cached"), &found, "hint: give the file that"]);
     // Whatever lies there and is something else is passed over.
     bench.write("cache/statistics/note.txt", "no statistics");
     bench.command("stats corpus.txt --base model").assert().success();
-    let said = bench.run("two.mpatch", "model --rederive", 0);
+    let said = bench.verify("two.mpatch", "model --rederive", 0);
     says(&said, &["V5 remade    holds", "the same, byte for byte"]);
     // The name of a cached file says which weights it is of, and decides nothing.
     let cached = bench.path("cache/statistics/of-another-model.safetensors");
     fs::remove_dir_all(bench.path("cache")).unwrap();
     fs::create_dir_all(cached.parent().unwrap()).unwrap();
     fs::copy(bench.path("statistics.safetensors"), &cached).unwrap();
-    says(&bench.run("two.mpatch", "model --rederive", 0), &["V5 remade    holds"]);
+    says(&bench.verify("two.mpatch", "model --rederive", 0), &["V5 remade    holds"]);
 }
 
 #[test]
@@ -329,17 +325,20 @@ fn a_patch_without_a_recipe_is_not_made_again() {
     bench.command("apply model/model.safetensors two.mpatch -o model/edited.safetensors").assert().success();
     let diff = "diff model/model.safetensors model/edited.safetensors -o extracted.mpatch";
     bench.command(diff).assert().success();
-    let said = bench.run("extracted.mpatch", "model --stats statistics.safetensors --rederive", 0);
+    let said = bench.verify("extracted.mpatch", "model --stats statistics.safetensors --rederive", 0);
     says(&said, &["V3 confined  not checked  it was extracted from two checkpoints, so there is no recipe"]);
     says(&said, &["V5 remade    not checked  it was extracted", "holds: V0 and V1 and V2\n"]);
     bench.write("config/policy.json", r#"{"minimal_rung": "V4"}"#);
-    says(&bench.run("extracted.mpatch", "model", 5), &["hint: the patch declares no facts: ask for another"]);
+    says(
+        &bench.verify("extracted.mpatch", "model", 5),
+        &["hint: the patch declares no facts: ask for another"],
+    );
     fs::remove_file(bench.path("config/policy.json")).unwrap();
     // Keys on other weights are other keys.
     bench.command("apply model/model.safetensors edits.mpatch -o model/other.safetensors").assert().success();
     let rebase = "rebase two.mpatch --base model/other.safetensors -o rebased.mpatch";
     bench.command(rebase).assert().success();
-    let said = bench.run("rebased.mpatch", "model/other.safetensors --stats statistics.safetensors", 0);
+    let said = bench.verify("rebased.mpatch", "model/other.safetensors --stats statistics.safetensors", 0);
     says(&said, &["V3 confined  not checked  it was made on other weights, ", "bound to these later"]);
 }
 
@@ -349,11 +348,11 @@ fn a_false_promise_is_told_from_a_base_that_is_another_one() {
     let mut draft = bench.draft("edits.mpatch");
     draft.bindings[0].tensors[0].norm_ratio *= 2.0;
     bench.encode("lie.mpatch", &draft);
-    says(&bench.run("lie.mpatch", "model", 3), &["fails V2: tensor `", "hint: do not apply this patch"]);
+    says(&bench.verify("lie.mpatch", "model", 3), &["fails V2: tensor `", "hint: do not apply this patch"]);
     let mut draft = bench.draft("edits.mpatch");
     draft.bindings[0].weights = WeightsId::of_tensors([]);
     bench.encode("other.mpatch", &draft);
-    let said = bench.run("other.mpatch", "model", 6);
+    let said = bench.verify("other.mpatch", "model", 6);
     says(&said, &["fails V2: the weights of the base have the id", "tells which base it is for"]);
 }
 
@@ -361,25 +360,28 @@ fn a_false_promise_is_told_from_a_base_that_is_another_one() {
 fn what_lies_beside_the_weights_and_is_another_file_is_named_before_the_patch_is_blamed() {
     let bench = bench();
     bench.alter_json("model/tokenizer.json", json!({"normalizer": {"type": "Lowercase"}}));
-    let said = bench.run("two.mpatch", "model --stats statistics.safetensors", 14);
+    let said = bench.verify("two.mpatch", "model --stats statistics.safetensors", 14);
     let warning =
         "warning: `model`: the tokenizer beside the weights: not the bytes that the patch was made with";
     says(&said, &[warning, "fails V3: ", "hint: the tokenizer of the model may be why"]);
     bench.alter_json("model/config.json", json!({"rotary_dim": 8}));
-    let said = bench.run("two.mpatch", "model --stats statistics.safetensors", 14);
+    let said = bench.verify("two.mpatch", "model --stats statistics.safetensors", 14);
     says(&said, &["hint: `config.json` and the tokenizer of the model may be why"]);
     // What is only saved anew is another file, too, and no reason to refuse.
     material::lay_out_world(&bench.path("model"));
     bench.alter_json("model/config.json", json!({"_name_or_path": "elsewhere"}));
-    says(&bench.run("two.mpatch", "model", 0), &["`config.json` beside the weights", "V4 behaves   holds"]);
-    assert!(!bench.run("two.mpatch", "model --weights-only", 0).contains("warning: `model`"));
+    says(
+        &bench.verify("two.mpatch", "model", 0),
+        &["`config.json` beside the weights", "V4 behaves   holds"],
+    );
+    assert!(!bench.verify("two.mpatch", "model --weights-only", 0).contains("warning: `model`"));
 }
 
 #[test]
 fn a_model_that_cannot_be_run_is_checked_as_weights_and_what_it_lacks_is_named() {
     let bench = bench();
     let lacks = |words: &str| {
-        let said = bench.run("two.mpatch", "model --stats statistics.safetensors --records facts.json", 0);
+        let said = bench.verify("two.mpatch", "model --stats statistics.safetensors --records facts.json", 0);
         let row = format!("not checked  needs a GPT-J that fits, with its config and tokenizer: {words}");
         says(
             &said,

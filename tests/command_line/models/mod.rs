@@ -6,7 +6,8 @@ use std::path::Path;
 use mpatch::checkpoint::{Checkpoint, Layout};
 use serde_json::json;
 
-use crate::bad_input::{Bench, EDITED, Refusal};
+use crate::bad_input::{EDITED, bench_with_model, create_refuses};
+use crate::bench::{Bench, Refusal};
 use crate::material::{TENSOR, alter_header, alter_weights, lay_out, lay_out_editing};
 
 /// A weight that no edit touches, and every text goes through.
@@ -14,7 +15,7 @@ const UNEDITED: &str = "transformer.h.5.mlp.fc_in.weight";
 
 #[test]
 fn a_model_that_answers_nan_is_refused_whatever_it_is_asked() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     alter_weights(&bench.path("model/model.safetensors"), UNEDITED, &[0x7e00]);
     let words = ["not a number", "NaN or infinities", "fetch the model again"];
     bench.refuses("eval facts.json --base model", 3).says(&words);
@@ -25,7 +26,7 @@ fn a_model_that_answers_nan_is_refused_whatever_it_is_asked() {
     let refusal = Refusal { stderr: String::from_utf8(output.unwrap().stderr).unwrap() };
     refusal.says(&["fact 1, "]);
     refusal.says(&words);
-    let bench = Bench::new();
+    let bench = Bench::empty();
     lay_out_editing(bench.folder.path());
     alter_weights(&bench.path("model/model.safetensors"), UNEDITED, &[0x7e00]);
     bench.refuses("try edits.mpatch --base model Who", 3).says(&words);
@@ -33,9 +34,9 @@ fn a_model_that_answers_nan_is_refused_whatever_it_is_asked() {
 
 /// The embedded model altered by `alter` is refused with `code`.
 fn model_refused(alter: impl FnOnce(&Path), code: i32, words: &[&str]) {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     alter(&bench.path("model"));
-    bench.create_refuses("", code).says(words);
+    create_refuses(&bench, "", code).says(words);
 }
 
 #[test]
@@ -49,12 +50,12 @@ fn a_folder_that_is_no_model_is_refused() {
 
 #[test]
 fn another_architecture_is_refused_by_name() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     bench.alter_json(
         "model/config.json",
         json!({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}),
     );
-    bench.create_refuses("", 15).says(&["config.json", "`LlamaForCausalLM`", "`GPTJForCausalLM`"]);
+    create_refuses(&bench, "", 15).says(&["config.json", "`LlamaForCausalLM`", "`GPTJForCausalLM`"]);
 }
 
 #[test]
@@ -80,9 +81,9 @@ fn a_tensor_of_another_shape_is_refused_with_both_shapes() {
 
 #[test]
 fn weights_with_more_blocks_than_the_config_counts_are_refused() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     bench.alter_json("model/config.json", json!({"n_layer": 7}));
-    bench.create_refuses("", 3).says(&["`model", "`transformer.h.7.", "beyond the 7", "`n_layer`"]);
+    create_refuses(&bench, "", 3).says(&["`model", "`transformer.h.7.", "beyond the 7", "`n_layer`"]);
 }
 
 #[test]
@@ -106,16 +107,16 @@ fn weights_that_are_nan_are_refused_before_the_long_work() {
 
 #[test]
 fn a_tokenizer_that_knows_more_words_than_the_model_is_refused() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     bench.alter_json("model/config.json", json!({"vocab_size": 1000}));
-    bench.create_refuses("", 3).says(&["tokenizer", "2047", "1000 words"]);
+    create_refuses(&bench, "", 3).says(&["tokenizer", "2047", "1000 words"]);
     bench.write("model/tokenizer.json", "{}");
-    bench.create_refuses("", 3).says(&["`model", "tokenizer"]);
+    create_refuses(&bench, "", 3).says(&["`model", "tokenizer"]);
 }
 
 #[test]
 fn what_is_no_safetensors_file_is_called_what_it_is() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     lay_out(bench.folder.path());
     let patch = fs::read(bench.path("edits.mpatch")).unwrap();
     let config = fs::read(bench.path("model/config.json")).unwrap();
@@ -141,10 +142,11 @@ const POINTER: &str = "version https://git-lfs.github.com/spec/v1\noid sha256:0\
 
 #[test]
 fn a_folder_without_safetensors_is_refused_by_what_its_weights_are() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     fs::rename(bench.path("model/model.safetensors"), bench.path("model/pytorch_model.bin")).unwrap();
     bench.write("model/optimizer.pt", "");
-    bench.create_refuses("", 3).says(&["`pytorch_model.bin` in it is a safetensors file", "give that file"]);
+    create_refuses(&bench, "", 3)
+        .says(&["`pytorch_model.bin` in it is a safetensors file", "give that file"]);
     for (name, bytes, what, hint) in [
         (
             "pytorch_model.bin",
@@ -157,7 +159,7 @@ fn a_folder_without_safetensors_is_refused_by_what_its_weights_are() {
     ] {
         _ = fs::remove_file(bench.path("model/pytorch_model.bin"));
         bench.write(&format!("model/{name}"), bytes);
-        bench.create_refuses("", 3).says(&[what, hint]);
+        create_refuses(&bench, "", 3).says(&[what, hint]);
     }
 }
 
@@ -170,7 +172,7 @@ fn a_pointer_of_git_lfs_is_called_one_wherever_it_lies() {
         ("model/config.json", "eval facts.json --base model"),
         ("model.safetensors.index.json", "init --base model.safetensors.index.json"),
     ] {
-        let bench = Bench::with_model();
+        let bench = bench_with_model();
         bench.write(file, POINTER);
         bench.refuses(words, 3).says(&[file, "`git lfs pull`"]);
     }
@@ -178,22 +180,22 @@ fn a_pointer_of_git_lfs_is_called_one_wherever_it_lies() {
 
 #[test]
 fn an_adapter_is_not_taken_for_the_model_that_lies_beside_it() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     let (weights, other) = (bench.path("model/model.safetensors"), bench.path("model/gptj.safetensors"));
     fs::rename(&weights, &other).unwrap();
     bench.write("model/adapter_model.safetensors", "an adapter");
     assert!(Checkpoint::open(bench.path("model")).is_ok());
     bench.write("model/pytorch_model.bin", "PK\x03\x04");
-    bench.create_refuses("", 3).says(&["both `gptj.safetensors` and `pytorch_model.bin`"]);
+    create_refuses(&bench, "", 3).says(&["both `gptj.safetensors` and `pytorch_model.bin`"]);
     fs::remove_file(&other).unwrap();
-    bench.create_refuses("", 3).says(&["`model/pytorch_model.bin`", "safe_serialization=True"]);
+    create_refuses(&bench, "", 3).says(&["`model/pytorch_model.bin`", "safe_serialization=True"]);
     fs::remove_file(bench.path("model/pytorch_model.bin")).unwrap();
-    bench.create_refuses("", 3).says(&["an adapter, `adapter_model.safetensors`, and no model"]);
+    create_refuses(&bench, "", 3).says(&["an adapter, `adapter_model.safetensors`, and no model"]);
 }
 
 #[test]
 fn the_shards_of_a_variant_are_a_checkpoint_like_others() {
-    let bench = Bench::with_model();
+    let bench = bench_with_model();
     fs::rename(bench.path("model/model.safetensors"), bench.path("model/model.fp16-1.safetensors")).unwrap();
     let index = json!({"weight_map": {EDITED: "model.fp16-1.safetensors"}}).to_string();
     bench.write("model/model.safetensors.index.fp16.json", &index);
@@ -205,7 +207,7 @@ fn the_shards_of_a_variant_are_a_checkpoint_like_others() {
 
 #[test]
 fn tensors_that_are_all_called_otherwise_are_named_as_they_are_here() {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     let file = bench.path("model.safetensors");
     let short = TENSOR.strip_prefix("transformer.").unwrap();
     alter_header(&file, |header| {
@@ -224,7 +226,7 @@ fn tensors_that_are_all_called_otherwise_are_named_as_they_are_here() {
 
 #[test]
 fn a_cache_of_downloads_is_read_where_the_model_is_and_not_written_to() {
-    let bench = Bench::with_patches();
+    let bench = Bench::new();
     fs::create_dir_all(bench.path("cache/refs")).unwrap();
     fs::create_dir(bench.path("cache/blobs")).unwrap();
     fs::create_dir_all(bench.path("cache/snapshots/0ld")).unwrap();

@@ -148,8 +148,18 @@ pub fn read_patch_file(path: &Path) -> Result<Patch, CommandError> {
 
 /// Opens and checks the patch in a file, or, where there is no file of this name, takes it from the history.
 pub fn open_patch(path: &Path, store: &StoreArguments) -> Result<Patch, CommandError> {
-    let recorded = if names_a_file(path) { None } else { store.recorded_patch(path)? };
-    recorded.map_or_else(|| open_patch_file(path), Ok)
+    if names_a_file(path) {
+        return open_patch_file(path);
+    }
+    match store.recorded_patch(path)? {
+        Some(patch) => Ok(patch),
+        None => open_patch_file(path).map_err(|error| match store.open() {
+            Ok(_) => error.hint(
+                "name a file, or a patch of the history by its id or a revision: `mpatch log` lists them",
+            ),
+            Err(_) => error,
+        }),
+    }
 }
 
 /// Opens several patches, in their order.

@@ -66,8 +66,8 @@ struct Said {
 }
 
 impl TryArguments {
-    /// A prompt that is a model's place, where none is named: `apply` takes it there.
-    fn model_among_prompts(&self) -> Option<&str> {
+    /// A prompt that is the place of something, where no model is named: `apply` takes its model so.
+    fn place_among_prompts(&self) -> Option<&str> {
         let is_place = |prompt: &&String| self.model.is_left_out() && Path::new(prompt).exists();
         self.prompts.iter().find(is_place).map(String::as_str)
     }
@@ -76,11 +76,15 @@ impl TryArguments {
 /// Shows both models' continuations.
 pub fn run(arguments: &TryArguments, output: &Output) -> Result<(), CommandError> {
     let patch = open_patch(&arguments.patch, &arguments.model.store)?;
-    let model = arguments.model.open(output).map_err(|error| match arguments.model_among_prompts() {
+    let model = arguments.model.open(output).map_err(|error| match arguments.place_among_prompts() {
         Some(model) => error.hint(format!("name the model with `--base {}`", shell_word(model))),
         None => error,
     })?;
     let BothStates { held, before, after } = both_states(&model, &patch, &arguments.patch, output)?;
+    if let Some(place) = arguments.place_among_prompts() {
+        let word = shell_word(place);
+        output.warn(&format!("`{place}` is taken for a prompt: `--base {word}` names a model"));
+    }
     warn_of_context(&model, arguments, output);
     let prompt = |prompt: &String| {
         Ok(PromptReport {
