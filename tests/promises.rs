@@ -83,8 +83,8 @@ fn every_threat_names_tests_that_there_are() {
 }
 
 /// How tests ask for an exit code, which is the first number after these words: `refuses("...", 11)`,
-/// `facts_refused(..., 3, ...)`, `status.code(), Some(2)`, `.code(6)`, `run("...", 8)`, `verify(..., 14)`, `bad("...", 5)`, and
-/// of the table itself `kind.code(), 70`.
+/// `facts_refused(..., 3, ...)`, `status.code(), Some(2)`, `.code(6)`, `run("...", 8)`, `verify(..., 14)`,
+/// `bad("...", 5)`, and of the table itself `kind.code(), 70`.
 const QUESTIONS: [&str; 7] = ["refuses(", "_refused(", ".code(), ", ".code(", ".run(", ".verify(", ".bad("];
 /// A table of signals, each with its code.
 const SIGNALS: &str = "for (signal, code) in ";

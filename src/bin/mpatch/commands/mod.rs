@@ -121,7 +121,8 @@ pub fn names_a_file(path: &Path) -> bool {
     is_stdin(path) || path.symlink_metadata().is_ok()
 }
 
-/// Opens and checks the patch in a file, whose sections stay there until they are wanted: a patch of many facts is large.
+/// Opens and checks the patch in a file, whose sections stay there until they are wanted: a patch of many facts is
+/// large.
 ///
 /// Standard input is kept in a file without a name.
 pub fn open_patch_file(path: &Path) -> Result<Patch, CommandError> {
