@@ -51,7 +51,7 @@ const WORDS: [(&str, &str, &[&str]); 18] = [
     ("mpatch.bisect/1", "found.is", &["patch", "before", "never"]),
     ("mpatch.change/1", "plan.direction", STEPS),
     ("mpatch.doctor/1", "checks[].outcome", &["holds", "beware", "fails"]),
-    ("mpatch.error/1", "state", &["unchanged", "applied", "recovery pending"]),
+    ("mpatch.error/1", "state", &["unchanged", "applied", "partly applied", "recovery pending"]),
     ("mpatch.merge/1", "outcome", &["already_there", "fast_forward", "merged"]),
     ("mpatch.names/1", "kind", &["branch", "tag"]),
     ("mpatch.operations/1", "operations[].kind", &["do", "undo", "redo", "outside"]),
