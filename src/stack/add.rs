@@ -14,7 +14,7 @@ use crate::factors::Term;
 #[cfg(feature = "edit")]
 use crate::factors::{FactorError, Integers, KeySpace, recompress};
 use crate::operation::Progress;
-use crate::patch::manifest::{About, Manifest, Recipe};
+use crate::patch::manifest::{About, Manifest, Recipe, Update};
 use crate::patch::{Draft, Patch};
 
 /// The method that the recipe of a stacked patch names.
@@ -104,6 +104,20 @@ struct Terms {
 }
 
 impl Plan {
+    /// Refuses two patches with one update. Where facts are solved again it does no harm.
+    fn check_shared(&self, patches: &[Named<'_>]) -> Result<(), StackError> {
+        let mut updates: BTreeMap<Update, (PatchId, &str)> = BTreeMap::new();
+        for Named { name, patch } in self.added().filter_map(|planned| patches.get(planned.given)) {
+            for update in patch.manifest().updates() {
+                let (id, first) = *updates.entry(update).or_insert((patch.id(), name));
+                if id != patch.id() {
+                    return Err(StackError::Shared { first: first.to_owned(), second: (*name).to_owned() });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Adds the updates and binds the sum to `base`, which is in the state that was planned for.
     ///
     /// `patches` are those of [`super::plan`], in the same order. `progress` is told bytes, the sizes of the touched
@@ -112,6 +126,7 @@ impl Plan {
     /// # Errors
     /// [`StackError::OtherPatches`] for others than planned;
     /// [`StackError::PartlyLost`] and [`StackError::Correction`] unless the options allow them,
+    /// [`StackError::Shared`] where one update would be added twice,
     /// [`StackError::NothingLeft`] where no patch is left; [`StackError::Patch`] and [`StackError::Factors`] where
     /// terms cannot be decoded or added, [`StackError::Bind`] where their sum does not fit the base,
     /// [`StackError::Checkpoint`] where that cannot be read.
@@ -129,6 +144,7 @@ impl Plan {
             return Err(StackError::OtherPatches);
         }
         self.check_lost(options)?;
+        self.check_shared(patches)?;
         let mut terms = self.terms(patches, options)?;
         let overlaps = if options.overlaps { self.overlaps(&terms)? } else { Vec::new() };
         let squashed = terms.squash(options.squash)?;

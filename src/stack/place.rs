@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Named, PlannedPatch, Reached, StackError};
 use crate::checkpoint::Checkpoint;
 use crate::digest::{PatchId, TensorDigest, WeightsId};
-use crate::patch::manifest::{Binding, TensorBinding, Update};
+use crate::patch::manifest::{Binding, TensorBinding};
 
 /// Refuses what is wrong whatever the base: nothing, a patch twice, one inside another.
 pub(super) fn check_given(patches: &[Named<'_>]) -> Result<(), StackError> {
@@ -22,15 +22,6 @@ pub(super) fn check_given(patches: &[Named<'_>]) -> Result<(), StackError> {
     for Named { name, patch } in patches {
         if let Some(held) = patch.manifest().supersedes.iter().find_map(|id| names.get(id)) {
             return Err(StackError::Held { name: (*name).to_owned(), held: (*held).to_owned() });
-        }
-    }
-    let mut updates: BTreeMap<Update, (PatchId, &str)> = BTreeMap::new();
-    for Named { name, patch } in patches {
-        for update in patch.manifest().updates() {
-            let (id, first) = *updates.entry(update).or_insert((patch.id(), name));
-            if id != patch.id() {
-                return Err(StackError::Shared { first: first.to_owned(), second: (*name).to_owned() });
-            }
         }
     }
     Ok(())
