@@ -91,8 +91,9 @@ pub struct RebaseOptions {
 /// `progress` is told bytes: all weights once, and the touched tensors once more.
 ///
 /// # Errors
-/// [`RebaseError::Fits`] and [`RebaseError::Applied`] where there is nothing to do; [`RebaseError::PartlyApplied`] where
-/// some of it is done; [`RebaseError::BindingsDiffer`] and [`RebaseError::Correction`] where the patch does not say what to add; [`RebaseError::Bind`] where its terms do not
+/// [`RebaseError::Fits`] and [`RebaseError::Applied`] where there is nothing to do;
+/// [`RebaseError::PartlyApplied`] where some of it is done; [`RebaseError::BindingsDiffer`] and
+/// [`RebaseError::Correction`] where the patch does not say what to add; [`RebaseError::Bind`] where its terms do not
 /// fit the weights; [`RebaseError::Checkpoint`] and [`RebaseError::Patch`] where they cannot be read.
 pub fn rebase(
     checkpoint: &Checkpoint,

@@ -28,9 +28,13 @@ fn commands_that_take_a_patch_or_a_model_take_them_out_of_the_history_that_is_na
     let said = place.good("apply model.safetensors main -o one.safetensors --store know");
     let next = said.trim_end().rsplit_once("\nnext: mpatch ").unwrap().1;
     assert!(next.ends_with(" --base one.safetensors --store know"), "{said}");
-    // What was written is the history's model from now on.
+    // What is checked out is the history's model from now on.
+    place.good("checkout HEAD --onto model.safetensors -o known.safetensors --store know");
     let status: serde_json::Value = serde_json::from_str(&place.good("status --json --store know")).unwrap();
-    assert_eq!((&status["checkpoint"], &status["state"]["is"]), (&"one.safetensors".into(), &"head".into()));
+    assert_eq!(
+        (&status["checkpoint"], &status["state"]["is"]),
+        (&"known.safetensors".into(), &"head".into())
+    );
     for words in [
         next,
         "verify main --digests-only --store know",

@@ -253,7 +253,7 @@ pub fn lay_out(folder: &Path) {
     fs::write(folder.join("gptj/generation_config.json"), "{}\n").unwrap();
     fs::write(folder.join("other.safetensors"), safetensors(2.0)).unwrap();
     let model = folder.join("model.safetensors");
-    let unsigned = unsigned_patch(&model, None, "Two players");
+    let unsigned = unsigned_patch(&model, None, TITLE);
     fs::write(folder.join("unsigned.mpatch"), &unsigned).unwrap();
     let patch = signed_with(unsigned, &key());
     fs::write(folder.join("edits.mpatch"), &patch).unwrap();
@@ -302,10 +302,12 @@ pub fn lay_out_shards(folder: &Path) {
     fs::write(folder.join("shards.mpatch"), signed_with(encode(&draft).unwrap(), &key())).unwrap();
 }
 
-/// The patch of [`lay_out`], as a member of `line` and with this title, without a signature.
+/// The patch of [`lay_out`], as a member of `line` and with this title, without a signature. With titles of other
+/// lengths it is another update, for one that is in the weights is not added once more.
 pub fn unsigned_patch(model: &Path, line: Option<Line>, title: &str) -> Vec<u8> {
     let about = About { title: Some(title.to_owned()), ..About::default() };
-    encode(&Draft { line, about, ..draft(model) }).unwrap()
+    let row_scale = ROW_SCALE * title.len() as f32 / TITLE.len() as f32;
+    encode(&Draft { line, about, ..draft(model, row_scale) }).unwrap()
 }
 
 /// What [`lay_out`] has, with keys and patches of others: `stranger.mpatch` is signed by nobody who is trusted,
@@ -332,17 +334,21 @@ fn safetensors(step: f32) -> Vec<u8> {
     file_of([(TENSOR, "F32", [ROWS, COLUMNS], weights.collect::<Vec<u8>>())])
 }
 
-fn term() -> Term {
+fn term(row_scale: f32) -> Term {
     let matrix =
         |what, rows, columns, values: Vec<i16>| IntegerMatrix::new(what, rows, columns, 4, values).unwrap();
     let left = matrix("left", ROWS, 1, vec![1, -2, 3, 7]);
     let right = matrix("right", 1, COLUMNS, vec![-7, 2, 1, 0, 3, 5]);
-    Term::new(Integers::LowRank { left, right }, vec![0.01; ROWS], vec![1.0; COLUMNS]).unwrap()
+    Term::new(Integers::LowRank { left, right }, vec![row_scale; ROWS], vec![1.0; COLUMNS]).unwrap()
 }
 
-fn draft(model: &Path) -> Draft {
+/// The title of the patch of [`lay_out`], and its row scale.
+const TITLE: &str = "Two players";
+const ROW_SCALE: f32 = 0.01;
+
+fn draft(model: &Path, row_scale: f32) -> Draft {
     let checkpoint = Checkpoint::open(model).unwrap();
-    let (terms, weights) = (vec![term()], checkpoint.weights_id().unwrap());
+    let (terms, weights) = (vec![term(row_scale)], checkpoint.weights_id().unwrap());
     let binding = bind(&checkpoint, weights, &[(TENSOR.to_owned(), vec![0])], &terms, &|_| ()).unwrap();
     draft_with(terms, binding)
 }
@@ -382,7 +388,7 @@ fn draft_with(terms: Vec<Term>, binding: BindingDraft) -> Draft {
 
 /// A patch with one fact that adds to two columns.
 fn other_draft(model: &Path, subject: &str, target: &str, column: usize) -> Draft {
-    let mut draft = draft(model);
+    let mut draft = draft(model, ROW_SCALE);
     let mut right = vec![0; 2 * COLUMNS];
     (right[column], right[COLUMNS + column - 1]) = (7, 5);
     let left = IntegerMatrix::new("left", ROWS, 2, 4, vec![1, 2, -3, 0, 5, -7, 2, 2]).unwrap();
