@@ -9,7 +9,7 @@ use super::base::Base;
 use super::beside::Beside;
 use super::error::StoreError;
 use super::message::Message;
-use super::objects::{Snapshot, write_commit};
+use super::objects::{Snapshot, check_length, write_commit};
 use super::operations::{self, Deed, Journal, Operation};
 use super::refs::{CommitId, Head, Kind, View};
 use super::state::{Atlas, State};
@@ -60,6 +60,54 @@ impl Reached {
     fn weights_id(&self) -> WeightsId {
         self.state.weights_id(&self.base)
     }
+
+    /// Goes on by a patch, which must fit the state and add nothing that is in it.
+    fn go_on(&mut self, patch: &Patch) -> Result<(), StoreError> {
+        let (id, manifest) = (patch.id(), patch.manifest());
+        let after = self.state.after(&self.base, &manifest.bindings);
+        self.state = after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?;
+        for update in manifest.updates() {
+            let present = *self.updates.entry(update).or_insert(id);
+            if present != id {
+                return Err(StoreError::Present { patch: id, present });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Store {
+    /// Refuses a patch that [`Change::add`] would refuse where the head is at `commit`: told before the work that is
+    /// to be recorded.
+    ///
+    /// # Errors
+    /// [`StoreError::Recorded`], [`StoreError::Misfit`], [`StoreError::Present`], [`StoreError::Limit`], or what is
+    /// wrong with the commit.
+    pub fn check_addition(&self, commit: CommitId, patch: &Patch) -> Result<(), StoreError> {
+        let snapshot = self.snapshot(commit)?;
+        if snapshot.series.contains(&patch.id()) {
+            return Err(StoreError::Recorded { patch: patch.id() });
+        }
+        check_length(snapshot.series.len() + 1)?;
+        self.reached(&snapshot)?.go_on(patch)
+    }
+
+    /// The base, and where the series of `snapshot` leads from it.
+    fn reached(&self, snapshot: &Snapshot) -> Result<Reached, StoreError> {
+        let series: BTreeSet<&PatchId> = snapshot.series.iter().collect();
+        let mut updates = BTreeMap::new();
+        let mut bindings = BTreeMap::new();
+        for (id, stored) in &snapshot.patches {
+            let manifest = self.objects().read_manifest(*id, *stored)?;
+            if series.contains(id) {
+                updates.extend(manifest.updates().map(|update| (update, *id)));
+            }
+            bindings.insert(*id, manifest.bindings);
+        }
+        let atlas = Atlas::new(self.base()?, [snapshot.series.as_slice()], &bindings)?;
+        let state = atlas.state_after(&snapshot.series).cloned().unwrap_or_default();
+        Ok(Reached { base: atlas.base().clone(), state, updates })
+    }
 }
 
 impl Change<'_> {
@@ -83,7 +131,7 @@ impl Change<'_> {
     /// Adds `patch` after the patches of the head's state.
     ///
     /// # Errors
-    /// [`StoreError::Recorded`], [`StoreError::Misfit`], or what goes wrong with writing.
+    /// [`StoreError::Recorded`], [`StoreError::Misfit`], [`StoreError::Present`], or what goes wrong with writing.
     pub fn add(&mut self, patch: &Patch, mut message: Message) -> Result<CommitId, StoreError> {
         let id = patch.id();
         let (head, mut snapshot) = self.head()?;
@@ -92,7 +140,7 @@ impl Change<'_> {
         }
         let mut reached = match self.added.take() {
             Some((commit, reached)) if commit == head => reached,
-            _ => self.reached(&snapshot)?,
+            _ => self.store.reached(&snapshot)?,
         };
         self.put_on_top(&mut snapshot, &mut reached, patch)?;
         message.patches = vec![id];
@@ -112,7 +160,7 @@ impl Change<'_> {
             return Err(StoreError::NothingTo { verb: "take back" });
         };
         message.reverted = vec![last];
-        let reached = self.reached(&snapshot)?;
+        let reached = self.store.reached(&snapshot)?;
         snapshot.patches.remove(&last);
         let text = message.text(reached.weights_id());
         self.commit_snapshot(&snapshot, head, &text, &[head.0])
@@ -134,7 +182,7 @@ impl Change<'_> {
         let (head, mut snapshot) = self.head()?;
         snapshot.patches.extend(self.store.snapshot(theirs)?.patches);
         snapshot.series = series.to_vec();
-        let mut reached = self.reached(&snapshot)?;
+        let mut reached = self.store.reached(&snapshot)?;
         if let Some(stacked) = stacked {
             self.put_on_top(&mut snapshot, &mut reached, stacked)?;
             message.patches = vec![stacked.id()];
@@ -151,23 +199,6 @@ impl Change<'_> {
         self.move_head(to);
     }
 
-    /// The base, and where the series of `snapshot` leads from it.
-    fn reached(&self, snapshot: &Snapshot) -> Result<Reached, StoreError> {
-        let series: BTreeSet<&PatchId> = snapshot.series.iter().collect();
-        let mut updates = BTreeMap::new();
-        let mut bindings = BTreeMap::new();
-        for (id, stored) in &snapshot.patches {
-            let manifest = self.store.objects().read_manifest(*id, *stored)?;
-            if series.contains(id) {
-                updates.extend(manifest.updates().map(|update| (update, *id)));
-            }
-            bindings.insert(*id, manifest.bindings);
-        }
-        let atlas = Atlas::new(self.store.base()?, [snapshot.series.as_slice()], &bindings)?;
-        let state = atlas.state_after(&snapshot.series).cloned().unwrap_or_default();
-        Ok(Reached { base: atlas.base().clone(), state, updates })
-    }
-
     /// Writes a patch, and puts it at the end of a series.
     fn put_on_top(
         &self,
@@ -175,17 +206,9 @@ impl Change<'_> {
         reached: &mut Reached,
         patch: &Patch,
     ) -> Result<(), StoreError> {
-        let (id, manifest) = (patch.id(), patch.manifest());
-        let after = reached.state.after(&reached.base, &manifest.bindings);
-        reached.state = after.map_err(|misfit| StoreError::Misfit { patch: id, misfit })?;
-        for update in manifest.updates() {
-            let present = *reached.updates.entry(update).or_insert(id);
-            if present != id {
-                return Err(StoreError::Present { patch: id, present });
-            }
-        }
-        snapshot.patches.insert(id, self.store.objects().write_patch(patch)?);
-        snapshot.series.push(id);
+        reached.go_on(patch)?;
+        snapshot.patches.insert(patch.id(), self.store.objects().write_patch(patch)?);
+        snapshot.series.push(patch.id());
         Ok(())
     }
 

@@ -376,7 +376,7 @@ fn manifest_path(id: PatchId) -> String {
 }
 
 /// Refuses to write a series that could not be read again.
-fn check_length(patches: usize) -> Result<(), StoreError> {
+pub(super) fn check_length(patches: usize) -> Result<(), StoreError> {
     match patches > SERIES_MAX {
         true => Err(StoreError::Limit {
             what: format!("the series would have {patches} patches"),

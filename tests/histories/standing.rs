@@ -110,3 +110,20 @@ fn a_way_of_several_steps_changes_no_shard_that_its_passing_copy_has_from_the_mo
     place.good("checkout HEAD~4 --onto there -o back");
     assert!(shards("back") == base && shards("there") == shards("step-4"));
 }
+
+#[test]
+fn an_update_that_the_state_has_in_another_patch_is_refused_before_a_weight_is_written() {
+    let place = checked_out();
+    place.patch("model.safetensors", "two.mpatch", 3, "The Space Needle");
+    place.good("stack one.mpatch two.mpatch --base model.safetensors -o both.mpatch");
+    place.good("rebase both.mpatch --base one.safetensors -o on-one.mpatch");
+    let whole = fs::read(place.path("one.safetensors")).unwrap();
+    let operations = place.good("undo --list");
+    for target in ["-o twice.safetensors", "--in-place"] {
+        let errors = place.bad(&format!("apply one.safetensors on-one.mpatch {target}"), 7);
+        assert!(errors.contains("has the update of") && errors.ends_with("state: unchanged\n"), "{errors}");
+    }
+    assert!(fs::read(place.path("one.safetensors")).unwrap() == whole);
+    assert!(!place.path("twice.safetensors").exists());
+    assert_eq!(place.good("undo --list"), operations);
+}

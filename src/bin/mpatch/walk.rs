@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mpatch::checkpoint::{Checkpoint, Layout, PassingFolder, TakenAlong, copy};
-use mpatch::digest::PatchId;
 use mpatch::operation::{Answer, Direction};
 use mpatch::patch::Patch;
 use mpatch::store::{Change, Commit, CommitId, Location, Message, Step, Store, StoreError};
@@ -222,13 +221,13 @@ pub enum Recorded {
 }
 
 impl Record {
-    /// Looks where `checkpoint` stands in the history, if that knows it, and whether it can be written, with `target`
-    /// as the place of the result.
+    /// Looks where `checkpoint` stands in the history, if that knows it, and whether it can be written and takes the
+    /// patch, with `target` as the place of the result.
     pub fn begin(
         store: Store,
         checkpoint: &Checkpoint,
         direction: Direction,
-        patch: PatchId,
+        patch: &Patch,
         target: &Path,
         output: &Output,
     ) -> Result<Option<Self>, CommandError> {
@@ -241,9 +240,11 @@ impl Record {
                     _ if state != atlas.state_after(&head.series) => {
                         Err("these weights are not in the state of HEAD")
                     }
-                    Direction::Apply if head.series.contains(&patch) => Err("HEAD has this patch already"),
+                    Direction::Apply if head.series.contains(&patch.id()) => {
+                        Err("HEAD has this patch already")
+                    }
                     Direction::Apply => Ok(Entry::Patch),
-                    Direction::Revert if head.series.last() == Some(&patch) => Ok(Entry::TakenBack),
+                    Direction::Revert if head.series.last() == Some(&patch.id()) => Ok(Entry::TakenBack),
                     Direction::Revert => Err("this patch is not the last one of HEAD"),
                 }
             }
@@ -258,6 +259,9 @@ impl Record {
                 return Ok(None);
             }
         };
+        if entry == Entry::Patch {
+            store.check_addition(head.id, patch)?;
+        }
         remembered(store.folder(), target)?;
         // Not held during the work, which may take longer than anybody waits.
         drop(change(&store)?);

@@ -138,10 +138,10 @@ impl<'a> Change<'a> {
         if self.arguments.dry_run {
             return output.report(&self.report(plan, None));
         }
-        let patch = self.patch.id();
         let store = self.arguments.store.open_if_any(output)?;
-        let begun =
-            |store| Record::begin(store, &self.checkpoint, plan.direction, patch, self.result(), output);
+        let begun = |store| {
+            Record::begin(store, &self.checkpoint, plan.direction, &self.patch, self.result(), output)
+        };
         let record = store.map(begun).transpose()?.flatten();
         let work = match self.target {
             Target::Copy(_) => Work::Copying,
