@@ -63,25 +63,10 @@ impl Patch {
     /// # Errors
     /// Every [`PatchError`].
     pub fn open(source: Arc<dyn Source>) -> Result<Self, PatchError> {
-        let size_bytes = source.size_bytes();
-        let start = read(source.as_ref(), 0, size_bytes.min(PRELUDE_SIZE_BYTES as u64))?;
-        let prelude = Prelude::parse(&start, size_bytes)?;
-        // The prelude's sizes have been checked against the size of the file, and against their limits.
-        let manifest_end = PRELUDE_SIZE_BYTES as u64 + prelude.manifest_size as u64;
-        let manifest_bytes = read(source.as_ref(), PRELUDE_SIZE_BYTES as u64, prelude.manifest_size as u64)?;
-        let id = PatchId::derive(&manifest_bytes);
-        if DIGESTS_ARE_CHECKED && id != prelude.patch_id {
-            return Err(PatchError::ManifestDigest { expected: prelude.patch_id, found: id });
-        }
-        let manifest = encoding::decode(&manifest_bytes)?;
-        rules::check(&manifest)?;
-        let (section_offsets, sections_end) = section_offsets(&manifest.sections, manifest_end, size_bytes)?;
+        let Head { id, manifest, manifest_bytes, section_offsets, sections_end } =
+            Head::read(source.as_ref())?;
         check_digests(source.as_ref(), &manifest.sections, &section_offsets)?;
-        let block_size = size_bytes - sections_end;
-        // No block of signatures within the limits is larger, so what is cut off here is refused for what it says.
-        let block =
-            read(source.as_ref(), sections_end, block_size.min(SIGNATURE_BLOCK_SIZE_MAX_BYTES as u64 + 1))?;
-        let signatures = signature::parse_block(&block)?;
+        let signatures = signatures_from(source.as_ref(), sections_end)?;
         let kernel = Kernel::best();
         Ok(Self { source, id, manifest, manifest_bytes, section_offsets, sections_end, signatures, kernel })
     }
@@ -348,6 +333,66 @@ impl Patch {
     fn section_reader(&self, index: usize) -> SectionReader<'_> {
         SectionReader::new(self.source.as_ref(), &self.manifest.sections, &self.section_offsets, index)
     }
+}
+
+/// What signatures are judged by, of a patch whose sections nobody has looked at: who signed it can be told of a
+/// thousand large ones at once.
+#[derive(Debug, Clone)]
+pub struct Signed {
+    /// The patch.
+    pub id: PatchId,
+    /// What it says about itself, in the bytes that the signatures are over.
+    pub manifest_bytes: Vec<u8>,
+    /// The signatures, none of them judged.
+    pub signatures: Vec<Signature>,
+}
+
+impl Signed {
+    /// Reads the manifest and the signatures of a patch file, and nothing between them.
+    ///
+    /// # Errors
+    /// As [`Patch::open`], but for what is wrong with a section.
+    pub fn read(source: &dyn Source) -> Result<Self, PatchError> {
+        let Head { id, manifest_bytes, sections_end, .. } = Head::read(source)?;
+        let signatures = signatures_from(source, sections_end)?;
+        Ok(Self { id, manifest_bytes, signatures })
+    }
+}
+
+/// A file up to its sections, and where these lie.
+struct Head {
+    id: PatchId,
+    manifest: Manifest,
+    manifest_bytes: Vec<u8>,
+    section_offsets: Vec<u64>,
+    sections_end: u64,
+}
+
+impl Head {
+    fn read(source: &dyn Source) -> Result<Self, PatchError> {
+        let size_bytes = source.size_bytes();
+        let start = read(source, 0, size_bytes.min(PRELUDE_SIZE_BYTES as u64))?;
+        let prelude = Prelude::parse(&start, size_bytes)?;
+        // The prelude's sizes have been checked against the size of the file, and against their limits.
+        let manifest_end = PRELUDE_SIZE_BYTES as u64 + prelude.manifest_size as u64;
+        let manifest_bytes = read(source, PRELUDE_SIZE_BYTES as u64, prelude.manifest_size as u64)?;
+        let id = PatchId::derive(&manifest_bytes);
+        if DIGESTS_ARE_CHECKED && id != prelude.patch_id {
+            return Err(PatchError::ManifestDigest { expected: prelude.patch_id, found: id });
+        }
+        let manifest = encoding::decode(&manifest_bytes)?;
+        rules::check(&manifest)?;
+        let (section_offsets, sections_end) = section_offsets(&manifest.sections, manifest_end, size_bytes)?;
+        Ok(Self { id, manifest, manifest_bytes, section_offsets, sections_end })
+    }
+}
+
+/// The signatures behind the sections.
+fn signatures_from(source: &dyn Source, sections_end: u64) -> Result<Vec<Signature>, PatchError> {
+    let block_size = source.size_bytes() - sections_end;
+    // No block of signatures within the limits is larger, so what is cut off here is refused for what it says.
+    let block = read(source, sections_end, block_size.min(SIGNATURE_BLOCK_SIZE_MAX_BYTES as u64 + 1))?;
+    signature::parse_block(&block)
 }
 
 fn place_of(binding: usize, tensor: usize) -> String {

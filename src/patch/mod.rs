@@ -23,7 +23,7 @@ mod rules;
 mod section;
 mod signature;
 
-pub use decode::Patch;
+pub use decode::{Patch, Signed};
 pub use draft::{BindingDraft, Draft, TensorDraft};
 pub use encode::encode;
 pub use error::PatchError;

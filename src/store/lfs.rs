@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::StoreError;
 use super::folder::files_below;
+use crate::checkpoint::FileSource;
 use crate::patch::layout::MAGIC;
 
 /// Patches above this size are kept by LFS: libgit2 holds a blob twice in memory, and hosts refuse large ones.
@@ -127,6 +128,15 @@ impl Objects {
     pub(super) fn has(&self, pointer: &Pointer) -> bool {
         let about = std::fs::metadata(self.path(pointer));
         about.is_ok_and(|about| about.is_file() && about.len() == pointer.size_bytes)
+    }
+
+    /// The object's file as it is, not checked; none where it is not there.
+    pub(super) fn open(&self, pointer: &Pointer) -> Result<Option<FileSource>, StoreError> {
+        let path = self.path(pointer);
+        match File::open(&path).and_then(FileSource::of) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            file => file.map(Some).map_err(StoreError::io(&path, "read")),
+        }
     }
 
     /// The object's bytes, checked.

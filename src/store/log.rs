@@ -11,6 +11,7 @@ use super::operations::{self, Author, Operation};
 use super::refs::{CommitId, is_foreign};
 use super::{Store, View};
 use crate::digest::{PatchId, WeightsId};
+use crate::patch::Signed;
 
 /// One state of the model, and what was said about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +53,34 @@ impl Store {
             },
             series: self.objects().read_series(commit.tree_id()).or_else(|error| self.unsound(id, error))?,
         })
+    }
+
+    /// What tells who signed a patch of a state, as that state has it; the rest of a large one is not read.
+    ///
+    /// # Errors
+    /// [`StoreError::Missing`] for a large patch that is not here, and what else is wrong with these parts.
+    pub fn signed(&self, state: CommitId, patch: PatchId) -> Result<Signed, StoreError> {
+        let objects = self.objects();
+        objects.read_signed(patch, objects.stored(self.tree(state)?, patch)?)
+    }
+
+    /// The patches of a commit that none of those has which it was made of.
+    ///
+    /// # Errors
+    /// What is wrong with one of these.
+    pub fn brought_by(&self, commit: &Commit) -> Result<Vec<PatchId>, StoreError> {
+        let mut new = commit.series.clone();
+        for parent in commit.parents.iter().filter(|parent| self.is_state(**parent)) {
+            let before = self.series(*parent)?;
+            // Nearly every commit goes on where the one before it ended.
+            if new.starts_with(&before) {
+                new.drain(..before.len());
+            } else {
+                let before: BTreeSet<PatchId> = before.into_iter().collect();
+                new.retain(|patch| !before.contains(patch));
+            }
+        }
+        Ok(new)
     }
 
     /// The states that `from` was made of, the newest first, no parent before its children; `limit` at most.

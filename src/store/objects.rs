@@ -24,7 +24,7 @@ use super::message::Message;
 use super::operations::Author;
 use crate::digest::{PatchId, WeightsId};
 use crate::patch::manifest::Binding;
-use crate::patch::{Manifest, Patch};
+use crate::patch::{Manifest, Patch, Signed};
 
 const BASE: &str = "base.json";
 const SERIES: &str = "series";
@@ -126,11 +126,29 @@ impl<'r> ObjectStore<'r> {
             })?;
         }
         let patch = Patch::decode(bytes).map_err(|source| StoreError::Patch { patch: id, source })?;
-        if patch.id() != id {
-            let what = format!("it holds the patch {}", patch.id());
-            return Err(StoreError::malformed(patch_path(id), what));
-        }
-        Ok(patch)
+        check_id(id, patch.id()).map(|()| patch)
+    }
+
+    /// The manifest and the signatures of a patch, of which nothing else is read that lies in a file of its own.
+    pub(super) fn read_signed(&self, id: PatchId, stored: Stored) -> Result<Signed, StoreError> {
+        let signed = match self.pointer(id, stored)? {
+            Some(pointer) => {
+                let missing = || StoreError::Missing { patch: id, oid: pointer.oid().to_owned() };
+                let file = self.lfs.open(&pointer)?.ok_or_else(missing)?;
+                Signed::read(&file)
+            }
+            None => Signed::read(&self.read_blob(stored.blob, &patch_path(id), BLOB_SIZE_MAX_BYTES)?),
+        };
+        let signed = signed.map_err(|source| StoreError::Patch { patch: id, source })?;
+        check_id(id, signed.id).map(|()| signed)
+    }
+
+    /// Where a tree has a patch, which is to be there.
+    pub(super) fn stored(&self, tree: Oid, id: PatchId) -> Result<Stored, StoreError> {
+        let tree = self.repository.find_tree(tree).map_err(StoreError::git("read a tree"))?;
+        let blob = |path: &str| tree.get_path(Path::new(path)).ok().map(|entry| entry.id());
+        let patch = blob(&patch_path(id)).ok_or_else(|| no_patch(id))?;
+        Ok(Stored { blob: patch, manifest: blob(&manifest_path(id)) })
     }
 
     /// The bindings of a patch, which states are told by: of a large one those of the manifest beside it, which is here
@@ -252,10 +270,7 @@ impl<'r> ObjectStore<'r> {
             let folder = folder.map_err(StoreError::git("read a tree"))?;
             for &id in &series {
                 let blob = |ending: &str| Some(folder.get_name(&format!("{id}.{ending}"))?.id());
-                let Some(patch) = blob("mpatch") else {
-                    let what = format!("it names {id}, and there is no `{}`", patch_path(id));
-                    return Err(StoreError::malformed(SERIES, what));
-                };
+                let patch = blob("mpatch").ok_or_else(|| no_patch(id))?;
                 patches.insert(id, Stored { blob: patch, manifest: blob("manifest") });
             }
         }
@@ -373,6 +388,18 @@ pub(super) fn patch_path(id: PatchId) -> String {
 
 fn manifest_path(id: PatchId) -> String {
     format!("{PATCHES}/{id}.manifest")
+}
+
+fn no_patch(id: PatchId) -> StoreError {
+    StoreError::malformed(SERIES, format!("it names {id}, and there is no `{}`", patch_path(id)))
+}
+
+/// Refuses another patch than the one with the id that it lies under.
+fn check_id(expected: PatchId, found: PatchId) -> Result<(), StoreError> {
+    match found == expected {
+        true => Ok(()),
+        false => Err(StoreError::malformed(patch_path(expected), format!("it holds the patch {found}"))),
+    }
 }
 
 /// Refuses to write a series that could not be read again.

@@ -232,6 +232,7 @@ fn histories(documents: &mut Documents) {
         "branch side",
         "add edits.mpatch",
         "log",
+        "log --show-signature",
         "show HEAD",
         "status",
         "checkout HEAD -o edited.safetensors --dry-run",

@@ -17,4 +17,5 @@ mod merging;
 mod names;
 mod odd_commits;
 mod odd_files;
+mod signers;
 mod standing;

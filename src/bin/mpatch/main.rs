@@ -22,6 +22,7 @@ mod network;
 mod places;
 mod projects;
 mod report;
+mod signers;
 mod standing;
 mod statistics;
 mod suggestion;

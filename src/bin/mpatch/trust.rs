@@ -11,8 +11,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use mpatch::digest::PatchId;
-use mpatch::patch::Patch;
 use mpatch::patch::manifest::Line;
+use mpatch::patch::{Patch, Signature, Signed};
 use mpatch::sign::line::Succession;
 use mpatch::sign::policy::Rung;
 use mpatch::sign::{Answer, Fingerprint, Judgement, Missing, Policy, SshSig, judge as judge_signatures};
@@ -227,13 +227,19 @@ pub fn judge_arrival(
         policy: &files.policy,
         asked_by: &files.policy_files,
     };
-    let mut judged = judge_with(patch, &own_signatures(patch), &case, files, lines)?;
+    let mut judged = judge_with(patch, &with_places(patch.signatures()), &case, files, lines)?;
     // A key may be revoked long after it signed; that is no reason to be without the history.
     if judged.report().judgement.answer == Answer::Revoked && !files.policy.forbids_exceptions() {
         judged.refusal = None;
     }
     judged.judged.report.allowed.clear();
     Ok(judged)
+}
+
+/// What the signatures come to of a patch that a history has: nothing is let pass by it, refused, or remembered.
+pub fn judge_recorded(signed: &Signed, files: &TrustFiles) -> Result<Judgement, CommandError> {
+    let signatures = with_places(&signed.signatures);
+    Ok(judge_signatures(&signed.manifest_bytes, &signatures, &files.keyring, &files.policy, now()?))
 }
 
 fn judge_with(
@@ -359,7 +365,7 @@ pub fn signatures(
     files: &[PathBuf],
     output: &Output,
 ) -> Result<Vec<(String, Vec<u8>)>, CommandError> {
-    let mut all = own_signatures(patch);
+    let mut all = with_places(patch.signatures());
     let beside = detached_path(path);
     // Beside standard input, or a patch of the history, lies nothing.
     let is_file = super::commands::names_a_file(path) && !super::commands::is_stdin(path);
@@ -380,9 +386,9 @@ pub fn signatures(
     Ok(all)
 }
 
-/// The signatures that are in the patch.
-fn own_signatures(patch: &Patch) -> Vec<(String, Vec<u8>)> {
-    let inside = patch.signatures().iter().enumerate();
+/// The signatures that are in a patch.
+fn with_places(inside: &[Signature]) -> Vec<(String, Vec<u8>)> {
+    let inside = inside.iter().enumerate();
     inside.map(|(index, signature)| (format!("signature {}", index + 1), signature.bytes.clone())).collect()
 }
 

@@ -8,7 +8,7 @@ use mpatch::patch::manifest::{
     About, Base, Fact, IntegersEntry, Line, Metric, Recipe, SectionKind, TensorBinding,
 };
 use mpatch::patch::{Manifest, Patch};
-use mpatch::sign::SshSig;
+use mpatch::sign::{Judgement, SshSig};
 use mpatch::tensor::Dtype;
 use serde::Serialize;
 
@@ -17,6 +17,8 @@ use crate::args::optional;
 use crate::error::{CommandError, ExitKind};
 use crate::history::{CommitReport, StoreArguments, branch_of, message, state_named};
 use crate::report::{Output, Page, Report, count, row, size};
+use crate::signers;
+use crate::trust::TrustFiles;
 
 /// How many facts are shown unless all are asked for.
 const FACTS_SHOWN: usize = 20;
@@ -180,9 +182,11 @@ fn revision(arguments: &ShowArguments, output: &Output) -> Result<Option<Revisio
     };
     let Some(id) = state_named(&store, name)? else { return Ok(None) };
     let (view, commit) = (store.view()?, store.commit(id)?);
-    let patches = commit.series.iter().map(|id| {
-        let words = message(&store.manifest(*id)?, *id, None, vec![]);
-        Ok(PatchInSeries { patch: *id, title: words.title, facts: words.facts.len() })
+    let files = TrustFiles::load_with_a_word(output)?;
+    let patches = commit.series.iter().map(|patch| {
+        let words = message(&store.manifest(*patch)?, *patch, None, vec![]);
+        let trust = signers::judgement(&store, id, *patch, &files)?;
+        Ok(PatchInSeries { patch: *patch, title: words.title, facts: words.facts.len(), trust })
     });
     Ok(Some(RevisionReport {
         patches: patches.collect::<Result<_, CommandError>>()?,
@@ -206,6 +210,8 @@ struct PatchInSeries {
     patch: PatchId,
     title: String,
     facts: usize,
+    /// What its signatures say; none where it is not here.
+    trust: Option<Judgement>,
 }
 
 impl Report for RevisionReport {
@@ -227,7 +233,8 @@ impl Report for RevisionReport {
             false => page.title("patches, in order of application"),
         }
         let line = |entry: &PatchInSeries| {
-            vec![entry.patch.short(), count(entry.facts, "fact"), format!("│ {}", entry.title)]
+            let signers = signers::in_words(entry.trust.as_ref());
+            vec![entry.patch.short(), count(entry.facts, "fact"), signers, format!("│ {}", entry.title)]
         };
         page.table(&self.patches.iter().map(line).collect::<Vec<_>>());
     }

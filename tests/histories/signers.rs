@@ -1,0 +1,99 @@
+//! Who signed the patches of a history: what `log` and `show` tell of it, and which copy of a patch is judged.
+
+use std::fs;
+
+use mpatch::sign::PrivateKey;
+use serde_json::Value;
+
+use crate::drafts::Numbers;
+use crate::material::{key, listing, signed_with};
+use crate::place::{Place, weights};
+
+fn stranger() -> PrivateKey {
+    PrivateKey::from_seed(&[8; 32], "").unwrap()
+}
+
+/// A history of three patches: one signed by the user's key, one by a stranger's, one by nobody.
+fn of_three_patches() -> Place {
+    let place = Place::begun();
+    let own: fn(Vec<u8>) -> Vec<u8> = |patch| signed_with(patch, &key());
+    let strange: fn(Vec<u8>) -> Vec<u8> = |patch| signed_with(patch, &stranger());
+    let mut model = "model.safetensors".to_owned();
+    for (number, sign, allowed) in
+        [(1, own, ""), (2, strange, " --allow-unknown"), (3, |patch| patch, " --allow-unsigned")]
+    {
+        let patch = place.unsigned(&model, number, &format!("Tower {number}"), "Rome");
+        fs::write(place.path("next.mpatch"), sign(patch)).unwrap();
+        let result = format!("{number}.safetensors");
+        place.good(&format!("apply {model} next.mpatch -o {result}{allowed}"));
+        model = result;
+    }
+    place
+}
+
+fn json(place: &Place, words: &str) -> Value {
+    serde_json::from_str(&place.good(words)).unwrap()
+}
+
+/// The answers about the patches that each commit brought, the newest first.
+fn answers(place: &Place) -> Vec<Vec<String>> {
+    let log = json(place, "log --show-signature --json");
+    let list = |value: &Value| value.as_array().unwrap().clone();
+    let answer = |patch: &Value| patch["trust"]["answer"].as_str().unwrap_or("not here").to_owned();
+    list(&log["commits"]).iter().map(|commit| list(&commit["patches"]).iter().map(answer).collect()).collect()
+}
+
+#[test]
+fn the_log_tells_who_signed_each_patch_as_the_trust_in_force_knows_them() {
+    let place = of_three_patches();
+    assert_eq!(answers(&place), [vec!["unsigned"], vec!["unknown"], vec!["trusted"], vec![]]);
+    let said = place.good("log --show-signature");
+    let (own, strange) = (key().public().fingerprint(), stranger().public().fingerprint());
+    let unknown = format!("  unknown: {strange}\n");
+    assert!(said.contains("  trusted: maker@example.org\n") && said.contains(&unknown), "{said}");
+    assert!(said.contains("  unsigned\n"), "{said}");
+    assert!(json(&place, "log --json")["commits"][0]["patches"].is_null());
+    place.good("log");
+    // What is trusted later counts for what was signed before, and so does what is trusted no more.
+    fs::write(place.path("stranger.pub"), stranger().public().line() + "\n").unwrap();
+    place.good("trust add stranger.pub --principal ben@example.org");
+    place.good(&format!("trust revoke {own}"));
+    assert_eq!(answers(&place), [vec!["unsigned"], vec!["trusted"], vec!["revoked"], vec![]]);
+    let said = place.good("log --show-signature");
+    assert!(said.contains("  revoked: ") && said.contains("  trusted: ben@example.org\n"), "{said}");
+}
+
+#[test]
+fn a_state_is_shown_with_who_signed_each_of_its_patches() {
+    let place = of_three_patches();
+    let shown = json(&place, "show HEAD~1 --json");
+    let signers = |index: usize| &shown["patches"][index]["trust"]["signatures"][0];
+    assert_eq!(signers(0)["principals"], serde_json::json!(["maker@example.org"]));
+    assert_eq!(signers(1)["key"], stranger().public().fingerprint().to_string());
+    let said = place.good("show HEAD");
+    assert!(said.contains("maker@example.org") && said.contains("unsigned"), "{said}");
+}
+
+#[test]
+fn who_signed_a_large_patch_is_told_without_its_weights_and_not_where_it_is_elsewhere() {
+    let (place, shape) = (Place::new(), [700, 1_200]);
+    fs::write(place.path("model.safetensors"), weights(shape)).unwrap();
+    place.good("init --base model.safetensors");
+    let edits = vec![("b".to_owned(), vec![0])];
+    let terms = vec![Numbers(3).dense(shape, 14, 0.05)];
+    let patch = place.bound("model.safetensors", edits, terms, "The Colosseum", "Rome");
+    fs::write(place.path("large.mpatch"), signed_with(patch, &key())).unwrap();
+    place.good("add large.mpatch");
+    let objects = place.path(".git/lfs/objects");
+    let found = listing(&objects).into_iter().find_map(|(path, bytes)| Some((path, bytes?)));
+    let (path, mut bytes) = found.map(|(path, bytes)| (objects.join(path), bytes)).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, bytes).unwrap();
+    assert_eq!(answers(&place), [vec!["trusted"], vec![]]);
+    assert!(place.good("show HEAD").contains("trusted: maker@example.org"));
+    fs::remove_file(path).unwrap();
+    assert_eq!(answers(&place), [vec!["not here"], vec![]]);
+    assert!(place.good("show HEAD").contains("not here: `mpatch pull` fetches it"));
+}
