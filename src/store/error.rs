@@ -334,7 +334,8 @@ impl StoreError {
     }
 }
 
-fn named(names: &[String]) -> String {
+/// The branches and tags behind the commit that they lead to.
+pub(super) fn named(names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!(" (of {})", names.join(", ")) }
 }
 

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use git2::{ObjectType, Odb, Oid, Repository, RepositoryOpenFlags};
 use serde::Serialize;
 
-use super::error::StoreError;
+use super::error::{StoreError, named};
 use super::folder::{entries, entries_if_there};
 use super::log::{Targets, is_strange};
 use super::objects::{Snapshot, Stored, bytes_of, odb_alone, written};
@@ -131,21 +131,19 @@ impl Store {
         for commit in self.commits_there(&mut checked) {
             checked.commits += 1;
             // One at a time: what the trees of a long history say does not fit in memory.
-            let place = format!("commit {commit}");
             if is_strange(&self.repository, commit) {
-                checked.foreign(place, "it is no state of a model");
+                checked.foreign(format!("commit {commit}"), "it is no state of a model");
                 continue;
             }
-            match self.snapshot(CommitId(commit)) {
+            let what = match self.snapshot(CommitId(commit)) {
                 Ok(snapshot) => {
                     self.check_patches(&snapshot, &mut seen, &mut checked);
-                    match self.false_claim(commit, &snapshot, &mut seen) {
-                        Ok(None) => {}
-                        Ok(Some(what)) => checked.problems.push(Problem { place, what }),
-                        Err(error) => checked.problem(place, &error),
-                    }
+                    self.false_claim(commit, &snapshot, &mut seen)
                 }
-                Err(error) => checked.problem(place, &error),
+                Err(error) => Err(error),
+            };
+            if let Some(what) = what.unwrap_or_else(|error| Some(with_causes(&error))) {
+                checked.problems.push(Problem { place: self.commit_and_names(commit), what });
             }
         }
         // Causes before what follows from them.
@@ -157,6 +155,13 @@ impl Store {
         checked.problems.sort_by_cached_key(|problem| (rank(problem), problem.clone()));
         checked.problems.dedup();
         Ok(checked)
+    }
+
+    /// A commit, and the branches and tags that lead to it, as far as damage lets anybody see.
+    fn commit_and_names(&self, commit: Oid) -> String {
+        let view = View::of(&self.repository, None);
+        let names = view.and_then(|view| self.leading_to(&view, CommitId(commit))).unwrap_or_default();
+        format!("commit {commit}{}", named(&names))
     }
 
     fn read_object(&self, oid: Oid) -> Result<(), git2::Error> {

@@ -112,7 +112,8 @@ fn a_commit_that_claims_another_state_than_its_series_leads_to_is_named() {
     let lie = place.git("-c user.name=x -c user.email=y commit-tree HEAD^{tree} -p HEAD -F lie");
     place.git(&format!("update-ref refs/heads/main {}", lie.trim()));
     let errors = place.bad("fsck", 3);
-    assert!(errors.contains(&format!("commit {}: it claims the state 0000", lie.trim())), "{errors}");
+    let named = format!("commit {} (of branch `main`): it claims the state 0000", lie.trim());
+    assert!(errors.contains(&named), "{errors}");
 }
 
 #[test]

@@ -34,6 +34,8 @@ fn a_commit_that_holds_no_state_is_passed_by_and_refused_where_it_is_asked_for()
         place.git("init -q --bare bare.git");
         let id = &place.git("rev-parse --short=12 joined")[..12];
         let words = format!("the commit {id} (of branch `joined`) holds no state that can be");
+        let named = format!("commit {} (of branch `joined`): ", place.git("rev-parse joined").trim());
+        assert!(place.bad("fsck", 3).contains(&named));
         let output = place.mpatch("checkout HEAD -o model.copy.safetensors");
         let warned = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success() && warned.contains(&words), "{warned}");
