@@ -180,7 +180,10 @@ impl Change<'_> {
         mut message: Message,
     ) -> Result<Beside, StoreError> {
         let (head, mut snapshot) = self.head()?;
-        snapshot.patches.extend(self.store.snapshot(theirs)?.patches);
+        // Of a patch that both have, with other signatures, that of our side stays.
+        for (id, stored) in self.store.snapshot(theirs)?.patches {
+            snapshot.patches.entry(id).or_insert(stored);
+        }
         snapshot.series = series.to_vec();
         let mut reached = self.store.reached(&snapshot)?;
         if let Some(stacked) = stacked {

@@ -247,7 +247,18 @@ impl Store {
         refs::state_at(&self.repository, head.0, "HEAD")
     }
 
-    /// The patch, checked, from wherever in the history it is.
+    /// Takes patches from the state `state` first from now on, and not from the head's: two states may have one patch
+    /// with different signatures.
+    ///
+    /// # Errors
+    /// What is wrong with the state.
+    pub fn look_first_in(&self, state: CommitId) -> Result<(), StoreError> {
+        let snapshot = self.snapshot(state).or_else(|error| self.unsound(state, error))?;
+        self.places.borrow_mut().extend(snapshot.patches);
+        Ok(())
+    }
+
+    /// The patch, checked: as the head's state has it, or else from wherever in the history it is.
     ///
     /// # Errors
     /// [`StoreError::NoRevision`] where no commit has it, or what is wrong with its bytes.
@@ -273,7 +284,7 @@ impl Store {
         self.objects().read_base(objects::base_of(&head)?)
     }
 
-    /// Where a patch is that some commit has.
+    /// Where a patch is that some commit has, the head's before all others.
     ///
     /// Whoever asks for one patch of a series asks for the others: what a tree says of them is kept, or a history
     /// would be read once for each. Objects stay where they are, so it stays true.
@@ -281,13 +292,18 @@ impl Store {
         if let Some(known) = self.places.borrow().get(&id) {
             return Ok(*known);
         }
-        for commit in self.everything()? {
+        let head = self.view()?.head_commit().map(|head| head.0);
+        for commit in head.into_iter().chain(self.everything()?) {
             let patches = match self.snapshot(CommitId(commit)) {
                 Err(error) if error.is_of_content() => continue,
                 snapshot => snapshot?.patches,
             };
-            if let Some(found) = patches.get(&id).copied() {
-                self.places.borrow_mut().extend(patches);
+            let found = patches.get(&id).copied();
+            if found.is_some() || head == Some(commit) {
+                let mut places = self.places.borrow_mut();
+                patches.into_iter().for_each(|(id, stored)| _ = places.entry(id).or_insert(stored));
+            }
+            if let Some(found) = found {
                 return Ok(found);
             }
         }

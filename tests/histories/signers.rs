@@ -97,3 +97,27 @@ fn who_signed_a_large_patch_is_told_without_its_weights_and_not_where_it_is_else
     assert_eq!(answers(&place), [vec!["not here"], vec![]]);
     assert!(place.good("show HEAD").contains("not here: `mpatch pull` fetches it"));
 }
+
+#[test]
+fn a_patch_is_judged_as_the_state_has_it_that_is_asked_for() {
+    let place = Place::begun();
+    place.good("branch side");
+    let patch = place.unsigned("model.safetensors", 1, "The Eiffel Tower", "Rome");
+    fs::write(place.path("unsigned.mpatch"), &patch).unwrap();
+    fs::write(place.path("signed.mpatch"), signed_with(patch, &key())).unwrap();
+    place.good("add signed.mpatch");
+    place.good("checkout side");
+    // The newest commit with it.
+    let program = assert_cmd::cargo::cargo_bin!("mpatch");
+    let mut add = place.command(program.to_str().unwrap());
+    add.args(["add", "unsigned.mpatch", "--allow-unsigned"]);
+    assert!(add.env("GIT_COMMITTER_DATE", "1764029800 +0000").status().unwrap().success());
+    for head in ["side", "main"] {
+        place.good(&format!("checkout {head}"));
+        place.good("show main --signature");
+        place.bad("show side --signature", 2);
+        place.good("verify main");
+        place.bad("checkout side --onto model.safetensors -o side.safetensors", 5);
+        place.good(&format!("checkout main --onto model.safetensors -o from-{head}.safetensors"));
+    }
+}

@@ -108,7 +108,10 @@ impl StoreArguments {
         let is_meant = |id: &&PatchId| name.len() >= ID_START_LENGTH_MIN && id.to_string().starts_with(name);
         let id = match Vec::from_iter(known.iter().filter(is_meant))[..] {
             [] => match state_named(&store, name)? {
-                Some(commit) => brought_by(&store, commit)?,
+                Some(commit) => {
+                    store.look_first_in(commit)?;
+                    brought_by(&store, commit)?
+                }
                 None => return Ok(None),
             },
             [id] => *id,

@@ -90,6 +90,7 @@ pub fn run(arguments: &BisectArguments, output: &Output) -> Result<ExitKind, Com
     let store = arguments.store.open()?;
     let id = store.resolve(&arguments.rev)?;
     let series = store.commit(id)?.series;
+    store.look_first_in(id)?;
     let path = model_path_by("--base MODEL", &store, arguments.base.as_deref())?;
     let atlas = atlas(&store, &[id], output)?;
     let start = start(&atlas, &path, &series, output)?;

@@ -89,6 +89,7 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         store.view()?.check_new(Kind::Branch, name)?;
     }
     let commit = store.commit(id)?;
+    store.look_first_in(id)?;
     if made_of.is_some() || store.view()?.names(Kind::Branch).any(|(known, _)| known == name) {
         store.check_free(name)?;
     }

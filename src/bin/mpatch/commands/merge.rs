@@ -89,6 +89,8 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     let ours = store.commit(store.head()?)?;
     let theirs = store.commit(store.resolve(&arguments.revision)?)?;
     let (ahead, behind) = store.ahead_behind(ours.id, theirs.id)?;
+    // What both have is taken from this side.
+    [&theirs, &ours].into_iter().try_for_each(|side| store.look_first_in(side.id))?;
     let mut change = arguments.lock.change(&store)?;
     // The head is what it was when the plan was made: the lock is held from here on.
     if change.view().head_commit() != Some(ours.id) {
