@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use git2::{ErrorClass, ErrorCode};
 
+use super::base::Base;
 use super::refs::{CommitId, Kind};
 use super::state::Misfit;
 use crate::digest::PatchId;
@@ -327,6 +328,11 @@ impl StoreError {
                 | Self::Patch { .. }
                 | Self::OtherBase { .. }
         )
+    }
+
+    pub(super) fn other_base(what: impl Into<String>, expected: &Base, found: &Base) -> Self {
+        let (expected, found) = (expected.weights.short(), found.weights.short());
+        Self::OtherBase { what: what.into(), expected, found }
     }
 
     pub(super) fn malformed(place: impl Into<String>, what: impl Into<String>) -> Self {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use git2::{Oid, Repository, RepositoryInitOptions};
 
-use super::error::StoreError;
+use super::error::{StoreError, named};
 use super::folder::entries;
 use super::lfs::{self, Pointer};
 use super::log::{is_strange, reachable};
@@ -276,7 +276,8 @@ impl Incoming<'_> {
     /// Takes the names out of what came that lead to commits which hold no state that can be; each with why.
     ///
     /// # Errors
-    /// What else is wrong with a commit.
+    /// [`StoreError::OtherBase`] where no branch is left, and one of them is about another model; what else is wrong
+    /// with a commit.
     pub fn leave_out_unsound(&self) -> Result<Vec<StoreError>, StoreError> {
         let here: BTreeSet<Oid> = match self.store.view()?.head_commit() {
             None => BTreeSet::new(),
@@ -297,12 +298,15 @@ impl Incoming<'_> {
                 left_out.entry(commit).or_insert((Vec::new(), error)).0.push(format!("{kind} `{name}`"));
             }
         }
-        let unsound = left_out.into_iter().map(|(commit, (names, source))| StoreError::Unsound {
-            commit,
-            names,
-            source: Box::new(source),
-        });
-        Ok(unsound.collect())
+        let is_all = self.names(Kind::Branch)?.is_empty();
+        let told = |(commit, (names, source)): (CommitId, (Vec<String>, StoreError))| match source {
+            StoreError::OtherBase { expected, found, .. } if is_all => {
+                let what = format!("the commit {}{}", commit.short(), named(&names));
+                Err(StoreError::OtherBase { what, expected, found })
+            }
+            source => Ok(StoreError::Unsound { commit, names, source: Box::new(source) }),
+        };
+        left_out.into_iter().map(told).collect()
     }
 
     /// Large patches of what came that are not here yet.
@@ -349,9 +353,8 @@ impl Incoming<'_> {
                 let base = objects.read_base(snapshot.base)?;
                 let ours = ours.get_or_insert_with(|| Paths::new(base.clone())).base();
                 if *ours != base {
-                    let (expected, found) = (ours.weights.short(), base.weights.short());
                     let what = commits.first().map(|commit| commit.short()).unwrap_or_default();
-                    return Err(StoreError::OtherBase { what: format!("commit {what}"), expected, found });
+                    return Err(StoreError::other_base(format!("commit {what}"), ours, &base));
                 }
             }
             let Some(ours) = &mut ours else { continue };

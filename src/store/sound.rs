@@ -149,13 +149,21 @@ pub(super) struct Soundness<'r> {
     objects: ObjectStore<'r>,
     /// None while there is no base that all have to be about.
     paths: Option<Paths>,
+    /// Where that base is kept.
+    bases: BTreeSet<Oid>,
     bindings: BTreeMap<PatchId, Vec<Binding>>,
     sound: BTreeSet<Oid>,
 }
 
 impl<'r> Soundness<'r> {
     pub(super) fn new(objects: ObjectStore<'r>, base: Option<Base>) -> Self {
-        Self { objects, paths: base.map(Paths::new), bindings: BTreeMap::new(), sound: BTreeSet::new() }
+        Self {
+            objects,
+            paths: base.map(Paths::new),
+            bases: BTreeSet::new(),
+            bindings: BTreeMap::new(),
+            sound: BTreeSet::new(),
+        }
     }
 
     /// The first of these commits that holds no state that can be, and why.
@@ -180,15 +188,27 @@ impl<'r> Soundness<'r> {
         }
         let found = self.objects.repository.find_commit(commit).map_err(StoreError::git("read a commit"))?;
         let (base, series) = add_bindings(self.objects, found.tree_id(), &mut self.bindings)?;
-        let paths = match &mut self.paths {
-            Some(paths) => paths,
-            none => none.insert(Paths::new(self.objects.read_base(base)?)),
-        };
+        self.check_base(base)?;
+        let Some(paths) = &mut self.paths else { return Ok(()) };
         let state = paths.after(&series, &self.bindings)?.clone().weights_id(paths.base());
         if let Some(what) = self.objects.false_claim(commit, state)? {
             return Err(StoreError::malformed("its message", what));
         }
         self.sound.insert(commit);
+        Ok(())
+    }
+
+    /// Refuses another base than the first, beside which no series of ours or of theirs makes sense.
+    fn check_base(&mut self, base: Oid) -> Result<(), StoreError> {
+        if self.bases.contains(&base) {
+            return Ok(());
+        }
+        let found = self.objects.read_base(base)?;
+        let expected = self.paths.get_or_insert_with(|| Paths::new(found.clone())).base();
+        if *expected != found {
+            return Err(StoreError::other_base("it", expected, &found));
+        }
+        self.bases.insert(base);
         Ok(())
     }
 }

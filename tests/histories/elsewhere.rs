@@ -567,7 +567,7 @@ fn a_history_of_two_bases_is_not_cloned() {
     assert_ne!(base, other);
     let begin = format!("{}from refs/heads/main^0\n", commit("main"));
     import(&place, "two.git", [begin, file("base.json", &other)].concat().as_bytes());
-    assert!(place.bad("clone two.git mine", 6).contains("is about another base"));
+    assert!(place.bad("clone two.git mine", 6).contains("(of branch `main`) is about another base"));
     assert!(!place.path("mine").exists());
 }
 

@@ -154,10 +154,16 @@ pub fn tell_unsound(
     let words = |error: &StoreError| format!("left out of `{shown}`: {}", with_causes(error));
     others.iter().for_each(|error| output.warn(&words(error)));
     let Some(error) = refused.into_iter().next() else { return Ok(()) };
+    let hint = match &error {
+        StoreError::Unsound { source, .. } if matches!(**source, StoreError::OtherBase { .. }) => {
+            "a history is about one model: clone the other one"
+        }
+        _ => {
+            "another program made the commit: whoever keeps that history moves the branch back, or deletes it"
+        }
+    };
     let message = words(&error);
-    Err(CommandError { message, ..CommandError::from(error) }.hint(
-        "another program made the commit: whoever keeps that history moves the branch back, or deletes it",
-    ))
+    Err(CommandError { message, ..CommandError::from(error) }.hint(hint))
 }
 
 /// Where the other history's head is.

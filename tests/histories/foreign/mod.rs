@@ -208,3 +208,21 @@ fn a_history_whose_names_git_keeps_in_reftables_is_whole_and_not_read() {
     }
     place.good("log");
 }
+
+#[test]
+fn a_history_of_another_model_is_not_pulled_and_its_branch_is_named() {
+    let (place, other) = (Place::begun(), Place::new());
+    fs::write(other.path("model.safetensors"), weights([5, 3])).unwrap();
+    other.good("init --base model.safetensors");
+    let pull = format!("pull --from {}", other.folder.path().display());
+    let errors = place.bad(&pull, 6);
+    assert!(errors.contains("(of branch `main`) is about another base"), "{errors}");
+    assert!(errors.contains("clone the other one") && errors.ends_with("state: unchanged\n"), "{errors}");
+    // It is not remembered; and what is about this model comes, whatever else is there.
+    assert!(place.bad("pull", 2).contains("knows no other one"));
+    other.git(&format!("fetch -q {} main:refs/heads/same", place.folder.path().display()));
+    let errors = place.bad(&pull, 6);
+    assert!(errors.contains("(of branch `main`)") && errors.contains("it is about another base"), "{errors}");
+    assert!(errors.contains("clone the other one"), "{errors}");
+    assert!(place.good("branch").contains("origin/same"));
+}
