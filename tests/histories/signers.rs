@@ -121,3 +121,21 @@ fn a_patch_is_judged_as_the_state_has_it_that_is_asked_for() {
         place.good(&format!("checkout main --onto model.safetensors -o from-{head}.safetensors"));
     }
 }
+
+#[test]
+fn a_signature_more_for_a_recorded_patch_is_refused_with_what_can_be_done() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("add one.mpatch");
+    let twice = signed_with(fs::read(place.path("one.mpatch")).unwrap(), &stranger());
+    fs::write(place.path("twice.mpatch"), twice).unwrap();
+    fs::write(place.path("more.sig"), place.good("show twice.mpatch --signature 2")).unwrap();
+    let way = "--detached -o NAME.sig` writes a signature, and `--signature NAME.sig` reads it";
+    for (words, code) in
+        [("add twice.mpatch", 7), ("add one.mpatch --signature more.sig", 7), ("sign HEAD", 2)]
+    {
+        let errors = place.bad(words, code);
+        assert!(errors.contains(way), "{words}: {errors}");
+    }
+    assert!(!place.bad("add one.mpatch", 7).contains(way));
+}

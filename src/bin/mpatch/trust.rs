@@ -392,6 +392,13 @@ fn with_places(inside: &[Signature]) -> Vec<(String, Vec<u8>)> {
     inside.map(|(index, signature)| (format!("signature {}", index + 1), signature.bytes.clone())).collect()
 }
 
+/// A patch of a history stays there as it is: a signature more lies in a file of its own. `word` names the patch.
+pub fn way_to_a_signature_beside(word: &str) -> String {
+    format!(
+        "`mpatch sign {word} --key FILE --detached -o NAME.sig` writes a signature, and `--signature NAME.sig` reads it"
+    )
+}
+
 /// Where the signature of a patch stands that is not in it.
 pub fn detached_path(patch: &Path) -> PathBuf {
     let mut name = patch.as_os_str().to_owned();
@@ -536,7 +543,7 @@ impl Case<'_> {
                 )
             }
             (false, false) => "`--allow-unsigned` lets it pass".to_owned(),
-            (false, true) => self.way_to_a_signature_beside(),
+            (false, true) => way_to_a_signature_beside(&self.word),
         }
     }
 
@@ -553,17 +560,9 @@ impl Case<'_> {
         }
         let way = match self.is_file {
             true => format!("`mpatch sign {} --key FILE` adds a signature", self.word),
-            false => self.way_to_a_signature_beside(),
+            false => way_to_a_signature_beside(&self.word),
         };
         format!("have it signed {}, as the policy in {asked_by} asks: {way}", who.join(" and "))
-    }
-
-    /// A patch of a history stays there as it is: a signature more lies in a file of its own.
-    fn way_to_a_signature_beside(&self) -> String {
-        format!(
-            "`mpatch sign {} --key FILE --detached -o NAME.sig` writes a signature, and `--signature NAME.sig` reads it",
-            self.word
-        )
     }
 
     /// What had to be allowed of a member of a line, or why the patch is refused.

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::store::{CommitId, Store};
+use mpatch::sign::{Fingerprint, SshSig};
+use mpatch::store::{CommitId, Store, StoreError};
 use serde::Serialize;
 
 use super::open_patches;
 use crate::error::CommandError;
 use crate::history::{CommitReport, LockArguments, StoreArguments, branch_of, message};
 use crate::report::{Output, Page, Report};
-use crate::trust::{Company, Lines, Permitted, TrustArguments, require_among};
+use crate::trust::{Company, Lines, Permitted, TrustArguments, require_among, way_to_a_signature_beside};
 
 /// Facts that are shown of each new commit.
 const FACTS_SHOWN: usize = 5;
@@ -57,9 +58,9 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
         let judged = require_among(patch, path, Company::None, &mut lines, &arguments.trust, output)?;
         let title = arguments.message.as_deref();
         let message = message(patch.manifest(), patch.id(), title, judged.notes());
-        judgements.push(judged);
         titles.push(message.title.clone());
-        made.push(change.add(patch, message)?);
+        made.push(change.add(patch, message).map_err(|error| not_added(&store, &judged, error))?);
+        judgements.push(judged);
     }
     change.finish(&format!("add {}", titles.join(", ")))?;
     judgements
@@ -68,6 +69,22 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
         .and_then(|()| report(&store, made, &judgements))
         .and_then(|report| output.report(&report))
         .map_err(CommandError::after_the_work)
+}
+
+/// Why a patch was not added; where it is there with fewer signatures, what its user can do with those that are new.
+fn not_added(store: &Store, judged: &Permitted, error: StoreError) -> CommandError {
+    let StoreError::Recorded { patch } = error else { return error.into() };
+    let Ok(known) = store.patch(patch) else { return error.into() };
+    let known = known.signatures().iter().filter_map(|signature| SshSig::parse(&signature.bytes).ok());
+    let known: Vec<Fingerprint> = known.map(|signature| signature.key().fingerprint()).collect();
+    let mut keys = judged.report.judgement.signatures.iter().filter_map(|found| found.key);
+    match keys.find(|key| !known.contains(key)) {
+        None => error.into(),
+        Some(key) => CommandError::from(error).hint(format!(
+            "it stays there as it is, without the signature of {key}: {} where `checkout` and `merge` ask",
+            way_to_a_signature_beside(&patch.short())
+        )),
+    }
 }
 
 /// What was recorded.

@@ -16,7 +16,7 @@ use crate::history::StoreArguments;
 use crate::keys::{KeyArguments, Membership, SignatureReport, Signer, with_signature};
 use crate::places;
 use crate::report::{Output, Page, Report, count, shell_word};
-use crate::trust::detached_path;
+use crate::trust::{detached_path, way_to_a_signature_beside};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch sign edits.mpatch\n  \
@@ -63,10 +63,9 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
     }
     let recorded = if names_a_file(path) { None } else { store.recorded_patch(path)? };
     if target.is_none() && recorded.is_some() {
+        let way = way_to_a_signature_beside(&patch_word(path));
         return Err(CommandError::new(ExitKind::Usage, "a patch of the history stays there as it is")
-            .hint(
-            "name a place with `-o`, for the signed copy, or with `--detached` for the signature, which `--signature` of other commands reads",
-        ));
+            .hint(format!("{way} beside the patch; or name a place with `-o` for a signed copy")));
     }
     let patch = recorded.map_or_else(|| read_patch_file(path), Ok)?;
     if target.is_none() && !detached && !path.is_file() {
