@@ -7,7 +7,7 @@ fn a_command_that_is_told_to_stop_ends_with_the_old_state() {
     needs_strace!();
     let bench = Bench::new();
     let before = bench.contents();
-    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+    for (signal, code) in [("HUP", 129), ("INT", 130), ("TERM", 143), ("XCPU", 152)] {
         // When room is reserved the work has begun, and the next block asks whether to stop.
         let tampering = format!("fallocate:signal={signal}:delay_exit=300000:when=1");
         for words in [
@@ -22,6 +22,33 @@ fn a_command_that_is_told_to_stop_ends_with_the_old_state() {
             assert!(bench.contents() == before, "{words}: {:?}", bench.contents().keys());
         }
     }
+}
+
+#[test]
+fn a_terminal_that_is_closed_twice_over_leaves_the_old_state() {
+    needs_strace!();
+    let bench = Bench::new();
+    let before = bench.contents();
+    for (signal, code) in [("HUP", 129), ("XCPU", 152)] {
+        let tampering =
+            format!("fallocate,fsync,fdatasync,pwrite64:signal={signal}:delay_exit=100000:when=3..5");
+        let output = tamper(&bench, &tampering, "apply shards shards.mpatch --in-place");
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.ends_with("state: unchanged\n") && bench.contents() == before, "{said}");
+    }
+}
+
+#[test]
+fn a_command_under_nohup_outlives_its_terminal() {
+    needs_strace!();
+    let bench = Bench::new();
+    let tampering = tampered("fallocate,fsync,fdatasync,pwrite64:signal=HUP:delay_exit=20000");
+    let ignoring = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"];
+    let before = Vec::from_iter(ignoring.into_iter().chain(tampering.iter().map(String::as_str)));
+    let output = bench.command(&before, "apply shards shards.mpatch --in-place").output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    bench.succeeds("revert shards shards.mpatch --in-place");
 }
 
 #[test]

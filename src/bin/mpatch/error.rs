@@ -53,15 +53,19 @@ pub enum ExitKind {
     Unsupported,
     /// mpatch itself is wrong.
     Bug,
+    /// Its terminal was closed.
+    HungUp,
     /// Its user stopped it.
     Interrupted,
     /// The system stopped it.
     Terminated,
+    /// It had no more processor time, as a batch system or `ulimit -t` limits it.
+    OutOfTime,
 }
 
 impl ExitKind {
     /// Every kind, in order of the codes.
-    pub const ALL: [ExitKind; 19] = [
+    pub const ALL: [ExitKind; 21] = [
         ExitKind::Done,
         ExitKind::Differs,
         ExitKind::Usage,
@@ -79,8 +83,10 @@ impl ExitKind {
         ExitKind::ContentCheck,
         ExitKind::Unsupported,
         ExitKind::Bug,
+        ExitKind::HungUp,
         ExitKind::Interrupted,
         ExitKind::Terminated,
+        ExitKind::OutOfTime,
     ];
 
     /// The process's exit code. No two kinds share one.
@@ -104,8 +110,10 @@ impl ExitKind {
             ExitKind::Unsupported => 15,
             ExitKind::Bug => 70,
             // 128 and the number of the signal, as shells have it.
+            ExitKind::HungUp => 129,
             ExitKind::Interrupted => 130,
             ExitKind::Terminated => 143,
+            ExitKind::OutOfTime => 152,
         }
     }
 
@@ -131,8 +139,10 @@ impl ExitKind {
             ExitKind::ContentCheck => "the weights do not do what the patch declares",
             ExitKind::Unsupported => "the file needs a newer mpatch, or a feature that this one lacks",
             ExitKind::Bug => "mpatch has a bug",
+            ExitKind::HungUp => "the terminal was closed",
             ExitKind::Interrupted => "interrupted (Ctrl-C)",
             ExitKind::Terminated => "terminated",
+            ExitKind::OutOfTime => "the limit of processor time was reached",
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Signals: Ctrl-C and termination end a command cleanly, and a file that grows too large is an error.
+//! Signals: Ctrl-C, termination, a closed terminal and the end of the processor time that a batch system gives end a
+//! command cleanly, and a file that grows too large is an error.
 //!
 //! A command that changes files asks a flag before each block, and ends as after any error: with the old state. All
 //! others change nothing before their last step, so they end at once; a second signal does not wait. From the last step
@@ -11,7 +12,7 @@ use std::time::Duration;
 
 use mpatch::checkpoint::on_last_step;
 use nix::sys::signal::{SigSet, Signal};
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXCPU};
 use signal_hook::flag;
 use signal_hook::iterator::Signals;
 
@@ -167,22 +168,43 @@ pub fn stop_flag() -> Arc<AtomicBool> {
 
 /// The exit code of a command that was stopped.
 pub fn exit_kind() -> ExitKind {
-    let is_termination = SIGNAL.load(Ordering::SeqCst) == SIGTERM as usize;
-    if is_termination { ExitKind::Terminated } else { ExitKind::Interrupted }
+    match i32::try_from(SIGNAL.load(Ordering::SeqCst)) {
+        Ok(SIGHUP) => ExitKind::HungUp,
+        Ok(SIGTERM) => ExitKind::Terminated,
+        Ok(SIGXCPU) => ExitKind::OutOfTime,
+        _ => ExitKind::Interrupted,
+    }
 }
 
 /// Begins to listen; flags are set at once, and the rest is done in a thread of its own. Comes before all others.
 pub fn listen() {
     block_growth_signal();
     on_last_step(last_step);
-    for signal in [SIGINT, SIGTERM] {
+    let heard = heard();
+    for &signal in &heard {
         // Where the system refuses, signals do what they always did, and journals repair what they leave.
         _ = flag::register_usize(signal, Arc::clone(&SIGNAL), signal as usize);
         _ = flag::register(signal, stop_flag());
     }
-    let Ok(mut signals) = Signals::new([SIGINT, SIGTERM]) else { return };
+    let Ok(mut signals) = Signals::new(&heard) else { return };
     let listener = std::thread::Builder::new().name("signals".to_owned());
-    _ = listener.spawn(move || signals.forever().for_each(|_| hear()));
+    _ = listener.spawn(move || signals.forever().for_each(hear));
+}
+
+/// The signals that end a command. What whoever started it has it ignore, as `nohup` does with the end of the terminal,
+/// stays ignored; SIGQUIT stays what it is everywhere, the way to end a process at once.
+fn heard() -> Vec<i32> {
+    let ignored = std::fs::read_to_string("/proc/self/status").ok().and_then(|status| ignored_in(&status));
+    let is_ignored = |signal: i32| ignored.is_none_or(|ignored| ignored >> (signal - 1) & 1 == 1);
+    // Where the system does not tell, a process that outlives its terminal matters more than how another ends.
+    let others = [SIGHUP, SIGXCPU].into_iter().filter(|signal| !is_ignored(*signal));
+    [SIGINT, SIGTERM].into_iter().chain(others).collect()
+}
+
+/// The signals that a process ignores, as a set of bits, from what Linux says of it.
+fn ignored_in(status: &str) -> Option<u64> {
+    let set = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(set.trim(), 16).ok()
 }
 
 /// Keeps the signal for a file that grows too large from this thread and all that it starts: the call that was too much
@@ -196,13 +218,16 @@ fn block_growth_signal() {
     _ = signals.thread_block();
 }
 
-fn hear() {
+fn hear(signal: i32) {
     let is_first = HEARD.fetch_add(1, Ordering::SeqCst) == 0;
+    // The shell and the system both tell of a terminal that is closed, and every second somebody tells that the time is
+    // up: only whoever asks for the end once more does not want to wait.
+    let may_wind_up = is_first || [SIGHUP, SIGXCPU].contains(&signal);
     // Held to the end of the process, if that comes.
     let work = work();
     let state = match *work {
         Work::Finishing => return,
-        Work::Copying | Work::InPlace if is_first => return,
+        Work::Copying | Work::InPlace if may_wind_up => return,
         Work::InPlace => State::RecoveryPending,
         Work::Reading | Work::Copying => State::Unchanged,
     };
@@ -213,4 +238,16 @@ fn hear() {
 #[expect(clippy::disallowed_methods, reason = "`main` is at work and cannot be asked")]
 fn leave(kind: ExitKind) {
     std::process::exit(i32::from(kind.code()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_that_are_ignored_are_read_from_what_the_system_says() {
+        let status = "Name:\tmpatch\nSigBlk:\t0000000001000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
+        assert_eq!(ignored_in(status), Some(1 << 12 | 1));
+        assert_eq!(ignored_in("Name:\tmpatch\n"), None);
+    }
 }
