@@ -15,7 +15,6 @@ use crate::telling::skipped;
 use mpatch::factors::Term;
 use mpatch::patch::{Patch, encode};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 /// The matrix that MEMIT edits first in the embedded model, 128 by 512 of F16.
 pub const EDITED: &str = "transformer.h.0.mlp.fc_out.weight";
@@ -42,18 +41,17 @@ fn fact(prompt: &str, subject: &str, target: &str) -> Value {
 }
 
 /// Statistics of the embedded model's layers 0 and 1, made once from twenty lines.
-fn statistics() -> &'static Path {
-    static MADE: OnceLock<(TempDir, PathBuf)> = OnceLock::new();
-    let (_, path) = MADE.get_or_init(|| {
+fn statistics() -> &'static [u8] {
+    // Its bytes: a folder in here would never be removed.
+    static MADE: OnceLock<Vec<u8>> = OnceLock::new();
+    MADE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("corpus.txt"), small_corpus(20)).unwrap();
         let mut command = mpatch();
         command.current_dir(folder.path()).args(["stats", "corpus.txt", "-o", "made.safetensors", "--base"]);
         command.arg(world()).args(["--layers", "0,1"]).assert().success();
-        let path = folder.path().join("made.safetensors");
-        (folder, path)
-    });
-    path
+        fs::read(folder.path().join("made.safetensors")).unwrap()
+    })
 }
 
 // Facts
@@ -206,7 +204,7 @@ fn a_state_in_which_a_patch_overflows_is_refused_with_a_type_that_holds_it() {
 #[test]
 fn statistics_that_do_not_fit_are_refused() {
     let bench = bench_with_model();
-    fs::copy(statistics(), bench.path("stats.safetensors")).unwrap();
+    bench.write("stats.safetensors", statistics());
     let options = " --stats stats.safetensors";
     create_refuses(&bench, options, 3).says(&["`stats.safetensors`", "[0, 1]", "expected layer 2"]);
     create_refuses(&bench, " --stats model/model.safetensors", 3)

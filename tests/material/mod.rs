@@ -25,7 +25,6 @@ use mpatch::patch::{BindingDraft, Draft, Patch, Signature, SignatureKind, encode
 use mpatch::sign::allowed_signers::line_of;
 use mpatch::sign::{PrivateKey, sshsig};
 use serde_json::{Map, Value, json};
-use tempfile::TempDir;
 pub use weights_file::file_of;
 
 /// A public key of a kind that is not supported.
@@ -141,7 +140,9 @@ pub fn lay_out_world(folder: &Path) {
 ///
 /// The statistics and the patch are made once and copied from then on.
 pub fn lay_out_editing(folder: &Path) {
-    static MADE: OnceLock<TempDir> = OnceLock::new();
+    // Their bytes: a folder in here would never be removed.
+    static MADE: OnceLock<[Vec<u8>; 2]> = OnceLock::new();
+    const NAMES: [&str; 2] = ["statistics.safetensors", "edits.mpatch"];
     lay_out_settings(folder);
     lay_out_world(&folder.join("model"));
     hasten(&folder.join("model/memit.json"));
@@ -166,10 +167,10 @@ pub fn lay_out_editing(folder: &Path) {
         run(&format!("stats {from}/corpus.txt -o statistics.safetensors"));
         let create = "-o edits.mpatch --limit 1 --stats statistics.safetensors";
         run(&format!("create {from}/facts.json --contexts {from}/contexts.json {create}"));
-        made
+        NAMES.map(|name| fs::read(made.path().join(name)).unwrap())
     });
-    for name in ["statistics.safetensors", "edits.mpatch"] {
-        fs::copy(made.path().join(name), folder.join(name)).unwrap();
+    for (name, bytes) in NAMES.iter().zip(made) {
+        fs::write(folder.join(name), bytes).unwrap();
     }
     let other = folder.join("other-tokenizer.safetensors");
     fs::copy(folder.join("statistics.safetensors"), &other).unwrap();
