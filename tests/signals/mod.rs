@@ -137,6 +137,27 @@ fn a_clone_that_is_stopped_leaves_nothing() {
 }
 
 #[test]
+fn an_examination_and_a_demonstration_that_are_stopped_leave_nothing() {
+    needs_strace!();
+    let place = Place::new();
+    let passing = place.path("passing");
+    fs::create_dir(&passing).unwrap();
+    for (signal, code) in [("HUP", 129), ("INT", 130), ("TERM", 143)] {
+        // The first file has its name, or the key and the model of the demonstration.
+        for (words, renamed) in [("doctor --checks-only --device cpu", 1), ("demo", 1), ("demo", 7)] {
+            let injection = format!("renameat2:signal={signal}:delay_exit=300000:when={renamed}");
+            let mut command = place.command("strace");
+            command.args(&tampered(&injection)[1..]).arg(assert_cmd::cargo::cargo_bin!("mpatch"));
+            let output = command.args(words.split(' ')).env("TMPDIR", &passing).output().unwrap();
+            let said = stderr(&output);
+            assert_eq!(output.status.code(), Some(code), "{words}: {said}");
+            assert!(said.ends_with("state: unchanged\n"), "{said}");
+            assert!(fs::read_dir(&passing).unwrap().next().is_none(), "{words}");
+        }
+    }
+}
+
+#[test]
 fn threads_that_cannot_be_started_are_no_bug() {
     needs_strace!();
     let place = Place::new();

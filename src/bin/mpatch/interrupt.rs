@@ -112,6 +112,16 @@ impl Passing {
         Self
     }
 
+    /// A new folder among those for passing files, and where it is.
+    pub fn new() -> Result<(Self, PathBuf), CommandError> {
+        // Held, so that no signal ends the process between the two.
+        let _work = work();
+        let folder = tempfile::tempdir()
+            .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?
+            .keep();
+        Ok((Self::begin(folder.clone()), folder))
+    }
+
     /// Does `work` in `folder`: one that is not there is made, and after an error it is gone again.
     pub fn in_new<T>(
         folder: &Path,

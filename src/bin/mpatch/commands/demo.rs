@@ -76,13 +76,13 @@ struct DemoReport {
 
 /// Runs the steps in a folder of their own.
 pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandError> {
-    let folder = match &arguments.keep {
-        Some(keep) => fresh(keep)?,
-        None => tempfile::tempdir()
-            .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?
-            .keep(),
+    let (passing, folder) = match &arguments.keep {
+        Some(keep) => {
+            let folder = fresh(keep)?;
+            (Passing::begin(folder.clone()), folder)
+        }
+        None => Passing::new()?,
     };
-    let passing = Passing::begin(folder.clone());
     // Inside its folder the demo's commands read as a user would type them.
     std::env::set_current_dir(&folder).map_err(|error| CommandError::io("enter", &folder, &error))?;
     unpack(Path::new("model"))?;
@@ -110,9 +110,9 @@ fn fresh(folder: &Path) -> Result<PathBuf, CommandError> {
     folder.canonicalize().map_err(|error| CommandError::io("open", folder, &error))
 }
 
-/// Writes the model's files into `folder`.
+/// Writes the model's files into the new `folder`.
 pub fn unpack(folder: &Path) -> Result<(), CommandError> {
-    std::fs::create_dir_all(folder).map_err(|error| CommandError::io("create", folder, &error))?;
+    std::fs::create_dir(folder).map_err(|error| CommandError::io("create", folder, &error))?;
     for (name, bytes) in FILES {
         mpatch::checkpoint::write_new(&folder.join(name), bytes)?;
     }

@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::demo;
 use crate::editing::{DeviceArguments, open_model_in};
 use crate::error::{CommandError, ExitKind, with_causes};
+use crate::interrupt::Passing;
 use crate::keys;
 use crate::memory::{Memory, memory};
 use crate::report::{Output, Page, Report, count, size};
@@ -123,13 +124,13 @@ pub fn run(arguments: &DoctorArguments, output: &Output) -> Result<(), CommandEr
     let device = examination.device(arguments.device.device.as_deref());
     let gpus = examination.gpus(device.as_ref());
     examination.integers();
-    let folder = tempfile::tempdir()
-        .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?;
-    let base = match &arguments.base {
-        Some(base) => base.clone(),
+    let (_passing, base) = match &arguments.base {
+        Some(base) => (None, base.clone()),
         None => {
-            demo::unpack(folder.path())?;
-            folder.path().to_owned()
+            let (passing, folder) = Passing::new()?;
+            let model = folder.join("model");
+            demo::unpack(&model)?;
+            (Some(passing), model)
         }
     };
     let model = open_model_in(&base, &Device::Cpu, Precision::F32, output)?;
