@@ -157,6 +157,7 @@ impl<'a> TensorWork<'a> {
                 difference,
                 binding_index,
                 bindings[binding_index].tensors.len(),
+                Direction::Apply,
             )),
         })?;
         let update = patch.update(binding_index, tensor_index)?;
@@ -612,6 +613,7 @@ impl Plan {
                     Difference::Digest { expected, found },
                     self.binding,
                     self.tensors.len(),
+                    self.direction,
                 )),
             },
             _ => error,

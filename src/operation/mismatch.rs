@@ -2,13 +2,15 @@
 
 use serde::Serialize;
 
+use super::Direction;
 use crate::digest::TensorDigest;
 use crate::patch::manifest::TensorBinding;
 use crate::tensor::Dtype;
 
-/// The first tensor that is not as it should be, and how the others stand.
+/// The first tensor that is in neither of the patch's two states, else the first that is not as it should be; and how
+/// the others stand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, thiserror::Error)]
-#[error("tensor `{tensor}` {difference}{}", self.half_way())]
+#[error("tensor `{tensor}` {difference}{}", self.standing())]
 pub struct Mismatch {
     /// The tensor.
     pub tensor: String,
@@ -24,6 +26,9 @@ pub struct Mismatch {
     pub in_either: usize,
     /// Touched tensors of the binding.
     pub tensors: usize,
+    /// Which way leads from the one state to the other.
+    #[serde(skip)]
+    pub(super) direction: Direction,
 }
 
 impl Mismatch {
@@ -33,9 +38,10 @@ impl Mismatch {
         difference: Difference,
         binding: usize,
         tensors: usize,
+        direction: Direction,
     ) -> Self {
         let tensor = tensor.name.clone();
-        Self { tensor, difference, binding, at_start: 0, at_end: 0, in_either: 0, tensors }
+        Self { tensor, difference, binding, at_start: 0, at_end: 0, in_either: 0, tensors, direction }
     }
 
     /// Each tensor is in one of the patch's two states, but not all in the same: somebody stopped half-way.
@@ -44,12 +50,25 @@ impl Mismatch {
         self.in_either == self.tensors && in_one < self.tensors
     }
 
-    fn half_way(&self) -> String {
-        if !self.is_half_way() {
+    /// How the other tensors stand, where they are some of the patch's.
+    fn standing(&self) -> String {
+        let Self { at_start, at_end, in_either, tensors, .. } = *self;
+        if self.is_half_way() {
+            let in_the_other = in_either.saturating_sub(at_start);
+            return format!("; {in_the_other} of {tensors} touched tensors are in the other state already");
+        }
+        if in_either == 0 {
             return String::new();
         }
-        let in_the_other = self.in_either.saturating_sub(self.at_start);
-        format!("; {in_the_other} of {} touched tensors are in the other state already", self.tensors)
+        let before = match self.direction {
+            Direction::Apply => at_start,
+            Direction::Revert => at_end,
+        };
+        // What the patch leaves as it is says nothing of whether it was applied.
+        let after = in_either.saturating_sub(before);
+        format!(
+            "; touched tensors as before the patch: {before} of {tensors}, with its result: {after} of {tensors}"
+        )
     }
 }
 
@@ -103,8 +122,12 @@ mod tests {
             at_end,
             in_either,
             tensors: 3,
+            direction: Direction::Revert,
         };
-        assert_eq!(mismatch(2, 0, 2).to_string(), "tensor `a` has shape [3, 2], the patch expects [2, 3]");
+        let of_the_first = "tensor `a` has shape [3, 2], the patch expects [2, 3]";
+        assert_eq!(mismatch(0, 0, 0).to_string(), of_the_first);
+        let expected = "; touched tensors as before the patch: 0 of 3, with its result: 2 of 3";
+        assert_eq!(mismatch(2, 0, 2).to_string(), format!("{of_the_first}{expected}"));
         // The second is one that the patch leaves as it is, the third is in neither state.
         assert!(!mismatch(2, 1, 2).is_half_way());
         let expected = "tensor `a` has shape [3, 2], the patch expects [2, 3]; 1 of 3 touched tensors are in the \

@@ -49,11 +49,11 @@ pub(crate) fn position(
     if let Some(index) = compared.iter().position(|found| found.at_end == found.tensors) {
         return Position::End(index);
     }
-    Position::Elsewhere(closest(checkpoint, compared))
+    Position::Elsewhere(closest(checkpoint, compared, direction))
 }
 
 /// The comparison with most tensors in either state; the earliest among equals.
-fn closest(checkpoint: &Checkpoint, compared: Vec<Comparison>) -> Mismatch {
+fn closest(checkpoint: &Checkpoint, compared: Vec<Comparison>, direction: Direction) -> Mismatch {
     let mut best: Option<(usize, Comparison)> = None;
     for (binding, found) in compared.into_iter().enumerate() {
         if best.as_ref().is_none_or(|(_, best)| best.in_either < found.in_either) {
@@ -62,10 +62,10 @@ fn closest(checkpoint: &Checkpoint, compared: Vec<Comparison>) -> Mismatch {
     }
     let (binding, found) = best.unwrap_or_default();
     let (tensor, difference) =
-        found.first.unwrap_or_else(|| (String::new(), Difference::Missing { nearest: None }));
+        found.odd.or(found.first).unwrap_or_else(|| (String::new(), Difference::Missing { nearest: None }));
     let difference = with_nearest(checkpoint, &tensor, difference);
     let Comparison { at_start, at_end, in_either, tensors, .. } = found;
-    Mismatch { tensor, difference, binding, at_start, at_end, in_either, tensors }
+    Mismatch { tensor, difference, binding, at_start, at_end, in_either, tensors, direction }
 }
 
 #[derive(Debug, Default)]
@@ -74,8 +74,10 @@ struct Comparison {
     at_end: usize,
     in_either: usize,
     tensors: usize,
-    /// The first tensor that is not at the start.
+    /// The first tensor that is at the end, and not at the start.
     first: Option<(String, Difference)>,
+    /// The first tensor that is neither at the start nor at the end: the patch is not what made it so.
+    odd: Option<(String, Difference)>,
 }
 
 impl Comparison {
@@ -96,7 +98,8 @@ impl Comparison {
                 Ok(found) => Difference::Digest { expected, found },
                 Err(difference) => difference,
             };
-            comparison.first.get_or_insert_with(|| (tensor.name.clone(), difference));
+            let named = if at_end { &mut comparison.first } else { &mut comparison.odd };
+            named.get_or_insert_with(|| (tensor.name.clone(), difference));
         }
         comparison
     }

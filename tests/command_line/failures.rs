@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::bench::Bench;
-use crate::material::{lay_out, lay_out_editing, lay_out_signers, lay_out_world, mpatch};
+use crate::material::{lay_out, lay_out_editing, lay_out_shards, lay_out_signers, lay_out_world, mpatch};
 use crate::telling::skipped;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -52,6 +52,28 @@ fn a_failure_before_the_report_is_the_one_document_under_json() {
     // Nothing of the kind without the flag.
     assert_eq!(failed(folder.path(), "show nowhere", 11).1, "");
     assert_eq!(failed(folder.path(), "apply -- --json", 2).1, "");
+}
+
+#[test]
+fn of_several_tensors_the_one_is_named_that_is_in_neither_state() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_shards(folder.path());
+    let applied = "apply shards shards.mpatch --in-place";
+    mpatch().current_dir(folder.path()).args(applied.split(' ')).assert().success();
+    let shard = folder.path().join("shards/model-1.safetensors");
+    let mut bytes = fs::read(&shard).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&shard, bytes).unwrap();
+    for (words, code) in [
+        ("apply shards shards.mpatch", 6),
+        ("revert shards shards.mpatch", 6),
+        ("verify shards.mpatch --base shards --digests-only", 6),
+    ] {
+        let ([error, ..], _) = failed(folder.path(), words, code);
+        assert!(error.contains("tensor `second` hashes to"), "{error}");
+        let others = "; touched tensors as before the patch: 0 of 2, with its result: 1 of 2";
+        assert!(error.ends_with(others), "{error}");
+    }
 }
 
 #[test]
