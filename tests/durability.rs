@@ -245,7 +245,7 @@ fn shards_on_another_file_system_are_copied_with_a_word() {
     let folder = tempfile::tempdir_in(elsewhere).unwrap();
     let target = folder.path().join("edited");
     let said = bench.succeeds(&format!("apply shards shards.mpatch -o {}", target.display()));
-    assert!(said.contains("copied, since this file system can neither share nor link them"), "{said}");
+    assert!(said.contains("copied, since they can be neither shared nor linked"), "{said}");
     assert!(said.contains("model-2.safetensors"), "{said}");
     let untouched = "model-2.safetensors";
     assert!(
@@ -598,6 +598,7 @@ fn a_file_that_may_not_grow_is_an_error_and_no_signal() {
         let said = stderr(&limited);
         assert_eq!(limited.status.code(), Some(11), "{words}: {said}");
         assert!(said.contains("File too large") && said.ends_with("state: unchanged\n"), "{said}");
+        assert!(said.contains("`ulimit -f` limits the size of files"), "{said}");
         assert!(bench.contents() == before);
     }
 }

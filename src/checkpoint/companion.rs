@@ -1,6 +1,7 @@
 //! The small files beside the weights: config, tokenizer, hyperparameters, and the index of shards.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -49,31 +50,51 @@ impl TakenAlong {
 impl Checkpoint {
     /// Copies what lies beside the weights into the folder `target`; returns the names of what does not go along.
     pub(super) fn copy_companions(&self, target: &Path) -> Result<Vec<String>, CheckpointError> {
+        let (going_along, left_out) = self.companions()?;
+        for name in going_along {
+            let (source, target) = (self.folder().join(&name), target.join(&name));
+            match &self.index {
+                Some((index, file)) if index.file_name() == Some(&name) => {
+                    self.copy_companion(&source, file, &target)?;
+                }
+                _ => {
+                    let file = open_regular(&self.disk, &source);
+                    let file = file.map_err(CheckpointError::io(&source, Action::Open))?;
+                    self.copy_companion(&source, &file, &target)?;
+                }
+            }
+        }
+        Ok(left_out)
+    }
+
+    /// Bytes of what lies beside the weights and goes along, as far as the system tells.
+    pub(super) fn companions_size_bytes(&self) -> u64 {
+        let (going_along, _) = self.companions().unwrap_or_default();
+        let size = |name| self.disk.about(&self.folder().join(name)).map_or(0, |about| about.size_bytes);
+        going_along.into_iter().map(size).sum()
+    }
+
+    /// What lies beside the weights: the names of what goes along into a copy, and of what does not.
+    fn companions(&self) -> Result<(Vec<OsString>, Vec<String>), CheckpointError> {
         let (disk, base) = (&self.disk, self.folder());
         let shards: BTreeSet<_> = self.files.iter().filter_map(|file| file.path.file_name()).collect();
         let homes = self.homes();
-        let mut left_out = Vec::new();
+        let (mut going_along, mut left_out) = (Vec::new(), Vec::new());
         for name in disk.list(base).map_err(CheckpointError::io(base, Action::List))? {
-            let (source, target) = (base.join(&name), target.join(&name));
             let is_shard = shards.contains(name.as_os_str());
             let text = name.to_string_lossy();
             if is_shard || text.ends_with(JOURNAL_SUFFIX) || is_temporary(&text) {
                 continue;
             }
-            match &self.index {
-                // What it said made the folder a checkpoint, so it goes along wherever it was found.
-                Some((index, file)) if index.file_name() == Some(&name) => {
-                    self.copy_companion(&source, file, &target)?;
-                }
-                _ if self.takes_along(&source, &homes)? => {
-                    let file =
-                        open_regular(disk, &source).map_err(CheckpointError::io(&source, Action::Open))?;
-                    self.copy_companion(&source, &file, &target)?;
-                }
-                _ => left_out.push(text.into_owned()),
+            // What the index said made the folder a checkpoint, so it goes along wherever it was found.
+            let is_index = self.index.as_ref().is_some_and(|(index, _)| index.file_name() == Some(&name));
+            if is_index || self.takes_along(&base.join(&name), &homes)? {
+                going_along.push(name);
+            } else {
+                left_out.push(text.into_owned());
             }
         }
-        Ok(left_out)
+        Ok((going_along, left_out))
     }
 
     fn copy_companion(&self, path: &Path, file: &File, target: &Path) -> Result<(), CheckpointError> {

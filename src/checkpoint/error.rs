@@ -108,14 +108,18 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// There is not enough room.
-    #[error("cannot reserve {needed_bytes} bytes for `{path}`, {free_bytes} are free there")]
+    #[error(
+        "`{path}` takes {needed_bytes} bytes, and {free_bytes} are free on the file system at `{file_system}`"
+    )]
     Space {
-        /// The file that was to be written.
+        /// The file or folder that was to be written.
         path: PathBuf,
-        /// Its size.
+        /// What it takes there.
         needed_bytes: u64,
-        /// What the file system has left.
+        /// What the file system has left without it.
         free_bytes: u64,
+        /// The file system's topmost folder.
+        file_system: PathBuf,
         /// The system's own words.
         source: io::Error,
     },
@@ -261,10 +265,11 @@ impl CheckpointError {
             CheckpointError::NotDurable { path, source } if path.starts_with(temporary) => {
                 CheckpointError::Io { path: target.to_owned(), action: Action::Sync, source }
             }
-            CheckpointError::Space { path, needed_bytes, free_bytes, source }
+            CheckpointError::Space { path, needed_bytes, free_bytes, file_system, source }
                 if path.starts_with(temporary) =>
             {
-                CheckpointError::Space { path: target.to_owned(), needed_bytes, free_bytes, source }
+                let path = target.to_owned();
+                CheckpointError::Space { path, needed_bytes, free_bytes, file_system, source }
             }
             error => error,
         }

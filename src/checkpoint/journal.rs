@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::blocks::{BLOCK_BYTES, BlockHash};
 use super::disk::{About, Access, Audience, File, Files, Kind, PAGE_BYTES};
+use super::space::no_room;
 use super::temporary::Temporary;
 use super::{Action, CheckpointError, folder_of};
 use crate::digest::TensorDigest;
@@ -241,14 +242,13 @@ impl Journal {
 
 /// Reserves room for all of a file before any work; a full disk is told with the numbers.
 pub(super) fn reserve(files: &Files, file: &File, path: &Path, size: u64) -> Result<(), CheckpointError> {
-    file.allocate(size).map_err(|source| {
-        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
-        match files.free_bytes(folder_of(path)) {
-            Ok(free_bytes) if matches!(source.kind(), StorageFull | QuotaExceeded | FileTooLarge) => {
-                CheckpointError::Space { path: path.to_owned(), needed_bytes: size, free_bytes, source }
-            }
-            _ => CheckpointError::io(path, Action::ReserveRoom)(source),
+    file.allocate(size).map_err(|source| match source.kind() {
+        io::ErrorKind::QuotaExceeded | io::ErrorKind::StorageFull => {
+            // What was reserved of it is not in the way of anything else.
+            _ = file.set_size(0);
+            no_room(files, path, size, source)
         }
+        _ => CheckpointError::io(path, Action::ReserveRoom)(source),
     })
 }
 

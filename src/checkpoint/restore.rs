@@ -22,6 +22,10 @@ use crate::digest::TensorDigest;
 const FREE_ROOM: &str = "free room on the model's file system, and leave the journal: the next mpatch command on the \
                          model then brings the change to its end";
 
+/// What there is to do where the shell that runs the command limits the size of files.
+const LIFT_THE_LIMIT: &str = "lift the limit that `ulimit -f` tells, and leave the journal: the next mpatch command on \
+                              the model then brings the change to its end";
+
 /// What there is to do for one who may not write to the model.
 const ASK_A_WRITER: &str = "have someone who may write to the model run any mpatch command on it";
 
@@ -176,9 +180,10 @@ impl From<io::Error> for Stuck {
 }
 
 fn way_out_of(error: &io::Error) -> Option<&'static str> {
-    use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+    use io::ErrorKind::{FileTooLarge, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
     match error.kind() {
         StorageFull | QuotaExceeded => Some(FREE_ROOM),
+        FileTooLarge => Some(LIFT_THE_LIMIT),
         PermissionDenied | ReadOnlyFilesystem => Some(ASK_A_WRITER),
         _ => None,
     }
@@ -370,6 +375,7 @@ mod tests {
         for (kind, expected) in [
             (ErrorKind::StorageFull, FREE_ROOM),
             (ErrorKind::QuotaExceeded, FREE_ROOM),
+            (ErrorKind::FileTooLarge, LIFT_THE_LIMIT),
             (ErrorKind::PermissionDenied, ASK_A_WRITER),
             (ErrorKind::ReadOnlyFilesystem, ASK_A_WRITER),
             (ErrorKind::NotFound, AT_END),

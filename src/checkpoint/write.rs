@@ -29,6 +29,7 @@ use super::disk::{Access, Audience, DirectWay, File, Files, Gather};
 use super::in_place::InPlace;
 use super::journal::reserve;
 use super::keep::Told;
+use super::space::{copied_size_bytes, no_room};
 use super::temporary::Temporary;
 use super::{
     Action, Checkpoint, CheckpointError, CheckpointFile, Layout, Rewrite, TensorInfo, check_output, folder_of,
@@ -311,11 +312,21 @@ impl<'a> CheckpointCopy<'a> {
             Layout::Folder => Temporary::folder(disk, folder, Audience::Owner),
         };
         let temporary = temporary.map_err(CheckpointError::io(folder, Action::WriteTo))?;
-        let (shards, target) = (BTreeMap::new(), target.to_owned());
         let (rest, writer, taken_along) = (Vec::new(), Mutex::new(None), TakenAlong::default());
-        let mut copy = Self { checkpoint, target, rest, writer, shards, taken_along, temporary };
-        copy.make_files(touched, progress).map_err(|error| copy.by_its_name(error))?;
-        Ok(copy)
+        let (shards, named) = (BTreeMap::new(), target.to_owned());
+        let mut copy = Self { checkpoint, target: named, rest, writer, shards, taken_along, temporary };
+        let touched_files: BTreeSet<usize> = touched.keys().copied().collect();
+        match copy.make_files(touched, progress) {
+            Ok(()) => Ok(copy),
+            Err(CheckpointError::Space { source, .. }) => {
+                let may_link = copy.taken_along.copied.is_empty();
+                // What was reserved so far is free again.
+                drop(copy);
+                let needed_bytes = copied_size_bytes(checkpoint, target, &touched_files, may_link);
+                Err(no_room(disk, target, needed_bytes, source))
+            }
+            Err(error) => Err(copy.by_its_name(error)),
+        }
     }
 
     /// Makes all files; what they are yet to hold is in `rest` then.

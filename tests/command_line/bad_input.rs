@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 use crate::bench::{Bench, Refusal};
 use crate::material::{
-    alter_header, alter_weights, command, lay_out, lay_out_world, mpatch, small_corpus, world,
+    alter_header, alter_weights, command, lay_out, lay_out_shards, lay_out_world, mpatch, small_corpus, world,
 };
 use crate::telling::skipped;
 use mpatch::factors::Term;
@@ -493,6 +493,10 @@ fn a_folder_that_is_read_only_is_refused_before_the_work() {
     bench.refuses("stats facts.json --base gptj -o locked/new.safetensors", 11).says(&words);
 }
 
+fn size_of(entry: std::io::Result<fs::DirEntry>) -> u64 {
+    entry.unwrap().metadata().unwrap().len()
+}
+
 #[test]
 fn a_disk_that_is_full_is_said_and_nothing_is_left_on_it() {
     let bench = Bench::new();
@@ -502,11 +506,27 @@ fn a_disk_that_is_full_is_said_and_nothing_is_left_on_it() {
     let Some(_mount) = Mount::tmpfs(bench.path("full"), "size=64k") else {
         return skipped("a full disk needs root and mount");
     };
-    let mut filler = fs::File::create(bench.path("full/filler")).unwrap();
-    while filler.write(&[0; 4096]).is_ok_and(|size| size > 0) {}
-    let words = ["cannot reserve 193 bytes for `full/new", "No space left on device", "free some space"];
+    let fill = || {
+        let mut filler = fs::File::create(bench.path("full/filler")).unwrap();
+        while filler.write(&[0; 4096]).is_ok_and(|size| size > 0) {}
+    };
+    fill();
+    let place =
+        format!("free on the file system at `{}`", bench.path("full").canonicalize().unwrap().display());
+    let words = ["`full/new.safetensors` takes 193 bytes, and 0 bytes are ", &place, "free 193 bytes there"];
     bench.refuses("apply model.safetensors edits.mpatch -o full/new.safetensors", 11).says(&words);
-    bench.refuses("apply gptj edits.mpatch -o full/new", 11).says(&words);
+    bench.refuses("apply gptj edits.mpatch -o full/new", 11).says(&[
+        "`full/new` takes ",
+        "0 bytes are ",
+        &place,
+    ]);
+    // All of a folder is told at once, and what is free without it.
+    bench.write("full/filler", [0; 32_768]);
+    lay_out_shards(bench.folder.path());
+    let needed: u64 = fs::read_dir(bench.path("shards")).unwrap().map(size_of).sum();
+    let told = format!("`full/new` takes {:.1} KB, and 32.8 KB are {place}", needed as f64 / 1000.0);
+    bench.refuses("apply shards shards.mpatch -o full/new", 11).says(&[&told]);
+    fill();
     let words = ["cannot write `full/new", "No space left on device", "free some space"];
     bench.refuses("stats corpus.txt --base world --layers 0 -o full/new.safetensors", 11).says(&words);
 }

@@ -12,8 +12,10 @@ use mpatch::facts::{FactsError, FactsErrorKind};
 use mpatch::operation::OperationError;
 use mpatch::patch::PatchError;
 use mpatch::tensor::Dtype;
+use rustix::process::{Resource, getrlimit};
 
 use crate::interrupt;
+use crate::report::size;
 
 /// How a command ended. The codes are part of the interface: a code is never given another meaning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -350,7 +352,9 @@ impl From<CheckpointError> for CommandError {
             }
             CheckpointError::Output { .. } => (ExitKind::Usage, "choose another name with `-o`"),
             CheckpointError::InPlace { .. } => (ExitKind::Io, "leave `--in-place` out: a copy is as exact"),
-            CheckpointError::Space { source, .. } => (ExitKind::Io, output_hint(source)),
+            CheckpointError::Space { path, needed_bytes, free_bytes, file_system, source } => {
+                return no_room(path, *needed_bytes, *free_bytes, file_system, source);
+            }
             CheckpointError::NotDurable { .. } => {
                 let hint = "check it with `mpatch verify` before you rely on it";
                 return Self::new(ExitKind::Io, with_causes(&error)).hint(hint).after_the_work();
@@ -376,6 +380,23 @@ impl From<CheckpointError> for CommandError {
             _ => (ExitKind::Malformed, "fetch the checkpoint again, with its index and all its shards"),
         };
         Self::new(kind, with_causes(&error)).hint(hint)
+    }
+}
+
+/// There is not enough room for a result.
+fn no_room(path: &Path, needed: u64, free: u64, file_system: &Path, source: &std::io::Error) -> CommandError {
+    let message = format!(
+        "`{}` takes {}, and {} are free on the file system at `{}`",
+        path.display(),
+        size(needed),
+        size(free),
+        file_system.display()
+    );
+    match needed.checked_sub(free) {
+        Some(missing @ 1..) => CommandError::new(ExitKind::Io, message)
+            .hint(format!("free {} there, or choose another place with `-o`", size(missing))),
+        // A quota, or room that is free only since the command gave up.
+        _ => CommandError::new(ExitKind::Io, format!("{message}: {source}")).hint(output_hint(source)),
     }
 }
 
@@ -440,6 +461,10 @@ pub fn io_hint(error: &std::io::Error) -> &'static str {
         ErrorKind::PermissionDenied => "change its permissions, or name another one",
         ErrorKind::ReadOnlyFilesystem => "nothing can be written there: name a place on another file system",
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free some space, or name another place",
+        ErrorKind::FileTooLarge if getrlimit(Resource::Fsize).current.is_some() => {
+            "it is not the disk that is full: `ulimit -f` limits the size of files, and `ulimit -f unlimited` lifts that where the system allows it"
+        }
+        ErrorKind::FileTooLarge => "its file system takes no file of that size: name a place on another one",
         ErrorKind::InvalidFilename => "give a shorter name (that of a result with `-o`)",
         _ => "try again once the system allows it",
     }
@@ -551,10 +576,16 @@ mod tests {
             ),
             (CheckpointError::OutputExists { path: path() }, 11, "unchanged", "another name"),
             (
-                CheckpointError::Space { path: path(), needed_bytes: 2, free_bytes: 1, source: full() },
+                CheckpointError::Space {
+                    path: path(),
+                    needed_bytes: 3_000_000,
+                    free_bytes: 1_000_000,
+                    file_system: path(),
+                    source: full(),
+                },
                 11,
                 "unchanged",
-                "another place with `-o`",
+                "free 2.00 MB there, or choose another place with `-o`",
             ),
             (CheckpointError::NotDurable { path: path(), source: full() }, 11, "applied", "`mpatch verify`"),
             (CheckpointError::Busy { path: path() }, 10, "unchanged", "when that one has finished"),

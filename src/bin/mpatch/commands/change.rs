@@ -316,7 +316,10 @@ pub fn write_taken_along(TakenAlong { left_out, linked, copied }: &TakenAlong, p
              nowhere, or are no files",
         ),
         (linked, "the original's own files under a second name, since this file system shares no blocks"),
-        (copied, "copied, since this file system can neither share nor link them from there"),
+        (
+            copied,
+            "copied, since they can be neither shared nor linked: they lie on another file system, or are another user's",
+        ),
     ];
     for (files, what) in lines.into_iter().filter(|(files, _)| !files.is_empty()) {
         page.line(&format!("{what}: {}", files.join(", ")));
