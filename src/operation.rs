@@ -177,7 +177,7 @@ impl<'a> TensorWork<'a> {
         rows: &Range<usize>,
         bytes: &mut Vec<u8>,
     ) -> Result<(), OperationError> {
-        bytes.resize(rows.len() * self.row_size_bytes(), 0);
+        checkpoint.make_room(self.info, bytes, rows.len() * self.row_size_bytes())?;
         Ok(checkpoint.read_at(self.info, self.offset(rows), bytes)?)
     }
 

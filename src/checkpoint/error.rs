@@ -107,6 +107,16 @@ pub enum CheckpointError {
         /// The output.
         path: PathBuf,
     },
+    /// The system gives no memory for a tensor, or for a block of it.
+    #[error("there is no memory for {needed_bytes} bytes of tensor `{tensor}` of `{path}`")]
+    Memory {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its size.
+        needed_bytes: u64,
+    },
     /// There is not enough room.
     #[error(
         "`{path}` takes {needed_bytes} bytes, and {free_bytes} are free on the file system at `{file_system}`"

@@ -308,10 +308,11 @@ impl Checkpoint {
     /// All bytes of one tensor of this checkpoint.
     ///
     /// # Errors
-    /// [`CheckpointError::Io`], [`CheckpointError::Stopped`].
+    /// [`CheckpointError::Memory`], [`CheckpointError::Io`], [`CheckpointError::Stopped`].
     pub fn read(&self, tensor: &TensorInfo) -> Result<Vec<u8>, CheckpointError> {
         // The header was checked against the file's size, so this is no larger than the file.
-        let mut bytes = vec![0; tensor.size_bytes as usize];
+        let mut bytes = Vec::new();
+        self.make_room(tensor, &mut bytes, tensor.size_bytes as usize)?;
         self.read_at(tensor, 0, &mut bytes)?;
         Ok(bytes)
     }

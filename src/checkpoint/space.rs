@@ -1,11 +1,11 @@
-//! How much room there is.
+//! How much room there is, on disk and in memory.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use super::disk::Files;
-use super::{Action, Checkpoint, CheckpointError, CheckpointFile, Layout, folder_of};
+use super::{Action, Checkpoint, CheckpointError, CheckpointFile, Layout, TensorInfo, folder_of};
 
 /// Bytes that whoever asks may still write to the file system that holds `path`.
 ///
@@ -13,6 +13,28 @@ use super::{Action, Checkpoint, CheckpointError, CheckpointFile, Layout, folder_
 /// [`CheckpointError::Io`] names the path.
 pub fn free_space_bytes(path: &Path) -> Result<u64, CheckpointError> {
     Files::real().free_bytes(path).map_err(CheckpointError::io(path, Action::AskFileSystem))
+}
+
+impl Checkpoint {
+    /// Makes `bytes` of the tensor so long; what they hold then is to be overwritten.
+    ///
+    /// # Errors
+    /// [`CheckpointError::Memory`], where a vector's own growth would end the process.
+    pub(crate) fn make_room(
+        &self,
+        tensor: &TensorInfo,
+        bytes: &mut Vec<u8>,
+        size: usize,
+    ) -> Result<(), CheckpointError> {
+        let more = size.saturating_sub(bytes.len());
+        bytes.try_reserve_exact(more).map_err(|_| CheckpointError::Memory {
+            path: self.files()[tensor.file_index].path.clone(),
+            tensor: tensor.name.clone(),
+            needed_bytes: size as u64,
+        })?;
+        bytes.resize(size, 0);
+        Ok(())
+    }
 }
 
 /// There was no room for `path`, which takes so much; what is free is asked now.

@@ -326,7 +326,14 @@ impl Patch {
             section::decompress(section.codec, &mut reader, section.stored_size, section.decoded_size);
         // Bytes that are not those that were hashed explain whatever decoding them met.
         reader.finish()?;
-        decoded.map_err(|what| PatchError::malformed(format!("section {index}"), what))
+        decoded.map_err(|what| match what.contains(section::NO_MEMORY) {
+            // The patch is as good as before.
+            true => {
+                let refused = std::io::Error::new(std::io::ErrorKind::OutOfMemory, what);
+                PatchError::read(self.section_offsets[index as usize])(refused)
+            }
+            false => PatchError::malformed(format!("section {index}"), what),
+        })
     }
 
     /// A reader of section `index`, which is in range.

@@ -193,6 +193,9 @@ fn decompress_frame(stored: &mut dyn Read, stored_size: u64, decoded_size: u64) 
     }
 }
 
+/// What an error says where the system gives no memory: zstd's own words.
+pub(super) const NO_MEMORY: &str = "not enough memory";
+
 /// Reads up to `size` bytes. The buffer grows as they arrive: neither the manifest nor the frame is believed about how
 /// many there will be. But it never grows beyond `size`, so that a large factor costs its own size and not twice it.
 fn grown(reader: &mut dyn Read, size: u64) -> Result<Vec<u8>, String> {
@@ -202,7 +205,7 @@ fn grown(reader: &mut dyn Read, size: u64) -> Result<Vec<u8>, String> {
     while bytes.len() < size {
         let length = bytes.len();
         let more = length.max(READ_BLOCK_BYTES).min(size - length);
-        bytes.reserve_exact(more);
+        bytes.try_reserve_exact(more).map_err(|_| format!("{NO_MEMORY} for {size} bytes"))?;
         reader.take(more as u64).read_to_end(&mut bytes).map_err(unreadable)?;
         if bytes.len() < length + more {
             break;

@@ -1,9 +1,17 @@
 //! Changes in place where single system calls are refused: what is told, and what the next command does.
 
+use std::fs;
 use std::path::Path;
 use std::process::Output;
 
+use mpatch::bind::bind;
+use mpatch::checkpoint::Checkpoint;
+use mpatch::patch::encode;
+
 use super::{Bench, stderr};
+use crate::drafts::{Numbers, draft};
+use crate::material::{file_of, key, signed_with};
+use crate::telling::tell;
 use crate::{can_run_as_a_mere_user, half_way, open_to_all, run_as_a_mere_user, set_mode, skipped, tampered};
 
 /// Runs a command whose calls on one path are tampered with.
@@ -46,6 +54,36 @@ fn what_was_recovered_is_told_where_the_folder_cannot_be_synced() {
         assert!(refused.iter().any(|expected| said.contains(expected)), "{words}: {said}");
     }
     set_mode(&bench.path("shards"), 0o755);
+}
+
+#[test]
+fn memory_that_is_refused_leaves_what_the_next_command_puts_right() {
+    // Of a tensor with so wide rows the buffers are what takes the memory.
+    const SHAPE: [usize; 2] = [2, 2_000_000];
+    let bench = Bench::new();
+    let wide = bench.path("wide.safetensors");
+    fs::write(&wide, file_of([("a", "F32", SHAPE, vec![0; 4 * SHAPE[0] * SHAPE[1]])])).unwrap();
+    let terms = [Numbers(1).low_rank(SHAPE, 1, 6, 0.05)];
+    let checkpoint = Checkpoint::open(&wide).unwrap();
+    let id = checkpoint.weights_id().unwrap();
+    let binding = bind(&checkpoint, id, &[("a".to_owned(), vec![0])], &terms, &|_| ()).unwrap();
+    let patch = encode(&draft(terms.to_vec(), vec![binding])).unwrap();
+    fs::write(bench.path("wide.mpatch"), signed_with(patch, &key())).unwrap();
+    drop(checkpoint);
+    let (before, mut half_way) = (bench.contents(), 0);
+    for kilobytes in (40_000..=80_000).step_by(8_000) {
+        let limited = format!("ulimit -c 0; ulimit -v {kilobytes}; exec \"$@\"");
+        let apply = "apply wide.safetensors wide.mpatch --in-place";
+        let output = bench.command(&["sh", "-c", &limited, "sh"], apply).output().unwrap();
+        if output.status.success() {
+            break;
+        }
+        assert!([None, Some(13), Some(127)].contains(&output.status.code()), "{}", stderr(&output));
+        half_way += usize::from(bench.contents().len() > before.len());
+        bench.succeeds("verify wide.mpatch --base wide.safetensors --digests-only");
+        assert!(bench.contents() == before, "{kilobytes}");
+    }
+    tell(&format!("{half_way} changes in place were cut short for lack of memory"));
 }
 
 #[test]

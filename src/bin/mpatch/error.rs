@@ -15,6 +15,7 @@ use mpatch::tensor::Dtype;
 use rustix::process::{Resource, getrlimit};
 
 use crate::interrupt;
+use crate::memory::WAY_OUT;
 use crate::report::size;
 
 /// How a command ended. The codes are part of the interface: a code is never given another meaning.
@@ -293,6 +294,7 @@ impl CommandError {
                 (ExitKind::Unsupported, "update mpatch; `mpatch --version` tells which one this is")
             }
             PatchError::Limit { .. } => (ExitKind::LimitExceeded, "make several smaller patches instead"),
+            PatchError::Read { kind: std::io::ErrorKind::OutOfMemory, .. } => (ExitKind::Device, WAY_OUT),
             PatchError::Read { .. } | PatchError::Write { .. } => {
                 (ExitKind::Io, "try again once the system allows it")
             }
@@ -352,6 +354,7 @@ impl From<CheckpointError> for CommandError {
             }
             CheckpointError::Output { .. } => (ExitKind::Usage, "choose another name with `-o`"),
             CheckpointError::InPlace { .. } => (ExitKind::Io, "leave `--in-place` out: a copy is as exact"),
+            CheckpointError::Memory { .. } => (ExitKind::Device, WAY_OUT),
             CheckpointError::Space { path, needed_bytes, free_bytes, file_system, source } => {
                 return no_room(path, *needed_bytes, *free_bytes, file_system, source);
             }
@@ -587,6 +590,12 @@ mod tests {
                 "unchanged",
                 "free 2.00 MB there, or choose another place with `-o`",
             ),
+            (
+                CheckpointError::Memory { path: path(), tensor: text(), needed_bytes: 1 },
+                13,
+                "unchanged",
+                "`ulimit -v`",
+            ),
             (CheckpointError::NotDurable { path: path(), source: full() }, 11, "applied", "`mpatch verify`"),
             (CheckpointError::Busy { path: path() }, 10, "unchanged", "when that one has finished"),
             (CheckpointError::InPlace { path: path(), reason: text() }, 11, "unchanged", "`--in-place`"),
@@ -617,6 +626,7 @@ mod tests {
         for (error, code) in [
             (PatchError::NotAPatch { found: text() }, 3),
             (PatchError::Read { offset: 0, kind, problem: text() }, 11),
+            (PatchError::Read { offset: 0, kind: std::io::ErrorKind::OutOfMemory, problem: text() }, 13),
             (PatchError::Write { kind, problem: text() }, 11),
             (PatchError::Truncated { expected: 64, found: 0 }, 3),
             (PatchError::Malformed { place: text(), what: text() }, 3),

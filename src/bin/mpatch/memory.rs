@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use mpatch::model::{Device, device_name, memory_free};
+use rustix::process::{Resource, getrlimit};
 
 use crate::error::{CommandError, ExitKind};
 use crate::report::size;
@@ -18,6 +19,9 @@ pub struct Memory {
     pub all_bytes: u64,
 }
 
+/// What to do where a machine's memory does not suffice.
+pub const WAY_OUT: &str = "end other programs, raise the limits that `ulimit -v` and the control group tell, or run on a machine with more memory";
+
 /// Refuses what the memory of `device` cannot hold: the system would end the process, and a GPU would fail once all
 /// the work before is done.
 ///
@@ -26,7 +30,7 @@ pub fn check_memory(what: &str, needed: u64, device: &Device) -> Result<(), Comm
     let (room, place, way_out) = match device.is_cpu() {
         true => {
             let room = memory().map(|memory| memory.available_bytes.saturating_add(memory.swap_bytes));
-            (room, "memory".to_owned(), "end other programs, or run on a machine with more memory")
+            (room, "memory".to_owned(), WAY_OUT)
         }
         false => {
             let place = format!("the memory of {}", device_name(device));
@@ -44,10 +48,23 @@ pub fn check_memory(what: &str, needed: u64, device: &Device) -> Result<(), Comm
 pub fn memory() -> Option<Memory> {
     let machine = Memory::of_machine(&std::fs::read_to_string("/proc/meminfo").ok()?)?;
     let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-    Some(match group_of(&groups) {
+    let memory = match group_of(&groups) {
         Some(group) => machine.within(Path::new("/sys/fs/cgroup"), group),
         None => machine,
-    })
+    };
+    let taken = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    // What `ulimit -v` and `ulimit -d` allow.
+    let limits = [(Resource::As, "VmSize:"), (Resource::Data, "VmData:")];
+    Some(limits.into_iter().fold(memory, |memory, (resource, taken_as)| match getrlimit(resource).current {
+        Some(limit) => memory.limited(limit, bytes_of(&taken, taken_as).unwrap_or(0)),
+        None => memory,
+    }))
+}
+
+/// A number of bytes in the words of `/proc`, on the line that begins with `key`.
+fn bytes_of(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 /// The control group of version 2 that `/proc/self/cgroup` names.
@@ -58,17 +75,21 @@ fn group_of(text: &str) -> Option<&str> {
 impl Memory {
     /// What `/proc/meminfo` says.
     fn of_machine(text: &str) -> Option<Self> {
-        let bytes_of = |key: &str| -> Option<u64> {
-            let line = text.lines().find_map(|line| line.strip_prefix(key))?;
-            line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(1024)
-        };
         let [available_bytes, swap_bytes, all_bytes] =
-            ["MemAvailable:", "SwapFree:", "MemTotal:"].map(bytes_of);
+            ["MemAvailable:", "SwapFree:", "MemTotal:"].map(|key| bytes_of(text, key));
         Some(Self {
             available_bytes: available_bytes?,
             swap_bytes: swap_bytes.unwrap_or(0),
             all_bytes: all_bytes?,
         })
+    }
+
+    /// What of it is left where this process may have `limit` bytes, in memory and on disk together, and has `taken`.
+    fn limited(self, limit: u64, taken: u64) -> Self {
+        let left = limit.saturating_sub(taken);
+        let available_bytes = self.available_bytes.min(left);
+        let swap_bytes = self.swap_bytes.min(left - available_bytes);
+        Self { available_bytes, swap_bytes, all_bytes: self.all_bytes.min(limit) }
     }
 
     /// What of it the control group `group` below `root`, and those that it is in, leave to their processes.
@@ -130,6 +151,8 @@ mod tests {
         write(&pod, "memory.stat", &format!("anon 7\ninactive_file {}\nactive_file 9\n", 200 * 1024));
         assert_eq!(within("pod/own"), memory(250, 0, 500), "a limit above counts as well");
         assert_eq!(within(""), machine, "a limit below does not");
+        assert_eq!(machine.limited(850 * 1024, 10 * 1024), memory(800, 40, 850), "disk counts as well");
+        assert_eq!(machine.limited(500 * 1024, 600 * 1024), memory(0, 0, 500));
         write(&own, "memory.max", "4096\n");
         write(&own, "memory.current", "8192\n");
         assert_eq!(within("pod/own"), memory(0, 0, 4));
