@@ -23,6 +23,7 @@ mod journal;
 mod keep;
 mod last_step;
 mod locate;
+mod nearest;
 mod pipeline;
 #[cfg(feature = "edit")]
 mod records;
@@ -63,6 +64,7 @@ pub use self::last_step::on_last_step;
 #[cfg(feature = "history")]
 pub(crate) use self::last_step::tell_of_last_step;
 pub use self::locate::is_index;
+pub(crate) use self::nearest::nearest;
 pub(crate) use self::pipeline::pipeline;
 #[cfg(feature = "edit")]
 pub(crate) use self::records::{RecordLog, limit_folder, read_records, touch, write_records};
@@ -288,16 +290,9 @@ impl Checkpoint {
         self.tensors.binary_search_by(|tensor| tensor.name.as_str().cmp(name)).ok()
     }
 
-    /// The name that shares most of its beginning and end with `name`, if that is at least half of it. Looks at all.
+    /// The name of a tensor that is most like `name`, as [`nearest`] has it. Looks at all.
     pub(crate) fn nearest_name(&self, name: &str) -> Option<String> {
-        let shared = |candidate: &str| {
-            let same = |pair: &(u8, u8)| pair.0 == pair.1;
-            let prefix = candidate.bytes().zip(name.bytes()).take_while(same).count();
-            let suffix = candidate.bytes().rev().zip(name.bytes().rev()).take_while(same).count();
-            (prefix + suffix).min(candidate.len()).min(name.len())
-        };
-        let best = self.tensors.iter().max_by_key(|tensor| shared(&tensor.name))?;
-        (2 * shared(&best.name) >= name.len()).then(|| best.name.clone())
+        nearest(name, self.tensors.iter().map(|tensor| tensor.name.as_str())).map(str::to_owned)
     }
 
     /// Bytes of all tensors together: what [`Checkpoint::weights_id_with`] reports progress towards.

@@ -68,6 +68,25 @@ pub enum FactToken {
 /// A million times what GPT-J takes and more: nothing of the new facts is left long before.
 const UPDATE_WEIGHT_MAX: f64 = 1e12;
 
+/// What files of ROME and of EasyEdit have besides: where they look for things, how they run, and how ROME samples its
+/// contexts and takes its keys. An edit by MEMIT does not depend on it.
+const OF_OTHERS: [&str; 14] = [
+    "alg_name",
+    "batch_size",
+    "context_template_length_params",
+    "device",
+    "enable_prompt_keys",
+    "enable_random_prefix_keys",
+    "fp16",
+    "max_length",
+    "model_class",
+    "model_name",
+    "model_parallel",
+    "original_implementation",
+    "stats_dir",
+    "tokenizer_class",
+];
+
 fn all() -> String {
     "all".to_owned()
 }
@@ -93,8 +112,11 @@ impl Hyperparameters {
     /// # Errors
     /// [`EditError::Hyperparameters`] with the field.
     pub fn parse(bytes: &[u8]) -> Result<Self, EditError> {
-        let sound = || serde_json::to_value(Self::gpt_j_6b()).unwrap_or_default();
-        plain::read(bytes, sound).map_err(|what| EditError::Hyperparameters { what })
+        let sound = serde_json::to_value(Self::gpt_j_6b()).unwrap_or_default();
+        let own = sound.as_object().into_iter().flat_map(|fields| fields.keys().map(String::as_str));
+        let known: Vec<&str> = own.chain(OF_OTHERS).collect();
+        let read = plain::refuse_unknown(bytes, &known).and_then(|()| plain::read(bytes, || sound.clone()));
+        read.map_err(|what| EditError::Hyperparameters { what })
     }
 
     /// The reference's values for GPT-J-6B.
@@ -223,6 +245,29 @@ mod tests {
             error.to_string(),
             "hyperparameters: `layers` is [3,-1], expected a list of whole numbers"
         );
+    }
+
+    #[test]
+    fn a_field_that_nobody_knows_is_refused_with_the_nearest_and_those_of_others_are_passed_by() {
+        let with = |field: &str| {
+            let mut object = serde_json::to_value(Hyperparameters::gpt_j_6b()).expect("plain data");
+            object[field] = 1.into();
+            Hyperparameters::parse(object.to_string().as_bytes())
+        };
+        for field in OF_OTHERS {
+            assert_eq!(with(field).expect("of another program"), Hyperparameters::gpt_j_6b(), "{field}");
+        }
+        for (field, expected) in [
+            ("mom2_adjustmnt", "there is no field `mom2_adjustmnt`; the nearest name is `mom2_adjustment`"),
+            (
+                "v_num_grad_step",
+                "there is no field `v_num_grad_step`; the nearest name is `v_num_grad_steps`",
+            ),
+            ("L2", "there is no field `L2`"),
+        ] {
+            let error = with(field).expect_err("nobody's");
+            assert_eq!(error.to_string(), format!("hyperparameters: {expected}"));
+        }
     }
 
     #[test]

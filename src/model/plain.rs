@@ -3,6 +3,11 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use crate::checkpoint::nearest;
+
+/// Characters of a file's own words that are shown.
+const LENGTH_MAX: usize = 40;
+
 /// Reads an object; a field that is null counts as absent, as in files that Python wrote.
 ///
 /// `sound` is an object that can be read: what is wrong with a field is told by its field of the same name.
@@ -17,6 +22,19 @@ pub(crate) fn read<T: DeserializeOwned>(bytes: &[u8], sound: impl Fn() -> Value)
         let wrong = object.iter().find_map(|(name, value)| wrong_field::<T>(name, value, sound.as_object()?));
         wrong.unwrap_or_else(|| error.to_string())
     })
+}
+
+/// Refuses an object with a field that is none of `known`: misspelt, it would pass for one that was left out.
+///
+/// What is no object at all is for [`read`] to tell.
+pub(crate) fn refuse_unknown(bytes: &[u8], known: &[&str]) -> Result<(), String> {
+    let Ok(Value::Object(object)) = serde_json::from_slice(bytes) else { return Ok(()) };
+    let is_unknown = |(name, value): &(&String, &Value)| !value.is_null() && !known.contains(&name.as_str());
+    let Some((name, _)) = object.iter().find(is_unknown) else { return Ok(()) };
+    let nearest = nearest(name, known.iter().copied());
+    let nearest = nearest.map_or_else(String::new, |name| format!("; the nearest name is `{name}`"));
+    let shown: String = name.chars().take(LENGTH_MAX).collect();
+    Err(format!("there is no field `{shown}`{nearest}"))
 }
 
 /// What is wrong with one field, if something is: all others are as in `sound`.
@@ -42,7 +60,6 @@ fn wrong_field<T: DeserializeOwned>(name: &str, value: &Value, sound: &Map<Strin
 
 /// A value as the file has it, or its kind where that is long or needs one.
 fn with_kind(value: &Value) -> String {
-    const LENGTH_MAX: usize = 40;
     let text = value.to_string();
     match value {
         Value::Object(_) => "an object".to_owned(),

@@ -246,6 +246,7 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
         (json!({"layers": [2, 1]}), ["`layers`", "ascending"]),
         (json!({"layers": "all"}), ["`layers` is the text \"all\"", "expected a list"]),
         (json!({"fact_token": "first"}), ["`first`", "`subject_last`"]),
+        (json!({"v_num_grad_step": 9}), ["no field `v_num_grad_step`", "name is `v_num_grad_steps`"]),
         (json!({"v_num_grad_steps": 0}), ["`v_num_grad_steps` is 0", "at least 1"]),
         (json!({"v_lr": -1.0}), ["`v_lr` is -1", "positive"]),
         (json!({"layers": [1, 1]}), ["`layers` is [1, 1]", "ascending"]),
