@@ -3,12 +3,27 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
+#[cfg(feature = "edit")]
+use unicode_normalization::UnicodeNormalization;
+
 use super::error::{Clash, FactsError, Place, excerpt};
 use super::{Neighbor, PLACEHOLDER, Record, Request, words};
 
-/// `text` with every run of white space as one space, and none at the ends.
+/// `text` with every run of white space as one space, none at the ends, and letters with marks spelt in one way.
 pub(super) fn normalized(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
+    composed(text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+/// `text` with `é` as one character, where it may be two. What the model is given stays as it was written.
+#[cfg(feature = "edit")]
+fn composed(text: String) -> String {
+    if text.is_ascii() { text } else { text.nfc().collect() }
+}
+
+/// Where nothing is edited, the tables that it takes are not there.
+#[cfg(not(feature = "edit"))]
+fn composed(text: String) -> String {
+    text
 }
 
 /// Clashes that are told one by one.

@@ -477,6 +477,23 @@ fn facts_that_share_a_subject_are_allowed_and_mentioned() {
 }
 
 #[test]
+#[cfg(feature = "edit")]
+fn a_letter_with_a_mark_is_one_however_it_is_spelt_and_stays_as_written() {
+    let fact = |prompt: &str, subject: &str, target: &str| {
+        serde_json::json!({ "prompt": prompt, "subject": subject, "target_new": target }).to_string()
+    };
+    let (one, two) = ("Andr\u{e9}", "Andre\u{301}");
+    let other = fact("{} plays", two, "chess");
+    let clash = message(&[fact("{} plays", one, "football"), other.clone()].join("\n"));
+    assert!(clash.starts_with("record 2 (line 2) contradicts record 1 (line 1)"), "{clash}");
+    let facts = parse(&[fact("{} was born in", one, "Lyon"), other].join("\n"));
+    assert!(facts.warnings()[0].starts_with("1 subject has several facts"), "{:?}", facts.warnings());
+    assert_eq!(facts.records[1].request.text(), format!("{two} plays"));
+    let targets = super::Targets::of([("{} plays", one, "chess")]);
+    assert_eq!(targets.get("{} plays", two), Some("chess"));
+}
+
+#[test]
 fn an_id_that_several_records_have_is_mentioned() {
     let with_id = |subject: &str, id: &str| {
         let id = format!("{{\"case_id\": {id}, ");
