@@ -407,15 +407,14 @@ mod tests {
         records.truncate(2);
         records[1].request.target_old = Some("golf".to_owned());
         for (prompt, expected) in [("Pele plays", Some("golf")), ("Who sang", Some("Nina")), ("What", None)] {
-            records[1].neighbors.push(crate::facts::Neighbor {
+            records[1].neighbors.push(crate::facts::Probe {
                 prompt: prompt.to_owned(),
                 expected: expected.map(std::sync::Arc::from),
             });
         }
-        records[0].portability.push(crate::facts::Neighbor {
-            prompt: "Ann's ball is".to_owned(),
-            expected: Some("round".into()),
-        });
+        records[0]
+            .portability
+            .push(crate::facts::Probe { prompt: "Ann's ball is".to_owned(), expected: Some("round".into()) });
         // Where nothing competes there is no success, and what has no answer is not asked.
         for (measure, expected) in [
             (Measure::Efficacy, 1),

@@ -7,7 +7,7 @@ use std::hash::Hash;
 use unicode_normalization::UnicodeNormalization;
 
 use super::error::{Clash, FactsError, Place, excerpt};
-use super::{Neighbor, PLACEHOLDER, Record, Request, words};
+use super::{PLACEHOLDER, Probe, Record, Request, words};
 
 /// `text` with every run of white space as one space, none at the ends, and letters with marks spelt in one way.
 pub(super) fn normalized(text: &str) -> String {
@@ -150,7 +150,7 @@ fn repeats<'r, Key: Eq + Hash>(
 }
 
 /// Prompts that cannot be asked, which would otherwise be missed in the scores only.
-fn unanswered_warning(what: &str, records: &[Record], of: fn(&Record) -> &[Neighbor]) -> Option<String> {
+fn unanswered_warning(what: &str, records: &[Record], of: fn(&Record) -> &[Probe]) -> Option<String> {
     let all: usize = records.iter().map(|record| of(record).len()).sum();
     let unanswered = |record| of(record).iter().filter(|probe| probe.expected.is_none()).count();
     let unanswered: usize = records.iter().map(unanswered).sum();

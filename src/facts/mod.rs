@@ -59,11 +59,11 @@ pub struct Record {
     /// Other ways to ask for the same fact, with the subject filled in.
     pub paraphrases: Vec<String>,
     /// Prompts about other things, whose answers must stay as they are.
-    pub neighbors: Vec<Neighbor>,
+    pub neighbors: Vec<Probe>,
     /// Openings for free text about the subject.
     pub generation_prompts: Vec<String>,
     /// Prompts whose answers follow from the new fact.
-    pub portability: Vec<Neighbor>,
+    pub portability: Vec<Probe>,
     /// What the fact says of its subject, by the name that CounterFact has for it, e.g. `P641`.
     #[serde(skip)]
     pub relation: Option<String>,
@@ -93,7 +93,7 @@ pub struct Request {
 
 /// A prompt beside the fact, and its answer where the file tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Neighbor {
+pub struct Probe {
     /// The prompt.
     pub prompt: String,
     /// The answer, without blanks around it; neighbours that share one have it once.
@@ -175,8 +175,8 @@ impl Record {
     }
 }
 
-fn answered(neighbors: &[Neighbor]) -> impl Iterator<Item = (&str, &str)> {
-    neighbors.iter().filter_map(|neighbor| Some((neighbor.prompt.as_str(), neighbor.expected.as_deref()?)))
+fn answered(probes: &[Probe]) -> impl Iterator<Item = (&str, &str)> {
+    probes.iter().filter_map(|probe| Some((probe.prompt.as_str(), probe.expected.as_deref()?)))
 }
 
 impl Request {

@@ -28,8 +28,8 @@ fn ball() -> Request {
     }
 }
 
-fn neighbor(prompt: &str, expected: Option<&str>) -> Neighbor {
-    Neighbor { prompt: prompt.into(), expected: expected.map(Into::into) }
+fn neighbor(prompt: &str, expected: Option<&str>) -> Probe {
+    Probe { prompt: prompt.into(), expected: expected.map(Into::into) }
 }
 
 #[test]

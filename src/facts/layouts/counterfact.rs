@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::facts::error::FactsError;
 use crate::facts::fields::Fields;
-use crate::facts::{Neighbor, Record};
+use crate::facts::{Probe, Record};
 
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     with_measures(fields, &fields.object("requested_rewrite")?, "target_true")
@@ -22,7 +22,7 @@ pub(super) fn with_measures(
     // Neighbours are chosen to share the old target: it is what they must go on saying. A long one is not to be kept
     // for each of many short prompts.
     let expected: Option<Arc<str>> = request.target_old.as_deref().map(Arc::from);
-    let neighbor = |prompt| Neighbor { prompt, expected: expected.clone() };
+    let neighbor = |prompt| Probe { prompt, expected: expected.clone() };
     Ok(Record {
         paraphrases: fields.prompts("paraphrase_prompts")?,
         neighbors: fields.prompts("neighborhood_prompts")?.into_iter().map(neighbor).collect(),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Object;
 use crate::facts::error::FactsError;
 use crate::facts::fields::{Fields, is_blank, set_apart, trimmed};
-use crate::facts::{Neighbor, PLACEHOLDER, Record, Request};
+use crate::facts::{PLACEHOLDER, Probe, Record, Request};
 
 /// Fields that no other layout has.
 pub(super) const MARKS: &[&str] = &[
@@ -46,7 +46,7 @@ pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
 
 /// Prompts whose answers follow from the new fact, which every layout may have: as EasyEdit's data sets write them, or
 /// a list as in mpatch's own layout.
-pub(super) fn portability(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
+pub(super) fn portability(fields: &Fields<'_>) -> Result<Vec<Probe>, FactsError> {
     const NAME: &str = "portability";
     let is_one_question = fields.value(NAME).is_some_and(|value| value.get(NEW_QUESTION).is_some());
     let mut probes = if is_one_question {
@@ -106,7 +106,7 @@ fn first_text(value: &Value) -> Option<&Value> {
 }
 
 /// Probes in two fields: prompts and their answers, texts or lists.
-fn flat_probes(fields: &Fields<'_>, prompt: &str, answers: &[&str]) -> Result<Vec<Neighbor>, FactsError> {
+fn flat_probes(fields: &Fields<'_>, prompt: &str, answers: &[&str]) -> Result<Vec<Probe>, FactsError> {
     let name = answers.iter().find(|name| fields.value(name).is_some()).copied().unwrap_or_default();
     let answer_at = |index: usize| match fields.value(name) {
         Some(Value::Array(values)) => values.get(index).and_then(first_text),
@@ -115,13 +115,13 @@ fn flat_probes(fields: &Fields<'_>, prompt: &str, answers: &[&str]) -> Result<Ve
     let prompts = fields.prompts_or_blanks(prompt)?.into_iter().enumerate();
     let probe = |(index, prompt)| {
         let expected = answer(fields, name, answer_at(index))?.map(Arc::from);
-        Ok(Neighbor { prompt, expected })
+        Ok(Probe { prompt, expected })
     };
     prompts.filter(|(_, prompt)| !is_blank(prompt)).map(probe).collect()
 }
 
 /// Probes by name: `{"neighborhood": {"prompt": ..., "ground_truth": ...}}`, or a list of such under each name.
-fn named_probes(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsError> {
+fn named_probes(fields: &Fields<'_>, name: &str) -> Result<Vec<Probe>, FactsError> {
     let Some(value) = fields.value(name) else { return Ok(Vec::new()) };
     if value.is_array() {
         return probe_list(fields, name);
@@ -138,7 +138,7 @@ fn named_probes(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsE
     Ok(probes)
 }
 
-fn probe_list(fields: &Fields<'_>, name: &str) -> Result<Vec<Neighbor>, FactsError> {
+fn probe_list(fields: &Fields<'_>, name: &str) -> Result<Vec<Probe>, FactsError> {
     let mut probes = Vec::new();
     for probe in fields.objects(name)? {
         probes.extend(flat_probes(&probe, "prompt", &ANSWERS)?);

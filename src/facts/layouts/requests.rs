@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::{Object, SCHEMA, counterfact};
 use crate::facts::error::{FactsError, excerpt};
 use crate::facts::fields::Fields;
-use crate::facts::{Neighbor, Record};
+use crate::facts::{Probe, Record};
 
 /// Every field of a fact in mpatch's own layout. Others are refused: a misspelt list of neighbours would
 /// otherwise be left out without a word. Of `attribute_prompts` there is nothing that needs them.
@@ -67,15 +67,15 @@ pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
 }
 
 /// Prompts with their answers: texts, or objects with `prompt` and `expected`.
-fn neighbors(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
+fn neighbors(fields: &Fields<'_>) -> Result<Vec<Probe>, FactsError> {
     const NAME: &str = "neighbors";
     if fields.list(NAME)?.iter().all(Value::is_string) {
         let prompts = fields.prompts(NAME)?.into_iter();
-        return Ok(prompts.map(|prompt| Neighbor { prompt, expected: None }).collect());
+        return Ok(prompts.map(|prompt| Probe { prompt, expected: None }).collect());
     }
     let neighbor = |fields: Fields<'_>| {
         let expected = fields.optional_target("expected")?.map(Arc::from);
-        Ok(Neighbor { prompt: fields.prompt("prompt")?, expected })
+        Ok(Probe { prompt: fields.prompt("prompt")?, expected })
     };
     fields.objects(NAME)?.into_iter().map(neighbor).collect()
 }

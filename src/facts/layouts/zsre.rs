@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::facts::error::FactsError;
 use crate::facts::fields::{Fields, trimmed};
-use crate::facts::{Neighbor, Record, Request};
+use crate::facts::{Probe, Record, Request};
 
 pub(super) fn record(fields: &Fields<'_>) -> Result<Record, FactsError> {
     let subject = fields.text("subject")?.trim().to_owned();
@@ -31,10 +31,10 @@ fn first_answer(fields: &Fields<'_>) -> Result<String, FactsError> {
     Ok(trimmed(&fields.filled_text_in("answers[0]", first)?))
 }
 
-fn neighbors(fields: &Fields<'_>) -> Result<Vec<Neighbor>, FactsError> {
+fn neighbors(fields: &Fields<'_>) -> Result<Vec<Probe>, FactsError> {
     let expected: Option<Arc<str>> = fields.optional_target("loc_ans")?.map(Arc::from);
     let questions = fields.prompts("loc")?.into_iter();
     Ok(questions
-        .map(|question| Neighbor { prompt: format!("{question}?"), expected: expected.clone() })
+        .map(|question| Probe { prompt: format!("{question}?"), expected: expected.clone() })
         .collect())
 }
