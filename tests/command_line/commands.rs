@@ -211,6 +211,21 @@ fn patch_at(path: &Path) -> Patch {
 }
 
 #[test]
+fn of_a_model_that_was_converted_not_every_tensor_is_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, dtype, size) in [("f16", safetensors::Dtype::F16, 2), ("f32", safetensors::Dtype::F32, 4)] {
+        let bytes = vec![0; size];
+        let tensor = || safetensors::tensor::TensorView::new(dtype, vec![1], &bytes).unwrap();
+        let tensors = (0..9).map(|number| (format!("weight.{number}"), tensor()));
+        safetensors::serialize_to_file(tensors, None, &folder.path().join(name)).unwrap();
+    }
+    let ran = mpatch().current_dir(folder.path()).args(["diff", "f16", "f32"]).assert().code(1);
+    let told = String::from_utf8_lossy(&ran.get_output().stdout).into_owned();
+    assert_eq!(told.matches("F16 -> F32").count(), 5, "{told}");
+    assert!(told.contains("\n  and 4 more; of another type or shape, too"), "{told}");
+}
+
+#[test]
 fn a_patch_says_how_it_was_made() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();

@@ -173,6 +173,29 @@ fn what_stands_in_the_wrong_place_or_is_elsewhere_is_told_where_it_belongs() {
 }
 
 #[test]
+fn with_quiet_what_was_done_is_left_to_the_exit_code_and_what_was_asked_is_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    for (words, is_answered) in [
+        ("apply model.safetensors edits.mpatch -o edited.safetensors", false),
+        ("revert edited.safetensors edits.mpatch -o again.safetensors", false),
+        ("init --base model.safetensors", false),
+        ("add edits.mpatch", false),
+        ("tag v1", false),
+        ("tag", true),
+        ("show edits.mpatch", true),
+        ("apply model.safetensors edits.mpatch --dry-run", true),
+        ("verify edits.mpatch", true),
+    ] {
+        let output = mpatch().current_dir(&folder).args(words.split(' ')).arg("-q").output().unwrap();
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{words}");
+        assert_eq!(!stdout.is_empty(), is_answered, "{words}: {stdout}");
+        assert!(!stdout.contains("next:"), "{words}: {stdout}");
+    }
+}
+
+#[test]
 fn weights_that_are_others_beside_the_touched_ones_are_told_as_that() {
     let folder = tempfile::tempdir().unwrap();
     lay_out(folder.path());

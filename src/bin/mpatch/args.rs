@@ -36,7 +36,7 @@ pub struct OutputArguments {
     /// Print the report as one JSON document
     #[arg(long, global = true)]
     pub json: bool,
-    /// Print neither progress nor suggestions
+    /// Print errors, warnings, and what the command is there to show: no more
     #[arg(short, long, global = true)]
     pub quiet: bool,
 }

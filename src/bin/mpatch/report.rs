@@ -55,10 +55,22 @@ struct Document<'a, R> {
 #[derive(Debug)]
 pub struct Output {
     json: bool,
-    quiet: bool,
+    speech: Speech,
     colour: bool,
-    silent: bool,
     suggestions: Suggestions,
+}
+
+/// How much is said, errors and warnings aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    /// Notes, progress, reports, and what to do next.
+    Everything,
+    /// Reports.
+    Reports,
+    /// Reports that a command is there for; of what others did, their exit code tells.
+    Answers,
+    /// Nothing.
+    Nothing,
 }
 
 impl Output {
@@ -67,8 +79,8 @@ impl Output {
         if arguments.json {
             failure::owe_document();
         }
-        let colour = stdout_colour();
-        Self { json: arguments.json, quiet: arguments.quiet, colour, silent: false, suggestions }
+        let speech = if arguments.quiet { Speech::Answers } else { Speech::Everything };
+        Self { json: arguments.json, speech, colour: stdout_colour(), suggestions }
     }
 
     /// Refuses, before any work, names that a report in JSON could not give.
@@ -79,15 +91,20 @@ impl Output {
         Err(CommandError::new(ExitKind::Usage, message).hint("leave `--json` out, or rename it"))
     }
 
-    /// The output of a command that another command runs: the same, or nothing where that one reports in JSON.
+    /// The output of a command that another command runs: its report, or nothing where that one says little itself.
     pub fn of_step(&self) -> Self {
-        let (json, colour, suggestions) = (self.json, self.colour, Suggestions::default());
-        Self { json, quiet: true, colour, silent: json, suggestions }
+        let speech = if self.tells_everything() { Speech::Reports } else { Speech::Nothing };
+        Self { json: self.json, speech, colour: self.colour, suggestions: Suggestions::default() }
+    }
+
+    /// People read along.
+    fn tells_everything(&self) -> bool {
+        !self.json && self.speech == Speech::Everything
     }
 
     /// A heading between the steps of a command, for people.
     pub fn step(&self, title: &str, command: &str) -> Result<(), CommandError> {
-        if self.json {
+        if !self.tells_everything() {
             return Ok(());
         }
         let mut page = Page::new(self.colour);
@@ -98,8 +115,11 @@ impl Output {
         self.print(&page.text)
     }
 
-    /// Prints the command's report.
+    /// Prints the report that the command is there for.
     pub fn report<R: Report>(&self, report: &R) -> Result<(), CommandError> {
+        if self.speech == Speech::Nothing {
+            return Ok(());
+        }
         if self.json {
             let document = Document { schema: R::SCHEMA, report };
             let text = serde_json::to_string_pretty(&document).map_err(|error| {
@@ -110,7 +130,7 @@ impl Output {
         let suggestions = self.suggestions.clone();
         let mut page = Page { suggestions, width: stdout_width(), ..Page::new(self.colour) };
         report.write(&mut page);
-        if let Some(next) = report.next().filter(|_| !self.quiet) {
+        if let Some(next) = report.next().filter(|_| self.tells_everything()) {
             page.blank();
             page.next(&next);
         }
@@ -119,6 +139,9 @@ impl Output {
 
     /// Prints the report of work that stands whether or not anybody is told of it.
     pub fn report_done<R: Report>(&self, report: &R) -> Result<(), CommandError> {
+        if !self.json && self.speech == Speech::Answers {
+            return Ok(());
+        }
         self.report(report).map_err(CommandError::after_the_work)
     }
 
@@ -130,7 +153,7 @@ impl Output {
 
     /// Says what is about to happen, before the work, to people who watch; what must not be missed is a warning.
     pub fn note(&self, text: &str) {
-        if !self.json && !self.quiet {
+        if self.tells_everything() {
             say(&escaped(text));
         }
     }
@@ -161,9 +184,6 @@ impl Output {
     }
 
     fn print(&self, text: &str) -> Result<(), CommandError> {
-        if self.silent {
-            return Ok(());
-        }
         if self.json {
             failure::document_is_printed();
         }
@@ -181,10 +201,10 @@ impl Output {
     }
 
     fn progress_shown(&self) -> Shown {
-        match (self.json || self.quiet, std::io::stderr().is_terminal()) {
-            (true, _) => Shown::Nothing,
-            (false, true) => Shown::Bar,
-            (false, false) => Shown::Lines,
+        match (self.tells_everything(), std::io::stderr().is_terminal()) {
+            (false, _) => Shown::Nothing,
+            (true, true) => Shown::Bar,
+            (true, false) => Shown::Lines,
         }
     }
 }

@@ -67,7 +67,7 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
         .iter()
         .try_for_each(Permitted::remember)
         .and_then(|()| report(&store, made, &judgements))
-        .and_then(|report| output.report(&report))
+        .and_then(|report| output.report_done(&report))
         .map_err(CommandError::after_the_work)
 }
 

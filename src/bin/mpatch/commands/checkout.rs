@@ -116,8 +116,11 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         }
         warn_of_nameless(&store, left, output).map_err(CommandError::after_the_work)?;
     }
-    let told = report(arguments, &store, commit, made_of, moved).and_then(|report| output.report(&report));
-    if arguments.dry_run { told } else { told.map_err(CommandError::after_the_work) }
+    let report = report(arguments, &store, commit, made_of, moved);
+    match arguments.dry_run {
+        true => output.report(&report?),
+        false => output.report_done(&report.map_err(CommandError::after_the_work)?),
+    }
 }
 
 /// Where the head is now, or would be.

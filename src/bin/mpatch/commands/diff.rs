@@ -414,6 +414,9 @@ fn update_row(update: &UpdateDiff) -> Vec<String> {
     ]
 }
 
+/// Tensors of another type or shape that are shown one by one: of a model that was converted, all are.
+const OTHERS_SHOWN: usize = 5;
+
 /// What `diff` prints about two checkpoints.
 #[derive(Debug, Serialize)]
 struct WeightsReport {
@@ -448,7 +451,10 @@ impl Report for WeightsReport {
             return;
         }
         let names = ["tensor", "dtype", "shape", "changed", "relative change", "ulps, mean and most", "rank"];
-        page.table_under(names, tensors.iter().map(tensor_row));
+        let (compared, others): (Vec<_>, Vec<_>) = tensors.iter().partition(|tensor| tensor.change.is_some());
+        let shown = others.iter().take(OTHERS_SHOWN);
+        page.table_under(names, compared.iter().chain(shown).map(|tensor| tensor_row(tensor)));
+        page.and_more(others.len(), OTHERS_SHOWN, "of another type or shape, too; `--json` lists all");
         let share = tensors.iter().filter_map(|tensor| tensor.change.as_ref()?.effective_rank).next();
         if let Some(rank) = share {
             page.line(&format!(

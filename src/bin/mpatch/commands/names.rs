@@ -67,8 +67,11 @@ pub fn run_names(kind: Kind, arguments: &NamesArguments, output: &Output) -> Res
         }
     }
     let changed = made.is_some() || !deleted.is_empty();
-    let told = report(kind, made, deleted, &store).and_then(|report| output.report(&report));
-    if changed { told.map_err(CommandError::after_the_work) } else { told }
+    let report = report(kind, made, deleted, &store);
+    match changed {
+        true => output.report_done(&report.map_err(CommandError::after_the_work)?),
+        false => output.report(&report?),
+    }
 }
 
 /// What there is now.

@@ -69,7 +69,7 @@ pub fn run(arguments: &PushArguments, output: &Output) -> Result<(), CommandErro
     let report =
         PushReport { address: shown_address(&address), sent: of_sent.map(|(name, _)| name).collect() };
     remember(arguments, &store, remembered.is_none().then_some(address.as_str()), news)
-        .and_then(|()| output.report(&report))
+        .and_then(|()| output.report_done(&report))
         .map_err(CommandError::after_the_work)
 }
 

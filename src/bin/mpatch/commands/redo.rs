@@ -22,6 +22,6 @@ pub fn run(arguments: &RedoArguments, output: &Output) -> Result<(), CommandErro
     let store = arguments.store.open()?;
     let redone = arguments.lock.change(&store)?.replay(Replay::Redo)?;
     UndoReport::new(Replay::Redo, &redone, &store, &arguments.store)
-        .and_then(|report| output.report(&report))
+        .and_then(|report| output.report_done(&report))
         .map_err(CommandError::after_the_work)
 }

@@ -65,7 +65,7 @@ pub fn run(arguments: &UndoArguments, output: &Output) -> Result<(), CommandErro
     }
     let undone = arguments.lock.change(&store)?.replay(Replay::Undo)?;
     UndoReport::new(Replay::Undo, &undone, &store, &arguments.store)
-        .and_then(|report| output.report(&report))
+        .and_then(|report| output.report_done(&report))
         .map_err(CommandError::after_the_work)
 }
 

@@ -145,6 +145,9 @@ impl Stop {
     }
 }
 
+/// Why a rung behind the one where the command was to stop was not climbed.
+const NOT_ASKED_FOR: &str = "not asked for";
+
 impl RungReport {
     /// `evidence` bears the outcome out, where something was checked.
     fn new(rung: Rung, name: &'static str, outcome: Outcome, evidence: Option<String>) -> Self {
@@ -521,7 +524,7 @@ impl LadderReport {
     fn behaviour_left_out(&self) -> Outcome {
         Outcome::NotChecked(match self.stop {
             _ if !self.declares_facts => "the patch declares no facts".to_owned(),
-            Some(_) => "not asked for".to_owned(),
+            Some(_) => NOT_ASKED_FOR.to_owned(),
             None => self.needs_a_model(),
         })
     }
@@ -535,7 +538,7 @@ impl LadderReport {
     fn recipe_left_out(&self, ask: Option<&str>) -> Outcome {
         Outcome::NotChecked(match (&self.no_recipe, ask) {
             (Some(reason), _) => reason.clone(),
-            (None, Some(_)) if self.stop.is_some() => "not asked for".to_owned(),
+            (None, Some(_)) if self.stop.is_some() => NOT_ASKED_FOR.to_owned(),
             (None, Some(ask)) => ask.to_owned(),
             (None, None) => self.needs_a_model(),
         })
@@ -606,7 +609,8 @@ impl Report for LadderReport {
 
     fn write(&self, page: &mut Page) {
         page.title(&format!("{}: patch {}", self.patch.display(), self.patch_id.short()));
-        page.table(&self.rungs.iter().map(RungReport::row).collect::<Vec<_>>());
+        let climbed = self.rungs.iter().filter(|rung| rung.evidence != NOT_ASKED_FOR);
+        page.table(&climbed.map(RungReport::row).collect::<Vec<_>>());
         if !self.trust.allowed.is_empty() {
             self.trust.write(page);
         }
