@@ -133,6 +133,24 @@ fn a_command_line_that_is_wrong_is_told_in_three_lines() {
             "unexpected argument 'model.safetensors'",
             "if that is the model, name it with `--base model.safetensors`",
         ),
+        (
+            "verify model.safetensors edits.mpatch",
+            "unexpected argument 'edits.mpatch'",
+            "the patch comes first, and the model as `--base MODEL`",
+        ),
+        (
+            "apply model.safetensors edits.mpatch edited.safetensors",
+            "unexpected argument 'edited.safetensors'",
+            "if that is where the result goes, name it with `-o edited.safetensors`",
+        ),
+        (
+            "eval facts.json edits.mpatch",
+            "unexpected argument",
+            "if that is the patch, name it with `--patch edits",
+        ),
+        ("help apply --quiet", "unrecognized subcommand '--quiet'", "help is text, and takes no options"),
+        ("stats - --base model", "so not from standard input", "`mpatch stats --help`"),
+        ("create f --corpus -", "so not from standard input", "`mpatch create --help`"),
         ("show edits.mpatch model", "unexpected argument 'model'", "`mpatch show --help` tells"),
         ("--quiet create --bits 99 f", "invalid value '99' for '--bits", "`mpatch create --help`"),
     ] {
@@ -162,6 +180,7 @@ fn what_stands_in_the_wrong_place_or_is_elsewhere_is_told_where_it_belongs() {
     lay_out_world(&folder.path().join("gptj"));
     for (words, code, hint) in [
         ("apply edits.mpatch gptj", 11, "this is a folder: the model comes first, and the patch second"),
+        ("apply edits.mpatch model.safetensors", 3, "this is a file of weights, where a patch is asked for"),
         ("apply acme/gpt-j-6b edits.mpatch", 11, "check the path; mpatch fetches nothing"),
         ("apply nowhere.safetensors edits.mpatch", 11, "check the path"),
         ("try edits.mpatch gptj Who", 2, "name the model with `--base gptj`"),
@@ -169,6 +188,26 @@ fn what_stands_in_the_wrong_place_or_is_elsewhere_is_told_where_it_belongs() {
     ] {
         let ([_, told, state], _) = failed(folder.path(), words, code);
         assert!(told.starts_with(hint) && state == "unchanged", "{words}: {told}");
+    }
+}
+
+#[test]
+fn a_shard_alone_and_weights_that_lie_there_twice_are_told() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out(folder.path());
+    let of = |name: &str| folder.path().join("gptj").join(name);
+    let shard = "model-00001-of-00001.safetensors";
+    fs::copy(folder.path().join("model.safetensors"), of(shard)).unwrap();
+    let map = serde_json::json!({"weight_map": {"transformer.h.0.mlp.fc_out.weight": shard}});
+    fs::write(of("model.safetensors.index.json"), map.to_string()).unwrap();
+    for (model, expected) in [
+        ("gptj", "warning: `gptj` holds its weights twice: `model.safetensors` is taken, and not"),
+        (&format!("gptj/{shard}"), "is one shard of a model: the whole of it is `gptj`"),
+    ] {
+        let words = format!("apply {model} edits.mpatch --dry-run");
+        let output = mpatch().current_dir(&folder).args(words.split(' ')).output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(told.matches(expected).count(), 1, "{words}: {told}");
     }
 }
 

@@ -176,6 +176,15 @@ pub fn output_path() -> impl TypedValueParser<Value = PathBuf> {
     })
 }
 
+/// A corpus, which is read more than once: neither standard input nor a folder.
+pub fn corpus_path() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.as_os_str() == "-" {
+        true => Err("a corpus is read more than once, so not from standard input: name a file; `./-` is one called `-`"),
+        false if path.is_dir() => Err("this is a folder: name a file, one document a line"),
+        false => Ok(path),
+    })
+}
+
 /// The whole command line as clap sees it; its long help ends with the table of exit codes.
 pub fn command() -> clap::Command {
     let codes = ExitKind::ALL.map(|kind| format!("  {:>3}  {}\n", kind.code(), kind.meaning()));

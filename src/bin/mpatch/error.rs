@@ -285,6 +285,10 @@ impl CommandError {
         let (kind, hint) = match error {
             // What a file's first bytes show of a pointer.
             PatchError::NotAPatch { found } if found == "version " => (ExitKind::Malformed, LFS_HINT),
+            PatchError::NotAPatch { .. } if name.ends_with(".safetensors") => (
+                ExitKind::Malformed,
+                "this is a file of weights, where a patch is asked for: `mpatch apply` and `mpatch revert` take the model first, others as `--base MODEL`",
+            ),
             PatchError::NotAPatch { .. } => {
                 (ExitKind::Malformed, "give the patch file, whose name usually ends in `.mpatch`")
             }

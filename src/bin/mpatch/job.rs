@@ -27,6 +27,7 @@ use mpatch::patch::manifest::{About, Base, Fact, Line, Metric, Recipe};
 use mpatch::patch::{Draft, Patch, encode};
 use serde::Serialize;
 
+use crate::args::corpus_path;
 use crate::editing::{edit_error, model_error, weights_id};
 use crate::error::{CommandError, ExitKind, refuse_lfs_pointer, with_causes};
 use crate::memory::check_memory;
@@ -75,7 +76,7 @@ pub struct RecipeArguments {
     #[arg(long, value_name = "FILE")]
     stats: Option<PathBuf>,
     /// Compute the statistics from this corpus, one document a line, unless they are cached
-    #[arg(long, value_name = "FILE", conflicts_with = "stats")]
+    #[arg(long, value_name = "FILE", conflicts_with = "stats", value_parser = corpus_path())]
     corpus: Option<PathBuf>,
     /// How much of the corpus.
     #[command(flatten)]

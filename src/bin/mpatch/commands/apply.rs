@@ -6,7 +6,7 @@ use clap::Args;
 use mpatch::operation::{Answer, Difference, Direction, Mismatch};
 
 use super::change::{Change, TargetArguments};
-use super::{beside, hint_of_type, infix, patch_word};
+use super::{beside, hint_of_type, infix, patch_word, place_words};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, shell_word};
 use crate::trust::{TrustArguments, require};
@@ -49,10 +49,11 @@ pub fn run(arguments: &ApplyArguments, output: &Output) -> Result<(), CommandErr
 fn already_applied(change: &Change, tensors: usize) -> CommandError {
     let (patch, input) = (change.patch_name(), change.input_name());
     let (base, file) = (shell_word(change.checkpoint.path()), patch_word(&change.patch_path));
+    let place = place_words(change.checkpoint.path());
     let message =
         format!("{patch} is already applied to {input}: the tensors it touches ({tensors}) hold its result");
     CommandError::new(ExitKind::Conflict, message)
-        .hint(format!("`mpatch revert {base} {file}` takes it back"))
+        .hint(format!("`mpatch revert {base} {file}{place}` takes it back"))
 }
 
 fn wrong_base(change: &Change, mismatch: &Mismatch) -> CommandError {

@@ -15,6 +15,7 @@ use mpatch::patch::{check_line_name, check_text};
 use serde::Serialize;
 
 use super::behaviour::too_few_wins;
+use super::place_words;
 use crate::args::output_path;
 use crate::editing::{
     ModelArguments, at_least_one, check_questions, edit_error, read_facts, refuse_existing,
@@ -412,7 +413,7 @@ impl Report for CreateReport {
         // What fails its own check is nothing to go on with.
         Some(match &self.problem {
             Some(_) => format!("mpatch verify {patch} --base {base}{words}"),
-            None => format!("mpatch apply {base} {patch}{words}"),
+            None => format!("mpatch apply {base} {patch}{}{words}", place_words(&self.base)),
         })
     }
 }

@@ -51,6 +51,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mpatch::checkpoint::{
     Checkpoint, CheckpointError, FileSource, Outcome, Recovered, is_index, recover_each,
@@ -177,7 +178,42 @@ pub fn open_checkpoint(path: &Path, output: &Output) -> Result<Checkpoint, Comma
         // Bytes may have changed, which no report holds, nor the error of another change that cannot be ended now.
         recover_each(path, |recovered| output.warn(&recovered_words(&recovered))).map_err(not_opened)?;
     }
-    Ok(Checkpoint::open(path).map_err(not_opened)?.stopping_on(stop_flag()))
+    let checkpoint = Checkpoint::open(path).map_err(not_opened)?;
+    if let Some(words) = other_weights(path)
+        && !OTHER_WEIGHTS_ARE_TOLD.swap(true, Ordering::Relaxed)
+    {
+        output.warn(&words);
+    }
+    Ok(checkpoint.stopping_on(stop_flag()))
+}
+
+/// A command may open a model more than once.
+static OTHER_WEIGHTS_ARE_TOLD: AtomicBool = AtomicBool::new(false);
+
+/// What to beware of where a path leads to a part of a model, or to one of two sets of weights.
+fn other_weights(path: &Path) -> Option<String> {
+    let name = path.display();
+    if let Some(folder) = folder_of_shard(path) {
+        let folder = folder.display();
+        return Some(format!("`{name}` is one shard of a model: the whole of it is `{folder}`"));
+    }
+    let both = [SINGLE_FILE, INDEX].iter().all(|file| path.join(file).is_file());
+    both.then(|| format!("`{name}` holds its weights twice: `{SINGLE_FILE}` is taken, and not `{INDEX}`"))
+}
+
+/// Names of the weights in a model folder, in the order in which they are looked for.
+const SINGLE_FILE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// The folder of `model-00001-of-00003.safetensors`, if the index of the whole lies beside it.
+fn folder_of_shard(path: &Path) -> Option<&Path> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(WEIGHTS_ENDING)?;
+    let (stem, count) = stem.rsplit_once("-of-")?;
+    let (stem, number) = stem.rsplit_once('-')?;
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let index = format!("{stem}{WEIGHTS_ENDING}.index.json");
+    (is_number(count) && is_number(number) && path.with_file_name(index).is_file())
+        .then(|| places::folder_of(path))
 }
 
 /// How the patch called `name` goes into a checkpoint, or comes out of it, if it does.
@@ -314,6 +350,11 @@ fn refuse_hub_cache(checkpoint: &Path) -> Result<(), CommandError> {
     Err(CommandError::new(ExitKind::Usage, message).hint("say where the result goes with `-o`"))
 }
 
+/// What a suggested command has to say of where its result goes, with a blank before it: nothing, but in a hub's cache.
+pub fn place_words(checkpoint: &Path) -> &'static str {
+    if refuse_hub_cache(checkpoint).is_err() { " -o RESULT" } else { "" }
+}
+
 /// Whether a folder is `snapshots` or `blobs` of a model in a hub's cache: below `models--NAME`, or both side by side.
 fn is_of_hub_cache(folder: &Path) -> bool {
     let (Some(name), Some(model)) = (folder.file_name(), folder.parent()) else { return false };
@@ -364,6 +405,7 @@ mod tests {
             let named = beside(Path::new(base), &edits).expect("it has a name");
             assert_eq!(named, Path::new(result));
         }
+        assert_eq!(place_words(Path::new("a/gptj")), "");
         let named = |bytes| Path::new(OsStr::from_bytes(bytes));
         let beside_latin = beside(named(b"na\xefve.safetensors"), &edits).expect("it has a name");
         assert_eq!(beside_latin, named(b"na\xefve.edits.safetensors"));
@@ -374,6 +416,7 @@ mod tests {
             "models--x/blobs/05c5",
         ] {
             assert_eq!(beside(Path::new(cached), &edits).expect_err("it is a cache").kind.code(), 2);
+            assert_eq!(place_words(Path::new(cached)), " -o RESULT");
         }
         assert_eq!(infix(Path::new("-")), "patched");
     }

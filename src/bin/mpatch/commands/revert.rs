@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use mpatch::operation::{Answer, Direction, Mismatch};
+use mpatch::operation::{Answer, Difference, Direction, Mismatch};
 
 use super::change::{Change, TargetArguments};
-use super::{beside, infix, patch_word, without_infix};
+use super::{beside, infix, patch_word, place_words, without_infix};
 use crate::error::{CommandError, ExitKind};
 use crate::report::{Output, shell_word};
 
@@ -55,13 +55,17 @@ fn already_base(change: &Change, tensors: usize) -> CommandError {
     let message = format!(
         "{patch} is not in {input}: the tensors it touches ({tensors}) hold what they held before it"
     );
-    CommandError::new(ExitKind::Conflict, message).hint(format!("`mpatch apply {base} {file}` puts it in"))
+    let place = place_words(change.checkpoint.path());
+    CommandError::new(ExitKind::Conflict, message)
+        .hint(format!("`mpatch apply {base} {file}{place}` puts it in"))
 }
 
 fn unknown_state(change: &Change, mismatch: &Mismatch) -> CommandError {
     let message = format!("{} is not in {}: {mismatch}", change.patch_name(), change.input_name());
     let hint = if mismatch.is_half_way() {
         "somebody stopped half-way here: begin again with a fresh copy"
+    } else if let Difference::Dtype { .. } = mismatch.difference {
+        "a patch is taken out of weights in the type that it was put in: give the checkpoint as it was before it was converted"
     } else {
         "if another patch was applied later, take that one back first; `mpatch rebase LATER --base RESULT` then binds it to what is left"
     };

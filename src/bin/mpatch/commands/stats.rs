@@ -12,7 +12,7 @@ use mpatch::edit::statistics::{self, Drawn, Provenance, Shard, Statistics, Stati
 use mpatch::model::{Device, Folder, Precision};
 use serde::Serialize;
 
-use crate::args::output_path;
+use crate::args::{corpus_path, output_path};
 use crate::editing::{
     DeviceArguments, edit_error, given_or_remembered, model_error, open_folder, refuse_existing, weights_id,
 };
@@ -34,7 +34,11 @@ use crate::statistics::{
                   mpatch stats --merge part*.safetensors -o gptj.stats.safetensors")]
 pub struct StatsArguments {
     /// Run this corpus through the model: text or JSON lines, one document a line
-    #[arg(required_unless_present_any = ["import", "merge"], conflicts_with_all = ["import", "merge"])]
+    #[arg(
+        required_unless_present_any = ["import", "merge"],
+        conflicts_with_all = ["import", "merge"],
+        value_parser = corpus_path()
+    )]
     corpus: Option<PathBuf>,
     /// Import the reference's `.npz` files, or a folder of them
     #[arg(long, num_args = 1.., value_name = "PATH", conflicts_with = "merge")]

@@ -19,7 +19,7 @@ use super::companions::Companions;
 use super::follow::{Outcome, Place, Reason, follow, no_recipe};
 use super::key_span::{self, KeySpanEvidence};
 use super::remake::{self, RemadeEvidence};
-use super::{hint_of_type, open_checkpoint, open_patch, patch_word};
+use super::{hint_of_type, open_checkpoint, open_patch, patch_word, place_words};
 use crate::editing::{DeviceArguments, given_or_remembered, precision_by_name};
 use crate::error::{CommandError, ExitKind};
 use crate::history::StoreArguments;
@@ -628,9 +628,10 @@ impl Report for LadderReport {
             return Some(format!("mpatch verify {patch} --base MODEL{trust}"));
         };
         let digests = self.digests.as_ref().filter(|digests| digests.holds())?;
+        let place = place_words(base);
         let base = shell_word(base);
         match digests.found()?.state {
-            State::Base => Some(format!("mpatch apply {base} {patch}{trust}")),
+            State::Base => Some(format!("mpatch apply {base} {patch}{place}{trust}")),
             State::Edited => self.next_rung(&patch, &base),
         }
     }

@@ -93,20 +93,37 @@ pub fn usage(error: &clap::Error, (name, command): &(String, clap::Command)) -> 
     words.usage.iter().for_each(|line| say(&escaped(line)));
     let tips = words.tips.iter().filter(|_| is_slip(error));
     let tips: Vec<String> = tips.filter_map(|tip| way_out(tip)).collect();
-    let hint = model_without_base(error, command).unwrap_or_else(|| match tips.is_empty() {
+    let hint = stray_word(error, command).unwrap_or_else(|| match tips.is_empty() {
         true => help,
         false => tips.join("; "),
     });
     tell(&CommandError::new(ExitKind::Usage, shortened(words.message)).hint(hint))
 }
 
-/// What to do about a model that stands alone, as `apply` takes it, where the command asks for `--base`.
-fn model_without_base(error: &clap::Error, command: &clap::Command) -> Option<String> {
-    let takes_base = command.get_arguments().any(|argument| argument.get_long() == Some("base"));
-    match error.get(ContextKind::InvalidArg) {
-        Some(ContextValue::String(word)) if takes_base && !word.starts_with('-') => {
-            Some(format!("if that is the model, name it with `--base {}`", shell_word(word)))
+/// What to do about a word more than the command takes: a model that stands alone, as `apply` takes it, a patch behind
+/// the model, or the place of the result.
+fn stray_word(error: &clap::Error, command: &clap::Command) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let is_option = |word: &&str| word.starts_with('-');
+    if error.kind() == ErrorKind::InvalidSubcommand {
+        let option = text(ContextKind::InvalidSubcommand).filter(is_option)?;
+        return Some(format!("help is text, and takes no options: leave `{option}` out"));
+    }
+    let stray = text(ContextKind::InvalidArg).filter(|_| error.kind() == ErrorKind::UnknownArgument);
+    let word = stray.filter(|word| !is_option(word))?;
+    let takes = |name: &str| command.get_arguments().any(|argument| argument.get_long() == Some(name));
+    let file = shell_word(word);
+    let begins_with_patch = command.get_positionals().next().is_some_and(|first| first.get_id() == "patch");
+    match word.ends_with(".mpatch") {
+        true if takes("patch") => Some(format!("if that is the patch, name it with `--patch {file}`")),
+        true if begins_with_patch && takes("base") => {
+            Some("the patch comes first, and the model as `--base MODEL`".to_owned())
         }
+        false if takes("base") => Some(format!("if that is the model, name it with `--base {file}`")),
+        _ if takes("output") => Some(format!("if that is where the result goes, name it with `-o {file}`")),
         _ => None,
     }
 }
