@@ -4,6 +4,7 @@
 //! corpus -> documents (all in order, or drawn; of these a shard) -> batches of like lengths -> k k^T, on the device
 //! ```
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, Seek, SeekFrom};
@@ -25,7 +26,7 @@ const TOKENS_PER_BATCH: usize = 6144;
 const DOCUMENTS_READ_AHEAD: usize = 512;
 
 /// How far [`collect_part`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Collected {
     /// Documents run.
     pub documents: u64,
@@ -33,17 +34,21 @@ pub struct Collected {
     pub tokens: u64,
     /// Bytes of the corpus read.
     pub bytes: u64,
+    /// Documents that were longer than the model's context.
+    pub documents_cut: u64,
+    /// Tokens of theirs that were left out.
+    pub tokens_cut: u64,
 }
 
 /// Runs `corpus`, all of it or an amount that is drawn, and of that a shard, through the model once and sums the keys
 /// of all `layers`.
 ///
-/// The corpus holds one document a line: plain text, or JSON objects with a `text`. Documents longer than the
-/// model's context are cut, as in the reference.
+/// The corpus holds one document a line: plain text, or JSON objects with a `text`, as its first line has it. It is
+/// read once to check, find and hash its lines, and keeps 16 bytes for each: what cannot be read is told before the
+/// model runs for hours. Documents longer than the model's context are cut, as in the reference.
 ///
 /// A part's documents are drawn without regard to where they stand, always the same ones: the reference, too, draws a
-/// subset, and a corpus is often sorted. The corpus is read once to find and hash its lines, and keeps 16 bytes for
-/// each.
+/// subset, and a corpus is often sorted.
 ///
 /// # Errors
 /// [`EditError::Corpus`] names the line; [`EditError::Model`].
@@ -56,17 +61,17 @@ pub fn collect_part(
     shard: Option<Shard>,
     progress: &dyn Fn(Collected),
 ) -> Result<Statistics, EditError> {
-    let (sums, digest, done) = if amount == Amount::All {
-        let mut documents = InOrder { reader: Lines::new(corpus), shard };
-        let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
-        (sums, FileDigest::finish(&documents.reader.hasher), done)
+    let Survey { layout, starts, digest } = Survey::of(corpus)?;
+    let (sums, done) = if amount == Amount::All {
+        corpus.rewind().map_err(|error| refuse(1, error))?;
+        let mut documents = InOrder { reader: Lines::new(corpus), layout, shard };
+        run(model, layers, &mut |model| documents.next(model), progress)?
     } else {
-        let (starts, digest) = line_starts(corpus)?;
         let mut order: Vec<usize> = (0..starts.len()).collect();
         order.shuffle(&mut ChaCha20Rng::seed_from_u64(DRAWING_SEED));
-        let mut documents = Documents { corpus, starts, order, next: 0, drawn: 0, tokens: 0, amount, shard };
-        let (sums, done) = run(model, layers, &mut |model| documents.next(model), progress)?;
-        (sums, digest, done)
+        let (next, drawn, tokens) = (0, 0, 0);
+        let mut documents = Documents { corpus, layout, starts, order, next, drawn, tokens, amount, shard };
+        run(model, layers, &mut |model| documents.next(model), progress)?
     };
     if done.tokens == 0 {
         let what = match shard {
@@ -80,8 +85,15 @@ pub fn collect_part(
     sums.finish(base, digest, Drawn { amount: Some(amount), shard, documents: done.documents }, done.tokens)
 }
 
-/// A document in tokens, and how far the corpus is run with it; none at the end.
-type NextDocument = Result<Option<(Vec<u32>, u64)>, EditError>;
+/// A document, and how far the corpus is run with it; none at the end.
+type NextDocument = Result<Option<(Document, u64)>, EditError>;
+
+/// A document in tokens.
+struct Document {
+    ids: Vec<u32>,
+    /// Tokens that did not fit the model's context.
+    cut: u64,
+}
 
 /// Runs the documents that `next` gives until it gives none; in the progress, bytes are those of the documents.
 fn run<'a>(
@@ -91,13 +103,15 @@ fn run<'a>(
     progress: &dyn Fn(Collected),
 ) -> Result<(Sums<'a>, Collected), EditError> {
     let mut sums = Sums::new(model, layers)?;
-    let mut done = Collected { documents: 0, tokens: 0, bytes: 0 };
+    let mut done = Collected::default();
     loop {
         let mut documents = Vec::new();
         while documents.len() < DOCUMENTS_READ_AHEAD {
-            let Some((ids, end)) = next(model)? else { break };
+            let Some((document, end)) = next(model)? else { break };
             done.bytes = end;
-            documents.push(ids);
+            done.documents_cut += u64::from(document.cut > 0);
+            done.tokens_cut += document.cut;
+            documents.push(document.ids);
         }
         if documents.is_empty() {
             break;
@@ -235,17 +249,16 @@ fn batches(mut documents: Vec<Vec<u32>>) -> Vec<Vec<Vec<u32>>> {
     batches
 }
 
-/// The lines of a corpus from where it stands, and the digest of all bytes read.
+/// The lines of a corpus from where it stands.
 struct Lines<'a> {
     corpus: &'a mut dyn BufRead,
-    hasher: blake3::Hasher,
     number: usize,
     bytes: u64,
 }
 
 impl<'a> Lines<'a> {
     fn new(corpus: &'a mut dyn BufRead) -> Self {
-        Self { corpus, hasher: blake3::Hasher::new(), number: 0, bytes: 0 }
+        Self { corpus, number: 0, bytes: 0 }
     }
 
     /// The next line with its end, if there is one.
@@ -253,7 +266,6 @@ impl<'a> Lines<'a> {
         line.clear();
         let size = self.corpus.read_until(b'\n', line).map_err(|error| refuse(self.number + 1, error))?;
         self.number += 1;
-        self.hasher.update(line);
         self.bytes += size as u64;
         Ok(size > 0)
     }
@@ -263,13 +275,100 @@ fn refuse(line: usize, what: impl fmt::Display) -> EditError {
     EditError::Corpus { line, what: what.to_string() }
 }
 
-/// The tokens of the document on a line, cut at the model's context; none for an empty one.
-fn tokens(model: &Model, line: &[u8], number: usize) -> Result<Option<Vec<u32>>, EditError> {
-    let text = std::str::from_utf8(line).map_err(|error| refuse(number, error))?;
-    let text = document(text, number).map_err(|what| refuse(number, what))?;
+/// How the lines of a corpus hold its documents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    /// A line is one.
+    Text,
+    /// A line is a JSON object, and its `text` is one.
+    Objects,
+}
+
+impl Layout {
+    /// As the first line that is not empty has it: later ones may begin with any bracket, as wiki markup does.
+    fn of(line: &str) -> Result<Self, String> {
+        let begins = |bracket| line.trim_start().strip_prefix(bracket).map(str::trim_start);
+        if begins('[').is_some_and(|rest| rest.is_empty() || rest.starts_with('{')) {
+            return Err("a JSON array of objects, expected one JSON object a line".to_owned());
+        }
+        let is_object = begins('{').is_some_and(|rest| rest.is_empty() || rest.starts_with(['"', '}']));
+        Ok(if is_object { Self::Objects } else { Self::Text })
+    }
+
+    /// The text of a line; none of an empty one.
+    fn text(self, line: &str) -> Result<Option<Cow<'_, str>>, String> {
+        #[derive(serde::Deserialize)]
+        struct Object {
+            text: String,
+        }
+        if line.trim().is_empty() {
+            return Ok(None);
+        }
+        if self == Self::Text {
+            return Ok(Some(line.into()));
+        }
+        let object: Object = serde_json::from_str(line.trim_start()).map_err(|error| {
+            format!("expected a JSON object with a `text`, as in the first line: {error}")
+        })?;
+        Ok(Some(object.text.into()))
+    }
+}
+
+/// The characters of the line with this number, from 1.
+fn characters(line: &[u8], number: usize) -> Result<&str, EditError> {
+    let line = std::str::from_utf8(line).map_err(|error| refuse(number, error))?;
+    let line = line.trim_end_matches(['\n', '\r']);
+    // What some editors begin a file with, to say that it is Unicode.
+    Ok(line.strip_prefix('\u{feff}').filter(|_| number == 1).unwrap_or(line))
+}
+
+/// What is to be known of a corpus before any of it is run.
+struct Survey {
+    layout: Layout,
+    /// Where each line starts.
+    starts: Vec<u64>,
+    /// Of all of it.
+    digest: FileDigest,
+}
+
+impl Survey {
+    /// Reads all of `corpus`, from where it stands, and refuses it where a line holds no document.
+    fn of(corpus: &mut dyn BufRead) -> Result<Self, EditError> {
+        let mut lines = Lines::new(corpus);
+        let (mut layout, mut starts, mut hasher) = (None, Vec::new(), blake3::Hasher::new());
+        let mut line = Vec::new();
+        loop {
+            let start = lines.bytes;
+            if !lines.next(&mut line)? {
+                let layout = layout.unwrap_or(Layout::Text);
+                return Ok(Self { layout, starts, digest: FileDigest::finish(&hasher) });
+            }
+            starts.push(start);
+            hasher.update(&line);
+            let text = characters(&line, lines.number)?;
+            if layout.is_none() && !text.trim().is_empty() {
+                layout = Some(Layout::of(text).map_err(|what| refuse(lines.number, what))?);
+            }
+            if let Some(layout) = layout {
+                layout.text(text).map_err(|what| refuse(lines.number, what))?;
+            }
+        }
+    }
+}
+
+/// The document on a line, cut at the model's context; none on an empty one.
+fn document(
+    model: &Model,
+    layout: Layout,
+    line: &[u8],
+    number: usize,
+) -> Result<Option<Document>, EditError> {
+    let text = layout.text(characters(line, number)?).map_err(|what| refuse(number, what))?;
+    let Some(text) = text else { return Ok(None) };
     let mut ids = model.tokenizer.encode(&text)?;
+    let cut = ids.len().saturating_sub(model.network.config().positions) as u64;
     ids.truncate(model.network.config().positions);
-    Ok(Some(ids).filter(|ids| !ids.is_empty()))
+    Ok(Some(Document { ids, cut }).filter(|document| !document.ids.is_empty()))
 }
 
 /// Whether the document at `place` of those drawn belongs to the shard.
@@ -280,6 +379,7 @@ fn belongs(place: usize, shard: Option<Shard>) -> bool {
 /// All documents of a corpus in their order, or every so-manyth of them.
 struct InOrder<'a> {
     reader: Lines<'a>,
+    layout: Layout,
     shard: Option<Shard>,
 }
 
@@ -291,8 +391,8 @@ impl InOrder<'_> {
             if !belongs(self.reader.number - 1, self.shard) {
                 continue;
             }
-            if let Some(ids) = tokens(model, &line, self.reader.number)? {
-                return Ok(Some((ids, self.reader.bytes)));
+            if let Some(document) = document(model, self.layout, &line, self.reader.number)? {
+                return Ok(Some((document, self.reader.bytes)));
             }
         }
         Ok(None)
@@ -302,23 +402,10 @@ impl InOrder<'_> {
 /// Draws the same documents of a corpus each time.
 const DRAWING_SEED: u64 = 0;
 
-/// Where each line of a corpus starts, and the digest of all of it.
-fn line_starts(corpus: &mut (impl BufRead + Seek)) -> Result<(Vec<u64>, FileDigest), EditError> {
-    let mut lines = Lines::new(corpus);
-    let mut starts = Vec::new();
-    let mut line = Vec::new();
-    loop {
-        let start = lines.bytes;
-        if !lines.next(&mut line)? {
-            return Ok((starts, FileDigest::finish(&lines.hasher)));
-        }
-        starts.push(start);
-    }
-}
-
 /// Documents drawn from a corpus.
 struct Documents<'a, C> {
     corpus: &'a mut C,
+    layout: Layout,
     starts: Vec<u64>,
     order: Vec<usize>,
     /// Place in `order` of the next line.
@@ -347,63 +434,67 @@ impl<C: BufRead + Seek> Documents<'_, C> {
             let read = self.corpus.seek(SeekFrom::Start(self.starts[line]));
             read.and_then(|_| self.corpus.read_until(b'\n', &mut bytes))
                 .map_err(|error| refuse(line + 1, error))?;
-            let Some(ids) = tokens(model, &bytes, line + 1)? else { continue };
+            let Some(document) = document(model, self.layout, &bytes, line + 1)? else { continue };
             let place = self.drawn as usize;
             self.drawn += 1;
-            self.tokens += ids.len() as u64;
+            self.tokens += document.ids.len() as u64;
             if belongs(place, self.shard) {
-                return Ok(Some((ids, self.tokens)));
+                return Ok(Some((document, self.tokens)));
             }
         }
         Ok(None)
     }
 }
 
-/// The text of the line with this number, from 1: a JSON object's `text`, else the line itself.
-fn document(line: &str, number: usize) -> Result<String, String> {
-    #[derive(serde::Deserialize)]
-    struct Object {
-        text: String,
-    }
-    let line = line.trim_end_matches(['\n', '\r']);
-    // What some editors begin a file with, to say that it is Unicode.
-    let line = line.strip_prefix('\u{feff}').filter(|_| number == 1).unwrap_or(line);
-    let start = line.trim_start();
-    if start.strip_prefix('[').is_some_and(|rest| rest.trim_start().starts_with('{')) {
-        return Err("a JSON array of objects, expected one JSON object a line".to_owned());
-    }
-    if !start.starts_with('{') {
-        return Ok(line.to_owned());
-    }
-    let object: Object = serde_json::from_str(start)
-        .map_err(|error| format!("expected a JSON object with a `text`, or plain text: {error}"))?;
-    Ok(object.text)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn texts(corpus: &str) -> Result<Vec<String>, String> {
+        let survey = Survey::of(&mut corpus.as_bytes()).map_err(|error| error.to_string())?;
+        let lines = corpus.split_inclusive('\n').enumerate().map(|(index, line)| {
+            let line = characters(line.as_bytes(), index + 1).unwrap();
+            survey.layout.text(line).unwrap().map(Cow::into_owned)
+        });
+        Ok(lines.flatten().collect())
+    }
+
     #[test]
-    fn json_is_never_taken_for_plain_text() {
-        for (line, number, expected) in [
-            ("Plain text.\r\n", 1, Ok("Plain text.")),
-            ("  [1] as it stands", 2, Ok("  [1] as it stands")),
-            ("{\"text\": \"a\"}\n", 1, Ok("a")),
-            (" \t{\"text\": \"a\"}", 2, Ok("a")),
-            ("\u{feff}{\"text\": \"a\"}", 1, Ok("a")),
-            ("\u{feff}Plain text.", 1, Ok("Plain text.")),
-            ("\u{feff}Plain text.", 2, Ok("\u{feff}Plain text.")),
-            ("[{\"text\": \"a\"}, {\"text\": \"b\"}]\n", 1, Err("one JSON object a line")),
-            (" [ {", 2, Err("one JSON object a line")),
-            (" {\"text\": \"a\"},", 2, Err("expected a JSON object with a `text`, or plain text")),
+    fn the_first_line_says_whether_a_corpus_is_text_or_json() {
+        for (corpus, expected) in [
+            (
+                "Plain text.\r\n\n {{Infobox}}\n{\"text\": 1}",
+                vec!["Plain text.", " {{Infobox}}", "{\"text\": 1}"],
+            ),
+            ("{{Infobox}}\n[1] as it stands", vec!["{{Infobox}}", "[1] as it stands"]),
+            ("\n \t{\"text\": \"a\"}\n\n{ \"text\": \"b\", \"id\": 1}\n", vec!["a", "b"]),
+            ("\u{feff}{\"text\": \"a\"}", vec!["a"]),
+            ("\u{feff}Plain text.\n\u{feff}Plain text.", vec!["Plain text.", "\u{feff}Plain text."]),
+            ("\n\n", vec![]),
         ] {
-            match (document(line, number), expected) {
-                (Ok(found), Ok(expected)) => assert_eq!(found, expected, "{line:?}"),
-                (Err(found), Err(expected)) => assert!(found.contains(expected), "{line:?}: {found}"),
-                (found, _) => panic!("{line:?}: {found:?}"),
-            }
+            assert_eq!(texts(corpus), Ok(expected.into_iter().map(str::to_owned).collect()), "{corpus:?}");
         }
+    }
+
+    #[test]
+    fn what_holds_no_document_is_refused_before_the_model_runs_with_its_line() {
+        let object = "expected a JSON object with a `text`, as in the first line";
+        for (corpus, line, expected) in [
+            ("[{\"text\": \"a\"}, {\"text\": \"b\"}]\n", 1, "one JSON object a line"),
+            ("[\n {\"text\": \"a\"}\n]", 1, "one JSON object a line"),
+            ("\n{\n  \"text\": \"a\"\n}", 2, object),
+            ("{\"txt\": \"a\"}", 1, object),
+            ("{\"text\": \"a\"}\nPlain text.", 2, object),
+            ("{\"text\": \"a\"}\n{\"text\": \"b\"},", 2, object),
+        ] {
+            let error = texts(corpus).unwrap_err();
+            assert!(
+                error.contains(&format!("line {line}:")) && error.contains(expected),
+                "{corpus:?}: {error}"
+            );
+        }
+        let error = Survey::of(&mut &b"Plain text.\n\xff\n"[..]).map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("line 2:"), "{error}");
     }
 
     #[test]

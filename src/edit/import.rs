@@ -22,9 +22,11 @@ pub struct Imported {
     pub sum: LayerSum,
     /// Width of a key.
     pub inner: usize,
+    /// How many documents it was asked to draw, where the archive says so.
+    pub documents: Option<u64>,
 }
 
-/// Reads one archive; `mom2.mom2` is the sum, `mom2.count` the number of tokens.
+/// Reads one archive; `mom2.mom2` is the sum, `mom2.count` the number of tokens, `sample_size` that of documents.
 ///
 /// A member may be small and grow without end: of each no more is decompressed than its header's shape takes, and of
 /// the sum no shape but that of keys of width `inner` is believed, where that is known.
@@ -49,21 +51,56 @@ pub fn read_npz(archive: impl Read + Seek, inner: Option<usize>) -> Result<Impor
     // Hours before a solve would fail on them.
     let mut checked = sum.chunks(rows as usize).enumerate().map(|(row, sums)| check_row(row, sums));
     checked.try_for_each(|row| row).map_err(|what| refuse(&what))?;
+    check_symmetric(rows as usize, &sum).map_err(|what| refuse(&what))?;
+    let count = integer(&mut archive, "mom2.count")?;
+    let documents = match archive.index_for_name("sample_size.npy") {
+        Some(_) => Some(integer(&mut archive, "sample_size")?),
+        None => None,
+    };
+    Ok(Imported { sum: LayerSum { sum, count }, inner: rows as usize, documents })
+}
+
+/// A positive number that stands alone in an array.
+fn integer(archive: &mut ZipArchive<impl Read + Seek>, name: &str) -> Result<u64, EditError> {
     let is_one = |shape: &[u64]| match shape.iter().all(|dimension| *dimension == 1) {
         true => Ok(()),
-        false => Err(refuse(&format!("has counts of shape {shape:?}, expected one positive number"))),
+        false => Err(refuse(&format!("has a `{name}` of shape {shape:?}, expected one positive number"))),
     };
-    let count = member(&mut archive, "mom2.count", is_one)?;
-    let count =
-        integers(count).map_err(|error| refuse(&format!("has a count that is no integer: {error}")))?;
-    match count.as_slice() {
-        [count] if *count > 0 => {
-            let count = count.unsigned_abs();
-            Ok(Imported { sum: LayerSum { sum, count }, inner: rows as usize })
-        }
-        [count] => Err(refuse(&format!("has the count {count}, expected a positive number"))),
-        _ => Err(refuse(&format!("has {} counts, expected one positive number", count.len()))),
+    let array = member(archive, name, is_one)?;
+    let numbers =
+        integers(array).map_err(|error| refuse(&format!("has a `{name}` that is no integer: {error}")))?;
+    match numbers.as_slice() {
+        [number] if *number > 0 => Ok(number.unsigned_abs()),
+        [number] => Err(refuse(&format!("has the `{name}` {number}, expected a positive number"))),
+        _ => Err(refuse(&format!("has {} of `{name}`, expected one positive number", numbers.len()))),
     }
+}
+
+/// Refuses sums whose two halves differ by more than rounding: keys times keys do not, and a solve reads one half only.
+fn check_symmetric(rows: usize, sums: &[f32]) -> Result<(), String> {
+    // Sums of 100 million products in f32, in another order on each side, stay far below it.
+    const DIFFERENCE_MAX: f32 = 1e-3;
+    // So many rows and columns together that what is read stays close together.
+    const SIDE: usize = 64;
+    let differs = |row: usize, column: usize| {
+        let scale = sums[row * rows + row].sqrt() * sums[column * rows + column].sqrt();
+        (sums[row * rows + column] - sums[column * rows + row]).abs() > DIFFERENCE_MAX * scale
+    };
+    for first_row in (0..rows).step_by(SIDE) {
+        for first_column in (0..=first_row).step_by(SIDE) {
+            for row in first_row..rows.min(first_row + SIDE) {
+                let end = row.min(first_column + SIDE);
+                if let Some(column) = (first_column..end).find(|column| differs(row, *column)) {
+                    let (sum, other) = (sums[row * rows + column], sums[column * rows + row]);
+                    return Err(format!(
+                        "has the sum {sum} at row {row}, column {column}, and {other} at row {column}, column {row}, \
+                         expected the same"
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The layer that a file of the reference is about, by its name: `transformer.h.3.mlp.fc_out_float32_mom2_100000.npz`.
@@ -188,6 +225,8 @@ mod tests {
 
     use super::*;
 
+    const DOCUMENTS: u64 = 7;
+
     /// An archive of one array with this header and data, and a count.
     fn archive(header: &str, data: &[u8]) -> Cursor<Vec<u8>> {
         archive_counted(header, data, "<i8", &5_i64.to_le_bytes())
@@ -198,11 +237,18 @@ mod tests {
             let size = u16::try_from(header.len()).expect("short headers only").to_le_bytes();
             [&b"\x93NUMPY\x01\x00"[..], &size, header.as_bytes(), data].concat()
         };
-        let count = array(&format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (), }}\n"), count);
+        let alone = |descr, number| {
+            array(&format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': (), }}\n"), number)
+        };
+        let (count, documents) = (alone(descr, count), alone("<i8", &DOCUMENTS.to_le_bytes()));
         let mut archive = zip::ZipWriter::new(Cursor::new(Vec::new()));
         let stored =
             zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-        for (name, bytes) in [("mom2.mom2.npy", array(header, data)), ("mom2.count.npy", count)] {
+        for (name, bytes) in [
+            ("mom2.mom2.npy", array(header, data)),
+            ("mom2.count.npy", count),
+            ("sample_size.npy", documents),
+        ] {
             archive.start_file(name, stored).expect("memory is enough");
             archive.write_all(&bytes).expect("memory is enough");
         }
@@ -217,10 +263,10 @@ mod tests {
     #[test]
     fn an_array_as_numpy_writes_it_is_read() {
         let header = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 2), }        \n";
-        let data: Vec<u8> = [1.0_f32, 2.0, 3.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let data: Vec<u8> = [1.0_f32, 2.0, 2.0, 4.0].iter().flat_map(|value| value.to_le_bytes()).collect();
         let found = read_npz(archive(header, &data), Some(2)).expect("it is right");
-        let sum = LayerSum { sum: vec![1.0, 2.0, 3.0, 4.0], count: 5 };
-        assert_eq!(found, Imported { sum, inner: 2 });
+        let sum = LayerSum { sum: vec![1.0, 2.0, 2.0, 4.0], count: 5 };
+        assert_eq!(found, Imported { sum, inner: 2, documents: Some(DOCUMENTS) });
         let narrow = archive_counted(header, &data, "<i4", &5_i32.to_le_bytes());
         assert_eq!(read_npz(narrow, Some(2)).expect("a count of 32 bits"), found);
         let found = read_npz(archive(header, &data), Some(3)).expect_err("of another width").to_string();
@@ -234,6 +280,10 @@ mod tests {
             ([1.0, f32::NAN, 0.0, 1.0], "the sum NaN at row 0, column 1, expected a finite number"),
             ([1.0, 0.0, f32::NEG_INFINITY, 1.0], "the sum -inf at row 1, column 0, expected a finite number"),
             ([1.0, 0.0, 0.0, -1.0], "the sum -1 at row 1, column 1, expected 0 or more on the diagonal"),
+            (
+                [1.0, 0.0, 0.5, 1.0],
+                "the sum 0.5 at row 1, column 0, and 0 at row 0, column 1, expected the same",
+            ),
         ] {
             let data: Vec<u8> = sums.iter().flat_map(|sum: &f32| sum.to_le_bytes()).collect();
             let found = read_npz(archive(header, &data), None).expect_err("must be refused").to_string();
@@ -303,7 +353,7 @@ mod tests {
             let archive = archive_counted(header, &1_f32.to_le_bytes(), "<i8", &i64::to_le_bytes(count));
             let found = read_npz(archive, None).expect_err("of nothing").to_string();
             assert!(
-                found.ends_with(&format!("has the count {count}, expected a positive number")),
+                found.ends_with(&format!("has the `mom2.count` {count}, expected a positive number")),
                 "{found}"
             );
         }

@@ -211,6 +211,10 @@ fn statistics_that_do_not_fit_are_refused() {
         .says(&["has the format `pt`", "`mpatch statistics 1`"]);
     create_refuses(&bench, " --stats none.safetensors", 11).says(&["`none.safetensors`", "check the path"]);
     create_refuses(&bench, "", 2).says(&["no statistics of this model", "`--corpus FILE`"]);
+    for (amount, name) in [("--tokens 5", "`--tokens`"), ("--documents 5", "`--documents`")] {
+        create_refuses(&bench, &format!("{options} {amount}"), 2).says(&[name, "there is none"]);
+        bench.refuses(&format!("stats --import moments --base model -o new {amount}"), 2).says(&[name]);
+    }
     alter_weights(&bench.path("model/model.safetensors"), EDITED, &[0x3c00]);
     let refusal = create_refuses(&bench, options, 6);
     refusal.says(&[
@@ -225,7 +229,7 @@ fn statistics_that_do_not_fit_are_refused() {
 #[test]
 fn a_corpus_that_cannot_be_read_is_refused_at_its_line() {
     let bench = bench_with_model();
-    bench.write("corpus.txt", "One good line.\n{\"title\": \"no text\"}\n");
+    bench.write("corpus.txt", "{\"text\": \"One good line.\"}\n{\"title\": \"no text\"}\n");
     let stats = "stats corpus.txt --base model -o new.safetensors";
     bench.refuses(stats, 3).says(&["`corpus.txt`", "line 2", "`text`"]);
     bench.write("corpus.txt", "");

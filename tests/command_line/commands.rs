@@ -415,13 +415,37 @@ fn too_little_text_for_statistics_is_warned_of() {
     fs::write(folder.path().join("little.txt"), "The harp.\nThe flute.\n").unwrap();
     let words = "stats little.txt --base model --layers 0 --documents 5 -o little.safetensors";
     let said = said_in(folder.path(), &Vec::from_iter(words.split(' ')), &[]);
-    assert!(said.contains("warning: `little.txt` has only 2 of 5 documents that were asked for\n"), "{said}");
+    assert!(
+        said.contains("warning: `little.txt` gives only 2 of 5 documents that were asked for\n"),
+        "{said}"
+    );
     assert!(
         said.contains(
             "tokens are fewer than a key has numbers, 512: a ridge is added, and neighbours are harmed more\n"
         ),
         "{said}"
     );
+}
+
+#[test]
+fn what_of_a_text_is_left_out_is_said_and_other_weights_are_no_base_of_what_is_merged() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_editing(folder.path());
+    let run = |words: &str| said_in(folder.path(), &Vec::from_iter(words.split(' ')), &[]);
+    fs::write(folder.path().join("long.txt"), format!("The harp.\n{}\n", "The flute. ".repeat(500))).unwrap();
+    let said = run("stats long.txt --base model --layers 0 --tokens all -o long.safetensors");
+    assert!(
+        said.contains("1 of 2 documents of `long.txt` are longer than the model's context, 256 tokens"),
+        "{said}"
+    );
+    fs::write(folder.path().join("other.txt"), "The harp.\n").unwrap();
+    run("stats other.txt --base model --layers 0 --tokens all -o other.safetensors");
+    let merge = "stats --merge long.safetensors other.safetensors --base";
+    let said = run(&format!("{merge} model -o merged.safetensors"));
+    assert!(said.contains("wrote merged.safetensors"), "{said}");
+    alter_weights(&folder.path().join("model/model.safetensors"), crate::bad_input::EDITED, &[0x3c00]);
+    let said = run(&format!("{merge} model -o another.safetensors"));
+    assert!(said.contains("the statistics were made on weights"), "{said}");
 }
 
 #[test]

@@ -104,6 +104,11 @@ pub fn tolerance(text: &str) -> Result<f64, String> {
 }
 
 impl RecipeArguments {
+    /// Refuses arguments that would have no effect: asked for before a model is read.
+    pub fn check(&self) -> Result<(), CommandError> {
+        self.amount.check(self.corpus.as_deref())
+    }
+
     fn hyperparameters(
         &self,
         model: &Model,

@@ -1,6 +1,7 @@
 //! Statistics from the command line: from what they are computed, where they are kept, and what else is kept between
 //! runs.
 
+use std::cell::Cell;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
@@ -20,17 +21,17 @@ use crate::error::{CommandError, ExitKind, with_causes};
 use crate::job::{TOOL, product};
 use crate::memory::check_memory;
 use crate::places::cache_folder;
-use crate::report::Output;
+use crate::report::{Output, count};
 
 /// How much of a corpus is run.
 #[derive(Debug, Clone, Copy, Args)]
 pub struct AmountArguments {
     /// Run documents of the corpus until they have this many tokens, or `all` of it; ten times the width of a key by
     /// default
-    #[arg(long, value_name = "TOKENS", requires = "corpus", value_parser = amount_of_tokens)]
+    #[arg(long, value_name = "TOKENS", value_parser = amount_of_tokens)]
     tokens: Option<Amount>,
     /// Run this many documents of the corpus; the paper's own number is 100000
-    #[arg(long, value_name = "COUNT", requires = "corpus", conflicts_with = "tokens", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "COUNT", conflicts_with = "tokens", value_parser = clap::value_parser!(u64).range(1..))]
     documents: Option<u64>,
 }
 
@@ -43,6 +44,21 @@ fn amount_of_tokens(text: &str) -> Result<Amount, String> {
 }
 
 impl AmountArguments {
+    /// Refuses an amount where there is no corpus that it could be of. The parser's own `requires` gives way as soon as
+    /// something is given that the corpus excludes.
+    pub fn check(self, corpus: Option<&Path>) -> Result<(), CommandError> {
+        let name = match self {
+            Self { tokens: Some(_), .. } => "--tokens",
+            Self { documents: Some(_), .. } => "--documents",
+            _ => return Ok(()),
+        };
+        if corpus.is_some() {
+            return Ok(());
+        }
+        let message = format!("`{name}` says how much of a corpus is run, and there is none");
+        Err(CommandError::new(ExitKind::Usage, message).hint("give the corpus, or leave the amount out"))
+    }
+
     /// What was asked for, else what is enough for keys of this width.
     pub fn amount(self, inner: usize) -> Amount {
         let asked = self.tokens.or(self.documents.map(Amount::Documents));
@@ -99,10 +115,14 @@ pub fn compute_statistics(
         Amount::All => output.progress("statistics", file.metadata().map_err(failed)?.len()),
     };
     let shards = corpus.shard.map_or(1, |shard| u64::from(shard.count));
-    let tell = |collected: Collected| match corpus.amount {
-        Amount::Tokens(_) => progress.reach(collected.tokens * shards),
-        Amount::Documents(_) => progress.reach(collected.documents * shards),
-        Amount::All => progress.reach(collected.bytes),
+    let last = Cell::new(Collected::default());
+    let tell = |collected: Collected| {
+        last.set(collected);
+        match corpus.amount {
+            Amount::Tokens(_) => progress.reach(collected.tokens * shards),
+            Amount::Documents(_) => progress.reach(collected.documents * shards),
+            Amount::All => progress.reach(collected.bytes),
+        }
     };
     let mut reader = BufReader::new(file);
     let collected = collect_part(model, base, layers, &mut reader, corpus.amount, corpus.shard, &tell);
@@ -111,8 +131,23 @@ pub fn compute_statistics(
         error => edit_error(model.checkpoint.path(), error),
     })?;
     drop(progress);
+    note_of_long_documents(last.get(), model, corpus, output);
     warn_of_little_text(&statistics, corpus, output);
     Ok(statistics)
+}
+
+/// Says what of the documents was left out: a corpus without line breaks is one document.
+fn note_of_long_documents(collected: Collected, model: &Model, corpus: Corpus<'_>, output: &Output) {
+    let Collected { documents, documents_cut, tokens_cut, .. } = collected;
+    if documents_cut > 0 {
+        output.note(&format!(
+            "{documents_cut} of {} of `{}` are longer than the model's context, {} tokens, and were cut: {tokens_cut} \
+             tokens of theirs are left out, which shorter lines would keep",
+            count(documents as usize, "document"),
+            corpus.path.display(),
+            model.network.config().positions
+        ));
+    }
 }
 
 /// Warns where there was less text than asked for, and where it does not fill a second moment. A shard tells
@@ -129,7 +164,7 @@ fn warn_of_little_text(statistics: &Statistics, corpus: Corpus<'_>, output: &Out
         _ => None,
     };
     if let Some(missing) = missing {
-        output.warn(&format!("`{}` has only {missing} that were asked for", corpus.path.display()));
+        output.warn(&format!("`{}` gives only {missing} that were asked for", corpus.path.display()));
     }
     if tokens < statistics.inner as u64 {
         output.warn(&format!(

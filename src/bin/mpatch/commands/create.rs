@@ -132,6 +132,7 @@ impl AboutArguments {
 
 /// Makes the patch and writes it; the answer is no where it does not do what it declares.
 pub fn run(arguments: &CreateArguments, output: &Output) -> Result<ExitKind, CommandError> {
+    arguments.recipe.check()?;
     let facts = read_facts(&arguments.facts, arguments.limit, output)?;
     let place = arguments.place();
     refuse_existing(&place)?;

@@ -141,6 +141,7 @@ impl SideArguments {
 
 /// Stacks the patches and writes the result.
 pub fn run(arguments: &StackArguments, output: &Output) -> Result<(), CommandError> {
+    arguments.recipe.check()?;
     refuse_existing(&arguments.output)?;
     let patches = open_patches(&arguments.patches, &arguments.store)?;
     // The result carries the signature of whoever stacks, so what goes into it has to be trusted first.

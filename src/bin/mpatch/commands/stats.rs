@@ -1,6 +1,6 @@
 //! `mpatch stats`: the second moments of a model's keys, computed, merged, or imported from the reference's cache.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -8,7 +8,9 @@ use mpatch::digest::{FileDigest, WeightsId};
 use mpatch::edit::EditError;
 use mpatch::edit::hyperparameters::Hyperparameters;
 use mpatch::edit::import::{layer_of_name, read_npz};
-use mpatch::edit::statistics::{self, Drawn, Provenance, Shard, Statistics, StatisticsFile, sums_size_bytes};
+use mpatch::edit::statistics::{
+    self, Amount, Drawn, Provenance, Shard, Statistics, StatisticsFile, sums_size_bytes,
+};
 use mpatch::model::{Device, Folder, Precision};
 use serde::Serialize;
 
@@ -92,6 +94,7 @@ struct StatsReport {
 
 /// Makes the statistics and writes them.
 pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandError> {
+    arguments.amount.check(arguments.corpus.as_deref())?;
     let place = Place::of(arguments.output.as_deref())?;
     let statistics = if arguments.merge.is_empty() {
         let base = given_or_remembered(arguments.base.as_deref(), &arguments.store, output)?;
@@ -101,7 +104,11 @@ pub fn run(arguments: &StatsArguments, output: &Output) -> Result<(), CommandErr
             None => import(&folder, &arguments.import, output)?,
         }
     } else {
-        merge(&arguments.merge)?
+        let merged = merge(&arguments.merge)?;
+        if let Some(base) = &arguments.base {
+            check_base(&merged, base, output)?;
+        }
+        merged
     };
     // Not worth stopping any more.
     last_step();
@@ -214,6 +221,19 @@ fn merge(paths: &[PathBuf]) -> Result<Statistics, CommandError> {
     })
 }
 
+/// Refuses what was merged where the model that is named is another one.
+fn check_base(merged: &Statistics, base: &Path, output: &Output) -> Result<(), CommandError> {
+    let (made_on, found) =
+        (merged.provenance.base, weights_id(&open_folder(base, output)?.checkpoint, output)?);
+    if made_on == found {
+        return Ok(());
+    }
+    let (path, made_on, found) = (base.display(), made_on.short(), found.short());
+    let message = format!("the statistics were made on weights {made_on}, and `{path}` has {found}");
+    Err(CommandError::new(ExitKind::WrongBase, message)
+        .hint("name the model that they were made on, or none"))
+}
+
 /// The layers come by the command line, so that is what is wrong.
 fn check_layers(layers: &[usize], count: usize) -> Result<(), CommandError> {
     let Some(missing) = layers.iter().find(|layer| **layer >= count) else { return Ok(()) };
@@ -258,7 +278,7 @@ fn name_of(path: &Path) -> String {
 fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statistics, CommandError> {
     let (inner, layers_of_model) = (folder.config.inner, folder.config.layers);
     let (mut layers, mut files) = (BTreeMap::new(), BTreeMap::new());
-    let mut corpora = Vec::new();
+    let (mut corpora, mut samples) = (Vec::new(), BTreeSet::new());
     let paths = npz_files(paths)?;
     // Each layer's, and what one is read from.
     let sums = sums_size_bytes(inner, paths.len().min(layers_of_model) + 1);
@@ -289,14 +309,19 @@ fn import(folder: &Folder, paths: &[PathBuf], output: &Output) -> Result<Statist
             return Err(refuse(what));
         }
         layers.insert(layer, imported.sum);
+        samples.insert(imported.documents);
         corpora.push(file_digest(&path)?);
     }
     output.note("imported statistics do not name their model: that they are of this one is taken on trust");
+    let amount = match Vec::from_iter(samples).as_slice() {
+        [Some(documents)] => Some(Amount::Documents(*documents)),
+        _ => None,
+    };
     let provenance = Provenance {
         base: weights_id(&folder.checkpoint, output)?,
         tokenizer: folder.tokenizer.digest(),
         corpora,
-        drawn: Drawn::default(),
+        drawn: Drawn { amount, shard: None, documents: 0 },
         arithmetic: None,
     };
     Ok(Statistics { layers, inner, provenance })
