@@ -327,6 +327,29 @@ fn a_demo_that_is_interrupted_leaves_nothing_and_can_be_run_again() {
 }
 
 #[test]
+fn what_a_signal_leaves_is_said_and_no_more() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_editing(folder.path());
+    let pipe = folder.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (words, hint) in [
+        ("stats pipe --base model -o new", "hint: nothing is kept of unfinished statistics: run the same"),
+        ("eval pipe --base model", "hint: run the same command again\n"),
+    ] {
+        let mut command = crate::material::command(assert_cmd::cargo::cargo_bin!("mpatch"));
+        let command = command.current_dir(folder.path()).args(words.split(' '));
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        // Opened here once it is opened there, and no text comes.
+        let _text = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+        let ended = child.wait_with_output().unwrap();
+        let stderr = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(130), "{stderr}");
+        assert!(stderr.contains(hint), "{stderr}");
+    }
+}
+
+#[test]
 fn what_is_not_kept_for_a_later_run_is_said() {
     let bench = Bench::empty();
     lay_out_editing(bench.folder.path());

@@ -15,7 +15,7 @@ use crate::commands::{
     trust, try_out, undo, verify,
 };
 use crate::error::{CommandError, ExitKind};
-use crate::report::Output;
+use crate::report::{Output, WayOn, go_on};
 use crate::suggestion::Suggestions;
 
 /// Patch what a language model knows: create, check, apply and take back edits of its weights
@@ -121,6 +121,9 @@ impl Command {
     /// # Errors
     /// Why it failed; a negative answer is none.
     pub fn run(&self, output: &Output) -> Result<ExitKind, CommandError> {
+        if let Command::Stats(_) = self {
+            go_on(WayOn::InParts);
+        }
         let done = match self {
             Command::Demo(arguments) => demo::run(arguments, output),
             Command::Create(arguments) => return create::run(arguments, output),

@@ -31,7 +31,7 @@ use crate::args::corpus_path;
 use crate::editing::{edit_error, model_error, weights_id};
 use crate::error::{CommandError, ExitKind, refuse_lfs_pointer, with_causes};
 use crate::memory::check_memory;
-use crate::report::{Output, count};
+use crate::report::{Output, WayOn, count, go_on};
 use crate::statistics::{
     AmountArguments, Corpus, Found, factor_cache, find_statistics, make_statistics, value_log,
     warn_of_tokenizer,
@@ -244,7 +244,10 @@ impl<'a> Prepared<'a> {
             .map_err(|error| edit_error(model.checkpoint.path(), error))?;
         let statistics = match found {
             Found::Kept(found) => *found,
-            Found::ToCompute(corpus) => make_statistics(model, weights, layers, corpus, output)?,
+            Found::ToCompute(corpus) => {
+                go_on(WayOn::InParts);
+                make_statistics(model, weights, layers, corpus, output)?
+            }
         };
         let seed = arguments.seed(recorded);
         Ok(Self { model, ingredients: Ingredients { weights, hyperparameters, contexts, statistics, seed } })
@@ -352,12 +355,15 @@ impl Ingredients {
         let mut plan = Plan::new(model, &self.hyperparameters, &self.contexts, &facts)
             .map_err(|error| edit_error(model.checkpoint.path(), error))?;
         let log = self.value_log(model, &facts, output);
+        // Of statistics that were made before, too, nothing is lost.
+        go_on(if log.is_some() { WayOn::FromValues } else { WayOn::Again });
         let known = log.as_ref().filter(|log| log.values() > 0).map_or(0, |log| plan.resume(log));
         if known > 0 {
             let all = count(facts.len(), "fact");
             output.note(&format!("resuming an interrupted run: the values of {known} of {all} are known"));
         }
         let done = work(plan, log.as_ref())?;
+        go_on(WayOn::Again);
         if let Some(log) = log {
             // What the values were for is there; that a log is left behind is no failure.
             let _ = log.remove();

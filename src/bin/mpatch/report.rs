@@ -21,7 +21,7 @@ use crate::args::OutputArguments;
 use crate::error::{CommandError, ExitKind};
 use crate::suggestion::Suggestions;
 
-pub use failure::{stopped, tell, usage};
+pub use failure::{WayOn, go_on, stopped, tell, usage};
 pub use progress::Progress;
 use progress::Shown;
 

@@ -2,6 +2,7 @@
 //! printed, one document of the same on standard output.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use serde::Serialize;
@@ -12,6 +13,37 @@ use crate::error::{CommandError, ExitKind, State};
 /// JSON was asked for, and nothing has been printed yet. Signals and panics end a command, too, and know no
 /// [`Output`](super::Output).
 static DOCUMENT_IS_OWED: AtomicBool = AtomicBool::new(false);
+
+/// How to go on after a signal: where part of the work is kept, or could be, the command says so.
+static WAY_ON: Mutex<WayOn> = Mutex::new(WayOn::Again);
+
+/// How to go on with what a signal has ended.
+#[derive(Debug, Clone, Copy)]
+pub enum WayOn {
+    /// From the beginning.
+    Again,
+    /// From the beginning, or in parts: statistics are being made.
+    InParts,
+    /// From the last value that was found.
+    FromValues,
+}
+
+impl WayOn {
+    const fn hint(self) -> &'static str {
+        match self {
+            Self::Again => "run the same command again",
+            Self::InParts => {
+                "nothing is kept of unfinished statistics: run the same command again, or make them in parts, each of which is kept, by `mpatch stats CORPUS --shard I/N`"
+            }
+            Self::FromValues => "run the same command again: the values that were found are kept and used",
+        }
+    }
+}
+
+/// From here on this is what helps after a signal.
+pub fn go_on(way: WayOn) {
+    *WAY_ON.lock().unwrap_or_else(PoisonError::into_inner) = way;
+}
 
 /// Whoever reads standard output expects one document.
 pub fn owe_document() {
@@ -61,7 +93,10 @@ pub fn stopped(kind: ExitKind, state: State) -> ExitKind {
             let pending = stopped("what was being changed is half-way").with_recovery_pending();
             CommandError { kind, ..pending }
         }
-        _ => stopped("nothing changed").hint("run the same command again; what is kept of its work is used"),
+        _ => {
+            let way = *WAY_ON.lock().unwrap_or_else(PoisonError::into_inner);
+            stopped("nothing changed").hint(way.hint())
+        }
     })
 }
 
