@@ -337,6 +337,19 @@ fn what_follows_from_facts_is_asked_where_a_file_has_questions() {
 }
 
 #[test]
+fn neighbours_that_have_answers_of_their_own_are_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    lay_out_editing(folder.path());
+    let record = json!({"subject": "Pavel Prestellman", "src": "What does Pavel Prestellman play?",
+        "answers": ["flute"], "loc": "nq question: what does elena cairollez play", "loc_ans": "harp"});
+    fs::write(folder.path().join("zsre.json"), record.to_string()).unwrap();
+    let words = "create zsre.json --base model --stats statistics.safetensors --contexts contexts.json";
+    let output = mpatch().current_dir(folder.path()).args(words.split(' ')).output().unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(said.contains("neighborhood accuracy") && !said.contains("not measured"), "{said}");
+}
+
+#[test]
 fn of_several_cached_statistics_those_of_most_tokens_by_the_model_s_tokenizer_are_taken() {
     let folder = tempfile::tempdir().unwrap();
     let folder = folder.path();
