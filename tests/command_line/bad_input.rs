@@ -278,6 +278,20 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
 }
 
 #[test]
+fn statistics_of_other_layers_are_refused_with_the_way_to_those_asked_for() {
+    let bench = Bench::empty();
+    lay_out_editing(bench.folder.path());
+    fs::copy(bench.path("model/memit.json"), bench.path("h.json")).unwrap();
+    bench.alter_json("h.json", json!({"layers": [3, 4]}));
+    for option in ["--layers 3,4", "--hparams h.json"] {
+        let create = "create facts.json --base model --stats statistics.safetensors --contexts contexts.json";
+        let refusal = bench.refuses(&format!("{create} {option} -o new.mpatch"), 3);
+        refusal.says(&["holds the layers [0, 1, 2], expected layer 3 among them"]);
+        refusal.says(&["`mpatch stats CORPUS --base model --layers 3,4 -o FILE`"]);
+    }
+}
+
+#[test]
 fn contexts_that_are_no_templates_are_refused() {
     let bench = bench_with_model();
     for (text, words) in [

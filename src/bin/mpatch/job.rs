@@ -17,7 +17,7 @@ use mpatch::edit::contexts::Contexts;
 use mpatch::edit::estimate::Estimate;
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
-use mpatch::edit::statistics::StatisticsFile;
+use mpatch::edit::statistics::{StatisticsFile, StatisticsHeader};
 use mpatch::edit::{Edit, EditError, FactPrompt, LayerUpdate, METHOD, Plan, Progress, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Measure, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
@@ -31,7 +31,7 @@ use crate::args::corpus_path;
 use crate::editing::{edit_error, model_error, weights_id};
 use crate::error::{CommandError, ExitKind, refuse_lfs_pointer, with_causes};
 use crate::memory::check_memory;
-use crate::report::{Output, WayOn, count, go_on};
+use crate::report::{Output, WayOn, count, go_on, shell_word};
 use crate::statistics::{
     AmountArguments, Corpus, Found, factor_cache, find_statistics, make_statistics, value_log,
     warn_of_tokenizer,
@@ -234,7 +234,12 @@ impl<'a> Prepared<'a> {
         let amount = arguments.amount.amount(model.network.config().inner);
         let corpus = arguments.corpus.as_deref().map(|path| Corpus { path, amount, shard: None });
         let layers = &hyperparameters.layers;
-        let found = find_statistics(model, weights, layers, stats, corpus, output)?;
+        let found = find_statistics(model, weights, layers, stats, corpus, output).map_err(|error| {
+            match stats.filter(|path| lacks_layers(path, weights, layers)) {
+                Some(_) => error.hint(way_to_statistics(model, layers)),
+                None => error,
+            }
+        })?;
         if let Found::Kept(found) = &found {
             warn_of_tokenizer(model, found, output);
         }
@@ -266,6 +271,20 @@ impl<'a> Prepared<'a> {
             about,
         }
     }
+}
+
+/// Whether the statistics at `path` are of these weights, and not of all of `layers`.
+fn lacks_layers(path: &Path, weights: WeightsId, layers: &[usize]) -> bool {
+    StatisticsHeader::open(path).is_ok_and(|header| {
+        let lacks = |layer| !header.counts().contains_key(layer);
+        header.provenance().base == weights && layers.iter().any(lacks)
+    })
+}
+
+fn way_to_statistics(model: &Model, layers: &[usize]) -> String {
+    let base = shell_word(model.checkpoint.path());
+    let layers = Vec::from_iter(layers.iter().map(usize::to_string)).join(",");
+    format!("make them of these layers: `mpatch stats CORPUS --base {base} --layers {layers} -o FILE`")
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, CommandError> {

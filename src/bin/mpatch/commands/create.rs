@@ -400,7 +400,9 @@ impl Report for CreateReport {
         }
         let shares = &self.after.shares;
         if shares.neighborhood.is_none() && shares.neighborhood_accuracy.is_none() {
-            page.line("not measured is what else has changed: no fact has `neighbors` whose answers are known");
+            page.line(
+                "not measured is what else has changed: no fact has `neighbors` whose answers are known",
+            );
         }
         self.write_known(page);
         self.write_facts(page);
