@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 
 use crate::bench::{Bench, Refusal};
 use crate::material::{
-    alter_header, alter_weights, command, lay_out, lay_out_shards, lay_out_world, mpatch, small_corpus, world,
+    alter_header, alter_weights, command, lay_out, lay_out_editing, lay_out_shards, lay_out_world, mpatch,
+    small_corpus, world,
 };
 use crate::telling::skipped;
 use mpatch::factors::Term;

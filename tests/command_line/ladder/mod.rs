@@ -340,6 +340,13 @@ fn a_patch_without_a_recipe_is_not_made_again() {
     bench.command(rebase).assert().success();
     let said = bench.verify("rebased.mpatch", "model/other.safetensors --stats statistics.safetensors", 0);
     says(&said, &["V3 confined  not checked  it was made on other weights, ", "bound to these later"]);
+    // So nothing is suggested that would check it.
+    bench
+        .command("apply model/other.safetensors rebased.mpatch -o model/both.safetensors")
+        .assert()
+        .success();
+    let said = bench.verify("rebased.mpatch", "model/both.safetensors", 0);
+    assert!(said.contains("V4 behaves   holds") && !said.contains("next: "), "{said}");
 }
 
 #[test]

@@ -105,6 +105,9 @@ struct LadderReport {
     no_recipe: Option<Reason>,
     #[serde(skip)]
     follows_recipe: bool,
+    /// It may have been made on other weights and bound to these later: then its recipe tells nothing of them.
+    #[serde(skip)]
+    may_be_rebased: bool,
     #[serde(skip)]
     rederives: bool,
     /// Nothing that was looked at is wrong, and nothing that is asked for is missing.
@@ -262,6 +265,7 @@ fn climb(
         companions,
         no_recipe: no_recipe(patch),
         follows_recipe: arguments.follows_recipe(),
+        may_be_rebased: may_be_rebased(patch),
         rederives: arguments.rederive,
         passes: false,
         form,
@@ -340,6 +344,12 @@ fn follow_recipe(
 /// A patch that was extracted from two checkpoints says nothing that could be tested.
 fn declares_facts(patch: &Patch) -> bool {
     !patch.manifest().facts.is_empty()
+}
+
+/// Measured are new patches, and those that keep the bindings they were measured with beside a new one.
+fn may_be_rebased(patch: &Patch) -> bool {
+    let manifest = patch.manifest();
+    manifest.measured.is_empty() || manifest.bindings.len() > 1
 }
 
 impl LadderReport {
@@ -552,7 +562,8 @@ impl LadderReport {
         if self.stop.is_some() {
             return Some(format!("{again}{trust}"));
         }
-        if self.behaviour.is_none() || self.no_recipe.is_some() || self.follows_recipe {
+        let has_recipe = self.no_recipe.is_none() && !self.may_be_rebased;
+        if self.behaviour.is_none() || !has_recipe || self.follows_recipe {
             return None;
         }
         Some(format!("{again} --stats FILE{trust}"))
