@@ -70,6 +70,10 @@ use crate::standing::absolute;
 
 /// How the names of weights end.
 const WEIGHTS_ENDING: &str = ".safetensors";
+/// What stands for the name of a patch that has none.
+const INFIX_DEFAULT: &str = "patched";
+/// How the names of a checkpoint's files end, and its folder's does not.
+const ENDINGS_OF_FILES: [&str; 2] = [WEIGHTS_ENDING, ".json"];
 /// Stands for standard input where a file is asked for.
 const STDIN: &str = "-";
 
@@ -300,8 +304,23 @@ pub fn hint_of_type(difference: &Difference, patch: &Path, base: &Path, trust: &
 /// What a patch's name adds to the names of its results: `edits` of `edits.mpatch`.
 pub fn infix(patch: &Path) -> OsString {
     match patch.file_stem() {
-        Some(stem) if patch != Path::new(STDIN) => stem.to_owned(),
-        _ => OsString::from("patched"),
+        Some(stem) if patch != Path::new(STDIN) => without_endings(stem),
+        _ => OsString::from(INFIX_DEFAULT),
+    }
+}
+
+/// `name` without the endings of a checkpoint's files: a folder whose name ended so would pass for one of them.
+fn without_endings(name: &OsStr) -> OsString {
+    let mut stem = name.as_bytes();
+    while let Some(shorter) = ENDINGS_OF_FILES.iter().find_map(|ending| stem.strip_suffix(ending.as_bytes()))
+    {
+        stem = shorter;
+    }
+    // With the dot before it, it would be an ending itself.
+    let is_ending = ENDINGS_OF_FILES.iter().any(|ending| ending.as_bytes().strip_prefix(b".") == Some(stem));
+    match stem.is_empty() || is_ending {
+        true => OsString::from(INFIX_DEFAULT),
+        false => OsStr::from_bytes(stem).to_owned(),
     }
 }
 
@@ -326,7 +345,7 @@ pub fn beside(checkpoint: &Path, infix: &OsStr) -> Result<PathBuf, CommandError>
     };
     let (mut name, ending) = stem_and_ending(&named);
     name.push(".");
-    name.push(infix);
+    name.push(without_endings(infix));
     name.push(ending);
     Ok(named.with_file_name(name))
 }
@@ -381,7 +400,8 @@ pub fn without_infix(checkpoint: &Path, infix: &OsStr) -> Option<PathBuf> {
 /// A checkpoint's name in two parts; that of a folder has one.
 fn stem_and_ending(checkpoint: &Path) -> (OsString, &'static str) {
     let name = checkpoint.file_name().unwrap_or(OsStr::new("model"));
-    match name.as_bytes().strip_suffix(WEIGHTS_ENDING.as_bytes()).filter(|stem| !stem.is_empty()) {
+    let stem = name.as_bytes().strip_suffix(WEIGHTS_ENDING.as_bytes());
+    match stem.filter(|stem| !stem.is_empty() && !checkpoint.is_dir()) {
         Some(stem) => (OsStr::from_bytes(stem).to_owned(), WEIGHTS_ENDING),
         None => (name.to_owned(), ""),
     }
@@ -419,6 +439,16 @@ mod tests {
             assert_eq!(place_words(Path::new(cached)), " -o RESULT");
         }
         assert_eq!(infix(Path::new("-")), "patched");
+        // A folder that is called like a file is no output of a model in a folder.
+        for (patch, expected) in [
+            ("x.json.mpatch", "x"),
+            ("x.safetensors.json.mpatch", "x"),
+            ("json.mpatch", "patched"),
+            (".json.mpatch", "patched"),
+            ("x.jsonl.mpatch", "x.jsonl"),
+        ] {
+            assert_eq!(infix(Path::new(patch)), expected, "{patch}");
+        }
     }
 
     #[test]
@@ -430,5 +460,9 @@ mod tests {
         assert_eq!(base("gptj.edits/model.safetensors.index.json"), Some("gptj".into()));
         assert_eq!(base("model.safetensors"), None);
         assert_eq!(base(".edits"), None);
+        let place = tempfile::tempdir().expect("a folder");
+        let folder = place.path().join("gptj.safetensors");
+        std::fs::create_dir(&folder).expect("a folder in it");
+        assert_eq!(beside(&folder, edits).ok(), Some(place.path().join("gptj.safetensors.edits")));
     }
 }
