@@ -57,6 +57,16 @@ pub enum EditError {
         /// What is wrong.
         what: String,
     },
+    /// A loss that feels nothing of a value, because the prompt goes on behind its subject.
+    #[error(
+        "the prompt goes on behind its subject, and `v_loss_layer`, which is {loss_layer}, is not above the last edited layer, {value_layer}: the loss feels nothing of the value"
+    )]
+    LossLayer {
+        /// The layer whose output the loss reads.
+        loss_layer: usize,
+        /// The layer whose output the value is put into.
+        value_layer: usize,
+    },
     /// Context templates that cannot be used.
     #[error("context templates: {what}")]
     Contexts {

@@ -146,6 +146,7 @@ impl<'a> PlannedValues<'a> {
         in_contexts: &[Located],
         facts: &[FactPrompt],
     ) -> Result<Self, EditError> {
+        check_loss_layer(hyperparameters, in_contexts, facts)?;
         let rows = rows_of_facts(model, in_contexts, facts)?;
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.sort_by_key(|&fact| (rows[fact].lengths(), fact));
@@ -192,6 +193,25 @@ impl<'a> PlannedValues<'a> {
         let Some(middle) = batches.get(batches.len() / 2) else { return Ok(0.0) };
         let device = self.model.network.device();
         timed(device, || on_every_core(device, &[middle], |_, batch| self.descend(batch, hyperparameters)))
+    }
+}
+
+/// Refuses a loss that does not feel the values: it reads the block into whose output they are put, where a token has
+/// nothing yet of those before it, and the target begins behind another token than the subject's last.
+fn check_loss_layer(
+    hyperparameters: &Hyperparameters,
+    in_contexts: &[Located],
+    facts: &[FactPrompt],
+) -> Result<(), EditError> {
+    let (loss_layer, value_layer) = (hyperparameters.v_loss_layer, hyperparameters.value_layer());
+    let templates = (in_contexts.len() / facts.len().max(1)).max(1);
+    let is_felt = |prompt: &Located| prompt.subject_last + 1 == prompt.ids.len();
+    let unfelt = in_contexts.chunks(templates).position(|prompts| !prompts.iter().any(is_felt));
+    match unfelt.filter(|_| loss_layer <= value_layer) {
+        Some(index) => {
+            Err(EditError::LossLayer { loss_layer, value_layer }.of_fact(index, &facts[index].subject))
+        }
+        None => Ok(()),
     }
 }
 

@@ -279,6 +279,27 @@ fn hyperparameters_that_make_no_sense_are_refused_by_field() {
 }
 
 #[test]
+fn a_loss_that_feels_nothing_of_a_value_is_refused() {
+    let bench = bench_with_model();
+    bench.write("empty.txt", "");
+    bench.alter_json("model/memit.json", json!({"v_loss_layer": 2, "layers": [1, 2]}));
+    let options = " --contexts contexts.json --corpus empty.txt";
+    let refusal = create_refuses(&bench, options, 3);
+    refusal.says(&[
+        "fact 1, `Pavel Prestellman`: the prompt goes on",
+        "`v_loss_layer`, which is 2,",
+        ", 2: ",
+    ]);
+    refusal.says(&["hint: edit earlier layers, or raise `v_loss_layer`"]);
+    create_refuses(&bench, &format!("{options} --layers 7"), 3)
+        .says(&["not above the last edited layer, 7:"]);
+    // Behind a subject that the prompt ends in, the loss reads the very token that the value is put into.
+    bench.write("ends.json", fact("On stage: {}", "Pavel Prestellman", "flute").to_string());
+    let said = bench.run(&format!("create ends.json --base model -o new.mpatch{options}"), 3);
+    assert!(!said.contains("v_loss_layer") && said.contains("no text"), "{said}");
+}
+
+#[test]
 fn statistics_of_other_layers_are_refused_with_the_way_to_those_asked_for() {
     let bench = Bench::empty();
     lay_out_editing(bench.folder.path());

@@ -205,6 +205,9 @@ pub fn edit_error(path: &Path, error: EditError) -> CommandError {
             let hint = match source.as_ref() {
                 EditError::NotANumber { steps: 0 } => NAN_HINT,
                 EditError::NotANumber { .. } => "lower `v_lr` in the hyperparameters",
+                EditError::LossLayer { .. } => {
+                    "edit earlier layers, or raise `v_loss_layer` in the hyperparameters: the model's last layer is the rule"
+                }
                 _ => "mend this fact in the facts file, or leave it out",
             };
             // Whatever is wrong may well be that these texts are long.
