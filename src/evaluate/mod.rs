@@ -115,20 +115,32 @@ impl Measure {
 
     /// How many prompts of `records` it is measured over.
     pub fn prompts(self, records: &[Record]) -> usize {
+        self.count(records).prompts
+    }
+
+    /// What of `records` it is measured over.
+    pub fn count(self, records: &[Record]) -> Count {
+        let mut count = Count::default();
+        for prompts in records.iter().map(|record| self.prompts_of(record)) {
+            count.prompts += prompts;
+            count.records += usize::from(prompts > 0);
+        }
+        count
+    }
+
+    fn prompts_of(self, record: &Record) -> usize {
         let is_success = matches!(self, Self::Score | Self::Efficacy | Self::Paraphrase | Self::Neighborhood);
+        let paraphrases_end = 1 + record.paraphrases.len();
+        let neighbors_end = paraphrases_end + record.answered_neighbors().count();
         let (mut own, mut paraphrases, mut neighbors, mut portability) = (0, 0, 0, 0);
-        for record in records {
-            let paraphrases_end = 1 + record.paraphrases.len();
-            let neighbors_end = paraphrases_end + record.answered_neighbors().count();
-            for (index, question) in Question::of_record(record).iter().enumerate() {
-                // Where nothing competes there is no success.
-                let counted = usize::from(!is_success || question.wrong.is_some());
-                match index {
-                    0 => own += counted,
-                    _ if index < paraphrases_end => paraphrases += counted,
-                    _ if index < neighbors_end => neighbors += counted,
-                    _ => portability += counted,
-                }
+        for (index, question) in Question::of_record(record).iter().enumerate() {
+            // Where nothing competes there is no success.
+            let counted = usize::from(!is_success || question.wrong.is_some());
+            match index {
+                0 => own += counted,
+                _ if index < paraphrases_end => paraphrases += counted,
+                _ if index < neighbors_end => neighbors += counted,
+                _ => portability += counted,
             }
         }
         match self {
@@ -139,6 +151,15 @@ impl Measure {
             Self::PortabilityAccuracy => portability,
         }
     }
+}
+
+/// What a rate is measured over.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Count {
+    /// Records that have such prompts.
+    pub records: usize,
+    /// Their prompts.
+    pub prompts: usize,
 }
 
 impl Scores {
@@ -186,6 +207,49 @@ pub struct RecordOutcome {
     pub neighbors: Vec<Outcome>,
     /// Those of the prompts whose known answers follow from it.
     pub portability: Vec<Outcome>,
+}
+
+/// How unlikely the targets are after the prompts of one kind, in their order.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct Unlikeliness {
+    /// Of the right targets: [`Outcome::nll_right`].
+    pub right: Vec<f64>,
+    /// Of the wrong ones: none where nothing competes.
+    pub wrong: Vec<Option<f64>>,
+}
+
+impl Unlikeliness {
+    fn of(outcomes: &[Outcome]) -> Self {
+        Self {
+            right: outcomes.iter().map(|outcome| outcome.nll_right).collect(),
+            wrong: outcomes.iter().map(|outcome| outcome.nll_wrong).collect(),
+        }
+    }
+}
+
+/// How unlikely the targets are after each prompt of a record.
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
+pub struct RecordUnlikeliness {
+    /// After the fact's own prompt.
+    pub rewrite: Unlikeliness,
+    /// After its paraphrases.
+    pub paraphrases: Unlikeliness,
+    /// After those of its neighbours whose answers are known.
+    pub neighbors: Unlikeliness,
+    /// After those of the prompts whose known answers follow from it.
+    pub portability: Unlikeliness,
+}
+
+impl RecordOutcome {
+    /// The likelihoods alone.
+    pub fn unlikeliness(&self) -> RecordUnlikeliness {
+        RecordUnlikeliness {
+            rewrite: Unlikeliness::of(&self.rewrite),
+            paraphrases: Unlikeliness::of(&self.paraphrases),
+            neighbors: Unlikeliness::of(&self.neighbors),
+            portability: Unlikeliness::of(&self.portability),
+        }
+    }
 }
 
 /// Percentages that likelihoods give, of all records or of one; none where there are no such prompts.
@@ -429,6 +493,8 @@ mod tests {
         ] {
             assert_eq!(measure.prompts(&records), expected, "{measure:?}");
         }
+        let counts = [Measure::Efficacy, Measure::ParaphraseAccuracy].map(|measure| measure.count(&records));
+        assert_eq!(counts, [Count { records: 1, prompts: 1 }, Count { records: 2, prompts: 4 }]);
     }
 
     #[test]

@@ -72,6 +72,7 @@ pub(super) fn warnings(records: &[Record]) -> Vec<String> {
         shared_warning(records),
         relation_warning(records),
         same_id_warning(records),
+        same_target_warning(records),
         unanswered_warning("neighbours", records, |record| &record.neighbors),
         unanswered_warning("portability prompts", records, |record| &record.portability),
         alternative_warning(records),
@@ -114,6 +115,20 @@ fn relation_warning(records: &[Record]) -> Option<String> {
         excerpt(&records[first].request.subject),
         first + 1,
         second + 1
+    ))
+}
+
+/// New targets that are the old ones, too: nothing competes with them.
+fn same_target_warning(records: &[Record]) -> Option<String> {
+    let is_same = |request: &Request| request.target_old.as_ref() == Some(&request.target_new);
+    let mut same = records.iter().enumerate().filter(|(_, record)| is_same(&record.request));
+    let (index, first) = same.next()?;
+    Some(format!(
+        "{} a new target that is the old one, too (record {}: {}): it does not compete with itself, so efficacy, paraphrase and \
+         neighborhood leave that record out",
+        records_have(1 + same.count()),
+        index + 1,
+        excerpt(&first.request.target_new)
     ))
 }
 

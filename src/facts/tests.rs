@@ -454,6 +454,16 @@ fn two_targets_for_one_subject_and_relation_are_mentioned_whatever_their_prompts
 }
 
 #[test]
+fn a_new_target_that_is_the_old_one_is_mentioned() {
+    let text = r#"{"prompt": "{} plays", "subject": "Ann", "target_new": "chess", "target_old": "chess "}"#;
+    let warnings = parse(text).warnings();
+    assert!(
+        warnings[0].starts_with("1 record has a new target that is the old one, too (record 1: `chess`)")
+    );
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+}
+
+#[test]
 fn null_hides_no_field_that_says_the_same() {
     let text = r#"{"id": null, "case_id": 7, "prompt": "{} plays", "subject": "Ann", "target_new": "chess",
         "target_true": null, "target_old": "go"}"#;

@@ -333,6 +333,10 @@ fn what_follows_from_facts_is_asked_where_a_file_has_questions() {
     let report = report_of(folder.path(), "eval own.json --base model --entropy-records 0");
     assert_eq!(report["portability_accuracy"], 50.0);
     assert_eq!(report["records"][0]["portability_accuracy"], 50.0);
+    assert_eq!(report["counts"]["portability_accuracy"], json!({"records": 1, "prompts": 2}));
+    let nll = &report["records"][0]["nll"]["portability"];
+    assert!(nll["right"][0].as_f64() < nll["right"][1].as_f64(), "the model says harp: {nll}");
+    assert_eq!(nll["wrong"], json!([null, null]));
     assert_eq!(report["score"], Value::Null, "{report:#}");
 }
 

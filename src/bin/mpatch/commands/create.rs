@@ -1,5 +1,6 @@
 //! `mpatch create`: facts in, a patch out, tested as it will be applied before it is written.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::edit::estimate::{Estimate, MemoryEstimate};
 use mpatch::edit::{FactPrompt, check_prompts};
-use mpatch::evaluate::{Continuation, Evaluation, Outcome, Scores};
+use mpatch::evaluate::{Continuation, Count, Evaluation, Measure, Outcome, RecordUnlikeliness, Scores};
 use mpatch::factors::{BITS_DEFAULT, RankLimit};
 use mpatch::facts::Record;
 use mpatch::patch::manifest::{About, Line};
@@ -183,6 +184,8 @@ pub struct CreateReport {
     layers: Vec<LayerReport>,
     before: Scores,
     after: Scores,
+    /// What each rate is over.
+    counts: Counts,
     /// Why `verify` refuses the patch, where it does not do what it declares.
     problem: Option<String>,
     /// A layer may have lost rank to `--rank` or `--tolerance`.
@@ -226,6 +229,8 @@ pub struct FactReport {
     holds: bool,
     /// The same, before.
     holds_before: bool,
+    nll_before: RecordUnlikeliness,
+    nll_after: RecordUnlikeliness,
 }
 
 /// What was added to the diagonal of a layer's second moment, so that it can be solved for.
@@ -247,6 +252,7 @@ impl Made {
     fn outcomes(&self, records: &[Record]) -> Vec<FactReport> {
         let rewrite =
             |evaluation: &Evaluation, index: usize| evaluation.records[index].rewrite.first().copied();
+        let nll = |evaluation: &Evaluation, index: usize| evaluation.records[index].unlikeliness();
         let probability =
             |outcome: Option<Outcome>| outcome.map_or(0.0, |outcome| (-outcome.nll_right).exp());
         let of_record = |(index, record): (usize, &Record)| {
@@ -266,6 +272,8 @@ impl Made {
                 is_said_before: is_said(self.before.said.get(index)),
                 holds: after.is_some_and(|outcome| outcome.wins()),
                 holds_before: before.is_some_and(|outcome| outcome.wins()),
+                nll_before: nll(&self.before, index),
+                nll_after: nll(&self.after, index),
             }
         };
         records.iter().enumerate().map(of_record).collect()
@@ -305,6 +313,7 @@ impl Made {
             before: self.before.scores,
             problem: too_few_wins(self.after.wins()),
             after: self.after.scores,
+            counts: counts(&job.facts.records),
             is_cut,
             signature,
             line: self.patch.manifest().line.clone(),
@@ -358,6 +367,14 @@ impl Report for EstimateReport {
             "values are found in groups of up to {facts}; not counted are the rounding to integers and the test that follow the solve, nor what the program takes at rest"
         ));
     }
+}
+
+/// What rates are measured over, by their names.
+pub type Counts = BTreeMap<&'static str, Count>;
+
+/// What each rate is measured over of these records.
+pub fn counts(records: &[Record]) -> Counts {
+    Measure::ALL.into_iter().map(|measure| (measure.name(), measure.count(records))).collect()
 }
 
 /// A table of scores before and after.

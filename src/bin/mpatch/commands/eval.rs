@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::evaluate::{Evaluation, Extent, Scores, Shares, evaluate, texts};
+use mpatch::evaluate::{Evaluation, Extent, RecordUnlikeliness, Scores, Shares, evaluate, texts};
 use mpatch::facts::Record;
 use mpatch::model::Network;
 use serde::Serialize;
 
-use super::create::write_scores;
+use super::create::{Counts, counts, write_scores};
 use super::open_patch;
 use crate::editing::{
     ModelArguments, at_least_one, both_states, check_questions, model_error, read_questions,
@@ -54,6 +54,8 @@ struct EvalReport {
     #[serde(flatten)]
     scores: Scores,
     before: Option<Scores>,
+    /// What each rate is over.
+    counts: Counts,
     /// One entry per record.
     records: Vec<RecordReport>,
 }
@@ -80,6 +82,7 @@ struct RecordScores {
     says: String,
     /// The target stands first in that, and the old one does not follow.
     is_said: bool,
+    nll: RecordUnlikeliness,
 }
 
 /// Every record with its scores.
@@ -102,7 +105,8 @@ fn of_records(records: &[Record], found: &Evaluation, before: Option<&Evaluation
 fn of_record(evaluation: &Evaluation, index: usize) -> Option<RecordScores> {
     let (outcome, said) = (evaluation.records.get(index)?, evaluation.said.get(index)?);
     let shares = Shares::of(std::slice::from_ref(outcome));
-    Some(RecordScores { shares, says: said.text.clone(), is_said: said.success })
+    let (says, is_said) = (said.text.clone(), said.success);
+    Some(RecordScores { shares, says, is_said, nll: outcome.unlikeliness() })
 }
 
 /// Evaluates the model.
@@ -136,6 +140,7 @@ pub fn run(arguments: &EvalArguments, output: &Output) -> Result<(), CommandErro
         base: model.checkpoint.path().to_owned(),
         patch: arguments.patch.clone(),
         layout: facts.layout.to_string(),
+        counts: counts(&facts.records),
         records: of_records(&facts.records, &found, before.as_ref()),
         scores: found.scores,
         before: before.map(|before| before.scores),
