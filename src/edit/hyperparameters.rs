@@ -5,6 +5,7 @@ use std::ops::{Bound, RangeBounds};
 use serde::{Deserialize, Serialize};
 
 use super::EditError;
+use crate::facts::{RepeatedKey, excerpt, repeated_key};
 use crate::model::{Config, Network, plain};
 
 /// Hyperparameters of MEMIT, by the names of the reference's `hparams/MEMIT/*.json`.
@@ -112,6 +113,10 @@ impl Hyperparameters {
     /// # Errors
     /// [`EditError::Hyperparameters`] with the field.
     pub fn parse(bytes: &[u8]) -> Result<Self, EditError> {
+        if let Some(RepeatedKey { key, line, column }) = repeated_key(bytes) {
+            let what = format!("{} stands twice, again at line {line}, column {column}", excerpt(&key));
+            return Err(EditError::Hyperparameters { what });
+        }
         let sound = serde_json::to_value(Self::gpt_j_6b()).unwrap_or_default();
         let own = sound.as_object().into_iter().flat_map(|fields| fields.keys().map(String::as_str));
         let known: Vec<&str> = own.chain(OF_OTHERS).collect();
@@ -240,6 +245,13 @@ mod tests {
         }
         let error = with("v_lr", "0.5".into()).expect_err("a text");
         assert_eq!(error.to_string(), "hyperparameters: `v_lr` is the text \"0.5\", expected a number");
+        let text = serde_json::to_string(&Hyperparameters::gpt_j_6b()).expect("plain data");
+        let text = text.replacen('{', "{\"v_lr\": 0.1,\n", 1);
+        let error = Hyperparameters::parse(text.as_bytes()).expect_err("two rates").to_string();
+        assert!(
+            error.starts_with("hyperparameters: `v_lr` stands twice, again at line 2, column "),
+            "{error}"
+        );
         let error = with("layers", serde_json::json!([3, -1])).expect_err("a layer below the first");
         assert_eq!(
             error.to_string(),

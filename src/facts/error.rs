@@ -100,6 +100,18 @@ pub enum FactsError {
         /// What the parser says.
         problem: String,
     },
+    /// An object with two values of one name.
+    #[error(
+        "the key {key} stands twice in one object, again at line {line}, column {column}: expected each once"
+    )]
+    KeyTwice {
+        /// The key, quoted.
+        key: String,
+        /// Line of the second, from 1.
+        line: usize,
+        /// Its column, from 1.
+        column: usize,
+    },
     /// The file's outermost value is neither an object nor an array.
     #[error("the facts file holds {found}: expected an object or an array of objects")]
     NotRecords {
@@ -278,6 +290,7 @@ impl FactsError {
             FactsError::NotJson { .. } => {
                 "mend the file at that place; a JSON array, one object, or one object per line will do"
             }
+            FactsError::KeyTwice { .. } => "keep the one that is meant, and take the other out",
             FactsError::UnknownLayout { .. } => {
                 "give each record the fields `prompt`, `subject` and `target_new`, or use CounterFact, zsRE or EasyEdit records whole"
             }

@@ -12,6 +12,7 @@ mod check;
 mod error;
 mod fields;
 mod layouts;
+mod repeated;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ use crate::digest::FileDigest;
 pub(crate) use check::same_target;
 pub use error::{Clash, FactsError, FactsErrorKind, Place, excerpt, shortened};
 pub use layouts::{Layout, SCHEMA};
+pub(crate) use repeated::{RepeatedKey, repeated_key};
 pub use things::Targets;
 pub(crate) use things::Things;
 

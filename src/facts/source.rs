@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::error::{FactsError, shortened};
+use super::error::{FactsError, excerpt, shortened};
+use super::repeated::{RepeatedKey, repeated_key};
 
 /// One JSON value that should be a record.
 #[derive(Debug)]
@@ -22,7 +23,13 @@ pub(super) fn elements(bytes: &[u8]) -> Result<Vec<Element>, FactsError> {
     if is_utf16(bytes) {
         return Err(FactsError::Utf16);
     }
-    let elements = match serde_json::from_slice(bytes) {
+    let read = serde_json::from_slice(bytes);
+    if read.is_ok()
+        && let Some(repeated) = repeated_key(bytes)
+    {
+        return Err(key_twice(repeated, None));
+    }
+    let elements = match read {
         Ok(Value::Array(values)) => values.into_iter().map(|value| Element { value, line: None }).collect(),
         Ok(value @ Value::Object(_)) => vec![Element { value, line: None }],
         Ok(other) => return Err(FactsError::NotRecords { found: kind_of(&other) }),
@@ -53,9 +60,12 @@ fn first_line_is_a_value(bytes: &[u8]) -> bool {
 }
 
 fn lines(bytes: &[u8]) -> Result<Vec<Element>, FactsError> {
-    let element = |(number, line): (usize, &[u8])| match serde_json::from_slice(line) {
-        Ok(value) => Ok(Element { value, line: Some(number) }),
-        Err(error) => Err(not_json(&error, number)),
+    let element = |(number, line): (usize, &[u8])| {
+        let value = serde_json::from_slice(line).map_err(|error| not_json(&error, number))?;
+        match repeated_key(line) {
+            Some(repeated) => Err(key_twice(repeated, Some(number))),
+            None => Ok(Element { value, line: Some(number) }),
+        }
     };
     numbered_lines(bytes).map(element).collect()
 }
@@ -63,6 +73,11 @@ fn lines(bytes: &[u8]) -> Result<Vec<Element>, FactsError> {
 fn numbered_lines(bytes: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
     let lines = bytes.split(|&byte| byte == b'\n').enumerate().map(|(index, line)| (index + 1, line));
     lines.filter(|(_, line)| !line.iter().all(u8::is_ascii_whitespace))
+}
+
+/// In JSON lines, `line` is which one of them it is.
+fn key_twice(RepeatedKey { key, line: line_within, column }: RepeatedKey, line: Option<usize>) -> FactsError {
+    FactsError::KeyTwice { key: excerpt(&key), line: line.unwrap_or(line_within), column }
 }
 
 fn not_json(error: &serde_json::Error, line: usize) -> FactsError {

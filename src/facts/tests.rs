@@ -464,6 +464,17 @@ fn a_new_target_that_is_the_old_one_is_mentioned() {
 }
 
 #[test]
+fn a_key_that_stands_twice_is_refused_with_its_place() {
+    let twice = BALL.replacen('{', "{\"target_new\": \"violin\", ", 1);
+    let whole = format!("[\n{twice}]");
+    for (text, line) in [(twice.clone(), 1), (whole, 2), (format!("{BALL}\n\n{twice}\n"), 3)] {
+        let error = FactsFile::parse(text.as_bytes()).expect_err("two targets");
+        let FactsError::KeyTwice { key, line: found, .. } = &error else { panic!("{error}") };
+        assert_eq!((key.as_str(), *found), ("`target_new`", line), "{error}");
+    }
+}
+
+#[test]
 fn null_hides_no_field_that_says_the_same() {
     let text = r#"{"id": null, "case_id": 7, "prompt": "{} plays", "subject": "Ann", "target_new": "chess",
         "target_true": null, "target_old": "go"}"#;
