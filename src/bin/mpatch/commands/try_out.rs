@@ -34,7 +34,7 @@ pub struct TryArguments {
     /// Continue by this many tokens, or to the end of the model's context
     #[arg(long, default_value_t = 20, value_name = "COUNT")]
     tokens: usize,
-    /// Show this many of the likeliest next tokens
+    /// Show this many of the likeliest next tokens; 0 leaves them out
     #[arg(long, default_value_t = 5, value_name = "COUNT")]
     top: usize,
 }
@@ -176,7 +176,9 @@ impl Report for TryReport {
             };
             let rows = (0..prompt.before.top.len())
                 .map(|rank| [token(&prompt.before, rank), token(&prompt.after, rank)].concat());
-            page.table_under(["before", "", "after", ""], rows);
+            if !prompt.before.top.is_empty() {
+                page.table_under(["before", "", "after", ""], rows);
+            }
         }
     }
 
