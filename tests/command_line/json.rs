@@ -35,6 +35,29 @@ These strings are words for a script to compare with; a version may gain some he
 |---|---|---|
 ";
 
+/// What is said behind the words: the fields whose names leave something open.
+const MEANINGS: &str = "
+These fields say more, or less, than their names.
+
+| field | meaning |
+|---|---|
+| `probability_before`, `probability_after` | probability of the target after the prompt, per token: the geometric mean over its tokens, `exp` of minus the mean of their `-log p`; that of the whole target is this to the power of its tokens |
+| `probability_of_value` | the same over all contexts, in the base with nothing but the fact's value in its hidden state: what the update aims at |
+| `holds`, `holds_before` of an outcome | the new target is likelier than the old one or, where no old one is known, every token of it is the likeliest; asked with the target given |
+| `is_said`, `is_said_before` | the model, continuing the prompt by itself, begins with the target, and the old one does not follow in the sentence |
+| `nll`, `nll_before`, `nll_after` | `right` and `wrong` have one number for each prompt, in the file's order: the mean over the target's tokens of `-log p`; the wrong target is the old one or, of a neighbour, the new one, and `null` where nothing competes; of neighbours and portability prompts only those with an answer are asked |
+| `counts` | how many records have prompts that a rate is over, and how many prompts that are; a rate is the mean of its records' means |
+| `efficacy`, `paraphrase`, `neighborhood` | percentage of prompts after which the right target is likelier than the wrong one; the names that end in `_accuracy` are of prompts after which every token of the right target is the likeliest |
+| `score` | harmonic mean of those three |
+| `ngram_entropy` | bits, times 100 |
+| `norm_ratio`, `claimed_norm_ratio` | Frobenius norm of a tensor's change over that of the tensor before; claimed is what the patch says of itself, which `verify` computes again |
+| `relative_norm` | Frobenius norm of the difference of two tensors over that of the first |
+| `ridges[].ridge` | what was added to each entry of the diagonal of `lambda * C`, since the keys of the corpus do not fill it |
+| `given`, `lost` of a stack's patch | its place among the patches given, from 0; how many of its facts lost a contradiction with another patch's |
+| `outside`, `strongest`, `gap` of a key span | what of the update lies outside the span of the declared facts' keys: [memit.md](memit.md#what-an-update-may-hide) |
+| `wins` | percentage of the facts that hold |
+";
+
 /// What tells of a machine, whose parts differ: what another one prints need not be all that is listed.
 const OF_MACHINES: [&str; 1] = ["mpatch.doctor/1"];
 
@@ -97,6 +120,7 @@ impl Documents {
             let words = words.iter().map(|word| format!("`{word}`")).collect::<Vec<_>>().join(", ");
             writeln!(text, "| {schema} | `{field}` | {words} |").unwrap();
         }
+        text += MEANINGS;
         for (schema, fields) in &self.0 {
             write!(text, "\n## `{schema}`\n\n| object | fields |\n|---|---|\n").unwrap();
             let objects: BTreeSet<&String> = fields.keys().map(|(object, _)| object).collect();
