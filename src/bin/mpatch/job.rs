@@ -17,7 +17,7 @@ use mpatch::edit::contexts::Contexts;
 use mpatch::edit::estimate::Estimate;
 use mpatch::edit::hyperparameters::{Hyperparameters, Source};
 use mpatch::edit::kept::{Kept, ValueInputs, ValueLog};
-use mpatch::edit::statistics::{StatisticsFile, StatisticsHeader};
+use mpatch::edit::statistics::{Provenance, StatisticsFile, StatisticsHeader};
 use mpatch::edit::{Edit, EditError, FactPrompt, LayerUpdate, METHOD, Plan, Progress, memit_with};
 use mpatch::evaluate::{Evaluation, Extent, Measure, Scores, evaluate, texts};
 use mpatch::factors::{BITS_DEFAULT, Compression, RankLimit, Term, compress};
@@ -277,7 +277,9 @@ impl<'a> Prepared<'a> {
 fn lacks_layers(path: &Path, weights: WeightsId, layers: &[usize]) -> bool {
     StatisticsHeader::open(path).is_ok_and(|header| {
         let lacks = |layer| !header.counts().contains_key(layer);
-        header.provenance().base == weights && layers.iter().any(lacks)
+        let Provenance { base, drawn, .. } = header.provenance();
+        // What is wrong with a shard is not its layers.
+        *base == weights && drawn.shard.is_none() && layers.iter().any(lacks)
     })
 }
 
