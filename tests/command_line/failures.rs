@@ -7,7 +7,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::bench::Bench;
-use crate::material::{lay_out, lay_out_editing, lay_out_shards, lay_out_signers, lay_out_world, mpatch};
+use crate::material::{
+    lay_out, lay_out_editing, lay_out_shards, lay_out_signers, lay_out_world, mpatch, wait_until_open,
+};
 use crate::telling::skipped;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -332,15 +334,25 @@ fn what_a_signal_leaves_is_said_and_no_more() {
     lay_out_editing(folder.path());
     let pipe = folder.path().join("pipe");
     assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-    for (words, hint) in [
-        ("stats pipe --base model -o new", "hint: nothing is kept of unfinished statistics: run the same"),
-        ("eval pipe --base model", "hint: run the same command again\n"),
+    // Open for both ends, so that nobody waits to open it, and whoever reads waits for text.
+    let _text = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    for (words, place, hint) in [
+        (
+            "stats pipe --base model -o new",
+            "pipe",
+            "hint: nothing is kept of unfinished statistics: run the same",
+        ),
+        ("eval - --base model", "-", "hint: run the same command again\n"),
     ] {
         let mut command = crate::material::command(assert_cmd::cargo::cargo_bin!("mpatch"));
-        let command = command.current_dir(folder.path()).args(words.split(' '));
-        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        // Opened here once it is opened there, and no text comes.
-        let _text = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+        let command = command.current_dir(folder.path()).args(words.split(' ')).stdin(Stdio::piped());
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut facts = child.stdin.take().unwrap();
+        match place == "pipe" {
+            true => wait_until_open(&mut child, &pipe),
+            // More than a pipe holds: once it is written, some of it has been read.
+            false => facts.write_all(&[b' '; 1 << 17]).unwrap(),
+        }
         assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
         let ended = child.wait_with_output().unwrap();
         let stderr = String::from_utf8(ended.stderr).unwrap();
