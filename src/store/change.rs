@@ -9,7 +9,7 @@ use super::base::Base;
 use super::beside::Beside;
 use super::error::StoreError;
 use super::message::Message;
-use super::objects::{Snapshot, check_length, write_commit};
+use super::objects::{Snapshot, Stored, check_length, write_commit};
 use super::operations::{self, Deed, Journal, Operation};
 use super::refs::{CommitId, Head, Kind, View};
 use super::state::{Atlas, State};
@@ -25,6 +25,8 @@ pub struct Change<'s> {
     /// The last commit that [`Change::add`] has made, and its state: to walk to it once more for each patch of many
     /// would take the square of their number.
     pub(super) added: Option<(CommitId, Reached)>,
+    /// Patches whose files the next merge has as they were written here, and not as either side has them.
+    pub(super) signed_anew: BTreeMap<PatchId, Stored>,
     /// Weights were written with it.
     pub(super) with_weights: bool,
 }
@@ -166,6 +168,18 @@ impl Change<'_> {
         self.commit_snapshot(&snapshot, head, &text, &[head.0])
     }
 
+    /// Writes a patch with other signatures than either side of a merge has it with: the merge has it so.
+    ///
+    /// # Errors
+    /// What goes wrong with writing.
+    pub fn sign_anew(&mut self, patch: &Patch) -> Result<(), StoreError> {
+        let stored = self.store.objects().write_patch(patch)?;
+        self.signed_anew.insert(patch.id(), stored);
+        // It is judged so, too, before it goes into the merge.
+        self.store.places.borrow_mut().insert(patch.id(), stored);
+        Ok(())
+    }
+
     /// Joins another history to the head's: `series` is one whose states are known, and `stacked` one patch on top of
     /// it of everything else that is to be in the result. Tells what has become of the files beside
     /// the states.
@@ -180,10 +194,11 @@ impl Change<'_> {
         mut message: Message,
     ) -> Result<Beside, StoreError> {
         let (head, mut snapshot) = self.head()?;
-        // Of a patch that both have, with other signatures, that of our side stays.
+        // Of a patch that both have, with other signatures, that of our side stays unless it was written anew.
         for (id, stored) in self.store.snapshot(theirs)?.patches {
             snapshot.patches.entry(id).or_insert(stored);
         }
+        snapshot.patches.append(&mut self.signed_anew);
         snapshot.series = series.to_vec();
         let mut reached = self.store.reached(&snapshot)?;
         if let Some(stacked) = stacked {

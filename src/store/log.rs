@@ -6,7 +6,7 @@ use git2::{ErrorCode, Oid, Repository, Sort};
 
 use super::error::StoreError;
 use super::message::Message;
-use super::objects::is_state;
+use super::objects::{Stored, is_state};
 use super::operations::{self, Author, Operation};
 use super::refs::{CommitId, is_foreign};
 use super::{Store, View};
@@ -62,6 +62,17 @@ impl Store {
     pub fn signed(&self, state: CommitId, patch: PatchId) -> Result<Signed, StoreError> {
         let objects = self.objects();
         objects.read_signed(patch, objects.stored(self.tree(state)?, patch)?)
+    }
+
+    /// The patches that two states have in different files, as they do where other keys have signed them there.
+    ///
+    /// # Errors
+    /// What is wrong with one of the states.
+    pub fn differing(&self, one: CommitId, other: CommitId) -> Result<Vec<PatchId>, StoreError> {
+        let (one, other) = (self.snapshot(one)?.patches, self.snapshot(other)?.patches);
+        let differs =
+            |(id, stored): &(PatchId, Stored)| other.get(id).is_some_and(|other| other.blob != stored.blob);
+        Ok(one.into_iter().filter(differs).map(|(id, _)| id).collect())
     }
 
     /// The patches of a commit that none of those has which it was made of.

@@ -333,7 +333,8 @@ impl Store {
     /// [`StoreError::Busy`] when another process has it all that time.
     pub fn change(&self, patience: Duration, author: Author) -> Result<Change<'_>, StoreError> {
         let journal = Journal::open(&self.repository, patience, author)?;
-        Ok(Change { journal, store: self, added: None, with_weights: false })
+        let signed_anew = BTreeMap::new();
+        Ok(Change { journal, store: self, added: None, signed_anew, with_weights: false })
     }
 }
 

@@ -139,3 +139,66 @@ fn a_signature_more_for_a_recorded_patch_is_refused_with_what_can_be_done() {
     }
     assert!(!place.bad("add one.mpatch", 7).contains(way));
 }
+
+/// Signatures of the one patch of a state.
+fn signature_count(place: &Place, state: &str) -> usize {
+    json(place, &format!("show {state} --json"))["patches"][0]["trust"]["signatures"]
+        .as_array()
+        .unwrap()
+        .len()
+}
+
+/// A history whose branches have one patch with these signatures, and have gone apart.
+fn with_one_patch_on_two_branches(signers: [(&str, &[PrivateKey]); 2]) -> Place {
+    let place = Place::begun();
+    let patch = place.unsigned("model.safetensors", 1, "The Eiffel Tower", "Rome");
+    for (branch, keys) in signers {
+        place.good(&format!("branch {branch} main"));
+        place.good(&format!("checkout {branch}"));
+        let signed = keys.iter().fold(patch.clone(), signed_with);
+        fs::write(place.path("one.mpatch"), signed).unwrap();
+        place.good(&format!("add one.mpatch -m {branch} --allow-unsigned --allow-unknown"));
+    }
+    place
+}
+
+#[test]
+fn a_merge_keeps_the_signatures_of_both_sides_whichever_merges() {
+    let (own, strange) = (key(), stranger());
+    let sides: [(&[PrivateKey], &[PrivateKey], usize); 4] = [
+        (&[key()], &[], 1),
+        (&[own], &[strange], 2),
+        (&[key(), stranger()], &[stranger()], 2),
+        (&[key(), stranger()], &[stranger(), key()], 2),
+    ];
+    for (one, other, signatures) in sides {
+        let place = with_one_patch_on_two_branches([("one", one), ("other", other)]);
+        let tips = ["one", "other"].map(|branch| place.git(&format!("rev-parse {branch}")).trim().to_owned());
+        let merged = [("one", &tips[1]), ("other", &tips[0])].map(|(branch, theirs)| {
+            place.good(&format!("checkout {branch}"));
+            place.good(&format!("merge {theirs}"));
+            assert_eq!(signature_count(&place, "HEAD"), signatures);
+            place.git("rev-parse HEAD:patches")
+        });
+        assert_eq!(merged[0], merged[1]);
+        place.good("fsck");
+    }
+}
+
+#[test]
+fn a_branch_that_went_on_without_a_signature_takes_none_away() {
+    let place = with_one_patch_on_two_branches([("one", &[key()]), ("other", &[])]);
+    // As stock git can: the commit goes on from the signed patch, with the file of the other branch.
+    place.git("worktree add -q wt one --detach");
+    place.git("-C wt checkout -q other -- patches");
+    place.git("-C wt -c user.name=x -c user.email=y commit -qm stripped");
+    place.good("checkout one");
+    let stripped = place.git("-C wt rev-parse HEAD");
+    place.good(&format!("merge {}", stripped.trim()));
+    assert_eq!(signature_count(&place, "HEAD"), 1);
+    // Where nothing is lost, it goes forward.
+    let merged = place.head();
+    place.good("checkout HEAD~1");
+    place.good(&format!("merge {merged}"));
+    assert_eq!(place.head(), merged);
+}

@@ -5,6 +5,7 @@
 mod files;
 mod lines;
 mod report;
+mod united;
 
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,6 +28,7 @@ pub use lines::{Lines, LockedLines, forget, known_lines, lines_to_change, new_pl
 use lines::{Seen, remember, second_story};
 use report::Behind;
 pub use report::{LineReport, PolicyReport, TrustReport};
+pub use united::{United, is_news};
 
 /// The file of believed keys, in the user's settings and in a project's `.mpatch`.
 pub const ALLOWED_SIGNERS: &str = "allowed_signers";

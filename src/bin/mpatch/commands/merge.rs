@@ -14,9 +14,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use clap::Args;
 use mpatch::checkpoint::{Checkpoint, PassingFolder};
 use mpatch::digest::PatchId;
-use mpatch::patch::Patch;
+use mpatch::patch::{Patch, Signed};
 use mpatch::stack::{AddOptions, Named, StackError, Stacked, plan_among};
-use mpatch::store::{Atlas, Beside, Change, Commit, CommitId, Message, Store, way};
+use mpatch::store::{Atlas, Beside, Change, Commit, CommitId, Message, Store, StoreError, way};
 use serde::Serialize;
 
 use super::agreement::{Agreement, OVERLAP_ANGLE_DEGREES};
@@ -29,7 +29,7 @@ use crate::job::{TOOL, encoded};
 use crate::keys::{SignatureReport, Signer, SigningArguments, with_word_of_key};
 use crate::report::{Output, Page, Report};
 use crate::standing::{locate, model_path_by, series_at};
-use crate::trust::{Company, Lines, Permitted, TrustArguments, TrustReport, require_among};
+use crate::trust::{Company, Lines, Permitted, TrustArguments, TrustReport, United, is_news, require_among};
 use crate::walk::walk;
 
 #[derive(Debug, Args)]
@@ -96,13 +96,14 @@ pub fn run(arguments: &MergeArguments, output: &Output) -> Result<(), CommandErr
     if change.view().head_commit() != Some(ours.id) {
         return Err(CommandError::new(ExitKind::Busy, "the history was changed meanwhile").hint("try again"));
     }
+    let sides = [&ours, &theirs];
     let (outcome, merged) = match (ahead, behind) {
         (_, 0) => (Outcome::AlreadyThere, Merged::default()),
-        (0, _) => {
+        (0, _) if !loses_signatures(&store, sides)? => {
             change.fast_forward(theirs.id);
             (Outcome::FastForward, Merged::default())
         }
-        _ => (Outcome::Merged, join(&store, &mut change, [&ours, &theirs], arguments, output)?),
+        _ => (Outcome::Merged, join(&store, &mut change, sides, arguments, output)?),
     };
     let branch = branch_of(change.view()).map(str::to_owned);
     let finished = change.finish(&format!("merge {}", arguments.revision));
@@ -119,6 +120,7 @@ fn join(
     arguments: &MergeArguments,
     output: &Output,
 ) -> Result<Merged, CommandError> {
+    unite_signatures(store, change, [ours, theirs], output)?;
     // What else lies in this copy of the history decides nothing: the others merge alike.
     let atlas = store.atlas_behind(&[ours.id, theirs.id])?;
     let origins = Origins::of(store, &atlas)?;
@@ -141,6 +143,59 @@ fn join(
     let made = change.merge(theirs.id, &merged.series, merged.patch.as_ref(), words);
     merged.beside = made.map_err(|error| with_word_of_key(merged.signer.as_ref(), error.into()))?;
     Ok(merged)
+}
+
+/// Whether the other side has a patch of this one without a signature that it has here: whoever made it go on there has
+/// no say in that.
+fn loses_signatures(store: &Store, [ours, theirs]: [&Commit; 2]) -> Result<bool, CommandError> {
+    for id in store.differing(ours.id, theirs.id)? {
+        if let Some([ours, theirs]) = signed_by_both(store, [ours, theirs], id)?
+            && ours.signatures.iter().any(|one| is_news(one, &theirs.signatures, &ours.manifest_bytes))
+        {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Puts the signatures of both sides into each patch that they have with different ones.
+fn unite_signatures(
+    store: &Store,
+    change: &mut Change<'_>,
+    sides: [&Commit; 2],
+    output: &Output,
+) -> Result<(), CommandError> {
+    let [ours, theirs] = sides.map(|side| side.id);
+    for id in store.differing(ours, theirs)? {
+        let Some([ours, theirs]) = signed_by_both(store, sides, id)? else {
+            let short = id.short();
+            output.warn(&format!(
+                "both sides have the patch {short} in different files, and not both files are here: it stays as it is on this side; `mpatch pull` fetches them"
+            ));
+            continue;
+        };
+        let united = United::of(&ours.manifest_bytes, &ours.signatures, &theirs.signatures);
+        united.word_of_left_out(&id.short()).iter().for_each(|word| output.warn(word));
+        if united.signatures != ours.signatures {
+            let patch = store.patch(id)?.with_signatures(united.signatures);
+            change.sign_anew(&patch.map_err(|error| CommandError::patch(&id.short(), &error))?)?;
+            output.note(&format!("the patch {} has the signatures of both sides", id.short()));
+        }
+    }
+    Ok(())
+}
+
+/// What tells who signed a patch on both sides; none where the bytes of a large one are not here.
+fn signed_by_both(
+    store: &Store,
+    sides: [&Commit; 2],
+    id: PatchId,
+) -> Result<Option<[Signed; 2]>, CommandError> {
+    match (store.signed(sides[0].id, id), store.signed(sides[1].id, id)) {
+        (Ok(ours), Ok(theirs)) => Ok(Some([ours, theirs])),
+        (Err(StoreError::Missing { .. }), _) | (_, Err(StoreError::Missing { .. })) => Ok(None),
+        (Err(error), _) | (_, Err(error)) => Err(error.into()),
+    }
 }
 
 impl MergeReport {
