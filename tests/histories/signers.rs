@@ -202,3 +202,37 @@ fn a_branch_that_went_on_without_a_signature_takes_none_away() {
     place.good(&format!("merge {merged}"));
     assert_eq!(place.head(), merged);
 }
+
+/// A policy that asks for two keys, of which this user and the stranger are known.
+fn ask_for_two(place: &Place) {
+    fs::write(place.path("stranger.pub"), stranger().public().line() + "\n").unwrap();
+    place.good("trust add stranger.pub --principal ben@example.org");
+    fs::write(place.path("config/policy.json"), r#"{ "threshold": 2 }"#).unwrap();
+}
+
+/// Writes `NAME.mpatch`, signed by the user's key, and `NAME.sig`, which is the stranger's.
+fn write_with_signature_beside(place: &Place, name: &str, model: &str, seed: u64) {
+    let patch = place.unsigned(model, seed, &format!("Tower {seed}"), "Rome");
+    fs::write(place.path("strange.mpatch"), signed_with(patch.clone(), &stranger())).unwrap();
+    fs::write(place.path(&format!("{name}.mpatch")), signed_with(patch, &key())).unwrap();
+    let beside = place.good("show strange.mpatch --signature 1");
+    fs::write(place.path(&format!("{name}.sig")), beside).unwrap();
+}
+
+#[test]
+fn what_is_recorded_has_the_signatures_that_lay_beside_the_patch() {
+    let place = Place::begun();
+    ask_for_two(&place);
+    write_with_signature_beside(&place, "one", "model.safetensors", 1);
+    fs::rename(place.path("one.sig"), place.path("one.mpatch.sig")).unwrap();
+    place.good("apply model.safetensors one.mpatch -o once.safetensors");
+    write_with_signature_beside(&place, "two", "once.safetensors", 2);
+    place.bad("add two.mpatch", 5);
+    place.good("add two.mpatch --signature two.sig");
+    // Colleagues with the same policy have no files beside.
+    place.good("clone . copy");
+    for revision in ["HEAD", "HEAD~1"] {
+        place.good(&format!("verify {revision}"));
+    }
+    assert_eq!(answers(&place), [vec!["trusted"], vec!["trusted"], vec![]]);
+}

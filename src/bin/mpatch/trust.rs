@@ -7,13 +7,14 @@ mod lines;
 mod report;
 mod united;
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use mpatch::digest::PatchId;
 use mpatch::patch::manifest::Line;
-use mpatch::patch::{Patch, Signature, Signed};
+use mpatch::patch::{Patch, Signature, SignatureKind, Signed};
 use mpatch::sign::line::Succession;
 use mpatch::sign::policy::Rung;
 use mpatch::sign::{Answer, Fingerprint, Judgement, Missing, Policy, SshSig, judge as judge_signatures};
@@ -139,6 +140,8 @@ pub struct Permitted {
     line: Option<Line>,
     /// The keys whose word counts for the line.
     keys: Vec<Fingerprint>,
+    /// Good signatures in files beside the patch, of keys that have not signed in it.
+    beside: Vec<Signature>,
 }
 
 /// Judges `patch`, which was read from `path`, and refuses it unless it is trusted or the user allows it.
@@ -292,7 +295,11 @@ fn judge_with(
     }
     let policy = files.policy();
     let report = TrustReport { judgement, line: line_report, policy, allowed, words: arguments.words() };
-    Ok(Judged { judged: Permitted { report, patch: patch.id(), line, keys }, refusal })
+    let beside = signatures.iter().skip(patch.signatures().len());
+    let beside = beside.map(|(_, bytes)| Signature { kind: SignatureKind::SshSig, bytes: bytes.clone() });
+    let news = |one: &Signature| is_news(one, patch.signatures(), patch.manifest_bytes());
+    let beside = beside.filter(news).collect();
+    Ok(Judged { judged: Permitted { report, patch: patch.id(), line, keys, beside }, refusal })
 }
 
 /// Seconds since 1970. Before that no key would have expired.
@@ -333,6 +340,22 @@ impl Permitted {
     /// What the user allowed, for a history's record.
     pub fn notes(&self) -> Vec<String> {
         self.report.allowed.iter().map(|what| what.flag().trim_start_matches('-').to_owned()).collect()
+    }
+
+    /// The patch with the signatures that lie in files beside it: whoever has it from a history has no such files.
+    pub fn with_those_beside<'p>(
+        &self,
+        patch: &'p Patch,
+        output: &Output,
+    ) -> Result<Cow<'p, Patch>, CommandError> {
+        if self.beside.is_empty() {
+            return Ok(Cow::Borrowed(patch));
+        }
+        let name = patch.id().short();
+        let united = United::of(patch.manifest_bytes(), patch.signatures(), &self.beside);
+        united.word_of_left_out(&name).iter().for_each(|word| output.warn(word));
+        let signed = patch.clone().with_signatures(united.signatures);
+        signed.map(Cow::Owned).map_err(|error| CommandError::patch(&name, &error))
     }
 
     /// What the policies ask `verify` for, and the files that do.

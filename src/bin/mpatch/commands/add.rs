@@ -59,7 +59,8 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
         let title = arguments.message.as_deref();
         let message = message(patch.manifest(), patch.id(), title, judged.notes());
         titles.push(message.title.clone());
-        made.push(change.add(patch, message).map_err(|error| not_added(&store, &judged, error))?);
+        let patch = judged.with_those_beside(patch, output)?;
+        made.push(change.add(&patch, message).map_err(|error| not_added(&store, &judged, error))?);
         judgements.push(judged);
     }
     change.finish(&format!("add {}", titles.join(", ")))?;

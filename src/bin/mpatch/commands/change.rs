@@ -178,7 +178,10 @@ impl<'a> Change<'a> {
     fn keep_record(&self, record: Record, output: &Output) -> Result<(), CommandError> {
         let notes = self.trust.as_ref().map(Permitted::notes).unwrap_or_default();
         let entry = record.entry();
-        let recorded = record.finish(&self.patch, self.result(), notes, output);
+        let signed = self.trust.as_ref().map(|judged| judged.with_those_beside(&self.patch, output));
+        let signed = signed.transpose().map_err(|error| self.unrecorded(entry, error))?;
+        let patch = signed.as_deref().unwrap_or(&self.patch);
+        let recorded = record.finish(patch, self.result(), notes, output);
         if let Recorded::Overtaken(began) = recorded.map_err(|error| self.unrecorded(entry, error))? {
             output.warn(&self.overtaken(entry, began));
         }
