@@ -221,6 +221,8 @@ pub enum StoreError {
         commit: CommitId,
         /// The branches and tags that lead to it.
         names: Vec<String>,
+        /// The head leads to it, too.
+        is_current: bool,
         /// Why.
         source: Box<StoreError>,
     },

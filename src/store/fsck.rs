@@ -20,13 +20,13 @@ use serde::Serialize;
 use super::error::{StoreError, named};
 use super::folder::{entries, entries_if_there};
 use super::log::{Targets, is_strange};
-use super::objects::{Snapshot, Stored, bytes_of, odb_alone, written};
+use super::objects::{Snapshot, Stored, bytes_of, written};
 use super::operations;
+use super::pack::{Pack, listed_in};
 use super::refs::{self, CommitId, View};
 use super::state::Paths;
-use super::{Store, lfs, passing_folder};
+use super::{Store, lfs};
 use crate::causes::with_causes;
-use crate::checkpoint::PassingFolder;
 use crate::digest::PatchId;
 use crate::patch::Patch;
 use crate::patch::manifest::Binding;
@@ -131,20 +131,7 @@ impl Store {
         for commit in self.commits_there(&mut checked) {
             checked.commits += 1;
             // One at a time: what the trees of a long history say does not fit in memory.
-            if is_strange(&self.repository, commit) {
-                checked.foreign(format!("commit {commit}"), "it is no state of a model");
-                continue;
-            }
-            let what = match self.snapshot(CommitId(commit)) {
-                Ok(snapshot) => {
-                    self.check_patches(&snapshot, &mut seen, &mut checked);
-                    self.false_claim(commit, &snapshot, &mut seen)
-                }
-                Err(error) => Err(error),
-            };
-            if let Some(what) = what.unwrap_or_else(|error| Some(with_causes(&error))) {
-                checked.problems.push(Problem { place: self.commit_and_names(commit), what });
-            }
+            self.check_commit(commit, &mut seen, &mut checked);
         }
         // Causes before what follows from them.
         let rank = |problem: &Problem| match problem.place.as_str() {
@@ -157,11 +144,34 @@ impl Store {
         Ok(checked)
     }
 
-    /// A commit, and the branches and tags that lead to it, as far as damage lets anybody see.
-    fn commit_and_names(&self, commit: Oid) -> String {
+    /// Reads what a commit's tree says, and those of its patches that have not been read yet.
+    fn check_commit(&self, commit: Oid, seen: &mut Seen, checked: &mut Checked) {
+        if is_strange(&self.repository, commit) {
+            checked.foreign(format!("commit {commit}"), "it is no state of a model");
+            return;
+        }
+        let found = self.snapshot(CommitId(commit)).and_then(|snapshot| {
+            self.check_patches(&snapshot, seen, checked);
+            self.false_claim(commit, &snapshot, seen)
+        });
+        let (what, is_of_content) = match found {
+            Ok(None) => return,
+            Ok(Some(what)) => (what, true),
+            Err(error) => (with_causes(&error), error.is_of_content()),
+        };
+        // As far as damage lets anybody see.
         let view = View::of(&self.repository, None);
-        let names = view.and_then(|view| self.leading_to(&view, CommitId(commit))).unwrap_or_default();
-        format!("commit {commit}{}", named(&names))
+        let led = view.and_then(|view| self.led_to(&view, CommitId(commit)));
+        let (names, is_led_to) = led.unwrap_or_else(|_| (Vec::new(), true));
+        let place = format!("commit {commit}{}", named(&names));
+        match is_of_content && !is_led_to {
+            // Nobody can take it out of the list, and nobody comes to it but by `undo`.
+            true => checked.foreign(
+                place,
+                &format!("only operations lead to it, and it holds no state that can be: {what}"),
+            ),
+            false => checked.problems.push(Problem { place, what }),
+        }
     }
 
     fn read_object(&self, oid: Oid) -> Result<(), git2::Error> {
@@ -537,63 +547,6 @@ fn set_aside(path: &Path) -> String {
     format!("`{}`, which is damaged: moved to `.git/{DAMAGED}`", path.display())
 }
 
-/// A pack, by the name of its file.
-struct Pack {
-    name: String,
-    /// What its index lists.
-    objects: BTreeSet<Oid>,
-    /// Why its index cannot be read.
-    problem: Option<&'static str>,
-}
-
-/// A database of one pack alone, so that no other copy of an object answers for the one in it.
-struct Apart {
-    odb: Odb<'static>,
-    _folder: PassingFolder,
-}
-
-/// The ids in a pack's index, version 2: magic, version, 256 running totals, then the ids in order.
-fn listed_in(index: &[u8]) -> Result<BTreeSet<Oid>, &'static str> {
-    const START: &[u8] = b"\xfftOc\0\0\0\x02";
-    const IDS_OFFSET: usize = 8 + 256 * 4;
-    if !index.starts_with(START) {
-        return Err("it is no index of version 2");
-    }
-    // Git writes numbers with the highest byte first.
-    let total = |number: usize| {
-        let bytes = index.get(8 + 4 * number..12 + 4 * number)?;
-        Some(bytes.iter().fold(0_usize, |total, byte| total << 8 | usize::from(*byte)))
-    };
-    let totals: Option<Vec<usize>> = (0..256).map(total).collect();
-    let totals = totals.ok_or("it is cut off")?;
-    if !totals.is_sorted() {
-        return Err("its totals do not rise");
-    }
-    let count = totals[255];
-    let ids = index.get(IDS_OFFSET..IDS_OFFSET + 20 * count).ok_or("it is cut off")?;
-    // Each id is followed by a checksum and an offset elsewhere, and all of it by two hashes.
-    if index.len() < IDS_OFFSET + 28 * count + 40 {
-        return Err("it is cut off");
-    }
-    ids.chunks_exact(20).map(|id| Oid::from_bytes(id).map_err(|_| "it has no ids")).collect()
-}
-
-impl Pack {
-    fn open(&self, store: &Store) -> Result<Apart, StoreError> {
-        let git = store.git_folder();
-        let folder = passing_folder(git)?;
-        let objects = folder.path().join("objects");
-        let (there, here) =
-            (git.join("objects/pack").join(&self.name), objects.join("pack").join(&self.name));
-        lfs::create_folder(&objects.join("pack"))?;
-        for ending in ["pack", "idx"] {
-            let (there, here) = (there.with_extension(ending), here.with_extension(ending));
-            std::fs::hard_link(&there, &here).map_err(StoreError::io(&there, "link"))?;
-        }
-        Ok(Apart { odb: odb_alone(&objects, &format!("open {}", self.name))?, _folder: folder })
-    }
-}
-
 /// Opens a copy of a patch, if it can be read; called each time that it is needed, so that no file stays open.
 pub type Copy<'p> = Box<dyn Fn() -> Option<Patch> + 'p>;
 
@@ -665,30 +618,4 @@ fn move_loose(from: &Path, to: &Path) -> Result<(), StoreError> {
         lfs::sync(&target)?;
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_index_lists_its_ids_where_it_is_whole_and_nothing_where_it_is_not() {
-        let mut index = b"\xfftOc\0\0\0\x02".to_vec();
-        let total = |first: u8| u8::from(first >= 0x10) + u8::from(first >= 0x20);
-        (0..=255).for_each(|first| index.extend([0, 0, 0, total(first)]));
-        index.extend([[0x10; 20], [0x20; 20]].concat());
-        index.extend([0; 2 * 8 + 40]);
-        let ids = [0x10, 0x20].map(|byte| Oid::from_bytes(&[byte; 20]).unwrap());
-        assert_eq!(listed_in(&index), Ok(BTreeSet::from(ids)));
-        for size in 8..index.len() {
-            assert_eq!(listed_in(&index[..size]), Err("it is cut off"), "{size}");
-        }
-        let with = |at: usize, byte: u8| {
-            let mut index = index.clone();
-            index[at] = byte;
-            listed_in(&index).unwrap_err()
-        };
-        assert_eq!(with(7, 1), "it is no index of version 2");
-        assert_eq!(with(8 + 4 * 0x15 + 3, 3), "its totals do not rise");
-    }
 }

@@ -304,7 +304,7 @@ impl Incoming<'_> {
                 let what = format!("the commit {}{}", commit.short(), named(&names));
                 Err(StoreError::OtherBase { what, expected, found })
             }
-            source => Ok(StoreError::Unsound { commit, names, source: Box::new(source) }),
+            source => Ok(StoreError::Unsound { commit, names, is_current: false, source: Box::new(source) }),
         };
         left_out.into_iter().map(told).collect()
     }

@@ -25,6 +25,7 @@ mod log;
 mod message;
 mod objects;
 mod operations;
+mod pack;
 mod refs;
 mod settings;
 mod sound;

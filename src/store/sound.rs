@@ -53,8 +53,7 @@ impl Store {
         for kind in Kind::ALL {
             for (name, target) in view.names(kind) {
                 let (target, _) = self.named(target)?;
-                let is_behind = || self.repository.graph_descendant_of(target.0, commit.0);
-                if target == commit || is_behind().map_err(StoreError::git("walk its commits"))? {
+                if self.leads_to(target, commit)? {
                     names.push(format!("{kind} `{name}`"));
                 }
             }
@@ -62,13 +61,30 @@ impl Store {
         Ok(names)
     }
 
+    fn leads_to(&self, from: CommitId, commit: CommitId) -> Result<bool, StoreError> {
+        let is_behind = || self.repository.graph_descendant_of(from.0, commit.0);
+        Ok(from == commit || is_behind().map_err(StoreError::git("walk its commits"))?)
+    }
+
+    fn is_current(&self, view: &View, commit: CommitId) -> Result<bool, StoreError> {
+        view.head_commit().map_or(Ok(false), |head| self.leads_to(head, commit))
+    }
+
+    /// The branches and tags that lead to a commit, and whether one of them or the head does.
+    pub(super) fn led_to(&self, view: &View, commit: CommitId) -> Result<(Vec<String>, bool), StoreError> {
+        let names = self.leading_to(view, commit)?;
+        let is_led_to = !names.is_empty() || self.is_current(view, commit)?;
+        Ok((names, is_led_to))
+    }
+
     /// Says of what is wrong with a commit's content which one that is.
     pub(super) fn unsound<T>(&self, commit: CommitId, error: StoreError) -> Result<T, StoreError> {
         if !error.is_of_content() {
             return Err(error);
         }
-        let names = self.leading_to(&self.view()?, commit)?;
-        Err(StoreError::Unsound { commit, names, source: Box::new(error) })
+        let view = self.view()?;
+        let (names, is_current) = (self.leading_to(&view, commit)?, self.is_current(&view, commit)?);
+        Err(StoreError::Unsound { commit, names, is_current, source: Box::new(error) })
     }
 
     fn atlas_along(
@@ -101,7 +117,8 @@ impl Store {
         for (commit, source) in unsound {
             let names = self.leading_to(&view, commit)?;
             let (is_asked, is_named) = (asked.contains(&commit), !names.is_empty());
-            let error = StoreError::Unsound { commit, names, source: Box::new(source) };
+            let is_current = self.is_current(&view, commit)?;
+            let error = StoreError::Unsound { commit, names, is_current, source: Box::new(source) };
             match (is_asked, is_named) {
                 (true, _) => return Err(error),
                 (false, true) => told.push(error),

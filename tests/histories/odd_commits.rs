@@ -77,3 +77,28 @@ fn a_branch_that_a_worktree_is_on_is_not_gone_to_and_a_commit_without_a_name_is_
     assert!(place.good("push --to bare.git").contains("sent main"));
     assert!(place.good("push").contains("nothing to send"));
 }
+
+#[test]
+fn a_commit_that_holds_no_state_is_no_damage_once_only_operations_lead_to_it() {
+    let place = joined("");
+    place.git("worktree remove --force wt");
+    place.good("branch -d joined");
+    let said = place.good("fsck");
+    assert!(said.starts_with("whole: ") && said.contains("only operations lead to it"), "{said}");
+    // On the current branch it is to be undone, since that cannot be deleted.
+    place.good("undo");
+    let joined = place.git("rev-parse joined");
+    place.git(&format!("update-ref refs/heads/main {}", joined.trim()));
+    assert!(place.bad("fsck", 3).contains("(of branch `joined`, branch `main`)"));
+    for command in ["status model.safetensors", "checkout HEAD -o never.safetensors"] {
+        assert!(
+            place.bad(command, 6).contains(
+                "hint: another program made it, as `git merge` joins lines and not states: `mpatch undo`"
+            ),
+            "{command}"
+        );
+    }
+    place.good("undo");
+    place.good("branch -d joined");
+    assert!(place.good("fsck").starts_with("whole: "));
+}

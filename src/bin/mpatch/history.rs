@@ -170,6 +170,9 @@ impl From<StoreError> for CommandError {
             StoreError::Patch { patch, source: source @ (PatchError::Read { .. } | PatchError::Write { .. }) } => {
                 Self::patch(&patch.short(), source)
             }
+            StoreError::Unsound { source, is_current: true, .. } => failed(kind_and_hint(source).0).hint(
+                "another program made it, as `git merge` joins lines and not states: `mpatch undo` moves the branch back, and `mpatch merge` joins branches",
+            ),
             StoreError::Unsound { source, .. } => failed(kind_and_hint(source).0).hint(
                 "another program made it, as `git merge` joins lines and not states: name another state, take the name of this one away with `mpatch branch -d`, and join branches with `mpatch merge`",
             ),
