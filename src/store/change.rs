@@ -231,8 +231,7 @@ impl Change<'_> {
     }
 
     fn head(&self) -> Result<(CommitId, Snapshot), StoreError> {
-        let view = self.view();
-        let head = view.head_commit().ok_or_else(|| view.no_revision(&Kind::ALL, "HEAD"))?;
+        let head = self.view().standing(&self.store.repository)?;
         Ok((head, self.store.snapshot(head)?))
     }
 

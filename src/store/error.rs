@@ -232,6 +232,12 @@ pub enum StoreError {
         /// The full name.
         name: String,
     },
+    /// The head leads to nothing: its branch is gone, or its commit is not here.
+    #[error("`HEAD` is {place}, which is not there")]
+    LostHead {
+        /// Where the head is.
+        place: String,
+    },
     /// A branch that git has checked out elsewhere.
     #[error("the branch `{branch}` is checked out in the worktree `{worktree}` that git made")]
     CheckedOut {

@@ -23,7 +23,7 @@ use super::log::{Targets, is_strange};
 use super::objects::{Snapshot, Stored, bytes_of, written};
 use super::operations;
 use super::pack::{Pack, listed_in};
-use super::refs::{self, CommitId, View};
+use super::refs::{self, CommitId, HEAD, View};
 use super::state::Paths;
 use super::{Store, lfs};
 use crate::causes::with_causes;
@@ -123,7 +123,8 @@ impl Store {
         }
         // Names that cannot be read are told with the commits.
         let (_, unread) = self.walk_named(|_| Ok(())).unwrap_or_default();
-        for oid in unread.difference(&here) {
+        let lost = self.lost_commit();
+        for oid in unread.difference(&here).filter(|oid| Some(**oid) != lost) {
             let what = "it is missing, and a name leads to it".to_owned();
             checked.problems.push(Problem { place: format!("git object {oid}"), what });
         }
@@ -188,8 +189,15 @@ impl Store {
         let operations = operations::list(&self.repository);
         let operations =
             operations.map_err(|error| checked.problem("the operations", &error)).unwrap_or_default();
-        let now = View::of(&self.repository, None).map(|view| view.targets());
-        let now = now.map_err(|error| checked.problem("the names", &error)).unwrap_or_default();
+        let view = View::of(&self.repository, None);
+        let view = view.map_err(|error| checked.problem("the names", &error)).ok();
+        let mut now = view.as_ref().map(View::targets).unwrap_or_default();
+        if let Some(Err(lost)) = view.map(|view| view.standing(&self.repository)) {
+            checked.problem(HEAD, &lost);
+            // Told once: nothing else need lead there.
+            let lost = self.lost_commit();
+            now.retain(|target| Some(*target) != lost);
+        }
         for name in refs::foreign(&self.repository).unwrap_or_default() {
             checked.foreign(name, "it names no commit");
         }

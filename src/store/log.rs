@@ -160,7 +160,9 @@ impl Store {
     /// recorded its name stays.
     pub(super) fn everything(&self) -> Result<Vec<Oid>, StoreError> {
         let operations = operations::list(&self.repository)?;
-        let Targets { commits, .. } = Targets::of(&self.repository, &operations, &self.view()?.targets());
+        let view = self.view()?;
+        view.standing(&self.repository)?;
+        let Targets { commits, .. } = Targets::of(&self.repository, &operations, &view.targets());
         self.states(&commits)
     }
 

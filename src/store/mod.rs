@@ -241,10 +241,9 @@ impl Store {
     /// The state that the head stands on.
     ///
     /// # Errors
-    /// [`StoreError::NoRevision`] while there is none, [`StoreError::NoState`] where git has put the head elsewhere.
+    /// [`StoreError::LostHead`] where there is none, [`StoreError::NoState`] where git has put the head elsewhere.
     pub fn head(&self) -> Result<CommitId, StoreError> {
-        let view = self.view()?;
-        let head = view.head_commit().ok_or_else(|| view.no_revision(&Kind::ALL, "HEAD"))?;
+        let head = self.view()?.standing(&self.repository)?;
         refs::state_at(&self.repository, head.0, "HEAD")
     }
 

@@ -53,18 +53,23 @@ pub enum Head {
 }
 
 impl Head {
-    /// Makes it the head of a repository that has none; tells where that is.
-    pub(super) fn install(&self, repository: &Repository) -> Result<String, StoreError> {
-        let (made, place) = match self {
-            Head::Branch(name) => (
-                repository.reference_symbolic(HEAD, &format!("{HEADS}{name}"), true, "mpatch"),
-                format!("on the branch `{name}`"),
-            ),
-            Head::Detached(commit) => {
-                (repository.reference(HEAD, commit.0, true, "mpatch"), format!("at {commit}"))
+    /// Makes it the head of a repository, whatever that has there.
+    pub(super) fn install(&self, repository: &Repository) -> Result<(), StoreError> {
+        let made = match self {
+            Head::Branch(name) => {
+                repository.reference_symbolic(HEAD, &format!("{HEADS}{name}"), true, "mpatch")
             }
+            Head::Detached(commit) => repository.reference(HEAD, commit.0, true, "mpatch"),
         };
-        made.map(|_| place).map_err(StoreError::git("move its refs"))
+        made.map(drop).map_err(StoreError::git("move its refs"))
+    }
+
+    /// Where it is, in a sentence.
+    pub(super) fn place(&self) -> String {
+        match self {
+            Head::Branch(name) => format!("on the branch `{name}`"),
+            Head::Detached(commit) => format!("at {commit}"),
+        }
     }
 
     pub(super) fn of(repository: &Repository) -> Result<Self, StoreError> {
@@ -181,6 +186,21 @@ impl View {
             Head::Branch(name) => self.refs.get(&format!("{HEADS}{name}")).copied().map(CommitId),
             Head::Detached(commit) => Some(*commit),
         }
+    }
+
+    /// The commit that the head stands on, which is there.
+    ///
+    /// # Errors
+    /// [`StoreError::LostHead`].
+    pub(super) fn standing(&self, repository: &Repository) -> Result<CommitId, StoreError> {
+        let is_missing = |commit: &CommitId| {
+            let found = repository.find_object(commit.0, None);
+            found.is_err_and(|error| error.code() == ErrorCode::NotFound)
+        };
+        // The commit of a branch that is missing is damage: the head leads to where it should.
+        let is_lost = |commit: &CommitId| matches!(self.head, Head::Detached(_)) && is_missing(commit);
+        let commit = self.head_commit().filter(|commit| !is_lost(commit));
+        commit.ok_or_else(|| StoreError::LostHead { place: self.head.place() })
     }
 
     /// All names of one kind, in order, with what they name.
@@ -440,6 +460,10 @@ pub(super) fn resolve(repository: &Repository, view: &View, revision: &str) -> R
     };
     match found {
         Ok(commit) => state_at(repository, commit.id(), revision),
+        Err(_) if [HEAD, "@"].contains(&start) => {
+            view.standing(repository)?;
+            Err(view.no_revision(&Kind::ALL, revision))
+        }
         Err(_) => Err(view.no_revision(&Kind::ALL, revision)),
     }
 }

@@ -162,3 +162,63 @@ fn names_whose_files_a_crash_has_cut_off_are_told_and_mended() {
         assert_eq!(place.git("symbolic-ref HEAD"), "refs/heads/main\n");
     }
 }
+
+#[test]
+fn a_head_that_leads_to_nothing_is_told_and_mended() {
+    let place = Place::begun();
+    place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
+    place.good("tag v2");
+    place.good("branch feat");
+    place.good("checkout feat");
+    place.good("add one.mpatch");
+    let (feat, main) = (place.head(), place.git("rev-parse main").trim().to_owned());
+    let absent = "1".repeat(40);
+    let zeros = "0".repeat(40);
+    let write_head = |text: &str| fs::write(place.path(".git/HEAD"), format!("{text}\n")).unwrap();
+    let told = |is_damaged: bool| {
+        for command in [
+            "log",
+            "status model.safetensors",
+            "add one.mpatch",
+            "show HEAD",
+            "show HEAD~1",
+            "pull --from x",
+            "fsck",
+        ] {
+            let errors = place.bad(command, 3);
+            assert!(
+                errors.contains("`mpatch fsck --repair") && errors.contains("HEAD"),
+                "{command}: {errors}"
+            );
+            assert!(is_damaged || errors.contains("`mpatch undo`"), "{command}: {errors}");
+        }
+    };
+    for text in ["ref: refs/heads/nope", &zeros, &absent] {
+        write_head(text);
+        told(false);
+        place.good("undo");
+        assert_eq!(place.git("symbolic-ref HEAD"), "refs/heads/feat\n");
+        write_head(text);
+        assert!(place.good("fsck --repair .").contains("mended: `HEAD`, on the branch `feat`\n"));
+        assert_eq!(place.head(), feat);
+    }
+    write_head("ref: refs/tags/v2");
+    told(true);
+    assert!(place.good("fsck --repair .").contains("mended: `HEAD`, on the branch `feat`"));
+    // Its branch is gone: only the commit is left to go to.
+    place.git("update-ref -d refs/heads/feat");
+    told(false);
+    place.good("undo");
+    assert_eq!(place.git("rev-parse feat").trim(), feat);
+    place.git("update-ref -d refs/heads/feat");
+    assert!(place.good("fsck --repair .").contains(&format!("mended: `HEAD`, at {feat}\n")));
+    place.good("checkout main");
+    // Nothing tells of any operation: a branch that is there has to do.
+    place.git("update-ref -d refs/mpatch/operations");
+    write_head("ref: refs/heads/nope");
+    assert!(place.good("fsck --repair .").contains("mended: `HEAD`, on the branch `main`\n"));
+    assert_eq!(place.head(), main);
+    place.git("update-ref -d refs/heads/main");
+    place.git("update-ref -d refs/mpatch/operations");
+    assert!(place.bad("fsck --repair .", 3).contains("HEAD"));
+}

@@ -256,6 +256,10 @@ fn kind_and_hint(error: &StoreError) -> (ExitKind, &'static str) {
             ExitKind::Malformed,
             "`mpatch fsck --repair .` puts it where the last operation left it, and keeps the damaged file",
         ),
+        StoreError::LostHead { .. } => (
+            ExitKind::Malformed,
+            "`mpatch undo` takes back what moved it, or its branch; `mpatch fsck --repair .` puts it where the last operation left it",
+        ),
         StoreError::Limit { .. } => (
             ExitKind::LimitExceeded,
             "`mpatch stack` makes one patch of several; a history of that can begin anew",

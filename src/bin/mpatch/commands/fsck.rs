@@ -97,7 +97,11 @@ fn check(arguments: &FsckArguments) -> Result<(Checked, Option<CommandError>), C
         format!("; `mpatch clone {} COPY` makes one", shell_word(shown_address(&address)))
     });
     let hint = "`mpatch fsck --repair SOURCE` takes whole copies from patch files, or from another clone";
-    let error = CommandError::new(ExitKind::Malformed, message).hint(format!("{hint}{elsewhere}"));
+    let hint = match first.place == "HEAD" {
+        true => "`mpatch undo` takes back what moved it, or its branch; `mpatch fsck --repair .` puts it where the last operation left it".to_owned(),
+        false => format!("{hint}{elsewhere}"),
+    };
+    let error = CommandError::new(ExitKind::Malformed, message).hint(hint);
     Ok((checked, Some(error)))
 }
 

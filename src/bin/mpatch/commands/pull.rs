@@ -50,6 +50,8 @@ struct PullReport {
 /// Fetches, checks and follows.
 pub fn run(arguments: &PullArguments, output: &Output) -> Result<(), CommandError> {
     let store = arguments.store.open()?;
+    // Without it nothing would say which model this history is about.
+    store.head()?;
     let remembered = remembered(&store)?;
     let hint = "name one: `mpatch pull --from ADDRESS`";
     let address = other(arguments.from.as_deref(), remembered.as_deref(), hint)?;
