@@ -168,6 +168,27 @@ impl Change<'_> {
         self.commit_snapshot(&snapshot, head, &text, &[head.0])
     }
 
+    /// A patch of the head's state, as that has it; none where it has no such patch.
+    ///
+    /// # Errors
+    /// What is wrong with the state, or with the patch.
+    pub fn recorded(&self, id: PatchId) -> Result<Option<Patch>, StoreError> {
+        let (_, snapshot) = self.head()?;
+        let stored = snapshot.patches.get(&id);
+        stored.map(|stored| self.store.objects().read_patch(id, *stored)).transpose()
+    }
+
+    /// Records other signatures of a patch that the head's state has: a commit of the same state.
+    ///
+    /// # Errors
+    /// What goes wrong with writing.
+    pub fn sign(&mut self, patch: &Patch, message: &Message) -> Result<CommitId, StoreError> {
+        let (head, mut snapshot) = self.head()?;
+        snapshot.patches.insert(patch.id(), self.store.objects().write_patch(patch)?);
+        let text = message.text(self.store.reached(&snapshot)?.weights_id());
+        self.commit_snapshot(&snapshot, head, &text, &[head.0])
+    }
+
     /// Writes a patch with other signatures than either side of a merge has it with: the merge has it so.
     ///
     /// # Errors

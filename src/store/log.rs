@@ -75,7 +75,8 @@ impl Store {
         Ok(one.into_iter().filter(differs).map(|(id, _)| id).collect())
     }
 
-    /// The patches of a commit that none of those has which it was made of.
+    /// The patches of a commit that none of those has which it was made of; where there are none, those that it
+    /// brought signatures of.
     ///
     /// # Errors
     /// What is wrong with one of these.
@@ -91,7 +92,22 @@ impl Store {
                 new.retain(|patch| !before.contains(patch));
             }
         }
-        Ok(new)
+        if new.is_empty() { self.signed_by(commit) } else { Ok(new) }
+    }
+
+    /// The patches that a commit has in other files than each of those which it was made of: it brought signatures.
+    ///
+    /// # Errors
+    /// What is wrong with one of these.
+    pub fn signed_by(&self, commit: &Commit) -> Result<Vec<PatchId>, StoreError> {
+        let parents = commit.parents.iter().filter(|parent| self.is_state(**parent));
+        let mut differing = parents.map(|parent| self.differing(commit.id, *parent));
+        let first = differing.next().transpose()?.unwrap_or_default();
+        differing.try_fold(first, |mut patches, others| {
+            let others = others?;
+            patches.retain(|patch| others.contains(patch));
+            Ok(patches)
+        })
     }
 
     /// The states that `from` was made of, the newest first, no parent before its children; `limit` at most.

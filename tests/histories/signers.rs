@@ -123,21 +123,31 @@ fn a_patch_is_judged_as_the_state_has_it_that_is_asked_for() {
 }
 
 #[test]
-fn a_signature_more_for_a_recorded_patch_is_refused_with_what_can_be_done() {
+fn a_signature_more_for_a_recorded_patch_is_a_commit_that_others_merge() {
     let place = Place::begun();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");
     place.good("add one.mpatch");
+    let errors = place.bad("sign HEAD", 2);
+    assert!(errors.contains("`mpatch add HEAD --signature NAME.sig` records it"), "{errors}");
+    place.bad("add one.mpatch", 7);
+    place.good("branch other");
     let twice = signed_with(fs::read(place.path("one.mpatch")).unwrap(), &stranger());
     fs::write(place.path("twice.mpatch"), twice).unwrap();
     fs::write(place.path("more.sig"), place.good("show twice.mpatch --signature 2")).unwrap();
-    let way = "--detached -o NAME.sig` writes a signature, and `--signature NAME.sig` reads it";
-    for (words, code) in
-        [("add twice.mpatch", 7), ("add one.mpatch --signature more.sig", 7), ("sign HEAD", 2)]
-    {
-        let errors = place.bad(words, code);
-        assert!(errors.contains(way), "{words}: {errors}");
+    place.good("add HEAD --signature more.sig");
+    assert!(place.git("log -1 --format=%s").starts_with("Sign The Eiffel Tower"));
+    assert_eq!(place.git("rev-parse HEAD:series"), place.git("rev-parse HEAD~1:series"));
+    for words in ["add HEAD --signature more.sig", "add twice.mpatch", "add one.mpatch"] {
+        place.bad(words, 7);
     }
-    assert!(!place.bad("add one.mpatch", 7).contains(way));
+    // The patch of the commit is the one that it signs.
+    place.good("show HEAD --signature 2");
+    place.good("verify HEAD");
+    assert_eq!(answers(&place), [vec!["trusted"], vec!["trusted"], vec![]]);
+    place.good("checkout other");
+    place.good("merge main");
+    assert_eq!(signature_count(&place, "HEAD"), 2);
+    place.good("fsck");
 }
 
 /// Signatures of the one patch of a state.

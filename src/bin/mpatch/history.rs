@@ -133,13 +133,18 @@ pub fn state_named(store: &Store, name: &str) -> Result<Option<CommitId>, Comman
     }
 }
 
-/// The patch that a commit has and the state before it has not.
+/// The patch that a commit has and the state before it has not, or the one of which it brought signatures.
 fn brought_by(store: &Store, id: CommitId) -> Result<PatchId, CommandError> {
     let commit = store.commit(id)?;
     let before = commit.parents.iter().find(|parent| store.is_state(**parent));
     let before = before.map(|parent| store.commit(*parent)).transpose()?;
     let is_new = |patch: &&PatchId| before.as_ref().is_none_or(|before| !before.series.contains(patch));
-    commit.series.last().filter(is_new).copied().ok_or_else(|| {
+    let new = commit.series.last().filter(is_new).copied();
+    let signed = match new {
+        Some(_) => Vec::new(),
+        None => store.signed_by(&commit)?,
+    };
+    new.or(<[PatchId; 1]>::try_from(signed).ok().map(|[id]| id)).ok_or_else(|| {
         let short = id.short();
         CommandError::new(ExitKind::Usage, format!("the commit {short} brought no patch"))
             .hint(format!("`mpatch show {short}` lists the patches of its state"))

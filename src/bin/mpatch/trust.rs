@@ -417,10 +417,10 @@ fn with_places(inside: &[Signature]) -> Vec<(String, Vec<u8>)> {
     inside.map(|(index, signature)| (format!("signature {}", index + 1), signature.bytes.clone())).collect()
 }
 
-/// A patch of a history stays there as it is: a signature more lies in a file of its own. `word` names the patch.
+/// A patch of a history gets a signature more by a commit. `word` names the patch.
 pub fn way_to_a_signature_beside(word: &str) -> String {
     format!(
-        "`mpatch sign {word} --key FILE --detached -o NAME.sig` writes a signature, and `--signature NAME.sig` reads it"
+        "`mpatch sign {word} --key FILE --detached -o NAME.sig` writes a signature, and `mpatch add {word} --signature NAME.sig` records it"
     )
 }
 

@@ -3,15 +3,15 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use mpatch::sign::{Fingerprint, SshSig};
-use mpatch::store::{CommitId, Store, StoreError};
+use mpatch::patch::{Patch, Signature};
+use mpatch::store::{Change, CommitId, Message, Store, StoreError};
 use serde::Serialize;
 
 use super::open_patches;
 use crate::error::CommandError;
 use crate::history::{CommitReport, LockArguments, StoreArguments, branch_of, message};
 use crate::report::{Output, Page, Report};
-use crate::trust::{Company, Lines, Permitted, TrustArguments, require_among, way_to_a_signature_beside};
+use crate::trust::{Company, Lines, Permitted, TrustArguments, United, is_news, require_among};
 
 /// Facts that are shown of each new commit.
 const FACTS_SHOWN: usize = 5;
@@ -19,10 +19,11 @@ const FACTS_SHOWN: usize = 5;
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  mpatch add edits.mpatch\n  mpatch add capitals.mpatch rivers.mpatch\n  \
-                  mpatch add edits.mpatch -m \"What changed in March\""
+                  mpatch add edits.mpatch -m \"What changed in March\"\n  \
+                  mpatch add HEAD --signature ben.sig"
 )]
 pub struct AddArguments {
-    /// Record these patches, each on top of the one before it
+    /// Record these patches, each on top of the one before it; of one that is recorded, signatures that are new
     #[arg(required = true)]
     patches: Vec<PathBuf>,
     /// Give the commit this title instead of the patch's own
@@ -60,7 +61,7 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
         let message = message(patch.manifest(), patch.id(), title, judged.notes());
         titles.push(message.title.clone());
         let patch = judged.with_those_beside(patch, output)?;
-        made.push(change.add(&patch, message).map_err(|error| not_added(&store, &judged, error))?);
+        made.push(record(&mut change, &patch, message, output)?);
         judgements.push(judged);
     }
     change.finish(&format!("add {}", titles.join(", ")))?;
@@ -72,20 +73,26 @@ pub fn run(arguments: &AddArguments, output: &Output) -> Result<(), CommandError
         .map_err(CommandError::after_the_work)
 }
 
-/// Why a patch was not added; where it is there with fewer signatures, what its user can do with those that are new.
-fn not_added(store: &Store, judged: &Permitted, error: StoreError) -> CommandError {
-    let StoreError::Recorded { patch } = error else { return error.into() };
-    let Ok(known) = store.patch(patch) else { return error.into() };
-    let known = known.signatures().iter().filter_map(|signature| SshSig::parse(&signature.bytes).ok());
-    let known: Vec<Fingerprint> = known.map(|signature| signature.key().fingerprint()).collect();
-    let mut keys = judged.report.judgement.signatures.iter().filter_map(|found| found.key);
-    match keys.find(|key| !known.contains(key)) {
-        None => error.into(),
-        Some(key) => CommandError::from(error).hint(format!(
-            "it stays there as it is, without the signature of {key}: {} where `checkout` and `merge` ask",
-            way_to_a_signature_beside(&patch.short())
-        )),
+/// Records a patch; of one that the history has, the signatures that are new.
+fn record(
+    change: &mut Change<'_>,
+    patch: &Patch,
+    message: Message,
+    output: &Output,
+) -> Result<CommitId, CommandError> {
+    let Some(known) = change.recorded(patch.id())? else { return Ok(change.add(patch, message)?) };
+    let name = patch.id().short();
+    let is_news = |one: &&Signature| is_news(one, known.signatures(), patch.manifest_bytes());
+    let news: Vec<Signature> = patch.signatures().iter().filter(is_news).cloned().collect();
+    let united = United::of(patch.manifest_bytes(), known.signatures(), &news);
+    if news.is_empty() || united.signatures == known.signatures() {
+        return Err(StoreError::Recorded { patch: patch.id() }.into());
     }
+    united.word_of_left_out(&name).iter().for_each(|word| output.warn(word));
+    let signed = known.with_signatures(united.signatures);
+    let signed = signed.map_err(|error| CommandError::patch(&name, &error))?;
+    let title = format!("Sign {}", message.title);
+    Ok(change.sign(&signed, &Message { title, notes: message.notes, ..Message::default() })?)
 }
 
 /// What was recorded.

@@ -64,8 +64,8 @@ pub fn run(arguments: &SignArguments, output: &Output) -> Result<(), CommandErro
     let recorded = if names_a_file(path) { None } else { store.recorded_patch(path)? };
     if target.is_none() && recorded.is_some() {
         let way = way_to_a_signature_beside(&patch_word(path));
-        return Err(CommandError::new(ExitKind::Usage, "a patch of the history stays there as it is")
-            .hint(format!("{way} beside the patch; or name a place with `-o` for a signed copy")));
+        return Err(CommandError::new(ExitKind::Usage, "a patch of the history is signed by a commit")
+            .hint(format!("{way}; or name a place with `-o` for a signed copy")));
     }
     let patch = recorded.map_or_else(|| read_patch_file(path), Ok)?;
     if target.is_none() && !detached && !path.is_file() {
