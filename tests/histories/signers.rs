@@ -123,6 +123,30 @@ fn a_patch_is_judged_as_the_state_has_it_that_is_asked_for() {
 }
 
 #[test]
+fn a_checkout_tells_what_was_let_pass_and_by_which_word() {
+    let place = of_three_patches();
+    let allowed = "--allow-unsigned --allow-unknown";
+    let passed = |said: &str| {
+        let lines = said.lines().filter_map(|line| line.rsplit_once("; let pass by "));
+        lines.map(|(_, flag)| flag.to_owned()).collect::<Vec<_>>()
+    };
+    let to = |name: &str| format!("checkout HEAD --onto model.safetensors -o {name} {allowed}");
+    assert_eq!(passed(&place.good(&to("said.safetensors"))), ["--allow-unknown", "--allow-unsigned"]);
+    let told = json(&place, &format!("{} --json", to("told.safetensors")));
+    let trust = told["trust"].as_array().unwrap();
+    let allowed_of: Vec<_> = trust.iter().map(|one| one["allowed"].clone()).collect();
+    assert_eq!(serde_json::json!(allowed_of), serde_json::json!([[], ["unknown"], ["unsigned"]]));
+    let patches: Vec<_> = trust.iter().map(|one| one["patch"].clone()).collect();
+    assert_eq!(serde_json::json!(patches), told["commit"]["series"]);
+    assert_eq!(json(&place, "checkout HEAD --json")["trust"], serde_json::json!([]));
+    // What is made of patches is signed anew, so nothing else tells.
+    let bound = place.good("rebase next.mpatch --base model.safetensors -o bound.mpatch --allow-unsigned");
+    assert_eq!(passed(&bound), ["--allow-unsigned"]);
+    let both = place.good(&format!("stack HEAD~1 HEAD --base 1.safetensors -o both.mpatch {allowed}"));
+    assert_eq!(passed(&both), ["--allow-unknown", "--allow-unsigned"]);
+}
+
+#[test]
 fn a_signature_more_for_a_recorded_patch_is_a_commit_that_others_merge() {
     let place = Place::begun();
     place.patch("model.safetensors", "one.mpatch", 1, "The Eiffel Tower");

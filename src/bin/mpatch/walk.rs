@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mpatch::checkpoint::{Checkpoint, Layout, PassingFolder, TakenAlong, copy};
+use mpatch::digest::PatchId;
 use mpatch::operation::{Answer, Direction};
 use mpatch::patch::Patch;
 use mpatch::store::{Change, Commit, CommitId, Location, Message, Step, Store, StoreError};
+use serde::Serialize;
 
 use crate::commands::{open_checkpoint, planned};
 use crate::error::{CommandError, ExitKind};
@@ -15,13 +17,32 @@ use crate::interrupt::{Work, doing, last_step};
 use crate::places::folder_of;
 use crate::report::{Output, shell_word};
 use crate::standing::{atlas, locate, remembered, shown};
-use crate::trust::{TrustArguments, require};
+use crate::trust::{TrustArguments, TrustReport, require};
+
+/// What became of a way that was gone.
+#[derive(Debug, Default)]
+pub struct Walked {
+    /// How what no step touches came into the copy, where one was made.
+    pub taken_along: TakenAlong,
+    /// Who signed the patches that were applied on the way, in the order of the way.
+    pub trust: Vec<StepTrust>,
+}
+
+/// Who signed a patch that was applied on the way, and what the user had to allow for it.
+#[derive(Debug, Serialize)]
+pub struct StepTrust {
+    /// The patch.
+    pub patch: PatchId,
+    /// Its judgement.
+    #[serde(flatten)]
+    pub trust: TrustReport,
+}
 
 /// Takes a copy of `checkpoint` along the way, into the new `target`.
 ///
 /// Each step is an operation with its own digests, compared before its result has a name. The first of several makes a
 /// passing copy in the target's folder, which those before the last change where it lies. `before_last_step` is called
-/// as [`Checkpoint::before_last_step`] says. Answers how what no step touches came into the copy.
+/// as [`Checkpoint::before_last_step`] says.
 pub fn walk(
     store: &Store,
     checkpoint: Checkpoint,
@@ -30,10 +51,23 @@ pub fn walk(
     before_last_step: fn(),
     trust: &TrustArguments,
     output: &Output,
-) -> Result<TakenAlong, CommandError> {
+) -> Result<Walked, CommandError> {
     mpatch::checkpoint::check_output(&checkpoint, target)?;
-    require_all(store, steps, trust, output)?;
+    let trust = require_all(store, steps, trust, output)?;
     let _doing = doing(Work::Copying);
+    let taken_along = take_all(store, checkpoint, steps, target, before_last_step, output)?;
+    Ok(Walked { taken_along, trust })
+}
+
+/// All steps of a way whose patches are permitted.
+fn take_all(
+    store: &Store,
+    checkpoint: Checkpoint,
+    steps: &[Step],
+    target: &Path,
+    before_last_step: fn(),
+    output: &Output,
+) -> Result<TakenAlong, CommandError> {
     let Some((last, before)) = steps.split_last() else {
         let progress = output.progress("copying", checkpoint.weights_size_bytes());
         let checkpoint = checkpoint.before_last_step(before_last_step);
@@ -83,8 +117,8 @@ pub fn walk_in_place(
     steps: &[Step],
     trust: &TrustArguments,
     output: &Output,
-) -> Result<(), CommandError> {
-    require_all(store, steps, trust, output)?;
+) -> Result<Walked, CommandError> {
+    let trust = require_all(store, steps, trust, output)?;
     let _doing = doing(Work::InPlace);
     for (done, step) in steps.iter().enumerate() {
         let taken = open_checkpoint(path, output).and_then(|checkpoint| {
@@ -94,7 +128,7 @@ pub fn walk_in_place(
         });
         taken.map_err(|error| error.between_steps(path, done, steps.len()))?;
     }
-    Ok(())
+    Ok(Walked { taken_along: TakenAlong::default(), trust })
 }
 
 /// Refuses a way that a patch leads along whose signature does not do; asked before the first step.
@@ -103,23 +137,25 @@ fn require_all(
     steps: &[Step],
     trust: &TrustArguments,
     output: &Output,
-) -> Result<(), CommandError> {
+) -> Result<Vec<StepTrust>, CommandError> {
     // An old state is what was asked for, so an older patch of a line is no surprise here.
     let trust = TrustArguments { allow_rollback: true, ..trust.clone() };
-    let (mut judged, mut idle) = (None, trust.signature.clone());
+    let (mut judged, mut idle) = (Vec::new(), trust.signature.clone());
     for step in steps {
         if let Step::Apply(id) = step {
             let patch = store.patch(*id)?;
             let of_patch = trust.for_one_of_several(&patch, &mut idle)?;
-            judged = Some(require(&patch, Path::new(&id.short()), &of_patch, output)?);
+            judged.push((*id, require(&patch, Path::new(&id.short()), &of_patch, output)?));
         }
     }
     for file in &idle {
         output.warn(&format!("`{}` is the signature of no patch that is applied on the way", file.display()));
     }
     // Of all of them, once.
-    judged.iter().for_each(|judged| judged.warn_of_rung(output));
-    Ok(())
+    if let Some((_, judged)) = judged.last() {
+        judged.warn_of_rung(output);
+    }
+    Ok(judged.into_iter().map(|(patch, judged)| StepTrust { patch, trust: judged.report }).collect())
 }
 
 /// Where the result of a step goes.

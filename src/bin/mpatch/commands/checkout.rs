@@ -16,7 +16,7 @@ use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::standing::{atlas, locate, model_path, remembered, series_at};
 use crate::trust::TrustArguments;
-use crate::walk::{step_words, walk, walk_in_place};
+use crate::walk::{StepTrust, Walked, step_words, walk, walk_in_place};
 
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  mpatch checkout geography\n  mpatch checkout HEAD -o gptj-edited\n  \
@@ -56,9 +56,11 @@ struct CheckoutReport {
     commit: CommitReport,
     /// None where only the head moves.
     checkpoint: Option<Moved>,
+    /// Who signed the patches that were applied to it, and what the user had to allow for each.
+    trust: Vec<StepTrust>,
     /// What the suggested command has to allow again.
     #[serde(skip)]
-    trust: String,
+    words: String,
 }
 
 /// A checkpoint on its way.
@@ -98,6 +100,7 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         true => Some(take_along(arguments, &store, &commit, output)?),
         false => None,
     };
+    let (moved, trust) = moved.unzip();
     let view = store.view()?;
     let is_branch = made_of.is_some() || view.names(Kind::Branch).any(|(known, _)| known == name);
     let head = match name {
@@ -116,7 +119,7 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         }
         warn_of_nameless(&store, left, output).map_err(CommandError::after_the_work)?;
     }
-    let report = report(arguments, &store, commit, made_of, moved);
+    let report = report(arguments, &store, commit, made_of, moved, trust);
     match arguments.dry_run {
         true => output.report(&report?),
         false => output.report_done(&report.map_err(CommandError::after_the_work)?),
@@ -130,11 +133,13 @@ fn report(
     target: Commit,
     made_of: Option<String>,
     checkpoint: Option<Moved>,
+    trust: Option<Vec<StepTrust>>,
 ) -> Result<CheckoutReport, CommandError> {
     let view = store.view()?;
     let commit = if arguments.dry_run { target } else { store.commit(store.head()?)? };
     Ok(CheckoutReport {
-        trust: arguments.trust.words(),
+        trust: trust.unwrap_or_default(),
+        words: arguments.trust.words(),
         dry_run: arguments.dry_run,
         revision: arguments.revision.clone(),
         branch: branch_of(&view).map(str::to_owned),
@@ -214,13 +219,13 @@ fn move_names(
     Ok(if is_overtaken { Named::Overtaken } else { Named::There })
 }
 
-/// Takes a copy of the checkpoint to the state of `target`.
+/// Takes a copy of the checkpoint to the state of `target`, and tells who signed what was applied to it.
 fn take_along(
     arguments: &CheckoutArguments,
     store: &Store,
     target: &Commit,
     output: &Output,
-) -> Result<Moved, CommandError> {
+) -> Result<(Moved, Vec<StepTrust>), CommandError> {
     let from = model_path(store, arguments.onto.as_deref())?;
     let to = match &arguments.output {
         Some(path) => path.clone(),
@@ -240,17 +245,16 @@ fn take_along(
     let located = locate(&atlas, &checkpoint, false, output)?;
     let way = way(&series_at(&atlas, &located.standing, &from, &target.series)?, &target.series);
     let words = way.iter().map(|step| step_words(store, *step)).collect::<Result<_, _>>()?;
-    let taken_along = match (arguments.dry_run, arguments.in_place) {
-        (true, _) => TakenAlong::default(),
+    let Walked { taken_along, trust } = match (arguments.dry_run, arguments.in_place) {
+        (true, _) => Walked::default(),
         (false, false) => walk(store, checkpoint, &way, &to, last_step, &arguments.trust, output)?,
         (false, true) => {
             // Two that hold one file would be in each other's way.
             drop(checkpoint);
-            walk_in_place(store, &from, &way, &arguments.trust, output)?;
-            TakenAlong::default()
+            walk_in_place(store, &from, &way, &arguments.trust, output)?
         }
     };
-    Ok(Moved { from, to, in_place: arguments.in_place, way, taken_along, words })
+    Ok((Moved { from, to, in_place: arguments.in_place, way, taken_along, words }, trust))
 }
 
 impl Report for CheckoutReport {
@@ -284,10 +288,13 @@ impl Report for CheckoutReport {
         page.line(&format!("{wrote}: {steps}"));
         moved.words.iter().for_each(|words| page.line(&format!("  {words}")));
         write_taken_along(&moved.taken_along, page);
+        for StepTrust { patch, trust } in self.trust.iter().filter(|step| !step.trust.allowed.is_empty()) {
+            page.line(&format!("{}: {}", patch.short(), trust.line()));
+        }
     }
 
     fn next(&self) -> Option<String> {
-        let (revision, trust) = (shell_word(&self.revision), &self.trust);
+        let (revision, trust) = (shell_word(&self.revision), &self.words);
         match (&self.checkpoint, self.dry_run) {
             (Some(moved), true) if moved.in_place => {
                 let from = shell_word(&moved.from);

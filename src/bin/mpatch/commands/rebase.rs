@@ -266,6 +266,9 @@ impl Report for RebaseReport {
             })
         });
         page.table_under(["weights", "tensor", "dtype", "relative change"], rows);
+        if !self.trust.allowed.is_empty() {
+            self.trust.write(page);
+        }
         if !self.kept {
             page.line("what its maker measured was on other weights, and is left out");
         }

@@ -395,6 +395,9 @@ impl Report for StackReport {
             self.write_tensors(page);
         }
         self.agreement.write(self.created.is_none(), page);
+        for PatchTrust { patch, trust } in self.trust.iter().filter(|one| !one.trust.allowed.is_empty()) {
+            page.line(&format!("{}: {}", patch.display(), trust.line()));
+        }
     }
 
     fn next(&self) -> Option<String> {
