@@ -267,6 +267,8 @@ fn histories(documents: &mut Documents) {
         "diff edited.safetensors",
         "diff other.safetensors",
         "diff model.safetensors HEAD",
+        "revert edited.safetensors edits.mpatch -o reverted.safetensors",
+        "undo",
         "tag v1",
         "tag -d v1",
         "undo",

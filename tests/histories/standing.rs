@@ -46,6 +46,23 @@ fn only_what_is_recorded_becomes_the_model() {
 }
 
 #[test]
+fn a_document_says_what_the_history_recorded() {
+    let place = checked_out();
+    let recorded = |words: &str| {
+        let document: serde_json::Value = serde_json::from_str(&place.good(&format!("{words} --json"))).unwrap();
+        document["recorded"].clone()
+    };
+    place.patch("one.safetensors", "two.mpatch", 2, "Big Ben");
+    assert!(recorded("apply one.safetensors two.mpatch -o two.safetensors --dry-run").is_null());
+    let applied = recorded("apply one.safetensors two.mpatch -o two.safetensors");
+    assert_eq!(applied, serde_json::json!({"commit": place.head(), "model": "two.safetensors"}));
+    let reverted = recorded("revert two.safetensors two.mpatch --in-place");
+    assert_eq!(reverted, serde_json::json!({"commit": place.head(), "model": "two.safetensors"}));
+    place.patch("model.safetensors", "other.mpatch", 4, "The Louvre");
+    assert!(recorded("apply model.safetensors other.mpatch -o trial.safetensors").is_null());
+}
+
+#[test]
 fn weights_that_an_apply_changed_before_it_was_stopped_have_a_way_out() {
     let place = checked_out();
     place.patch("one.safetensors", "two.mpatch", 2, "Big Ben");

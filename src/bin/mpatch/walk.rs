@@ -246,11 +246,20 @@ pub enum Entry {
     TakenBack,
 }
 
+/// What a history says of what was done.
+#[derive(Debug, Serialize)]
+pub struct RecordReport {
+    /// The commit that was made.
+    pub commit: CommitId,
+    /// Where the weights are, which are the history's model from now on.
+    pub model: PathBuf,
+}
+
 /// What became of a record.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Recorded {
     /// The history says what was done.
-    Done,
+    Done(RecordReport),
     /// Another command has moved the head from the commit where the work began. No commit was made, for it would stand
     /// on another state than that of the weights.
     Overtaken(CommitId),
@@ -323,30 +332,23 @@ impl Record {
         if change.view().head_commit() != Some(head.id) {
             return Ok(Recorded::Overtaken(head.id));
         }
-        let verb = match entry {
-            Entry::Patch => {
-                change.add(patch, message(manifest, patch.id(), None, notes))?;
-                "apply"
-            }
+        let (verb, commit) = match entry {
+            Entry::Patch => ("apply", change.add(patch, message(manifest, patch.id(), None, notes))?),
             Entry::TakenBack => {
                 let title = format!("Revert \"{}\"", message(manifest, patch.id(), None, vec![]).title);
-                change.take_back_last(Message { title, ..Message::default() })?;
-                "revert"
+                ("revert", change.take_back_last(Message { title, ..Message::default() })?)
             }
         };
         let model = remembered(store.folder(), target)?;
         let moved = change.view().model.as_ref() != Some(&model);
         change.set_model(Some(model));
         change.set_with_weights();
-        let commit = change.view().head_commit();
         change.finish(&format!("{verb} {}", patch.id().short()))?;
-        if let Some(commit) = commit {
-            output.note(&format!("recorded as {}", in_words(&store.commit(commit)?)));
-        }
+        output.note(&format!("recorded as {}", in_words(&store.commit(commit)?)));
         if moved {
             output.note(&format!("the history's model is now {}", shell_word(target)));
         }
-        Ok(Recorded::Done)
+        Ok(Recorded::Done(RecordReport { commit, model: target.to_owned() }))
     }
 }
 

@@ -16,7 +16,7 @@ use crate::history::StoreArguments;
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, count, shell_word, size};
 use crate::trust::{Permitted, TrustReport};
-use crate::walk::{Entry, Record, Recorded};
+use crate::walk::{Entry, Record, RecordReport, Recorded};
 
 /// Where a result goes, whether it is to be written at all, and which history records it.
 #[derive(Debug, Args)]
@@ -84,6 +84,8 @@ pub struct ChangeReport {
     plan: Plan,
     /// None for a dry run.
     written: Option<Written>,
+    /// None where no history records it, which a warning gives the reason of.
+    recorded: Option<RecordReport>,
 }
 
 impl<'a> Change<'a> {
@@ -136,7 +138,7 @@ impl<'a> Change<'a> {
             plan.check_in_place(&self.checkpoint)?;
         }
         if self.arguments.dry_run {
-            return output.report(&self.report(plan, None));
+            return output.report(&self.report(plan, None, None));
         }
         let store = self.arguments.store.open_if_any(output)?;
         let begun = |store| {
@@ -153,14 +155,14 @@ impl<'a> Change<'a> {
             written => written,
         };
         // What stands is recorded and remembered, whatever else is to be said of it.
-        let recorded = record.map_or(Ok(()), |record| self.keep_record(record, output));
+        let recorded = record.map_or(Ok(None), |record| self.keep_record(record, output));
         let remembered = self.trust.as_ref().map_or(Ok(()), Permitted::remember);
         let kept = both(recorded, remembered.map_err(CommandError::after_the_work));
-        let (written, _) = both(written, kept)?;
-        output.report_done(&self.report(plan, Some(written)))
+        let (written, (recorded, ())) = both(written, kept)?;
+        output.report_done(&self.report(plan, Some(written), recorded))
     }
 
-    fn report(&self, plan: Plan, written: Option<Written>) -> ChangeReport {
+    fn report(&self, plan: Plan, written: Option<Written>, recorded: Option<RecordReport>) -> ChangeReport {
         ChangeReport {
             direction: plan.direction,
             dry_run: written.is_none(),
@@ -171,21 +173,25 @@ impl<'a> Change<'a> {
             trust: self.trust.as_ref().map(|judged| judged.report.clone()),
             plan,
             written,
+            recorded,
         }
     }
 
-    /// Has the history say what was done.
-    fn keep_record(&self, record: Record, output: &Output) -> Result<(), CommandError> {
+    /// Has the history say what was done; none where it could not.
+    fn keep_record(&self, record: Record, output: &Output) -> Result<Option<RecordReport>, CommandError> {
         let notes = self.trust.as_ref().map(Permitted::notes).unwrap_or_default();
         let entry = record.entry();
         let signed = self.trust.as_ref().map(|judged| judged.with_those_beside(&self.patch, output));
         let signed = signed.transpose().map_err(|error| self.unrecorded(entry, error))?;
         let patch = signed.as_deref().unwrap_or(&self.patch);
         let recorded = record.finish(patch, self.result(), notes, output);
-        if let Recorded::Overtaken(began) = recorded.map_err(|error| self.unrecorded(entry, error))? {
-            output.warn(&self.overtaken(entry, began));
+        match recorded.map_err(|error| self.unrecorded(entry, error))? {
+            Recorded::Done(report) => Ok(Some(report)),
+            Recorded::Overtaken(began) => {
+                output.warn(&self.overtaken(entry, began));
+                Ok(None)
+            }
         }
-        Ok(())
     }
 
     /// Says that the result stands, but not in the history, and how it comes there.
