@@ -49,7 +49,8 @@ fn only_what_is_recorded_becomes_the_model() {
 fn a_document_says_what_the_history_recorded() {
     let place = checked_out();
     let recorded = |words: &str| {
-        let document: serde_json::Value = serde_json::from_str(&place.good(&format!("{words} --json"))).unwrap();
+        let document: serde_json::Value =
+            serde_json::from_str(&place.good(&format!("{words} --json"))).unwrap();
         document["recorded"].clone()
     };
     place.patch("one.safetensors", "two.mpatch", 2, "Big Ben");
@@ -60,6 +61,32 @@ fn a_document_says_what_the_history_recorded() {
     assert_eq!(reverted, serde_json::json!({"commit": place.head(), "model": "two.safetensors"}));
     place.patch("model.safetensors", "other.mpatch", 4, "The Louvre");
     assert!(recorded("apply model.safetensors other.mpatch -o trial.safetensors").is_null());
+}
+
+#[test]
+fn a_history_that_cannot_be_written_to_gives_copies_and_is_told_of_before_weights_change() {
+    let place = checked_out();
+    let lock = place.path(".git/mpatch.lock");
+    fs::remove_file(&lock).unwrap();
+    // Nobody can open that to write, and root neither.
+    std::os::unix::fs::symlink("/sys/devices/system/cpu/online", &lock).unwrap();
+    let (head, whole) = (place.head(), fs::read(place.path("one.safetensors")).unwrap());
+    let way = "`mpatch clone . NEW`";
+    for words in ["checkout HEAD~1 --in-place", "checkout HEAD~1"] {
+        let errors = place.bad(words, 11);
+        assert!(errors.contains(way) && errors.ends_with("state: unchanged\n"), "{words}: {errors}");
+    }
+    assert!(fs::read(place.path("one.safetensors")).unwrap() == whole);
+    let warned = noted(&place, "checkout HEAD~1 -o base.safetensors");
+    assert!(warned.contains("the head stays, and so does the model: ") && warned.contains(way), "{warned}");
+    let base = fs::read(place.path("base.safetensors")).unwrap();
+    assert!(base == fs::read(place.path("model.safetensors")).unwrap());
+    let said = place.good("checkout HEAD --onto base.safetensors -o again.safetensors --json");
+    let document: serde_json::Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(document["is_recorded"], false);
+    assert!(fs::read(place.path("again.safetensors")).unwrap() == whole);
+    assert_eq!(place.head(), head);
+    assert!(place.good("status").contains("one.safetensors is in the state of HEAD"));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the verbs of the history share: the store, who is at work, and words for commits.
 
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -49,6 +50,22 @@ impl LockArguments {
     pub fn change<'s>(&self, store: &'s Store) -> Result<Change<'s>, CommandError> {
         Ok(store.change(Duration::from_secs_f64(self.lock_timeout), author(store.folder())?)?)
     }
+}
+
+/// Why this user can write nothing into the history, if that is so: told before the work that is to be recorded.
+pub fn refusal_to_change(store: &Store) -> Result<Option<StoreError>, CommandError> {
+    match store.change(Duration::ZERO, author(store.folder())?) {
+        // Another one that is at work now need not be once this is done.
+        Ok(_) | Err(StoreError::Busy { .. }) => Ok(None),
+        Err(error) if is_read_only(&error) => Ok(Some(error)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the system lets this user write nothing into the history.
+fn is_read_only(error: &StoreError) -> bool {
+    let kinds = [ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem];
+    matches!(error, StoreError::Io { source, .. } if kinds.contains(&source.kind()))
 }
 
 /// Shorter starts of ids are taken for slips.

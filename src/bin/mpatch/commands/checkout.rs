@@ -10,11 +10,11 @@ use serde::Serialize;
 use super::change::write_taken_along;
 use super::{beside, open_checkpoint};
 use crate::args::output_path;
-use crate::error::CommandError;
-use crate::history::{CommitReport, LockArguments, StoreArguments, author, branch_of};
+use crate::error::{CommandError, with_causes};
+use crate::history::{CommitReport, LockArguments, StoreArguments, branch_of, refusal_to_change};
 use crate::interrupt::{Work, doing, last_step};
 use crate::report::{Output, Page, Report, shell_word};
-use crate::standing::{atlas, locate, model_path, remembered, series_at};
+use crate::standing::{atlas, locate, model_path, remembered, series_at, shown};
 use crate::trust::TrustArguments;
 use crate::walk::{StepTrust, Walked, step_words, walk, walk_in_place};
 
@@ -58,6 +58,8 @@ struct CheckoutReport {
     checkpoint: Option<Moved>,
     /// Who signed the patches that were applied to it, and what the user had to allow for each.
     trust: Vec<StepTrust>,
+    /// The history has its head there, and the checkpoint, if there is one, for its model.
+    is_recorded: bool,
     /// What the suggested command has to allow again.
     #[serde(skip)]
     words: String,
@@ -95,8 +97,9 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
     if made_of.is_some() || store.view()?.names(Kind::Branch).any(|(known, _)| known == name) {
         store.check_free(name)?;
     }
+    let is_writable = arguments.dry_run || is_writable(arguments, &store, output)?;
     let _doing = doing(Work::Copying);
-    let moved = match arguments.onto.is_some() || arguments.output.is_some() || arguments.in_place {
+    let moved = match arguments.moves_weights() {
         true => Some(take_along(arguments, &store, &commit, output)?),
         false => None,
     };
@@ -109,36 +112,71 @@ pub fn run(arguments: &CheckoutArguments, output: &Output) -> Result<(), Command
         _ => Head::Detached(id),
     };
     let left = view.head_commit().filter(|_| matches!(view.head, Head::Detached(_)));
-    if !arguments.dry_run {
-        // The weights are where they should be already: from here on only names move.
+    let mut is_recorded = false;
+    // The weights are where they should be already: from here on only names move.
+    if !arguments.dry_run && is_writable {
         last_step();
         let named = move_names(arguments, &store, &head, (id, made_of.is_some()), moved.as_ref());
         let named = named.map_err(|error| if moved.is_some() { error.after_the_work() } else { error });
-        if let (Named::Overtaken, Some(moved)) = (named?, &moved) {
-            output.warn(&overtaken(name, id, moved));
+        match (named?, &moved) {
+            (Named::Overtaken, Some(moved)) => output.warn(&overtaken(name, id, moved)),
+            _ => is_recorded = true,
         }
         warn_of_nameless(&store, left, output).map_err(CommandError::after_the_work)?;
     }
-    let report = report(arguments, &store, commit, made_of, moved, trust);
+    let made_of = made_of.filter(|_| is_writable);
+    let at = if arguments.dry_run || !is_writable { Ok(commit) } else { here(&store) };
+    let report = at.and_then(|commit| {
+        let report = report(arguments, &store, commit, made_of, moved, trust.unwrap_or_default())?;
+        Ok(CheckoutReport { is_recorded, ..report })
+    });
     match arguments.dry_run {
         true => output.report(&report?),
         false => output.report_done(&report.map_err(CommandError::after_the_work)?),
     }
 }
 
-/// Where the head is now, or would be.
+impl CheckoutArguments {
+    /// A checkpoint goes along, and not the head alone.
+    fn moves_weights(&self) -> bool {
+        self.onto.is_some() || self.output.is_some() || self.in_place
+    }
+}
+
+/// Whether the head can be moved once the weights are written. Where not, a copy of them can be made all the same, and
+/// anything else is refused.
+fn is_writable(arguments: &CheckoutArguments, store: &Store, output: &Output) -> Result<bool, CommandError> {
+    let Some(refusal) = refusal_to_change(store)? else { return Ok(true) };
+    let clone = format!(
+        "`mpatch clone {} NEW` makes a history that you can write to",
+        shell_word(shown(store.folder()))
+    );
+    if arguments.in_place || !arguments.moves_weights() {
+        let hint = format!("{clone}; `-o MODEL` writes the weights without one");
+        return Err(CommandError::from(refusal).hint(hint));
+    }
+    output.warn(&format!("the head stays, and so does the model: {}; {clone}", with_causes(&refusal)));
+    Ok(false)
+}
+
+/// The state that the head is at.
+fn here(store: &Store) -> Result<Commit, CommandError> {
+    Ok(store.commit(store.head()?)?)
+}
+
+/// `commit` is where the head is now, or would be, or the state of the copy where it stays.
 fn report(
     arguments: &CheckoutArguments,
     store: &Store,
-    target: Commit,
+    commit: Commit,
     made_of: Option<String>,
     checkpoint: Option<Moved>,
-    trust: Option<Vec<StepTrust>>,
+    trust: Vec<StepTrust>,
 ) -> Result<CheckoutReport, CommandError> {
     let view = store.view()?;
-    let commit = if arguments.dry_run { target } else { store.commit(store.head()?)? };
     Ok(CheckoutReport {
-        trust: trust.unwrap_or_default(),
+        trust,
+        is_recorded: false,
         words: arguments.trust.words(),
         dry_run: arguments.dry_run,
         revision: arguments.revision.clone(),
@@ -233,8 +271,7 @@ fn take_along(
         None => beside(&from, arguments.revision.replace('/', "-").as_ref())?,
     };
     if !arguments.dry_run {
-        // Asked again when the names move; what is wrong with them is better said before weights are written.
-        author(store.folder())?;
+        // Asked again when the names move; what is wrong with it is better said before weights are written.
         remembered(store.folder(), &to)?;
     }
     let checkpoint = open_checkpoint(&from, output)?;
@@ -262,6 +299,9 @@ impl Report for CheckoutReport {
 
     fn write(&self, page: &mut Page) {
         let place = match &self.branch {
+            _ if !self.dry_run && !self.commit.is_head => {
+                format!("the weights of {}, where the head is not", self.commit.id.short())
+            }
             Some(branch) if !self.dry_run => format!("on branch {branch}, at {}", self.commit.id.short()),
             None if !self.dry_run => format!("at {}, on no branch", self.commit.id.short()),
             _ => format!("would go to {}", self.commit.id.short()),
@@ -305,6 +345,9 @@ impl Report for CheckoutReport {
                 shell_word(&moved.from),
                 shell_word(&moved.to)
             )),
+            (Some(moved), false) if !self.is_recorded => {
+                Some(format!("mpatch status {}", shell_word(&moved.to)))
+            }
             (Some(_), false) => Some("mpatch status".to_owned()),
             // From the new head, `HEAD~1` would be another state.
             (None, false) => Some(format!("mpatch checkout HEAD -o MODEL{trust}")),
