@@ -113,6 +113,25 @@ fn a_history_made_under_any_umask_lets_its_maker_in() {
     }
 }
 
+#[test]
+fn a_history_is_read_by_whom_the_umask_lets_in() {
+    let bench = Bench::new();
+    for (umask, mode) in [("022", 0o755), ("077", 0o700)] {
+        for words in [format!("init {umask} --base model.safetensors"), format!("clone {umask} {umask}.copy")]
+        {
+            let script = format!("umask {umask}; exec \"$@\"");
+            let output = bench.command(&["sh", "-c", &script, "sh"], &words).output().unwrap();
+            assert!(output.status.success(), "{}", stderr(&output));
+        }
+        for name in ["", "objects", "refs/heads"] {
+            for history in [umask.to_owned(), format!("{umask}.copy")] {
+                let about = fs::metadata(bench.path(&history).join(".git").join(name)).unwrap();
+                assert_eq!(about.mode() & 0o777, mode, "`{name}` of {history}");
+            }
+        }
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------ in place --
 
 #[test]

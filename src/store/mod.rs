@@ -360,6 +360,7 @@ impl NewStore {
     pub fn settle(self, folder: &Path) -> Result<Store, StoreError> {
         let NewStore { store, temporary } = self;
         drop(store);
+        open_up(temporary.path())?;
         settle_below(temporary.path())?;
         let target = folder.join(GIT);
         refuse_repository(folder)?;
@@ -413,6 +414,14 @@ fn refuse_others(repository: &Repository, folder: &Path) -> Result<(), StoreErro
         }
     }
     Ok(())
+}
+
+/// Gives a repository's folder the rights of those in it, which are as the umask has them: what has a passing name is
+/// its user's alone, and a history is read by whom the umask lets in, as git's own are.
+fn open_up(git: &Path) -> Result<(), StoreError> {
+    let inside = git.join("objects");
+    let rights = std::fs::metadata(&inside).map_err(StoreError::io(&inside, "examine"))?.permissions();
+    std::fs::set_permissions(git, rights).map_err(StoreError::io(git, "change the permissions of"))
 }
 
 /// Takes the right to write to a file or folder from those who are neither its owner nor of its group.
