@@ -120,6 +120,8 @@ impl Store {
         let temporary = passing_folder(folder)?;
         let mut options = RepositoryInitOptions::new();
         options.bare(true).no_reinit(true).external_template(false).initial_head(&full);
+        // Who takes the folder away, as a command that is told to stop does, is not to see it come again.
+        options.mkpath(false);
         let failed = || StoreError::git("be made");
         let repository = Repository::init_opts(temporary.path(), &options).map_err(failed())?;
         let mut config = repository.config().map_err(failed())?;

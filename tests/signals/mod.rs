@@ -158,6 +158,24 @@ fn an_examination_and_a_demonstration_that_are_stopped_leave_nothing() {
 }
 
 #[test]
+fn a_command_that_is_stopped_while_it_makes_its_folder_leaves_none() {
+    needs_strace!();
+    let place = Place::begun();
+    for words in ["init new --base model.safetensors", "clone . new"] {
+        for call in 1..8 {
+            let injection = format!("mkdir,mkdirat:signal=TERM:delay_exit=20000:when={call}");
+            let output = run_tampered(&place, &injection, words);
+            let (said, is_there) = (stderr(&output), place.path("new").exists());
+            assert_eq!(output.status.success(), is_there, "{words}, call {call}: {said}");
+            assert!(is_there || said.ends_with("state: unchanged\n"), "{words}, call {call}: {said}");
+            if is_there {
+                fs::remove_dir_all(place.path("new")).unwrap();
+            }
+        }
+    }
+}
+
+#[test]
 fn threads_that_cannot_be_started_are_no_bug() {
     needs_strace!();
     let place = Place::new();

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mpatch::checkpoint::on_last_step;
 use nix::sys::signal::{SigSet, Signal};
@@ -112,14 +112,21 @@ impl Passing {
         Self
     }
 
+    /// The folder that `make` makes and tells of, and where it is.
+    pub fn make(make: impl FnOnce() -> Result<PathBuf, CommandError>) -> Result<(Self, PathBuf), CommandError> {
+        // Held meanwhile: a signal finds no folder, or one that it knows of.
+        let mut passing = passing();
+        let folder = make()?;
+        *passing = Some(folder.clone());
+        Ok((Self, folder))
+    }
+
     /// A new folder among those for passing files, and where it is.
     pub fn new() -> Result<(Self, PathBuf), CommandError> {
-        // Held, so that no signal ends the process between the two.
-        let _work = work();
-        let folder = tempfile::tempdir()
-            .map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))?
-            .keep();
-        Ok((Self::begin(folder.clone()), folder))
+        Self::make(|| {
+            let made = tempfile::tempdir().map(tempfile::TempDir::keep);
+            made.map_err(|error| CommandError::io("create a folder in", &std::env::temp_dir(), &error))
+        })
     }
 
     /// Does `work` in `folder`: one that is not there is made, and after an error it is gone again.
@@ -130,8 +137,11 @@ impl Passing {
         if folder.is_dir() {
             return work(None);
         }
-        std::fs::create_dir(folder).map_err(|error| CommandError::io("create", folder, &error))?;
-        let done = work(Some(Self::begin(folder.to_owned())));
+        let passing = Self::make(|| {
+            let made = std::fs::create_dir(folder).map(|()| folder.to_owned());
+            made.map_err(|error| CommandError::io("create", folder, &error))
+        });
+        let done = work(Some(passing?.0));
         if done.is_err() {
             // One that was to be kept is still here, and empty: the library leaves nothing behind.
             let _ = std::fs::remove_dir(folder);
@@ -158,12 +168,14 @@ fn passing() -> MutexGuard<'static, Option<PathBuf>> {
 }
 
 fn remove_passing() {
-    const ATTEMPTS: usize = 20;
+    /// How long `main`, and a `git` that it runs, may go on adding files after a signal.
+    const PATIENCE: Duration = Duration::from_secs(5);
     // Held until the folder is gone, so that a signal does not end the process before.
     let mut passing = passing();
     let Some(folder) = passing.take() else { return };
-    for _ in 0..ATTEMPTS {
-        // After a signal `main` is still at work in there, and may add a file to what is being emptied.
+    let started = Instant::now();
+    while started.elapsed() < PATIENCE {
+        // After a signal they are still at work in there, and may add a file to what is being emptied.
         if std::fs::remove_dir_all(&folder).is_ok() || folder.symlink_metadata().is_err() {
             return;
         }

@@ -77,10 +77,7 @@ struct DemoReport {
 /// Runs the steps in a folder of their own.
 pub fn run(arguments: &DemoArguments, output: &Output) -> Result<(), CommandError> {
     let (passing, folder) = match &arguments.keep {
-        Some(keep) => {
-            let folder = fresh(keep)?;
-            (Passing::begin(folder.clone()), folder)
-        }
+        Some(keep) => Passing::make(|| fresh(keep))?,
         None => Passing::new()?,
     };
     // Inside its folder the demo's commands read as a user would type them.
