@@ -290,7 +290,9 @@ pub enum StoreError {
     },
     /// Two histories went apart.
     #[error(
-        "`{ours}` and `{theirs}` have gone apart: {ahead} commits here are not there, {behind} there are not here"
+        "`{ours}` and `{theirs}` have gone apart: {} not there, {} not here",
+        commits(*ahead, "here"),
+        commits(*behind, "there")
     )]
     Diverged {
         /// The branch here.
@@ -353,6 +355,14 @@ pub(super) fn named(names: &[String]) -> String {
     if names.is_empty() { String::new() } else { format!(" (of {})", names.join(", ")) }
 }
 
+/// So many commits of one side, with their verb.
+fn commits(count: usize, side: &str) -> String {
+    match count {
+        1 => format!("1 commit {side} is"),
+        _ => format!("{count} commits {side} are"),
+    }
+}
+
 fn no_store(path: &Path, copy: Option<&Path>) -> String {
     match copy {
         None => format!("`{}` is no history of mpatch, nor is any folder above it", path.display()),
@@ -366,4 +376,17 @@ fn no_store(path: &Path, copy: Option<&Path>) -> String {
 fn lock_file(error: &git2::Error) -> Option<&str> {
     let path = error.message().split('\'').nth(1)?;
     (error.code() == ErrorCode::Locked && path.ends_with(".lock")).then_some(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_commit_is_told_as_one() {
+        let error =
+            StoreError::Diverged { ours: "main".into(), theirs: "origin/main".into(), ahead: 1, behind: 2 };
+        let said = "`main` and `origin/main` have gone apart: 1 commit here is not there, 2 commits there are not here";
+        assert_eq!(error.to_string(), said);
+    }
 }

@@ -94,6 +94,11 @@ fn the_doctor_names_the_signing_key_and_makes_none() {
     let text = examined("");
     assert!(text.contains("none yet, the first patch that is signed makes config/key: neither"), "{text}");
     assert!(!folder.path().join("config").exists(), "asking made something");
+    let mut elsewhere = mpatch();
+    elsewhere.current_dir(folder.path()).env("MPATCH_CONFIG_DIR", "/proc/none/config");
+    let said = elsewhere.args(["doctor", "--checks-only", "--device", "cpu"]).output().unwrap();
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(said.contains("none yet, and /proc/none/config/key cannot be made: "), "{said}");
     lay_out_signers(folder.path());
     let text = examined("");
     let key = format!("{} (ssh-ed25519), config/key: neither MPATCH_KEY", key().public().fingerprint());

@@ -38,8 +38,19 @@ const RECEIVE: &str = "--receive-pack=git -c core.hooksPath=/dev/null -c core.al
 /// How the full names of tags begin.
 const TAGS: &str = "refs/tags/";
 
-/// What to look at where nothing can be sent.
-const HINT_OF_PUSH: &str = "check the address: it must be a git repository that you may write to; `git init --bare FOLDER` makes one";
+/// What to look at where nothing can be sent, by what `git` has said.
+fn hint_of_push(said: &str) -> &'static str {
+    let is_missing = ["does not appear to be a git repository", "not found", "does not exist"];
+    match () {
+        () if said.contains("[remote rejected]") => {
+            "the other history refuses this by a setting or a hook of its own: whoever keeps it can tell why"
+        }
+        () if is_missing.iter().any(|words| said.contains(words)) => {
+            "check the address: it must be a git repository that you may write to; `git init --bare FOLDER` makes one"
+        }
+        () => "check the address, and that you may write to it",
+    }
+}
 
 /// How another history is called where none is named.
 pub const REMOTE: &str = "origin";
@@ -212,8 +223,10 @@ fn without_refused<'n>(
     address: &str,
     names: &'n [(CommitId, String)],
 ) -> Result<Vec<&'n (CommitId, String)>, CommandError> {
-    let listed = git(incoming, address, &["ls-remote", "--symref", "--", address])
-        .map_err(|error| error.hint(HINT_OF_PUSH))?;
+    let listed = git(incoming, address, &["ls-remote", "--symref", "--", address]).map_err(|error| {
+        let hint = hint_of_push(&error.message);
+        error.hint(hint)
+    })?;
     let entries: Vec<(&str, &str)> = listed.lines().filter_map(|line| line.split_once('\t')).collect();
     let head = entries.iter().find_map(|(target, _)| target.strip_prefix("ref: "));
     let has_operations = entries.iter().any(|(_, name)| *name == OPERATIONS);
@@ -360,7 +373,7 @@ fn refused(words: &[&str], said: &str) -> CommandError {
             .hint("install git-lfs");
     }
     let hint = match words.first() {
-        Some(&"push") => HINT_OF_PUSH,
+        Some(&"push") => hint_of_push(said),
         _ if said.contains("dubious ownership") => {
             "it belongs to another user: where you trust it, do what git says, and try again"
         }
@@ -392,6 +405,18 @@ mod tests {
             ("remote: ask, and fetch first\n! [remote rejected] main -> main (hook declined)", false),
         ] {
             assert_eq!(has_gone_on(said), late, "{said}");
+        }
+    }
+
+    #[test]
+    fn a_repository_is_only_to_be_made_where_there_is_none() {
+        for (said, is_missing) in [
+            ("fatal: '/srv/a' does not appear to be a git repository", true),
+            ("fatal: repository 'https://example.org/a/' not found", true),
+            ("! [remote rejected] main -> main (deny updating a hidden ref)", false),
+            ("fatal: Could not read from remote repository.", false),
+        ] {
+            assert_eq!(hint_of_push(said).contains("git init --bare"), is_missing, "{said}");
         }
     }
 

@@ -337,17 +337,25 @@ fn cache() -> Check {
         return Check::beware("cache", "neither HOME nor MPATCH_CACHE_DIR is set", "set MPATCH_CACHE_DIR");
     };
     let folder = cache.folder();
-    // The folder itself is made when it is first needed.
-    let there = folder.ancestors().find(|folder| !folder.as_os_str().is_empty() && folder.is_dir());
-    let there = there.unwrap_or(Path::new("."));
-    if let Err(error) = tempfile::tempfile_in(there) {
-        let evidence = format!("{} cannot be written to: {error}", folder.display());
-        return Check::beware("cache", evidence, "name another folder in MPATCH_CACHE_DIR");
-    }
+    let there = match place_to_write(folder) {
+        Ok(there) => there,
+        Err(error) => {
+            let evidence = format!("{} cannot be written to: {error}", folder.display());
+            return Check::beware("cache", evidence, "name another folder in MPATCH_CACHE_DIR");
+        }
+    };
     match mpatch::checkpoint::free_space_bytes(there) {
         Ok(free) => Check::holds("cache", format!("{}, {} free", folder.display(), size(free))),
         Err(error) => Check::beware("cache", error.to_string(), "name another folder in MPATCH_CACHE_DIR"),
     }
+}
+
+/// The folder, or where it would be made when it is first needed; an error where nothing can be written there.
+fn place_to_write(folder: &Path) -> std::io::Result<&Path> {
+    let is_there = |folder: &&Path| !folder.as_os_str().is_empty() && folder.symlink_metadata().is_ok();
+    let there = folder.ancestors().find(is_there).unwrap_or(Path::new("."));
+    tempfile::tempfile_in(there)?;
+    Ok(there)
 }
 
 /// Which key would sign a new patch, and why; asking makes none.
@@ -360,6 +368,11 @@ fn signing_key() -> Check {
         }
     };
     let keys::Prospect { key, place, reason } = prospect;
+    let folder = Path::new(&place).parent().unwrap_or(Path::new("."));
+    if let (None, Err(error)) = (&key, place_to_write(folder)) {
+        let evidence = format!("none yet, and {place} cannot be made: {error}");
+        return Check::beware(WHAT, evidence, "name a key in MPATCH_KEY, or a folder in MPATCH_CONFIG_DIR");
+    }
     Check::holds(
         WHAT,
         match key {
