@@ -20,6 +20,7 @@ const HEAD: &str = "\
 Each document has a `schema`, which names it and a version.
 A version may gain fields, and none goes or changes its meaning.
 A number that JSON cannot say, such as the ratio of a change to weights that are all 0, which is infinite, is `null`.
+A `time` is as RFC 3339 has it, to the second; the `date` beside it is what people are shown, to the minute.
 A field that says nothing is there as `null`; where an object is one of several kinds (`is`, `do`, or a single field that is its kind's name), it has the fields of its kind.
 The list is of what the test's commands print: what was `null`, empty or one kind there may be filled or another elsewhere, so take a list of nothing for one of which no example came up.
 On a GPU, which the tests do not have, `mpatch.create-estimate/1` has `device_memory_size_bytes` and `host_memory_size_bytes` instead of `memory_size_bytes`.

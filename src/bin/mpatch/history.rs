@@ -379,17 +379,31 @@ fn parse_ident(ident: &str) -> Option<Author> {
 
 /// `2026-11-24 21:05 +0100`.
 pub fn date(seconds: i64, offset_minutes: i32) -> String {
+    let (day, [hours, minutes, _]) = on_the_clock(seconds, offset_minutes);
+    let [sign, offset_hours, offset_minutes] = offset_words(offset_minutes);
+    format!("{day} {hours:02}:{minutes:02} {sign}{offset_hours}{offset_minutes}")
+}
+
+/// `2026-11-24T21:05:09+01:00`, as RFC 3339 has it.
+pub fn time(seconds: i64, offset_minutes: i32) -> String {
+    let (day, [hours, minutes, seconds]) = on_the_clock(seconds, offset_minutes);
+    let [sign, offset_hours, offset_minutes] = offset_words(offset_minutes);
+    format!("{day}T{hours:02}:{minutes:02}:{seconds:02}{sign}{offset_hours}:{offset_minutes}")
+}
+
+/// The day, and the hours, minutes and seconds, of a clock that goes so many minutes before that of Greenwich.
+fn on_the_clock(seconds: i64, offset_minutes: i32) -> (String, [i64; 3]) {
     // Whoever makes a commit says when: it may be any number.
     let local = seconds.saturating_add(i64::from(offset_minutes) * 60);
     let (days, rest) = (local.div_euclid(86_400), local.rem_euclid(86_400));
     let (year, month, day) = calendar::date(days);
-    let (sign, offset) = (if offset_minutes < 0 { '-' } else { '+' }, offset_minutes.abs());
-    let (hours, minutes) = (rest / 3_600, rest / 60 % 60);
-    format!(
-        "{year:04}-{month:02}-{day:02} {hours:02}:{minutes:02} {sign}{:02}{:02}",
-        offset / 60,
-        offset % 60
-    )
+    (format!("{year:04}-{month:02}-{day:02}"), [rest / 3_600, rest / 60 % 60, rest % 60])
+}
+
+/// The sign, the hours and the minutes.
+fn offset_words(offset_minutes: i32) -> [String; 3] {
+    let (sign, offset) = (if offset_minutes < 0 { "-" } else { "+" }, offset_minutes.abs());
+    [sign.to_owned(), format!("{:02}", offset / 60), format!("{:02}", offset % 60)]
 }
 
 // ------------------------------------------------------------------------------------------- words for commits --
@@ -422,7 +436,10 @@ pub struct CommitReport {
     pub state: Option<String>,
     pub notes: Vec<String>,
     pub author: String,
+    /// To the minute, as it is printed.
     pub date: String,
+    /// The same to the second.
+    pub time: String,
 }
 
 impl CommitReport {
@@ -439,6 +456,7 @@ impl CommitReport {
             notes: commit.message.notes,
             author: format!("{} <{}>", commit.author.name, commit.author.email),
             date: date(commit.author.seconds, commit.author.offset_minutes),
+            time: time(commit.author.seconds, commit.author.offset_minutes),
         }
     }
 
@@ -505,6 +523,13 @@ mod tests {
         assert_eq!(date(1_795_564_800, 0), "2026-11-25 00:00 +0000");
         assert_eq!(date(i64::MAX, 840), "292277026596-12-04 15:30 +1400");
         assert_eq!(date(i64::MIN, -840), "-292277022657-01-27 08:29 -1400");
+    }
+
+    #[test]
+    fn times_are_those_of_the_internet() {
+        assert_eq!(time(0, 0), "1970-01-01T00:00:00+00:00");
+        assert_eq!(time(951_782_409, 60), "2000-02-29T01:00:09+01:00");
+        assert_eq!(time(-1, -90), "1969-12-31T22:29:59-01:30");
     }
 
     #[test]

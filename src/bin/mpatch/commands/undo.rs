@@ -5,7 +5,7 @@ use mpatch::store::{CommitId, Deed, Operation, Replay, Store};
 use serde::Serialize;
 
 use crate::error::CommandError;
-use crate::history::{LockArguments, StoreArguments, branch_of, date};
+use crate::history::{LockArguments, StoreArguments, branch_of, date, time};
 use crate::report::{Output, Page, Report, shell_word};
 use crate::standing::shown;
 
@@ -51,7 +51,10 @@ struct OperationReport {
     id: CommitId,
     title: String,
     kind: &'static str,
+    /// To the minute, as it is printed.
     date: String,
+    /// The same to the second.
+    time: String,
     head: Option<CommitId>,
 }
 
@@ -134,6 +137,7 @@ impl OperationReport {
                 Deed::Outside => "outside",
             },
             date: date(operation.seconds, operation.offset_minutes),
+            time: time(operation.seconds, operation.offset_minutes),
             head: operation.after.head_commit(),
         }
     }
