@@ -201,6 +201,9 @@ fn a_head_that_leads_to_nothing_is_told_and_mended() {
         write_head(text);
         assert!(place.good("fsck --repair .").contains("mended: `HEAD`, on the branch `feat`\n"));
         assert_eq!(place.head(), feat);
+        // The next change records where it is.
+        place.good("branch next");
+        place.good("branch -d next");
     }
     write_head("ref: refs/tags/v2");
     told(true);
