@@ -18,3 +18,4 @@ mod ladder;
 mod models;
 mod readme;
 mod secrets;
+mod statistics;
