@@ -162,7 +162,8 @@ fn a_command_that_is_stopped_while_it_makes_its_folder_leaves_none() {
     needs_strace!();
     let place = Place::begun();
     for words in ["init new --base model.safetensors", "clone . new"] {
-        for call in 1..8 {
+        // The first is the folder's, and whether its signal comes before the next step is up to the system.
+        for call in [1, 1, 1, 1, 2, 3, 4, 5] {
             let injection = format!("mkdir,mkdirat:signal=TERM:delay_exit=20000:when={call}");
             let output = run_tampered(&place, &injection, words);
             let (said, is_there) = (stderr(&output), place.path("new").exists());
