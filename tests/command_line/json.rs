@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::material::{lay_out_editing, lay_out_signers, mpatch};
+use crate::material::{command, lay_out_editing, lay_out_signers, mpatch};
 use crate::telling::skipped;
 use serde_json::Value;
 
@@ -22,6 +22,7 @@ A version may gain fields, and none goes or changes its meaning.
 A number that JSON cannot say, such as the ratio of a change to weights that are all 0, which is infinite, is `null`.
 A `time` is as RFC 3339 has it, to the second; the `date` beside it is what people are shown, to the minute.
 A field that says nothing is there as `null`; where an object is one of several kinds (`is`, `do`, or a single field that is its kind's name), it has the fields of its kind.
+What `trust.line` and `trust.policy` hold in `mpatch.verify/1`, they hold in every `trust` that has them.
 The list is of what the test's commands print: what was `null`, empty or one kind there may be filled or another elsewhere, so take a list of nothing for one of which no example came up.
 On a GPU, which the tests do not have, `mpatch.create-estimate/1` has `device_memory_size_bytes` and `host_memory_size_bytes` instead of `memory_size_bytes`.
 Each row is an object and its fields; `[]` stands for every entry of a list, and `*` for names that are data.
@@ -58,6 +59,9 @@ These fields say more, or less, than their names.
 | `outside`, `strongest`, `gap` of a key span | what of the update lies outside the span of the declared facts' keys: [memit.md](memit.md#what-an-update-may-hide) |
 | `wins` | percentage of the facts that hold |
 ";
+
+/// Objects whose fields are called by data that may look like a field's name.
+const MAPS: [&str; 3] = ["mpatch.merge/1 files_left_out", "mpatch.pull/1 left_out", "mpatch.pull/1 unnamed"];
 
 /// What tells of a machine, whose parts differ: what another one prints need not be all that is listed.
 const OF_MACHINES: [&str; 1] = ["mpatch.doctor/1"];
@@ -144,6 +148,7 @@ fn look(value: &Value, place: &str, fields: &mut BTreeMap<(String, String), Type
         let is_name =
             name.chars().all(|letter| letter.is_ascii_lowercase() || "_0123456789".contains(letter));
         let is_name = is_name && !name.starts_with(|letter: char| letter.is_ascii_digit());
+        let is_name = is_name && !MAPS.contains(&place);
         look_at(value, place, if is_name { name } else { "*" }, fields);
     }
 }
@@ -218,7 +223,7 @@ fn patches(documents: &mut Documents) {
         "trust list",
         "trust add second.pub --principal ben@example.org",
         "trust revoke second.pub",
-        "doctor --checks-only --device cpu",
+        "doctor --device cpu",
         "man --output pages",
         "demo",
     ] {
@@ -237,6 +242,9 @@ fn edits(documents: &mut Documents) {
         &format!("{create} --dry-run"),
         &format!("{create} -o two.mpatch --line news"),
         "trust list",
+        "show two.mpatch",
+        "apply model two.mpatch --dry-run",
+        "verify edits.mpatch --base model",
         "eval facts.json --base model --patch edits.mpatch",
         "try edits.mpatch --base model --tokens 2 --top 1 Pavel",
         "verify edits.mpatch --base model --records facts.json --stats statistics.safetensors --rederive",
@@ -247,6 +255,26 @@ fn edits(documents: &mut Documents) {
     ] {
         documents.of(folder.path(), words);
     }
+    let policy = r#"{"threshold": 1, "required": ["maker@example.org"]}"#;
+    fs::write(folder.path().join("config/policy.json"), policy).unwrap();
+    for words in ["trust list", "verify two.mpatch"] {
+        documents.of(folder.path(), words);
+    }
+}
+
+/// Commits a file to a branch of the history in `folder`, as somebody does who keeps it there.
+fn keep(folder: &Path, branch: &str, file: &str) {
+    let git = |words: &str| {
+        let output = command("git").current_dir(folder).args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "git {words}: {output:?}");
+    };
+    git(&format!("worktree add -q tree {branch}"));
+    let path = folder.join("tree").join(file);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, file).unwrap();
+    git("-C tree add -A");
+    git("-C tree -c user.name=x -c user.email=y commit -q -m kept");
+    git("worktree remove tree");
 }
 
 /// Histories.
@@ -268,6 +296,7 @@ fn histories(documents: &mut Documents) {
         "diff edited.safetensors",
         "diff other.safetensors",
         "diff model.safetensors HEAD",
+        "diff edited.safetensors side",
         "revert edited.safetensors edits.mpatch -o reverted.safetensors",
         "undo",
         "tag v1",
@@ -275,19 +304,30 @@ fn histories(documents: &mut Documents) {
         "undo",
         "undo --list",
         "redo",
+        "clone . elsewhere",
+        "clone . another",
+        "tag v",
+        "branch docs",
         "checkout side",
         "add more.mpatch",
-        "merge main --onto model.safetensors",
-        "fsck",
-        "gc",
-        "clone . elsewhere",
     ] {
         documents.of(folder.path(), words);
     }
+    keep(folder.path(), "docs", "notes");
+    keep(folder.path(), "side", "notes/first");
+    for words in ["merge docs --onto model.safetensors", "fsck", "gc"] {
+        documents.of(folder.path(), words);
+    }
+    for words in ["tag v/1 --store elsewhere", "pull --store elsewhere"] {
+        documents.of(folder.path(), words);
+    }
     let elsewhere = folder.path().join("elsewhere");
-    for words in ["pull", "branch", "branch new", "push new", "status ../model.safetensors"] {
+    for words in ["pull --from ../another", "branch", "branch new", "push new", "status ../model.safetensors"]
+    {
         documents.of(&elsewhere, words);
     }
+    fs::write(elsewhere.join(".git/refs/heads/new"), "cut off").unwrap();
+    documents.of(&elsewhere, "fsck");
 }
 
 /// The schemas that the sources name.

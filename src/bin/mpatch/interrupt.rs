@@ -113,7 +113,9 @@ impl Passing {
     }
 
     /// The folder that `make` makes and tells of, and where it is.
-    pub fn make(make: impl FnOnce() -> Result<PathBuf, CommandError>) -> Result<(Self, PathBuf), CommandError> {
+    pub fn make(
+        make: impl FnOnce() -> Result<PathBuf, CommandError>,
+    ) -> Result<(Self, PathBuf), CommandError> {
         // Held meanwhile: a signal finds no folder, or one that it knows of.
         let mut passing = passing();
         let folder = make()?;
