@@ -92,6 +92,15 @@ impl Drawn {
         self.amount.map_or_else(|| MIXED.to_owned(), |amount| amount.to_string())
     }
 
+    /// Documents of both; none where that is beyond counting.
+    pub(super) fn documents_with(&self, other: &Self) -> Option<u64> {
+        match (self.documents, other.documents) {
+            // Of one it is not known, so it is not of both.
+            (0, _) | (_, 0) => Some(0),
+            (mine, theirs) => mine.checked_add(theirs),
+        }
+    }
+
     /// Reads what [`Drawn::amount_in_words`] gives.
     pub(super) fn amount_of(words: &str) -> Result<Option<Amount>, String> {
         if words == MIXED { Ok(None) } else { words.parse().map(Some) }

@@ -100,11 +100,7 @@ impl Statistics {
         let fits = |(layer, added): (&usize, &LayerSum)| {
             self.layers.get(layer).is_some_and(|mine| mine.count.checked_add(added.count).is_some())
         };
-        let documents = match (self.provenance.drawn.documents, other.provenance.drawn.documents) {
-            // Of one it is not known, so it is not of both.
-            (0, _) | (_, 0) => Some(0),
-            (mine, theirs) => mine.checked_add(theirs),
-        };
+        let documents = self.provenance.drawn.documents_with(&other.provenance.drawn);
         let Some(documents) = documents.filter(|_| other.layers.iter().all(fits)) else {
             return Err("their counts add up to more than any corpus holds".to_owned());
         };
