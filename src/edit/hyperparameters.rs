@@ -5,7 +5,8 @@ use std::ops::{Bound, RangeBounds};
 use serde::{Deserialize, Serialize};
 
 use super::EditError;
-use crate::facts::{RepeatedKey, excerpt, repeated_key};
+use crate::facts::excerpt;
+use crate::facts::repeated::{RepeatedKey, repeated_key};
 use crate::model::{Config, Network, plain};
 
 /// Hyperparameters of MEMIT, by the names of the reference's `hparams/MEMIT/*.json`.

@@ -12,7 +12,7 @@ mod check;
 mod error;
 mod fields;
 mod layouts;
-mod repeated;
+pub(crate) mod repeated;
 mod source;
 #[cfg(test)]
 mod tests;
@@ -28,7 +28,6 @@ use crate::digest::FileDigest;
 pub(crate) use check::same_target;
 pub use error::{Clash, FactsError, FactsErrorKind, Place, excerpt, shortened};
 pub use layouts::{Layout, SCHEMA};
-pub(crate) use repeated::{RepeatedKey, repeated_key};
 pub use things::Targets;
 pub(crate) use things::Things;
 
