@@ -188,7 +188,8 @@ fn a_document_counts_up_to_the_model_s_context_and_an_empty_one_not_at_all() {
         let short = model.tokenizer.encode("The harp").unwrap().len() as u64;
         assert_eq!((found.layers[&0].count, found.provenance.drawn.documents), (256 + short, 2), "{amount}");
     }
-    let refused = collected(&model, &["One.", "", "{\"title\": \"no text\"}"], Amount::Documents(9));
+    let refused =
+        collected(&model, &["{\"text\": \"One.\"}", "", "{\"title\": \"no text\"}"], Amount::Documents(9));
     assert!(matches!(refused, Err(EditError::Corpus { line: 3, .. })), "{refused:?}");
 }
 
