@@ -556,8 +556,7 @@ impl Case<'_> {
         if self.policy.forbids_exceptions() { String::new() } else { format!("; or `{}`", allowance.flag()) }
     }
 
-    /// What to do about a patch that nobody has signed. One of a history stays there as it is, so it is allowed, or
-    /// recorded anew with signatures.
+    /// What to do about a patch that nobody has signed. One of a history is allowed, or gets a signature by a commit.
     fn way_to_a_signature(&self) -> String {
         match (self.is_file, self.policy.forbids_exceptions()) {
             (true, _) => {
